@@ -1,0 +1,317 @@
+"""Adapters: what proves one, and how it is kept under output/adapters/<agent>/<run_id>/."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import rundir, verdict
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+WEIGHTS = "adapter_model.safetensors"
+# What a delivered adapter consists of: name in the run directory -> whether it must be there.
+FILES = {
+    "output/adapter_config.json": True,
+    f"output/{WEIGHTS}": True,
+    "output/tokenizer.json": True,
+    "output/tokenizer_config.json": True,
+    "output/chat_template.jinja": False,  # older tokenizers keep it in tokenizer_config.json
+    "output/special_tokens_map.json": False,
+    "output/trainer_state.json": True,
+    "axolotl.yml": True,
+    "metrics.jsonl": True,
+    "train.log": True,
+}
+_LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any]]:
+    """The files of a run that make up its adapter.
+
+    Args:
+        run_dir: The run directory.
+        checksums: Whether to hash them.
+
+    Returns:
+        A list of {path (in the run directory), name, bytes, sha256}.
+
+    Raises:
+        ForgeError: One that must be there is missing, by name.
+    """
+    rows = []
+    for name, needed in FILES.items():
+        path = run_dir / name
+        if path.is_file():
+            row = {"path": name, "name": path.name, "bytes": path.stat().st_size}
+            rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
+        elif needed:
+            raise ForgeError(f"{path} is missing, so the adapter is not whole")
+    return rows
+
+
+def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] = None) -> dict[str, Any]:
+    """Hold an adapter's files against its recipe.
+
+    Args:
+        folder: Where adapter_config.json and the safetensors lie.
+        recipe: lora_r, lora_target_modules and base_model are compared.
+        layers: Layers of the base model; found in config.json beside the adapter when it is there.
+
+    Returns:
+        ``problems`` (sentences, empty when it is proven), ``pairs``, ``rank``, ``layers``, ``parameters``.
+    """
+    problems: list[str] = []
+    facts: dict[str, Any] = {"problems": problems, "pairs": 0, "rank": None, "layers": layers, "parameters": 0}
+    config = rundir.read_json(folder / "adapter_config.json")
+    if not config:
+        problems.append(f"{folder / 'adapter_config.json'} is missing or not JSON")
+        return facts
+    rank = facts["rank"] = config.get("r")
+    if rank != recipe["lora_r"]:
+        problems.append(f"rank is {rank}, the recipe says {recipe['lora_r']}")
+    wanted, found = set(recipe["lora_target_modules"]), set(config.get("target_modules") or [])
+    if wanted != found:
+        problems.append(f"target modules are {sorted(found)}, the recipe says {sorted(wanted)}")
+    base, expected = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
+    if base != expected and pathlib.PurePath(base).name != pathlib.PurePath(expected).name:
+        problems.append(f"base model is {base}, the recipe says {expected}")
+    path = folder / WEIGHTS
+    try:
+        tensors = read_header(path)
+    except (OSError, ValueError) as error:
+        problems.append(f"{path} cannot be read: {error}")
+        return facts
+    model = rundir.read_json(folder / "config.json")
+    model = model.get("text_config", model)
+    facts["layers"] = layers = layers or model.get("num_hidden_layers")
+    problems += _shape_problems(tensors, rank, wanted, layers, facts)
+    problems += _value_problems(path, tensors)
+    return facts
+
+
+def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a safetensors file: name -> dtype, shape, begin and end (bytes from the file's start).
+
+    Format: eight bytes with the header's length (little endian), the header in JSON, then the data
+    (https://github.com/huggingface/safetensors#format). The library checks it; it reads no bf16 into numpy.
+
+    Raises:
+        ValueError: The file is not whole, or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks header, overlaps and the file's size
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for tensor in header.values():
+        begin, end = tensor.pop("data_offsets")
+        tensor["begin"], tensor["end"] = 8 + length + begin, 8 + length + end
+    return header
+
+
+def _shape_problems(
+    tensors: dict[str, Any], rank: Any, wanted: set[str], layers: Optional[int], facts: dict[str, Any]
+) -> list[str]:
+    """Names and shapes: an A (rank × in) and a B (out × rank) for every target module of every layer."""
+    problems = []
+    sides: dict[str, dict[str, list[int]]] = collections.defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = _LORA.match(name)
+        if match is None:
+            problems.append(f"tensor {name} is no LoRA matrix")
+            continue
+        sides[match["module"]][match["side"]] = tensor["shape"]
+        facts["parameters"] += int.__mul__(*tensor["shape"]) if len(tensor["shape"]) == 2 else 0
+    seen: dict[str, set[int]] = collections.defaultdict(set)
+    inputs: dict[str, set[tuple[int, ...]]] = collections.defaultdict(set)
+    for module, pair in sides.items():
+        kind = module.rpartition(".")[2]
+        layer = _LAYER.search(f".{module}.")
+        if set(pair) != {"A", "B"}:
+            problems.append(f"{module} has only its {'A' if 'A' in pair else 'B'} matrix")
+        elif len(pair["A"]) != 2 or len(pair["B"]) != 2 or pair["A"][0] != rank or pair["B"][1] != rank:
+            problems.append(f"{module}: shapes {pair['A']} and {pair['B']} do not have rank {rank}")
+        else:
+            inputs[kind].add((pair["A"][1], pair["B"][0]))
+        if kind not in wanted:
+            problems.append(f"{module} is no target of the recipe")
+        elif layer is not None:
+            seen[kind].add(int(layer.group(1)))
+    facts["pairs"] = len(sides)
+    expected = set(range(layers)) if layers else set().union(*seen.values())
+    for kind in sorted(wanted):
+        lacking = sorted(expected - seen[kind])
+        if lacking or not seen[kind]:
+            problems.append(f"{kind} has no LoRA matrices in layer(s) {', '.join(map(str, lacking)) or 'at all'}")
+        if len(inputs[kind]) > 1:
+            problems.append(f"{kind} has different shapes in different layers: {sorted(inputs[kind])}")
+    return problems
+
+
+def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
+    """Every value finite, every B matrix non-zero; over a memory map, bf16 by its bits."""
+    import numpy as np
+
+    problems = []
+    bits = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+            "F64": (np.uint64, 0x7FF0000000000000)}  # fmt: skip
+    data = np.memmap(path, np.uint8, "r")
+    for name, tensor in tensors.items():
+        if tensor["dtype"] not in bits:
+            problems.append(f"tensor {name} has type {tensor['dtype']}")
+            continue
+        kind, exponent = bits[tensor["dtype"]]
+        raw = data[tensor["begin"] : tensor["end"]]
+        if raw.ctypes.data % np.dtype(kind).itemsize:  # the format aligns data to 8 bytes; old writers did not
+            raw = raw.copy()
+        values = raw.view(kind)
+        bad = empty = 0
+        for at in range(0, values.size, CHUNK):
+            part = values[at : at + CHUNK]
+            bad += int(np.count_nonzero((part & kind(exponent)) == kind(exponent)))
+            empty += int(np.count_nonzero(part << kind(1)))  # the sign bit aside
+        if bad:
+            problems.append(f"tensor {name} holds {bad} values that are NaN or infinite")
+        if not empty and ".lora_B." in name:
+            problems.append(f"tensor {name} is all zero: it was never trained")
+    return problems
+
+
+def run_problems(run: dict[str, Any], observed: dict[str, Any]) -> list[str]:
+    """What speaks against a run besides its files: the steps, the loss, the exit code.
+
+    Args:
+        run: The planned run.
+        observed: What training_run_info returned of it.
+    """
+    done, status = observed["progress"], observed["status"]
+    found = []
+    if observed["state"] != "finished":
+        found.append(f"the run is {observed['state']}: {observed['detail']}")
+    if status.get("exit_code") != 0:
+        found.append(f"the trainer's exit code is {status.get('exit_code')}")
+    if done["step"] is None or done["step"] < (done["planned"] or 1) and done["end_reason"] != "early stopping":
+        found.append(f"{done['step']} of {done['planned']} steps were reached")
+    if not verdict.finite(done["loss"]):
+        found.append(f"the last loss is {done['loss']}")
+    return found
+
+
+def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
+    """Why a delivered adapter is not there, or not whole; None when it is.
+
+    Answered by manifest, sizes and times. A file that is newer than the manifest is hashed.
+
+    Args:
+        folder: output/adapters/<agent>/<run_id>.
+        hashes: Hash every file.
+    """
+    if not folder.is_dir():
+        return "never trained"
+    manifest = rundir.read_json(folder / MANIFEST)
+    if manifest.get("verdict") != "verified" or not isinstance(manifest.get("files"), list):
+        return f"{folder} has no manifest of a verified adapter"
+    written = (folder / MANIFEST).stat().st_mtime_ns
+    for row in manifest["files"]:
+        path = folder / row["path"]
+        try:
+            facts = path.stat()
+        except OSError:
+            return f"{path} is missing"
+        if facts.st_size != row["bytes"]:
+            return f"{path} has {facts.st_size} bytes instead of {row['bytes']}"
+        if (hashes or facts.st_mtime_ns > written) and sha256_file(path) != row["sha256"]:
+            return f"{path} has changed since it was verified"
+    return None
+
+
+def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: dict[str, Any]) -> pathlib.Path:
+    """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
+
+    Args:
+        source: The run directory, or a copy of it on the controller.
+        home: output/adapters/<agent>.
+        files: The trainer's list, with its hashes.
+        manifest: What is known of the run; recipe and run_id are used here.
+
+    Returns:
+        The delivered folder.
+
+    Raises:
+        ForgeError: A file differs from the trainer's, or the adapter does not hold up.
+    """
+    final = home / manifest["run_id"]
+    partial = home / f".{manifest['run_id']}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for row in files:
+            shutil.copyfile(source / row["path"], partial / row["name"])
+            if sha256_file(partial / row["name"]) != row["sha256"]:
+                raise ForgeError(f"{source / row['path']} is not what the trainer listed; run the same command again")
+        facts = verify(partial, manifest["recipe"], manifest.pop("layers", None))
+        if facts["problems"]:
+            raise ForgeError(f"the adapter of {manifest['run_id']} does not hold up: " + "; ".join(facts["problems"]))
+        listed = [{"path": row["name"], "sha256": row["sha256"], "bytes": row["bytes"]} for row in files]
+        rundir.write_json(partial / MANIFEST, manifest | {"files": listed})
+        if final.exists():  # a damaged one; it was looked at before
+            aside = home / f".{manifest['run_id']}.replaced"
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
+            partial.rename(final)
+            shutil.rmtree(aside)
+        else:
+            partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def promote(home: pathlib.Path, run_id: str) -> tuple[bool, str]:
+    """Let ``latest`` point to a verified run. A rehearsal may hold it only while there is no real adapter.
+
+    Args:
+        home: output/adapters/<agent>.
+        run_id: A delivered run.
+
+    Returns:
+        Whether it points there now, and a sentence why not.
+    """
+    link = home / "latest"
+    rehearsal = rundir.read_json(home / run_id / MANIFEST).get("rehearsal", True)
+    real = [path.parent.name for path in home.glob(f"*/{MANIFEST}") if not rundir.read_json(path).get("rehearsal", True)]
+    if rehearsal and real:
+        return False, f"latest stays at a real adapter ({os.readlink(link) if link.is_symlink() else real[0]})"
+    if link.is_symlink() and os.readlink(link) == run_id:
+        return True, ""
+    fresh = home / f".latest.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(run_id)
+    os.replace(fresh, link)
+    return True, ""

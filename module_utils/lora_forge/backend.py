@@ -1,0 +1,203 @@
+"""What keeps a supervisor running on a trainer: systemd, tmux, or a process of its own session.
+
+One contract for all three: :func:`choose`, :func:`start`, :func:`forget`. Whether a run is alive is asked of
+the run directory, never of the backend. Runs on trainers: Python 3.9 or newer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import Callable, Optional
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+BACKENDS = ("systemd", "tmux", "process")
+SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
+
+UNIT = """\
+[Unit]
+Description=lora-forge run {run_id}
+After=network-online.target
+StartLimitIntervalSec=600
+StartLimitBurst=5
+
+[Service]
+Type=exec
+{user}ExecStart={command}
+WorkingDirectory={run_dir}
+# The supervisor ends with 0 for every decided end, so this restarts only one that died.
+Restart=on-failure
+RestartSec=5
+# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint.
+KillMode=mixed
+TimeoutStopSec={stop_timeout}
+
+[Install]
+WantedBy={target}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """What the choice of a backend depends on.
+
+    Attributes:
+        systemd: systemd is PID 1 here.
+        root: This process is root.
+        lingering: The user's own systemd instance runs without a login.
+        tmux: tmux is installed.
+    """
+
+    systemd: bool
+    root: bool
+    lingering: bool
+    tmux: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A backend, the scope of its unit (``system`` or ``user``, systemd only), and what it means for reboots."""
+
+    backend: str
+    scope: str
+    word: str
+
+
+def look() -> Host:
+    """Find out what this host offers."""
+    user = getpass.getuser()
+    return Host(
+        systemd=pathlib.Path("/run/systemd/system").is_dir(),
+        root=os.geteuid() == 0,
+        lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
+        tmux=shutil.which("tmux") is not None,
+    )
+
+
+def choose(wanted: str, host: Host) -> Choice:
+    """Pick the backend.
+
+    Args:
+        wanted: ``auto`` or one of :data:`BACKENDS`.
+        host: What the host offers.
+
+    Raises:
+        ForgeError: The wanted backend is not to be had on this host.
+    """
+    scope = "system" if host.root else "user"
+    can_systemd = host.systemd and (host.root or host.lingering)
+    if wanted == "auto":
+        wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"
+    if wanted == "systemd":
+        if not host.systemd:
+            raise ForgeError("run_backend is systemd, but systemd does not run here. Use tmux, process or auto.")
+        if not can_systemd:
+            raise ForgeError(
+                "run_backend is systemd, but this user is not root and has no lingering. An administrator "
+                f"switches it on with: loginctl enable-linger {getpass.getuser()}"
+            )
+        return Choice("systemd", scope, "resumes by itself after a reboot")
+    if wanted == "tmux" and not host.tmux:
+        raise ForgeError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
+    if wanted not in BACKENDS:
+        raise ForgeError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(BACKENDS)}")
+    return Choice(wanted, "", "after a reboot the same command resumes it")
+
+
+def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, user: Optional[str]) -> str:
+    """The systemd unit of a run.
+
+    Args:
+        run_id: The run.
+        command: The supervisor's command line.
+        run_dir: The run directory.
+        stop_timeout: Seconds the trainer has for its checkpoint.
+        user: The account to run as in a system unit; None in a user unit.
+    """
+    return UNIT.format(
+        run_id=run_id,
+        command=" ".join('"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"' for part in command),
+        run_dir=run_dir.replace("%", "%%"),
+        stop_timeout=stop_timeout + 30,
+        user=f"User={user}\n" if user else "",
+        target="multi-user.target" if user else "default.target",
+    )
+
+
+Runner = Callable[[list[str]], "tuple[int, str]"]
+
+
+def run_command(command: list[str]) -> tuple[int, str]:
+    """Run a short command; returns its exit code and everything it printed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout.strip()
+
+
+def _checked(run: Runner, command: list[str]) -> None:
+    code, text = run(command)
+    if code:
+        raise ForgeError(f"«{shlex.join(command)}» failed with {code}: {text}")
+
+
+def unit_path(run_id: str, scope: str) -> pathlib.Path:
+    """Where the unit of a run lies."""
+    folder = SYSTEM_UNITS if scope == "system" else pathlib.Path.home() / ".config/systemd/user"
+    return folder / f"lora-forge-{run_id}.service"
+
+
+def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int, run: Runner = run_command) -> str:
+    """Start the supervisor of a run, detached from this process and its connection.
+
+    Args:
+        choice: From :func:`choose`.
+        run_id: The run.
+        run_dir: The run directory, with supervisor.py in it.
+        stop_timeout: Seconds the trainer has for its checkpoint.
+        run: Runs a command; a parameter for tests.
+
+    Returns:
+        How to look at it, for a person.
+
+    Raises:
+        ForgeError: The backend refused.
+    """
+    command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
+    if choice.backend == "systemd":
+        path = unit_path(run_id, choice.scope)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        user = getpass.getuser() if choice.scope == "system" else None
+        path.write_text(unit_text(run_id, command, str(run_dir), stop_timeout, user), encoding="utf-8")
+        systemctl = ["systemctl"] + (["--user"] if choice.scope == "user" else [])
+        _checked(run, [*systemctl, "daemon-reload"])
+        _checked(run, [*systemctl, "reset-failed", path.name]) if run([*systemctl, "is-failed", path.name])[0] == 0 else None
+        _checked(run, [*systemctl, "enable", "--now", path.name])
+        return f"journalctl {'--user ' if choice.scope == 'user' else ''}-u {path.name} -f"
+    if choice.backend == "tmux":
+        _checked(run, ["tmux", "new-session", "-d", "-s", run_id, f"exec {shlex.join(command)}"])
+        return f"tmux attach -t {run_id}"
+    with (run_dir / "supervisor.log").open("ab") as log:
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True
+        )
+    return f"tail -f {run_dir}/supervisor.log"
+
+
+def forget(run_id: str, run: Runner = run_command) -> bool:
+    """Remove the unit of a run, in either scope; True when there was one."""
+    removed = False
+    for scope in ("system", "user"):
+        path = unit_path(run_id, scope)
+        if path.exists() and (scope == "user" or os.geteuid() == 0):
+            systemctl = ["systemctl"] + (["--user"] if scope == "user" else [])
+            run([*systemctl, "disable", path.name])
+            path.unlink()
+            run([*systemctl, "daemon-reload"])
+            removed = True
+    return removed

@@ -1,0 +1,228 @@
+"""The dataset contract: JSON lines of conversations, checked on the controller before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
+SHOWN = 5  # errors of one file that are told
+EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
+
+# The two forms: the list's key, the keys of a turn, and whom each speaker stands for.
+FORMS = {
+    "conversations": ("from", "value"),
+    "messages": ("role", "content"),
+}
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+
+SECRETS = re.compile(
+    r"sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|AKIA[0-9A-Z]{16}|"
+    r"hf_[A-Za-z0-9]{30,}|rpa_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{20,}|glpat-[A-Za-z0-9_-]{20}|"
+    r"AIza[0-9A-Za-z_-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a dataset file holds.
+
+    Attributes:
+        path: The file, as the user knows it.
+        use: ``train`` or ``val``.
+        sha256: Of its bytes.
+        form: ``conversations`` or ``messages``.
+        examples: Conversations.
+        tokens: Estimated tokens, each example cut to the sequence length.
+        longer: Examples estimated longer than the sequence length.
+        hopeless: Examples with no assistant text within the sequence length.
+        warnings: Sentences.
+        digests: One per conversation, to compare files.
+    """
+
+    path: str
+    use: str
+    sha256: str
+    form: str
+    examples: int
+    tokens: int
+    longer: int
+    hopeless: int
+    warnings: list[str]
+    digests: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
+
+
+def find(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
+    """The files ``<agent>_<use>.jsonl`` that are there."""
+    return [path for path in (folder / f"{agent}_{use}.jsonl" for agent in agents) if path.is_file()]
+
+
+def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
+    """Hold a file against the contract.
+
+    Args:
+        path: The file.
+        use: ``train`` or ``val``.
+        sequence_len: Tokens an example may have.
+
+    Raises:
+        ForgeError: With the first errors, each with its line number.
+    """
+    raw = path.read_bytes()
+    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", 0, 0, 0, 0, [])
+    errors: list[str] = []
+    secrets: list[int] = []
+    repeated: list[int] = []
+    limit = int(sequence_len * CHARS_PER_TOKEN)
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        problem, form, turns = _read(line)
+        if problem is None and found.form and form != found.form:
+            problem = f"is in the «{form}» form, but the lines before are in «{found.form}»; a file takes one form"
+        if problem is not None:
+            errors.append(f"{path}, line {number}: {problem}")
+            continue
+        found.form = form
+        found.examples += 1
+        characters = sum(len(text) for _, text in turns)
+        before = 0
+        for speaker, text in turns:
+            if speaker == "assistant":
+                break
+            before += len(text)
+        found.hopeless += before >= limit
+        found.longer += characters > limit
+        found.tokens += int(min(characters, limit) / CHARS_PER_TOKEN) + 4 * len(turns)
+        digest = hashlib.sha256(repr(turns).encode()).hexdigest()
+        if digest in found.digests:
+            repeated.append(number)
+        found.digests.setdefault(digest, number)
+        if any(SECRETS.search(text) for _, text in turns):
+            secrets.append(number)
+    if errors:
+        more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        raise ForgeError("\n".join(errors[:SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
+    if not found.examples:
+        raise ForgeError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
+    if secrets:
+        found.warnings.append(f"{path}: something that looks like a key or token in {_lines(secrets)}; take it out")
+    if repeated:
+        found.warnings.append(f"{path}: {_lines(repeated)} repeat earlier conversations")
+    return found
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}"
+
+
+def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
+    """One line: a problem or None, its form, and its turns as (speaker, text)."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text (byte {error.start + 1})", "", []
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at column {error.colno})", "", []
+    if not isinstance(record, dict):
+        return f"holds a JSON {type(record).__name__}, not an object", "", []
+    form = next((form for form in FORMS if form in record), "")
+    if not form:
+        return f"has neither «conversations» nor «messages» (it has: {', '.join(map(str, record)) or 'nothing'})", "", []
+    if not isinstance(record[form], list) or not record[form]:
+        return f"«{form}» holds no turns", form, []
+    who, what = FORMS[form]
+    turns: list[tuple[str, str]] = []
+    for number, turn in enumerate(record[form], 1):
+        if not isinstance(turn, dict) or who not in turn or what not in turn:
+            return f"turn {number} needs «{who}» and «{what}»", form, []
+        speaker = SPEAKERS.get(str(turn[who]))
+        if speaker is None:
+            return f"turn {number} is by «{turn[who]}»; known speakers: {', '.join(SPEAKERS)}", form, []
+        if not isinstance(turn[what], str):
+            return f"turn {number}: «{what}» must be text, not {type(turn[what]).__name__}", form, []
+        if not turn[what].strip():
+            return f"turn {number} ({turn[who]}) is empty", form, []
+        turns.append((speaker, turn[what]))
+    if not any(speaker == "assistant" for speaker, _ in turns):
+        return "has no assistant turn, so there is nothing to learn from it", form, []
+    return None, form, turns
+
+
+def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list[str]:
+    """What the sequence length does to the examples.
+
+    Args:
+        sets: The dataset files.
+        sequence_len: Tokens an example may have.
+        strategy: Axolotl's excess_length_strategy.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ForgeError: Nothing trainable would be left of a file.
+    """
+    warnings = []
+    for found in sets:
+        lost = found.hopeless if strategy == "truncate" else found.longer
+        if lost == found.examples or (strategy == "raise" and lost):
+            cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
+            raise ForgeError(
+                f"{found.path}: {'all' if lost == found.examples else lost} of {found.examples} examples {cause} "
+                f"sequence_len {sequence_len} (about {int(sequence_len * CHARS_PER_TOKEN):,} characters). "
+                "Raise sequence_len in the recipe, or split the conversations."
+            )
+        if found.longer:
+            fate = "cut at its end" if strategy == "truncate" else "dropped"
+            warnings.append(
+                f"{found.path}: about {found.longer} of {found.examples} examples are longer than sequence_len "
+                f"{sequence_len} and will be {fate}"
+            )
+    return warnings
+
+
+def check_overlap(train: list[Summary], val: list[Summary]) -> None:
+    """Refuse evaluation conversations that are trained on.
+
+    Raises:
+        ForgeError: With both files and lines.
+    """
+    for known in train:
+        for other in val:
+            both = sorted((other.digests[digest], known.digests[digest]) for digest in other.digests.keys() & known.digests)
+            if both:
+                pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:SHOWN])
+                raise ForgeError(
+                    f"{other.path} shares {len(both)} conversation(s) with {known.path}: line {pairs}. An evaluation "
+                    "on what was trained on says nothing; remove them from one of the files."
+                )
+
+
+def entry(summary: Summary, options: dict[str, Any]) -> dict[str, Any]:
+    """Axolotl's dataset item for a file, without its path.
+
+    Args:
+        summary: The checked file.
+        options: What a recipe's ``datasets`` item adds or replaces.
+    """
+    item: dict[str, Any] = {"ds_type": "json", "type": "chat_template"}
+    if summary.form == "conversations":
+        item |= {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
+    else:
+        item |= {"field_messages": "messages"}
+    return item | {key: value for key, value in options.items() if key != "path"}

@@ -1,0 +1,306 @@
+"""Recipes: reading the layers, merging them, checking them against Axolotl's schema, fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any, Iterable
+
+import jsonschema
+import yaml
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+AGENTS = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")
+EVERYBODY = "gastown"  # the shared adapter over all the others
+
+# The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in
+# configs/machines/ and are not part of a fingerprint. The batch sizes are here because only their product is.
+MACHINE_KEYS = frozenset(
+    """
+    activation_offloading attn_implementation bf16 bfloat16 cut_cross_entropy dataloader_num_workers
+    dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc deepspeed ddp_find_unused_parameters
+    ddp_timeout device_map eval_batch_size eval_sample_packing flash_attn_cross_entropy flash_attn_fuse_mlp float16
+    fp16 fsdp_config fsdp_version gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
+    group_by_length include_tkps liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation
+    liger_layer_norm liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel
+    lora_o_kernel lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size pad_to_sequence_len
+    sample_packing_mp_start_method tf32 torch_compile torch_compile_backend torch_compile_mode
+    torch_empty_cache_steps gc_collect_steps unfrozen_parameters_on_cpu
+    """.split()
+)
+# Bookkeeping: what is written where. Neither what is learnt nor how fast.
+RECORD_KEYS = frozenset(
+    "logging_steps save_only_model save_total_limit strict use_wandb wandb_entity wandb_log_model wandb_mode "
+    "wandb_name wandb_project wandb_run_id wandb_watch use_tensorboard".split()
+)
+# Computed for every run; a recipe that sets them would be overruled without a word.
+COMPUTED_KEYS = frozenset(
+    "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets".split()
+)
+BATCH = ("micro_batch_size", "gradient_accumulation_steps")
+
+REMOVED_TYPES = {
+    "sharegpt": "type: chat_template (lora-forge adds field_messages: conversations and the mappings itself)",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that notes the line of every top-level key and refuses duplicates."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _value in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise ForgeError(f"{node.start_mark.name}, lines {seen[key]} and {line}: «{key}» stands twice; keep one")
+        seen[key] = line
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+@dataclasses.dataclass
+class Layer:
+    """One layer of a recipe.
+
+    Attributes:
+        source: Where it comes from, for messages.
+        keys: Its Axolotl keys.
+        lines: The line of each key; empty when it is no file.
+    """
+
+    source: str
+    keys: dict[str, Any]
+    lines: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        return f"{self.source}, line {self.lines[key]}" if key in self.lines else self.source
+
+
+def read_layer(path: pathlib.Path, name: str) -> Layer:
+    """Read a YAML file of Axolotl keys.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+
+    Raises:
+        ForgeError: Missing, not YAML, tabs, duplicate keys, not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ForgeError(f"{name} is missing; every recipe needs it") from None
+    except UnicodeDecodeError as error:
+        raise ForgeError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if "\t" in line[: len(line) - len(line.lstrip())]:
+            raise ForgeError(f"{name}, line {number}: a tab in the indentation; YAML takes spaces only")
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        keys = loader.construct_document(node) if node else {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}, line {mark.line + 1}" if mark else name
+        raise ForgeError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    finally:
+        loader.dispose()
+    if not isinstance(keys, dict):
+        raise ForgeError(f"{name}: holds a {type(keys).__name__}; it must hold «key: value» lines")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value} if node else {}
+    return Layer(name, keys, lines)
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
+    """Lay layers over each other, the last one on top; a null removes a key.
+
+    Returns:
+        The recipe, and for each key the layer it comes from.
+    """
+    recipe: dict[str, Any] = {}
+    origin: dict[str, Layer] = {}
+    for layer in layers:
+        for key, value in layer.keys.items():
+            origin[key] = layer
+            if value is None:
+                recipe.pop(key, None)
+            else:
+                recipe[key] = value
+    return recipe, {key: origin[key] for key in recipe}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """« did you mean …?» with the best match, or nothing."""
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"; did you mean «{match[0]}»?" if match else ""
+
+
+def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
+    """Everything wrong with a merged recipe that the controller can see.
+
+    Args:
+        recipe: The merged recipe, before paths are added.
+        origin: The layer of each key.
+        schema: configs/schema.json.
+
+    Returns:
+        Sentences that name file, line, key and remedy.
+    """
+    found = []
+    known = schema["properties"]
+    for key, value in recipe.items():
+        where = origin[key].where(key)
+        if key in COMPUTED_KEYS:
+            found.append(f"{where}: «{key}» is computed for every run; take it out")
+        elif key not in known:
+            found.append(f"{where}: Axolotl knows no key «{key}»{nearest(key, known)}")
+        elif "x-deprecated" in known[key]:
+            found.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
+        elif key == "datasets":
+            found += _dataset_problems(value, where, schema)
+        else:
+            found += _type_problems(key, value, where, schema)
+    return found
+
+
+def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[str]:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return [f"{where}: «datasets» must be a list of mappings"]
+    found = []
+    known = schema["$defs"]["SFTDataset"]["properties"]
+    for number, item in enumerate(items, 1):
+        at = f"{where}: datasets, item {number}"
+        kind = str(item.get("type", "chat_template"))
+        removed = REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
+        if removed:
+            found.append(f"{at}: «type: {kind}» was removed from Axolotl; use {removed}")
+        for key in item:
+            if key not in known:
+                found.append(f"{at}: Axolotl knows no key «{key}» there{nearest(key, known)}")
+            else:
+                found += _type_problems(key, item[key], at, {**schema, "properties": known})
+    return found
+
+
+def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> list[str]:
+    part = {**schema["properties"][key], "$defs": schema.get("$defs", {})}
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(part).iter_errors(value))
+    if error is None:
+        return []
+    hint = ""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        hint = f"; YAML reads {value} as text, write {float(value):.1e}".replace("e-0", "e-")
+    return [f"{where}: «{key}: {json.dumps(value)}» does not fit: {_expected(part)}{hint}"]
+
+
+def _expected(part: dict[str, Any]) -> str:
+    """What a schema takes, in a few words."""
+    options = part.get("anyOf", [part])
+    words: list[str] = []
+    for option in options:
+        if "$ref" in option:
+            option = part["$defs"].get(option["$ref"].rpartition("/")[2], {})
+        if "enum" in option:
+            words.append("one of " + ", ".join(map(str, option["enum"])))
+        elif "const" in option:
+            words.append(str(option["const"]))
+        elif option.get("type") not in (None, "null"):
+            limits = [f"{word} {option[name]}" for name, word in _LIMITS.items() if name in option]
+            words.append(" ".join([_TYPES.get(option["type"], option["type"]), *limits]))
+    return "expected " + (" or ".join(dict.fromkeys(words)) or "another form")
+
+
+_TYPES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
+          "array": "a list", "object": "a mapping"}  # fmt: skip
+_LIMITS = {"minimum": "of at least", "maximum": "of at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}
+
+
+def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
+    """What a machine file may not do: hold training keys, or change the effective batch.
+
+    Args:
+        layer: The machine file.
+        below: The recipe it is laid over.
+    """
+    found = [
+        f"{layer.where(key)}: «{key}» decides what is learnt; a machine file may only hold machine keys. "
+        "Put it into configs/agents/ or configs/base.yml"
+        for key in layer.keys
+        if key not in MACHINE_KEYS | RECORD_KEYS
+    ]
+    before, after = effective_batch(below), effective_batch({**below, **layer.keys})
+    if before != after:
+        found.append(
+            f"{layer.source}: micro_batch_size × gradient_accumulation_steps becomes {after} instead of {before}; "
+            "a machine file must keep the product"
+        )
+    return found
+
+
+def effective_batch(recipe: dict[str, Any]) -> int:
+    """Sequences per optimizer step: micro batch × accumulation."""
+    return int(recipe.get(BATCH[0], 1)) * int(recipe.get(BATCH[1], 1))
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and normalised numbers (1.0 is 1), so that equal recipes read equal."""
+    return json.dumps(_normal(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _normal(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _normal(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_normal(item) for item in data]
+    if isinstance(data, float) and data.is_integer():
+        return int(data)
+    return data
+
+
+def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, str]], axolotl: str) -> str:
+    """What a run is known by: SHA-256 over everything that decides what is learnt.
+
+    Args:
+        recipe: The merged recipe.
+        rehearsal: Whether the rehearsal profile is in it.
+        sets: Purpose (train, val) and SHA-256 of each dataset file.
+        axolotl: The pinned version; its major.minor counts.
+    """
+    ignored = MACHINE_KEYS | RECORD_KEYS | COMPUTED_KEYS
+    keys = {key: value for key, value in recipe.items() if key not in ignored and key != "datasets"}
+    keys["datasets"] = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
+    basis = {
+        "training": keys,
+        "effective_batch": effective_batch(recipe),
+        "rehearsal": rehearsal,
+        "datasets": [{"use": item["use"], "sha256": item["sha256"]} for item in sets],
+        "axolotl": ".".join(axolotl.split(".")[:2]),
+    }
+    return hashlib.sha256(canonical(basis).encode()).hexdigest()
+
+
+def pinned(lock: pathlib.Path, package: str) -> str:
+    """The version a lock file pins.
+
+    Raises:
+        ForgeError: The lock is missing or does not name the package.
+    """
+    try:
+        text = lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ForgeError(f"{lock} is missing; make it with: make lock") from None
+    match = re.search(rf"^{re.escape(package)}==([^\s;]+)", text, re.MULTILINE)
+    if not match:
+        raise ForgeError(f"{lock} does not pin {package}; make it anew with: make lock")
+    return match.group(1)

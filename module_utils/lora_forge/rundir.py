@@ -1,0 +1,191 @@
+"""The run directory on a trainer: its files, and how they are read and written.
+
+This file is shipped to the trainer beside the supervisor and the Axolotl plugin, and imported by the
+modules, so that the contract stands in one place. Standard library only, Python 3.9 or newer.
+
+    axolotl.yml    what Axolotl trains by
+    run.json       what the supervisor needs: command, lane, limits
+    env            secrets for the trainer process, 0600, deleted when the run is final
+    status.json    the supervisor's word, with a heartbeat
+    metrics.jsonl  the plugin's word, one JSON object per event
+    train.log      Axolotl's output; supervisor.log the supervisor's own
+    stop           present while a stop is wanted
+    output/        Axolotl's output_dir with checkpoint-<step>/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import time
+from typing import Any, Iterator, Optional
+
+SCHEMA_VERSION = 1
+MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
+COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
+FINAL_STATES = ("finished", "failed", "stopped")
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+
+
+def write_json(path: pathlib.Path, data: Any, mode: int = 0o644) -> None:
+    """Write JSON so that a reader, or a power cut, sees the old file or the new one and nothing between.
+
+    Args:
+        path: The file to replace.
+        data: Anything JSON can hold.
+        mode: Permission bits of the new file.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        if part.exists():
+            part.unlink()
+        raise
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one when the file is missing, cut short or of another form."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def process_start(pid: int) -> Optional[int]:
+    """When a process started, in clock ticks since boot; None when it is not there or only a zombie.
+
+    A pid with its start names a process for good: pids are used again, pairs are not until a reboot.
+    """
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What is noted of a process: pid, start (ticks since boot) and the boot it belongs to."""
+    return {"pid": pid, "start": process_start(pid), "boot": boot_id()}
+
+
+def boot_id() -> str:
+    """An id that changes with every boot of the machine; empty where the kernel tells none."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_alive(noted: Any) -> bool:
+    """Whether the very process that was noted by :func:`identity` is still there."""
+    if not isinstance(noted, dict) or not noted.get("start"):
+        return False
+    return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
+
+
+def run_processes(run_dir: pathlib.Path) -> list[int]:
+    """The pids of all trainer processes of a run, by the marker in their environment; never this one."""
+    wanted = f"{MARKER}={run_dir}".encode()
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if wanted in variables and process_start(int(entry.name)) is not None:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
+    """Add one event to metrics.jsonl, with the time in seconds since the epoch."""
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The events of metrics.jsonl from a byte offset on, and the offset behind the last whole line.
+
+    A line that was cut by a crash is passed over.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            events.append(record)
+    return events, offset + len(whole)
+
+
+def surviving(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the history that counts: what came after the checkpoint a resume started from is taken back."""
+    kept: list[dict[str, Any]] = []
+    for record in events:
+        if record.get("event") == "begin":
+            kept = [old for old in kept if old.get("step", 0) <= record.get("step", 0)]
+        kept.append(record)
+    return kept
+
+
+def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
+    """Every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
+    found = []
+    if output.is_dir():
+        for entry in output.iterdir():
+            match = _CHECKPOINT.match(entry.name)
+            if match and entry.is_dir():
+                found.append((int(match.group(1)), entry))
+    yield from sorted(found)
+
+
+def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
+    """Write the list of a checkpoint's files and sizes into it, as the last thing."""
+    files = {
+        str(path.relative_to(checkpoint)): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != COMPLETE
+    }
+    write_json(checkpoint / COMPLETE, {"step": step, "files": files})
+
+
+def flaw(checkpoint: pathlib.Path) -> Optional[str]:
+    """Why a checkpoint is not whole, in words; None when it is."""
+    noted = read_json(checkpoint / COMPLETE).get("files")
+    if not isinstance(noted, dict) or not noted:
+        return f"no {COMPLETE}: its writing was cut off"
+    for name, size in noted.items():
+        try:
+            found = (checkpoint / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+    return None
+
+
+def last_complete(output: pathlib.Path) -> int:
+    """The step of the newest whole checkpoint; 0 when there is none."""
+    return max((step for step, path in checkpoints(output) if flaw(path) is None), default=0)

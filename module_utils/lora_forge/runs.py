@@ -1,0 +1,236 @@
+"""A run on its trainer, as modules see it: observe, start, stop, remove, prune. Python 3.9 or newer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import time
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import backend, rundir, verdict
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+LOG_TAIL = 4000  # characters of train.log that come along with a failure
+STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
+
+
+def observe(
+    run_dir: pathlib.Path, since: str = "", stall_timeout: float = 1800, heartbeat_timeout: float = STALE_AFTER
+) -> dict[str, Any]:
+    """Everything that can be seen of a run at this moment.
+
+    Args:
+        run_dir: The run directory.
+        since: The ``token`` of an earlier observation: only later events are returned.
+        stall_timeout: Seconds without an event after which the training counts as stalled.
+        heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
+
+    Returns:
+        state, detail, status, progress, eta_seconds, events (since the token), token, log_tail (of a failure).
+    """
+    status = rundir.read_json(run_dir / "status.json")
+    metrics = run_dir / "metrics.jsonl"
+    events, size = rundir.read_events(metrics)
+    offset = int(since.partition(":")[0] or 0) if since else 0
+    fresh, _ = rundir.read_events(metrics, offset) if offset <= size else (events, size)
+    done = verdict.progress(rundir.surviving(events))
+    now = time.time()
+    supervisor_alive = rundir.is_alive(status.get("supervisor"))
+    trainer_alive = rundir.is_alive(status.get("trainer"))
+    moved = max(filter(None, (done["last_event_at"], status.get("started_at"))), default=None)
+    state, detail = verdict.conclude(
+        status,
+        done,
+        supervisor_alive,
+        trainer_alive,
+        heartbeat_age=now - status["heartbeat"] if "heartbeat" in status else None,
+        step_age=now - moved if moved else None,
+        heartbeat_timeout=heartbeat_timeout,
+        stall_timeout=stall_timeout,
+    )
+    token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
+    found = {
+        "state": state,
+        "detail": detail,
+        "status": status,
+        "alive": supervisor_alive or trainer_alive,
+        "progress": done,
+        "eta_seconds": verdict.eta_seconds(done) if state == "running" else None,
+        "events": fresh,
+        "token": f"{size}:{token}",
+    }
+    if state == "failed" and (run_dir / "train.log").exists():
+        with (run_dir / "train.log").open("rb") as log:
+            log.seek(max(0, (run_dir / "train.log").stat().st_size - LOG_TAIL))
+            found["log_tail"] = log.read().decode("utf-8", "replace")
+    return found
+
+
+def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> dict[str, Any]:
+    """Observe until something differs from the token, or the time is up.
+
+    Args:
+        run_dir: The run directory.
+        since: The token of the last observation.
+        seconds: The longest wait.
+        limits: ``stall_timeout`` and ``heartbeat_timeout`` of :func:`observe`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        found = observe(run_dir, since, **limits)
+        if found["token"] != since or time.monotonic() >= deadline:
+            return found
+        time.sleep(0.5)
+
+
+def start(
+    run_dir: pathlib.Path, spec: dict[str, Any], secrets: dict[str, str], wanted: str, check: bool = False
+) -> dict[str, Any]:
+    """Start a run, or attach to it when it is alive or finished.
+
+    Args:
+        run_dir: The run directory with axolotl.yml, supervisor.py, rundir.py and the plugin staged in it.
+        spec: What becomes run.json: run_id, lane, lane_dir, command, env, stop_timeout, and what is known of the run.
+        secrets: Environment variables for the trainer process alone.
+        wanted: The backend, or ``auto``.
+        check: Predict only.
+
+    Returns:
+        changed, backend, word (what the backend means for reboots), look (how to look at it).
+
+    Raises:
+        ForgeError: The supervisor did not come up.
+    """
+    before = observe(run_dir)
+    if before["state"] == "finished" or (before["alive"] and before["state"] != "stopped"):
+        noted = rundir.read_json(run_dir / "run.json")
+        return {"changed": False, "backend": noted.get("backend"), "look": noted.get("look"), "word": ""}
+    choice = backend.choose(wanted, backend.look())
+    if check:
+        return {"changed": True, "backend": choice.backend, "look": "", "word": choice.word}
+    (run_dir / "stop").unlink(missing_ok=True)
+    lane_dir = spec.get("lane_dir") or default_lane_dir()
+    spec = {**spec, "schema_version": rundir.SCHEMA_VERSION, "lane_dir": lane_dir, "backend": choice.backend}
+    rundir.write_json(run_dir / "run.json", spec)
+    _write_secrets(run_dir / "env", secrets)
+    began = time.time()
+    look = backend.start(choice, spec["run_id"], run_dir, int(spec["stop_timeout"]))
+    rundir.write_json(run_dir / "run.json", {**spec, "look": look})
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        status = rundir.read_json(run_dir / "status.json")
+        if rundir.is_alive(status.get("supervisor")) or status.get("finished_at", 0) and status["heartbeat"] >= began:
+            return {"changed": True, "backend": choice.backend, "look": look, "word": choice.word}
+        time.sleep(0.1)
+    log = run_dir / "supervisor.log"
+    text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
+    raise ForgeError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
+
+
+def default_lane_dir() -> str:
+    """A folder that every user of this host can lock in."""
+    folder = pathlib.Path("/run/lock")
+    return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else "/tmp"
+
+
+def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:
+    path.unlink(missing_ok=True)
+    if secrets:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.writelines(f"{name}={value}\n" for name, value in sorted(secrets.items()))
+
+
+def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
+    """Stop a run with a checkpoint; True when there was something to stop.
+
+    Args:
+        run_dir: The run directory.
+        timeout: Seconds the trainer has before its supervisor kills it.
+        check: Predict only.
+
+    Raises:
+        ForgeError: It still lives after the time, and a margin for the supervisor.
+    """
+    status = rundir.read_json(run_dir / "status.json")
+    alive = rundir.is_alive(status.get("supervisor")) or bool(rundir.run_processes(run_dir))
+    if not alive:
+        if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
+            if not check:
+                (run_dir / "stop").touch()  # systemd must not start it again at the next boot
+            return True
+        return False
+    if check:
+        return True
+    (run_dir / "stop").touch()
+    if rundir.is_alive(status.get("supervisor")):
+        os.kill(status["supervisor"]["pid"], signal.SIGTERM)
+    elif rundir.is_alive(status.get("trainer")):
+        os.kill(status["trainer"]["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout + 30
+    while time.monotonic() < deadline:
+        now = rundir.read_json(run_dir / "status.json")
+        if not rundir.is_alive(now.get("supervisor")) and not rundir.run_processes(run_dir):
+            return True
+        time.sleep(0.2)
+    raise ForgeError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
+
+
+def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
+    """Stop a run and delete its directory; True when there was one."""
+    if not run_dir.exists():
+        return False
+    if not check:
+        stop(run_dir, timeout)
+        backend.forget(run_dir.name)
+        shutil.rmtree(run_dir)
+    return True
+
+
+def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], Optional[str]]:
+    """Which checkpoints of a run would go.
+
+    The best by eval loss stay (a checkpoint's is that of the last evaluation at or before its step), and
+    always the newest whole one. What was set aside as not whole goes.
+
+    Args:
+        run_dir: The run directory.
+        keep: How many of the best stay.
+
+    Returns:
+        A list of {path, step, eval_loss, bytes, keep, why}, and a reason not to touch the run at all.
+    """
+    status = rundir.read_json(run_dir / "status.json")
+    if rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir):
+        return [], "it is alive"
+    events, _ = rundir.read_events(run_dir / "metrics.jsonl")
+    losses = [
+        (event["step"], event["eval_loss"])
+        for event in rundir.surviving(events)
+        if event["event"] == "eval" and verdict.finite(event["eval_loss"])
+    ]
+    output = run_dir / "output"
+    rows: list[dict[str, Any]] = []
+    for step, path in rundir.checkpoints(output):
+        why = rundir.flaw(path)
+        loss = next((loss for at, loss in reversed(losses) if at <= step), None)
+        rows.append({"path": path, "step": step, "eval_loss": loss, "keep": False, "why": why or ""})
+    whole = [row for row in rows if not row["why"]]
+    ranked = sorted(
+        (row for row in whole if row["eval_loss"] is not None), key=lambda row: (row["eval_loss"], -row["step"])
+    )
+    for place, row in enumerate(ranked):
+        row["keep"] = place < keep
+        row["why"] = f"number {place + 1} by eval loss"
+    if whole:
+        whole[-1]["keep"] = True
+        whole[-1]["why"] = "the newest whole one"
+    if output.is_dir():
+        for path in sorted(output.glob("incomplete-checkpoint-*")):
+            rows.append({"path": path, "step": None, "eval_loss": None, "keep": False, "why": "set aside: not whole"})
+    for row in rows:
+        row["bytes"] = sum(file.stat().st_size for file in row["path"].rglob("*") if file.is_file())
+        row["path"] = str(row["path"])
+    return rows, None

@@ -1,0 +1,108 @@
+"""What is true of a run, concluded from everything that was observed of it. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Optional
+
+FINAL = ("finished", "failed", "stopped", "verified")
+LIVE = ("queued", "running", "stalled")
+
+
+def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up the events of a run.
+
+    Args:
+        events: From ``rundir.surviving``, oldest first.
+
+    Returns:
+        step, planned (steps), epoch, loss_first, loss, eval_first, eval_loss, tokens_per_second, seconds_per_step
+        (of the newest start), last_event_at (epoch seconds), ended, end_reason, and data: examples, tokens,
+        longer, dropped, untrainable, summed over the training and evaluation sets. None where nothing is known.
+    """
+    found: dict[str, Any] = dict.fromkeys(
+        ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
+         "seconds_per_step", "last_event_at", "end_reason", "data")
+    )  # fmt: skip
+    found["ended"] = False
+    began: Optional[dict[str, Any]] = None
+    data = [event for event in events if event["event"] == "data"]
+    if data:
+        keys = ("examples", "tokens", "longer", "dropped", "untrainable")
+        found["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}
+    for event in events:
+        kind = event["event"]
+        found["last_event_at"] = event["time"]
+        if kind == "data":
+            continue
+        found["step"], found["planned"] = event.get("step"), event.get("planned")
+        if kind == "begin":
+            began, found["ended"], found["end_reason"] = event, False, None
+        elif kind == "log":
+            found["loss_first"] = event["loss"] if found["loss_first"] is None else found["loss_first"]
+            for key in ("loss", "tokens_per_second", "epoch"):
+                found[key] = event.get(key)
+        elif kind == "eval":
+            found["eval_first"] = event["eval_loss"] if found["eval_first"] is None else found["eval_first"]
+            found["eval_loss"] = event["eval_loss"]
+        elif kind == "end":
+            found["ended"], found["end_reason"] = True, event.get("reason")
+        if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
+            found["seconds_per_step"] = (event["time"] - began["time"]) / (event["step"] - began["step"])
+    return found
+
+
+def eta_seconds(done: dict[str, Any]) -> Optional[float]:
+    """Seconds until the last step at the pace so far; None before the first step."""
+    if not done["seconds_per_step"] or done["planned"] is None:
+        return None
+    return max(0.0, (done["planned"] - done["step"]) * done["seconds_per_step"])
+
+
+def finite(value: Any) -> bool:
+    """Whether a logged figure is a finite number (NaN and infinity are logged as text)."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def conclude(
+    status: dict[str, Any],
+    done: dict[str, Any],
+    supervisor_alive: bool,
+    trainer_alive: bool,
+    heartbeat_age: Optional[float],
+    step_age: Optional[float],
+    heartbeat_timeout: float,
+    stall_timeout: float,
+) -> tuple[str, str]:
+    """The state of a run and a sentence on it.
+
+    Args:
+        status: status.json, or an empty object.
+        done: From :func:`progress`.
+        supervisor_alive: The very process noted in status.json is there.
+        trainer_alive: Some process of the run is there.
+        heartbeat_age: Seconds since the supervisor's last word, by the trainer's own clock.
+        step_age: Seconds since the last event of the training, or since its start.
+        heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
+        stall_timeout: Seconds without an event after which the training counts as stalled.
+
+    Returns:
+        The state (absent, queued, running, stalled, stopped, failed or finished) and why.
+    """
+    said = status.get("state")
+    reason = status.get("reason") or {}
+    if said is None:
+        return "absent", "there is no such run on this trainer"
+    if said in ("finished", "failed", "stopped"):
+        word = f"{reason['kind']}: {reason['detail']}" if reason else ""
+        if said == "finished" and done["step"] is not None and done["loss"] is not None and not finite(done["loss"]):
+            return "failed", f"the last loss is {done['loss']}"
+        return said, word
+    if not supervisor_alive:
+        left = "; its trainer still runs, and the next start takes it over" if trainer_alive else ""
+        return "stopped", f"the supervisor is gone (killed, or the host restarted){left}; the same command resumes"
+    if heartbeat_age is not None and heartbeat_age > heartbeat_timeout:
+        return "stalled", f"the supervisor has been silent for {heartbeat_age:.0f} s"
+    if said == "running" and step_age is not None and step_age > stall_timeout:
+        return "stalled", f"no step for {step_age:.0f} s"
+    return ("queued", f"waits for lane {status.get('lane')}") if said == "queued" else ("running", "")

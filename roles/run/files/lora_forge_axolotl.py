@@ -1,0 +1,127 @@
+"""The Axolotl plugin of a run: metrics, clean stops, whole checkpoints.
+
+Axolotl loads it by name (``plugins: [lora_forge_axolotl.LoraForgePlugin]``) and hands its callback to the
+trainer. It runs in the trainer's environment with the run directory as working directory; ``rundir.py``
+lies beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import signal
+import time
+from typing import Any
+
+import rundir
+from axolotl.integrations.base import BasePlugin
+from transformers import TrainerCallback
+
+METRICS = pathlib.Path("metrics.jsonl")
+
+
+class RunCallback(TrainerCallback):
+    """Reports a training to metrics.jsonl and turns SIGTERM into a checkpoint and a clean stop."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.stop_wanted = False
+        self.step_began = 0.0
+        self.seconds = 0.0  # spent in training steps since the last report, evaluations left out
+        self.tokens = 0  # seen by the model until the last report
+
+    def report(self, event: str, state: Any, **values: Any) -> None:
+        if state.is_world_process_zero:
+            rundir.append_event(METRICS, event, step=state.global_step, planned=state.max_steps, **values)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Axolotl handles SIGINT and nothing else; before this line a SIGTERM simply ends the process.
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.report("begin", state, epoch=state.epoch)
+
+    def on_sigterm(self, number: int, frame: Any) -> None:
+        self.stop_wanted = True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds += time.monotonic() - self.step_began
+        if self.stop_wanted:
+            self.report("stop", state, reason="SIGTERM")
+            control.should_save = True
+            control.should_training_stop = True
+        elif state.global_step >= state.max_steps and self.trainer.eval_dataset is not None:
+            control.should_evaluate = True  # every run evaluates at its end, whatever eval_steps is
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            total = float(logs.get("tokens/total", 0))
+            rate = (total - self.tokens) / self.seconds if self.seconds and total > self.tokens else None
+            self.tokens, self.seconds = total, 0.0
+            self.report(
+                "log",
+                state,
+                epoch=logs.get("epoch"),
+                loss=number(logs["loss"]),
+                grad_norm=number(logs.get("grad_norm")),
+                learning_rate=number(logs.get("learning_rate")),
+                tokens_per_second=None if rate is None else round(rate, 1),
+            )
+        elif "eval_loss" in logs:
+            self.report("eval", state, epoch=logs.get("epoch"), eval_loss=number(logs["eval_loss"]))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            rundir.mark_complete(checkpoint, state.global_step)
+            self.report("save", state, checkpoint=checkpoint.name)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        early = not self.stop_wanted and state.global_step < state.max_steps
+        if state.is_world_process_zero:
+            state.save_to_json(str(pathlib.Path(args.output_dir) / "trainer_state.json"))
+        self.report("end", state, reason="early stopping" if early and control.should_training_stop else None)
+
+
+def number(value: Any) -> Any:
+    """A figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
+    if value is None:
+        return None
+    value = float(value)
+    return value if abs(value) < float("inf") else str(value)
+
+
+class LoraForgePlugin(BasePlugin):
+    """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Count examples that are truncated or dropped, while Axolotl itself loads the data."""
+        from axolotl.utils.data import sft
+
+        original = sft.handle_long_seq_in_dataset
+        if getattr(original, "counted", False):
+            return
+
+        @functools.wraps(original)
+        def counting(dataset: Any, sequence_len: int, cfg: Any) -> Any:
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+            kept = original(dataset, sequence_len, cfg)
+            rundir.append_event(
+                METRICS,
+                "data",
+                examples=len(lengths),
+                tokens=sum(lengths),
+                longer=sum(length > sequence_len for length in lengths),
+                dropped=len(lengths) - len(kept),
+                # What has no assistant token left within the limit is dropped by sample packing.
+                untrainable=sum(all(label == -100 for label in labels) for labels in kept["labels"]),
+            )
+            return kept
+
+        counting.counted = True  # type: ignore[attr-defined]
+        sft.handle_long_seq_in_dataset = counting
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        return [RunCallback(trainer)]

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Own one training run on its trainer, under every backend: ``supervisor.py <run directory>``.
+
+It waits for the run's lane, starts the trainer, writes status.json with a heartbeat, resumes a crash from
+the last whole checkpoint as long as there is progress, and ends with a final state. Its own exit status is 0
+for every decided end (finished, failed, stopped), so that systemd restarts only a supervisor that died.
+
+Standard library only, Python 3.9 or newer; ``rundir.py`` lies beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Optional
+
+import rundir
+
+HEARTBEAT = 5.0  # seconds between two writes of status.json
+TICK = 0.2  # seconds between two looks at the trainer process
+RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
+TAIL = 64 * 1024  # bytes of train.log that are searched for the reason of a failure
+
+# What an ending looks like in Axolotl's log -> the kind of failure. The first match decides.
+REASONS = (
+    ("out of memory", re.compile(r"CUDA out of memory|OutOfMemoryError|MemoryError")),
+    ("disk full", re.compile(r"No space left on device|Disk quota exceeded")),
+    (
+        "configuration",
+        re.compile(
+            r"pydantic_core\._pydantic_core\.ValidationError|validation errors? for AxolotlInputConfig|"
+            r"DeprecationWarning: |ValueError: .*(config|dataset|sample_packing|num_samples)"
+        ),
+    ),
+)
+
+
+class Supervisor:
+    """One run from its queueing to its final state.
+
+    Args:
+        run_dir: The run directory, with run.json and axolotl.yml in it.
+    """
+
+    def __init__(self, run_dir: pathlib.Path):
+        self.run_dir = run_dir
+        self.spec = rundir.read_json(run_dir / "run.json")
+        self.output = run_dir / "output"
+        self.trainer: Optional[subprocess.Popen[bytes]] = None
+        self.stopping_since: Optional[float] = None
+        self.beat = 0.0
+        self.lane_fd = -1
+        before = rundir.read_json(run_dir / "status.json")
+        self.status: dict[str, Any] = {
+            "schema_version": rundir.SCHEMA_VERSION,
+            "run_id": self.spec.get("run_id"),
+            "state": "queued",
+            "reason": None,
+            "supervisor": rundir.identity(os.getpid()),
+            "trainer": before.get("trainer"),
+            "lane": self.spec.get("lane"),
+            "starts": before.get("starts", 0),
+            "first_started_at": before.get("first_started_at"),
+            "exit_code": None,
+            "resumed_from": None,
+            "finished_at": None,
+        }
+
+    def say(self, text: str) -> None:
+        """Log one line, and show it where somebody may look (a terminal, the journal)."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        with contextlib.suppress(OSError):  # a full disk must not end the supervisor
+            with (self.run_dir / "supervisor.log").open("a", encoding="utf-8") as log:
+                log.write(line)
+        if sys.stdout.isatty() or "JOURNAL_STREAM" in os.environ:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+    def write(self, **changes: Any) -> None:
+        """Update status.json, heartbeat included. On a full disk the reserve makes room for the last word."""
+        self.status.update(changes, heartbeat=round(time.time(), 3))
+        self.beat = time.monotonic()
+        reserve = self.run_dir / ".reserve"
+        try:
+            rundir.write_json(self.run_dir / "status.json", self.status)
+            if not reserve.exists():
+                reserve.write_bytes(b"\0" * RESERVE)
+        except OSError as error:
+            sys.stderr.write(f"status.json: {error}\n")
+            with contextlib.suppress(OSError):
+                reserve.unlink()
+                rundir.write_json(self.run_dir / "status.json", self.status)
+
+    def on_sigterm(self, number: int, frame: Any) -> None:
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+            if self.trainer is not None:
+                # To this one process: its group would lose the data loader's workers, and the checkpoint with them.
+                self.trainer.send_signal(signal.SIGTERM)
+
+    @property
+    def stop_wanted(self) -> bool:
+        return self.stopping_since is not None or (self.run_dir / "stop").exists()
+
+    def kill_leftovers(self) -> None:
+        """Kill what an earlier, killed supervisor left of this run: it would train on, and hold the lane."""
+        deadline = time.monotonic() + 30
+        leftovers = rundir.run_processes(self.run_dir)
+        if leftovers:
+            self.say(f"killing {len(leftovers)} process(es) left over from an earlier start: {leftovers}")
+        while leftovers:
+            for pid in leftovers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise SystemExit(f"processes {leftovers} of this run cannot be killed")
+            time.sleep(0.05)
+            leftovers = rundir.run_processes(self.run_dir)
+
+    def take_lane(self) -> bool:
+        """Wait for the lane's lock; waiting for it is the queue. False when a stop came first."""
+        path = pathlib.Path(self.spec["lane_dir"]) / f"lora-forge-{self.spec['lane']}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Without O_CREAT first: in a sticky folder the kernel refuses it for another user's file.
+            self.lane_fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            self.lane_fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            os.fchmod(self.lane_fd, 0o666)  # any user may queue here
+        self.write(state="queued")
+        waiting = False
+        while not self.stop_wanted:
+            try:
+                fcntl.flock(self.lane_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if not waiting:
+                    self.say(f"waiting for lane {self.spec['lane']}: another run has it")
+                    waiting = True
+                time.sleep(TICK)
+                if time.monotonic() - self.beat > HEARTBEAT:
+                    self.write()
+        return False
+
+    def set_aside(self) -> None:
+        """Rename checkpoints that are not whole: Axolotl resumes from the highest number without looking."""
+        for step, path in rundir.checkpoints(self.output):
+            flaw = rundir.flaw(path)
+            if flaw is not None:
+                aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
+                path.rename(aside)
+                self.say(f"checkpoint-{step} is not whole ({flaw}); set aside as {aside.name}")
+
+    def environment(self) -> dict[str, str]:
+        """The trainer's environment: this one, what run.json adds, and the secrets of the env file."""
+        env = {**os.environ, **self.spec.get("env", {})}
+        secrets = self.run_dir / "env"
+        if secrets.exists():
+            for line in secrets.read_text(encoding="utf-8").splitlines():
+                name, found, value = line.partition("=")
+                if found:
+                    env[name] = value
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.run_dir), env.get("PYTHONPATH")]))
+        env["PYTHONUNBUFFERED"] = "1"
+        env[rundir.MARKER] = str(self.run_dir)
+        return env
+
+    def start_trainer(self) -> None:
+        parent = os.getpid()
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def in_child() -> None:
+            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: without a supervisor, checkpoint and stop
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with (self.run_dir / "train.log").open("ab") as log:
+            self.trainer = subprocess.Popen(
+                self.spec["command"],
+                cwd=self.run_dir,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(self.lane_fd,),  # the lane stays taken as long as any process of the run lives
+                preexec_fn=in_child,
+            )
+        if self.stopping_since is not None:  # the signal came between the last look and the start
+            self.trainer.send_signal(signal.SIGTERM)
+
+    def follow_trainer(self) -> int:
+        """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal."""
+        assert self.trainer is not None
+        shown = (self.run_dir / "metrics.jsonl").stat().st_size if (self.run_dir / "metrics.jsonl").exists() else 0
+        while self.trainer.poll() is None:
+            if self.stop_wanted and self.stopping_since is None:
+                self.on_sigterm(signal.SIGTERM, None)
+            since = self.stopping_since
+            if since is not None and time.monotonic() - since > self.spec["stop_timeout"]:
+                self.say(f"not stopped after {self.spec['stop_timeout']} s: killing it")
+                self.kill_group()
+            if time.monotonic() - self.beat > HEARTBEAT:
+                events, shown = rundir.read_events(self.run_dir / "metrics.jsonl", shown)
+                for event in events:
+                    if event.get("event") in ("log", "eval"):
+                        figures = {k: v for k, v in event.items() if k in ("loss", "eval_loss") and v is not None}
+                        self.say(f"step {event['step']}/{event['planned']} {figures}")
+                self.write(state="stopping" if since is not None else "running")
+            time.sleep(TICK)
+        code = self.trainer.returncode
+        self.kill_group()  # workers that outlived their leader
+        self.trainer = None
+        return code
+
+    def kill_group(self) -> None:
+        if self.trainer is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.trainer.pid, signal.SIGKILL)
+
+    def reason(self, code: int, log_from: int) -> dict[str, str]:
+        """Why the trainer failed, as far as its exit code and the end of its log tell.
+
+        Args:
+            code: Its exit code, negative for a signal.
+            log_from: Where this start's part of train.log begins, in bytes.
+
+        Returns:
+            ``kind`` (out of memory, disk full, configuration, killed, crashed) and ``detail``.
+        """
+        log = self.run_dir / "train.log"
+        with log.open("rb") as file:
+            file.seek(max(log_from, log.stat().st_size - TAIL))
+            text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
+        lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+        kind = next((kind for kind, pattern in REASONS if pattern.search(text)), None)
+        if code < 0 and kind is None:
+            name = signal.Signals(-code).name
+            hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
+            return {"kind": "killed", "detail": f"ended by {name}{hint}"}
+        last = next((i for i in range(len(lines) - 1, -1, -1) if re.match(r"\S*(Error|Warning|Exception)\b", lines[i])), -6)
+        return {"kind": kind or "crashed", "detail": f"exit code {code}: " + "\n".join(lines[last:][:12])[:2000]}
+
+    def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:
+        """Write a final state; the secrets go with it."""
+        secrets = self.run_dir / "env"
+        if secrets.exists() and not self.resumable(state):
+            secrets.unlink()
+        self.write(state=state, reason=reason, exit_code=code, finished_at=round(time.time(), 3))
+        with contextlib.suppress(OSError):
+            (self.run_dir / ".reserve").unlink()
+        self.say(f"{state}" + (f": {reason['kind']}: {reason['detail']}" if reason else ""))
+        return 0
+
+    def resumable(self, state: str) -> bool:
+        """Whether this host may start the run again by itself: a shutdown stopped it, not a person."""
+        return state == "stopped" and not (self.run_dir / "stop").exists()
+
+    def run(self) -> int:
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        before = rundir.read_json(self.run_dir / "status.json").get("state")
+        if before == "finished" or (self.run_dir / "stop").exists():
+            return 0  # after a reboot there is nothing to do
+        self.kill_leftovers()
+        if not self.take_lane():
+            return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
+        while True:
+            self.set_aside()
+            resumed_from = rundir.last_complete(self.output)
+            log = self.run_dir / "train.log"
+            log_from = log.stat().st_size if log.exists() else 0
+            try:
+                self.start_trainer()
+            except OSError as error:
+                return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
+            assert self.trainer is not None
+            now = round(time.time(), 3)
+            self.write(
+                state="running",
+                trainer=rundir.identity(self.trainer.pid),
+                starts=self.status["starts"] + 1,
+                started_at=now,
+                first_started_at=self.status["first_started_at"] or now,
+                resumed_from=resumed_from,
+            )
+            self.say(f"trainer started, pid {self.trainer.pid}, from step {resumed_from}")
+            code = self.follow_trainer()
+            reached = rundir.last_complete(self.output)
+            if self.stop_wanted:
+                by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
+                return self.end("stopped", {"kind": "stopped", "detail": f"{by}; checkpoint at step {reached}"}, code)
+            if code == 0:
+                return self.ended_well(code)
+            reason = self.reason(code, log_from)
+            if reason["kind"] == "configuration" or reached <= resumed_from:
+                return self.end("failed", reason, code)
+            self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {reached}")
+
+    def ended_well(self, code: int) -> int:
+        """Exit code 0 is believed only with the planned steps, or a reason for fewer."""
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
+        last = next((event for event in reversed(events) if event.get("event") == "end"), None)
+        if last is None:
+            return self.end("failed", {"kind": "crashed", "detail": "exit code 0, but the training never ended"}, code)
+        if last["step"] < last["planned"] and not last.get("reason"):
+            detail = f"at step {last['step']} of {last['planned']}, by somebody else's signal"
+            return self.end("stopped", {"kind": "interrupted", "detail": detail}, code)
+        return self.end("finished", None, code)
+
+
+def main() -> int:
+    run_dir = pathlib.Path(sys.argv[1]).resolve()
+    with (run_dir / "supervisor.lock").open("a") as lock:  # closed at exec: the trainer does not hold it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0  # another supervisor has this run
+        return Supervisor(run_dir).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

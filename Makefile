@@ -1,0 +1,82 @@
+# lora-forge: `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+role ?= witness
+ARGS ?=
+
+# A folder of wheels (pip's variable) serves uv too; without one uv finds torch's CPU build by itself.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+ifeq ($(strip $(UV_FIND_LINKS)),)
+unexport UV_FIND_LINKS
+TORCH_CPU := --torch-backend cpu
+endif
+UV := $(BIN)/uv
+
+.PHONY: help setup train plan test lint unit e2e lock schema clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make train role=witness ARGS='-e fresh=true'   passes options on to ansible-playbook"
+
+setup: $(VENV)/.controller ## Make the controller's environment in .venv
+	@echo "ready: $(BIN)/ansible-playbook train.yml -e role=$(role)"
+
+train: $(VENV)/.controller ## Train an agent (role=witness) on the default inventory: a rehearsal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook train.yml -e role=$(role) $(ARGS)
+
+plan: $(VENV)/.controller ## Show what a training would do; touches no host
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
+
+test: lint unit e2e ## Everything: lint, unit tests, the end-to-end rehearsal
+
+lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
+
+unit: $(VENV)/.dev ## Unit tests: no host, no training
+	$(BIN)/pytest -q tests/unit
+
+e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
+	@tests/system-packages.sh
+	$(BIN)/pytest -q tests/e2e
+
+lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/dev.in -o requirements/dev.txt $(ARGS)
+	$(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(TORCH_CPU) requirements/trainer-cpu.in -o requirements/trainer-cpu.txt $(ARGS)
+	env -u UV_FIND_LINKS $(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
+
+schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's environment
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role)
+	AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 .trainer/env/$$(sha256sum requirements/trainer-cpu.txt | cut -c1-16)/bin/python configs/make_schema.py >configs/schema.json.new
+	mv configs/schema.json.new configs/schema.json
+
+clean: ## Remove environments and caches; output/ stays
+	rm -rf $(VENV) .trainer .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "lora-forge needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 …" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Python's venv module is missing; installing the package python3-venv"; \
+	    apt-get update -qq && apt-get install -y -qq python3-venv; \
+	  else echo "Python's venv module is missing. Install it: sudo apt-get install python3-venv"; exit 1; fi; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.controller: requirements/controller.txt | $(VENV)/bin/python
+	@echo "setting up the controller in $(VENV) …"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/controller.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.controller
+	@echo "adding the test tools …"
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@

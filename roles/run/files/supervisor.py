@@ -37,7 +37,9 @@ REASONS = (
         "configuration",
         re.compile(
             r"pydantic_core\._pydantic_core\.ValidationError|validation errors? for AxolotlInputConfig|"
-            r"DeprecationWarning: |ValueError: .*(config|dataset|sample_packing|num_samples)"
+            # Raised ones alone, whose line begins so: libraries warn with «file:line: DeprecationWarning: …».
+            r"^(?:\[rank\d+\]: ?)?(?:DeprecationWarning: |ValueError: .*(config|dataset|sample_packing|num_samples))",
+            re.MULTILINE,
         ),
     ),
 )
@@ -94,9 +96,9 @@ class Supervisor:
             if not reserve.exists():
                 reserve.write_bytes(b"\0" * RESERVE)
         except OSError as error:
-            sys.stderr.write(f"status.json: {error}\n")
+            self.say(f"status.json: {error}")  # never to stderr: it may be a file on the very same disk
             with contextlib.suppress(OSError):
-                reserve.unlink()
+                reserve.unlink(missing_ok=True)
                 rundir.write_json(self.run_dir / "status.json", self.status)
 
     def on_sigterm(self, number: int, frame: Any) -> None:
@@ -275,10 +277,12 @@ class Supervisor:
         if not self.take_lane():
             return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
         while True:
+            self.kill_leftovers()  # of the last start: what left the trainer's process group
             self.set_aside()
             resumed_from = rundir.last_complete(self.output)
             log = self.run_dir / "train.log"
             log_from = log.stat().st_size if log.exists() else 0
+            _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
             try:
                 self.start_trainer()
             except OSError as error:
@@ -300,15 +304,15 @@ class Supervisor:
                 by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
                 return self.end("stopped", {"kind": "stopped", "detail": f"{by}; checkpoint at step {reached}"}, code)
             if code == 0:
-                return self.ended_well(code)
+                return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
             if reason["kind"] == "configuration" or reached <= resumed_from:
                 return self.end("failed", reason, code)
             self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {reached}")
 
-    def ended_well(self, code: int) -> int:
-        """Exit code 0 is believed only with the planned steps, or a reason for fewer."""
-        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
+    def ended_well(self, code: int, events_from: int) -> int:
+        """Exit code 0 is believed only with the planned steps, or a reason for fewer, told by this very start."""
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         last = next((event for event in reversed(events) if event.get("event") == "end"), None)
         if last is None:
             return self.end("failed", {"kind": "crashed", "detail": "exit code 0, but the training never ended"}, code)

@@ -1,0 +1,86 @@
+#!/usr/bin/python
+"""Delete checkpoints that are not worth their space."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: checkpoint_prune
+short_description: Keep the best checkpoints of a run and delete the others
+description:
+  - Keeps the best by eval loss (a checkpoint's is that of the last evaluation at or before its step) and always
+    the newest whole one.
+  - Deletes what was set aside as not whole. Never touches a run that is alive.
+options:
+  run_dir:
+    description: The run directory on the trainer.
+    type: path
+    required: true
+  keep:
+    description: How many of the best stay.
+    type: int
+    default: 2
+attributes:
+  check_mode:
+    description: Tells what would go and how many bytes that frees.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Keep the best two checkpoints
+  checkpoint_prune:
+    run_dir: /workspace/lora-forge/runs/witness-c6746a504464
+    keep: 2
+"""
+
+RETURN = r"""
+checkpoints:
+  description: Every checkpoint, whether it stays, and why.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{bytes: 5242880, eval_loss: 7.51, keep: false, path: /workspace/…/checkpoint-4, step: 4, why: number 3 by eval loss}]
+freed:
+  description: Bytes that were, or would be, freed.
+  returned: success
+  type: int
+  sample: 5242880
+skipped:
+  description: Why the run was not touched; empty otherwise.
+  returned: success
+  type: str
+  sample: it is alive
+"""
+
+import pathlib
+import shutil
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge.errors import ForgeError, reported
+
+ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "keep": {"type": "int", "default": 2}}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    with reported(module):
+        if module.params["keep"] < 0:
+            raise ForgeError(f"keep is {module.params['keep']}; it must be 0 or more")
+        run_dir = pathlib.Path(module.params["run_dir"]).resolve()
+        rows, skipped = runs.prune_plan(run_dir, module.params["keep"])
+        going = [row for row in rows if not row["keep"]]
+        if not module.check_mode:
+            for row in going:
+                shutil.rmtree(row["path"])
+        freed = sum(row["bytes"] for row in going)
+        module.exit_json(changed=bool(going), checkpoints=rows, freed=freed, skipped=skipped or "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+#!/usr/bin/python
+"""Verify a LoRA adapter."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: lora_adapter_info
+short_description: Verify the LoRA adapter of a run and list its files
+description:
+  - Holds the adapter against its recipe - rank, target modules, layers, shapes, base model - and its values against
+    reason - all finite, no B matrix all zero. Reads over a memory map, so large adapters take seconds.
+  - Needs numpy and safetensors in the Python it runs with; the trainer's environment has both.
+options:
+  run_dir:
+    description: The run directory.
+    type: path
+    required: true
+  recipe:
+    description: The recipe, with C(lora_r), C(lora_target_modules) and C(base_model).
+    type: dict
+    required: true
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Verify an adapter where it was trained
+  lora_adapter_info:
+    run_dir: /workspace/lora-forge/runs/witness-c6746a504464
+    recipe: "{{ run_plan.recipe }}"
+  vars:
+    ansible_python_interpreter: "{{ trainer_python }}"
+"""
+
+RETURN = r"""
+problems:
+  description: What speaks against it, in sentences; empty when it is verified.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+pairs:
+  description: LoRA matrix pairs.
+  returned: success
+  type: int
+  sample: 14
+rank:
+  description: The rank.
+  returned: success
+  type: int
+  sample: 64
+layers:
+  description: Layers of the base model.
+  returned: success
+  type: int
+  sample: 2
+parameters:
+  description: Trained values.
+  returned: success
+  type: int
+  sample: 213504
+files:
+  description: What is delivered, with sizes and SHA-256.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{bytes: 855000, name: adapter_model.safetensors, path: output/adapter_model.safetensors, sha256: 0c…}]
+versions:
+  description: Versions of the packages that trained it.
+  returned: success
+  type: dict
+  sample: {axolotl: 0.19.0, torch: 2.13.0+cpu}
+"""
+
+import importlib.metadata
+import pathlib
+import platform
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import adapter
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "recipe": {"type": "dict", "required": True}}
+PACKAGES = ("axolotl", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    run_dir = pathlib.Path(module.params["run_dir"])
+    with reported(module):
+        facts = adapter.verify(run_dir / "output", module.params["recipe"])
+        versions = {"python": platform.python_version()}
+        for name in PACKAGES:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        files = [] if facts["problems"] else adapter.listing(run_dir)
+        module.exit_json(changed=False, files=files, versions=versions, **facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+#!/usr/bin/python
+"""Plan training runs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: training_plan
+short_description: Plan training runs from recipes, datasets and trainers
+description:
+  - Merges and checks the recipe of each agent, checks its datasets, and tells which runs that makes and which of
+    them are there already.
+  - Runs on the controller and touches no host. Anything wrong is found here, before anything is started.
+options:
+  agents:
+    description: Who is trained; one agent, several in a list or with commas, or V(all).
+    type: raw
+    required: true
+  trainers:
+    description:
+      - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
+        C(machine) (a file of configs/machines), C(datasets_dir) and C(agents) (those it is meant for).
+    type: list
+    elements: dict
+    required: true
+  root:
+    description: The checkout, with configs and requirements in it.
+    type: path
+    required: true
+  output:
+    description: Where adapters, placements and the plan are kept.
+    type: path
+    required: true
+  recipe:
+    description: Axolotl keys that go on top of every recipe.
+    type: dict
+    default: {}
+  fresh:
+    description: Make a new attempt where the newest one is final.
+    type: bool
+    default: false
+  move:
+    description: Let go of the trainer that an unfinished run was placed on.
+    type: bool
+    default: false
+  verify:
+    description: Hash the files of adapters that are there, instead of comparing sizes and times.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Writes no plan.json in check mode.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Plan the witness on this machine
+  training_plan:
+    agents: witness
+    trainers:
+      - {name: localhost, profile: rehearsal, datasets_dir: examples/datasets}
+    root: "{{ playbook_dir | dirname }}"
+    output: "{{ playbook_dir | dirname }}/output"
+"""
+
+RETURN = r"""
+runs:
+  description: The planned runs, as output/plan.json has them.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - agent: witness
+      datasets: [{entry: {type: chat_template}, examples: 45, path: examples/datasets/witness_train.jsonl, sha256: 0c…, use: train}]
+      estimate: {steps: 12, tokens: 24486}
+      rehearsal: true
+      run_id: witness-c6746a504464
+      state: to train
+      trainer: localhost
+warnings_found:
+  description: What may not be meant, in sentences.
+  returned: success
+  type: list
+  elements: str
+  sample: ["witness: warmup takes 50 of about 21 steps."]
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import plan, rundir
+from ansible.module_utils.lora_forge.errors import ForgeError, reported
+
+ARGUMENTS = {
+    "agents": {"type": "raw", "required": True},
+    "trainers": {"type": "list", "elements": "dict", "required": True},
+    "root": {"type": "path", "required": True},
+    "output": {"type": "path", "required": True},
+    "recipe": {"type": "dict", "default": {}},
+    "fresh": {"type": "bool", "default": False},
+    "move": {"type": "bool", "default": False},
+    "verify": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        try:
+            trainers = [plan.Trainer(**{**one, "agents": tuple(one.get("agents") or ())}) for one in given["trainers"]]
+        except TypeError as error:
+            raise ForgeError(f"trainers: {error}") from None
+        root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
+        made = plan.make(
+            root,
+            output,
+            given["agents"],
+            trainers,
+            given["recipe"],
+            **{key: given[key] for key in ("fresh", "move", "verify")},
+        )
+        if not module.check_mode:
+            output.mkdir(parents=True, exist_ok=True)
+            rundir.write_json(output / "plan.json", {"runs": made["runs"]})
+        module.exit_json(changed=False, runs=made["runs"], warnings_found=made["warnings"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+#!/usr/bin/python
+"""Start, stop or remove a training run."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: training_run
+short_description: Start, stop or remove a training run on its trainer
+description:
+  - A run that is alive, queued or finished is attached to, never started twice.
+  - A run that was stopped, failed or killed resumes from its last whole checkpoint.
+  - The inputs (axolotl.yml, supervisor.py, rundir.py, the Axolotl plugin) must lie in the run directory before.
+options:
+  run_dir:
+    description: The run directory on the trainer. Its name is the run_id.
+    type: path
+    required: true
+  state:
+    description: What the run should be.
+    type: str
+    choices: [started, stopped, absent]
+    default: started
+  command:
+    description: The trainer's command line. Needed for O(state=started).
+    type: list
+    elements: str
+    default: []
+  lane:
+    description: The lane it runs on; one run at a time on a lane of a host.
+    type: str
+    default: cpu
+  lane_dir:
+    description: Where lanes are locked, the same for everybody on the host. Chosen by default.
+    type: path
+  backend:
+    description: What keeps the supervisor running.
+    type: str
+    choices: [auto, systemd, tmux, process]
+    default: auto
+  environment:
+    description: Environment variables of the trainer process.
+    type: dict
+    default: {}
+  secrets:
+    description: Secret environment variables of the trainer process. Kept in a 0600 file until the run is final.
+    type: dict
+    default: {}
+  stop_timeout:
+    description: Seconds the trainer has for its checkpoint when it is stopped.
+    type: int
+    default: 120
+  facts:
+    description: What is known of the run, kept in run.json for people and later questions.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Predicts whether the run would be started, stopped or removed.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Start a run
+  training_run:
+    run_dir: /workspace/lora-forge/runs/witness-c6746a504464
+    command: [/workspace/lora-forge/env/5c1e0a9d3b7f2c64/bin/python, -m, axolotl.cli.train, axolotl.yml]
+
+- name: Stop it with a checkpoint
+  training_run:
+    run_dir: /workspace/lora-forge/runs/witness-c6746a504464
+    state: stopped
+"""
+
+RETURN = r"""
+backend:
+  description: What keeps the supervisor running.
+  returned: when O(state=started)
+  type: str
+  sample: tmux
+look:
+  description: The command that shows the run on its trainer.
+  returned: when O(state=started)
+  type: str
+  sample: tmux attach -t witness-c6746a504464
+word:
+  description: What the backend means for a reboot.
+  returned: when O(state=started)
+  type: str
+  sample: after a reboot the same command resumes it
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "run_dir": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
+    "command": {"type": "list", "elements": "str", "default": []},
+    "lane": {"type": "str", "default": "cpu"},
+    "lane_dir": {"type": "path"},
+    "backend": {"type": "str", "choices": ["auto", "systemd", "tmux", "process"], "default": "auto"},
+    "environment": {"type": "dict", "default": {}},
+    "secrets": {"type": "dict", "default": {}, "no_log": True},
+    "stop_timeout": {"type": "int", "default": 120},
+    "facts": {"type": "dict", "default": {}},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        ARGUMENTS, supports_check_mode=True, required_if=[("state", "started", ["command"])]
+    )
+    given = module.params
+    run_dir = pathlib.Path(given["run_dir"]).resolve()
+    with reported(module):
+        if given["state"] == "stopped":
+            module.exit_json(changed=runs.stop(run_dir, given["stop_timeout"], module.check_mode))
+        if given["state"] == "absent":
+            module.exit_json(changed=runs.remove(run_dir, given["stop_timeout"], module.check_mode))
+        spec = given["facts"] | {
+            "run_id": run_dir.name,
+            "command": given["command"],
+            "lane": given["lane"],
+            "lane_dir": given["lane_dir"],
+            "env": {name: str(value) for name, value in given["environment"].items()},
+            "stop_timeout": given["stop_timeout"],
+        }
+        secrets = {name: str(value) for name, value in given["secrets"].items() if value}
+        module.exit_json(**runs.start(run_dir, spec, secrets, given["backend"], module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+#!/usr/bin/python
+"""Tell what is true of a training run."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: training_run_info
+short_description: Tell what is true of a training run on its trainer
+description:
+  - Concludes the state of a run from its supervisor's word, the process table and its metrics.
+  - With O(wait) it blocks on the trainer until something changed, so that watching costs few round trips.
+options:
+  run_dir:
+    description: The run directory on the trainer.
+    type: path
+    required: true
+  since:
+    description: The RV(token) of an earlier answer. Only events after it are returned.
+    type: str
+    default: ''
+  wait:
+    description: Seconds to wait for something to differ from O(since).
+    type: float
+    default: 0
+  stall_timeout:
+    description: Seconds without a step after which a training counts as stalled.
+    type: float
+    default: 1800
+  heartbeat_timeout:
+    description: Seconds of silence after which a supervisor counts as stalled.
+    type: float
+    default: 60
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Look at a run
+  training_run_info:
+    run_dir: /workspace/lora-forge/runs/witness-c6746a504464
+  register: seen
+"""
+
+RETURN = r"""
+state:
+  description: One of absent, queued, running, stalled, stopped, failed, finished.
+  returned: success
+  type: str
+  sample: running
+detail:
+  description: Why, in a sentence; empty where there is nothing to say.
+  returned: success
+  type: str
+  sample: ''
+alive:
+  description: Whether a process of the run is there.
+  returned: success
+  type: bool
+  sample: true
+progress:
+  description: Steps, losses and what the length limit did to the data.
+  returned: success
+  type: dict
+  sample: {eval_loss: 7.51, loss: 7.52, planned: 12, step: 6}
+eta_seconds:
+  description: Seconds until the last step at the pace so far.
+  returned: success
+  type: float
+  sample: 15.2
+status:
+  description: The supervisor's own word.
+  returned: success
+  type: dict
+  sample: {starts: 1, state: running}
+events:
+  description: Events of the training after O(since).
+  returned: success
+  type: list
+  elements: dict
+  sample: [{event: log, loss: 7.52, planned: 12, step: 6, time: 1760000000.0}]
+token:
+  description: What to pass as O(since) next.
+  returned: success
+  type: str
+  sample: '2210:8c1f00aa12bd'
+log_tail:
+  description: The end of train.log.
+  returned: when the run failed
+  type: str
+  sample: 'ValueError: …'
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "run_dir": {"type": "path", "required": True},
+    "since": {"type": "str", "default": ""},
+    "wait": {"type": "float", "default": 0},
+    "stall_timeout": {"type": "float", "default": 1800},
+    "heartbeat_timeout": {"type": "float", "default": 60},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    limits = {name: given[name] for name in ("stall_timeout", "heartbeat_timeout")}
+    with reported(module):
+        run_dir = pathlib.Path(given["run_dir"]).resolve()
+        found = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
+        module.exit_json(changed=False, **found)
+
+
+if __name__ == "__main__":
+    main()

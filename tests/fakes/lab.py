@@ -1,0 +1,138 @@
+"""Run directories with the fake trainer in them, and real supervisor processes; everything ends with the test."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Callable
+
+import rundir
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FAKE = ROOT / "tests" / "fakes" / "trainer.py"
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first true value of a condition; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {condition}")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    return rundir.process_start(pid) is not None
+
+
+class Lab:
+    """A folder of runs on one pretended trainer."""
+
+    def __init__(self, root: pathlib.Path):
+        self.root = root
+        self.made: list[pathlib.Path] = []
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def spec(self, run_id: str, lane: str = "cpu", stop_timeout: float = 20, **fake: Any) -> dict[str, Any]:
+        """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
+        env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}
+        command = [sys.executable, str(FAKE)]
+        return {"run_id": run_id, "lane": lane, "lane_dir": str(self.root), "command": command, "env": env,
+                "stop_timeout": stop_timeout}  # fmt: skip
+
+    def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
+        """A run directory with supervisor.py (of a faster pulse) and rundir.py in it."""
+        run_dir = (where or self.root) / run_id
+        run_dir.mkdir(parents=True)
+        text = (ROOT / "roles/run/files/supervisor.py").read_text()
+        for old, new in (("HEARTBEAT = 5.0 ", "HEARTBEAT = 0.3 "), ("TICK = 0.2 ", "TICK = 0.03 ")):
+            assert old in text
+            text = text.replace(old, new)
+        (run_dir / "supervisor.py").write_text(text)
+        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", run_dir)
+        self.made.append(run_dir)
+        return run_dir
+
+    def make(self, run_id: str = "witness-0", where: pathlib.Path | None = None, **settings: Any) -> pathlib.Path:
+        """A run directory that is ready for its supervisor."""
+        run_dir = self.stage(run_id, where)
+        rundir.write_json(run_dir / "run.json", self.spec(run_id, **settings))
+        return run_dir
+
+    def change(self, run_dir: pathlib.Path, **settings: Any) -> None:
+        """Give a run other settings for its next start."""
+        rundir.write_json(run_dir / "run.json", self.spec(run_dir.name, **settings))
+
+    def supervise(self, run_dir: pathlib.Path) -> subprocess.Popen[bytes]:
+        """Start a supervisor, as a backend does."""
+        with (run_dir / "supervisor.out").open("ab") as out:
+            command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
+            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill what is left, supervisors first, so that they start nothing new."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+        for run_dir in self.made:
+            noted = rundir.read_json(run_dir / "status.json").get("supervisor")
+            if rundir.is_alive(noted) and noted["pid"] != os.getpid():
+                os.kill(noted["pid"], signal.SIGKILL)
+            eventually(lambda run_dir=run_dir: not kill_all(rundir.run_processes(run_dir)))
+
+
+def kill_all(pids: list[int]) -> list[int]:
+    """Kill processes; returns their pids."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return pids
+
+
+def status(run_dir: pathlib.Path) -> dict[str, Any]:
+    """status.json as it is now."""
+    return rundir.read_json(run_dir / "status.json")
+
+
+def until(run_dir: pathlib.Path, *states: str, seconds: float = 10.0) -> dict[str, Any]:
+    """Wait until status.json says one of the states."""
+    try:
+        eventually(lambda: status(run_dir).get("state") in states, seconds)
+    except AssertionError:
+        words = [(run_dir / name).read_text() for name in ("supervisor.log", "train.log") if (run_dir / name).exists()]
+        raise AssertionError(f"{run_dir.name} is not {states}: {status(run_dir)}\n" + "\n".join(words)) from None
+    return status(run_dir)
+
+
+def events(run_dir: pathlib.Path, kind: str = "") -> list[dict[str, Any]]:
+    """The events of metrics.jsonl."""
+    found, _ = rundir.read_events(run_dir / "metrics.jsonl")
+    return [event for event in found if not kind or event["event"] == kind]
+
+
+def reached(run_dir: pathlib.Path, step: int) -> None:
+    """Wait until a step was logged."""
+    eventually(lambda: any(event["step"] >= step for event in events(run_dir, "log")))
+
+
+def starts(run_dir: pathlib.Path) -> list[int]:
+    """The step each trainer of the run started from."""
+    path = run_dir / "starts.txt"
+    return [int(line.split()[1]) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def counted_steps(run_dir: pathlib.Path) -> list[int]:
+    """The logged steps of the history that counts."""
+    return [event["step"] for event in rundir.surviving(events(run_dir)) if event["event"] == "log"]

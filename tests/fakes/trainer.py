@@ -1,0 +1,151 @@
+"""A stand-in for Axolotl: "trains" with short delays and reports as roles/run/files/lora_forge_axolotl.py does.
+
+It runs in the run directory, with ``rundir`` on PYTHONPATH, and reads its settings from the environment as
+``FAKE_<NAME>`` (see SETTINGS). Like Axolotl it resumes from the highest checkpoint number without looking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+from typing import Any, Optional
+
+import rundir
+
+SETTINGS: dict[str, Any] = {
+    "STEPS": 8,  # planned steps
+    "DELAY": 0.03,  # seconds a step takes
+    "SAVE_EVERY": 2,
+    "EVAL_EVERY": 2,
+    "SAY": "",  # printed to the log at the start
+    "CRASH_AT": 0,  # exit 1 when this step would end
+    "CRASH_SAY": "RuntimeError: made to crash",  # the last words of a crash
+    "CRASH_ONCE": 0,  # 1: only the first start crashes
+    "EXIT0_AT": 0,  # exit 0 at this step without a word
+    "EXIT0_RESUMED": 0,  # 1: a resumed start exits 0 at once
+    "EARLY_STOP_AT": 0,
+    "HANG_AT": 0,
+    "NAN_AT": 0,
+    "IGNORE_TERM": 0,
+    "WORKER": "",  # "child": a data loader worker, needed for a checkpoint; "daemon": one in its own session
+    "FILL": 0,  # 1: a checkpoint fills the disk
+}
+METRICS = pathlib.Path("metrics.jsonl")
+OUTPUT = pathlib.Path("output")
+WEIGHTS = b"\1" * 2000
+
+
+class Trainer:
+    """One training, from its begin to its end."""
+
+    def __init__(self) -> None:
+        self.set = {name: type(value)(os.environ.get(f"FAKE_{name}", value)) for name, value in SETTINGS.items()}
+        self.step = 0
+        self.stop_wanted = False
+        self.worker = 0
+
+    def report(self, event: str, **values: Any) -> None:
+        rundir.append_event(METRICS, event, step=self.step, planned=self.set["STEPS"], **values)
+
+    def on_sigterm(self, number: int, frame: Any) -> None:
+        self.stop_wanted = True
+
+    def start_worker(self) -> None:
+        kind = self.set["WORKER"]
+        if not kind:
+            return
+        self.worker = os.fork()
+        if self.worker:
+            with pathlib.Path("workers.txt").open("a") as file:
+                file.write(f"{self.worker}\n")
+            return
+        os.close(guard.fileno())
+        if kind == "daemon":
+            os.setsid()
+        while True:
+            time.sleep(1)
+
+    def resume(self) -> None:
+        found = list(rundir.checkpoints(OUTPUT))
+        if found:
+            self.step, path = found[-1]
+            if (path / "adapter_model.safetensors").read_bytes() != WEIGHTS:
+                raise SystemExit("SafetensorError: Error while deserializing header: incomplete metadata")
+            assert json.loads((path / "trainer_state.json").read_text())["global_step"] == self.step
+
+    def save(self) -> None:
+        if self.set["WORKER"] == "child" and os.waitpid(self.worker, os.WNOHANG)[0]:
+            raise SystemExit("RuntimeError: DataLoader worker is killed by signal: Terminated")
+        path = OUTPUT / f"checkpoint-{self.step}"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
+        (path / "adapter_model.safetensors").write_bytes(WEIGHTS)
+        if self.set["FILL"]:
+            with (path / "optimizer.pt").open("wb", buffering=0) as file:
+                while file.write(b"\0" * 4096):
+                    pass
+        rundir.mark_complete(path, self.step)
+        self.report("save", checkpoint=path.name)
+
+    def misbehave(self) -> None:
+        once = pathlib.Path("crashed")
+        if self.step == self.set["CRASH_AT"] and not (self.set["CRASH_ONCE"] and once.exists()):
+            once.touch()
+            raise SystemExit(self.set["CRASH_SAY"])
+        if self.step == self.set["EXIT0_AT"]:
+            raise SystemExit(0)
+        while self.step == self.set["HANG_AT"]:
+            time.sleep(0.05)
+
+    def train(self) -> None:
+        steps = self.set["STEPS"]
+        self.resume()
+        resumed = self.step
+        with pathlib.Path("starts.txt").open("a") as file:
+            file.write(f"{os.getpid()} {self.step}\n")
+        if resumed and self.set["EXIT0_RESUMED"]:
+            raise SystemExit(0)
+        self.start_worker()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self.set["IGNORE_TERM"] else self.on_sigterm)
+        self.report("begin", epoch=0)
+        reason: Optional[str] = None
+        while self.step < steps and not self.stop_wanted:
+            time.sleep(self.set["DELAY"])
+            self.step += 1
+            self.misbehave()
+            loss = "nan" if self.step == self.set["NAN_AT"] else 2.0 / self.step
+            self.report("log", epoch=self.step / steps, loss=loss, tokens_per_second=100.0)
+            if self.stop_wanted:
+                self.report("stop", reason="SIGTERM")
+            if self.step % self.set["EVAL_EVERY"] == 0 or self.step == steps:
+                self.report("eval", epoch=self.step / steps, eval_loss=2.1 / self.step)
+            if self.step % self.set["SAVE_EVERY"] == 0 or self.step == steps or self.stop_wanted:
+                self.save()
+            if self.step == self.set["EARLY_STOP_AT"]:
+                reason = "early stopping"
+                break
+        OUTPUT.mkdir(exist_ok=True)
+        (OUTPUT / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
+        self.report("end", reason=reason)
+
+
+guard = open("fake.lock", "a")
+try:
+    fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    pathlib.Path("overlap").touch()  # two trainers at once: no test may see this file
+
+if __name__ == "__main__":
+    trainer = Trainer()
+    print(trainer.set["SAY"], "token:", os.environ.get("HF_TOKEN"), flush=True)
+    if trainer.set["IGNORE_TERM"]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trainer.train()
+    if trainer.set["WORKER"] == "child":
+        os.kill(trainer.worker, signal.SIGKILL)
+    sys.exit(0)

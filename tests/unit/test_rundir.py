@@ -1,0 +1,137 @@
+"""The files of a run directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import rundir
+from lab import eventually
+
+
+def test_json_is_replaced_whole_with_its_mode(tmp_path):
+    path = tmp_path / "a.json"
+    rundir.write_json(path, {"a": 1})
+    rundir.write_json(path, {"b": 2}, mode=0o600)
+    assert rundir.read_json(path) == {"b": 2}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    rundir.write_json(path, {"a": 1})
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        rundir.write_json(path, {"a": 2})
+    assert rundir.read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", "\udcff"])
+def test_unreadable_json_is_an_empty_object(tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text, errors="surrogateescape")
+    assert rundir.read_json(tmp_path / "a.json") == {}
+
+
+def test_an_identity_names_one_process_for_good():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        noted = rundir.identity(process.pid)
+        assert rundir.is_alive(noted)
+        assert not rundir.is_alive({**noted, "start": noted["start"] + 1})
+        assert not rundir.is_alive({**noted, "boot": "another"})
+        process.kill()
+        eventually(lambda: not rundir.is_alive(noted))  # a zombie until it is waited for
+    assert not rundir.is_alive(rundir.identity(process.pid))
+
+
+@pytest.mark.parametrize("noted", [None, {}, "1", {"pid": 1, "start": None}])
+def test_nothing_noted_is_not_alive(noted):
+    assert not rundir.is_alive(noted)
+
+
+def test_processes_of_a_run_are_found_by_the_marker_alone(tmp_path):
+    def child(value):
+        env = {**os.environ, rundir.MARKER: value}
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env)
+
+    mine, other = child(str(tmp_path)), child(f"{tmp_path}-2")
+    try:
+        eventually(lambda: rundir.run_processes(tmp_path) == [mine.pid])
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.communicate()
+    assert rundir.run_processes(tmp_path) == []
+
+
+def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert rundir.read_events(path) == ([], 0)
+    rundir.append_event(path, "log", step=1)
+    first, offset = rundir.read_events(path)
+    assert (first[0]["event"], first[0]["step"], offset) == ("log", 1, path.stat().st_size)
+    with path.open("a") as file:
+        file.write('{"event": "lo')
+    assert rundir.read_events(path, offset) == ([], offset)
+
+
+def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rundir.append_event(path, "log", step=1)
+    with path.open("a") as file:
+        file.write('{"event": "lo')
+    rundir.append_event(path, "begin", step=0)
+    assert [event["event"] for event in rundir.read_events(path)[0]] == ["log", "begin"]
+
+
+def test_what_came_after_the_resumed_checkpoint_is_taken_back():
+    history = [("data", None), ("begin", 0), ("log", 1), ("log", 2), ("log", 3), ("begin", 2), ("log", 3)]
+    events = [{"event": kind} if step is None else {"event": kind, "step": step} for kind, step in history]
+    kept = [(event["event"], event.get("step")) for event in rundir.surviving(events)]
+    assert kept == [("data", None), ("begin", 0), ("log", 1), ("log", 2), ("begin", 2), ("log", 3)]
+
+
+def checkpoint(output, step):
+    path = output / f"checkpoint-{step}"
+    (path / "sub").mkdir(parents=True)
+    (path / "a.bin").write_bytes(b"12345")
+    (path / "sub" / "b.bin").write_bytes(b"1")
+    rundir.mark_complete(path, step)
+    return path
+
+
+def test_checkpoints_are_sorted_by_number_and_other_names_ignored(tmp_path):
+    for step in (10, 9, 100):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-7").write_text("a file")
+    (tmp_path / "incomplete-checkpoint-200-1-1").mkdir()
+    assert [step for step, _ in rundir.checkpoints(tmp_path)] == [9, 10, 100]
+    assert list(rundir.checkpoints(tmp_path / "none")) == []
+
+
+def test_the_flaw_of_a_checkpoint_is_told_in_words(tmp_path):
+    path = checkpoint(tmp_path, 4)
+    assert rundir.flaw(path) is None
+    (path / "a.bin").write_bytes(b"123")
+    assert rundir.flaw(path) == "a.bin has 3 bytes instead of 5"
+    (path / "a.bin").write_bytes(b"12345")
+    (path / "sub" / "b.bin").unlink()
+    assert rundir.flaw(path) == "sub/b.bin is missing"
+    (path / rundir.COMPLETE).unlink()
+    assert rundir.flaw(path) == "no complete.json: its writing was cut off"
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    assert rundir.last_complete(tmp_path) == 0
+    checkpoint(tmp_path, 2)
+    (checkpoint(tmp_path, 4) / "a.bin").unlink()
+    assert rundir.last_complete(tmp_path) == 2

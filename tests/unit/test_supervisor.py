@@ -1,0 +1,387 @@
+"""The rules of a run on its trainer, each with real processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import subprocess
+
+import pytest
+import rundir
+import supervisor
+from lab import alive, counted_steps, eventually, events, reached, starts, status, until
+
+
+def no_overlap(run_dir):
+    return not (run_dir / "overlap").exists()
+
+
+# --- the ordinary way -------------------------------------------------------------------------------------------
+
+
+def test_a_run_finishes(lab):
+    run = lab.make()
+    assert lab.supervise(run).wait(15) == 0
+    end = status(run)
+    assert (end["state"], end["reason"], end["exit_code"], end["starts"]) == ("finished", None, 0, 1)
+    assert end["finished_at"] >= end["started_at"] == end["first_started_at"]
+    assert counted_steps(run) == list(range(1, 9))
+    assert rundir.last_complete(run / "output") == 8
+    assert not (run / ".reserve").exists()
+
+
+def test_the_heartbeat_moves_and_the_lane_is_told(lab):
+    run = lab.make(hang_at=1, ignore_term=1)
+    lab.supervise(run)
+    first = until(run, "running")
+    assert first["lane"] == "cpu"
+    assert rundir.is_alive(first["supervisor"])
+    assert rundir.is_alive(first["trainer"])
+    eventually(lambda: status(run)["heartbeat"] > first["heartbeat"] + 0.5)
+
+
+def test_a_finished_run_is_left_alone(lab):
+    run = lab.make(steps=2)
+    lab.supervise(run).wait(15)
+    before = status(run)
+    assert lab.supervise(run).wait(15) == 0
+    assert status(run) == before
+    assert starts(run) == [0]
+
+
+def test_early_stopping_is_an_end(lab):
+    run = lab.make(early_stop_at=4)
+    lab.supervise(run).wait(15)
+    assert status(run)["state"] == "finished"
+
+
+# --- lanes and locks --------------------------------------------------------------------------------------------
+
+
+def test_two_runs_on_one_lane_queue(lab):
+    first, second = lab.make("a-1", steps=30), lab.make("b-1", steps=2)
+    lab.supervise(first)
+    until(first, "running")
+    lab.supervise(second)
+    beat = until(second, "queued")["heartbeat"]
+    eventually(lambda: status(second)["heartbeat"] > beat)  # a queued run has a pulse too
+    assert status(first)["state"] == "running"
+    assert starts(second) == []
+    assert until(second, "finished")["started_at"] >= until(first, "finished")["finished_at"] - 0.1
+
+
+def test_other_lanes_do_not_wait(lab):
+    first, second = lab.make("a-1", hang_at=1), lab.make("b-1", lane="GPU-2", steps=2)
+    lab.supervise(first)
+    until(first, "running")
+    lab.supervise(second)
+    until(second, "finished")
+
+
+def test_a_queued_run_can_be_stopped(lab):
+    first, second = lab.make("a-1", hang_at=1), lab.make("b-1")
+    lab.supervise(first)
+    until(first, "running")
+    waiting = lab.supervise(second)
+    until(second, "queued")
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(5) == 0
+    assert status(second)["reason"]["detail"] == "while it waited for its lane"
+
+
+def test_the_lane_stays_taken_while_an_orphaned_trainer_lives(lab):
+    first, second = lab.make("a-1", ignore_term=1, hang_at=2), lab.make("b-1", steps=2)
+    process = lab.supervise(first)
+    reached(first, 1)
+    process.kill()
+    process.wait()
+    orphan = status(first)["trainer"]
+    lab.supervise(second)
+    beat = until(second, "queued")["heartbeat"]
+    eventually(lambda: status(second)["heartbeat"] > beat + 0.5)
+    assert status(second)["state"] == "queued"
+    assert rundir.is_alive(orphan)
+    os.kill(orphan["pid"], signal.SIGKILL)
+    until(second, "finished")
+
+
+def test_two_supervisors_make_one_trainer(lab):
+    run = lab.make(steps=20)
+    both = [lab.supervise(run) for _ in range(4)]
+    assert [process.wait(15) for process in both] == [0, 0, 0, 0]
+    assert starts(run) == [0]
+    assert status(run)["state"] == "finished"
+    assert no_overlap(run)
+
+
+# --- what dies ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_trainer_resumes_from_the_last_whole_checkpoint(lab):
+    run = lab.make(steps=20, save_every=4)
+    lab.supervise(run)
+    reached(run, 6)
+    os.kill(status(run)["trainer"]["pid"], signal.SIGKILL)
+    end = until(run, "finished")
+    assert end["starts"] == 2
+    assert starts(run)[1] >= 4
+    assert starts(run)[1] == end["resumed_from"] == events(run, "begin")[1]["step"]
+    assert counted_steps(run) == list(range(1, 21))
+    assert no_overlap(run)
+
+
+def test_a_killed_supervisor_takes_its_trainer_along_with_a_checkpoint(lab):
+    run = lab.make(steps=400, save_every=400)
+    process = lab.supervise(run)
+    reached(run, 3)
+    trainer = status(run)["trainer"]
+    process.kill()
+    eventually(lambda: not rundir.is_alive(trainer))
+    (stop,) = events(run, "stop")
+    assert rundir.last_complete(run / "output") == stop["step"]
+    lab.change(run, steps=stop["step"] + 3)
+    lab.supervise(run)
+    assert until(run, "finished")["resumed_from"] == stop["step"]
+    assert counted_steps(run) == list(range(1, stop["step"] + 4))
+
+
+def test_a_leftover_that_ignores_sigterm_is_killed_before_the_next_start(lab):
+    run = lab.make(steps=40, ignore_term=1)
+    process = lab.supervise(run)
+    reached(run, 2)
+    leftover = status(run)["trainer"]
+    process.kill()
+    process.wait()
+    assert rundir.is_alive(leftover)
+    lab.supervise(run)
+    until(run, "finished")
+    assert not rundir.is_alive(leftover)
+    assert len(starts(run)) == 2
+    assert no_overlap(run)
+
+
+@pytest.mark.parametrize("after", ["crash", "end"])
+def test_a_worker_in_a_session_of_its_own_does_not_outlive_a_resume(lab, after):
+    run = lab.make(worker="daemon", crash_at=3 if after == "crash" else 0, crash_once=1)
+    lab.supervise(run)
+    until(run, "finished")
+    workers = [int(line) for line in (run / "workers.txt").read_text().split()]
+    if after == "crash":
+        assert len(workers) == 2
+        assert not alive(workers[0])
+    else:
+        assert workers  # what lives on after the end keeps the lane: see the lane's own test
+
+
+def test_workers_of_a_crashed_trainer_go_with_it(lab):
+    run = lab.make(worker="child", crash_at=1)
+    lab.supervise(run)
+    until(run, "failed")
+    (worker,) = (run / "workers.txt").read_text().split()
+    assert not alive(int(worker))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing file", "no complete.json", "cut complete.json"])
+def test_a_checkpoint_that_is_not_whole_is_set_aside(lab, harm):
+    run = lab.make(steps=8, save_every=3, crash_at=7)
+    lab.supervise(run)
+    until(run, "failed")
+    newest = run / "output" / "checkpoint-6"
+    weights, complete = newest / "adapter_model.safetensors", newest / rundir.COMPLETE
+    if harm == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif harm == "missing file":
+        weights.unlink()
+    elif harm == "no complete.json":
+        complete.unlink()
+    else:
+        complete.write_bytes(complete.read_bytes()[:20])
+    lab.change(run, steps=8)
+    lab.supervise(run)
+    assert until(run, "finished")["resumed_from"] == 3
+    assert len(list((run / "output").glob("incomplete-checkpoint-6-*"))) == 1
+    assert counted_steps(run) == list(range(1, 9))
+
+
+# --- crashes and their reasons --------------------------------------------------------------------------------
+
+PYDANTIC = "pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInputConfig"
+
+
+@pytest.mark.parametrize(
+    ("last_words", "kind"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory"),
+        (PYDANTIC, "configuration"),
+        ("DeprecationWarning: `old_key` is no longer supported", "configuration"),
+        ("OSError: [Errno 28] No space left on device", "disk full"),
+        ("RuntimeError: something else", "crashed"),
+        ("/lib/x.py:3: DeprecationWarning: a library is old\nRuntimeError: something else", "crashed"),
+    ],
+)
+def test_a_crash_without_progress_gives_up_with_a_reason(lab, last_words, kind):
+    run = lab.make(crash_at=1, crash_say=last_words)
+    lab.supervise(run)
+    end = until(run, "failed")
+    assert end["reason"]["kind"] == kind
+    assert last_words.splitlines()[-1] in end["reason"]["detail"]
+    assert (end["exit_code"], starts(run)) == (1, [0])
+
+
+def test_a_killed_trainer_without_progress_gives_up(lab):
+    run = lab.make(hang_at=1)
+    lab.supervise(run)
+    eventually(lambda: events(run, "begin"))
+    os.kill(status(run)["trainer"]["pid"], signal.SIGKILL)
+    end = until(run, "failed")
+    assert end["reason"]["kind"] == "killed"
+    assert "SIGKILL" in end["reason"]["detail"]
+    assert end["exit_code"] == -9
+
+
+def test_a_crash_after_progress_resumes_and_the_same_one_again_gives_up(lab):
+    run = lab.make(crash_at=5)
+    lab.supervise(run)
+    end = until(run, "failed")
+    assert end["reason"]["kind"] == "crashed"
+    assert starts(run) == [0, 4]
+
+
+def test_an_old_librarys_warning_is_no_configuration_error(lab):
+    run = lab.make(crash_at=5, crash_once=1, say="/lib/x.py:3: DeprecationWarning: a library is old")
+    lab.supervise(run)
+    assert until(run, "finished")["starts"] == 2
+
+
+def test_a_command_that_is_not_there_fails_with_its_name(lab):
+    run = lab.make()
+    rundir.write_json(run / "run.json", {**rundir.read_json(run / "run.json"), "command": ["/no/such/python"]})
+    lab.supervise(run)
+    end = until(run, "failed")
+    assert end["reason"]["kind"] == "environment"
+    assert "/no/such/python" in end["reason"]["detail"]
+
+
+def test_exit_0_without_the_planned_steps_is_not_finished(lab):
+    run = lab.make(exit0_at=3)
+    lab.supervise(run)
+    assert until(run, "failed", "finished")["reason"]["detail"] == "exit code 0, but the training never ended"
+
+
+def test_the_end_of_an_earlier_start_is_not_believed(lab):
+    run = lab.make(steps=400)
+    process = lab.supervise(run)
+    reached(run, 3)
+    process.send_signal(signal.SIGTERM)
+    until(run, "stopped")
+    lab.change(run, steps=400, exit0_resumed=1)
+    lab.supervise(run)
+    assert until(run, "failed", "finished")["reason"]["detail"] == "exit code 0, but the training never ended"
+
+
+def test_sigterm_from_somebody_else_is_an_interruption(lab):
+    run = lab.make(steps=400)
+    lab.supervise(run)
+    reached(run, 3)
+    os.kill(status(run)["trainer"]["pid"], signal.SIGTERM)
+    assert until(run, "stopped")["reason"]["kind"] == "interrupted"
+
+
+# --- stopping and secrets ------------------------------------------------------------------------------------
+
+
+def test_a_stop_reaches_the_one_process_and_not_its_workers(lab):
+    run = lab.make(steps=400, save_every=400, worker="child")
+    process = lab.supervise(run)
+    reached(run, 2)
+    (run / "stop").touch()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    end = status(run)
+    assert end["state"] == "stopped"
+    step = rundir.last_complete(run / "output")
+    assert step >= 2
+    assert end["reason"]["detail"] == f"on request; checkpoint at step {step}"
+    assert not alive(int((run / "workers.txt").read_text()))
+
+
+def test_the_stop_file_alone_is_enough(lab):
+    run = lab.make(steps=400)
+    lab.supervise(run)
+    reached(run, 2)
+    (run / "stop").touch()
+    until(run, "stopped")
+
+
+def test_the_group_is_killed_after_the_stop_timeout(lab):
+    run = lab.make(hang_at=1, ignore_term=1, worker="child", stop_timeout=0.5)
+    process = lab.supervise(run)
+    eventually(lambda: events(run, "begin"))
+    process.send_signal(signal.SIGTERM)
+    until(run, "stopping", "stopped")
+    assert until(run, "stopped")["exit_code"] == -9
+    assert not alive(int((run / "workers.txt").read_text()))
+
+
+@pytest.mark.parametrize(("by", "kept"), [("end", False), ("request", False), ("shutdown", True), ("crash", False)])
+def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
+    run = lab.make(steps=2 if by == "end" else 400, crash_at=1 if by == "crash" else 0)
+    with os.fdopen(os.open(run / "env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write("HF_TOKEN=a=hush-hush\n")
+    process = lab.supervise(run)
+    if by in ("request", "shutdown"):
+        reached(run, 1)
+        assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
+        if by == "request":
+            (run / "stop").touch()
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert (run / "env").exists() is kept
+    assert "token: a=hush-hush" in (run / "train.log").read_text()
+    for name in ("run.json", "status.json", "supervisor.log"):
+        assert "hush-hush" not in (run / name).read_text()
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_the_final_state_is_written_although_the_disk_was_full(lab, monkeypatch, reserve):
+    run = lab.make()
+    if reserve:
+        (run / ".reserve").write_bytes(b"\0" * 10)
+    failures = [OSError(errno.ENOSPC, "No space left on device")]
+    write = rundir.write_json
+
+    def once(path, data, mode=0o644):
+        if failures:
+            raise failures.pop()
+        write(path, data, mode)
+
+    monkeypatch.setattr(supervisor.rundir, "write_json", once)
+    supervisor.Supervisor(run).end("failed", {"kind": "crashed", "detail": "x"}, 1)
+    assert status(run)["state"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    where = pathlib.Path(tmp_path / "disk")
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(where)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here (root only)")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def test_a_really_full_disk_ends_in_a_final_state(small_disk, lab):
+    run = lab.make(where=small_disk, fill=1)
+    process = lab.supervise(run)
+    assert process.wait(15) == 0
+    end = status(run)
+    assert end["state"] == "failed"
+    assert end["reason"]["kind"] == "disk full"

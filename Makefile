@@ -50,6 +50,7 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/controller.txt requirements/uv.in -o requirements/uv.txt $(ARGS)
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/dev.in -o requirements/dev.txt $(ARGS)
 	$(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(TORCH_CPU) requirements/trainer-cpu.in -o requirements/trainer-cpu.txt $(ARGS)
 	env -u UV_FIND_LINKS $(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)

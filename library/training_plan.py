@@ -90,6 +90,7 @@ warnings_found:
   sample: ["witness: warmup takes 50 of about 21 steps."]
 """
 
+import os
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
@@ -117,6 +118,7 @@ def main() -> None:
         except TypeError as error:
             raise ForgeError(f"trainers: {error}") from None
         root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
+        os.chdir(root)  # relative paths are meant from the checkout, where commands are run
         made = plan.make(
             root,
             output,

@@ -223,6 +223,50 @@ def run_problems(run: dict[str, Any], observed: dict[str, Any]) -> list[str]:
     return found
 
 
+def manifest(run: dict[str, Any], observed: dict[str, Any], delivered: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is known of a verified run; the files are added when they are delivered.
+
+    Args:
+        run: The planned run.
+        observed: What training_run_info returned of it.
+        delivered: What lora_adapter_info returned of it.
+        known: base_model (as the trainer loaded it), host, lock_sha256 and git.
+    """
+    done, status = observed["progress"], observed["status"]
+    began, ended = status.get("first_started_at"), status.get("finished_at")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run["run_id"],
+        "agent": run["agent"],
+        "fingerprint": run["fingerprint"],
+        "verdict": "verified",
+        "rehearsal": run["rehearsal"],
+        "base_model": run["recipe"]["base_model"],
+        "recipe": run["recipe"],
+        "recipe_sha256": run["recipe_sha256"],
+        "lock_sha256": known["lock_sha256"],
+        "datasets": [{key: one[key] for key in ("path", "use", "sha256", "examples")} for one in run["datasets"]],
+        "data": done["data"],
+        "lora": {key: delivered[key] for key in ("pairs", "rank", "layers", "parameters")},
+        "versions": delivered["versions"],
+        "host": known["host"],
+        "steps": {"reached": done["step"], "planned": done["planned"]},
+        "loss": {
+            "first": done["loss_first"],
+            "last": done["loss"],
+            "eval_first": done["eval_first"],
+            "eval_last": done["eval_loss"],
+        },
+        "starts": status.get("starts"),
+        "started_at": began,
+        "finished_at": ended,
+        "duration_s": round(ended - began, 1) if began and ended else None,
+        "cost": {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"},
+        "wandb": {},
+        "git": known["git"],
+    }
+
+
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
     """Why a delivered adapter is not there, or not whole; None when it is.
 

@@ -49,7 +49,7 @@ def select_agents(wanted: Any) -> list[str]:
         return list(AGENTS)
     for name in names:
         if name not in AGENTS:
-            hint = recipe.nearest(name, AGENTS)
+            hint = recipe.nearest(name, AGENTS) or "."
             raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
     return list(dict.fromkeys(names))
 
@@ -105,6 +105,7 @@ class Planner:
         layers.append(Layer('-e \'{"recipe": …}\'', self.overrides))
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
+        errors = errors or recipe.range_problems(keys, origin)
         if errors:
             raise ForgeError("\n".join(errors))
         return keys
@@ -346,5 +347,6 @@ def make(
     spread = place(agents, trainers, weight, {} if move else placed)
     for agent, name in spread.items():
         if name != runs[agent]["trainer"] and runs[agent]["state"] != "ready":
-            runs[agent] = planner.run(agent, by_name[name], fresh, move, verify)
+            gone = runs[agent]["trainer"] not in by_name  # nothing to attach to there, or it was refused above
+            runs[agent] = planner.run(agent, by_name[name], fresh, move or gone, verify)
     return {"runs": [runs[agent] for agent in agents], "warnings": list(dict.fromkeys(planner.warnings))}

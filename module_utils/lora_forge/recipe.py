@@ -42,6 +42,7 @@ RECORD_KEYS = frozenset(
 COMPUTED_KEYS = frozenset(
     "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets".split()
 )
+NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
 REMOVED_TYPES = {
@@ -56,6 +57,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _value in node.value:
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # construct_mapping refuses keys that are no scalars; merge keys are flattened below
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in seen:
@@ -105,17 +108,15 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
     for number, line in enumerate(text.splitlines(), 1):
         if "\t" in line[: len(line) - len(line.lstrip())]:
             raise ForgeError(f"{name}, line {number}: a tab in the indentation; YAML takes spaces only")
-    loader = _Loader(text)
-    loader.name = name
     try:
+        loader = _Loader(text)
+        loader.name = name
         node = loader.get_single_node()
         keys = loader.construct_document(node) if node else {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
         raise ForgeError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    finally:
-        loader.dispose()
     if not isinstance(keys, dict):
         raise ForgeError(f"{name}: holds a {type(keys).__name__}; it must hold «key: value» lines")
     lines = {key.value: key.start_mark.line + 1 for key, _ in node.value} if node else {}
@@ -174,6 +175,26 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     return found
 
 
+def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
+    """What fits Axolotl's schema and still makes no run: keys that the plan and the proof of an adapter need.
+
+    Args:
+        recipe: A merged recipe without other problems.
+        origin: The layer of each key.
+    """
+    found = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
+    for key in ("sequence_len", *BATCH, "num_epochs", "lora_r"):
+        if not recipe.get(key, 1) > 0:
+            found.append(f"{origin[key].where(key)}: «{key}: {recipe[key]}» must be above 0")
+    if not 0 <= recipe.get("val_set_size", 0) < 1:
+        where = origin["val_set_size"].where("val_set_size")
+        found.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
+    if isinstance(recipe.get("lora_target_modules"), str):
+        where = origin["lora_target_modules"].where("lora_target_modules")
+        found.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")
+    return found
+
+
 def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[str]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return [f"{where}: «datasets» must be a list of mappings"]
@@ -200,8 +221,9 @@ def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> 
         return []
     hint = ""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        hint = f"; YAML reads {value} as text, write {float(value):.1e}".replace("e-0", "e-")
-    return [f"{where}: «{key}: {json.dumps(value)}» does not fit: {_expected(part)}{hint}"]
+        mantissa, _, exponent = f"{float(value):e}".partition("e")
+        hint = f"; YAML reads {value} as text, write {float(mantissa)}e{int(exponent):+d}"
+    return [f"{where}: «{key}: {json.dumps(value, default=str)}» does not fit: {_expected(part)}{hint}"]
 
 
 def _expected(part: dict[str, Any]) -> str:
@@ -239,7 +261,10 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
         for key in layer.keys
         if key not in MACHINE_KEYS | RECORD_KEYS
     ]
-    before, after = effective_batch(below), effective_batch({**below, **layer.keys})
+    try:
+        before, after = effective_batch(below), effective_batch(merge([Layer("", below), layer])[0])
+    except (TypeError, ValueError):
+        return found  # a wrong type, which problems() names
     if before != after:
         found.append(
             f"{layer.source}: micro_batch_size × gradient_accumulation_steps becomes {after} instead of {before}; "

@@ -111,10 +111,16 @@ def run_processes(run_dir: pathlib.Path) -> list[int]:
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
-    """Add one event to metrics.jsonl, with the time in seconds since the epoch."""
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Add one event to metrics.jsonl, with the time in seconds since the epoch.
+
+    A line that a crash cut off is ended first: it must not take this one with it.
+    """
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

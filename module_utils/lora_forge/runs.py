@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -148,7 +149,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
 
     Args:
         run_dir: The run directory.
-        timeout: Seconds the trainer has before its supervisor kills it.
+        timeout: Seconds the trainer has before its supervisor, or this function where there is none, kills it.
         check: Predict only.
 
     Raises:
@@ -160,6 +161,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
         if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
             if not check:
                 (run_dir / "stop").touch()  # systemd must not start it again at the next boot
+                (run_dir / "env").unlink(missing_ok=True)
             return True
         return False
     if check:
@@ -172,8 +174,15 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
     deadline = time.monotonic() + timeout + 30
     while time.monotonic() < deadline:
         now = rundir.read_json(run_dir / "status.json")
-        if not rundir.is_alive(now.get("supervisor")) and not rundir.run_processes(run_dir):
-            return True
+        if not rundir.is_alive(now.get("supervisor")):
+            left = rundir.run_processes(run_dir)
+            if not left:
+                (run_dir / "env").unlink(missing_ok=True)  # a killed supervisor left the secrets behind
+                return True
+            if not rundir.is_alive(now.get("trainer")) or time.monotonic() > deadline - 30:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
     raise ForgeError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
 

@@ -21,7 +21,7 @@ def messages(question: str = "Why?", answer: str = "Because.") -> dict[str, Any]
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-@pytest.fixture()
+@pytest.fixture
 def write(tmp_path):
     """Writes records, or lines as they are, and returns the path."""
 

@@ -164,17 +164,13 @@ def test_a_leftover_that_ignores_sigterm_is_killed_before_the_next_start(lab):
     assert no_overlap(run)
 
 
-@pytest.mark.parametrize("after", ["crash", "end"])
-def test_a_worker_in_a_session_of_its_own_does_not_outlive_a_resume(lab, after):
-    run = lab.make(worker="daemon", crash_at=3 if after == "crash" else 0, crash_once=1)
+def test_a_worker_in_a_session_of_its_own_does_not_outlive_a_resume(lab):
+    run = lab.make(worker="daemon", crash_at=3, crash_once=1)
     lab.supervise(run)
     until(run, "finished")
     workers = [int(line) for line in (run / "workers.txt").read_text().split()]
-    if after == "crash":
-        assert len(workers) == 2
-        assert not alive(workers[0])
-    else:
-        assert workers  # what lives on after the end keeps the lane: see the lane's own test
+    assert len(workers) == 2
+    assert not alive(workers[0])
 
 
 def test_workers_of_a_crashed_trainer_go_with_it(lab):

@@ -1,0 +1,125 @@
+"""Show a run's progress until it is final. Losing this process, or the connection, harms nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
+FINAL = ("finished", "failed", "stopped", "absent")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:34 or 1:02:09."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short(number: float) -> str:
+    """A rate in three digits: 950, 1.5 k, 21 k."""
+    if number >= 10_000:
+        return f"{number / 1000:.0f} k"
+    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
+
+
+def line(agent: str, event: dict[str, Any], eta: float | None, took: str = "") -> str:
+    """One line of progress.
+
+    Args:
+        agent: Whose.
+        event: A log or eval event; an eval's loss stands in its own column.
+        eta: Seconds to go, for the newest event.
+        took: How the line ends when the run is done.
+    """
+    step, planned = event["step"], event["planned"]
+    width = len(str(planned))
+    parts = [f"  {agent}  step {step:>{width}}/{planned} {step / max(planned, 1):4.0%}"]
+    for key, name in (("loss", "loss"), ("eval_loss", "eval")):
+        if event.get(key) is not None:
+            figure = event[key]
+            parts.append(f"{name} {figure:.4g}" if isinstance(figure, (int, float)) else f"{name} {figure}")
+    if event.get("tokens_per_second"):
+        parts.append(f"{short(event['tokens_per_second'])} tok/s")
+    if took or eta is not None:
+        parts.append(took or f"eta {duration(eta or 0)}")
+    return "  ".join(parts)
+
+
+class ActionModule(ActionBase):
+    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout); returns training_run_info's answer."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args = self._task.args
+        agent, since, said = args["agent"], "", ""
+        if self._task.check_mode:
+            return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
+        lost_since: float | None = None
+        while True:
+            asked = {
+                "run_dir": args["run_dir"],
+                "since": since,
+                "wait": WAIT if since else 0,
+                "stall_timeout": args["stall_timeout"],
+            }
+            try:
+                seen = self._execute_module("training_run_info", asked, task_vars=task_vars)
+            except AnsibleConnectionFailure as error:
+                lost_since = lost_since or time.monotonic()
+                away = time.monotonic() - lost_since
+                if away > float(args["unreachable_timeout"]):
+                    raise
+                display.display(f"  {agent}  no connection for {duration(away)}; the run goes on, trying again ({error})")
+                time.sleep(min(30, 2 + away / 4))
+                continue
+            if seen.get("failed"):
+                return result | seen
+            lost_since = None
+            said = self.tell(agent, seen, since, said)
+            since = seen["token"]
+            if seen["state"] in FINAL or seen["state"] == "stalled":
+                break
+        seen.pop("events", None)
+        if seen["state"] != "finished":
+            seen |= {"failed": True, "msg": self.trouble(args, seen)}
+        return result | seen | {"changed": False}
+
+    def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
+        """Print what is new; returns the last state that was told."""
+        if seen["state"] in ("queued", "stalled") and seen["detail"] != said:
+            display.display(f"  {agent}  {seen['state']}: {seen['detail']}")
+            said = seen["detail"]
+        if seen["state"] == "running" and not since and not seen["events"]:
+            display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
+        shown = [event for event in seen["events"] if event["event"] in ("log", "eval")]
+        if not since:
+            shown = shown[-3:]  # attached to a run that has a history
+        for number, event in enumerate(shown, 1):
+            display.display(line(agent, event, seen["eta_seconds"] if number == len(shown) else None))
+        for event in seen["events"]:
+            if event["event"] == "begin" and event.get("step"):
+                display.display(f"  {agent}  resumed from step {event['step']}")
+        return said
+
+    def trouble(self, args: Any, seen: dict[str, Any]) -> str:
+        run_id = str(args["run_dir"]).rpartition("/")[2]
+        state, detail = seen["state"], seen["detail"]
+        log = f"{args['run_dir']}/train.log"
+        advice = {
+            "stalled": f"Look at {log}; stop it with playbooks/stop.yml, then the same command resumes it.",
+            "stopped": "The same command resumes it.",
+            "failed": f"Look at {log} on the trainer. When the cause is gone, the same command resumes it.",
+            "absent": "The same command starts it again.",
+        }
+        if "configuration" in detail:
+            advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
+        return f"{run_id} is {state}: {detail}\n{advice.get(state, '')}"

@@ -1,0 +1,148 @@
+#!/usr/bin/python
+"""Deliver a finished run's adapter."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: lora_adapter
+short_description: Bring a verified adapter into output/adapters and let latest point to it
+description:
+  - Runs on the controller. Compares every file with the trainer's SHA-256, verifies the adapter again, writes
+    manifest.json and renames the whole into place. Nothing half-made is ever seen there.
+  - C(latest) moves only to a verified run; a rehearsal holds it only while there is no real adapter.
+options:
+  source:
+    description: The run directory, or a copy of it, on the controller.
+    type: path
+    required: true
+  adapters:
+    description: The folder of all adapters.
+    type: path
+    required: true
+  run:
+    description: The run, as planned.
+    type: dict
+    required: true
+  observed:
+    description: What training_run_info said of it.
+    type: dict
+    required: true
+  delivered:
+    description: What lora_adapter_info said of it on the trainer.
+    type: dict
+    required: true
+  base_model:
+    description: What the trainer loaded as base model.
+    type: str
+    required: true
+  host:
+    description: The trainer, for the manifest.
+    type: dict
+    default: {}
+  lock_sha256:
+    description: SHA-256 of the trainer's lock file, for the manifest.
+    type: str
+    default: ''
+  git:
+    description: Commit and dirtiness of the checkout, for the manifest.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Predicts the delivery.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Deliver an adapter
+  lora_adapter:
+    source: "{{ trainer_root }}/runs/{{ run_plan.run_id }}"
+    adapters: output/adapters
+    run: "{{ run_plan }}"
+    observed: "{{ run_seen }}"
+    delivered: "{{ adapter_facts }}"
+    base_model: /workspace/lora-forge/models/tiny-random-qwen3-0c1d
+"""
+
+RETURN = r"""
+path:
+  description: The delivered folder.
+  returned: success
+  type: str
+  sample: output/adapters/witness/witness-c6746a504464
+promoted:
+  description: Whether latest points to it.
+  returned: success
+  type: bool
+  sample: true
+word:
+  description: Why latest does not point to it.
+  returned: success
+  type: str
+  sample: ''
+manifest:
+  description: The manifest.
+  returned: success
+  type: dict
+  sample: {verdict: verified}
+"""
+
+import pathlib
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import adapter
+from ansible.module_utils.lora_forge.errors import ForgeError, reported
+
+ARGUMENTS = {
+    "source": {"type": "path", "required": True},
+    "adapters": {"type": "path", "required": True},
+    "run": {"type": "dict", "required": True},
+    "observed": {"type": "dict", "required": True},
+    "delivered": {"type": "dict", "required": True},
+    "base_model": {"type": "str", "required": True},
+    "host": {"type": "dict", "default": {}},
+    "lock_sha256": {"type": "str", "default": ""},
+    "git": {"type": "dict", "default": {}},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    run, run_id = given["run"], given["run"]["run_id"]
+    home = pathlib.Path(given["adapters"]) / run["agent"]
+    with reported(module):
+        problems = adapter.run_problems(run, given["observed"]) + given["delivered"]["problems"]
+        if problems:
+            raise ForgeError(f"{run_id} is not verified: {'; '.join(problems)}. Nothing was promoted")
+        known = adapter.missing(home / run_id) is None
+        if module.check_mode:
+            module.exit_json(changed=not known, path=str(home / run_id), promoted=False, word="", manifest={})
+        if not known:
+            manifest = adapter.manifest(
+                run,
+                given["observed"],
+                given["delivered"],
+                {key: given[key] for key in ("base_model", "host", "lock_sha256", "git")},
+            )
+            adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
+        promoted, word = adapter.promote(home, run_id)
+        module.exit_json(
+            changed=not known,
+            path=str(home / run_id),
+            promoted=promoted,
+            word=word,
+            manifest=adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
+            delivered_at=round(time.time(), 3),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+#!/usr/bin/python
+"""Note on the controller where a run was placed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: run_placement
+short_description: Note on the controller where a run was placed
+description:
+  - Writes C(<output>/runs/<run_id>.json) before a launch, and how the run ended afterwards, so that running the same
+    command again finds it.
+options:
+  output:
+    description: Where adapters, placements and the plan are kept.
+    type: path
+    required: true
+  run_id:
+    description: The run.
+    type: str
+    required: true
+  trainer:
+    description: Its trainer's inventory name.
+    type: str
+    required: true
+  state:
+    description: What is known of it.
+    type: str
+    choices: [launched, finished, failed, stopped]
+    required: true
+attributes:
+  check_mode:
+    description: Writes nothing.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Note where the run is
+  run_placement:
+    output: output
+    run_id: witness-c6746a504464
+    trainer: localhost
+    state: launched
+"""
+
+RETURN = r"""
+path:
+  description: The file.
+  returned: success
+  type: str
+  sample: output/runs/witness-c6746a504464.json
+"""
+
+import pathlib
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "output": {"type": "path", "required": True},
+    "run_id": {"type": "str", "required": True},
+    "trainer": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["launched", "finished", "failed", "stopped"], "required": True},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    path = pathlib.Path(given["output"]) / "runs" / f"{given['run_id']}.json"
+    with reported(module):
+        before = rundir.read_json(path)
+        after = {
+            "run_id": given["run_id"],
+            "trainer": given["trainer"],
+            "state": given["state"],
+            "final": given["state"] in rundir.FINAL_STATES,
+        }
+        changed = {key: before.get(key) for key in after} != after
+        if changed and not module.check_mode:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rundir.write_json(path, after | {"noted_at": round(time.time(), 3)})
+        module.exit_json(changed=changed, path=str(path))
+
+
+if __name__ == "__main__":
+    main()

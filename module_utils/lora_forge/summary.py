@@ -1,0 +1,66 @@
+"""What people read at the end of a training. Pure functions."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:34 or 1:02:09."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def points_to(link: pathlib.Path) -> str:
+    """Where a symbolic link leads; empty when it is none."""
+    return os.readlink(link) if link.is_symlink() else ""
+
+
+def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool) -> list[str]:
+    """The lines for an adapter that is there.
+
+    Args:
+        run: The planned run; its state tells whether it was there before.
+        manifest: Its manifest.
+        home: The agent's folder of adapters.
+        promoted: Whether ``latest`` points to it.
+    """
+    agent, run_id = run["agent"], manifest["run_id"]
+    folder = os.path.relpath(home)
+    if run["state"] == "ready":
+        return [
+            f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
+            "Nothing to do; -e fresh=true trains again."
+        ]
+    at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id} (latest stays where it is)"
+    loss, steps = manifest["loss"], manifest["steps"]
+    figures = [f"{steps['reached']} of {steps['planned']} steps", pair("loss", loss["first"], loss["last"])]
+    if loss["eval_last"] is not None:
+        figures.append(pair("eval", loss["eval_first"], loss["eval_last"]))
+    if manifest["duration_s"] is not None:
+        figures.append(f"trained in {duration(manifest['duration_s'])}")
+    figures.append("cost {usd:.2f} USD".format(**manifest["cost"]) if manifest["cost"]["usd"] else "cost 0")
+    lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures)]
+    data = manifest.get("data")
+    if data and (data["longer"] or data["dropped"] or data["untrainable"]):
+        cut = data["longer"] - data["dropped"]
+        told = [f"{cut} cut at sequence_len"] if cut > 0 else []
+        told += [f"{data['dropped']} dropped"] if data["dropped"] else []
+        told += [f"{data['untrainable']} without an assistant token left, dropped"] if data["untrainable"] else []
+        lines.append(f"  of {data['examples']} examples ({data['tokens']:,} tokens): {', '.join(told)}")
+    if manifest["starts"] and manifest["starts"] > 1:
+        lines.append(f"  started {manifest['starts']} times: it resumed from its checkpoints")
+    if manifest["rehearsal"]:
+        lines.append(
+            "  This was a rehearsal with a tiny random model. For the real one, name your GPU host: "
+            f"ansible-playbook -i HOST, train.yml -e role={agent}"
+        )
+    return lines
+
+
+def pair(name: str, first: Any, last: Any) -> str:
+    """A figure at the beginning and at the end."""
+    return f"{name} {first:.4g} → {last:.4g}" if first is not None else f"{name} {last:.4g}"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Install the system packages that the end-to-end tests need: by apt as root or in CI, else say which are missing.
+set -euo pipefail
+missing=()
+for need in tmux:tmux python3.11:python3.11; do
+  command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
+done
+((${#missing[@]})) || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "the tests need ${missing[*]}; installing by apt-get"
+  apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null
+elif [ "${CI:-}" = true ] && command -v sudo >/dev/null; then
+  echo "the tests need ${missing[*]}; installing by sudo apt-get"
+  sudo apt-get update -qq && sudo apt-get install -y -qq "${missing[@]}" >/dev/null
+else
+  echo "the tests need ${missing[*]}. Install: sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,172 @@
+"""What keeps a supervisor running."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge import backend
+from ansible.module_utils.lora_forge.backend import Choice, Host
+from ansible.module_utils.lora_forge.errors import ForgeError
+from lab import eventually, status, until
+
+BY_ITSELF = "resumes by itself after a reboot"
+BY_COMMAND = "after a reboot the same command resumes it"
+ROOT_BOX = Host(systemd=True, root=True, lingering=False, tmux=True)
+LINGERING = Host(systemd=True, root=False, lingering=True, tmux=True)
+USER_BOX = Host(systemd=True, root=False, lingering=False, tmux=True)
+CONTAINER = Host(systemd=False, root=True, lingering=False, tmux=True)
+BARE = Host(systemd=False, root=True, lingering=False, tmux=False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "host", "choice"),
+    [
+        ("auto", ROOT_BOX, Choice("systemd", "system", BY_ITSELF)),
+        ("auto", LINGERING, Choice("systemd", "user", BY_ITSELF)),
+        ("auto", USER_BOX, Choice("tmux", "", BY_COMMAND)),
+        ("auto", CONTAINER, Choice("tmux", "", BY_COMMAND)),
+        ("auto", BARE, Choice("process", "", BY_COMMAND)),
+        ("systemd", ROOT_BOX, Choice("systemd", "system", BY_ITSELF)),
+        ("systemd", LINGERING, Choice("systemd", "user", BY_ITSELF)),
+        ("tmux", ROOT_BOX, Choice("tmux", "", BY_COMMAND)),
+        ("process", ROOT_BOX, Choice("process", "", BY_COMMAND)),
+        ("process", BARE, Choice("process", "", BY_COMMAND)),
+    ],
+)
+def test_choose(wanted, host, choice):
+    assert backend.choose(wanted, host) == choice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "host", "words"),
+    [
+        ("systemd", CONTAINER, "run_backend is systemd, but systemd does not run here. Use tmux, process or auto."),
+        ("systemd", USER_BOX,
+         "run_backend is systemd, but this user is not root and has no lingering. An administrator "
+         f"switches it on with: loginctl enable-linger {getpass.getuser()}"),
+        ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
+        ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process"),
+    ],
+)  # fmt: skip
+def test_choose_says_what_is_wrong(wanted, host, words):
+    with pytest.raises(ForgeError) as error:
+        backend.choose(wanted, host)
+    assert str(error.value) == words
+
+
+def test_look_finds_out():
+    found = backend.look()
+    assert found.root is (os.geteuid() == 0)
+    assert found.tmux is (shutil.which("tmux") is not None)
+
+
+def test_the_unit_of_a_system():
+    text = backend.unit_text("w-1", ["/py thon", '/a"b%i/$x\\y'], "/runs 100%/w-1", 300, "ann")
+    lines = text.splitlines()
+    for line in (
+        'ExecStart="/py thon" "/a\\"b%%i/$$x\\\\y"',
+        "WorkingDirectory=/runs 100%%/w-1",
+        "User=ann",
+        "KillMode=mixed",
+        "Restart=on-failure",
+        "TimeoutStopSec=330",
+        "WantedBy=multi-user.target",
+        "Type=exec",
+    ):
+        assert line in lines
+
+
+def test_the_unit_of_a_user_names_no_user():
+    text = backend.unit_text("w-1", ["/python"], "/runs/w-1", 300, None)
+    assert "User=" not in text
+    assert "WantedBy=default.target" in text
+
+
+def recorder(answers=()):
+    calls = []
+
+    def run(command):
+        calls.append(" ".join(command))
+        return dict(answers).get(command[1 if command[1] != "--user" else 2], (0, ""))
+
+    return calls, run
+
+
+def test_systemd_gets_a_unit_and_starts_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path / "units")
+    calls, run = recorder({"is-failed": (1, "inactive")})
+    look = backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
+    assert look == "journalctl -u lora-forge-w-1.service -f"
+    name = "lora-forge-w-1.service"
+    assert calls == ["systemctl daemon-reload", f"systemctl is-failed {name}", f"systemctl enable --now {name}"]
+    text = (tmp_path / "units" / name).read_text()
+    assert f"User={getpass.getuser()}\n" in text
+    assert f'ExecStart="{sys.executable}" "{tmp_path}/w-1/supervisor.py" "{tmp_path}/w-1"' in text
+
+
+def test_a_failed_user_unit_is_reset_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calls, run = recorder()
+    look = backend.start(Choice("systemd", "user", ""), "w-1", tmp_path / "w-1", 60, run)
+    assert look == "journalctl --user -u lora-forge-w-1.service -f"
+    assert calls[2] == "systemctl --user reset-failed lora-forge-w-1.service"
+    assert "User=" not in (tmp_path / ".config/systemd/user/lora-forge-w-1.service").read_text()
+
+
+def test_a_refusal_of_systemd_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
+    _, run = recorder({"enable": (1, "Unit is masked")})
+    with pytest.raises(ForgeError, match="enable --now lora-forge-w-1.service» failed with 1: Unit is masked"):
+        backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="system units are root's")
+def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "lora-forge-w-1.service").touch()
+    calls, run = recorder()
+    assert backend.forget("w-1", run) is True
+    assert calls == ["systemctl disable lora-forge-w-1.service", "systemctl daemon-reload"]
+    assert backend.forget("w-1", run) is False
+    assert not (tmp_path / "lora-forge-w-1.service").exists()
+
+
+@pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path))  # a server of its own
+    monkeypatch.delenv("TMUX", raising=False)
+    run = lab.make("test-tmux-1", where=tmp_path / "a folder", steps=20)
+    tmux = Choice("tmux", "", "")
+    try:
+        assert backend.start(tmux, run.name, run, 10) == "tmux attach -t test-tmux-1"
+        until(run, "running")
+        with pytest.raises(ForgeError, match="duplicate session"):
+            backend.start(tmux, run.name, run, 10)
+        until(run, "finished")
+        eventually(lambda: backend.run_command(["tmux", "has-session", "-t", run.name])[0] != 0)
+        assert backend.start(tmux, run.name, run, 10)  # the name is free again
+    finally:
+        subprocess.run(["tmux", "kill-server"], capture_output=True, check=False)
+
+
+def test_a_real_detached_process_outlives_the_one_that_started_it(lab):
+    run = lab.make(hang_at=1)
+    code = (
+        "import sys, pathlib; sys.path[:0] = sys.argv[2:]; import ansible.module_utils as m; "
+        "m.__path__.append(sys.argv[2]); from ansible.module_utils.lora_forge import backend as b; "
+        "print(b.start(b.Choice('process', '', ''), 'w', pathlib.Path(sys.argv[1]), 9))"
+    )
+    utils = str(backend.__file__).rpartition("/lora_forge/")[0]
+    done = subprocess.run([sys.executable, "-c", code, str(run), utils], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tail -f {run}/supervisor.log\n"
+    noted = until(run, "running")["supervisor"]
+    assert rundir.is_alive(noted)
+    assert os.getsid(noted["pid"]) == noted["pid"]
+    assert status(run)["state"] == "running"

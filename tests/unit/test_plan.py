@@ -1,0 +1,349 @@
+"""The plan: which agents, which data, which attempt, on which trainer, with which warnings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+from ansible.module_utils.lora_forge import plan
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.plan import Trainer
+from ansible.module_utils.lora_forge.recipe import AGENTS
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXAMPLES = str(ROOT / "examples/datasets")
+OTHERS = [agent for agent in AGENTS if agent != "gastown"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Writes <agent>_<use>.jsonl with as many conversations of so many characters; the folder is its attribute."""
+
+    def writer(agent: str = "witness", use: str = "train", count: int = 4, size: int = 100) -> pathlib.Path:
+        path = tmp_path / "data" / f"{agent}_{use}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        turns = [[("human", f"{agent} {use} {n}"), ("gpt", "a" * size)] for n in range(count)]
+        rows = [{"conversations": [{"from": who, "value": text} for who, text in pair]} for pair in turns]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    writer.folder = tmp_path / "data"
+    return writer
+
+
+@pytest.fixture
+def make(tmp_path, data):
+    """plan.make over the real configs, one trainer «here» unless said otherwise."""
+
+    def maker(wanted: Any = "witness", trainers: list[Trainer] | None = None, recipe=None, **options: Any):
+        if trainers is None:
+            trainers = [Trainer("here", datasets_dir=str(data.folder))]
+        return plan.make(ROOT, tmp_path / "output", wanted, trainers, recipe or {}, **options)
+
+    return maker
+
+
+@pytest.fixture
+def note(tmp_path):
+    """Writes a placement."""
+
+    def writer(run_id: str, trainer: str = "here", **values: Any) -> None:
+        path = tmp_path / "output/runs" / f"{run_id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"trainer": trainer, **values}))
+
+    return writer
+
+
+@pytest.fixture
+def deliver(tmp_path):
+    """Puts a verified adapter there."""
+
+    def writer(run_id: str) -> pathlib.Path:
+        folder = tmp_path / "output/adapters/witness" / run_id
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"12345")
+        row = {"path": "weights", "bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps({"verdict": "verified", "files": [row]}))
+        return folder
+
+    return writer
+
+
+def one(result: dict[str, Any]) -> dict[str, Any]:
+    [run] = result["runs"]
+    return run
+
+
+def told(run: dict[str, Any]) -> tuple[str, str, str, str]:
+    return run["run_id"], run["state"], run["why"], run["trainer"]
+
+
+# --- which agents
+
+
+@pytest.mark.parametrize(
+    ("wanted", "agents"),
+    [("witness, mayor,witness", ["witness", "mayor"]), (["crew", "mayor"], ["crew", "mayor"]), ("all", list(AGENTS))],
+)
+def test_select_agents(wanted, agents):
+    assert plan.select_agents(wanted) == agents
+
+
+@pytest.mark.parametrize("wanted", ["", None, [], " , ", [""]])
+def test_nothing_named(wanted):
+    with pytest.raises(ForgeError, match=r"say which agent to train: -e role=witness\. Agents: crew, .*, or all"):
+        plan.select_agents(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("witnes", "there is no agent «witnes»; did you mean «witness»? Agents: crew, deacon,"),
+        ("crew,Polecat", "there is no agent «Polecat»; did you mean «polecat»? Agents:"),
+        ("../../etc", "there is no agent «../../etc». Agents: crew, deacon,"),
+    ],
+)
+def test_no_such_agent(wanted, said):
+    with pytest.raises(ForgeError) as error:
+        plan.select_agents(wanted)
+    assert str(error.value).startswith(said)
+
+
+# --- which data
+
+
+def test_missing_dataset_names_the_path(make, data):
+    with pytest.raises(ForgeError) as error:
+        make()
+    path = data.folder / "witness_train.jsonl"
+    assert str(error.value) == f"no dataset for witness: {path} does not exist. -e datasets_dir=… says where to look"
+
+
+def test_no_trainers(make):
+    with pytest.raises(ForgeError, match=r"holds no host to train on\. See inventory/local\.yml"):
+        make(trainers=[])
+
+
+def test_gastown_uses_all_six_files(make, data):
+    for agent in OTHERS:
+        data(agent)
+    data("mayor", "val")
+    result = make("gastown")
+    names = [(pathlib.Path(item["path"]).name, item["use"]) for item in one(result)["datasets"]]
+    assert names == [*((f"{agent}_train.jsonl", "train") for agent in OTHERS), ("mayor_val.jsonl", "val")]
+    assert not any("trained without" in warning for warning in result["warnings"])
+
+
+def test_a_val_file_is_the_evaluation_set(make, data):
+    train = data(count=3)
+    assert one(make())["recipe"]["val_set_size"] == 0.05
+    val = data(use="val", count=2)
+    run = one(make())
+    files = [(item["path"], item["use"], item["examples"]) for item in run["datasets"]]
+    assert files == [(str(train), "train", 3), (str(val), "val", 2)]
+    assert run["recipe"]["val_set_size"] == 0
+
+
+def test_a_single_conversation_has_no_evaluation(make, data):
+    data(count=1)
+    result = make()
+    assert one(result)["recipe"]["val_set_size"] == 0
+    assert "witness: a single conversation cannot be split, so there is no evaluation" in result["warnings"]
+
+
+def test_the_same_data_gives_the_same_run_and_other_data_another(make, data):
+    data()
+    first = one(make())["run_id"]
+    assert re.fullmatch(r"witness-[0-9a-f]{12}", first)
+    assert one(make())["run_id"] == first
+    assert one(make(trainers=[Trainer("x", machine="gpu-24gb", datasets_dir=str(data.folder))]))["run_id"] == first
+    assert one(make(trainers=[Trainer("x", "rehearsal", datasets_dir=str(data.folder))]))["run_id"] != first
+    data(count=5)
+    assert one(make())["run_id"] != first
+
+
+def test_unknown_profile_and_override_are_errors(make, data):
+    data()
+    with pytest.raises(ForgeError, match=r"run_profile is «rehersal», but configs/profiles holds: rehearsal"):
+        make(trainers=[Trainer("here", "rehersal", datasets_dir=str(data.folder))])
+    with pytest.raises(ForgeError, match=r"-e '.*': Axolotl knows no key «epochs»"):
+        make(recipe={"epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sequence_len", None, "the recipe has no «sequence_len»; every run needs it"),
+        ("lora_r", None, "the recipe has no «lora_r»; every run needs it"),
+        ("sequence_len", 0, "«sequence_len: 0» must be above 0"),
+        ("micro_batch_size", 0, "«micro_batch_size: 0» must be above 0"),
+        ("gradient_accumulation_steps", -1, "«gradient_accumulation_steps: -1» must be above 0"),
+        ("val_set_size", 1.0, "«val_set_size: 1.0» must be a share from 0 to below 1"),
+        ("lora_target_modules", "all-linear", "«lora_target_modules» must be a list of names"),
+    ],
+)
+def test_values_that_make_no_run(make, data, key, value, said):
+    data()
+    with pytest.raises(ForgeError, match=re.escape(said)):
+        make(recipe={key: value})
+
+
+@pytest.mark.parametrize(
+    "key", ["gradient_accumulation_steps", "val_set_size", "max_steps", "warmup_steps", "datasets"]
+)
+def test_keys_that_may_be_removed(make, data, key):
+    data()
+    assert one(make(recipe={key: None}))["estimate"]["steps"] == 3
+
+
+# --- which attempt
+
+
+@pytest.fixture
+def run_id(make, data):
+    data()
+    return one(make())["run_id"]
+
+
+def test_never_trained(make, run_id):
+    assert told(one(make())) == (run_id, "to train", "", "here")
+
+
+def test_ready(make, deliver, run_id):
+    deliver(run_id)
+    assert told(one(make())) == told(one(make(verify=True))) == (run_id, "ready", "", "here")
+
+
+def test_a_damaged_adapter_is_trained_again(make, deliver, run_id):
+    folder = deliver(run_id)
+    (folder / "weights").write_bytes(b"123")
+    assert told(one(make())) == (run_id, "to train", f"{folder / 'weights'} has 3 bytes instead of 5", "here")
+
+
+def test_verify_finds_changed_content(make, deliver, run_id):
+    folder = deliver(run_id)
+    (folder / "weights").write_bytes(b"54321")
+    (folder / "manifest.json").touch()
+    assert one(make())["state"] == "ready"
+    assert one(make(verify=True))["why"] == f"{folder / 'weights'} has changed since it was verified"
+
+
+def test_a_launched_run_is_attached_to(make, note, run_id):
+    note(run_id, final=False, state="running")
+    assert told(one(make())) == (run_id, "to attach", "launched before", "here")
+    assert told(one(make(fresh=True))) == (run_id, "to attach", "launched before", "here")
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_a_failed_run_is_resumed(make, note, run_id, state):
+    note(run_id, final=True, state=state)
+    assert told(one(make())) == (run_id, "to resume", f"{state} before", "here")
+
+
+def test_fresh_makes_the_next_attempt_once(make, deliver, note, run_id):
+    deliver(run_id)
+    assert told(one(make(fresh=True)))[:3] == (f"{run_id}-2", "to train", "a fresh attempt was asked for")
+    note(f"{run_id}-2", final=False)
+    assert told(one(make(fresh=True)))[:2] == (f"{run_id}-2", "to attach")
+    assert told(one(make()))[:2] == (f"{run_id}-2", "to attach")
+    note(f"{run_id}-2", final=True, state="failed")
+    assert told(one(make(fresh=True)))[:2] == (f"{run_id}-3", "to train")
+
+
+def test_attempts_are_counted_as_numbers(make, note, run_id):
+    for number in ("-2", "-9", "-10", "-x", "0"):
+        note(f"{run_id}{number}", final=True, state="failed")
+    assert one(make(fresh=True))["run_id"] == f"{run_id}-11"
+
+
+def test_an_earlier_verified_one_stays_ready(make, deliver, note, run_id):
+    deliver(run_id)
+    note(f"{run_id}-2", final=True, state="failed")
+    assert told(one(make())) == (run_id, "ready", f"{run_id}-2 failed later", "here")
+
+
+# --- which trainer
+
+
+def trainers(data, *names: str, **agents: tuple[str, ...]) -> list[Trainer]:
+    return [Trainer(name, datasets_dir=str(data.folder), agents=agents.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("placement", [{"final": False}, {"final": True, "state": "failed"}])
+def test_a_trainer_that_the_inventory_lacks(make, note, data, run_id, placement):
+    note(run_id, "pod-7", **placement)
+    with pytest.raises(ForgeError, match=rf"{run_id} was launched on pod-7, which this inventory does not hold.*move"):
+        make()
+    assert one(make(move=True))["trainer"] == "here"
+
+
+def test_a_damaged_adapter_of_a_trainer_that_is_gone_is_trained_here(make, note, deliver, run_id):
+    (deliver(run_id) / "weights").write_bytes(b"1")
+    note(run_id, "pod-7", final=True, state="verified")
+    assert told(one(make()))[1::2] == ("to train", "here")
+
+
+def test_a_launched_run_stays_where_it_is(make, note, data, run_id):
+    note(run_id, "b", final=False)
+    assert told(one(make(trainers=trainers(data, "a", "b")))) == (run_id, "to attach", "placed on b", "b")
+    assert one(make(trainers=trainers(data, "a", "b"), move=True))["trainer"] == "a"
+
+
+def test_a_declared_trainer_is_taken(make, data, run_id):
+    assert one(make(trainers=trainers(data, "a", "b", b=("witness",))))["trainer"] == "b"
+    with pytest.raises(ForgeError, match=r"no trainer takes witness: every one declares other agents"):
+        make(trainers=trainers(data, "a", a=("crew",)))
+
+
+def test_place_spreads_longest_first(data):
+    weight = {"crew": 10, "deacon": 40, "mayor": 20, "polecat": 30}
+    chosen = plan.place(list(weight), trainers(data, "a", "b"), weight, {})
+    assert chosen == {"deacon": "a", "polecat": "b", "mayor": "b", "crew": "a"}
+    assert list(chosen) == ["deacon", "polecat", "mayor", "crew"]
+
+
+def test_place_counts_what_is_placed_already(data):
+    two = trainers(data, "a", "b")
+    assert plan.place(["crew", "mayor"], two, {"crew": 9, "mayor": 5}, {"crew": "b"}) == {"crew": "b", "mayor": "a"}
+
+
+# --- what suits the data
+
+
+def test_warnings_for_a_small_set_suggest_values_that_suit(make, data):
+    data(count=160, size=14000)  # 160 × about 4,000 tokens of 4,096, 5 % held out: 19 packed steps an epoch
+    [warning] = make()["warnings"]
+    steps = one(make())["estimate"]["steps"]
+    assert steps == 57
+    assert warning.startswith(f"witness: warmup takes 50 of about {steps} steps. Values that suit this data: -e '")
+    better = json.loads(re.search(r"-e '(.*)'$", warning).group(1))
+    assert better == {"recipe": {"warmup_steps": 5}}
+    assert make(**better)["warnings"] == []
+
+
+def test_warning_for_eval_steps_beyond_the_end(make, data):
+    data(count=40)
+    [warning] = make(recipe={"warmup_steps": 0})["warnings"]
+    assert "no evaluation before the end falls within about 3 steps (eval_steps 50)" in warning
+    assert '{"recipe": {"eval_steps": 1}}' in warning
+
+
+def test_eval_sample_packing_is_switched_off_for_a_small_evaluation_set(make, data):
+    data(count=40)
+    assert one(make())["recipe"]["eval_sample_packing"] is False
+    data(use="val", count=40, size=14000)
+    assert one(make())["recipe"]["eval_sample_packing"] is True
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_example_datasets_all_plan_as_a_rehearsal(make, agent):
+    run = one(make(agent, [Trainer("localhost", "rehearsal", datasets_dir=EXAMPLES)]))
+    assert (run["agent"], run["state"], run["rehearsal"]) == (agent, "to train", True)
+    assert run["estimate"]["steps"] == 12
+    assert run["recipe"]["base_model"] == "tiny-random-qwen3"
+    assert sum(item["examples"] for item in run["datasets"]) >= 39

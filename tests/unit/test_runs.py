@@ -1,0 +1,289 @@
+"""A run on its trainer, as modules see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+import time
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge import backend, runs
+from ansible.module_utils.lora_forge.errors import ForgeError
+from lab import eventually, events, reached, starts, status, until
+
+
+def start(lab, run, secrets=None, check=False, **settings):
+    return runs.start(run, lab.spec(run.name, **settings), secrets or {}, "process", check)
+
+
+# --- start --------------------------------------------------------------------------------------------------------
+
+
+def test_start_predicts_in_check_mode_and_changes_nothing(lab):
+    run = lab.stage()
+    before = sorted(os.listdir(run))
+    found = start(lab, run, {"HF_TOKEN": "x"}, check=True)
+    assert found["changed"] is True
+    assert found["backend"] == "process"
+    assert sorted(os.listdir(run)) == before
+
+
+def test_start_attaches_to_what_is_alive_or_finished(lab):
+    run = lab.stage()
+    first = start(lab, run, {"HF_TOKEN": "x"}, steps=30)
+    assert first["changed"] is True
+    assert first["word"] == "after a reboot the same command resumes it"
+    assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
+    again = start(lab, run)
+    assert (again["changed"], again["backend"], again["look"]) == (False, "process", first["look"])
+    until(run, "finished")
+    assert not (run / "env").exists()
+    assert start(lab, run)["changed"] is False
+    assert runs.observe(run)["state"] == "finished"
+    assert starts(run) == [0]
+
+
+def test_start_resumes_what_was_stopped_and_what_failed(lab):
+    run = lab.stage()
+    start(lab, run, steps=400)
+    reached(run, 3)
+    assert runs.stop(run, 10) is True
+    assert runs.observe(run)["state"] == "stopped"
+    assert start(lab, run, crash_at=6, save_every=6)["changed"] is True
+    until(run, "failed")
+    assert "made to crash" in runs.observe(run)["log_tail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert len(starts(run)) == 3
+
+
+def test_start_takes_over_an_orphaned_trainer(lab):
+    run = lab.stage()
+    start(lab, run, ignore_term=1, hang_at=3)
+    reached(run, 2)
+    os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: runs.observe(run)["state"] == "stopped")
+    found = runs.observe(run)
+    assert found["alive"] is True
+    assert "its trainer still runs" in found["detail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert not (run / "overlap").exists()
+
+
+def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monkeypatch):
+    run = lab.stage()
+    (run / "supervisor.py").write_text("raise SystemExit('boom')")
+    clock = time.monotonic
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock() * 20)
+    with pytest.raises(ForgeError, match=r"did not come up within 20 s \(process\)\. boom"):
+        start(lab, run)
+
+
+def test_the_lane_folder_is_there_for_everybody():
+    assert os.access(runs.default_lane_dir(), os.W_OK)
+
+
+# --- stop and remove ----------------------------------------------------------------------------------------------
+
+
+def test_stop_of_what_is_not_there_or_final_is_no_change(lab):
+    run = lab.stage()
+    assert runs.stop(run, 1) is False
+    start(lab, run, steps=1)
+    until(run, "finished")
+    eventually(lambda: not runs.observe(run)["alive"])
+    assert runs.stop(run, 1) is False
+    assert not (run / "stop").exists()
+
+
+def test_stop_in_check_mode_stops_nothing(lab):
+    run = lab.stage()
+    start(lab, run, hang_at=1)
+    assert runs.stop(run, 1, check=True) is True
+    assert not (run / "stop").exists()
+    assert runs.observe(run)["alive"]
+
+
+def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
+    run = lab.stage()
+    start(lab, run, {"HF_TOKEN": "x"}, steps=400, save_every=400)
+    reached(run, 2)
+    assert runs.stop(run, 10) is True
+    assert rundir.last_complete(run / "output") >= 2
+    assert runs.observe(run)["detail"].startswith("stopped: on request")
+    assert not (run / "env").exists()
+    assert runs.stop(run, 10) is False
+
+
+@pytest.mark.parametrize("orphan", [True, False])
+def test_stop_without_a_supervisor_takes_the_secrets_and_the_orphan(lab, orphan):
+    run = lab.stage()
+    start(lab, run, {"HF_TOKEN": "x"}, steps=400, ignore_term=int(orphan))
+    reached(run, 1)
+    os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
+    if not orphan:
+        eventually(lambda: not rundir.run_processes(run))
+    assert runs.stop(run, 0.5) is True
+    assert rundir.run_processes(run) == []
+    assert not (run / "env").exists()
+    assert (run / "stop").exists()
+
+
+def test_remove_stops_and_deletes(lab, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(backend, "forget", forgotten.append)
+    run = lab.stage()
+    start(lab, run, steps=400)
+    reached(run, 1)
+    assert runs.remove(run, 10, check=True) is True
+    assert run.exists()
+    pid = status(run)["trainer"]["pid"]
+    assert runs.remove(run, 10) is True
+    assert not run.exists()
+    assert rundir.process_start(pid) is None
+    assert forgotten == [run.name]
+    assert runs.remove(run, 10) is False
+
+
+# --- observe and wait ---------------------------------------------------------------------------------------------
+
+
+def alive_run(lab, **values):
+    """A run without processes, whose supervisor is this process."""
+    run = lab.stage()
+    me = rundir.identity(os.getpid())
+    noted = {"state": "running", "supervisor": me, "trainer": me, "heartbeat": time.time(), "started_at": time.time()}
+    rundir.write_json(run / "status.json", {**noted, **values})
+    return run
+
+
+def event(run, kind, step, **values):
+    rundir.append_event(run / "metrics.jsonl", kind, step=step, planned=10, **values)
+
+
+def test_observe_of_nothing(tmp_path):
+    found = runs.observe(tmp_path / "none")
+    assert (found["state"], found["alive"], found["events"]) == ("absent", False, [])
+
+
+def test_observe_gives_only_the_events_since_the_token(lab):
+    run = alive_run(lab)
+    event(run, "begin", 0, time=time.time() - 5)
+    event(run, "log", 1, loss=2.0)
+    found = runs.observe(run)
+    assert found["state"] == "running"
+    assert [e["event"] for e in found["events"]] == ["begin", "log"]
+    assert found["eta_seconds"] is not None
+    event(run, "log", 2, loss=1.0)
+    fresh = runs.observe(run, found["token"])
+    assert [e["step"] for e in fresh["events"]] == [2]
+    assert fresh["progress"]["loss_first"] == 2.0
+    assert runs.observe(run, fresh["token"])["events"] == []
+    assert len(runs.observe(run, "999999:x")["events"]) == 3  # a token of an earlier run of this name
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "detail"),
+    [
+        ({"heartbeat": 1.0}, "stalled", "the supervisor has been silent for"),
+        ({"started_at": 1.0}, "stalled", "no step for"),
+        ({"state": "queued", "lane": "GPU-1"}, "queued", "waits for lane GPU-1"),
+        ({"supervisor": None, "trainer": None}, "stopped", "the supervisor is gone"),
+    ],
+)
+def test_observe_concludes_from_processes_and_clocks(lab, values, state, detail):
+    found = runs.observe(alive_run(lab, **values))
+    assert found["state"] == state
+    assert found["detail"].startswith(detail)
+
+
+def test_waiting_goes_on_without_news_even_when_a_stall_grows_longer(lab):
+    run = alive_run(lab, heartbeat=1.0)
+    token = runs.observe(run)["token"]
+    began = time.monotonic()
+    assert runs.wait_for_news(run, token, 1.2)["token"] == token
+    assert time.monotonic() - began >= 1.2
+
+
+@pytest.mark.parametrize("news", ["event", "state"])
+def test_waiting_ends_early_on_news(lab, news):
+    run = alive_run(lab)
+    token = runs.observe(run)["token"]
+
+    def tell():
+        if news == "event":
+            event(run, "begin", 0)
+        else:
+            rundir.write_json(run / "status.json", {**status(run), "state": "finished"})
+
+    timer = threading.Timer(0.2, tell)
+    timer.start()
+    began = time.monotonic()
+    found = runs.wait_for_news(run, token, 20)
+    timer.join()
+    assert time.monotonic() - began < 5
+    assert found["token"] != token
+    assert len(found["events"]) == (news == "event")
+
+
+# --- prune --------------------------------------------------------------------------------------------------------
+
+
+def checkpoint(run, step, whole=True):
+    path = run / "output" / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "a.bin").write_bytes(b"12345")
+    if whole:
+        rundir.mark_complete(path, step)
+
+
+def kept(run, keep):
+    rows, reason = runs.prune_plan(run, keep)
+    assert reason is None
+    assert all(row["bytes"] >= 5 and row["why"] for row in rows)
+    return [row["step"] for row in rows if row["keep"]]
+
+
+def test_prune_keeps_the_best_by_eval_loss_and_the_newest_whole_one(lab):
+    run = lab.stage()
+    for step, loss in ((2, 3.0), (4, 1.0), (7, 2.0), (8, "nan")):
+        event(run, "eval", step, eval_loss=loss)
+    for step in (3, 5, 7, 9):  # judged by the evaluations at 2, 4, 7 and 7
+        checkpoint(run, step)
+    checkpoint(run, 10, whole=False)
+    aside = run / "output" / "incomplete-checkpoint-4-1-1"
+    aside.mkdir()
+    (aside / "a.bin").write_bytes(b"12345")
+    assert kept(run, 1) == [5, 9]
+    assert kept(run, 2) == [5, 9]  # of equal ones the newer is the better
+    assert kept(run, 3) == [5, 7, 9]
+    assert kept(run, 0) == [9]
+    rows, _ = runs.prune_plan(run, 9)
+    assert [row["path"].rpartition("/")[2] for row in rows if not row["keep"]] == ["checkpoint-10", aside.name]
+    assert [row["eval_loss"] for row in rows] == [3.0, 1.0, 2.0, 2.0, 2.0, None]
+
+
+def test_prune_takes_back_evaluations_that_a_resume_took_back(lab):
+    run = lab.stage()
+    for kind, step, loss in (
+        ("begin", 0, None),
+        ("eval", 2, 2.0),
+        ("eval", 4, 0.1),
+        ("begin", 2, None),
+        ("eval", 4, 3.0),
+    ):
+        event(run, kind, step, **({} if loss is None else {"eval_loss": loss}))
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+    assert kept(run, 1) == [2, 6]
+
+
+def test_prune_leaves_an_alive_run_alone(lab):
+    run = alive_run(lab)
+    checkpoint(run, 2)
+    assert runs.prune_plan(run, 1) == ([], "it is alive")
+    assert events(run) == []

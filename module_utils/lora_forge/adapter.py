@@ -241,7 +241,7 @@ def manifest(run: dict[str, Any], observed: dict[str, Any], delivered: dict[str,
         "fingerprint": run["fingerprint"],
         "verdict": "verified",
         "rehearsal": run["rehearsal"],
-        "base_model": run["recipe"]["base_model"],
+        "base_model": known["base_model"],
         "recipe": run["recipe"],
         "recipe_sha256": run["recipe_sha256"],
         "lock_sha256": known["lock_sha256"],
@@ -302,7 +302,7 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
         source: The run directory, or a copy of it on the controller.
         home: output/adapters/<agent>.
         files: The trainer's list, with its hashes.
-        manifest: What is known of the run; recipe and run_id are used here.
+        manifest: What is known of the run; run_id, recipe, base_model and lora are used here.
 
     Returns:
         The delivered folder.
@@ -319,7 +319,7 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
             shutil.copyfile(source / row["path"], partial / row["name"])
             if sha256_file(partial / row["name"]) != row["sha256"]:
                 raise ForgeError(f"{source / row['path']} is not what the trainer listed; run the same command again")
-        facts = verify(partial, manifest["recipe"], manifest.pop("layers", None))
+        facts = verify(partial, manifest["recipe"] | {"base_model": manifest["base_model"]}, manifest["lora"]["layers"])
         if facts["problems"]:
             raise ForgeError(f"the adapter of {manifest['run_id']} does not hold up: " + "; ".join(facts["problems"]))
         listed = [{"path": row["name"], "sha256": row["sha256"], "bytes": row["bytes"]} for row in files]

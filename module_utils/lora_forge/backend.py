@@ -123,7 +123,10 @@ def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, 
     """
     return UNIT.format(
         run_id=run_id,
-        command=" ".join('"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") + '"' for part in command),
+        command=" ".join(
+            '"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") + '"'
+            for part in command
+        ),
         run_dir=run_dir.replace("%", "%%"),
         stop_timeout=stop_timeout + 30,
         user=f"User={user}\n" if user else "",

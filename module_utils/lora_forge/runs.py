@@ -106,6 +106,10 @@ def start(
         ForgeError: The supervisor did not come up.
     """
     before = observe(run_dir)
+    deadline = time.monotonic() + 5
+    while before["status"].get("state") in ("failed", "stopped") and before["alive"] and time.monotonic() < deadline:
+        time.sleep(0.05)  # its supervisor has said the last word and is about to go
+        before = observe(run_dir)
     if before["state"] == "finished" or (before["alive"] and before["state"] != "stopped"):
         noted = rundir.read_json(run_dir / "run.json")
         return {"changed": False, "backend": noted.get("backend"), "look": noted.get("look"), "word": ""}
@@ -123,7 +127,7 @@ def start(
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         status = rundir.read_json(run_dir / "status.json")
-        if rundir.is_alive(status.get("supervisor")) or status.get("finished_at", 0) and status["heartbeat"] >= began:
+        if rundir.is_alive(status.get("supervisor")) or (status.get("finished_at") and status["heartbeat"] >= began):
             return {"changed": True, "backend": choice.backend, "look": look, "word": choice.word}
         time.sleep(0.1)
     log = run_dir / "supervisor.log"

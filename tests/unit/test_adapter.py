@@ -231,7 +231,6 @@ def test_listing_names_what_is_there(run_dir):
         "bytes": 17,
         "sha256": adapter.sha256_text("this is train.log"),
     }
-    assert "sha256" not in adapter.listing(run_dir, checksums=False)[0]
 
 
 def test_listing_names_the_file_that_is_missing(run_dir):

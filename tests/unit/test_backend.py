@@ -122,7 +122,7 @@ def test_a_failed_user_unit_is_reset_first(tmp_path, monkeypatch):
 def test_a_refusal_of_systemd_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
     _, run = recorder({"enable": (1, "Unit is masked")})
-    with pytest.raises(ForgeError, match="enable --now lora-forge-w-1.service» failed with 1: Unit is masked"):
+    with pytest.raises(ForgeError, match=r"enable --now lora-forge-w-1.service» failed with 1: Unit is masked"):
         backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
 
 

@@ -12,7 +12,7 @@ import pytest
 import rundir
 from ansible.module_utils.lora_forge import backend, runs
 from ansible.module_utils.lora_forge.errors import ForgeError
-from lab import eventually, events, reached, starts, status, until
+from lab import events, eventually, reached, starts, status, until
 
 
 def start(lab, run, secrets=None, check=False, **settings):

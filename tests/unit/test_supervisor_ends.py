@@ -1,0 +1,111 @@
+"""How a run ends: stops, secrets, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import subprocess
+
+import pytest
+import rundir
+import supervisor
+from lab import alive, events, eventually, reached, status, until
+
+# --- stopping and secrets ------------------------------------------------------------------------------------
+
+
+def test_a_stop_reaches_the_one_process_and_not_its_workers(lab):
+    run = lab.make(steps=400, save_every=400, worker="child")
+    process = lab.supervise(run)
+    reached(run, 2)
+    (run / "stop").touch()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    end = status(run)
+    assert end["state"] == "stopped"
+    step = rundir.last_complete(run / "output")
+    assert step >= 2
+    assert end["reason"]["detail"] == f"on request; checkpoint at step {step}"
+    assert not alive(int((run / "workers.txt").read_text()))
+
+
+def test_the_stop_file_alone_is_enough(lab):
+    run = lab.make(steps=400)
+    lab.supervise(run)
+    reached(run, 2)
+    (run / "stop").touch()
+    until(run, "stopped")
+
+
+def test_the_group_is_killed_after_the_stop_timeout(lab):
+    run = lab.make(hang_at=1, ignore_term=1, worker="child", stop_timeout=0.5)
+    process = lab.supervise(run)
+    eventually(lambda: events(run, "begin"))
+    process.send_signal(signal.SIGTERM)
+    until(run, "stopping", "stopped")
+    assert until(run, "stopped")["exit_code"] == -9
+    assert not alive(int((run / "workers.txt").read_text()))
+
+
+@pytest.mark.parametrize(("by", "kept"), [("end", False), ("request", False), ("shutdown", True), ("crash", False)])
+def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
+    run = lab.make(steps=2 if by == "end" else 400, crash_at=1 if by == "crash" else 0)
+    with os.fdopen(os.open(run / "env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write("HF_TOKEN=a=hush-hush\n")
+    process = lab.supervise(run)
+    if by in ("request", "shutdown"):
+        reached(run, 1)
+        assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
+        if by == "request":
+            (run / "stop").touch()
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert (run / "env").exists() is kept
+    assert "token: a=hush-hush" in (run / "train.log").read_text()
+    for name in ("run.json", "status.json", "supervisor.log"):
+        assert "hush-hush" not in (run / name).read_text()
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_the_final_state_is_written_although_the_disk_was_full(lab, monkeypatch, reserve):
+    run = lab.make()
+    if reserve:
+        (run / ".reserve").write_bytes(b"\0" * 10)
+    failures = [OSError(errno.ENOSPC, "No space left on device")]
+    write = rundir.write_json
+
+    def once(path, data, mode=0o644):
+        if failures:
+            raise failures.pop()
+        write(path, data, mode)
+
+    monkeypatch.setattr(supervisor.rundir, "write_json", once)
+    supervisor.Supervisor(run).end("failed", {"kind": "crashed", "detail": "x"}, 1)
+    assert status(run)["state"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    where = pathlib.Path(tmp_path / "disk")
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(where)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here (root only)")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def test_a_really_full_disk_ends_in_a_final_state(small_disk, lab):
+    run = lab.make(where=small_disk, fill=1)
+    process = lab.supervise(run)
+    assert process.wait(15) == 0
+    end = status(run)
+    assert end["state"] == "failed"
+    assert end["reason"]["kind"] == "disk full"

@@ -56,7 +56,7 @@ lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	env -u UV_FIND_LINKS $(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
 
 schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's environment
-	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role) -e run_all_wanted=true
 	AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 .trainer/env/$$(sha256sum requirements/trainer-cpu.txt | cut -c1-16)/bin/python configs/make_schema.py >configs/schema.json.new
 	mv configs/schema.json.new configs/schema.json
 

@@ -44,10 +44,6 @@ options:
     description: SHA-256 of the trainer's lock file, for the manifest.
     type: str
     default: ''
-  git:
-    description: Commit and dirtiness of the checkout, for the manifest.
-    type: dict
-    default: {}
 attributes:
   check_mode:
     description: Predicts the delivery.
@@ -109,7 +105,6 @@ ARGUMENTS = {
     "base_model": {"type": "str", "required": True},
     "host": {"type": "dict", "default": {}},
     "lock_sha256": {"type": "str", "default": ""},
-    "git": {"type": "dict", "default": {}},
 }
 
 
@@ -130,7 +125,7 @@ def main() -> None:
                 run,
                 given["observed"],
                 given["delivered"],
-                {key: given[key] for key in ("base_model", "host", "lock_sha256", "git")},
+                {key: given[key] for key in ("base_model", "host", "lock_sha256")} | {"git": adapter.git_facts(home.parent)},
             )
             adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
         promoted, word = adapter.promote(home, run_id)

@@ -104,6 +104,8 @@ def main() -> None:
         if sys.version_info < (3, 9):
             raise ForgeError(f"a trainer needs Python 3.9 or newer for the supervisor; {sys.executable} is older")
         root, lock = pathlib.Path(given["root"]), pathlib.Path(given["lock"])
+        if module.check_mode and not lock.exists():
+            module.exit_json(changed=True, python="", packages=0, seconds=0.0)  # it would be staged, and then made
         began = time.monotonic()
         home = root / "env" / environment.key(lock)
         changed = not environment.present(home)

@@ -2,7 +2,7 @@
 # Install the system packages that the end-to-end tests need: by apt as root or in CI, else say which are missing.
 set -euo pipefail
 missing=()
-for need in tmux:tmux python3.11:python3.11; do
+for need in tmux:tmux; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
 ((${#missing[@]})) || exit 0

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir, verdict
@@ -265,6 +266,20 @@ def manifest(run: dict[str, Any], observed: dict[str, Any], delivered: dict[str,
         "wandb": {},
         "git": known["git"],
     }
+
+
+def git_facts(folder: pathlib.Path) -> dict[str, Any]:
+    """Commit of the checkout a folder lies in, and whether tracked files differ from it; empty outside of one."""
+    found = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=False)
+        except OSError:
+            return {}
+        if done.returncode:
+            return {}
+        found.append(done.stdout.strip())
+    return {"commit": found[0], "dirty": bool(found[1])}
 
 
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:

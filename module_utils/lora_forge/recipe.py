@@ -217,10 +217,12 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
 def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> list[str]:
     part = {**schema["properties"][key], "$defs": schema.get("$defs", {})}
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(part).iter_errors(value))
-    if error is None:
+    # Axolotl takes some numbers as text too, but 2e-4 is meant as a number everywhere.
+    as_text = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    if error is None and not (as_text and '"number"' in json.dumps(schema["properties"][key])):
         return []
     hint = ""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+    if as_text:
         mantissa, _, exponent = f"{float(value):e}".partition("e")
         hint = f"; YAML reads {value} as text, write {float(mantissa)}e{int(exponent):+d}"
     return [f"{where}: «{key}: {json.dumps(value, default=str)}» does not fit: {_expected(part)}{hint}"]

@@ -29,7 +29,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
         promoted: Whether ``latest`` points to it.
     """
     agent, run_id = run["agent"], manifest["run_id"]
-    folder = os.path.relpath(home)
+    folder = "/".join(home.parts[-3:])  # output/adapters/<agent>, as seen from the checkout
     if run["state"] == "ready":
         return [
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
@@ -56,7 +56,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     if manifest["rehearsal"]:
         lines.append(
             "  This was a rehearsal with a tiny random model. For the real one, name your GPU host: "
-            f"ansible-playbook -i HOST, train.yml -e role={agent}"
+            f"ansible-playbook -i inventory/my-gpus.yml train.yml -e role={agent}"
         )
     return lines
 

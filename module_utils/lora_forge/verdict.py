@@ -26,7 +26,8 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
     found["ended"] = False
     began: Optional[dict[str, Any]] = None
-    data = [event for event in events if event["event"] == "data"]
+    # Once for each set: a start that tokenises again counts the same again.
+    data = list({(event["examples"], event["tokens"]): event for event in events if event["event"] == "data"}.values())
     if data:
         keys = ("examples", "tokens", "longer", "dropped", "untrainable")
         found["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}

@@ -270,9 +270,12 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        before = rundir.read_json(self.run_dir / "status.json").get("state")
-        if before == "finished" or (self.run_dir / "stop").exists():
+        before = rundir.read_json(self.run_dir / "status.json")
+        asked_again = (self.run_dir / "run.json").stat().st_mtime > (before.get("finished_at") or 0)
+        if before.get("state") == "finished" or (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do
+        if before.get("state") == "failed" and not asked_again:
+            return 0  # a reboot is no reason to try again what failed
         self.kill_leftovers()
         if not self.take_lane():
             return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
@@ -319,6 +322,9 @@ class Supervisor:
         if last["step"] < last["planned"] and not last.get("reason"):
             detail = f"at step {last['step']} of {last['planned']}, by somebody else's signal"
             return self.end("stopped", {"kind": "interrupted", "detail": detail}, code)
+        loss = next((event["loss"] for event in reversed(events) if event.get("event") == "log"), None)
+        if isinstance(loss, str):  # the plugin writes NaN and infinity as text
+            return self.end("failed", {"kind": "diverged", "detail": f"the last loss is {loss}"}, code)
         return self.end("finished", None, code)
 
 

@@ -1,0 +1,211 @@
+"""The main job, for real: one command trains, verifies and delivers; and nothing that happens on the way breaks it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+import rundir
+
+from .conftest import CONVERGE, Checkout, eventually
+
+WITNESS = ("-e", "role=witness")
+
+
+def train(checkout: Checkout, *arguments: str) -> str:
+    code, text = checkout.play(*WITNESS, *arguments)
+    assert code == 0, text
+    return text
+
+
+def changed(text: str) -> int:
+    return sum(map(int, re.findall(r"changed=(\d+)", text)))
+
+
+def tree(folder: pathlib.Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_one_command_and_once_more(checkout: Checkout) -> None:
+    code, text = checkout.play(*WITNESS, "--check")
+    assert code == 0, text
+    assert "witness would be trained" in text
+    assert [path.name for path in checkout.trainer.iterdir()] == ["env"], "check mode changed the trainer"
+    assert not (checkout.home / "output").exists(), "check mode changed the controller"
+
+    text = train(checkout)
+    run_id = checkout.plan()["run_id"]
+    manifest = checkout.manifest()
+    assert os.readlink(checkout.latest()) == run_id
+    assert manifest["verdict"] == "verified"
+    assert manifest["rehearsal"] is True
+    assert manifest["steps"] == {"reached": 12, "planned": 12}
+    assert manifest["loss"]["last"] < manifest["loss"]["first"]
+    assert manifest["data"]["examples"] == sum(one["examples"] for one in manifest["datasets"])
+    assert manifest["data"]["longer"] > 0
+    assert re.search(rf"witness is ready +output/adapters/witness/latest → {run_id}", text), text
+    assert "12 of 12 steps" in text
+    assert "cut at sequence_len" in text
+
+    before = tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters")
+    text = train(checkout)
+    assert "witness is ready already" in text
+    assert changed(text) == 0
+    assert tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters") == before
+
+    # A newer lock and another machine key do not retrain; a training key does.
+    code, text = checkout.play(*WITNESS, "-e", '{"recipe": {"dataset_num_proc": 2}}', playbook="playbooks/plan.yml")
+    assert f"{run_id} " in text
+    assert "ready" in text
+    code, text = checkout.play(*WITNESS, "-e", '{"recipe": {"lora_alpha": 32}}', playbook="playbooks/plan.yml")
+    assert run_id not in text
+    assert "to train" in text
+
+    # What is damaged is delivered again, without training again.
+    (checkout.latest() / "tokenizer.json").write_text("{}")
+    started = rundir.read_json(checkout.run_dir(run_id) / "status.json")["starts"]
+    train(checkout)
+    assert rundir.read_json(checkout.run_dir(run_id) / "status.json")["starts"] == started
+    assert (checkout.latest() / "tokenizer.json").stat().st_size > 100
+
+    code, text = checkout.play(*WITNESS, "--check", "-e", "run_keep_checkpoints=1", playbook="playbooks/prune.yml")
+    assert code == 0, text
+    assert "would be freed" in text
+    folders = checkout.run_dir(run_id) / "output"
+    assert len(list(rundir.checkpoints(folders))) == 3
+    code, text = checkout.play(*WITNESS, "-e", "run_keep_checkpoints=1", playbook="playbooks/prune.yml")
+    assert code == 0, text
+    left = [step for step, _ in rundir.checkpoints(folders)]
+    assert 12 in left
+    assert len(left) < 3
+
+
+def test_killed_again_and_again(checkout: Checkout) -> None:
+    """kill -9 of Axolotl, of the supervisor, of both; a cut checkpoint and another version's files on the way."""
+    slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 4}}', "-e", "run_backend=process")
+    code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
+    assert code == 0, text
+    run_dir = checkout.run_dir(checkout.plan()["run_id"])
+    status = run_dir / "status.json"
+
+    def noted(who: str) -> int:
+        return rundir.read_json(status)[who]["pid"]
+
+    def saved(step: int) -> bool:
+        return rundir.last_complete(run_dir / "output") >= step
+
+    eventually(lambda: saved(4), CONVERGE, "the first checkpoint")
+    os.kill(noted("trainer"), signal.SIGKILL)
+    eventually(lambda: rundir.read_json(status).get("starts") == 2, 60, "a second start by itself")
+    resumed = rundir.read_json(status)["resumed_from"]
+    assert resumed >= 4
+
+    eventually(lambda: saved(resumed + 4), CONVERGE, "a checkpoint of the second start")
+    supervisor, trainer = noted("supervisor"), noted("trainer")
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)
+    eventually(lambda: not rundir.run_processes(run_dir), 30, "both to be gone")
+    step, newest = list(rundir.checkpoints(run_dir / "output"))[-1]
+    with (newest / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    whole = rundir.last_complete(run_dir / "output")
+    status.write_text('{"schema_version": 99, "state": "of another version"}')
+
+    text = train(checkout, *slow)
+    manifest = checkout.manifest()
+    assert manifest["steps"] == {"reached": 24, "planned": 24}
+    assert any(path.name.startswith(f"incomplete-checkpoint-{step}") for path in (run_dir / "output").iterdir())
+    begins = [e for e in rundir.read_events(run_dir / "metrics.jsonl")[0] if e["event"] == "begin"]
+    assert [begin["step"] for begin in begins] == [0, resumed, whole]
+    assert not (run_dir / "env").exists()
+
+
+def test_supervisor_killed_and_stop(checkout: Checkout) -> None:
+    """Without its supervisor a training checkpoints and ends; playbooks/stop.yml does the same; train.yml goes on."""
+    slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 100}}')
+    code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
+    assert code == 0, text
+    run_dir = checkout.run_dir(checkout.plan()["run_id"])
+
+    def steps() -> int:
+        events, _ = rundir.read_events(run_dir / "metrics.jsonl")
+        return max((event.get("step", 0) for event in events), default=0)
+
+    eventually(lambda: steps() >= 2, CONVERGE, "the second step")
+    os.kill(rundir.read_json(run_dir / "status.json")["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: not rundir.run_processes(run_dir), 90, "the orphan to save and end")
+    first = rundir.last_complete(run_dir / "output")
+    assert first >= 2, "SIGTERM by the parent's death did not save a checkpoint"
+
+    code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
+    assert code == 0, text
+    eventually(lambda: steps() > first, CONVERGE, "a step beyond the checkpoint")
+    code, text = checkout.play(*WITNESS, *slow, playbook="playbooks/stop.yml")
+    assert code == 0, text
+    assert "stopped; train.yml resumes it" in text
+    assert not rundir.run_processes(run_dir)
+    assert rundir.last_complete(run_dir / "output") > first
+
+    train(checkout, *slow)
+    assert checkout.manifest()["steps"] == {"reached": 24, "planned": 24}
+
+
+def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
+    """A cross-field error is told in Axolotl's words, is not retried, and nothing is promoted."""
+    code, text = checkout.play(*WITNESS, "-e", '{"recipe": {"load_in_8bit": true}}')
+    assert code != 0
+    assert "failed: configuration" in text, text
+    assert "8bit" in text or "8-bit" in text
+    run_id = checkout.plan()["run_id"]
+    assert rundir.read_json(checkout.run_dir(run_id) / "status.json")["starts"] == 1
+    assert not checkout.latest().exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount")
+def test_disk_full_in_mid_run(checkout: Checkout) -> None:
+    root = checkout.trainer
+    (root / "env").unlink()
+    environments = pathlib.Path(__file__).resolve().parents[2] / ".trainer/env"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        (root / "env").symlink_to(environments)
+        code, text = checkout.play(*WITNESS)
+        assert code != 0
+        assert "disk full" in text or "No space left" in text, text
+        assert not checkout.latest().exists()
+        subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
+        train(checkout)
+        assert checkout.manifest()["steps"] == {"reached": 12, "planned": 12}
+    finally:
+        checkout.kill_everything()
+        eventually(
+            lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, 30, "umount"
+        )
+
+
+@pytest.mark.skipif(not os.environ.get("LORA_FORGE_DATASETS"), reason="LORA_FORGE_DATASETS names no folder of real data")
+def test_real_conversations(checkout: Checkout) -> None:
+    train(checkout, "-e", f"datasets_dir={pathlib.Path(os.environ['LORA_FORGE_DATASETS']).resolve()}")
+    assert checkout.manifest()["verdict"] == "verified"
+
+
+def test_environment_cut_off_half_way(tmp_path: pathlib.Path) -> None:
+    """An environment without its mark is made whole, not believed."""
+    from ansible.module_utils.lora_forge import environment as made
+
+    lock = pathlib.Path(__file__).resolve().parents[2] / "requirements/uv.txt"
+    uv = str(pathlib.Path(__file__).resolve().parents[2] / ".venv/bin/uv")
+    home = tmp_path / made.key(lock)
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/python").write_text("cut off")
+    assert made.ensure(tmp_path, lock, uv, "3.11", False, "") is True
+    found = subprocess.check_output([str(home / "bin/uv"), "--version"], text=True)
+    assert found.startswith("uv ")
+    assert made.ensure(tmp_path, lock, uv, "3.11", False, "") is False

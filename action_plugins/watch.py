@@ -78,7 +78,9 @@ class ActionModule(ActionBase):
                 away = time.monotonic() - lost_since
                 if away > float(args["unreachable_timeout"]):
                     raise
-                display.display(f"  {agent}  no connection for {duration(away)}; the run goes on, trying again ({error})")
+                display.display(
+                    f"  {agent}  no connection for {duration(away)}; the run goes on, trying again ({error})"
+                )
                 time.sleep(min(30, 2 + away / 4))
                 continue
             if seen.get("failed"):

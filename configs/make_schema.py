@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from pydantic.json_schema import GenerateJsonSchema
@@ -25,7 +25,7 @@ PLUGIN_ARGS = (
 class Lenient(GenerateJsonSchema):
     """Generates a schema even where a default or a type has no JSON form."""
 
-    ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}
+    ignored_warning_kinds: ClassVar[Any] = {"non-serializable-default", "skipped-choice"}
 
     def encode_default(self, dft: Any) -> Any:
         try:

@@ -44,7 +44,13 @@ checkpoints:
   returned: success
   type: list
   elements: dict
-  sample: [{bytes: 5242880, eval_loss: 7.51, keep: false, path: /workspace/…/checkpoint-4, step: 4, why: number 3 by eval loss}]
+  sample:
+    - bytes: 5242880
+      eval_loss: 7.51
+      keep: false
+      path: /workspace/…/checkpoint-4
+      step: 4
+      why: number 3 by eval loss
 freed:
   description: Bytes that were, or would be, freed.
   returned: success

@@ -125,7 +125,8 @@ def main() -> None:
                 run,
                 given["observed"],
                 given["delivered"],
-                {key: given[key] for key in ("base_model", "host", "lock_sha256")} | {"git": adapter.git_facts(home.parent)},
+                {key: given[key] for key in ("base_model", "host", "lock_sha256")}
+                | {"git": adapter.git_facts(home.parent)},
             )
             adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
         promoted, word = adapter.promote(home, run_id)

@@ -76,7 +76,12 @@ runs:
   elements: dict
   sample:
     - agent: witness
-      datasets: [{entry: {type: chat_template}, examples: 45, path: examples/datasets/witness_train.jsonl, sha256: 0c…, use: train}]
+      datasets:
+        - entry: {type: chat_template}
+          examples: 45
+          path: examples/datasets/witness_train.jsonl
+          sha256: 0c…
+          use: train
       estimate: {steps: 12, tokens: 24486}
       rehearsal: true
       run_id: witness-c6746a504464

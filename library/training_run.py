@@ -116,9 +116,7 @@ ARGUMENTS = {
 
 
 def main() -> None:
-    module = AnsibleModule(
-        ARGUMENTS, supports_check_mode=True, required_if=[("state", "started", ["command"])]
-    )
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True, required_if=[("state", "started", ["command"])])
     given = module.params
     run_dir = pathlib.Path(given["run_dir"]).resolve()
     with reported(module):

@@ -217,14 +217,16 @@ def run_problems(run: dict[str, Any], observed: dict[str, Any]) -> list[str]:
         found.append(f"the run is {observed['state']}: {observed['detail']}")
     if status.get("exit_code") != 0:
         found.append(f"the trainer's exit code is {status.get('exit_code')}")
-    if done["step"] is None or done["step"] < (done["planned"] or 1) and done["end_reason"] != "early stopping":
+    if done["step"] is None or (done["step"] < (done["planned"] or 1) and done["end_reason"] != "early stopping"):
         found.append(f"{done['step']} of {done['planned']} steps were reached")
     if not verdict.finite(done["loss"]):
         found.append(f"the last loss is {done['loss']}")
     return found
 
 
-def manifest(run: dict[str, Any], observed: dict[str, Any], delivered: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+def manifest(
+    run: dict[str, Any], observed: dict[str, Any], delivered: dict[str, Any], known: dict[str, Any]
+) -> dict[str, Any]:
     """Everything that is known of a verified run; the files are added when they are delivered.
 
     Args:
@@ -310,7 +312,9 @@ def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
     return None
 
 
-def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: dict[str, Any]) -> pathlib.Path:
+def deliver(
+    source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: dict[str, Any]
+) -> pathlib.Path:
     """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
 
     Args:
@@ -364,7 +368,8 @@ def promote(home: pathlib.Path, run_id: str) -> tuple[bool, str]:
     """
     link = home / "latest"
     rehearsal = rundir.read_json(home / run_id / MANIFEST).get("rehearsal", True)
-    real = [path.parent.name for path in home.glob(f"*/{MANIFEST}") if not rundir.read_json(path).get("rehearsal", True)]
+    delivered = home.glob(f"*/{MANIFEST}")
+    real = [path.parent.name for path in delivered if not rundir.read_json(path).get("rehearsal", True)]
     if rehearsal and real:
         return False, f"latest stays at a real adapter ({os.readlink(link) if link.is_symlink() else real[0]})"
     if link.is_symlink() and os.readlink(link) == run_id:

@@ -179,16 +179,15 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         path.write_text(unit_text(run_id, command, str(run_dir), stop_timeout, user), encoding="utf-8")
         systemctl = ["systemctl"] + (["--user"] if choice.scope == "user" else [])
         _checked(run, [*systemctl, "daemon-reload"])
-        _checked(run, [*systemctl, "reset-failed", path.name]) if run([*systemctl, "is-failed", path.name])[0] == 0 else None
+        if run([*systemctl, "is-failed", path.name])[0] == 0:
+            _checked(run, [*systemctl, "reset-failed", path.name])
         _checked(run, [*systemctl, "enable", "--now", path.name])
         return f"journalctl {'--user ' if choice.scope == 'user' else ''}-u {path.name} -f"
     if choice.backend == "tmux":
         _checked(run, ["tmux", "new-session", "-d", "-s", run_id, f"exec {shlex.join(command)}"])
         return f"tmux attach -t {run_id}"
     with (run_dir / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True
-        )
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
     return f"tail -f {run_dir}/supervisor.log"
 
 

@@ -142,7 +142,8 @@ def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
         return f"holds a JSON {type(record).__name__}, not an object", "", []
     form = next((form for form in FORMS if form in record), "")
     if not form:
-        return f"has neither «conversations» nor «messages» (it has: {', '.join(map(str, record)) or 'nothing'})", "", []
+        names = ", ".join(map(str, record)) or "nothing"
+        return f"has neither «conversations» nor «messages» (it has: {names})", "", []
     if not isinstance(record[form], list) or not record[form]:
         return f"«{form}» holds no turns", form, []
     who, what = FORMS[form]
@@ -204,7 +205,8 @@ def check_overlap(train: list[Summary], val: list[Summary]) -> None:
     """
     for known in train:
         for other in val:
-            both = sorted((other.digests[digest], known.digests[digest]) for digest in other.digests.keys() & known.digests)
+            shared = other.digests.keys() & known.digests
+            both = sorted((other.digests[digest], known.digests[digest]) for digest in shared)
             if both:
                 pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:SHOWN])
                 raise ForgeError(

@@ -58,15 +58,27 @@ def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, downloa
         _take(guard, home)
         if present(home):
             return False
+        shutil.rmtree(home, ignore_errors=True)  # what a cut-off build left
         preference = [] if download else ["--no-python-downloads"]
         _uv(
-            [uv, "venv", "--quiet", "--clear", "--python", python, *preference, str(home)],
-            f"uv found no Python {python} here. Install it (Debian, Ubuntu: apt-get install python{python} "
+            [uv, "venv", "--quiet", "--python", python, *preference, str(home)],
+            f"no environment with Python {python} could be made. If there is none, install it (Debian, Ubuntu: "
+            f"apt-get install python{python} "
             f"python{python}-venv), or let uv fetch one: -e trainer_python_download=true",
         )
         backend = ["--torch-backend", torch_backend] if torch_backend else []
         _uv(
-            [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(home / "bin/python"), *backend, str(lock)],
+            [
+                uv,
+                "pip",
+                "sync",
+                "--quiet",
+                "--require-hashes",
+                "--python",
+                str(home / "bin/python"),
+                *backend,
+                str(lock),
+            ],
             f"the packages of {lock.name} could not be installed",
         )
         (home / COMPLETE).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="utf-8")

@@ -102,7 +102,7 @@ class Planner:
             layer = self.named_layer("configs/machines", machine, "trainer_machine")
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
-        layers.append(Layer('-e \'{"recipe": …}\'', self.overrides))
+        layers.append(Layer("-e '{\"recipe\": …}'", self.overrides))
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
         errors = errors or recipe.range_problems(keys, origin)

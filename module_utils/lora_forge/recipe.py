@@ -12,7 +12,6 @@ from typing import Any, Iterable
 
 import jsonschema
 import yaml
-
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 AGENTS = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")

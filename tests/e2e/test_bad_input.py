@@ -43,13 +43,19 @@ def refused(shared: Checkout, *arguments: str, says: list[str]) -> None:
         (["-e", "role=../../etc"], ["there is no agent «../../etc»"]),
         ([], ["say which agent to train: -e role=witness"]),
         (["-e", "role=witness", "-e", "datasets_dir=nowhere"], ["nowhere/witness_train.jsonl does not exist"]),
-        (["-e", '{"role": "witness", "recipe": {"learning_rte": 1}}'], ["«learning_rte»", "did you mean «learning_rate»?"]),
-        (["-e", '{"role": "witness", "recipe": {"flash_attention": true}}'], ["attn_implementation: flash_attention_2"]),
+        (
+            ["-e", '{"role": "witness", "recipe": {"learning_rte": 1}}'],
+            ["«learning_rte»", "did you mean «learning_rate»?"],
+        ),
+        (
+            ["-e", '{"role": "witness", "recipe": {"flash_attention": true}}'],
+            ["attn_implementation: flash_attention_2"],
+        ),
         (
             ["-e", '{"role": "witness", "recipe": {"datasets": [{"type": "sharegpt"}]}}'],
             ["«type: sharegpt» was removed", "type: chat_template"],
         ),
-        (["-e", '{"role": "witness", "recipe": {"lora_r": "many"}}'], ["«lora_r: \"many\"»", "expected a whole number"]),
+        (["-e", '{"role": "witness", "recipe": {"lora_r": "many"}}'], ['«lora_r: "many"»', "expected a whole number"]),
         (["-i", "empty.yml", "-e", "role=witness"], ["the inventory holds no host to train on"]),
         (["-i", "missing.yml", "-e", "role=witness"], ["missing.yml"]),
     ],
@@ -62,7 +68,10 @@ def test_command_line(shared: Checkout, arguments: list[str], says: list[str]) -
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (lines(*[GOOD] * 16, '{"conversations": [{"from" "human"}]}'), ["witness_train.jsonl, line 17: not JSON", "column"]),
+        (
+            lines(*[GOOD] * 16, '{"conversations": [{"from" "human"}]}'),
+            ["witness_train.jsonl, line 17: not JSON", "column"],
+        ),
         (lines({"conversations": [{"from": "human", "value": "hm"}]}), ["line 1: has no assistant turn"]),
         ("", ["witness_train.jsonl is empty"]),
         (
@@ -81,7 +90,10 @@ def test_datasets(shared: Checkout, content: str, says: list[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("num_epochs: 3\nwarmup_steps: 5\nnum_epochs: 4\n", ["configs/agents/witness.yml, lines 1 and 3", "«num_epochs»"]),
+        (
+            "num_epochs: 3\nwarmup_steps: 5\nnum_epochs: 4\n",
+            ["configs/agents/witness.yml, lines 1 and 3", "«num_epochs»"],
+        ),
         ("num_epochs: 3\n\twarmup_steps: 5\n", ["configs/agents/witness.yml, line 2: a tab"]),
         ("learning_rate: 2e-4\n", ["configs/agents/witness.yml, line 1", "write 2.0e-4"]),
     ],

@@ -166,7 +166,9 @@ def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
     assert not checkout.latest().exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount"
+)
 def test_disk_full_in_mid_run(checkout: Checkout) -> None:
     root = checkout.trainer
     (root / "env").unlink()
@@ -185,12 +187,12 @@ def test_disk_full_in_mid_run(checkout: Checkout) -> None:
         assert checkout.manifest()["steps"] == {"reached": 12, "planned": 12}
     finally:
         checkout.kill_everything()
-        eventually(
-            lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, 30, "umount"
-        )
+        eventually(lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, 30, "umount")
 
 
-@pytest.mark.skipif(not os.environ.get("LORA_FORGE_DATASETS"), reason="LORA_FORGE_DATASETS names no folder of real data")
+@pytest.mark.skipif(
+    not os.environ.get("LORA_FORGE_DATASETS"), reason="LORA_FORGE_DATASETS names no folder of real data"
+)
 def test_real_conversations(checkout: Checkout) -> None:
     train(checkout, "-e", f"datasets_dir={pathlib.Path(os.environ['LORA_FORGE_DATASETS']).resolve()}")
     assert checkout.manifest()["verdict"] == "verified"

@@ -15,8 +15,6 @@ A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "comp
 
 recipes = json.load(sys.stdin)
 for recipe in recipes:
-    checked = validate_config(
-        DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": "2.13.0"}
-    )
+    checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": "2.13.0"})
     assert checked.lora_r == recipe["lora_r"]
 print(f"valid: {len(recipes)}")

@@ -28,7 +28,7 @@ class RunCallback(TrainerCallback):
         self.stop_wanted = False
         self.step_began = 0.0
         self.seconds = 0.0  # spent in training steps since the last report, evaluations left out
-        self.tokens = 0  # seen by the model until the last report
+        self.tokens = 0.0  # seen by the model until the last report
 
     def report(self, event: str, state: Any, **values: Any) -> None:
         if state.is_world_process_zero:

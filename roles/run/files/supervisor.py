@@ -248,7 +248,9 @@ class Supervisor:
             name = signal.Signals(-code).name
             hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
-        last = next((i for i in range(len(lines) - 1, -1, -1) if re.match(r"\S*(Error|Warning|Exception)\b", lines[i])), -6)
+        last = next(
+            (i for i in range(len(lines) - 1, -1, -1) if re.match(r"\S*(Error|Warning|Exception)\b", lines[i])), -6
+        )
         return {"kind": kind or "crashed", "detail": f"exit code {code}: " + "\n".join(lines[last:][:12])[:2000]}
 
     def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:

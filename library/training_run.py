@@ -50,6 +50,9 @@ options:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
     default: 120
+  prepared:
+    description: The trainer's cache of tokenised data. Deleted before a start when it was left half-made.
+    type: path
   facts:
     description: What is known of the run, kept in run.json for people and later questions.
     type: dict
@@ -111,6 +114,7 @@ ARGUMENTS = {
     "environment": {"type": "dict", "default": {}},
     "secrets": {"type": "dict", "default": {}, "no_log": True},
     "stop_timeout": {"type": "int", "default": 120},
+    "prepared": {"type": "path"},
     "facts": {"type": "dict", "default": {}},
 }
 
@@ -129,6 +133,7 @@ def main() -> None:
             "command": given["command"],
             "lane": given["lane"],
             "lane_dir": given["lane_dir"],
+            "prepared": given["prepared"],
             "env": {name: str(value) for name, value in given["environment"].items()},
             "stop_timeout": given["stop_timeout"],
         }

@@ -23,8 +23,9 @@ METRICS = pathlib.Path("metrics.jsonl")
 class RunCallback(TrainerCallback):
     """Reports a training to metrics.jsonl and turns SIGTERM into a checkpoint and a clean stop."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Any, prepared: pathlib.Path):
         self.trainer = trainer
+        self.prepared = prepared
         self.stop_wanted = False
         self.step_began = 0.0
         self.seconds = 0.0  # spent in training steps since the last report, evaluations left out
@@ -37,6 +38,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Axolotl handles SIGINT and nothing else; before this line a SIGTERM simply ends the process.
         signal.signal(signal.SIGTERM, self.on_sigterm)
+        if state.is_world_process_zero and self.prepared.is_dir():
+            rundir.write_json(self.prepared / rundir.COMPLETE, {})  # the tokenised data is whole
         self.report("begin", state, epoch=state.epoch)
 
     def on_sigterm(self, number: int, frame: Any) -> None:
@@ -124,4 +127,4 @@ class LoraForgePlugin(BasePlugin):
         sft.handle_long_seq_in_dataset = counting
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
-        return [RunCallback(trainer)]
+        return [RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]

@@ -16,6 +16,7 @@ import fcntl
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,13 @@ class Supervisor:
                 path.rename(aside)
                 self.say(f"checkpoint-{step} is not whole ({flaw}); set aside as {aside.name}")
 
+    def drop_half_prepared(self) -> None:
+        """Delete tokenised data that was cut off: Axolotl would take any file in its cache for the whole of it."""
+        prepared = self.spec.get("prepared")
+        if prepared and pathlib.Path(prepared).is_dir() and not (pathlib.Path(prepared) / rundir.COMPLETE).exists():
+            shutil.rmtree(prepared)
+            self.say(f"{prepared} was not whole; deleted, it is made again")
+
     def environment(self) -> dict[str, str]:
         """The trainer's environment: this one, what run.json adds, and the secrets of the env file."""
         env = {**os.environ, **self.spec.get("env", {})}
@@ -284,6 +292,7 @@ class Supervisor:
         while True:
             self.kill_leftovers()  # of the last start: what left the trainer's process group
             self.set_aside()
+            self.drop_half_prepared()
             resumed_from = rundir.last_complete(self.output)
             log = self.run_dir / "train.log"
             log_from = log.stat().st_size if log.exists() else 0

@@ -90,7 +90,6 @@ manifest:
 """
 
 import pathlib
-import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import adapter
@@ -136,7 +135,6 @@ def main() -> None:
             promoted=promoted,
             word=word,
             manifest=adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
-            delivered_at=round(time.time(), 3),
         )
 
 

@@ -8,7 +8,8 @@ import hashlib
 import json
 import pathlib
 import re
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import jsonschema
 import yaml

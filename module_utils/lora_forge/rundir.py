@@ -20,7 +20,8 @@ import os
 import pathlib
 import re
 import time
-from typing import Any, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any, Optional
 
 SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run

@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, Callable
 
 import pytest
 import rundir

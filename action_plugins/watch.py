@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
 
 display = Display()
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 0:34 or 1:02:09."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def short(number: float) -> str:
@@ -29,14 +28,13 @@ def short(number: float) -> str:
     return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
 
 
-def line(agent: str, event: dict[str, Any], eta: float | None, took: str = "") -> str:
+def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     """One line of progress.
 
     Args:
         agent: Whose.
         event: A log or eval event; an eval's loss stands in its own column.
         eta: Seconds to go, for the newest event.
-        took: How the line ends when the run is done.
     """
     step, planned = event["step"], event["planned"]
     width = len(str(planned))
@@ -47,8 +45,8 @@ def line(agent: str, event: dict[str, Any], eta: float | None, took: str = "") -
             parts.append(f"{name} {figure:.4g}" if isinstance(figure, (int, float)) else f"{name} {figure}")
     if event.get("tokens_per_second"):
         parts.append(f"{short(event['tokens_per_second'])} tok/s")
-    if took or eta is not None:
-        parts.append(took or f"eta {duration(eta or 0)}")
+    if eta is not None:
+        parts.append(f"eta {duration(eta)}")
     return "  ".join(parts)
 
 

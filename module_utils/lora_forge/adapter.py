@@ -33,7 +33,6 @@ FILES = {
 }
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Optional
 
-FINAL = ("finished", "failed", "stopped", "verified")
-LIVE = ("queued", "running", "stalled")
-
 
 def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum up the events of a run.

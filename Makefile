@@ -72,9 +72,10 @@ $(VENV)/bin/python:
 	  else echo "Python's venv module is missing. Install it: sudo apt-get install python3-venv"; exit 1; fi; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.controller: requirements/controller.txt | $(VENV)/bin/python
+$(VENV)/.controller: requirements/controller.txt requirements/uv.txt | $(VENV)/bin/python
 	@echo "setting up the controller in $(VENV) …"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/controller.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/controller.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.controller

@@ -51,12 +51,14 @@ class Host:
     Attributes:
         systemd: systemd is PID 1 here.
         root: This process is root.
+        sudo: sudo works for this user without asking for a password.
         lingering: The user's own systemd instance runs without a login.
         tmux: tmux is installed.
     """
 
     systemd: bool
     root: bool
+    sudo: bool
     lingering: bool
     tmux: bool
 
@@ -70,12 +72,34 @@ class Choice:
     word: str
 
 
-def look() -> Host:
-    """Find out what this host offers."""
+Runner = Callable[[list[str]], "tuple[int, str]"]
+
+
+def run_command(command: list[str]) -> tuple[int, str]:
+    """Run a short command; returns its exit code and everything it printed."""
+    # A user's systemd is found by this variable, which only a session that PAM has made has set.
+    env = {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ}
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout.strip()
+
+
+def look(run: Optional[Runner] = None) -> Host:
+    """Find out what this host offers.
+
+    Args:
+        run: Runs a command; a parameter for tests.
+    """
     user = getpass.getuser()
+    systemd, root = pathlib.Path("/run/systemd/system").is_dir(), os.geteuid() == 0
     return Host(
-        systemd=pathlib.Path("/run/systemd/system").is_dir(),
-        root=os.geteuid() == 0,
+        systemd=systemd,
+        root=root,
+        sudo=systemd
+        and not root
+        and shutil.which("sudo") is not None
+        and (run or run_command)(["sudo", "-n", "true"])[0] == 0,
         lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
         tmux=shutil.which("tmux") is not None,
     )
@@ -91,24 +115,23 @@ def choose(wanted: str, host: Host) -> Choice:
     Raises:
         ForgeError: The wanted backend is not to be had on this host.
     """
-    scope = "system" if host.root else "user"
-    can_systemd = host.systemd and (host.root or host.lingering)
+    scope = "system" if host.root or host.sudo else "user"
+    can_systemd = host.systemd and (host.root or host.sudo or host.lingering)
     if wanted == "auto":
         wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"
+    linger = f"an administrator can change that with: loginctl enable-linger {getpass.getuser()}"
     if wanted == "systemd":
         if not host.systemd:
             raise ForgeError("run_backend is systemd, but systemd does not run here. Use tmux, process or auto.")
         if not can_systemd:
-            raise ForgeError(
-                "run_backend is systemd, but this user is not root and has no lingering. An administrator "
-                f"switches it on with: loginctl enable-linger {getpass.getuser()}"
-            )
+            raise ForgeError(f"run_backend is systemd, but this user has neither root, sudo nor lingering; {linger}")
         return Choice("systemd", scope, "resumes by itself after a reboot")
     if wanted == "tmux" and not host.tmux:
         raise ForgeError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
     if wanted not in BACKENDS:
         raise ForgeError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(BACKENDS)}")
-    return Choice(wanted, "", "after a reboot the same command resumes it")
+    word = "does not resume by itself after a reboot; the same command resumes it"
+    return Choice(wanted, "", f"{word}; {linger}" if host.systemd and not can_systemd else word)
 
 
 def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, user: Optional[str]) -> str:
@@ -132,15 +155,6 @@ def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, 
         user=f"User={user}\n" if user else "",
         target="multi-user.target" if user else "default.target",
     )
-
-
-Runner = Callable[[list[str]], "tuple[int, str]"]
-
-
-def run_command(command: list[str]) -> tuple[int, str]:
-    """Run a short command; returns its exit code and everything it printed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout.strip()
 
 
 def _checked(run: Runner, command: list[str]) -> None:
@@ -174,10 +188,16 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
     if choice.backend == "systemd":
         path = unit_path(run_id, choice.scope)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        user = getpass.getuser() if choice.scope == "system" else None
-        path.write_text(unit_text(run_id, command, str(run_dir), stop_timeout, user), encoding="utf-8")
-        systemctl = ["systemctl"] + (["--user"] if choice.scope == "user" else [])
+        text = unit_text(
+            run_id, command, str(run_dir), stop_timeout, getpass.getuser() if choice.scope == "system" else None
+        )
+        if choice.scope == "system":
+            (run_dir / path.name).write_text(text, encoding="utf-8")
+            _checked(run, [*_sudo(), "install", "-m", "644", str(run_dir / path.name), str(path)])
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        systemctl = _systemctl(choice.scope)
         _checked(run, [*systemctl, "daemon-reload"])
         if run([*systemctl, "is-failed", path.name])[0] == 0:
             _checked(run, [*systemctl, "reset-failed", path.name])
@@ -196,10 +216,18 @@ def forget(run_id: str, run: Runner = run_command) -> bool:
     removed = False
     for scope in ("system", "user"):
         path = unit_path(run_id, scope)
-        if path.exists() and (scope == "user" or os.geteuid() == 0):
-            systemctl = ["systemctl"] + (["--user"] if scope == "user" else [])
-            run([*systemctl, "disable", path.name])
-            path.unlink()
-            run([*systemctl, "daemon-reload"])
+        if path.exists():
+            systemctl = _systemctl(scope)
+            _checked(run, [*systemctl, "disable", path.name])
+            _checked(run, [*(_sudo() if scope == "system" else []), "rm", str(path)])
+            _checked(run, [*systemctl, "daemon-reload"])
             removed = True
     return removed
+
+
+def _sudo() -> list[str]:
+    return [] if os.geteuid() == 0 else ["sudo", "-n"]
+
+
+def _systemctl(scope: str) -> list[str]:
+    return [*_sudo(), "systemctl"] if scope == "system" else ["systemctl", "--user"]

@@ -64,6 +64,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def uptime() -> float:
+    """Seconds since boot, sleep included: the clock for ages, as the wall clock may be wrong, or set right any time."""
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
+
+
 def process_start(pid: int) -> Optional[int]:
     """When a process started, in clock ticks since boot; None when it is not there or only a zombie.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 import signal
 import time
+import uuid
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import backend, rundir, verdict
@@ -38,17 +40,16 @@ def observe(
     offset = int(since.partition(":")[0] or 0) if since else 0
     fresh, _ = rundir.read_events(metrics, offset) if offset <= size else (events, size)
     done = verdict.progress(rundir.surviving(events))
-    now = time.time()
+    silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
-    moved = max(filter(None, (done["last_event_at"], status.get("started_at"))), default=None)
     state, detail = verdict.conclude(
         status,
         done,
         supervisor_alive,
         trainer_alive,
-        heartbeat_age=now - status["heartbeat"] if "heartbeat" in status else None,
-        step_age=now - moved if moved else None,
+        heartbeat_age=silent,
+        step_age=None if silent is None else silent + status.get("idle", 0),
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
     )
@@ -105,10 +106,22 @@ def start(
     Raises:
         ForgeError: The supervisor did not come up.
     """
+    if check:
+        return _launch(run_dir, spec, secrets, wanted, check)
+    with (run_dir / "launch.lock").open("a") as guard:  # two controllers in the same second: the other one attaches
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        return _launch(run_dir, spec, secrets, wanted, check)
+
+
+def _launch(
+    run_dir: pathlib.Path, spec: dict[str, Any], secrets: dict[str, str], wanted: str, check: bool
+) -> dict[str, Any]:
     before = observe(run_dir)
-    deadline = time.monotonic() + 5
-    while before["status"].get("state") in ("failed", "stopped") and before["alive"] and time.monotonic() < deadline:
-        time.sleep(0.05)  # its supervisor has said the last word and is about to go
+    deadline = time.monotonic() + 5 + spec["stop_timeout"]
+    while before["status"].get("state") in ("failed", "stopped", "stopping") and before["alive"]:
+        if check or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)  # its supervisor is about to go, or about to be told to stop
         before = observe(run_dir)
     if before["state"] == "finished" or (before["alive"] and before["state"] != "stopped"):
         noted = rundir.read_json(run_dir / "run.json")
@@ -117,17 +130,21 @@ def start(
     if check:
         return {"changed": True, "backend": choice.backend, "look": "", "word": choice.word}
     (run_dir / "stop").unlink(missing_ok=True)
-    lane_dir = spec.get("lane_dir") or default_lane_dir()
-    spec = {**spec, "schema_version": rundir.SCHEMA_VERSION, "lane_dir": lane_dir, "backend": choice.backend}
+    spec = {
+        **spec,
+        "schema_version": rundir.SCHEMA_VERSION,
+        "launch": uuid.uuid4().hex,  # times would not do: the clock may have been set back since the last launch
+        "lane_dir": spec.get("lane_dir") or default_lane_dir(),
+        "backend": choice.backend,
+    }
     rundir.write_json(run_dir / "run.json", spec)
     _write_secrets(run_dir / "env", secrets)
-    began = time.time()
     look = backend.start(choice, spec["run_id"], run_dir, int(spec["stop_timeout"]))
     rundir.write_json(run_dir / "run.json", {**spec, "look": look})
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         status = rundir.read_json(run_dir / "status.json")
-        if rundir.is_alive(status.get("supervisor")) or (status.get("finished_at") and status["heartbeat"] >= began):
+        if status.get("launch") == spec["launch"]:
             return {"changed": True, "backend": choice.backend, "look": look, "word": choice.word}
         time.sleep(0.1)
     log = run_dir / "supervisor.log"

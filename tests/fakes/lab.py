@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from typing import Any, Callable
 
 import rundir
@@ -46,8 +47,8 @@ class Lab:
         """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
         env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}
         command = [sys.executable, str(FAKE)]
-        return {"run_id": run_id, "lane": lane, "lane_dir": str(self.root), "command": command, "env": env,
-                "stop_timeout": stop_timeout}  # fmt: skip
+        return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
+                "command": command, "env": env, "stop_timeout": stop_timeout}  # fmt: skip
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
         """A run directory with supervisor.py (of a faster pulse) and rundir.py in it."""

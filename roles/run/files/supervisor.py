@@ -60,6 +60,7 @@ class Supervisor:
         self.trainer: Optional[subprocess.Popen[bytes]] = None
         self.stopping_since: Optional[float] = None
         self.beat = 0.0
+        self.moved = time.monotonic()  # when the training showed its last sign of progress
         self.lane_fd = -1
         before = rundir.read_json(run_dir / "status.json")
         self.status: dict[str, Any] = {
@@ -70,6 +71,7 @@ class Supervisor:
             "supervisor": rundir.identity(os.getpid()),
             "trainer": before.get("trainer"),
             "lane": self.spec.get("lane"),
+            "launch": self.spec.get("launch"),
             "starts": before.get("starts", 0),
             "first_started_at": before.get("first_started_at"),
             "exit_code": None,
@@ -89,8 +91,8 @@ class Supervisor:
 
     def write(self, **changes: Any) -> None:
         """Update status.json, heartbeat included. On a full disk the reserve makes room for the last word."""
-        self.status.update(changes, heartbeat=round(time.time(), 3))
         self.beat = time.monotonic()
+        self.status.update(changes, heartbeat=rundir.uptime(), idle=round(self.beat - self.moved, 1))
         reserve = self.run_dir / ".reserve"
         try:
             rundir.write_json(self.run_dir / "status.json", self.status)
@@ -220,6 +222,7 @@ class Supervisor:
                 self.kill_group()
             if time.monotonic() - self.beat > HEARTBEAT:
                 events, shown = rundir.read_events(self.run_dir / "metrics.jsonl", shown)
+                self.moved = time.monotonic() if events else self.moved
                 for event in events:
                     if event.get("event") in ("log", "eval"):
                         figures = {k: v for k, v in event.items() if k in ("loss", "eval_loss") and v is not None}
@@ -281,11 +284,12 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         before = rundir.read_json(self.run_dir / "status.json")
-        asked_again = (self.run_dir / "run.json").stat().st_mtime > (before.get("finished_at") or 0)
+        asked_again = self.spec.get("launch") != before.get("launch")
         if before.get("state") == "finished" or (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do
         if before.get("state") == "failed" and not asked_again:
             return 0  # a reboot is no reason to try again what failed
+        self.write()
         self.kill_leftovers()
         if not self.take_lane():
             return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
@@ -302,7 +306,7 @@ class Supervisor:
             except OSError as error:
                 return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
             assert self.trainer is not None
-            now = round(time.time(), 3)
+            now, self.moved = round(time.time(), 3), time.monotonic()
             self.write(
                 state="running",
                 trainer=rundir.identity(self.trainer.pid),

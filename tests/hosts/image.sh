@@ -1,0 +1,24 @@
+#!/bin/bash
+# Make the image of the test hosts unless it is there: a small Debian with systemd, sshd, sudo, Python, tmux, rsync.
+# No image registry is asked; the packages come from Debian's mirrors. Prints the image's name.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+export CONTAINERS_CONF=$here/containers.conf
+image=localhost/lora-forge-test:$(cat "$here/image.sh" "$here/pod.sh" | sha256sum | cut -c1-12)
+if ! podman image exists "$image"; then
+  packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,openssh-server,sudo,ca-certificates,procps
+  packages+=,python3,python3-pip,python3-venv,rsync,tmux,faketime
+  root=$(mktemp)
+  trap 'rm -f "$root"' EXIT
+  mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
+    --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*_key*' \
+    --customize-hook="copy-in $here/pod.sh /" \
+    --customize-hook='useradd="chroot $1 useradd --create-home --shell /bin/bash"; for u in ops ann lin; do $useradd $u; done' \
+    --customize-hook='echo "ops ALL=(ALL) NOPASSWD: ALL" >"$1"/etc/sudoers.d/ops' \
+    --customize-hook='mkdir "$1"/etc/systemd/system/ssh.service.d' \
+    --customize-hook='printf "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\n" \
+      >"$1"/etc/systemd/system/ssh.service.d/keys.conf' \
+    bookworm - >"$root" 2>/dev/null
+  podman import --quiet "$root" "$image" >/dev/null
+fi
+echo "$image"

@@ -1,0 +1,161 @@
+#!/usr/bin/python
+"""Whether a host's GPUs are fit for a training."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: gpu_info
+short_description: Hold the GPUs of a host against what a training needs
+description:
+  - Asks nvidia-smi once for the GPUs and once for the processes on them, and changes nothing.
+  - Checks the driver against CUDA, the number of GPUs, their memory, compute capability and health, and who else
+    holds their memory. Memory of a lora-forge run does not count against the training, which queues behind it.
+  - Fails with one sentence for each problem, and its remedy, unless O(required) is false.
+options:
+  cuda:
+    description: The CUDA version of the environment's torch, such as V(13.0). Empty to leave the driver unchecked.
+    type: str
+    default: ''
+  count:
+    description: How many GPUs the host must have.
+    type: int
+    default: 1
+  memory_gib:
+    description: GiB of memory that the training needs on each GPU. Not checked when left out.
+    type: float
+  bf16:
+    description: Whether the recipe insists on bf16.
+    type: bool
+    default: false
+  attention:
+    description: Axolotl's attn_implementation. Empty to leave it unchecked.
+    type: str
+    default: ''
+  lane:
+    description: The UUID of the one GPU that is meant. Empty to check all of them.
+    type: str
+    default: ''
+  program:
+    description: nvidia-smi.
+    type: path
+    default: nvidia-smi
+  timeout:
+    description: Seconds that each call of nvidia-smi may take. A stuck driver makes it hang for ever.
+    type: float
+    default: 20
+  required:
+    description: Whether a problem is a failure.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Changes nothing anyway.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Refuse a host that cannot train this
+  gpu_info:
+    cuda: "13.0"
+    memory_gib: 23.8
+    bf16: true
+    attention: flash_attention_2
+
+- name: Only look
+  gpu_info:
+    required: false
+"""
+
+RETURN = r"""
+driver:
+  description: The version of the NVIDIA driver; null where there is none.
+  returned: always
+  type: str
+  sample: 580.95.05
+gpus:
+  description: The GPUs. What the driver or the GPU does not tell is null.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - index: 0
+      uuid: GPU-5a1f0c3e-8a5b-4f0e-9a57-3d1c2b4e6f70
+      name: NVIDIA A100-SXM4-80GB
+      memory_mib: 81920
+      used_mib: 4
+      free_mib: 81278
+      compute_capability: "8.0"
+      ecc_errors: 0
+      remap_pending: false
+      remap_failure: false
+      retired_pending: null
+      recovery_action: None
+      mig: false
+processes:
+  description: The processes on the GPUs that can be seen, with the run directory of those that are lora-forge runs.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - gpu_uuid: GPU-5a1f0c3e-8a5b-4f0e-9a57-3d1c2b4e6f70
+      pid: 4242
+      name: python
+      used_mib: 60000
+      run: null
+problems:
+  description: What keeps the training from running here; a sentence each.
+  returned: always
+  type: list
+  elements: str
+  sample:
+    - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left, and the
+      training needs about 23.8 GiB. End what holds it, or take another GPU"
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import gpu
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "cuda": {"type": "str", "default": ""},
+    "count": {"type": "int", "default": 1},
+    "memory_gib": {"type": "float"},
+    "bf16": {"type": "bool", "default": False},
+    "attention": {"type": "str", "default": ""},
+    "lane": {"type": "str", "default": ""},
+    "program": {"type": "path", "default": "nvidia-smi"},
+    "timeout": {"type": "float", "default": 20},
+    "required": {"type": "bool", "default": True},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        found = gpu.query(given["program"], given["timeout"])
+        wanted = gpu.Wanted(
+            cuda=given["cuda"],
+            count=given["count"],
+            memory_gib=given["memory_gib"],
+            bf16=given["bf16"],
+            attention=given["attention"],
+            lane=given["lane"],
+        )
+        problems = gpu.problems(found, wanted)
+        facts = {key: found[key] for key in ("driver", "gpus", "processes")} | {"problems": problems}
+        if problems and given["required"]:
+            module.fail_json(
+                msg=f"{len(problems)} problem(s) with the GPU of this host:\n" + "\n".join(problems), **facts
+            )
+        module.exit_json(changed=False, **facts)
+
+
+if __name__ == "__main__":
+    main()

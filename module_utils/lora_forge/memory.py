@@ -1,0 +1,132 @@
+"""How much GPU memory a training needs, computed from its recipe before a host is touched. Pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Optional
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The dimensions of a decoder model, from its config.json.
+
+    Attributes:
+        layers: Decoder layers.
+        hidden: Width of the hidden state.
+        intermediate: Width of the MLP.
+        heads: Attention heads.
+        kv_heads: Heads of keys and values.
+        head_dim: Width of a head.
+        vocab: Rows of the embedding, padding included.
+        tied: The output head is the embedding itself.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of each linear module of a layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    def linear_weights(self) -> int:
+        """How many weights the linear modules of all layers have."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values())
+
+    def embedding_weights(self) -> int:
+        """How many weights the embedding and the output head have."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+
+MODELS = {
+    "Qwen2.5-0.5B": Model(24, 896, 4864, 14, 2, 64, 151936, True),
+    "Qwen2.5-1.5B": Model(28, 1536, 8960, 12, 2, 128, 151936, True),
+    "Qwen2.5-3B": Model(36, 2048, 11008, 16, 2, 128, 151936, True),
+    "Qwen2.5-7B": Model(28, 3584, 18944, 28, 4, 128, 152064, False),
+    "Qwen2.5-14B": Model(48, 5120, 13824, 40, 8, 128, 152064, False),
+    "Qwen2.5-32B": Model(64, 5120, 27648, 40, 8, 128, 152064, False),
+    "Qwen2.5-72B": Model(80, 8192, 29568, 64, 8, 128, 152064, False),
+}
+
+# Bytes of a frozen weight. NF4 with double quantisation: half a byte, one 8-bit constant for every 64 weights and
+# one 32-bit constant for every 256 of those.
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+INT8 = 1.0
+BF16 = 2.0
+TRAINED = 4 + 4 + 8  # bytes of a LoRA weight: itself, its gradient, Adam's two moments, all fp32
+LAYER_HIDDEN, LAYER_INTERMEDIATE = 16, 8  # bf16 tensors of either width that the backward pass of a layer keeps
+LOGIT = 2 + 4 + 4  # bytes of a logit: in bf16, upcast to fp32, and its log-probability or gradient in fp32
+FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
+SHARDED = ("deepspeed", "fsdp_config")
+CONTEXT = 1.0 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS and bitsandbytes
+FRAGMENTATION = 1.10  # what PyTorch's allocator reserves over what is used
+
+
+def estimate(recipe: dict[str, Any]) -> Optional[float]:
+    """GiB of memory that one training needs on each of its GPUs (without sharding every GPU holds everything).
+
+    In bytes, with tokens = sequence_len × micro_batch_size::
+
+        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16)
+        embeddings   (embedding + head unless tied) weights × 2: Axolotl keeps both in bf16, never quantised
+        LoRA         rank × (inputs + outputs) of every target module × 16: weight, gradient, two Adam moments
+        checkpoints  layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays
+        one layer    tokens × (16 × hidden + 8 × intermediate) × 2: what the backward pass of a layer needs, made
+                     again layer by layer; without gradient checkpointing every layer's is there at once
+        logits       tokens × vocabulary × 10: transformers upcasts them for the loss; nothing with a fused loss
+        total        (frozen + embeddings + LoRA + checkpoints + the greater of one layer and logits) × 1.10
+                     for fragmentation, + 1 GiB for the CUDA context
+
+    The greater one only, because the logits are gone before the first layer is made again. Attention is taken as
+    linear in tokens (sdpa, FlashAttention); eager attention needs more. 8-bit optimizers and offloading need less.
+
+    It has not been checked against a measured peak yet: the factors 16, 8, 1.10 and 1 GiB are reasoned, not measured.
+
+    Args:
+        recipe: The merged recipe.
+
+    Returns:
+        None where nothing can be said: a model that is not in :data:`MODELS`, another adapter than LoRA or QLoRA,
+        modules that are trained in full, a sharded model.
+    """
+    name = re.sub("-instruct$", "", str(recipe.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
+    model = {known.lower(): found for known, found in MODELS.items()}.get(name.lower())
+    if model is None or recipe.get("adapter") not in ("lora", "qlora") or recipe.get("lora_modules_to_save"):
+        return None
+    if any(recipe.get(key) for key in SHARDED):
+        return None
+    tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
+    weight = NF4 if recipe.get("load_in_4bit") else INT8 if recipe.get("load_in_8bit") else BF16
+    linears = model.linears()
+    targets = list(linears) if recipe.get("lora_target_linear") else recipe.get("lora_target_modules") or []
+    widths = sum(sum(linears[target]) for target in targets if target in linears)
+    layer = tokens * (LAYER_HIDDEN * model.hidden + LAYER_INTERMEDIATE * model.intermediate) * BF16
+    logits = 0 if any(recipe.get(key) for key in FUSED) else tokens * model.vocab * LOGIT
+    kept = model.layers * tokens * model.hidden * BF16
+    if not recipe.get("gradient_checkpointing"):
+        kept, layer = 0, model.layers * layer
+    held = (
+        model.linear_weights() * weight
+        + model.embedding_weights() * BF16
+        + model.layers * recipe["lora_r"] * widths * TRAINED
+        + kept
+    )
+    peak = max(layer, logits) if recipe.get("gradient_checkpointing") else layer + logits
+    return round(((held + peak) * FRAGMENTATION + CONTEXT) / GIB, 1)

@@ -1,0 +1,181 @@
+"""Compute something real on a GPU: ``gpu_check.py [--device cuda|cpu] [--lane UUID]``.
+
+Runs in the trainer's environment, and answers what nvidia-smi cannot: whether this torch and this bitsandbytes
+compute, and compute rightly, on this very GPU. It prints one line of JSON on standard output
+
+    {"ok": bool, "device": name, "bf16_tflops": number, "seconds": of everything, "error": sentence or null}
+
+and exits with 0, or with 1 when the GPU is not fit. What libraries print goes to standard error. A CUDA call can hang
+for ever: who runs it sets the time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from typing import Any, Optional
+
+SIZE = 2048  # rows and columns of the two matrices: 17 billion operations, 8 MiB each in bf16
+REPEATS = 20  # products that are timed on a GPU, after one that is not; a CPU takes one
+# Error of a result over the size of the exact one (Frobenius norms). bf16 has 8 bits: 0.002 is usual.
+BF16_TOLERANCE = 0.01
+NF4_TOLERANCE = 0.2  # 4 bits a weight: 0.09 is usual
+
+# What CUDA says when it fails, and what that means. The first match decides.
+FAILURES = (
+    (
+        r"Error 804\b|forward compatibility",
+        "the NVIDIA driver is older than the CUDA of this container's image (error 804, forward compatibility). "
+        "Update the driver, use an image of an older CUDA, or take a host with a newer driver",
+    ),
+    (
+        r"Error 802\b|system not yet initialized",
+        "the GPUs of this host are not initialised (error 802): NVIDIA's fabric manager does not run. Start "
+        "nvidia-fabricmanager on the host; replace a rented one",
+    ),
+    (
+        r"no kernel image",
+        "this GPU is too old, or too new, for the torch of the environment (no kernel image). Take another GPU, or "
+        "lock a torch that supports it",
+    ),
+    (
+        r"driver version is insufficient|driver on your system is too old",
+        "the NVIDIA driver is too old for the CUDA that the environment's torch is built with (CUDA driver version is "
+        "insufficient). Update the driver, or take a host with a newer one",
+    ),
+    (
+        r"out of memory",
+        "the GPU has not even 1 GiB of memory left (out of memory): something else holds it. nvidia-smi names it, but "
+        "not from inside another container; end it, or take another GPU",
+    ),
+    (
+        r"[Uu]ncorrectable ECC",
+        "the memory of this GPU is faulty (uncorrectable ECC error). Reset it or reboot; replace a rented host",
+    ),
+    (
+        r"not compiled with CUDA",
+        "the torch of this environment is built for CPUs. Set trainer_lock: trainer-cuda for this host",
+    ),
+    (
+        r"No module named|cannot import name|cannot open shared object",
+        "the environment is not whole ({said}). Delete its folder below env/ in the trainer's root, and run again",
+    ),
+)
+BROKEN = (
+    "CUDA does not work on this host, even where nvidia-smi looks fine ({said}). Such bad hosts are known: reboot it, "
+    "and replace a rented one"
+)
+
+
+class Unfit(Exception):
+    """A result that is wrong; says how, and what to do."""
+
+
+def sentence(error: BaseException) -> str:
+    """A failure in words, with the remedy."""
+    if isinstance(error, Unfit):
+        return str(error)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = " ".join(text.split())[:300]
+    for words, meaning in FAILURES:
+        if re.search(words, text):
+            return meaning.format(said=said)
+    return BROKEN.format(said=said)
+
+
+def compare(what: str, torch: Any, found: Any, exact: Any, tolerance: float) -> None:
+    """Hold a result against the exact one, which a CPU computed in float32.
+
+    Raises:
+        Unfit: It is not finite, or further off than the tolerance.
+    """
+    found = found.detach().float().cpu()
+    advice = "This GPU computes wrongly: replace it"
+    if not torch.isfinite(found).all():
+        raise Unfit(f"{what} has values that are not finite. {advice}")
+    off = float((found - exact).norm() / exact.norm())
+    if off > tolerance:
+        raise Unfit(f"{what} is off by {off:.3f} of its size; {tolerance} is tolerated. {advice}")
+
+
+def multiply(torch: Any, device: str) -> float:
+    """Multiply two bf16 matrices; returns 10**12 operations a second."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(SIZE, SIZE, generator=generator).bfloat16() for _ in range(2))
+    exact = left.float() @ right.float()
+    left, right = left.to(device), right.to(device)
+    repeats = 1
+    if device == "cuda":
+        repeats = REPEATS
+        left @ right  # the first one loads cuBLAS
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        product = left @ right
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    compare("a product of bf16 matrices", torch, product, exact, BF16_TOLERANCE)
+    return float(2 * SIZE**3 * repeats / seconds / 1e12)
+
+
+def quantised(torch: Any, device: str) -> None:
+    """Run a 4-bit layer forward, and its gradient back to the input, as QLoRA does."""
+    import bitsandbytes
+
+    torch.manual_seed(1)
+    layer = bitsandbytes.nn.Linear4bit(512, 256, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    weight = layer.weight.data.clone()
+    layer = layer.to(device)  # this quantises
+    inputs = torch.randn(64, 512).bfloat16()
+    pull = torch.randn(64, 256).bfloat16()  # the gradient of the output
+    given = inputs.clone().to(device).requires_grad_()
+    output = layer(given)
+    output.backward(pull.to(device))
+    compare("the output of a 4-bit layer", torch, output, inputs.float() @ weight.T, NF4_TOLERANCE)
+    compare("the gradient of a 4-bit layer", torch, given.grad, pull.float() @ weight, NF4_TOLERANCE)
+
+
+def check(device: str, found: dict[str, Any]) -> None:
+    """Do everything; what is found out is added to ``found`` as it goes."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.init()  # unlike is_available(), it says why it fails
+        found["device"] = torch.cuda.get_device_name()
+    else:
+        found["device"] = "cpu"
+    found["bf16_tflops"] = round(multiply(torch, device), 3)
+    quantised(torch, device)
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description="Compute something real on a GPU.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--lane", default="", metavar="UUID", help="the GPU; default: the first one")
+    given = parser.parse_args(arguments)
+    if given.lane:
+        os.environ["CUDA_VISIBLE_DEVICES"] = given.lane  # read when CUDA starts
+    os.environ["HF_HUB_OFFLINE"] = "1"  # bitsandbytes looks for faster kernels on the hub
+    found: dict[str, Any] = {"ok": False, "device": None, "bf16_tflops": None, "seconds": None, "error": None}
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    began = time.monotonic()
+    try:
+        check(given.device, found)
+        found["ok"] = True
+    except Exception as error:  # whatever it is, the answer is a sentence
+        found["error"] = sentence(error)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    sys.stdout.flush()
+    with os.fdopen(answer, "w", encoding="utf-8") as out:
+        out.write(json.dumps(found, ensure_ascii=False) + "\n")
+    return 0 if found["ok"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

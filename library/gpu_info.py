@@ -13,10 +13,9 @@ description:
     holds their memory. Memory of a lora-forge run does not count against the training, which queues behind it.
   - Fails with one sentence for each problem, and its remedy, unless O(required) is false.
 options:
-  cuda:
-    description: The CUDA version of the environment's torch, such as V(13.0). Empty to leave the driver unchecked.
-    type: str
-    default: ''
+  lock:
+    description: The environment's lock on this host; the CUDA it pins decides which driver will do.
+    type: path
   count:
     description: How many GPUs the host must have.
     type: int
@@ -62,7 +61,7 @@ author:
 EXAMPLES = r"""
 - name: Refuse a host that cannot train this
   gpu_info:
-    cuda: "13.0"
+    lock: /workspace/lora-forge/requirements/trainer-cuda.txt
     memory_gib: 23.8
     bf16: true
     attention: flash_attention_2
@@ -118,12 +117,14 @@ problems:
       training needs about 23.8 GiB. End what holds it, or take another GPU"
 """
 
+import pathlib
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import gpu
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
-    "cuda": {"type": "str", "default": ""},
+    "lock": {"type": "path"},
     "count": {"type": "int", "default": 1},
     "memory_gib": {"type": "float"},
     "bf16": {"type": "bool", "default": False},
@@ -139,9 +140,12 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with reported(module):
+        lock = pathlib.Path(given["lock"]) if given["lock"] else None
+        # In check mode the lock may not be there yet.
+        cuda = gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) if lock and lock.exists() else None
         found = gpu.query(given["program"], given["timeout"])
         wanted = gpu.Wanted(
-            cuda=given["cuda"],
+            cuda=cuda or "",
             count=given["count"],
             memory_gib=given["memory_gib"],
             bf16=given["bf16"],

@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, dataset, recipe, rundir
+from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
 
@@ -188,7 +188,11 @@ class Planner:
                 }
                 for one in sets
             ],
-            "estimate": {"tokens": sum(one.tokens for one in train), "steps": estimate_steps(keys, sets)},
+            "estimate": {
+                "tokens": sum(one.tokens for one in train),
+                "steps": estimate_steps(keys, sets),
+                "memory_gib": None if rehearsal else memory.estimate(keys),
+            },
         }
 
     def attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, Optional[str]]:

@@ -14,12 +14,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "library").glob("*.py"))
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 ON_TRAINERS = [
-    *(ROOT / f"module_utils/lora_forge/{name}.py" for name in "errors rundir runs backend environment verdict".split()),
+    *(
+        ROOT / f"module_utils/lora_forge/{name}.py"
+        for name in "errors rundir runs backend environment verdict model gpu".split()
+    ),
     *(
         ROOT / f"library/{name}.py"
-        for name in "trainer_environment training_run training_run_info checkpoint_prune".split()
+        for name in "trainer_environment training_run training_run_info checkpoint_prune base_model gpu_info".split()
     ),
     ROOT / "roles/run/files/supervisor.py",
+    ROOT / "roles/trainer/files/fetch_model.py",
 ]
 
 

@@ -1,0 +1,90 @@
+"""Fetch the base model and show its progress until it is there. Losing this process or the connection harms nothing."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
+
+display = Display()
+
+WAIT = 15  # seconds the trainer blocks for news (five percent more); one round trip and one line in that time
+RESTARTS = 3  # of a fetch that died without a word
+
+
+def size(count: float, of: float) -> str:
+    """Bytes in the unit that fits a total: «3.2 of 15.2 GB»."""
+    unit, name = (1e9, "GB") if of >= 1e9 else (1e6, "MB")
+    return f"{count / unit:.1f} of {of / unit:.1f} {name}"
+
+
+def line(host: str, model: str, found: dict[str, Any]) -> str:
+    """One line of progress.
+
+    Args:
+        host: The trainer.
+        model: What is fetched.
+        found: The module's answer.
+    """
+    if not found["total_bytes"]:
+        return f"  {host}: {model} is asked for at the hub"
+    parts = [f"  {host}: {model} {size(found['bytes'], found['total_bytes'])}"]
+    rate = found.get("bytes_per_second")
+    if rate:
+        parts.append(f"{rate / 1e6:.0f} MB/s")
+        parts.append(f"eta {duration((found['total_bytes'] - found['bytes']) / rate)}")
+    return ", ".join(parts)
+
+
+class ActionModule(ActionBase):
+    """``fetch_model``: the arguments of base_model without C(wait) and C(since), and C(unreachable_timeout).
+
+    Returns base_model's answer; C(changed) tells whether a fetch was started.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args = dict(self._task.args)
+        timeout = float(args.pop("unreachable_timeout"))
+        host, model = (task_vars or {}).get("inventory_hostname", ""), args["model"]
+        looking = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
+
+        def ask(asked: dict[str, Any]) -> dict[str, Any]:
+            return ride_out(
+                lambda: self._execute_module("base_model", asked, task_vars=task_vars),
+                AnsibleConnectionFailure,
+                timeout,
+                lambda words: display.display(f"  {host}: {words}"),
+            )
+
+        found = ask(args)
+        changed, restarts, followed = found.get("changed", False), 0, False
+        while not found.get("failed") and not self._task.check_mode and found["state"] != "present":
+            if found["state"] == "fetching":
+                display.display(line(host, model, found))
+                followed = True
+                found = ask({**looking, "wait": WAIT, "since": found["mark"]})
+            elif restarts < RESTARTS:
+                restarts += 1
+                display.display(f"  {host}: the fetch of {model} ended without a word; starting it again")
+                found = ask(args)
+            else:
+                found |= {
+                    "failed": True,
+                    "msg": f"the fetch of {model} was killed {restarts + 1} times on {host}, perhaps for want of "
+                    f"memory. Look at fetch.log in {args['home']}/lora-forge there, then run the same command again.",
+                }
+        if followed and not found.get("failed"):
+            display.display(f"  {host}: {model} is there")
+        return result | found | {"changed": changed}

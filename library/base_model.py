@@ -1,0 +1,146 @@
+#!/usr/bin/python
+"""Have the base model on the trainer."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: base_model
+short_description: Start to fetch a base model, or tell how far it is
+description:
+  - A model of the hub is fetched once, by a process of its own that outlives the connection. The module returns at
+    once, so that other work goes on meanwhile; ask again with O(wait) to follow it.
+  - A fetch that was cut off or failed is started again and goes on where it was.
+  - Whether a model is there is answered without a network. A folder on the trainer is checked and taken as it is.
+options:
+  model:
+    description: A model of the hub (owner/name), or a folder on the trainer (begins with V(/), V(~) or a dot).
+    type: str
+    required: true
+  revision:
+    description: Branch, tag or commit. Empty is main, as it was when the model was fetched.
+    type: str
+    default: ''
+  home:
+    description: What HF_HOME is for the training. The model comes into C(hub) in it.
+    type: path
+    required: true
+  python:
+    description: A Python with huggingface_hub, on the trainer. Empty only looks and starts nothing.
+    type: str
+    default: ''
+  program:
+    description: C(fetch_model.py) on the trainer, with C(rundir.py) beside it. Needed with O(python).
+    type: path
+  hf_token:
+    description: For gated and private models. Empty leaves the trainer's own, if it has one.
+    type: str
+    default: ''
+  wait:
+    description: Seconds to wait for something to differ from O(since).
+    type: float
+    default: 0
+  since:
+    description: The RV(mark) of an earlier answer.
+    type: str
+    default: ''
+attributes:
+  check_mode:
+    description: Predicts whether a fetch would be started.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Start to fetch the base model
+  base_model:
+    model: Qwen/Qwen2.5-7B-Instruct
+    home: /workspace/lora-forge/models
+    python: /workspace/lora-forge/env/0f4fb8a8d3b5c2f1/bin/python
+    program: /workspace/lora-forge/fetch_model.py
+    hf_token: "{{ lookup('ansible.builtin.env', 'HF_TOKEN') }}"
+
+- name: Look how far it is
+  base_model:
+    model: Qwen/Qwen2.5-7B-Instruct
+    home: /workspace/lora-forge/models
+"""
+
+RETURN = r"""
+state:
+  description: One of absent, fetching, present. A fetch whose process died is absent. One that failed fails the module.
+  returned: success
+  type: str
+  sample: fetching
+folder:
+  description: Where the model is; empty until it is present. (Ansible would put a file's facts beside a C(path).)
+  returned: success
+  type: str
+  sample: /workspace/lora-forge/models/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c70
+bytes:
+  description: How much is on the trainer's disk.
+  returned: success
+  type: int
+  sample: 3200000000
+total_bytes:
+  description: How much it will be; 0 until that is known.
+  returned: success
+  type: int
+  sample: 15242000000
+bytes_per_second:
+  description: The rate of the last seconds, where it is known.
+  returned: success
+  type: int
+  sample: 85000000
+error:
+  description: Why it is not there, in a sentence; empty where there is nothing to say.
+  returned: always
+  type: str
+  sample: ''
+mark:
+  description: What to pass as O(since) next.
+  returned: success
+  type: str
+  sample: fetching:4
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import model
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "model": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": ""},
+    "home": {"type": "path", "required": True},
+    "python": {"type": "str", "default": ""},
+    "program": {"type": "path"},
+    "hf_token": {"type": "str", "default": "", "no_log": True},
+    "wait": {"type": "float", "default": 0},
+    "since": {"type": "str", "default": ""},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        if given["python"] and not given["program"]:
+            module.fail_json(msg="python is given without program: name fetch_model.py on the trainer")
+        wanted = (given["model"], given["revision"], pathlib.Path(given["home"]))
+        changed = bool(given["python"]) and model.begin(
+            *wanted, given["python"], given["program"], given["hf_token"], module.check_mode
+        )
+        found = model.wait(*wanted, given["since"], given["wait"])
+        if found["state"] == "failed" and not (changed and module.check_mode):
+            module.fail_json(msg=found["error"], **found)
+        module.exit_json(changed=changed, **found)
+
+
+if __name__ == "__main__":
+    main()

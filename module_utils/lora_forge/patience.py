@@ -1,0 +1,32 @@
+"""Riding out a lost connection."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Optional, TypeVar
+
+from ansible.module_utils.lora_forge.summary import duration
+
+Answer = TypeVar("Answer")
+
+
+def ride_out(ask: Callable[[], Answer], lost: type[Exception], timeout: float, tell: Callable[[str], None]) -> Answer:
+    """Ask until there is an answer, or the connection has been away for too long.
+
+    Args:
+        ask: One question to a host.
+        lost: The error that means the host cannot be reached.
+        timeout: Seconds without an answer after which that error is raised.
+        tell: Called with a few words about every attempt that failed.
+    """
+    since: Optional[float] = None
+    while True:
+        try:
+            return ask()
+        except lost as error:
+            since = since or time.monotonic()
+            away = time.monotonic() - since
+            if away > timeout:
+                raise
+            tell(f"no connection for {duration(away)}; it goes on there, trying again ({error})")
+            time.sleep(min(30, 2 + away / 4))

@@ -1,0 +1,340 @@
+"""The base model comes to its trainer: the real huggingface_hub, in its own environment, against a pretended hub."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge import environment, model
+from ansible.module_utils.lora_forge.errors import ForgeError
+from hub import Hub, Model, tiny_model
+
+from .conftest import PLAYBOOK, ROOT, eventually
+
+NAME = "Acme/Tiny"
+SECOND = "model-00002-of-00002.safetensors"
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def hub_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of the small environment, made as a trainer makes it."""
+    root, lock = tmp_path_factory.mktemp("hub"), ROOT / "requirements/hub.txt"
+    environment.ensure(root, lock, str(ROOT / ".venv/bin/uv"), "3.11", False, "")
+    return str(root / environment.key(lock) / "bin/python")
+
+
+class Site:
+    """A trainer's HF_HOME, and the program as it is staged there (of a faster pulse)."""
+
+    def __init__(self, home: pathlib.Path, python: str, hub: Hub):
+        self.home, self.python, self.hub = home / "hf", python, hub
+        staged = home / "bin"
+        staged.mkdir()
+        text = (ROOT / "roles/trainer/files/fetch_model.py").read_text()
+        for old, new in (("HEARTBEAT = 1.0 ", "HEARTBEAT = 0.05 "), ("BACKOFF = 1.0 ", "BACKOFF = 0.01 ")):
+            assert old in text
+            text = text.replace(old, new)
+        self.program = staged / "fetch_model.py"
+        self.program.write_text(text)
+        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", staged)
+
+    def state_dir(self, revision: str = "") -> pathlib.Path:
+        return model.state_dir(NAME, revision, self.home)
+
+    def begin(self, revision: str = "", token: str = "") -> bool:
+        return model.begin(NAME, revision, self.home, self.python, str(self.program), token)
+
+    def look(self, revision: str = "") -> dict[str, Any]:
+        return model.look(NAME, revision, self.home)
+
+    def until(self, *states: str, revision: str = "") -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            found = self.look(revision)
+            return found if found["state"] in states else None
+
+        try:
+            return eventually(reached, 30, f"{states}")
+        except AssertionError:
+            log = (self.state_dir(revision) / "fetch.log").read_text()
+            raise AssertionError(f"{self.look(revision)}\n{log}") from None
+
+    def fetch(self, revision: str = "", token: str = "") -> dict[str, Any]:
+        """Fetch to the end, good or bad; the process has ended, too."""
+        assert self.begin(revision, token)
+        found = self.until("present", "failed", revision=revision)
+        noted = rundir.read_json(self.state_dir(revision) / "status.json")["process"]
+        eventually(lambda: not rundir.is_alive(noted), 10, "the fetch ends after its last word")
+        return found
+
+    def kill(self) -> None:
+        for status in self.home.glob("lora-forge/*/status.json"):
+            noted = rundir.read_json(status).get("process")
+            if rundir.is_alive(noted):
+                os.kill(noted["pid"], signal.SIGKILL)
+                eventually(lambda noted=noted: not rundir.is_alive(noted), 10, "a killed process goes")
+
+
+@pytest.fixture
+def site(tmp_path: pathlib.Path, hub_python: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    hub = Hub()
+    hub.models[NAME] = Model(tiny_model())
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    made = Site(tmp_path, hub_python, hub)
+    yield made
+    made.kill()
+    hub.close()
+
+
+def test_it_is_fetched_once(site: Site) -> None:
+    more = {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"twice", "original/params.json": b"{}"}
+    site.hub.models[NAME].files |= {**more, "README.md": b"words", "chat_template.jinja": b"{{ x }}"}
+    files = site.hub.models[NAME].files
+    found = site.fetch()
+    assert found["state"] == "present", found
+    snapshot = pathlib.Path(found["folder"])
+    there = {str(path.relative_to(snapshot)): path.read_bytes() for path in snapshot.rglob("*") if path.is_file()}
+    assert there == {name: content for name, content in files.items() if name not in {*more, "README.md"}}
+    assert found["bytes"] == found["total_bytes"] == sum(map(len, there.values()))
+    assert (snapshot.parents[1] / "refs/main").read_text() == snapshot.name == site.hub.models[NAME].commit
+    assert model.local_size(snapshot) == 6 * MIB
+
+    site.hub.requests.clear()
+    assert not site.begin()
+    assert site.look() == found
+    assert site.hub.requests == []
+
+
+def test_a_commit_is_a_revision(site: Site) -> None:
+    commit = site.hub.models[NAME].commit
+    found = site.fetch(revision=commit)
+    assert found["folder"].endswith(f"/snapshots/{commit}")
+    assert site.look()["state"] == "absent"  # main is another question
+
+
+def test_weights_in_one_file(site: Site) -> None:
+    site.hub.models[NAME] = Model(tiny_model(shards=1))
+    assert site.fetch()["state"] == "present"
+
+
+def test_a_killed_fetch_goes_on_where_it_was(site: Site) -> None:
+    site.hub.hold[SECOND] = 2 * MIB
+    site.begin()
+    eventually(lambda: site.look()["bytes"] > 5 * MIB, 20, "one shard and two thirds of the other are there")
+    seen = site.look()
+    assert (seen["state"], seen["error"]) == ("fetching", "")
+    assert seen["bytes"] < seen["total_bytes"]
+    assert not site.begin()
+    site.kill()
+    assert site.look()["state"] == "absent"
+    site.hub.release(cut=True)
+    first = dict(site.hub.sent)
+    assert site.fetch()["state"] == "present"
+    assert site.hub.ranges(SECOND) == ["", f"bytes={2 * MIB}-"]
+    assert {name: count - first[name] for name, count in site.hub.sent.items() if count > first[name]} == {SECOND: MIB}
+
+
+def test_a_cut_connection_goes_on_where_it_was(site: Site) -> None:
+    site.hub.drop[SECOND] = 2 * MIB + 5
+    assert site.fetch()["state"] == "present"
+    assert site.hub.ranges(SECOND) == ["", f"bytes={2 * MIB}-"]
+    assert "attempt 1: " in (site.state_dir() / "fetch.log").read_text()
+
+
+def test_a_passing_error_of_the_hub_is_ridden_out(site: Site) -> None:
+    site.hub.refuse[SECOND] = 2
+    assert site.fetch()["state"] == "present"
+
+
+def test_a_lasting_error_of_the_hub_is_told_and_the_next_try_goes_on(site: Site) -> None:
+    site.hub.refuse[SECOND] = 6
+    found = site.fetch()
+    assert found["state"] == "failed"
+    assert f"({site.hub.url}) answers with HTTP 500 for {NAME}. Run the same command again later" in found["error"]
+    first = dict(site.hub.sent)
+    assert site.fetch()["state"] == "present"
+    assert site.hub.sent["model-00001-of-00002.safetensors"] == first["model-00001-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("access", "token", "words"),
+    [
+        ("gated", "", "is gated. Accept its licence on its page ({page}), then export HF_TOKEN=… where you run"),
+        ("gated", "hf_stranger", "is gated, and the account of HF_TOKEN has no access to it. Ask for it on its page"),
+        ("gated", "hf_wrong", "the hub does not accept HF_TOKEN: it is mistyped or was revoked."),
+        ("private", "", "the hub shows no model {name}: there is none of this name, or it is private and no HF_TOKEN"),
+        ("private", "hf_stranger", "or it is private and the account of HF_TOKEN has no access to it"),
+    ],
+)
+def test_who_may_not_read_it_is_told_why(site: Site, access: str, token: str, words: str) -> None:
+    setattr(site.hub.models[NAME], access, True)
+    found = site.fetch(token=token)
+    assert found["state"] == "failed"
+    assert words.format(name=NAME, page=f"{site.hub.url}/{NAME}") in found["error"]
+    assert not site.hub.sent
+    assert site.fetch(token="hf_good")["state"] == "present"  # what failed is tried again
+    for path in site.home.rglob("*"):
+        assert path.is_dir() or b"hf_good" not in path.read_bytes(), f"the token stands in {path}"
+
+
+def test_no_such_model_and_no_such_revision(site: Site) -> None:
+    assert f"{NAME} has no revision «v9»" in site.fetch(revision="v9")["error"]
+    site.hub.models.clear()
+    assert f"the hub shows no model {NAME}" in site.fetch()["error"]
+
+
+def test_pickles_are_not_fetched(site: Site) -> None:
+    site.hub.models[NAME] = Model({"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    found = site.fetch()
+    assert f"{NAME} has no safetensors weights" in found["error"]
+    assert not (site.home / "hub").exists()
+
+
+def test_a_repository_that_lacks_a_shard(site: Site) -> None:
+    del site.hub.models[NAME].files[SECOND]
+    assert f"{NAME} lacks {SECOND}, which its model.safetensors.index.json names" in site.fetch()["error"]
+
+
+def test_what_the_disk_cannot_hold_is_not_begun(site: Site) -> None:
+    site.hub.models[NAME].announced[SECOND] = 10**15
+    found = site.fetch()
+    assert f"{NAME} needs 1000000.0 GB more in {site.home}/hub, and its disk has " in found["error"]
+    assert not site.hub.sent
+
+
+def test_a_size_that_is_not_the_announced_one(site: Site) -> None:
+    site.hub.models[NAME].announced[SECOND] = 3 * MIB + 1
+    assert f"{SECOND} has {3 * MIB} bytes instead of {3 * MIB + 1}" in site.fetch()["error"]
+
+
+def test_no_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = site.fetch()
+    assert found["error"].startswith("no connection to the hub (http://127.0.0.1:9): ")
+    assert "name a folder on the trainer" in found["error"]
+
+
+def test_offline_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert f"HF_HUB_OFFLINE is set on this trainer, so {NAME} cannot be fetched" in site.fetch()["error"]
+
+
+def test_what_was_deleted_or_spoilt_comes_again(site: Site) -> None:
+    snapshot = pathlib.Path(site.fetch()["folder"])
+    (snapshot / SECOND).resolve().unlink()
+    with (snapshot / "model-00001-of-00002.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    seen = site.look()
+    assert seen["state"] == "absent"
+    assert "it has to be fetched again" in seen["error"]
+    assert site.fetch()["state"] == "present"
+    assert (snapshot / SECOND).read_bytes() == site.hub.models[NAME].files[SECOND]
+    assert (snapshot / "model-00001-of-00002.safetensors").stat().st_size == 3 * MIB
+
+
+BEGIN = """
+import pathlib, sys
+import ansible.module_utils
+ansible.module_utils.__path__.append(sys.argv[1])
+from ansible.module_utils.lora_forge import model
+name, revision, home, python, program = sys.argv[2:]
+print(model.begin(name, revision, pathlib.Path(home), python, program))
+"""
+
+
+def test_two_at_once_fetch_once(site: Site) -> None:
+    site.hub.hold[SECOND] = MIB
+    asked = [NAME, "", str(site.home), site.python, str(site.program)]
+    command = [sys.executable, "-c", BEGIN, str(ROOT / "module_utils"), *asked]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate(timeout=30)[0] for process in both) == ["False\n", "True\n"]
+    eventually(lambda: site.look()["bytes"] >= 4 * MIB, 20, "it goes on")
+    third = subprocess.run([site.python, str(site.program), str(site.state_dir())], timeout=20, check=False)
+    assert third.returncode == 0
+    site.hub.release()
+    assert site.until("present", "failed")["state"] == "present"
+    assert set(site.hub.sent.values()) == {3 * MIB}
+
+
+def test_a_python_without_huggingface_hub(site: Site) -> None:
+    site.python = str(ROOT / ".venv/bin/python")
+    assert "has no huggingface_hub" in site.fetch()["error"]
+
+
+def test_a_python_that_is_broken(site: Site) -> None:
+    site.python = "/bin/false"
+    with pytest.raises(
+        ForgeError, match=r"the fetch of the base model did not come up \(.*fetch.log\): it says nothing"
+    ):
+        site.begin()
+
+
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
+  tasks:
+    - fetch_model:
+        model: {model}
+        home: {home}
+        python: {python}
+        program: {program}
+        hf_token: hf_good
+        unreachable_timeout: 10
+"""
+
+
+def play(site: Site, tmp_path: pathlib.Path, *arguments: str, name: str = NAME) -> tuple[int, str]:
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(PLAY.format(model=name, home=site.home, python=site.python, program=site.program))
+    done = subprocess.run(
+        [str(PLAYBOOK), "-i", "localhost,", "-v", str(playbook), *arguments],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": "default"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def test_the_task_shows_progress_and_knows_it_is_there(site: Site, tmp_path: pathlib.Path) -> None:
+    site.hub.models[NAME].gated = True
+    code, text = play(site, tmp_path, "--check")
+    assert code == 0, text
+    assert not site.home.exists()
+    site.hub.hold[SECOND] = MIB
+    threading.Thread(
+        target=lambda: (eventually(lambda: site.look()["bytes"], 60, "it goes"), site.hub.release()), daemon=True
+    ).start()
+    code, text = play(site, tmp_path)
+    assert code == 0, text
+    assert f"  localhost: {NAME}" in text
+    assert f"  localhost: {NAME} is there" in text
+    assert "hf_good" not in text
+    assert f"folder: {site.look()['folder']}\n" in text
+    assert "state: present\n" in text
+    code, again = play(site, tmp_path)
+    assert code == 0, again
+    assert "changed=0" in again
+    assert f"{NAME} is there" not in again
+
+
+def test_the_task_fails_in_words(site: Site, tmp_path: pathlib.Path) -> None:
+    code, text = play(site, tmp_path, name="Acme/Other")
+    assert code == 2, text
+    assert "the hub shows no model Acme/Other" in text
+    assert "Traceback" not in text
+    code, text = play(site, tmp_path, name="/no/such/folder")
+    assert code == 2, text
+    assert "the base model /no/such/folder is no folder on this trainer" in text

@@ -17,10 +17,10 @@ TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 
-.PHONY: help setup train plan test lint unit e2e lock schema clean
+.PHONY: help setup train plan test lint unit e2e molecule lock schema clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make train role=witness ARGS='-e fresh=true'   passes options on to ansible-playbook"
 
 setup: $(VENV)/.controller ## Make the controller's environment in .venv
@@ -32,7 +32,7 @@ train: $(VENV)/.controller ## Train an agent (role=witness) on the default inven
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
 
-test: lint unit e2e ## Everything: lint, unit tests, the end-to-end rehearsal
+test: lint unit e2e molecule ## Everything: lint, unit tests, real rehearsals and faults, real hosts
 
 lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 	$(BIN)/ruff check .
@@ -48,12 +48,18 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
 	$(BIN)/pytest -q tests/e2e
 
+molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
+	@tests/system-packages.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
+	  molecule -c tests/molecule/config.yml test --all --report
+
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/controller.txt requirements/uv.in -o requirements/uv.txt $(ARGS)
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/dev.in -o requirements/dev.txt $(ARGS)
 	$(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(TORCH_CPU) requirements/trainer-cpu.in -o requirements/trainer-cpu.txt $(ARGS)
 	env -u UV_FIND_LINKS $(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/trainer-cuda.txt requirements/hub.in -o requirements/hub.txt $(ARGS)
 
 schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's environment
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role) -e run_all_wanted=true
@@ -61,7 +67,7 @@ schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's e
 	mv configs/schema.json.new configs/schema.json
 
 clean: ## Remove environments and caches; output/ stays
-	rm -rf $(VENV) .trainer .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .trainer .hosts .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "lora-forge needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 …" % v)'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from typing import Any
 
 import ansible.module_utils
@@ -13,6 +12,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
 from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
 
 display = Display()
@@ -61,7 +61,6 @@ class ActionModule(ActionBase):
         agent, since, said = args["agent"], "", ""
         if self._task.check_mode:
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
-        lost_since: float | None = None
         while True:
             asked = {
                 "run_dir": args["run_dir"],
@@ -69,21 +68,14 @@ class ActionModule(ActionBase):
                 "wait": WAIT if since else 0,
                 "stall_timeout": args["stall_timeout"],
             }
-            try:
-                seen = self._execute_module("training_run_info", asked, task_vars=task_vars)
-            except AnsibleConnectionFailure as error:
-                lost_since = lost_since or time.monotonic()
-                away = time.monotonic() - lost_since
-                if away > float(args["unreachable_timeout"]):
-                    raise
-                display.display(
-                    f"  {agent}  no connection for {duration(away)}; the run goes on, trying again ({error})"
-                )
-                time.sleep(min(30, 2 + away / 4))
-                continue
+            seen = ride_out(
+                lambda asked=asked: self._execute_module("training_run_info", asked, task_vars=task_vars),
+                AnsibleConnectionFailure,
+                float(args["unreachable_timeout"]),
+                lambda words: display.display(f"  {agent}  {words}"),
+            )
             if seen.get("failed"):
                 return result | seen
-            lost_since = None
             said = self.tell(agent, seen, since, said)
             since = seen["token"]
             if seen["state"] in FINAL or seen["state"] == "stalled":
@@ -95,8 +87,9 @@ class ActionModule(ActionBase):
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; returns the last state that was told."""
-        if seen["state"] in ("queued", "stalled") and seen["detail"] != said:
-            display.display(f"  {agent}  {seen['state']}: {seen['detail']}")
+        if seen["detail"] != said and seen["state"] in ("queued", "stalled", "running"):
+            if seen["detail"]:
+                display.display(f"  {agent}  {seen['state']}: {seen['detail']}")
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Install the system packages that the end-to-end tests need: by apt as root or in CI, else say which are missing.
+# Install the system packages that the tests on real hosts need: by apt as root or in CI, else say which are missing.
 set -euo pipefail
 missing=()
-for need in tmux:tmux; do
+PATH=$PATH:/usr/sbin:/usr/lib/podman # where these lie that nobody calls by hand
+for need in tmux rsync ssh:openssh-client podman runc conmon netavark aardvark-dns iptables mmdebstrap; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
 ((${#missing[@]})) || exit 0

@@ -28,5 +28,5 @@ def ride_out(ask: Callable[[], Answer], lost: type[Exception], timeout: float, t
             away = time.monotonic() - since
             if away > timeout:
                 raise
-            tell(f"no connection for {duration(away)}; it goes on there, trying again ({error})")
+            tell(f"no connection for {duration(away)}; what runs there goes on; trying again ({error})")
             time.sleep(min(30, 2 + away / 4))

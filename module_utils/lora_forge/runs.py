@@ -41,6 +41,8 @@ def observe(
     fresh, _ = rundir.read_events(metrics, offset) if offset <= size else (events, size)
     done = verdict.progress(rundir.surviving(events))
     silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
+    if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
+        silent = rundir.uptime()  # the host restarted; its last word was no later than that
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
     state, detail = verdict.conclude(
@@ -50,6 +52,8 @@ def observe(
         trainer_alive,
         heartbeat_age=silent,
         step_age=None if silent is None else silent + status.get("idle", 0),
+        comes_back=rundir.read_json(run_dir / "run.json").get("backend") == "systemd"
+        and not (run_dir / "stop").exists(),
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
     )

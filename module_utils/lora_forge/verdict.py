@@ -6,6 +6,9 @@ import math
 from typing import Any, Optional
 
 
+RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
+
+
 def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum up the events of a run.
 
@@ -71,6 +74,7 @@ def conclude(
     step_age: Optional[float],
     heartbeat_timeout: float,
     stall_timeout: float,
+    comes_back: bool = False,
 ) -> tuple[str, str]:
     """The state of a run and a sentence on it.
 
@@ -83,6 +87,7 @@ def conclude(
         step_age: Seconds since the last event of the training, or since its start.
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
         stall_timeout: Seconds without an event after which the training counts as stalled.
+        comes_back: Something on the host (systemd) starts a supervisor that died again.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
@@ -97,6 +102,8 @@ def conclude(
             return "failed", f"the last loss is {done['loss']}"
         return said, word
     if not supervisor_alive:
+        if comes_back and heartbeat_age is not None and heartbeat_age < RESTART_WITHIN:
+            return "running", "its supervisor is gone (killed, or the host restarted); systemd starts it again"
         left = "; its trainer still runs, and the next start takes it over" if trainer_alive else ""
         return "stopped", f"the supervisor is gone (killed, or the host restarted){left}; the same command resumes"
     if heartbeat_age is not None and heartbeat_age > heartbeat_timeout:

@@ -220,7 +220,7 @@ def test_a_lost_connection_is_ridden_out(monkeypatch):
     monkeypatch.setattr(patience.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: told.append(f"{seconds:.1f} s"))
     assert patience.ride_out(ask, Away, 60, told.append) == "here"
-    words = "; it goes on there, trying again (no route)"
+    words = "; what runs there goes on; trying again (no route)"
     assert told == [f"no connection for 0:00{words}", "2.0 s", f"no connection for 0:30{words}", "9.5 s"]
 
 
@@ -289,7 +289,7 @@ def test_a_fetch_is_started_and_followed(monkeypatch):
     assert (made["changed"], made["state"], made["folder"]) == (True, "present", "/hf/hub/x")
     assert task.told == [
         "  pod-1: Acme/Tiny 0.0 of 15.2 GB",
-        "  pod-1: no connection for 0:00; it goes on there, trying again (no route)",
+        "  pod-1: no connection for 0:00; what runs there goes on; trying again (no route)",
         "  pod-1: Acme/Tiny 3.2 of 15.2 GB, 85 MB/s, eta 2:21",
         "  pod-1: Acme/Tiny is there",
     ]

@@ -171,7 +171,7 @@ class Planner:
             "run_id": run_id,
             "agent": agent,
             "fingerprint": mark,
-            "trainer": trainer.name if move or not placed or state == "ready" else placed,
+            "trainer": trainer.name if move or not placed else placed,
             "state": state,
             "why": why,
             "rehearsal": rehearsal,
@@ -340,6 +340,8 @@ def make(
     for agent in agents:
         home = next((t for t in trainers if agent in t.agents), trainers[0])
         runs[agent] = planner.run(agent, home, fresh, move, verify)
+        if runs[agent]["state"] == "ready" and runs[agent]["trainer"] not in by_name:
+            runs[agent]["trainer"] = home.name  # delivered; where it came from is gone
     weight = {agent: run["estimate"]["tokens"] for agent, run in runs.items() if run["state"] != "ready"}
     placed = {agent: run["trainer"] for agent, run in runs.items() if run["state"] in ("to attach", "to resume")}
     for agent, name in placed.items():

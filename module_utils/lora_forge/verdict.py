@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Optional
 
-
 RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
 
 

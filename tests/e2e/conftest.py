@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any, Callable
 
 import pytest
 import rundir
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
@@ -29,6 +32,19 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def playing(arguments: tuple[str, ...], cwd: pathlib.Path, log: pathlib.Path) -> subprocess.Popen[bytes]:
+    """Start ansible-playbook as a user would, in a session of its own; what it prints goes to a file."""
+    return subprocess.Popen(
+        [str(PLAYBOOK), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=log.open("wb"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 class Checkout:
@@ -100,3 +116,178 @@ def checkout(tmp_path: pathlib.Path, environment: pathlib.Path) -> Iterator[Chec
     made = Checkout(tmp_path / "lora-forge")
     yield made
     made.kill_everything()
+
+
+class Host:
+    """A test host, as somebody at its console sees it. Its disk is a folder here."""
+
+    def __init__(self, name: str, root: str):
+        self.name = name
+        self.disk = ROOT / ".hosts/disk"
+        self.runs = self.disk / root / "runs"
+
+    def sh(self, command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            ["podman", "exec", f"lora-forge-{self.name}", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, f"{self.name}: {command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def restart(self, grace: int) -> None:
+        """A reboot: SIGTERM to what PID 1 thinks fit, SIGKILL to everything after the grace, in seconds."""
+        environment = {**os.environ, "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")}
+        subprocess.run(
+            ["podman", "restart", "--time", str(grace), f"lora-forge-{self.name}"],
+            check=True, capture_output=True, timeout=120, env=environment,
+        )  # fmt: skip
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        return rundir.read_json(self.runs / run_id / "status.json")
+
+    def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        events, _ = rundir.read_events(self.runs / run_id / "metrics.jsonl")
+        return [event for event in events if event["event"] == kind]
+
+    def step(self, run_id: str) -> int:
+        return max((event["step"] for event in self.events(run_id, "log")), default=0)
+
+    def whole(self, run_id: str) -> int:
+        return rundir.last_complete(self.runs / run_id / "output")
+
+    def supervisors(self) -> int:
+        # The command line of a tmux server holds the same words.
+        return int(self.sh("pgrep -fc '^[^ ]*python[^ ]* [^ ]*/supervisor.py' || true"))
+
+
+class Playing:
+    """ansible-playbook at work in the background."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: pathlib.Path):
+        self.process, self.log = process, log
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def says(self, pattern: str, seconds: float = CONVERGE) -> str:
+        """Wait until it has printed something; returns the first match."""
+
+        def found() -> Any:
+            match = re.search(pattern, self.text())
+            return match or (self.process.poll() is not None and "ended")
+
+        match = eventually(found, seconds, f"«{pattern}» in\n{self.text()}")
+        assert match != "ended" or re.search(pattern, self.text()), f"it never said «{pattern}»:\n{self.text()}"
+        return re.search(pattern, self.text()).group(0)  # type: ignore[union-attr]
+
+    def wait(self, seconds: float = CONVERGE) -> int:
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Controller:
+    """A controller of its own: an output folder, and an inventory that names some of the test hosts.
+
+    Args:
+        home: An empty folder.
+        trainers: Host names with their variables.
+        recipe: Recipe overrides.
+    """
+
+    def __init__(self, home: pathlib.Path, trainers: dict[str, Any], recipe: dict[str, Any]):
+        self.home, self.output = home, home / "output"
+        home.mkdir(parents=True, exist_ok=True)
+        inventory = {
+            "trainers": {"hosts": trainers},
+            "all": {"vars": {"output_dir": str(self.output), "recipe": recipe, "watch_unreachable_timeout": 120}},
+        }
+        (home / "trainers.yml").write_text(yaml.safe_dump(inventory))
+        self.started: list[Playing] = []
+
+    def start(self, *arguments: str, playbook: str = "train.yml") -> Playing:
+        log = self.home / f"play-{len(self.started)}.log"
+        where = ("-i", str(ROOT / "tests/hosts/inventory.yml"), "-i", str(self.home / "trainers.yml"))
+        self.started.append(Playing(playing((playbook, *where, *arguments), ROOT, log), log))
+        return self.started[-1]
+
+    def play(self, *arguments: str, playbook: str = "train.yml", seconds: float = CONVERGE) -> tuple[int, str]:
+        played = self.start(*arguments, playbook=playbook)
+        return played.wait(seconds), played.text()
+
+    def run_id(self, agent: str) -> str:
+        runs = json.loads((self.output / "plan.json").read_text())["runs"]
+        return next(run["run_id"] for run in runs if run["agent"] == agent)
+
+    def manifest(self, agent: str) -> dict[str, Any]:
+        return rundir.read_json(self.output / "adapters" / agent / "latest/manifest.json")
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[dict[str, Host]]:
+    """The test hosts of tests/hosts, made anew, and removed in the end."""
+    run = lambda name: subprocess.run(  # noqa: E731
+        [str(PLAYBOOK), "-i", "tests/hosts/inventory.yml", f"tests/hosts/{name}.yml"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+    )  # fmt: skip
+    done = run("create")
+    assert done.returncode == 0, done.stdout
+    yield {"vm": Host("vm", "vm"), "pod": Host("pod", "lora-forge"), "bare": Host("bare", "bare")}
+    if not os.environ.get("LORA_FORGE_KEEP_HOSTS"):
+        done = run("destroy")
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Callable[..., Controller]]:
+    """Makes controllers; what they left running ends with the test, on the hosts too."""
+    made: list[Controller] = []
+
+    def make(trainers: dict[str, Any], **recipe: Any) -> Controller:
+        made.append(Controller(tmp_path / str(len(made)), trainers, recipe))
+        return made[-1]
+
+    yield make
+    for controller in made:
+        for played in controller.started:
+            played.kill()
+    for host in hosts.values():
+        host.sh("pkill -9 -f '[s]upervisor.py'; pkill -9 -f '[a]xolotl.cli.train'", check=False)
+
+
+class Faults:
+    """What the tests saw of each fault: the table docs/faults.md, written where LORA_FORGE_FAULTS names the file."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str]] = []
+
+    def __call__(self, fault: str, where: str, seen: str) -> None:
+        self.rows.append((fault, where, seen))
+
+    def write(self, path: pathlib.Path) -> None:
+        lines = [
+            "# Faults",
+            "",
+            "What was done to a training, on which host, and what was seen. Written by the tests themselves",
+            "(`make faults`, from `tests/e2e/`), with real Axolotl, SSH, systemd, tmux, rsync; the hosts are containers.",
+            "In every case: no step was lost beyond the last whole checkpoint, no run was trained twice at a time, and",
+            "nothing was promoted that was not verified.",
+            "",
+            "| fault | where | what was seen |",
+            "|---|---|---|",
+            *(f"| {fault} | {where} | {seen} |" for fault, where, seen in self.rows),
+        ]
+        path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def seen() -> Iterator[Faults]:
+    faults = Faults()
+    yield faults
+    if os.environ.get("LORA_FORGE_FAULTS"):
+        faults.write(pathlib.Path(os.environ["LORA_FORGE_FAULTS"]))

@@ -20,7 +20,9 @@ ON_TRAINERS = [
     ),
     *(
         ROOT / f"library/{name}.py"
-        for name in "trainer_environment training_run training_run_info checkpoint_prune base_model gpu_info".split()
+        for name in (
+            "trainer_environment training_run training_run_info training_log checkpoint_prune base_model gpu_info"
+        ).split()
     ),
     ROOT / "roles/run/files/supervisor.py",
     ROOT / "roles/trainer/files/fetch_model.py",

@@ -1,0 +1,63 @@
+"""Show a log of a run, and follow it until the run is over. Losing this process, or the connection, harms nothing."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.runs import OVER  # noqa: E402
+
+display = Display()
+
+WAIT = 30  # seconds the trainer blocks for text; one round trip in that time
+
+
+def marked(agent: str, text: str) -> str:
+    """The lines of a text with the agent before each."""
+    return "".join(f"{agent}  {line}".rstrip() + "\n" for line in text.removesuffix("\n").split("\n"))
+
+
+class ActionModule(ActionBase):
+    """``follow_log``: the arguments of training_log without C(offset) and C(wait), and how to show it.
+
+    C(agent) says whose log it is, C(prefix) puts that before each line, C(follow) reads on until the run is over, and
+    C(unreachable_timeout) is how long that rides out a lost connection. Returns C(state).
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args = self._task.args
+        agent, follow, prefix = args["agent"], boolean(args["follow"]), boolean(args["prefix"])
+        run_id = str(args["run_dir"]).rpartition("/")[2]
+        asked = {name: args[name] for name in ("run_dir", "log", "lines")} | {"wait": WAIT if follow else 0}
+        while True:
+            seen = ride_out(
+                lambda asked=asked: self._execute_module("training_log", asked, task_vars=task_vars),
+                AnsibleConnectionFailure,
+                float(args["unreachable_timeout"]),
+                lambda words: display.display(f"  {agent}  {words}"),
+            )
+            if seen.get("failed"):
+                return result | seen
+            text, state = seen["text"], seen["state"]
+            if text:
+                display.display((marked(agent, text) if prefix else text).removesuffix("\n"))
+            elif "offset" not in asked and not seen["offset"]:
+                display.display(f"  {agent}  {args['log']}.log of {run_id} is empty so far; the run is {state}")
+            if not follow or (state in OVER and not seen["more"]):
+                break
+            asked = asked | {"offset": seen["offset"]}
+        if follow:
+            display.display(f"  {agent}  {run_id} is {state}")
+        return result | {"changed": False, "state": state}

@@ -1,0 +1,241 @@
+"""Faults of hosts, connections and controllers, on real hosts over real SSH."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import rundir
+
+from .conftest import CONVERGE, Controller, Faults, Host, eventually
+
+Controllers = Callable[..., Controller]
+Hosts = dict[str, Host]
+NEW_SESSIONS = "pkill -f 'sshd: [r]oot' || true"  # a connection keeps the environment that it began with
+SLOW = {"max_steps": 24, "save_steps": 2, "eval_steps": 12}
+
+
+def grows(host: Host, run_id: str, beyond: int) -> int:
+    """Wait until the training is past a step; returns the step it is at then."""
+    eventually(lambda: host.step(run_id) > beyond, CONVERGE, f"a step beyond {beyond} on {host.name}")
+    return host.step(run_id)
+
+
+def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
+    hosts: Hosts, controllers: Controllers, seen: Faults
+) -> None:
+    """One run on a machine with systemd, and everything around it fails."""
+    vm, controller = hosts["vm"], controllers({"vm": {}}, **SLOW)
+    first = controller.start("-e", "role=witness")
+    first.says(r"started \(systemd")
+    vm.sh("systemctl stop ssh; pkill -x sshd || true")
+    run_id = controller.run_id("witness")
+    first.says("no connection for")
+    assert rundir.read_json(vm.runs / run_id / "status.json")["state"] == "running"
+    vm.sh("systemctl start ssh")
+    step = int(first.says(r"step +\d+/24").split()[1].partition("/")[0])
+    assert vm.status(run_id)["starts"] == 1
+    seen(
+        "SSH dies right after the launch",
+        "vm",
+        f"the training went on; the controller rode it out, watching at step {step}",
+    )
+
+    before = grows(vm, run_id, 2)
+    first.kill()
+    after = grows(vm, run_id, before)
+    assert vm.status(run_id)["starts"] == 1
+    second = controller.start("-e", "role=witness")
+    second.says("attached to it")
+    seen("controller killed by SIGKILL while it watches", "vm",
+         f"the training went on, step {before} to {after}; the same command attached")  # fmt: skip
+
+    second.says(r"step +\d+/24")
+    whole = vm.whole(run_id)
+    vm.restart(grace=5)
+    eventually(lambda: vm.status(run_id).get("starts") == 2, 120, "the second start, by systemd alone")
+    resumed = vm.status(run_id)["resumed_from"]
+    assert resumed >= whole > 0
+    assert second.wait() == 0, second.text()
+    assert "systemd starts it again" in second.text() or "no connection for" in second.text()
+    manifest = controller.manifest("witness")
+    assert manifest["verdict"] == "verified"
+    assert manifest["steps"] == {"reached": 24, "planned": 24}
+    assert [event["step"] for event in vm.events(run_id, "begin")] == [0, resumed]
+    seen("host reboot in mid-run, SIGTERM with a grace of 5 s", "vm",
+         f"systemd resumed it by itself at step {resumed} (last whole checkpoint {whole}); the controller watched on; verified")  # fmt: skip
+
+
+def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
+    hosts: Hosts, controllers: Controllers, seen: Faults
+) -> None:
+    """One run on a pod: launched twice at once, killed with the container, damaged, resumed, fetched in two pieces."""
+    pod = hosts["pod"]
+    pair = [controllers({"pod": {}}, **SLOW) for _ in range(2)]
+    both = [one.start("-e", "role=deacon", "-e", "detach=true") for one in pair]
+    assert [one.wait() for one in both] == [0, 0], both[0].text() + both[1].text()
+    run_id = pair[0].run_id("deacon")
+    assert pair[1].run_id("deacon") == run_id
+    assert pod.supervisors() == 1
+    grows(pod, run_id, 0)
+    assert pod.status(run_id)["starts"] == 1
+    assert len(pod.events(run_id, "begin")) == 1
+    seen(
+        "two controllers launch the same run in the same second",
+        "pod",
+        "one supervisor, one training; both commands succeeded",
+    )
+
+    eventually(lambda: pod.whole(run_id) >= 4, CONVERGE, "the second checkpoint")
+    pod.restart(grace=5)
+    assert pod.supervisors() == 0
+    newest = pod.whole(run_id)
+    with (pod.runs / run_id / f"output/checkpoint-{newest}/optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    whole = pod.whole(run_id)
+    code, text = pair[0].play("-e", "role=deacon")
+    assert code == 0, text
+    assert [event["step"] for event in pod.events(run_id, "begin")] == [0, whole]
+    assert pair[0].manifest("deacon")["steps"] == {"reached": 24, "planned": 24}
+    assert any(
+        path.name.startswith(f"incomplete-checkpoint-{newest}") for path in (pod.runs / run_id / "output").iterdir()
+    )
+    seen("container restart in mid-run, newest checkpoint truncated", "pod",
+         f"the same command set checkpoint {newest} aside and resumed at step {whole}; verified")  # fmt: skip
+
+    # The other controller has nothing yet: its transfer is cut.
+    limit = ("-e", '{"trainer_rsync_options": ["--bwlimit=80"]}')
+    cut = pair[1].start("-e", "role=deacon", *limit)
+    incoming = pair[1].output / "incoming" / run_id / "output/adapter_model.safetensors"
+    eventually(lambda: incoming.exists() and incoming.stat().st_size > 100_000, CONVERGE, "a part of the adapter")
+    pod.sh("pkill -x rsync")
+    assert cut.wait() != 0
+    part = incoming.stat().st_size
+    assert "the transfer with pod failed" in cut.text(), cut.text()
+    assert "The same command goes on where it was cut" in cut.text()
+    assert not (pair[1].output / "adapters/deacon/latest").exists()
+    code, text = pair[1].play("-e", "role=deacon")
+    assert code == 0, text
+    assert pair[1].manifest("deacon")["verdict"] == "verified"
+    assert pod.status(run_id)["starts"] == 2, "it was not trained again"
+    seen("rsync cut half-way through the adapter", "pod",
+         f"an error that names the host, nothing promoted, {part} bytes kept; the same command fetched the rest; verified")  # fmt: skip
+
+
+def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(
+    hosts: Hosts, controllers: Controllers, seen: Faults
+) -> None:
+    """Free strategy: the fast one's adapter is on the controller while the slow one still trains."""
+    bare = hosts["bare"]
+    bare.sh("cp /etc/environment /tmp/environment; printf 'FAKETIME=-1d\\nDONT_FAKE_MONOTONIC=1\\nLD_PRELOAD=%s\\n' "
+            "$(find / -xdev -name libfaketime.so.1) >>/etc/environment; "
+            f"{NEW_SESSIONS}")  # fmt: skip
+    try:
+        agents: dict[str, Any] = {"pod": {"agents": ["mayor"]}, "bare": {"agents": ["crew"]}}
+        controller = controllers(agents, max_steps=6, save_steps=2, eval_steps=6)
+        played = controller.start("-e", "role=mayor,crew")
+        played.says(r"crew-\w+ started \(process")
+        slow = controller.run_id("crew")
+        grows(bare, slow, 0)
+        clock = bare.events(slow, "begin")[0]["time"]
+        trainer = bare.status(slow)["trainer"]["pid"]
+        bare.sh(f"kill -STOP {trainer}")
+        latest = controller.output / "adapters/mayor/latest/manifest.json"
+        eventually(latest.exists, CONVERGE, f"the fast one's adapter, in\n{played.text()}")
+        assert bare.status(slow)["state"] == "running"
+        step = bare.step(slow)
+        bare.sh(f"kill -CONT {trainer}")
+        assert played.wait() == 0, played.text()
+        assert controller.manifest("crew")["verdict"] == "verified"
+        seen("two trainers, one much slower", "pod, bare",
+             f"the fast one's adapter was on the controller while the slow one stood at step {step} of 6; both verified")  # fmt: skip
+
+        away = latest.stat().st_mtime - clock
+        assert away > 23 * 3600, "the clock was not wrong"
+        code, text = controller.play("-e", "role=mayor,crew")
+        assert code == 0
+        assert "crew is ready already" in text
+        seen("clock of the host wrong by a day", "bare",
+             f"trained, watched, verified and delivered with the clock {away / 3600:.0f} h behind; nothing to do the second time")  # fmt: skip
+    finally:
+        bare.sh(f"cp /tmp/environment /etc/environment; {NEW_SESSIONS}")
+
+
+def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Controllers, seen: Faults) -> None:
+    """Each is told in words that name the host and the remedy, and nothing is started."""
+    bare, tiny = hosts["bare"], {"max_steps": 2, "save_steps": 2}
+
+    def refused(fault: str, *words: str, trainers: dict[str, Any] | None = None) -> str:
+        code, text = controllers(trainers or {"bare": {}}, **tiny).play("-e", "role=polecat", seconds=120)
+        assert code != 0, text
+        assert "Traceback" not in text
+        for word in words:
+            assert word in " ".join(text.split()), f"{fault}: «{word}» is not in\n{text}"
+        assert bare.supervisors() == 0
+        return text
+
+    bare.sh("mkdir /tmp/keys; mv /etc/ssh/ssh_host_* /tmp/keys; ssh-keygen -qA; kill -HUP 1")
+    try:
+        refused("host key", "bare", "REMOTE HOST IDENTIFICATION HAS CHANGED", "ssh-keygen -f")
+        seen(
+            "host key changed",
+            "bare",
+            "refused before anything was sent; ssh's words name the file and the line to look at",
+        )
+    finally:
+        bare.sh("mv -f /tmp/keys/* /etc/ssh; rmdir /tmp/keys; kill -HUP 1")
+
+    refused(
+        "python",
+        "bare",
+        "/usr/bin/python2",
+        "not found",
+        trainers={"bare": {"ansible_python_interpreter": "/usr/bin/python2"}},
+    )
+    seen(
+        "wrong remote Python",
+        "bare",
+        "refused; the message names the interpreter that is not there and the variable to set",
+    )
+
+    lacking = {"bare": {"trainer_python_version": "3.10", "trainer_root": "/workspace/bare-python"}}
+    refused(
+        "python of the environment",
+        "bare",
+        "no environment with Python 3.10 could be made",
+        "apt-get install python3.10",
+        trainers=lacking,
+    )
+    seen(
+        "no Python for the environment",
+        "bare",
+        "refused; the message names the package and the option that lets uv fetch one",
+    )
+
+    bare.sh("mv /usr/bin/rsync /tmp/rsync")
+    try:
+        refused("rsync", "the transfer with bare failed", "apt-get install rsync")
+        seen("no rsync on the host", "bare", "refused; the message names the host and the package")
+    finally:
+        bare.sh("mv /tmp/rsync /usr/bin/rsync")
+
+
+def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controllers, seen: Faults) -> None:
+    bare = hosts["bare"]
+    controller = controllers({"bare": {"trainer_root": "/workspace/bare-env"}}, max_steps=2)
+    played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
+    home = bare.disk / "bare-env/env"
+    eventually(
+        lambda: list(home.glob("*/lib/python3.11/site-packages/torch")), 300, f"a part of it, in\n{played.text()}"
+    )
+    bare.sh("pkill -9 -x uv")
+    assert played.wait() != 0
+    made = [path for path in home.iterdir() if path.is_dir()]
+    assert len(made) == 1
+    assert not (made[0] / ".complete").exists()
+    part = sum(1 for _ in (made[0] / "lib/python3.11/site-packages").glob("*.dist-info"))
+    code, text = controller.play("-e", "role=polecat", playbook="playbooks/provision.yml")
+    assert code == 0, text
+    assert (made[0] / ".complete").exists()
+    whole = sum(1 for _ in (made[0] / "lib/python3.11/site-packages").glob("*.dist-info"))
+    assert whole > part
+    seen("environment install killed", "bare", f"an error; the {part} of {whole} packages that were there were not taken for whole, the same command made it anew")  # fmt: skip

@@ -17,7 +17,7 @@ TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 
-.PHONY: help setup train plan test lint unit e2e molecule lock schema clean
+.PHONY: help setup train plan test lint unit e2e molecule faults lock schema clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	@tests/system-packages.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
 	  molecule -c tests/molecule/config.yml test --all --report
+
+faults: $(VENV)/.dev ## Inject every fault and write docs/faults.md from what was seen
+	@tests/system-packages.sh
+	LORA_FORGE_FAULTS=docs/faults.md $(BIN)/pytest -q tests/e2e/test_rehearsal.py tests/e2e/test_faults.py
 
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)

@@ -231,16 +231,17 @@ class Controller:
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[dict[str, Host]]:
     """The test hosts of tests/hosts, made anew, and removed in the end."""
-    run = lambda name: subprocess.run(  # noqa: E731
-        [str(PLAYBOOK), "-i", "tests/hosts/inventory.yml", f"tests/hosts/{name}.yml"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
-    )  # fmt: skip
-    done = run("create")
-    assert done.returncode == 0, done.stdout
-    yield {"vm": Host("vm", "vm"), "pod": Host("pod", "lora-forge"), "bare": Host("bare", "bare")}
-    if not os.environ.get("LORA_FORGE_KEEP_HOSTS"):
-        done = run("destroy")
+
+    def run(name: str) -> None:
+        done = subprocess.run(
+            [str(PLAYBOOK), "-i", "tests/hosts/inventory.yml", f"tests/hosts/{name}.yml"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout
+
+    run("create")
+    yield {"vm": Host("vm", "vm"), "pod": Host("pod", "lora-forge"), "bare": Host("bare", "bare")}
+    run("destroy")
 
 
 @pytest.fixture
@@ -274,9 +275,9 @@ class Faults:
             "# Faults",
             "",
             "What was done to a training, on which host, and what was seen. Written by the tests themselves",
-            "(`make faults`, from `tests/e2e/`), with real Axolotl, SSH, systemd, tmux, rsync; the hosts are containers.",
-            "In every case: no step was lost beyond the last whole checkpoint, no run was trained twice at a time, and",
-            "nothing was promoted that was not verified.",
+            "(`make faults`, from `tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are",
+            "containers. In every case: no step was lost beyond the last whole checkpoint, no run was trained twice at",
+            "a time, and nothing was promoted that was not verified.",
             "",
             "| fault | where | what was seen |",
             "|---|---|---|",

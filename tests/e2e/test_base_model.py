@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 import rundir
+import yaml
 from ansible.module_utils.lora_forge import environment, model
 from ansible.module_utils.lora_forge.errors import ForgeError
 from hub import Hub, Model, tiny_model
 
-from .conftest import PLAYBOOK, ROOT, eventually
+from .conftest import PLAYBOOK, ROOT, Checkout, eventually
 
 NAME = "Acme/Tiny"
 SECOND = "model-00002-of-00002.safetensors"
@@ -338,3 +340,34 @@ def test_the_task_fails_in_words(site: Site, tmp_path: pathlib.Path) -> None:
     code, text = play(site, tmp_path, name="/no/such/folder")
     assert code == 2, text
     assert "the base model /no/such/folder is no folder on this trainer" in text
+
+
+def test_a_real_run_trains_on_what_was_fetched(
+    checkout: Checkout, environment: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rehearsal: the model comes from the hub at its revision, and Axolotl finds it by name, offline."""
+    data = ROOT / "examples/datasets/witness_train.jsonl"
+    made = tmp_path / "model"
+    subprocess.run([str(environment), str(ROOT / "roles/run/files/tiny_model.py"), str(made), str(data)], check=True)
+    hub = Hub()
+    hub.models["Acme/Tiny"] = Model({path.name: path.read_bytes() for path in made.iterdir()})
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    recipe = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text()) | {
+        "base_model": "Acme/Tiny",
+        "model_revision": hub.models["Acme/Tiny"].commit,
+        "max_steps": 4,
+        "warmup_steps": 1,
+    }
+    try:
+        code, text = checkout.play(
+            "-e", "role=witness", "-e", "run_profile=", "-e", "trainer_gpu_required=false",
+            "-e", json.dumps({"recipe": recipe}),
+        )  # fmt: skip
+    finally:
+        hub.close()
+    assert code == 0, text
+    assert "Acme/Tiny is there" in text
+    manifest = checkout.manifest()
+    assert manifest["base_model"] == "Acme/Tiny"
+    assert manifest["rehearsal"] is False
+    assert json.loads((checkout.latest() / "adapter_config.json").read_text())["base_model_name_or_path"] == "Acme/Tiny"

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import rundir
 
-from .conftest import CONVERGE, Checkout, eventually
+from .conftest import CONVERGE, Checkout, Faults, eventually
 
 WITNESS = ("-e", "role=witness")
 
@@ -85,7 +85,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert len(left) < 3
 
 
-def test_killed_again_and_again(checkout: Checkout) -> None:
+def test_killed_again_and_again(checkout: Checkout, seen: Faults) -> None:
     """kill -9 of Axolotl, of the supervisor, of both; a cut checkpoint and another version's files on the way."""
     slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 4}}', "-e", "run_backend=process")
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
@@ -104,6 +104,7 @@ def test_killed_again_and_again(checkout: Checkout) -> None:
     eventually(lambda: rundir.read_json(status).get("starts") == 2, 60, "a second start by itself")
     resumed = rundir.read_json(status)["resumed_from"]
     assert resumed >= 4
+    seen("kill -9 of Axolotl", "localhost, process", f"the supervisor resumed it by itself at step {resumed}")
 
     eventually(lambda: saved(resumed + 4), CONVERGE, "a checkpoint of the second start")
     supervisor, trainer = noted("supervisor"), noted("trainer")
@@ -123,9 +124,14 @@ def test_killed_again_and_again(checkout: Checkout) -> None:
     begins = [e for e in rundir.read_events(run_dir / "metrics.jsonl")[0] if e["event"] == "begin"]
     assert [begin["step"] for begin in begins] == [0, resumed, whole]
     assert not (run_dir / "env").exists()
+    seen(
+        "kill -9 of both, newest checkpoint truncated, status.json of another version",
+        "localhost, process",
+        f"the same command set checkpoint {step} aside and resumed at step {whole}; 24 of 24 steps, verified",
+    )
 
 
-def test_supervisor_killed_and_stop(checkout: Checkout) -> None:
+def test_supervisor_killed_and_stop(checkout: Checkout, seen: Faults) -> None:
     """Without its supervisor a training checkpoints and ends; playbooks/stop.yml does the same; train.yml goes on."""
     slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 100}}')
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
@@ -141,6 +147,7 @@ def test_supervisor_killed_and_stop(checkout: Checkout) -> None:
     eventually(lambda: not rundir.run_processes(run_dir), 90, "the orphan to save and end")
     first = rundir.last_complete(run_dir / "output")
     assert first >= 2, "SIGTERM by the parent's death did not save a checkpoint"
+    seen("kill -9 of the supervisor", "localhost", f"its trainer saved a checkpoint at step {first} and ended")
 
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
@@ -149,10 +156,12 @@ def test_supervisor_killed_and_stop(checkout: Checkout) -> None:
     assert code == 0, text
     assert "stopped; train.yml resumes it" in text
     assert not rundir.run_processes(run_dir)
-    assert rundir.last_complete(run_dir / "output") > first
+    stopped = rundir.last_complete(run_dir / "output")
+    assert stopped > first
 
     train(checkout, *slow)
     assert checkout.manifest()["steps"] == {"reached": 24, "planned": 24}
+    seen("playbooks/stop.yml", "localhost", f"checkpoint at step {stopped}; the same command resumed there; verified")
 
 
 def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
@@ -169,7 +178,7 @@ def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount"
 )
-def test_disk_full_in_mid_run(checkout: Checkout) -> None:
+def test_disk_full_in_mid_run(checkout: Checkout, seen: Faults) -> None:
     root = checkout.trainer
     (root / "env").unlink()
     environments = pathlib.Path(__file__).resolve().parents[2] / ".trainer/env"
@@ -185,6 +194,7 @@ def test_disk_full_in_mid_run(checkout: Checkout) -> None:
         subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
         train(checkout)
         assert checkout.manifest()["steps"] == {"reached": 12, "planned": 12}
+        seen("disk full in mid-run", "localhost", "an error that names it, nothing promoted; with room, verified")
     finally:
         checkout.kill_everything()
         eventually(lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, 30, "umount")

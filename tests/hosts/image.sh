@@ -7,7 +7,7 @@ export CONTAINERS_CONF=$here/containers.conf
 image=localhost/lora-forge-test:$(cat "$here/image.sh" "$here/pod.sh" | sha256sum | cut -c1-12)
 if ! podman image exists "$image"; then
   packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,openssh-server,sudo,ca-certificates,procps
-  packages+=,python3,python3-pip,python3-venv,rsync,tmux,faketime
+  packages+=,python3,python3-pip,python3-venv,rsync,tmux
   root=$(mktemp)
   trap 'rm -f "$root"' EXIT
   mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \

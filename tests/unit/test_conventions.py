@@ -20,9 +20,8 @@ ON_TRAINERS = [
     ),
     *(
         ROOT / f"library/{name}.py"
-        for name in (
-            "trainer_environment training_run training_run_info training_log checkpoint_prune base_model gpu_info"
-        ).split()
+        for name in "base_model checkpoint_prune gpu_info trainer_environment training_log training_run "
+        "training_run_info".split()
     ),
     ROOT / "roles/run/files/supervisor.py",
     ROOT / "roles/trainer/files/fetch_model.py",

@@ -66,7 +66,9 @@ bytes:
 
 import hashlib
 import pathlib
+import shutil
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
@@ -87,27 +89,41 @@ ARGUMENTS = {
 }
 
 
+def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
+    """Put every file at its place below a folder; returns their size in bytes.
+
+    Raises:
+        ForgeError: A file is gone, or not the planned one.
+    """
+    total = 0
+    for one in files:
+        place = tree / one["path"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if one["src"] is None:
+            place.write_text(one["content"], encoding="utf-8")
+        else:
+            source = pathlib.Path(one["src"]).resolve()
+            if not source.is_file():
+                raise ForgeError(f"{source} is gone. It was there when the run was planned; nothing was started")
+            if one["sha256"] and hashlib.sha256(source.read_bytes()).hexdigest() != one["sha256"]:
+                raise ForgeError(
+                    f"{source} was changed after the run was planned. Nothing was started; run the same command "
+                    "again, and the new content is planned as a run of its own"
+                )
+            place.symlink_to(source)
+        total += place.stat().st_size
+    return total
+
+
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     tree = pathlib.Path(tempfile.mkdtemp(prefix="lora-forge-"))
-    total = 0
     with reported(module):
-        for one in module.params["files"]:
-            place = tree / one["path"]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if one["src"] is None:
-                place.write_text(one["content"], encoding="utf-8")
-            else:
-                source = pathlib.Path(one["src"]).resolve()
-                if not source.is_file():
-                    raise ForgeError(f"{source} is gone. It was there when the run was planned; nothing was started")
-                if one["sha256"] and hashlib.sha256(source.read_bytes()).hexdigest() != one["sha256"]:
-                    raise ForgeError(
-                        f"{source} was changed after the run was planned. Nothing was started; run the same command "
-                        "again, and the new content is planned as a run of its own"
-                    )
-                place.symlink_to(source)
-            total += place.stat().st_size
+        try:
+            total = lay_out(tree, module.params["files"])
+        except ForgeError:
+            shutil.rmtree(tree)
+            raise
         module.exit_json(changed=False, tree=str(tree), bytes=total)
 
 

@@ -89,7 +89,7 @@ more:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge import logs
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
@@ -106,7 +106,7 @@ def main() -> None:
     given = module.params
     with reported(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
-        found = runs.read_log(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
+        found = logs.read(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
         module.exit_json(changed=False, **found)
 
 

@@ -26,6 +26,7 @@ class Trainer:
         machine: A file of configs/machines/, or empty.
         datasets_dir: Where the datasets of the agents it trains lie on the controller.
         agents: The agents it is meant for; empty for any.
+        root: Where everything lies on it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Trainer:
     machine: str = ""
     datasets_dir: str = "output/datasets"
     agents: tuple[str, ...] = ()
+    root: str = "/workspace/lora-forge"
 
 
 def select_agents(wanted: Any) -> list[str]:
@@ -334,6 +336,11 @@ def make(
     agents = select_agents(wanted)
     if not trainers:
         raise ForgeError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
+    for trainer in trainers:
+        if not trainer.root.startswith("/"):
+            raise ForgeError(
+                f"trainer_root of {trainer.name} is «{trainer.root}»; it must be an absolute path on that host"
+            )
     planner = Planner(root, output, overrides)
     by_name = {trainer.name: trainer for trainer in trainers}
     runs = {}

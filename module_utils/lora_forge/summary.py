@@ -56,7 +56,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     if manifest["rehearsal"]:
         lines.append(
             "  This was a rehearsal with a tiny random model. For the real one, name your GPU host: "
-            f"ansible-playbook -i inventory/my-gpus.yml train.yml -e role={agent}"
+            f"ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
         )
     return lines
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
 from typing import Any, Callable
 
 import rundir
 
-from .conftest import CONVERGE, Controller, Faults, Host, eventually
+from .conftest import CONVERGE, ROOT, Controller, Faults, Host, eventually
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -230,6 +232,11 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
         "refused; the message names the package and the option that lets uv fetch one",
     )
 
+    refused(
+        "root", "ann: ", "Permission denied", "Set trainer_root to", trainers={"ann": {"trainer_root": "/srv/forge"}}
+    )
+    seen("no right to write to trainer_root", "ann", "refused; the message names the folder and the variable to set")
+
     bare.sh("mv /usr/bin/rsync /tmp/rsync")
     try:
         refused("rsync", "the transfer with bare failed", "apt-get install rsync")
@@ -262,3 +269,22 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
         "bare",
         f"an error; {part} of {whole} packages were not taken for whole, the same command made it anew",
     )
+
+
+def test_behind_a_jump_host(hosts: Hosts, controllers: Controllers, tmp_path: pathlib.Path) -> None:
+    """Modules and rsync take the same way: ordinary Ansible variables, an ordinary ssh configuration."""
+    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", "lora-forge-bare"]
+    address = subprocess.check_output(command, text=True).strip()
+    state = ROOT / ".hosts"
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Host *\n  IdentityFile {state}/key\n  UserKnownHostsFile {state}/known_hosts\n  StrictHostKeyChecking yes\n"
+        "Host jump\n  HostName 127.0.0.1\n  Port 42201\n  User root\n"
+        f"Host {address}\n  ProxyJump jump\n  HostKeyAlias [127.0.0.1]:42203\n"
+    )
+    way = {"ansible_host": address, "ansible_port": 22, "ansible_ssh_common_args": f"-F {config}"}
+    controller = controllers({"bare": {**way, "trainer_root": "/workspace/bare-jump"}})
+    code, text = controller.play("-e", "role=polecat", playbook="playbooks/provision.yml")
+    assert code == 0, text
+    assert "files staged" in text
+    assert "environment made" in text

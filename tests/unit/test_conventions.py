@@ -16,7 +16,7 @@ ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 ON_TRAINERS = [
     *(
         ROOT / f"module_utils/lora_forge/{name}.py"
-        for name in "errors rundir runs backend environment verdict model gpu".split()
+        for name in "errors rundir runs logs backend environment verdict model gpu".split()
     ),
     *(
         ROOT / f"library/{name}.py"

@@ -448,6 +448,8 @@ def test_the_cuda_of_our_locks():
 
 # The module
 
+CUDA_LOCK = str(ROOT / "requirements/trainer-cuda.txt")
+
 
 @pytest.fixture
 def module(monkeypatch, capsys):
@@ -463,14 +465,24 @@ def module(monkeypatch, capsys):
 
 
 def test_the_module_on_a_fit_host(module):
-    code, answer = module("a100", cuda="13.0", memory_gib=23.8, bf16=True, attention="sdpa", _ansible_check_mode=True)
+    code, answer = module(
+        "a100", lock=CUDA_LOCK, memory_gib=23.8, bf16=True, attention="sdpa", _ansible_check_mode=True
+    )
     assert code == 0
     assert (answer["changed"], answer["problems"], answer["driver"]) == (False, [], "580.95.05")
     assert (answer["gpus"], answer["processes"]) == ([card()], [])
 
 
+def test_the_lock_decides_which_driver_will_do(module):
+    assert module("old-driver", lock=str(ROOT / "requirements/trainer-cpu.txt"))[0] == 0
+    assert module("old-driver", lock="/not/there/yet")[0] == 0
+    code, answer = module("old-driver", lock=CUDA_LOCK)
+    assert (code, len(answer["problems"])) == (1, 1)
+    assert "the NVIDIA driver is 535.161.08, and CUDA 13.0" in answer["msg"]
+
+
 def test_the_module_refuses_with_every_problem(module):
-    code, answer = module("t4", cuda="13.0", memory_gib=23.8, bf16=True)
+    code, answer = module("t4", lock=CUDA_LOCK, memory_gib=23.8, bf16=True)
     assert code == 1
     assert answer["msg"] == "2 problem(s) with the GPU of this host:\n" + "\n".join(answer["problems"])
     assert len(answer["problems"]) == 2

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge import patience, runs
+from ansible.module_utils.lora_forge import logs, patience
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,16 +51,16 @@ def add(run: pathlib.Path, text: bytes, name: str = "train.log") -> None:
 
 def test_the_end_and_what_follows_it(tmp_path):
     run = made(tmp_path, log=b"one\ntwo\nthree\n")
-    found = runs.read_log(run, lines=2)
+    found = logs.read(run, lines=2)
     assert found == {"text": "two\nthree\n", "offset": 14, "state": "running", "more": False}
-    assert runs.read_log(run, offset=14)["text"] == ""
+    assert logs.read(run, offset=14)["text"] == ""
     add(run, b"four\n")
-    assert runs.read_log(run, offset=14, lines=0) == {**found, "text": "four\n", "offset": 19}
-    assert runs.read_log(run, offset=0)["text"] == "one\ntwo\nthree\nfour\n"
-    assert runs.read_log(run, lines=0) == {**found, "text": "", "offset": 19}
-    assert runs.read_log(run, "supervisor")["text"] == ""
+    assert logs.read(run, offset=14, lines=0) == {**found, "text": "four\n", "offset": 19}
+    assert logs.read(run, offset=0)["text"] == "one\ntwo\nthree\nfour\n"
+    assert logs.read(run, lines=0) == {**found, "text": "", "offset": 19}
+    assert logs.read(run, "supervisor")["text"] == ""
     with pytest.raises(ForgeError, match="lines is -1; it must be 0 or more"):
-        runs.read_log(run, lines=-1)
+        logs.read(run, lines=-1)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_the_end_and_what_follows_it(tmp_path):
 )
 def test_what_is_worth_keeping(tmp_path, log, text):
     run = made(tmp_path, log=log)
-    assert runs.read_log(run)["text"] == text
-    assert runs.read_log(run, offset=0) == {"text": text, "offset": len(log), "state": "running", "more": False}
+    assert logs.read(run)["text"] == text
+    assert logs.read(run, offset=0) == {"text": text, "offset": len(log), "state": "running", "more": False}
 
 
 def test_a_great_log_comes_in_parts_that_end_with_a_line(tmp_path):
@@ -91,47 +91,47 @@ def test_a_great_log_comes_in_parts_that_end_with_a_line(tmp_path):
     run = made(tmp_path, "finished", log, alive=False)
     parts, found = [], {"offset": 0, "more": True}
     while found["more"]:
-        found = runs.read_log(run, offset=found["offset"], seconds=30)
-        assert len(found["text"].encode()) <= runs.LOG_CHUNK
+        found = logs.read(run, offset=found["offset"], seconds=30)
+        assert len(found["text"].encode()) <= logs.CHUNK
         parts.append(found["text"])
-    assert len(parts) == -(-len(log) // runs.LOG_CHUNK) == 3
+    assert len(parts) == -(-len(log) // logs.CHUNK) == 3
     assert all(part.endswith("\n") for part in parts)
     assert "".join(parts) == "".join(rows)
-    end = runs.read_log(run, lines=99_999)
-    assert runs.LOG_CHUNK - 200 < len(end["text"].encode()) <= runs.LOG_CHUNK
+    end = logs.read(run, lines=99_999)
+    assert logs.CHUNK - 200 < len(end["text"].encode()) <= logs.CHUNK
     assert "".join(rows).endswith(f"\n{end['text']}")
     assert (end["offset"], end["more"]) == (len(log), False)
 
 
 def test_a_line_longer_than_one_answer_is_cut(tmp_path):
-    run = made(tmp_path, log=b"x" * (runs.LOG_CHUNK + 5) + b"\n")
-    found = runs.read_log(run, offset=0, seconds=30)
-    assert (found["offset"], found["more"]) == (runs.LOG_CHUNK, True)
-    assert runs.read_log(run, offset=runs.LOG_CHUNK)["text"] == "xxxxx\n"
+    run = made(tmp_path, log=b"x" * (logs.CHUNK + 5) + b"\n")
+    found = logs.read(run, offset=0, seconds=30)
+    assert (found["offset"], found["more"]) == (logs.CHUNK, True)
+    assert logs.read(run, offset=logs.CHUNK)["text"] == "xxxxx\n"
 
 
 def test_what_was_never_started_is_an_error(tmp_path):
     with pytest.raises(ForgeError) as failure:
-        runs.read_log(tmp_path / "witness-0")
+        logs.read(tmp_path / "witness-0")
     assert "there is no log of witness-0: nothing was ever started in" in str(failure.value)
     (tmp_path / "witness-0").mkdir()  # staged only
     with pytest.raises(ForgeError, match="nothing was ever started"):
-        runs.read_log(tmp_path / "witness-0", "supervisor")
+        logs.read(tmp_path / "witness-0", "supervisor")
 
 
 def test_a_queued_run_has_no_log_yet(tmp_path):
     run = made(tmp_path, "queued")
-    assert runs.read_log(run) == {"text": "", "offset": 0, "state": "queued", "more": False}
+    assert logs.read(run) == {"text": "", "offset": 0, "state": "queued", "more": False}
 
 
 def test_a_run_that_was_removed_since_is_absent(tmp_path):
-    found = runs.read_log(tmp_path / "witness-0", offset=14, seconds=30)
+    found = logs.read(tmp_path / "witness-0", offset=14, seconds=30)
     assert found == {"text": "", "offset": 0, "state": "absent", "more": False}
 
 
 def test_a_log_that_was_replaced_is_read_from_its_start(tmp_path):
     run = made(tmp_path, log=b"new\n")
-    assert runs.read_log(run, offset=14) == {"text": "new\n", "offset": 4, "state": "running", "more": False}
+    assert logs.read(run, offset=14) == {"text": "new\n", "offset": 4, "state": "running", "more": False}
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
@@ -140,22 +140,22 @@ def test_a_log_that_was_replaced_is_read_from_its_start(tmp_path):
 def test_the_end_is_not_waited_for(tmp_path):
     run = made(tmp_path, log=b"")
     began = time.monotonic()
-    assert runs.read_log(run, seconds=30)["text"] == ""
+    assert logs.read(run, seconds=30)["text"] == ""
     add(run, b"unfinished")
-    assert runs.read_log(run, seconds=30) == {"text": "", "offset": 0, "state": "running", "more": False}
+    assert logs.read(run, seconds=30) == {"text": "", "offset": 0, "state": "running", "more": False}
     assert time.monotonic() - began < 5
 
 
 def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_path):
     run = made(tmp_path, log=b"whole\n 10%|#")
-    assert runs.read_log(run)["text"] == "whole\n 10%|#\n"
-    found = runs.read_log(run, offset=0, seconds=30)
+    assert logs.read(run)["text"] == "whole\n 10%|#\n"
+    found = logs.read(run, offset=0, seconds=30)
     assert (found["text"], found["offset"]) == ("whole\n", 6)
     began = time.monotonic()
-    assert runs.read_log(run, offset=6, seconds=0.7)["text"] == " 10%|#\n"
+    assert logs.read(run, offset=6, seconds=0.7)["text"] == " 10%|#\n"
     assert time.monotonic() - began >= 0.7
     made(tmp_path, "failed", alive=False)
-    assert runs.read_log(run, offset=6, seconds=30)["text"] == " 10%|#\n"
+    assert logs.read(run, offset=6, seconds=30)["text"] == " 10%|#\n"
     assert time.monotonic() - began < 10
 
 
@@ -171,7 +171,7 @@ def test_waiting_ends_early_on_news(tmp_path, news, text, state):
     timer = threading.Timer(0.2, news, [run])
     timer.start()
     began = time.monotonic()
-    found = runs.read_log(run, offset=0, seconds=30)
+    found = logs.read(run, offset=0, seconds=30)
     timer.join()
     assert (found["text"], found["state"]) == (text, state)
     assert time.monotonic() - began < 5
@@ -187,7 +187,7 @@ def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path):
 
     timer = threading.Timer(0.2, leave)
     timer.start()
-    found = runs.read_log(run, "supervisor", offset=0, seconds=30)
+    found = logs.read(run, "supervisor", offset=0, seconds=30)
     timer.join()
     assert found["text"] == "step 12/12\nfinished\n"
 
@@ -197,8 +197,8 @@ def test_a_real_run_is_followed_to_its_end(lab, log):
     run = lab.make(steps=40, delay=0.05, say="hello")
     lab.supervise(run)
     text, offset, state = "", 0, ""
-    while state not in runs.OVER:
-        found = runs.read_log(run, log, offset=offset, seconds=30)
+    while state not in logs.OVER:
+        found = logs.read(run, log, offset=offset, seconds=30)
         text, offset, state = text + found["text"], found["offset"], found["state"]
         if state == "absent":  # its supervisor has not come up yet
             state = ""

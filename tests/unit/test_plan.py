@@ -347,3 +347,21 @@ def test_the_example_datasets_all_plan_as_a_rehearsal(make, agent):
     assert run["estimate"]["steps"] == 12
     assert run["recipe"]["base_model"] == "tiny-random-qwen3"
     assert sum(item["examples"] for item in run["datasets"]) >= 39
+
+
+def test_a_root_that_is_not_absolute_is_refused(make, data):
+    data()
+    with pytest.raises(ForgeError, match=r"trainer_root of box is «~/lora-forge»; it must be an absolute path"):
+        make(trainers=[Trainer("box", datasets_dir=str(data.folder), root="~/lora-forge")])
+
+
+def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypatch):
+    data()
+    boxes = [Trainer(name, datasets_dir=str(data.folder)) for name in ("one", "two")]
+    run_id = make(trainers=boxes)["runs"][0]["run_id"]
+    note(run_id, "two", state="finished", final=True)
+    monkeypatch.setattr(plan.adapter, "missing", lambda folder, verify=False: None)
+    (made,) = make(trainers=boxes)["runs"]
+    assert (made["state"], made["trainer"]) == ("ready", "two")
+    (made,) = make(trainers=boxes[:1])["runs"]
+    assert (made["state"], made["trainer"]) == ("ready", "one")

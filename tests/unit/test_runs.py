@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import stat
@@ -44,6 +45,24 @@ def test_start_attaches_to_what_is_alive_or_finished(lab):
     assert start(lab, run)["changed"] is False
     assert runs.observe(run)["state"] == "finished"
     assert starts(run) == [0]
+
+
+def test_two_starts_at_once_make_one_supervisor(lab):
+    run = lab.stage()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answers = [one.result() for one in [pool.submit(start, lab, run, steps=30) for _ in range(4)]]
+    assert sorted(answer["changed"] for answer in answers) == [False, False, False, True]
+    until(run, "finished")
+    assert starts(run) == [0]
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_failed_run_from_starting(lab):
+    run = lab.stage()
+    start(lab, run, crash_at=2)
+    failed = until(run, "failed")
+    rundir.write_json(run / "status.json", {**failed, "finished_at": failed["finished_at"] + 86400})
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
 
 
 def test_start_resumes_what_was_stopped_and_what_failed(lab):
@@ -287,3 +306,26 @@ def test_prune_leaves_an_alive_run_alone(lab):
     checkpoint(run, 2)
     assert runs.prune_plan(run, 1) == ([], "it is alive")
     assert events(run) == []
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "uptime", "state"),
+    [
+        ({"boot": "an earlier one"}, 30.0, "running"),
+        ({"boot": "an earlier one"}, 300.0, "stopped"),
+        ({}, 1030.0, "running"),
+        ({}, 1300.0, "stopped"),
+    ],
+)
+def test_systemd_is_waited_for_after_a_death_or_a_reboot(lab, monkeypatch, supervisor, uptime, state):
+    run = lab.stage()
+    gone = {"pid": 1, "start": 1, "boot": rundir.boot_id(), **supervisor}
+    noted = {"state": "running", "supervisor": gone, "trainer": gone, "heartbeat": 1000.0, "idle": 0}
+    rundir.write_json(run / "status.json", noted)
+    rundir.write_json(run / "run.json", {"backend": "systemd"})
+    monkeypatch.setattr(runs.rundir, "uptime", lambda: uptime)
+    found = runs.observe(run)
+    assert found["state"] == state
+    assert ("systemd starts it again" in found["detail"]) is (state == "running")
+    rundir.write_json(run / "run.json", {"backend": "tmux"})
+    assert runs.observe(run)["state"] == "stopped"

@@ -14,7 +14,7 @@ description:
   - Whether a model is there is answered without a network. A folder on the trainer is checked and taken as it is.
 options:
   model:
-    description: A model of the hub (owner/name), or a folder on the trainer (begins with V(/), V(~) or a dot).
+    description: A model of the hub (owner/name), or the absolute path of a folder on the trainer.
     type: str
     required: true
   revision:
@@ -59,7 +59,7 @@ EXAMPLES = r"""
 - name: Start to fetch the base model
   base_model:
     model: Qwen/Qwen2.5-7B-Instruct
-    home: /workspace/lora-forge/models
+    home: /workspace/lora-forge/models/hub
     python: /workspace/lora-forge/env/0f4fb8a8d3b5c2f1/bin/python
     program: /workspace/lora-forge/fetch_model.py
     hf_token: "{{ lookup('ansible.builtin.env', 'HF_TOKEN') }}"
@@ -67,7 +67,7 @@ EXAMPLES = r"""
 - name: Look how far it is
   base_model:
     model: Qwen/Qwen2.5-7B-Instruct
-    home: /workspace/lora-forge/models
+    home: /workspace/lora-forge/models/hub
 """
 
 RETURN = r"""
@@ -80,7 +80,7 @@ folder:
   description: Where the model is; empty until it is present. (Ansible would put a file's facts beside a C(path).)
   returned: success
   type: str
-  sample: /workspace/lora-forge/models/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c70
+  sample: /workspace/lora-forge/models/hub/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c70
 bytes:
   description: How much is on the trainer's disk.
   returned: success

@@ -107,6 +107,12 @@ processes:
       name: python
       used_mib: 60000
       run: null
+runs:
+  description: The run directories of the lora-forge runs that train on this host now.
+  returned: always
+  type: list
+  elements: str
+  sample: [/workspace/lora-forge/runs/witness-c6746a504464]
 problems:
   description: What keeps the training from running here; a sentence each.
   returned: always
@@ -153,7 +159,7 @@ def main() -> None:
             lane=given["lane"],
         )
         problems = gpu.problems(found, wanted)
-        facts = {key: found[key] for key in ("driver", "gpus", "processes")} | {"problems": problems}
+        facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")} | {"problems": problems}
         if problems and given["required"]:
             module.fail_json(
                 msg=f"{len(problems)} problem(s) with the GPU of this host:\n" + "\n".join(problems), **facts

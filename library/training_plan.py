@@ -123,6 +123,8 @@ def main() -> None:
         except TypeError as error:
             raise ForgeError(f"trainers: {error}") from None
         root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
+        if not output.is_absolute():
+            raise ForgeError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
         os.chdir(root)  # relative paths are meant from the checkout, where commands are run
         made = plan.make(
             root,

@@ -24,7 +24,7 @@ MARK_STEPS = 20  # progress counts as news in steps of 1/20: five percent
 
 def is_local(model: str) -> bool:
     """Whether a base model is a folder on the trainer and not a model of the hub."""
-    return model.startswith(("/", "~", "."))
+    return model.startswith("/")
 
 
 def state_dir(model: str, revision: str, home: pathlib.Path) -> pathlib.Path:
@@ -55,7 +55,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
         ForgeError: A folder that is no base model.
     """
     if is_local(model):
-        folder = pathlib.Path(model).expanduser().resolve()
+        folder = pathlib.Path(model).resolve()
         size = local_size(folder)
         return _marked({"state": "present", "folder": str(folder), "bytes": size, "total_bytes": size})
     home_of = state_dir(model, revision, home)

@@ -16,6 +16,9 @@ from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 
 
+REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """A trainer as the inventory declares it.
@@ -108,6 +111,10 @@ class Planner:
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
         errors = errors or recipe.range_problems(keys, origin)
+        if profile != REHEARSAL:
+            errors = errors or recipe.model_problems(keys, origin, layers)
+            if str(keys.get("base_model")).startswith("/"):
+                keys.pop("model_revision", None)  # a folder has none
         if errors:
             raise ForgeError("\n".join(errors))
         return keys
@@ -161,7 +168,7 @@ class Planner:
         keys = self.merged(agent, trainer.profile, trainer.machine)
         sets = self.datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
         self.suit(agent, keys, sets)
-        rehearsal = trainer.profile == "rehearsal"
+        rehearsal = trainer.profile == REHEARSAL
         files = [{"use": one.use, "sha256": one.sha256} for one in sets]
         mark = recipe.fingerprint(keys, rehearsal, files, self.axolotl)
         run_id, state, why, placed = self.attempt(agent, mark, fresh, verify)

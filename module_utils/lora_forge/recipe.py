@@ -195,6 +195,30 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
     return found
 
 
+def model_problems(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
+    """A base model that would not be the one that is meant: nothing is downloaded unpinned.
+
+    Args:
+        recipe: A merged recipe without other problems.
+        origin: The layer of each key.
+        layers: All layers, the last one on top.
+    """
+    model, revision = str(recipe["base_model"]), recipe.get("model_revision")
+    where = f"{origin['base_model'].where('base_model')}: «base_model: {model}»"
+    if model.startswith(("~", ".")):
+        return [f"{where} looks like a folder; give its absolute path on the trainer"]
+    if model.startswith("/"):
+        return []
+    if not revision:
+        return [f"{where} needs a «model_revision», the commit to fetch: nothing is downloaded unpinned"]
+    if layers.index(origin["base_model"]) > layers.index(origin["model_revision"]):
+        pinned = origin["model_revision"].where("model_revision")
+        return [
+            f"{where} is another model than the one whose «model_revision» stands in {pinned}; give its own beside it"
+        ]
+    return []
+
+
 def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[str]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return [f"{where}: «datasets» must be a list of mappings"]

@@ -29,7 +29,8 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
         promoted: Whether ``latest`` points to it.
     """
     agent, run_id = run["agent"], manifest["run_id"]
-    folder = "/".join(home.parts[-3:])  # output/adapters/<agent>, as seen from the checkout
+    # As seen from the checkout, where output/ is unless somebody says otherwise.
+    folder = "/".join(home.parts[-3:]) if home.parts[-3:-1] == ("output", "adapters") else str(home)
     if run["state"] == "ready":
         return [
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "

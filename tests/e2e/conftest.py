@@ -283,6 +283,7 @@ class Faults:
             "|---|---|---|",
             *(f"| {fault} | {where} | {seen} |" for fault, where, seen in self.rows),
         ]
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
 
 

@@ -5,11 +5,15 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 export CONTAINERS_CONF=$here/containers.conf
 image=localhost/lora-forge-test:$(cat "$here/image.sh" "$here/pod.sh" | sha256sum | cut -c1-12)
+if [ "$(id -u)" != 0 ]; then
+  echo "the test hosts are made by root: run the tests as root" >&2
+  exit 1
+fi
 if ! podman image exists "$image"; then
   packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,openssh-server,sudo,ca-certificates,procps
   packages+=,python3,python3-pip,python3-venv,rsync,tmux
-  root=$(mktemp)
-  trap 'rm -f "$root"' EXIT
+  root=$(mktemp) log=$(mktemp)
+  trap 'rm -f "$root" "$log"' EXIT
   mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*_key*' \
     --customize-hook="copy-in $here/pod.sh /" \
@@ -18,7 +22,7 @@ if ! podman image exists "$image"; then
     --customize-hook='mkdir "$1"/etc/systemd/system/ssh.service.d' \
     --customize-hook='printf "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\n" \
       >"$1"/etc/systemd/system/ssh.service.d/keys.conf' \
-    bookworm - >"$root" 2>/dev/null
+    bookworm - >"$root" 2>"$log" || { cat "$log" >&2; exit 1; }
   podman import --quiet "$root" "$image" >/dev/null
 fi
 echo "$image"

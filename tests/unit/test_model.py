@@ -64,12 +64,6 @@ def test_a_folder_is_present(tmp_path, names, size):
     assert not model.begin(str(folder), "", tmp_path, "/no/python", "/no/program")
 
 
-def test_home_is_the_trainers(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    put(tmp_path / "model", "config.json", "tokenizer.json", model.SINGLE)
-    assert model.look("~/model", "", tmp_path)["folder"] == str(tmp_path / "model")
-
-
 @pytest.mark.parametrize(
     ("names", "words"),
     [

@@ -365,3 +365,30 @@ def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypa
     assert (made["state"], made["trainer"]) == ("ready", "two")
     (made,) = make(trainers=boxes[:1])["runs"]
     assert (made["state"], made["trainer"]) == ("ready", "one")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (
+            {"base_model": "Acme/Tiny"},
+            r"is another model than the one whose «model_revision» stands in configs/base.yml",
+        ),
+        ({"base_model": "Acme/Tiny", "model_revision": None}, "needs a «model_revision»"),
+        ({"model_revision": None}, "needs a «model_revision»"),
+        ({"base_model": "~/model"}, "give its absolute path on the trainer"),
+        ({"base_model": "./model"}, "give its absolute path on the trainer"),
+    ],
+)
+def test_a_base_model_is_pinned_or_a_folder(make, data, recipe, words):
+    data()
+    with pytest.raises(ForgeError, match=words):
+        make(recipe=recipe)
+
+
+def test_a_folder_and_another_commit_are_fine(make, data):
+    data()
+    assert "model_revision" not in make(recipe={"base_model": "/models/mine"})["runs"][0]["recipe"]
+    assert make(recipe={"model_revision": "abc"})["runs"][0]["recipe"]["model_revision"] == "abc"
+    own = {"base_model": "Acme/Tiny", "model_revision": "abc"}
+    assert make(recipe=own)["runs"][0]["recipe"]["base_model"] == "Acme/Tiny"

@@ -294,8 +294,8 @@ class Fetch:
             return f"{self.model} was disabled on the hub ({page}). Choose another base model."
         if isinstance(cause, errors.HFValidationError):
             return (
-                f"«{self.model}» is no model of the hub: those are called owner/name. A folder on the trainer begins "
-                "with / or ~ or a dot."
+                f"«{self.model}» is no model of the hub: those are called owner/name. A folder on the trainer is named "
+                "by its absolute path."
             )
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return (

@@ -240,7 +240,12 @@ def hosts() -> Iterator[dict[str, Host]]:
         assert done.returncode == 0, done.stdout
 
     run("create")
-    yield {"vm": Host("vm", "vm"), "pod": Host("pod", "lora-forge"), "bare": Host("bare", "bare")}
+    yield {
+        "vm": Host("vm", "vm"),
+        "lin": Host("vm", "lin"),
+        "pod": Host("pod", "lora-forge"),
+        "bare": Host("bare", "bare"),
+    }
     run("destroy")
 
 

@@ -57,12 +57,21 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
         f"the training went on, step {before} to {after}; the same command attached",
     )
 
+    # A user's own unit waits for the lane meanwhile.
+    lin, other = hosts["lin"], controllers({"lin": {}}, max_steps=4, save_steps=2, warmup_steps=1)
+    code, text = other.play("-e", "role=refinery", "-e", "detach=true")
+    assert code == 0, text
+    queued = other.run_id("refinery")
+    waiting = lin.status(queued)
+    assert waiting["state"] == "queued"
+
     second.says(r"step +\d+/24")
     whole = vm.whole(run_id)
     vm.restart(grace=5)
     eventually(lambda: vm.status(run_id).get("starts") == 2, 120, "the second start, by systemd alone")
     resumed = vm.status(run_id)["resumed_from"]
     assert resumed >= whole > 0
+    eventually(lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], 120, "the user's unit to be back")
     assert second.wait() == 0, second.text()
     assert "systemd starts it again" in second.text() or "no connection for" in second.text()
     manifest = controller.manifest("witness")
@@ -73,6 +82,12 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
         "host reboot in mid-run, SIGTERM with a grace of 5 s",
         "vm",
         f"systemd resumed it at step {resumed} (last whole checkpoint {whole}); the controller watched on; verified",
+    )
+    code, text = other.play("-e", "role=refinery")
+    assert code == 0, text
+    assert other.manifest("refinery")["verdict"] == "verified"
+    seen(
+        "host reboot while a run of a user with lingering waits for its lane", "vm", "it came back by itself; verified"
     )
 
 

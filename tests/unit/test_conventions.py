@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import pathlib
 import subprocess
 
@@ -85,3 +86,20 @@ def test_playbooks_parse(path: pathlib.Path) -> None:
     command = [str(ROOT / ".venv/bin/ansible-playbook"), "--syntax-check", str(path), "-e", "role=witness"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("inventory", "trainer"),
+    [
+        ("inventory/ssh.example.yml", "gpu-1.example.org"),
+        ("inventory/this-gpu.example.yml", "localhost"),
+        ("gpu.example.org,", "gpu.example.org"),
+    ],
+)
+def test_the_example_inventories_plan(inventory: str, trainer: str, tmp_path: pathlib.Path) -> None:
+    command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", inventory, "playbooks/plan.yml", "-e", "role=witness"]
+    options = ["-e", f"datasets_dir={ROOT}/examples/datasets", "-e", f"output_dir={tmp_path}"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+    (run,) = json.loads((tmp_path / "plan.json").read_text())["runs"]
+    assert (run["trainer"], run["rehearsal"], run["estimate"]["memory_gib"]) == (trainer, False, 23.8)

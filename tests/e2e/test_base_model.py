@@ -366,7 +366,7 @@ def test_a_real_run_trains_on_what_was_fetched(
     finally:
         hub.close()
     assert code == 0, text
-    assert "Acme/Tiny is there" in text
+    assert hub.sent["model.safetensors"] == (made / "model.safetensors").stat().st_size
     manifest = checkout.manifest()
     assert manifest["base_model"] == "Acme/Tiny"
     assert manifest["rehearsal"] is False

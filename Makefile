@@ -46,12 +46,12 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
-	$(BIN)/pytest -q tests/e2e
+	$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/e2e
 
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
-	  molecule -c tests/molecule/config.yml test --all --report
+	  molecule -c tests/molecule/config.yml test --all --workers 2 --report
 
 faults: $(VENV)/.dev ## Inject every fault and write docs/faults.md from what was seen
 	@tests/system-packages.sh

@@ -53,9 +53,8 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
 	  molecule -c tests/molecule/config.yml test --all --workers 2 --report
 
-faults: $(VENV)/.dev ## Inject every fault and write docs/faults.md from what was seen
-	@tests/system-packages.sh
-	LORA_FORGE_FAULTS=docs/faults.md $(BIN)/pytest -q tests/e2e/test_rehearsal.py tests/e2e/test_faults.py
+faults: ## The end-to-end tests, and docs/faults.md written from what they saw
+	LORA_FORGE_FAULTS=docs/faults.md $(MAKE) e2e
 
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)

@@ -266,35 +266,46 @@ def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Call
         host.sh("pkill -9 -f '[s]upervisor.py'; pkill -9 -f '[a]xolotl.cli.train'", check=False)
 
 
-class Faults:
-    """What the tests saw of each fault: the table docs/faults.md, written where LORA_FORGE_FAULTS names the file."""
+Seen = Callable[[str, str, str], None]
+SEEN = ROOT / ".seen.jsonl"  # what the tests of this session saw, from all their processes
+TABLE_HEAD = """\
+# Faults
 
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str]] = []
+What was done to a training, on which host, and what was seen. Written by the tests themselves (`make faults`, from
+`tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are containers. In every case: no step was
+lost beyond the last whole checkpoint, no run was trained twice at a time, nothing was promoted that was not verified.
 
-    def __call__(self, fault: str, where: str, seen: str) -> None:
-        self.rows.append((fault, where, seen))
+| fault | where | what was seen |
+|---|---|---|
+"""
 
-    def write(self, path: pathlib.Path) -> None:
-        lines = [
-            "# Faults",
-            "",
-            "What was done to a training, on which host, and what was seen. Written by the tests themselves",
-            "(`make faults`, from `tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are",
-            "containers. In every case: no step was lost beyond the last whole checkpoint, no run was trained twice at",
-            "a time, and nothing was promoted that was not verified.",
-            "",
-            "| fault | where | what was seen |",
-            "|---|---|---|",
-            *(f"| {fault} | {where} | {seen} |" for fault, where, seen in self.rows),
-        ]
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Seen:
+    """Notes what a test saw of a fault: fault, host, words. The notes become docs/faults.md, see :func:`table`."""
+
+    def note(fault: str, where: str, words: str) -> None:
+        SEEN.parent.mkdir(exist_ok=True)
+        with SEEN.open("a") as file:
+            file.write(json.dumps([*request.node.location[:2], fault, where, words]) + "\n")
+
+    return note
+
+
+def table() -> str:
+    """The noted faults, in the order of the tests."""
+    rows = sorted((json.loads(line) for line in SEEN.read_text().splitlines()), key=lambda row: row[:2])
+    return TABLE_HEAD + "".join(f"| {fault} | {where} | {words} |\n" for *_, fault, where, words in rows)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        SEEN.unlink(missing_ok=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    wanted = os.environ.get("LORA_FORGE_FAULTS")
+    if wanted and SEEN.exists() and not hasattr(session.config, "workerinput"):
+        path = ROOT / wanted
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="session")
-def seen() -> Iterator[Faults]:
-    faults = Faults()
-    yield faults
-    if os.environ.get("LORA_FORGE_FAULTS"):
-        faults.write(pathlib.Path(os.environ["LORA_FORGE_FAULTS"]))
+        path.write_text(table())

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import rundir
 
-from .conftest import CONVERGE, ROOT, Controller, Faults, Host, eventually
+from .conftest import CONVERGE, ROOT, Controller, Host, Seen, eventually
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -26,7 +26,7 @@ def grows(host: Host, run_id: str, beyond: int) -> int:
 
 
 def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
-    hosts: Hosts, controllers: Controllers, seen: Faults
+    hosts: Hosts, controllers: Controllers, seen: Seen
 ) -> None:
     """One run on a machine with systemd, and everything around it fails."""
     vm, controller = hosts["vm"], controllers({"vm": {}}, **SLOW)
@@ -92,7 +92,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
 
 
 def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
-    hosts: Hosts, controllers: Controllers, seen: Faults
+    hosts: Hosts, controllers: Controllers, seen: Seen
 ) -> None:
     """One run on a pod: launched twice at once, killed with the container, damaged, resumed, fetched in two pieces."""
     pod = hosts["pod"]
@@ -153,9 +153,7 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
     )
 
 
-def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(
-    hosts: Hosts, controllers: Controllers, seen: Faults
-) -> None:
+def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Free strategy: the fast one's adapter is on the controller while the slow one still trains."""
     bare = hosts["bare"]
     bare.sh(f"mv {SITE} /tmp/site.py; printf '%s' '{WRONG_CLOCK}' >{SITE}")
@@ -196,7 +194,7 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(
         bare.sh(f"mv /tmp/site.py {SITE}")
 
 
-def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Controllers, seen: Faults) -> None:
+def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Each is told in words that name the host and the remedy, and nothing is started."""
     bare, tiny = hosts["bare"], {"max_steps": 2, "save_steps": 2}
 
@@ -260,7 +258,7 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
         bare.sh("mv /tmp/rsync /usr/bin/rsync")
 
 
-def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controllers, seen: Faults) -> None:
+def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     bare = hosts["bare"]
     controller = controllers({"bare": {"trainer_root": "/workspace/bare-env"}}, max_steps=2)
     played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")

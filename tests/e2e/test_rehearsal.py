@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import rundir
 
-from .conftest import CONVERGE, Checkout, Faults, eventually
+from .conftest import CONVERGE, Checkout, Seen, eventually
 
 WITNESS = ("-e", "role=witness")
 
@@ -85,7 +85,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert len(left) < 3
 
 
-def test_killed_again_and_again(checkout: Checkout, seen: Faults) -> None:
+def test_killed_again_and_again(checkout: Checkout, seen: Seen) -> None:
     """kill -9 of Axolotl, of the supervisor, of both; a cut checkpoint and another version's files on the way."""
     slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 4}}', "-e", "run_backend=process")
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
@@ -131,7 +131,7 @@ def test_killed_again_and_again(checkout: Checkout, seen: Faults) -> None:
     )
 
 
-def test_supervisor_killed_and_stop(checkout: Checkout, seen: Faults) -> None:
+def test_supervisor_killed_and_stop(checkout: Checkout, seen: Seen) -> None:
     """Without its supervisor a training checkpoints and ends; playbooks/stop.yml does the same; train.yml goes on."""
     slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 100}}')
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
@@ -178,7 +178,7 @@ def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount"
 )
-def test_disk_full_in_mid_run(checkout: Checkout, seen: Faults) -> None:
+def test_disk_full_in_mid_run(checkout: Checkout, seen: Seen) -> None:
     root = checkout.trainer
     (root / "env").unlink()
     environments = pathlib.Path(__file__).resolve().parents[2] / ".trainer/env"

@@ -71,7 +71,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     grows(vm, run_id, max(3, vm.step(run_id)))
     whole = vm.whole(run_id)
     vm.restart(grace=5)
-    eventually(lambda: vm.status(run_id).get("starts") == 2, 120, "the second start, by systemd alone")
+    eventually(lambda: vm.status(run_id).get("starts") == 2, CONVERGE, "the second start, by systemd alone")
     resumed = vm.status(run_id)["resumed_from"]
     assert resumed >= whole > 0
     eventually(lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], 120, "the user's unit to be back")

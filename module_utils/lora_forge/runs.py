@@ -17,6 +17,8 @@ from ansible.module_utils.lora_forge import backend, rundir, verdict
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
+# One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
+LANE_DIR = "/tmp"
 STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -138,7 +140,7 @@ def _launch(
         **spec,
         "schema_version": rundir.SCHEMA_VERSION,
         "launch": uuid.uuid4().hex,  # times would not do: the clock may have been set back since the last launch
-        "lane_dir": spec.get("lane_dir") or default_lane_dir(),
+        "lane_dir": spec.get("lane_dir") or LANE_DIR,
         "backend": choice.backend,
     }
     rundir.write_json(run_dir / "run.json", spec)
@@ -154,12 +156,6 @@ def _launch(
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
     raise ForgeError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
-
-
-def default_lane_dir() -> str:
-    """A folder that every user of this host can lock in."""
-    folder = pathlib.Path("/run/lock")
-    return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else "/tmp"
 
 
 def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:

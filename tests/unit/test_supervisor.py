@@ -279,3 +279,27 @@ def test_sigterm_from_somebody_else_is_an_interruption(lab):
     reached(run, 3)
     os.kill(status(run)["trainer"]["pid"], signal.SIGTERM)
     assert until(run, "stopped")["reason"]["kind"] == "interrupted"
+
+
+def test_a_lane_file_that_was_tidied_away_leaves_nobody_waiting_for_ever(lab):
+    first, second = lab.make("a-1", steps=60), lab.make("b-1", steps=2)
+    lab.supervise(first)
+    until(first, "running")
+    lab.supervise(second)
+    until(second, "queued")
+    lock = lab.root / "lora-forge-cpu.lock"
+    lock.rename(lab.root / "gone")  # the holder has the old file locked, and the second waits for that one
+    third = lab.make("c-1", steps=2)
+    lab.supervise(third)
+    until(third, "finished")  # it made a new file; that is why the holder keeps the file young
+    until(first, "finished", seconds=30)
+    until(second, "finished", seconds=30)
+    assert lock.exists()
+
+
+def test_a_link_is_no_lane(lab):
+    run = lab.make()
+    (lab.root / "lora-forge-cpu.lock").symlink_to(lab.root / "elsewhere")
+    process = lab.supervise(run)
+    assert process.wait(10) != 0
+    assert not (lab.root / "elsewhere").exists()

@@ -92,6 +92,9 @@ class Supervisor:
     def write(self, **changes: Any) -> None:
         """Update status.json, heartbeat included. On a full disk the reserve makes room for the last word."""
         self.beat = time.monotonic()
+        if self.lane_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.utime(self.lane_fd)  # what tidies /tmp up takes old files only
         self.status.update(changes, heartbeat=rundir.uptime(), idle=round(self.beat - self.moved, 1))
         reserve = self.run_dir / ".reserve"
         try:
@@ -130,22 +133,38 @@ class Supervisor:
             time.sleep(0.05)
             leftovers = rundir.run_processes(self.run_dir)
 
+    def open_lane(self, path: pathlib.Path) -> int:
+        """Open the lane's file, which any user of the host may have made and any may queue at."""
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                # Never O_CREAT on what is there: in a sticky folder the kernel refuses it for another user's file.
+                return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):
+                    lane = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+                    os.fchmod(lane, 0o666)
+                    return lane
+            except PermissionError:  # its maker has not opened it to everybody yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(TICK)
+
     def take_lane(self) -> bool:
         """Wait for the lane's lock; waiting for it is the queue. False when a stop came first."""
         path = pathlib.Path(self.spec["lane_dir"]) / f"lora-forge-{self.spec['lane']}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Without O_CREAT first: in a sticky folder the kernel refuses it for another user's file.
-            self.lane_fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            self.lane_fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            os.fchmod(self.lane_fd, 0o666)  # any user may queue here
+        self.lane_fd = self.open_lane(path)
         self.write(state="queued")
         waiting = False
         while not self.stop_wanted:
             try:
                 fcntl.flock(self.lane_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(path), os.fstat(self.lane_fd)):
+                        return True
+                os.close(self.lane_fd)  # somebody tidied up: it is another file that the others lock now
+                self.lane_fd = self.open_lane(path)
             except BlockingIOError:
                 if not waiting:
                     self.say(f"waiting for lane {self.spec['lane']}: another run has it")

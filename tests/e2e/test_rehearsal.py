@@ -85,83 +85,56 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert len(left) < 3
 
 
-def test_killed_again_and_again(checkout: Checkout, seen: Seen) -> None:
-    """kill -9 of Axolotl, of the supervisor, of both; a cut checkpoint and another version's files on the way."""
+def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> None:
+    """kill -9 of Axolotl, of its supervisor, and playbooks/stop.yml, in one run; its status is lost on the way, too."""
     slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 4}}', "-e", "run_backend=process")
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
     run_dir = checkout.run_dir(checkout.plan()["run_id"])
     status = run_dir / "status.json"
 
-    def noted(who: str) -> int:
-        return rundir.read_json(status)[who]["pid"]
+    def whole() -> int:
+        return rundir.last_complete(run_dir / "output")
 
-    def saved(step: int) -> bool:
-        return rundir.last_complete(run_dir / "output") >= step
+    def beyond(start: int, step: int) -> bool:
+        """Whether this very start has trained past a step."""
+        events = rundir.read_events(run_dir / "metrics.jsonl")[0]
+        begun = sum(event["event"] == "begin" for event in events)
+        return begun == start and any(event.get("step", 0) > step for event in rundir.surviving(events))
 
-    eventually(lambda: saved(4), CONVERGE, "the first checkpoint")
-    os.kill(noted("trainer"), signal.SIGKILL)
+    eventually(lambda: whole() >= 4, CONVERGE, "the first checkpoint")
+    os.kill(rundir.read_json(status)["trainer"]["pid"], signal.SIGKILL)
     eventually(lambda: rundir.read_json(status).get("starts") == 2, 60, "a second start by itself")
-    resumed = rundir.read_json(status)["resumed_from"]
-    assert resumed >= 4
-    seen("kill -9 of Axolotl", "localhost, process", f"the supervisor resumed it by itself at step {resumed}")
+    resumed = [rundir.read_json(status)["resumed_from"]]
+    assert resumed[0] >= 4
+    seen("kill -9 of Axolotl", "localhost, process", f"the supervisor resumed it by itself at step {resumed[0]}")
 
-    eventually(lambda: saved(resumed + 4), CONVERGE, "a checkpoint of the second start")
-    supervisor, trainer = noted("supervisor"), noted("trainer")
-    os.kill(supervisor, signal.SIGKILL)
-    os.kill(trainer, signal.SIGKILL)
-    eventually(lambda: not rundir.run_processes(run_dir), 30, "both to be gone")
-    step, newest = list(rundir.checkpoints(run_dir / "output"))[-1]
-    with (newest / "optimizer.pt").open("r+b") as file:
-        file.truncate(100)
-    whole = rundir.last_complete(run_dir / "output")
-    status.write_text('{"schema_version": 99, "state": "of another version"}')
-
-    text = train(checkout, *slow)
-    manifest = checkout.manifest()
-    assert manifest["steps"] == {"reached": 24, "planned": 24}
-    assert any(path.name.startswith(f"incomplete-checkpoint-{step}") for path in (run_dir / "output").iterdir())
-    begins = [e for e in rundir.read_events(run_dir / "metrics.jsonl")[0] if e["event"] == "begin"]
-    assert [begin["step"] for begin in begins] == [0, resumed, whole]
-    assert not (run_dir / "env").exists()
-    seen(
-        "kill -9 of both, newest checkpoint truncated, status.json of another version",
-        "localhost, process",
-        f"the same command set checkpoint {step} aside and resumed at step {whole}; 24 of 24 steps, verified",
-    )
-
-
-def test_supervisor_killed_and_stop(checkout: Checkout, seen: Seen) -> None:
-    """Without its supervisor a training checkpoints and ends; playbooks/stop.yml does the same; train.yml goes on."""
-    slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 100}}')
-    code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
-    assert code == 0, text
-    run_dir = checkout.run_dir(checkout.plan()["run_id"])
-
-    def steps() -> int:
-        events, _ = rundir.read_events(run_dir / "metrics.jsonl")
-        return max((event.get("step", 0) for event in events), default=0)
-
-    eventually(lambda: steps() >= 2, CONVERGE, "the second step")
-    os.kill(rundir.read_json(run_dir / "status.json")["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: beyond(2, resumed[0]), CONVERGE, "a step of the second start")
+    os.kill(rundir.read_json(status)["supervisor"]["pid"], signal.SIGKILL)
     eventually(lambda: not rundir.run_processes(run_dir), 90, "the orphan to save and end")
-    first = rundir.last_complete(run_dir / "output")
-    assert first >= 2, "SIGTERM by the parent's death did not save a checkpoint"
-    seen("kill -9 of the supervisor", "localhost", f"its trainer saved a checkpoint at step {first} and ended")
+    resumed.append(whole())
+    assert resumed[1] > resumed[0], "SIGTERM by the parent's death did not save a checkpoint"
+    seen("kill -9 of the supervisor", "localhost, process",
+         f"its trainer saved a checkpoint at step {resumed[1]} and ended; the same command resumed there")  # fmt: skip
 
+    status.write_text('{"schema_version": 99, "state": "of another version"}')
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
-    eventually(lambda: steps() > first, CONVERGE, "a step beyond the checkpoint")
+    eventually(lambda: beyond(3, resumed[1]), CONVERGE, "a step of the third start")
     code, text = checkout.play(*WITNESS, *slow, playbook="playbooks/stop.yml")
     assert code == 0, text
     assert "stopped; train.yml resumes it" in text
     assert not rundir.run_processes(run_dir)
-    stopped = rundir.last_complete(run_dir / "output")
-    assert stopped > first
+    resumed.append(whole())
+    assert resumed[2] > resumed[1]
+    seen("playbooks/stop.yml", "localhost, process",
+         f"checkpoint at step {resumed[2]}; the same command resumed there; 24 of 24 steps, verified")  # fmt: skip
 
     train(checkout, *slow)
     assert checkout.manifest()["steps"] == {"reached": 24, "planned": 24}
-    seen("playbooks/stop.yml", "localhost", f"checkpoint at step {stopped}; the same command resumed there; verified")
+    begins = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "begin"]
+    assert [begin["step"] for begin in begins] == [0, *resumed]
+    assert not (run_dir / "env").exists()
 
 
 def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:

@@ -54,6 +54,7 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	  molecule -c tests/molecule/config.yml test --all --workers 2 --report
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
+	@rm -f .seen.jsonl
 	LORA_FORGE_FAULTS=docs/faults.md $(MAKE) e2e
 
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files

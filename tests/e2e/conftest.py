@@ -267,7 +267,7 @@ def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Call
 
 
 Seen = Callable[[str, str, str], None]
-SEEN = ROOT / ".seen.jsonl"  # what the tests of this session saw, from all their processes
+SEEN = ROOT / ".seen.jsonl"  # what tests saw since `make faults` began, from all their processes
 TABLE_HEAD = """\
 # Faults
 
@@ -285,7 +285,8 @@ def seen(request: pytest.FixtureRequest) -> Seen:
     """Notes what a test saw of a fault: fault, host, words. The notes become docs/faults.md, see :func:`table`."""
 
     def note(fault: str, where: str, words: str) -> None:
-        SEEN.parent.mkdir(exist_ok=True)
+        if not os.environ.get("LORA_FORGE_FAULTS"):
+            return
         with SEEN.open("a") as file:
             file.write(json.dumps([*request.node.location[:2], fault, where, words]) + "\n")
 
@@ -293,14 +294,10 @@ def seen(request: pytest.FixtureRequest) -> Seen:
 
 
 def table() -> str:
-    """The noted faults, in the order of the tests."""
-    rows = sorted((json.loads(line) for line in SEEN.read_text().splitlines()), key=lambda row: row[:2])
+    """The noted faults in the order of the tests; of a test that ran again, what it saw last."""
+    noted = [json.loads(line) for line in SEEN.read_text().splitlines()]
+    rows = sorted({(row[0], row[2]): row for row in noted}.values(), key=lambda row: row[:2])
     return TABLE_HEAD + "".join(f"| {fault} | {where} | {words} |\n" for *_, fault, where, words in rows)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
-        SEEN.unlink(missing_ok=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

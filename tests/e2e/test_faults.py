@@ -130,7 +130,7 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
         path.name.startswith(f"incomplete-checkpoint-{newest}") for path in (pod.runs / run_id / "output").iterdir()
     )
     seen(
-        "container restart in mid-run, newest checkpoint truncated, status.json of another version",
+        "container restart in mid-run (SIGKILL to both), newest checkpoint truncated, status.json of another version",
         "pod",
         f"the same command set checkpoint {newest} aside and resumed at step {whole}; verified",
     )

@@ -42,7 +42,7 @@ lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
 unit: $(VENV)/.dev ## Unit tests: no host, no training
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q --numprocesses 2 tests/unit
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
@@ -51,7 +51,7 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
-	  molecule -c tests/molecule/config.yml test --all --workers 2 --report
+	  molecule -c tests/molecule/config.yml test --all --report
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl

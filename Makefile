@@ -48,10 +48,13 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadfile --durations 12 tests/e2e
 
+molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
+molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
-	PATH="$(CURDIR)/$(BIN):$$PATH" ANSIBLE_CONFIG=$(CURDIR)/ansible.cfg MOLECULE_GLOB='tests/molecule/*/molecule.yml' \
-	  molecule -c tests/molecule/config.yml test --all --report
+	@molecule -c tests/molecule/config.yml reset >/dev/null # what a run that was cut off remembers
+	molecule -c tests/molecule/config.yml test --all --report
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl

@@ -31,7 +31,7 @@ options:
     type: str
     default: cpu
   lane_dir:
-    description: Where lanes are locked, the same for everybody on the host. Chosen by default.
+    description: Where lanes are locked, a folder in which every user of the host may write; /tmp when left out.
     type: path
   backend:
     description: What keeps the supervisor running.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import Any
 
 import ansible.module_utils
@@ -12,6 +13,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge import money, rundir  # noqa: E402
 from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
 from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
 
@@ -19,6 +21,7 @@ display = Display()
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
+MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
 def short(number: float) -> str:
@@ -51,14 +54,21 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class ActionModule(ActionBase):
-    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout); returns training_run_info's answer."""
+    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout); returns training_run_info's answer.
+
+    On a pod also C(since), the C(token) of an earlier answer to go on from; C(checkpoint), the step of the checkpoint
+    that is on the controller already: it returns when there is a later one, with C(again); and C(budget): it returns
+    when the pod would come to cost too much, with C(breach), and renews the pod's leash within the caps. A connection
+    that stays lost is the state C(unreachable), and a failure.
+    """
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args = self._task.args
-        agent, since, said = args["agent"], "", ""
+        agent, since, said = args["agent"], args.get("since") or "", ""
+        budget, kept = dict(args.get("budget") or {}), args.get("checkpoint")
         if self._task.check_mode:
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         while True:
@@ -68,22 +78,54 @@ class ActionModule(ActionBase):
                 "wait": WAIT if since else 0,
                 "stall_timeout": args["stall_timeout"],
             }
-            seen = ride_out(
-                lambda asked=asked: self._execute_module("training_run_info", asked, task_vars=task_vars),
-                AnsibleConnectionFailure,
-                float(args["unreachable_timeout"]),
-                lambda words: display.display(f"  {agent}  {words}"),
-            )
+            try:
+                seen = ride_out(
+                    lambda asked=asked: self._execute_module("training_run_info", asked, task_vars=task_vars),
+                    AnsibleConnectionFailure,
+                    float(args["unreachable_timeout"]),
+                    lambda words: display.display(f"  {agent}  {words}"),
+                )
+            except AnsibleConnectionFailure as error:
+                words = f"no connection for {duration(float(args['unreachable_timeout']))}: {error}"
+                advice = "What runs there goes on; the same command attaches to it."
+                return result | {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
             if seen.get("failed"):
                 return result | seen
             said = self.tell(agent, seen, since, said)
             since = seen["token"]
             if seen["state"] in FINAL or seen["state"] == "stalled":
                 break
+            if kept is not None and seen["checkpoint"]["step"] > int(kept):
+                seen.pop("events", None)
+                return result | seen | {"changed": False, "again": True}
+            measured = (seen["progress"]["step"] or 0) >= MEASURED
+            eta = seen["eta_seconds"] if measured else None
+            breach = money.breach(budget, time.time(), eta) if budget else ""
+            if breach:
+                seen.pop("events", None)
+                return result | seen | {"failed": True, "breach": breach, "msg": breach}
+            self.renew(agent, budget, eta, task_vars)
         seen.pop("events", None)
         if seen["state"] != "finished":
             seen |= {"failed": True, "msg": self.trouble(args, seen)}
         return result | seen | {"changed": False}
+
+    def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
+        """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
+        deadline = money.renewal(budget, time.time(), eta) if budget else None
+        if deadline is None:
+            return
+        asked = {"root": budget["root"], "pod": budget["pod"], "deadline": deadline}
+        try:
+            answer = self._execute_module("pod_leash", asked, task_vars=task_vars)
+        except AnsibleConnectionFailure:
+            return  # the next round tries again
+        if not answer.get("failed"):
+            budget["deadline"] = deadline
+            claim = pathlib.Path(budget["claim"])
+            rundir.write_json(claim, {**rundir.read_json(claim), "deadline": deadline})
+            until = time.strftime("%H:%M", time.localtime(deadline))
+            display.display(f"  {agent}  the pod's leash is renewed to {until}")
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; returns the last state that was told."""

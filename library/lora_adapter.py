@@ -40,6 +40,10 @@ options:
     description: The trainer, for the manifest.
     type: dict
     default: {}
+  budget:
+    description: What the trainer costs, as runpod_pod returns it; empty for one of your own.
+    type: dict
+    default: {}
   lock_sha256:
     description: SHA-256 of the trainer's lock file, for the manifest.
     type: str
@@ -90,9 +94,10 @@ manifest:
 """
 
 import pathlib
+import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter
+from ansible.module_utils.lora_forge import adapter, money
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -103,6 +108,7 @@ ARGUMENTS = {
     "delivered": {"type": "dict", "required": True},
     "base_model": {"type": "str", "required": True},
     "host": {"type": "dict", "default": {}},
+    "budget": {"type": "dict", "default": {}},
     "lock_sha256": {"type": "str", "default": ""},
 }
 
@@ -120,12 +126,14 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=not known, path=str(home / run_id), promoted=False, word="", manifest={})
         if not known:
+            others = adapter.cost_on(home.parent, given["budget"].get("pod"))
+            cost = money.spent(given["budget"], time.time(), others)
             manifest = adapter.manifest(
                 run,
                 given["observed"],
                 given["delivered"],
                 {key: given[key] for key in ("base_model", "host", "lock_sha256")}
-                | {"git": adapter.git_facts(home.parent)},
+                | {"git": adapter.git_facts(home.parent), "cost": cost},
             )
             adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
         promoted, word = adapter.promote(home, run_id)

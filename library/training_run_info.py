@@ -86,6 +86,11 @@ events:
   type: list
   elements: dict
   sample: [{event: log, loss: 7.52, planned: 12, step: 6, time: 1760000000.0}]
+checkpoint:
+  description: The newest whole checkpoint; its step is 0 where there is none. Its files are paths below O(run_dir).
+  returned: success
+  type: dict
+  sample: {files: [output/checkpoint-6/adapter_model.safetensors, output/checkpoint-6/complete.json], step: 6}
 token:
   description: What to pass as O(since) next.
   returned: success

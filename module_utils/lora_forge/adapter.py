@@ -263,7 +263,7 @@ def manifest(
         "started_at": began,
         "finished_at": ended,
         "duration_s": round(ended - began, 1) if began and ended else None,
-        "cost": {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"},
+        "cost": known["cost"],
         "wandb": {},
         "git": known["git"],
     }
@@ -281,6 +281,12 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
             return {}
         found.append(done.stdout.strip())
     return {"commit": found[0], "dirty": bool(found[1])}
+
+
+def cost_on(adapters: pathlib.Path, pod: Optional[str]) -> float:
+    """USD that the delivered adapters of a pod account for."""
+    costs = [rundir.read_json(path).get("cost") or {} for path in adapters.glob(f"*/*/{MANIFEST}")] if pod else []
+    return sum(float(cost["usd"]) for cost in costs if cost.get("pod") == pod)
 
 
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:

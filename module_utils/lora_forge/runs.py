@@ -34,7 +34,8 @@ def observe(
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
 
     Returns:
-        state, detail, status, progress, eta_seconds, events (since the token), token, log_tail (of a failure).
+        state, detail, status, progress, eta_seconds, events (since the token), token, checkpoint (the newest whole
+        one: step, and its files below the run directory), log_tail (of a failure).
     """
     status = rundir.read_json(run_dir / "status.json")
     metrics = run_dir / "metrics.jsonl"
@@ -69,12 +70,21 @@ def observe(
         "eta_seconds": verdict.eta_seconds(done) if state == "running" else None,
         "events": fresh,
         "token": f"{size}:{token}",
+        "checkpoint": newest_checkpoint(run_dir),
     }
     if state == "failed" and (run_dir / "train.log").exists():
         with (run_dir / "train.log").open("rb") as log:
             log.seek(max(0, (run_dir / "train.log").stat().st_size - LOG_TAIL))
             found["log_tail"] = log.read().decode("utf-8", "replace")
     return found
+
+
+def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
+    """The newest whole checkpoint: its step (0 without one), and its files as paths below the run directory."""
+    step = rundir.last_complete(run_dir / "output")
+    folder = f"output/checkpoint-{step}"
+    files = rundir.read_json(run_dir / folder / rundir.COMPLETE).get("files", {}) if step else {}
+    return {"step": step, "files": [f"{folder}/{name}" for name in (*sorted(files), rundir.COMPLETE)] if step else []}
 
 
 def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> dict[str, Any]:

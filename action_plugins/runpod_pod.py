@@ -1,0 +1,31 @@
+"""Have a pod, and show how far it is. Losing this process harms nothing: the claim on disk knows what was ordered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """``runpod_pod``: calls the module of the same name until the pod is ready, with a line for each change."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args, said, changed = dict(self._task.args), "", False
+        while True:
+            found = self._execute_module("runpod_pod", args, task_vars=task_vars)
+            changed = changed or found.get("changed", False)
+            for words in found.get("done", []):
+                display.display(f"  {args['host']}: {words}")
+            if found.get("failed") or found.get("phase") not in ("waiting", "ordering", "booting"):
+                return result | found | {"changed": changed}
+            words = f"{found['phase']}: {found['word']}" if found["word"] else found["phase"]
+            if words != said:
+                display.display(f"  {args['host']}: {words}")
+                said = words

@@ -1,0 +1,97 @@
+#!/usr/bin/python
+"""Renew and read the leash of a rented pod."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: pod_leash
+short_description: Renew and read the leash of a rented pod, on that pod
+description:
+  - A leash is the program that ends a rented pod at its deadline, whether a controller still watches it or not.
+  - Returns what it says of itself, and gives it another deadline where one is wanted.
+options:
+  root:
+    description: The trainer's folder on the pod, as the leash knows it.
+    type: path
+    required: true
+  pod:
+    description: The pod's id at RunPod.
+    type: str
+    required: true
+  deadline:
+    description:
+      - When the pod shall end itself, in seconds since the epoch; not in the past by the pod's clock.
+      - Without it the leash is only read.
+    type: float
+attributes:
+  check_mode:
+    description: Tells whether the deadline would be another one.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Read the leash
+  pod_leash:
+    root: /workspace/lora-forge
+    pod: 7h9k2m4n6p
+  register: leash
+
+- name: Give the pod two more hours
+  pod_leash:
+    root: /workspace/lora-forge
+    pod: 7h9k2m4n6p
+    deadline: "{{ leash.leash.deadline + 7200 }}"
+"""
+
+RETURN = r"""
+leash:
+  description:
+    - The leash's own word, from its last beat (in seconds since the epoch). A new O(deadline) shows in it some seconds
+      later.
+    - RV(leash.state) is waiting, stopping (it asks the training for a checkpoint), ending, or refused (RunPod does not
+      end the pod), and RV(leash.word) says so in a sentence.
+    - RV(leash.alive) is whether the beat is younger than 150 seconds. Where there never was one, there is nothing else.
+  returned: success
+  type: dict
+  sample:
+    alive: true
+    beat: 1795450800.125
+    deadline: 1795458720.0
+    pod: 7h9k2m4n6p
+    renewals: 1
+    state: waiting
+    word: this pod ends itself at 2026-11-23 18:32:00 UTC unless it is renewed
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import leash
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "root": {"type": "path", "required": True},
+    "pod": {"type": "str", "required": True},
+    "deadline": {"type": "float"},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        root = pathlib.Path(given["root"]).resolve()
+        changed = False
+        if given["deadline"] is not None:
+            changed = leash.renew(root, given["pod"], given["deadline"], check=module.check_mode)
+        module.exit_json(changed=changed, leash=leash.read(root, given["pod"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+#!/usr/bin/python
+"""Prices and stock of RunPod's GPUs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: runpod_gpu_info
+short_description: Prices and stock of RunPod's GPUs
+description:
+  - Reads RunPod's catalogue. With O(gpus) it tells in which order these would be tried within the price cap.
+options:
+  gpus:
+    description: GPU types by RunPod's id or name; empty for all.
+    type: list
+    elements: str
+    default: []
+  gpu_count:
+    description: GPUs of a pod.
+    type: int
+    default: 1
+  clouds:
+    description: Where it may be.
+    type: list
+    elements: str
+    choices: [SECURE, COMMUNITY]
+    default: [SECURE]
+  max_usd_per_hour:
+    description: The most that a pod may cost an hour; 0 for any price.
+    type: float
+    default: 0
+  memory_gib:
+    description: The least memory of one GPU.
+    type: float
+    default: 0
+  min_cuda:
+    description: The lowest CUDA version of the machine's driver.
+    type: str
+    default: "13.0"
+  data_centers:
+    description: Where it may be; empty for anywhere.
+    type: list
+    elements: str
+    default: []
+  api_key:
+    description: RunPod's key; by default the variable E(RUNPOD_API_KEY).
+    type: str
+  api_url:
+    description: Where the API is; by default the variable E(RUNPOD_API_URL), or RunPod's own.
+    type: str
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: What do these cost now, and are there any?
+  runpod_gpu_info:
+    gpus: [NVIDIA L40S, NVIDIA A100-SXM4-80GB]
+    max_usd_per_hour: 2
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+offers:
+  description: What may be ordered, in the order in which it would be tried; prices are those of a whole pod.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {cloud: SECURE, gpu: NVIDIA L40S, memory_gb: 48, stock: HIGH, usd_per_hour: 0.86}
+"""
+
+import dataclasses
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible.module_utils.lora_forge import money, runpod
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "gpus": {"type": "list", "elements": "str", "default": []},
+    "gpu_count": {"type": "int", "default": 1},
+    "clouds": {"type": "list", "elements": "str", "choices": ["SECURE", "COMMUNITY"], "default": ["SECURE"]},
+    "max_usd_per_hour": {"type": "float", "default": 0},
+    "memory_gib": {"type": "float", "default": 0},
+    "min_cuda": {"type": "str", "default": "13.0"},
+    "data_centers": {"type": "list", "elements": "str", "default": []},
+    "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["RUNPOD_API_KEY"])},
+    "api_url": {"type": "str", "fallback": (env_fallback, ["RUNPOD_API_URL"])},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
+        catalogues = {cloud: api.gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
+        found = money.offers(
+            catalogues,
+            given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),
+            given["gpu_count"],
+            given["max_usd_per_hour"] or float("inf"),
+            given["memory_gib"],
+            given["data_centers"],
+        )
+        module.exit_json(changed=False, offers=[dataclasses.asdict(offer) for offer in found])
+
+
+if __name__ == "__main__":
+    main()

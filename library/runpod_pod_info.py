@@ -1,0 +1,132 @@
+#!/usr/bin/python
+"""List the pods of a RunPod account, and whose they are."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: runpod_pod_info
+short_description: List the pods of a RunPod account, what they cost, and whose they are
+description:
+  - Runs on the controller. Pods of this checkout are told from others by the owner id in their names.
+  - A pod of this checkout that no live run claims is V(unclaimed); it costs money for nothing.
+options:
+  host:
+    description: Only the pod of this inventory host; empty for all of the account.
+    type: str
+    default: ''
+  state_dir:
+    description: Where claims lie.
+    type: path
+    required: true
+  output:
+    description: Where placements are kept, which tell what runs are live; empty takes every run for live.
+    type: path
+  billing:
+    description: Ask RunPod what it has billed for pods that are gone, and correct their claims.
+    type: bool
+    default: false
+  owner:
+    description: Another owner's id, to look from that one's side; empty for this checkout.
+    type: str
+    default: ''
+  api_key:
+    description: RunPod's key; by default the variable E(RUNPOD_API_KEY).
+    type: str
+  api_url:
+    description: Where the API is; by default the variable E(RUNPOD_API_URL), or RunPod's own.
+    type: str
+attributes:
+  check_mode:
+    description: Reads only, and corrects no claim.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: See what costs money
+  runpod_pod_info:
+    state_dir: .pods
+    output: output
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+pods:
+  description:
+    - The pods, oldest first. C(mine) tells whether this checkout ordered it, C(claimed) which live runs it is for.
+    - C(deadline) is where its leash ends it, in epoch seconds, where this checkout knows it.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {age_h: 1.2, claimed: [witness-3f9a2c1b77e0], deadline: 1764000000, gpu: NVIDIA L40S, host: pod-1,
+       id: 7h9k2m4n6p, mine: true, name: lora-forge-3f9a2c1b-pod-1-0c1d2e, status: RUNNING, usd: 1.03,
+       usd_per_hour: 0.86}
+unclaimed:
+  description: Inventory names of this checkout's pods that no live run claims.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+usd_per_hour:
+  description: What all of them cost together.
+  returned: success
+  type: float
+  sample: 0.86
+"""
+
+import pathlib
+import time
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible.module_utils.lora_forge import pods, rundir, runpod
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "host": {"type": "str", "default": ""},
+    "state_dir": {"type": "path", "required": True},
+    "output": {"type": "path"},
+    "billing": {"type": "bool", "default": False},
+    "owner": {"type": "str", "default": ""},
+    "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["RUNPOD_API_KEY"])},
+    "api_url": {"type": "str", "fallback": (env_fallback, ["RUNPOD_API_URL"])},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
+        claims = pods.Claims(pathlib.Path(given["state_dir"]), given["owner"])
+        known = claims.all()
+        live = {run for claim in known for run in claim["runs"]}
+        if given["output"]:
+            placed = [rundir.read_json(path) for path in (pathlib.Path(given["output"]) / "runs").glob("*.json")]
+            live = {one["run_id"] for one in placed if one and not one.get("final")}
+        found = pods.burning(api.pods(), known, claims.owner, live, time.time())
+        found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
+        corrected = False
+        if given["billing"]:
+            for claim in known:
+                if claim["released_at"] and claim["pod_id"] and claim["billed_usd"] is None:
+                    billed = api.billed(claim["pod_id"])
+                    if billed is not None:
+                        corrected = True
+                        if not module.check_mode:
+                            claims.write(claim, billed_usd=billed)
+        module.exit_json(
+            changed=corrected,
+            pods=found,
+            unclaimed=sorted({pod["host"] for pod in found if pod["mine"] and not pod["claimed"]}),
+            usd_per_hour=round(sum(pod["usd_per_hour"] for pod in found), 4),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The leash of a rented pod, from outside: how it starts with the pod, is renewed and read. Python 3.9 or newer.
+
+The program itself is the pod role's ``leash.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import pathlib
+import time
+from typing import Any
+
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+SILENT = 150.0  # seconds without a beat after which a leash counts as dead; it writes one every 30 to 60
+PROGRAM = "/tmp/lora-forge-leash.py"  # on the pod's own disk: a volume that hangs must not keep it from starting
+
+
+def wrap(program: str, start: str = "/start.sh") -> tuple[str, str]:
+    """What makes a pod start its leash first and then what its image would have started.
+
+    Args:
+        program: The source of the pod role's ``leash.py``.
+        start: The image's own start command; a shell line.
+
+    Returns:
+        The pod's ``args``, and the value of its environment's LORA_FORGE_LEASH.
+
+    Raises:
+        ForgeError: The start command has a single quote or a line break.
+    """
+    if "'" in start or "\n" in start:
+        raise ForgeError(f"the start command is {start!r}; it must have neither single quotes nor line breaks")
+    value = base64.b64encode(gzip.compress(program.encode(), mtime=0)).decode()
+    # Unpacked anew at every start: whoever tidies /tmp up does not end the leash.
+    unpack = f'printf %s "$LORA_FORGE_LEASH" | base64 -d | gzip -dc >{PROGRAM}'
+    return f"bash -c 'while :; do {unpack}; python3 {PROGRAM}; sleep 5; done & exec {start}'", value
+
+
+def renew(root: pathlib.Path, pod: str, deadline: float, check: bool = False) -> bool:
+    """Give a pod another deadline; its leash takes it within a few seconds. True when it is not the one it has.
+
+    Args:
+        root: The trainer's folder.
+        pod: The pod's id.
+        deadline: Epoch seconds.
+        check: Predict only.
+
+    Raises:
+        ForgeError: The deadline is past by this host's clock, or not in epoch seconds.
+        OSError: The file cannot be written.
+    """
+    now = time.time()
+    if not now < deadline < 4e9:  # the leash takes no others either: milliseconds would mean for ever
+        raise ForgeError(
+            f"the deadline of pod {pod} would be {deadline:.0f}, and by the pod's clock it is {now:.0f} now; "
+            "give a later one, in seconds since the epoch, or release the pod"
+        )
+    path = root / "leash" / f"{pod}.renewed"
+    if rundir.read_json(path).get("deadline") == deadline:
+        return False
+    if not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(path, {"deadline": deadline})
+    return True
+
+
+def read(root: pathlib.Path, pod: str) -> dict[str, Any]:
+    """The leash's own word, and ``alive``: whether it is fresh. Nothing but ``alive`` where it has never written.
+
+    Args:
+        root: The trainer's folder.
+        pod: The pod's id.
+    """
+    word = rundir.read_json(root / "leash" / f"{pod}.json")
+    beat = word.get("beat")
+    return {**word, "alive": isinstance(beat, (int, float)) and abs(time.time() - beat) < SILENT}

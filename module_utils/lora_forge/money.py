@@ -1,0 +1,221 @@
+"""What a rented GPU costs: offers, estimates, caps, the length of a leash. Pure functions, in USD and hours."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import memory, recipe
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+# Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
+TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "GH200": 989,
+    "A100": 312, "A40": 150, "A6000": 155, "RTX 6000 Ada": 364, "RTX PRO 6000": 504, "L40S": 362, "L40": 181, "L4": 60,
+    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71, "A5000": 111,
+}  # fmt: skip
+UTILISATION = 0.25  # of these, in QLoRA: an assumption on the careful side, not measured
+OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assumption too
+REHEARSAL = 0.1  # hours of a rehearsal
+MARGIN, SPARE = 2.0, 1.0  # a leash is this many times the estimate, and so many hours, long
+STOCKS = ("HIGH", "MEDIUM", "LOW", "NONE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A GPU type in a cloud, at the price of a whole pod.
+
+    Attributes:
+        gpu: RunPod's id.
+        cloud: SECURE or COMMUNITY.
+        usd_per_hour: Of all the pod's GPUs.
+        stock: HIGH, MEDIUM, LOW or NONE.
+        memory_gb: Of one GPU.
+    """
+
+    gpu: str
+    cloud: str
+    usd_per_hour: float
+    stock: str
+    memory_gb: int
+
+
+def known(name: str, catalogue: list[dict[str, Any]]) -> str:
+    """The id of a GPU by its id or its shorter name.
+
+    Raises:
+        ForgeError: There is none; the nearest one is named.
+    """
+    for one in catalogue:
+        if name.lower() in (one["id"].lower(), one["name"].lower()):
+            return str(one["id"])
+    ids = sorted({one["id"] for one in catalogue})
+    near = difflib.get_close_matches(name.lower(), {text.lower(): text for text in ids}, n=1, cutoff=0.3)
+    hint = f"; did you mean «{next(one for one in ids if one.lower() == near[0])}»?" if near else "."
+    raise ForgeError(f"pod_gpus: RunPod has no GPU «{name}»{hint} There are: {', '.join(ids)}")
+
+
+def offers(
+    catalogues: dict[str, list[dict[str, Any]]],
+    gpus: list[str],
+    count: int,
+    cap: float,
+    memory_gib: float = 0,
+    data_centers: Optional[list[str]] = None,
+) -> list[Offer]:
+    """What may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
+
+    Args:
+        catalogues: RunPod's catalogue for each cloud that is allowed.
+        gpus: Candidates, the dearest to the user first.
+        count: GPUs of a pod.
+        cap: The most that a pod may cost an hour.
+        memory_gib: What a training needs on a GPU; 0 where nothing is known.
+        data_centers: Where the pod must be; empty for anywhere.
+
+    Raises:
+        ForgeError: No candidate will do; says why for each, and the cheapest that there is.
+    """
+    found, why, prices = [], [], []
+    for name in gpus:
+        gpu = known(name, [one for catalogue in catalogues.values() for one in catalogue])
+        here = []
+        for cloud, catalogue in catalogues.items():
+            one = next((one for one in catalogue if one["id"] == gpu), None)
+            price = float(one["price"][cloud.lower()]) * count if one else 0.0
+            if not one or not one[cloud.lower()] or not price:  # 0 means that it is not offered there
+                continue
+            prices.append((price, gpu, cloud))
+            if one["maxCount"][cloud.lower()] < count:
+                why.append(f"{gpu} ({cloud}): at most {one['maxCount'][cloud.lower()]} in a pod")
+            elif one["memory"] < memory_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
+                why.append(f"{gpu}: {one['memory']} GB, but the training needs about {memory_gib} GiB")
+            elif price > cap:
+                why.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
+            else:
+                here.append(Offer(gpu, cloud, round(price, 4), stock(one, data_centers or []), int(one["memory"])))
+        found += sorted(here, key=lambda offer: offer.usd_per_hour)
+    if found:
+        return sorted(found, key=lambda offer: offer.stock == "NONE")
+    cheapest = f" The cheapest of them is {min(prices)[1]} at {min(prices)[0]:.2f} USD/h." if prices else ""
+    raise ForgeError(
+        f"no GPU of pod_gpus will do within pod_max_usd_per_hour {cap:.2f}: "
+        f"{'; '.join(why) or 'none is offered in ' + ' or '.join(catalogues)}.{cheapest}"
+    )
+
+
+def stock(one: dict[str, Any], data_centers: list[str]) -> str:
+    """How much there is of a GPU, where it may be."""
+    if not data_centers:
+        return str(one.get("availability") or "NONE")
+    levels = [place["availability"] for place in one.get("dataCenters") or [] if place["id"] in data_centers]
+    return min(levels, key=STOCKS.index) if levels else "NONE"
+
+
+def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
+    """How long a run will keep a GPU, estimated before anything was measured.
+
+    FLOPs = steps × effective batch × sequence_len × 6 N: 2 N forward, 2 N backward (a LoRA's base is frozen, so no
+    gradients of its weights), 2 N again for gradient checkpointing, with N the weights of the model's linear modules
+    and output head (Kaplan et al. 2020, section 2.1, without attention). Divided by TFLOPS × UTILISATION, and OVERHEAD
+    added.
+
+    Args:
+        run: A run of the plan, or its like.
+        gpu: RunPod's id.
+
+    Returns:
+        None where the model or the GPU is not known.
+    """
+    if run["rehearsal"]:
+        return REHEARSAL
+    keys = run["recipe"]
+    name = re.sub("-instruct$", "", str(keys.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
+    model = {one.lower(): found for one, found in memory.MODELS.items()}.get(name.lower())
+    peak = next((figure for word, figure in TFLOPS.items() if word.lower() in gpu.lower()), None)
+    if model is None or peak is None:
+        return None
+    weights = model.linear_weights() + model.vocab * model.hidden
+    tokens = run["estimate"]["steps"] * recipe.effective_batch(keys) * int(keys["sequence_len"])
+    passes = 6 if keys.get("gradient_checkpointing") else 4
+    return round(tokens * passes * weights / (peak * 1e12 * UTILISATION) / 3600 + OVERHEAD, 3)
+
+
+def allowance(estimate: Optional[float], rate: float, max_hours: float, max_usd: float, spent: float) -> float:
+    """How many hours a pod may live from its order on: the length of its leash.
+
+    The least of ``max_hours``, 2 × the estimate + 1 h, and what is left of ``max_usd``.
+
+    Args:
+        estimate: Hours; None where nothing is known.
+        rate: USD an hour.
+        max_hours: The user's cap.
+        max_usd: The user's cap on all that the runs cost; 0 for none.
+        spent: USD on earlier pods of the same runs.
+    """
+    limits = [max_hours]
+    if estimate is not None:
+        limits.append(MARGIN * estimate + SPARE)
+    if max_usd:
+        limits.append(max(0.0, max_usd - spent) / rate)
+    return min(limits)
+
+
+def breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
+    """Why a training must end now, in words; empty while it may go on.
+
+    Args:
+        budget: usd_per_hour, spent (USD on earlier pods), since (when this pod was ordered, epoch seconds),
+            max_usd (0 for none), max_hours.
+        now: Epoch seconds.
+        eta: Seconds that the training still needs, from its measured pace; None while there is none.
+    """
+    lived = (now - budget["since"]) / 3600
+    least = lived + (eta or 0) / 3600
+    usd = budget["spent"] + least * budget["usd_per_hour"]
+    measured = "at the measured pace it would come to" if eta else "it has come to"
+    if budget["max_usd"] and usd > budget["max_usd"]:
+        return f"{measured} {usd:.2f} USD, and pod_max_usd is {budget['max_usd']:.2f}"
+    if least > budget["max_hours"]:
+        return f"{measured} {least:.2f} h, and pod_max_hours is {budget['max_hours']:.2f}"
+    return ""
+
+
+def spent(budget: dict[str, Any], now: float, others: float = 0) -> dict[str, Any]:
+    """What a run has cost, for its manifest: earlier pods, and this one from its order until now.
+
+    Args:
+        budget: Of the pod; empty for a trainer of one's own.
+        now: Epoch seconds.
+        others: USD that the runs before it on the same pod account for.
+    """
+    if not budget:
+        return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    usd = budget["spent"] + max(0.0, now - budget["since"]) / 3600 * budget["usd_per_hour"] - others
+    return {
+        "usd": round(usd, 4),
+        "usd_per_hour": budget["usd_per_hour"],
+        "source": "RunPod's price × time",
+        "pod": budget["pod"],
+    }
+
+
+def renewal(budget: dict[str, Any], now: float, eta: Optional[float]) -> Optional[float]:
+    """A later deadline for the leash (epoch seconds), where the measured pace asks for one and the caps allow it."""
+    if eta is None:
+        return None
+    wanted = now + MARGIN * eta + SPARE * 3600
+    limits = [budget["since"] + budget["max_hours"] * 3600]
+    if budget["max_usd"]:
+        limits.append(budget["since"] + max(0.0, budget["max_usd"] - budget["spent"]) / budget["usd_per_hour"] * 3600)
+    latest = min(wanted, *limits)
+    needed = now + eta + SPARE * 3600 / 2  # what is left must hold the training, its collection, and some slack
+    return round(latest) if needed > budget["deadline"] and latest > budget["deadline"] + 60 else None
+
+
+def clock(hours_: float) -> str:
+    """Hours as 2:24 h."""
+    minutes = round(hours_ * 60)
+    return f"{minutes // 60}:{minutes % 60:02} h"

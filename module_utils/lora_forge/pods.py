@@ -1,0 +1,537 @@
+"""Pods from order to release: claims on disk before anything is ordered, and one pod at most for each claim."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import pathlib
+import re
+import time
+import uuid
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.lora_forge import money, rundir
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.money import Offer
+from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, public
+
+PREFIX = "lora-forge"
+SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
+POLL = 3.0  # seconds between two looks at a pod that boots
+RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
+BAD_FOR = 3600.0  # seconds for which a bad machine is remembered
+# How RunPod says that there is no capacity: a 400 with nothing but words to tell it from a broken rule.
+NO_CAPACITY = re.compile(
+    r"instances? (are |is )?(currently )?available|capacity|no resources|out of stock|(not |un)available|no longer any"
+    r"|could not be placed|no machine",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A pod as the inventory declares it, with what its runs need.
+
+    Attributes:
+        host: Its inventory name.
+        runs: The run_ids it is for.
+        gpus: GPU candidates, in order.
+        count: GPUs of the pod.
+        clouds: SECURE, COMMUNITY or both.
+        max_usd_per_hour: The most it may cost an hour.
+        max_usd: The most that all pods of these runs may cost together; 0 for no such cap.
+        max_hours: The longest it may live.
+        memory_gib: What a training needs on one GPU; 0 where nothing is known.
+        min_cuda: The lowest CUDA version of the machine's driver; empty for any.
+        data_centers: Where it may be; empty for anywhere.
+        request: What else the create request holds: image, disk, ports, mounts, args, env.
+        estimate: The hours all its runs take on a GPU type; None where nothing is known.
+        order_timeout: Seconds to wait for capacity.
+        boot_timeout: Seconds from the order until SSH must answer.
+        attempts: How many pods may be ordered until one boots.
+    """
+
+    host: str
+    runs: list[str]
+    gpus: list[str]
+    count: int
+    clouds: list[str]
+    max_usd_per_hour: float
+    max_usd: float
+    max_hours: float
+    memory_gib: float
+    min_cuda: str
+    data_centers: list[str]
+    request: dict[str, Any]
+    estimate: Callable[[str], Optional[float]]
+    order_timeout: float
+    boot_timeout: float
+    attempts: int
+
+
+class Claims:
+    """What this checkout has ordered, one JSON file for each pod, and its owner id.
+
+    A claim is on disk before its pod is ordered, so that a controller that dies in between leaves nothing unknown.
+
+    Args:
+        folder: Where they lie.
+        owner: Another owner's id, to see that one's pods; empty for this checkout's own.
+    """
+
+    def __init__(self, folder: pathlib.Path, owner: str = ""):
+        self.folder = folder
+        self._owner = owner
+
+    @property
+    def owner(self) -> str:
+        """The owner id, made once."""
+        if not self._owner:
+            path = self.folder / "owner"
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(FileExistsError):
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
+                    file.write(uuid.uuid4().hex[:8] + "\n")
+            self._owner = path.read_text().strip()
+        return self._owner
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every claim, oldest first."""
+        found = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
+        return sorted((claim for claim in found if claim.get("name")), key=lambda claim: claim["made_at"])
+
+    def open(self, host: str) -> Optional[dict[str, Any]]:
+        """The claim of a host that is not released, the newest one."""
+        found = [claim for claim in self.all() if claim["host"] == host and not claim["released_at"]]
+        return found[-1] if found else None
+
+    def make(self, host: str, runs: list[str], now: float, **known: Any) -> dict[str, Any]:
+        """A new claim, on disk.
+
+        Args:
+            host: Its inventory name.
+            runs: The run_ids it is for.
+            now: Epoch seconds.
+            known: What is known of it already.
+        """
+        claim = {
+            "schema_version": rundir.SCHEMA_VERSION,
+            "name": f"{PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}",
+            "owner": self.owner,
+            "host": host,
+            "runs": runs,
+            "made_at": now,
+            "waiting_since": now,
+            "attempt": 1,
+            "state": "claimed",
+            "pod_id": None,
+            "gpu": None,
+            "cloud": None,
+            "usd_per_hour": 0.0,
+            "asked_at": None,
+            "allowance_s": None,
+            "deadline": None,
+            "boot_since": None,
+            "ready_at": None,
+            "machine": None,
+            "word": "",
+            "bad": False,
+            "released_at": None,
+            "usd": 0.0,
+            "billed_usd": None,
+        }
+        return self.write(claim | known)
+
+    def write(self, claim: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        claim.update(changes)
+        (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
+        rundir.write_json(self.path(claim["name"]), claim)
+        return claim
+
+    def path(self, name: str) -> pathlib.Path:
+        return self.folder / "claims" / f"{name}.json"
+
+    def spent(self, runs: list[str], now: float, but: str = "") -> float:
+        """USD that the pods of some runs have cost so far.
+
+        Args:
+            runs: run_ids.
+            now: Epoch seconds.
+            but: The name of a claim that is left out.
+        """
+        return sum(cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
+
+
+def cost(claim: dict[str, Any], now: float) -> float:
+    """USD that a pod has cost: as billed, else its price × the time from the order to its release."""
+    if claim["billed_usd"] is not None:
+        return float(claim["billed_usd"])
+    if not claim["pod_id"]:
+        return 0.0
+    return max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
+
+
+def address(pod: dict[str, Any]) -> dict[str, Any]:
+    """Where a pod's sshd is: host, port and username; empty while its port is not mapped."""
+    return (pod.get("ssh") or {}).get("direct") or {}
+
+
+def parse_name(name: str) -> Optional[tuple[str, str]]:
+    """Owner and host of a pod that lora-forge ordered, from its name; None for others."""
+    match = re.match(rf"^{PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
+    return (match.group(1), match.group(2)) if match else None
+
+
+class Pods:
+    """Brings a declared pod about, step by step; everything it has to remember is in the claim.
+
+    Args:
+        api: RunPod.
+        claims: This checkout's.
+        closed: Why a pod cannot be reached by SSH yet, or None: ``closed(pod, claim)``.
+        now: The time in epoch seconds.
+        sleep: Waits, in seconds.
+    """
+
+    def __init__(
+        self,
+        api: RunPod,
+        claims: Claims,
+        closed: Callable[[dict[str, Any], dict[str, Any]], Optional[str]],
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.api, self.claims, self.closed, self.now, self.sleep = api, claims, closed, now, sleep
+        self.done: list[str] = []  # what was given up on the way, in sentences
+
+    def advance(self, wanted: Wanted, seconds: float) -> dict[str, Any]:
+        """Go on towards a pod that answers, for so long at most.
+
+        Returns:
+            phase (waiting for capacity, booting, ready), word, pod, claim, and done: sentences on what was given up.
+
+        Raises:
+            ForgeError: It cannot be had. Nothing is left that costs money and is not claimed.
+        """
+        until = self.now() + seconds
+        while True:
+            found = self.step(wanted)
+            if found["phase"] == "ready" or self.now() >= until:
+                return found | {"done": self.done}
+            self.sleep(min(POLL, max(0.1, until - self.now())))
+
+    def step(self, wanted: Wanted) -> dict[str, Any]:
+        claim = self.claims.open(wanted.host) or self.adopt(wanted) or self.make(wanted)
+        if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
+            return said("waiting", claim["word"], None, claim)
+        if set(wanted.runs) != set(claim["runs"]):
+            claim = self.claims.write(claim, runs=sorted({*claim["runs"], *wanted.runs}))
+        pod = self.find(claim)
+        if pod is None:
+            if claim["pod_id"]:
+                self.lost(claim)
+                claim = self.make(wanted)
+            elif claim["state"] == "asked" and self.now() - claim["asked_at"] < SETTLE:
+                return said("ordering", "the order got no clear answer; looking for its pod", None, claim)
+            return self.order(wanted, claim)
+        return self.boot(wanted, claim, pod)
+
+    def make(self, wanted: Wanted, **known: Any) -> dict[str, Any]:
+        return self.claims.make(wanted.host, wanted.runs, self.now(), **known)
+
+    def adopt(self, wanted: Wanted) -> Optional[dict[str, Any]]:
+        """A claim to a pod of this owner and host that is there though no claim is: from another controller, say."""
+        closed = {claim["name"] for claim in self.claims.all()}
+        for pod in self.api.pods():
+            if parse_name(pod["name"]) == (self.claims.owner, wanted.host) and pod["name"] not in closed:
+                born = epoch(pod.get("createdAt")) or self.now()
+                deadline = pod.get("deadline") or born + wanted.max_hours * 3600
+                self.done.append(f"{pod['id']} is there already; taken over")
+                return self.make(
+                    wanted, name=pod["name"], pod_id=pod["id"], state="ordered", asked_at=born, boot_since=self.now(),
+                    gpu=(pod.get("gpu") or {}).get("id"), cloud=pod.get("cloud"), usd_per_hour=float(pod["cost"] or 0),
+                    deadline=deadline, allowance_s=round(deadline - born),
+                )  # fmt: skip
+        return None
+
+    def find(self, claim: dict[str, Any]) -> Optional[dict[str, Any]]:
+        """A claim's pod, by its unique name. Of twins (an order that was thought lost) one stays."""
+        if not claim["asked_at"]:
+            return None
+        twins = [pod for pod in self.api.pods() if pod["name"] == claim["name"]]
+        twins.sort(key=lambda pod: (pod["id"] != claim["pod_id"], pod.get("createdAt") or ""))
+        for twin in twins[1:]:
+            self.api.release(twin["id"])
+            self.done.append(f"{twin['id']} was ordered twice; the second one is released")
+        if not twins:
+            return None
+        pod = twins[0]
+        rate = float(pod.get("cost") or 0) or claim["usd_per_hour"]  # 0 while it is stopped
+        if claim["pod_id"] != pod["id"]:
+            self.claims.write(claim, pod_id=pod["id"], state="ordered")
+        if claim["usd_per_hour"] != rate:
+            self.claims.write(claim, usd_per_hour=rate)
+        return pod
+
+    def lost(self, claim: dict[str, Any]) -> None:
+        """A pod is gone that this checkout has not released.
+
+        Raises:
+            ForgeError: Its leash ended it: another one would go the same way.
+        """
+        self.claims.write(claim, released_at=self.now(), state="gone", word="it was gone", usd=cost(claim, self.now()))
+        if claim["deadline"] and self.now() > claim["deadline"]:
+            raise ForgeError(
+                f"{claim['host']}: its leash ended the pod after {money.clock(claim['allowance_s'] / 3600)}, "
+                f"{cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
+                "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
+            )
+        self.done.append(f"pod {claim['pod_id']} of {claim['host']} is gone, by somebody else's hand or RunPod's")
+
+    def offers(self, wanted: Wanted) -> list[Offer]:
+        """What may be ordered now, in order.
+
+        Raises:
+            ForgeError: Nothing ever, or not within the caps.
+        """
+        catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
+        return money.offers(
+            catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers
+        )
+
+    def allowance(self, wanted: Wanted, offer: Offer, spent: float) -> float:
+        """Hours that a pod of an offer may live.
+
+        Raises:
+            ForgeError: The training would not fit into the caps.
+        """
+        estimate = wanted.estimate(offer.gpu)
+        hours = money.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
+        if hours <= 0 or (estimate is not None and estimate > hours):
+            before = f"{spent:.2f} USD are spent on it; " if spent else ""
+            need = f"about {money.clock(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
+            raise ForgeError(
+                f"{wanted.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
+                f"pod_max_hours is {wanted.max_hours:g}, pod_max_usd {wanted.max_usd:g}. Nothing was ordered"
+            )
+        return hours
+
+    def predict(self, wanted: Wanted) -> dict[str, Any]:
+        """What :meth:`advance` would do, without doing it.
+
+        Returns:
+            ``pod`` where it is there; otherwise ``offer`` (the first to be asked for), ``hours`` (estimated, or None),
+            ``allowance`` (hours until its leash ends it).
+
+        Raises:
+            ForgeError: It cannot be ordered like this.
+        """
+        claim = self.claims.open(wanted.host)
+        if claim and claim["asked_at"]:
+            pod = next((pod for pod in self.api.pods() if pod["name"] == claim["name"]), None)
+            if pod:
+                return {"pod": pod, "claim": claim}
+        offer = self.rotated(self.offers(wanted), wanted.host)[0]
+        hours = self.allowance(wanted, offer, self.claims.spent(wanted.runs, self.now()))
+        return {"pod": None, "offer": offer, "hours": wanted.estimate(offer.gpu), "allowance": hours}
+
+    def order(self, wanted: Wanted, claim: dict[str, Any]) -> dict[str, Any]:
+        """Ask for each candidate once; when all are out of stock, that is said, and the caller asks again."""
+        if self.now() - claim["waiting_since"] > wanted.order_timeout:
+            self.claims.write(claim, released_at=self.now(), state="given up", word="no capacity")
+            raise ForgeError(
+                f"{wanted.host}: no capacity for {', '.join(wanted.gpus)} within {wanted.order_timeout:.0f} s "
+                f"({claim['word']}). Nothing is rented. Name more GPUs in pod_gpus, another cloud, or wait longer: "
+                "-e pod_order_timeout=…"
+            )
+        spent = self.claims.spent(wanted.runs, self.now(), claim["name"])
+        refused: list[ApiError] = []
+        for offer in self.rotated(self.offers(wanted), wanted.host):
+            hours = self.allowance(wanted, offer, spent)
+            now = self.now()
+            # On disk before the order: whatever happens from here on, the pod is found again by its name.
+            self.claims.write(
+                claim, state="asked", asked_at=now, gpu=offer.gpu, cloud=offer.cloud, usd_per_hour=offer.usd_per_hour,
+                allowance_s=round(hours * 3600), deadline=round(now + hours * 3600), boot_since=now,
+            )  # fmt: skip
+            try:
+                pod = self.api.create(self.request(wanted, claim, offer))
+            except ApiError as error:
+                if error.unclear:
+                    return said("ordering", f"{error.status or 'no answer'}; looking for its pod", None, claim)
+                if error.status not in (400, 403):
+                    self.claims.write(claim, released_at=self.now(), state="given up", word=str(error))
+                    raise
+                refused.append(error)
+                continue
+            price = float(pod.get("cost") or offer.usd_per_hour)
+            self.claims.write(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
+            if price > wanted.max_usd_per_hour:
+                self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
+                raise ForgeError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
+                                 f"pod cost {price:.2f}; it was released at once")  # fmt: skip
+            return said("booting", f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered", pod, claim)
+        if all(error.status == 403 for error in refused) or not any(NO_CAPACITY.search(e.detail) for e in refused):
+            # Every candidate fails alike: that is the request, or the account, not the stock.
+            self.claims.write(claim, released_at=self.now(), state="given up", word=refused[-1].detail)
+            raise refused[-1]
+        word = next(error.detail for error in reversed(refused) if NO_CAPACITY.search(error.detail))
+        self.claims.write(claim, state="waiting", word=word)
+        return said("waiting", f"no capacity for {', '.join(wanted.gpus)}", None, claim)
+
+    def request(self, wanted: Wanted, claim: dict[str, Any], offer: Offer) -> dict[str, Any]:
+        """The create request."""
+        gpu: dict[str, Any] = {"id": offer.gpu, "count": wanted.count}  # without the count it is refused
+        if wanted.min_cuda:
+            gpu["minCudaVersion"] = wanted.min_cuda
+        leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
+        made = {**wanted.request, "name": claim["name"], "cloud": offer.cloud, "gpu": gpu}
+        made["env"] = {**wanted.request["env"], **leash}
+        return made | ({"dataCenterIds": wanted.data_centers} if wanted.data_centers else {})
+
+    def rotated(self, offers: list[Offer], host: str) -> list[Offer]:
+        """The offers, those last that gave a bad pod a short while ago."""
+        bad = [c["gpu"] for c in self.claims.all() if c["host"] == host and self.recently_bad(c)]
+        return sorted(offers, key=lambda offer: bad.count(offer.gpu))
+
+    def recently_bad(self, claim: dict[str, Any]) -> bool:
+        return bool(claim["bad"]) and self.now() - (claim["released_at"] or 0) < BAD_FOR
+
+    def boot(self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
+        """See how far a pod is; give it up when it is no good."""
+        if pod["status"] in ("EXITED", "ERROR"):  # started again it may come back without its GPU
+            return self.another(wanted, claim, f"it is {pod['status']}")
+        ssh = address(pod)
+        if ssh and any(self.recently_bad(c) and c["machine"] == ssh["host"] for c in self.claims.all()):
+            return self.another(wanted, claim, f"it is the bad machine {ssh['host']} again", counts=False)
+        mapped = bool(ssh) and pod["status"] == "RUNNING"
+        why = (self.closed(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet") or ""
+        if not why:
+            if claim["state"] != "ready" or claim["boot_since"]:
+                ready_at = claim["ready_at"] or self.now()
+                self.claims.write(
+                    claim, state="ready", boot_since=None, ready_at=ready_at, machine=ssh["host"], word=""
+                )
+            return said("ready", "", pod, claim)
+        if not claim["boot_since"]:  # it was ready once: its container, or the network, went away
+            self.claims.write(claim, boot_since=self.now())
+        if self.now() - claim["boot_since"] > wanted.boot_timeout:
+            if claim["ready_at"]:  # what it holds may be worth more than it costs: that is the user's to say
+                raise ForgeError(
+                    f"{wanted.host} has not answered SSH for {wanted.boot_timeout:.0f} s, though RunPod says "
+                    f"{pod['status']} ({why}). {keeps(claim)}"
+                )
+            return self.another(wanted, claim, f"it did not answer SSH within {wanted.boot_timeout:.0f} s ({why})")
+        return said("booting", why, pod, claim)
+
+    def another(self, wanted: Wanted, claim: dict[str, Any], why: str, counts: bool = True) -> dict[str, Any]:
+        """Release a pod that is no good, and claim another one.
+
+        Args:
+            wanted: What is wanted.
+            claim: Its claim.
+            why: In words.
+            counts: Whether it is one of the attempts.
+
+        Raises:
+            ForgeError: There were enough.
+        """
+        self.release(claim, why, bad=counts)
+        words = f"pod {claim['pod_id']} ({claim['gpu']}) is released: {why}"
+        self.done.append(words)
+        if counts and claim["attempt"] >= wanted.attempts:
+            raise ForgeError(
+                f"{wanted.host}: {words}. It was number {claim['attempt']} of {wanted.attempts}; nothing is rented any "
+                "longer. An image without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
+            )
+        following = self.make(wanted, waiting_since=claim["waiting_since"], attempt=claim["attempt"] + counts)
+        return said("ordering", "another one", None, following)
+
+    def release(self, claim: dict[str, Any], why: str, bad: bool = False) -> bool:
+        """Delete a claim's pod and close the claim; True when there was a pod.
+
+        Args:
+            claim: The claim.
+            why: For its file.
+            bad: Remember the machine.
+        """
+        pods = [pod for pod in self.api.pods() if pod["name"] == claim["name"]] if claim["asked_at"] else []
+        for pod in pods:
+            claim["machine"] = address(pod).get("host") or claim["machine"]
+            self.api.release(pod["id"])
+        now = self.now()
+        self.claims.write(claim, released_at=now, state="released", word=why, bad=bad, usd=round(cost(claim, now), 4))
+        return bool(pods)
+
+
+def said(phase: str, word: str, pod: Optional[dict[str, Any]], claim: dict[str, Any]) -> dict[str, Any]:
+    """What :meth:`Pods.advance` returns."""
+    return {"phase": phase, "word": word, "pod": public(pod) if pod else None, "claim": dict(claim)}
+
+
+def budget(wanted: Wanted, claim: dict[str, Any], claims: Claims, now: float) -> dict[str, Any]:
+    """What watching needs to keep within the caps; see :func:`money.breach` and :func:`money.renewal`."""
+    return {
+        "usd_per_hour": claim["usd_per_hour"],
+        "spent": round(claims.spent(wanted.runs, now, claim["name"]), 4),
+        "since": claim["asked_at"],
+        "max_usd": wanted.max_usd,
+        "max_hours": wanted.max_hours,
+        "deadline": claim["deadline"],
+        "pod": claim["pod_id"],
+        "claim": str(claims.path(claim["name"])),
+    }
+
+
+def keeps(claim: dict[str, Any]) -> str:
+    """What a pod that is kept goes on costing, until when, and the two ways on."""
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim["deadline"]))
+    return (
+        f"It costs {claim['usd_per_hour']:.2f} USD/h until its leash ends it at {until}. Either go on with the same "
+        f"command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod={claim['host']}"
+    )
+
+
+def burning(
+    api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, live: set[str], now: float
+) -> list[dict[str, Any]]:
+    """Every pod of the account, and whose it is.
+
+    Args:
+        api_pods: From RunPod.
+        claims: This checkout's.
+        owner: This checkout.
+        live: run_ids that are not final.
+        now: Epoch seconds.
+
+    Returns:
+        A list of {name, id, host, gpu, status, usd_per_hour, age_h, usd, mine, claimed (by which live runs), deadline,
+        keeps: what it goes on costing, in words}.
+    """
+    by_name = {claim["name"]: claim for claim in claims}
+    rows = []
+    for pod in sorted(api_pods, key=lambda one: one.get("createdAt") or ""):
+        parsed = parse_name(pod["name"])
+        claim = by_name.get(pod["name"])
+        born = epoch(pod.get("createdAt")) or (claim or {}).get("asked_at") or now
+        rate = float(pod.get("cost") or 0)
+        rows.append({
+            "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
+            "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
+            "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
+            "mine": parsed is not None and parsed[0] == owner,
+            "claimed": sorted(set(claim["runs"]) & live) if claim and not claim["released_at"] else [],
+            "deadline": claim["deadline"] if claim else pod.get("deadline"),
+            "keeps": keeps(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
+        })  # fmt: skip
+    return rows
+
+
+def epoch(text: Optional[str]) -> Optional[float]:
+    """RFC 3339 as epoch seconds."""
+    try:
+        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None

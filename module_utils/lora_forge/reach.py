@@ -1,0 +1,141 @@
+"""Whether a pod answers SSH, with the host key that its own log shows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pathlib
+import re
+import subprocess
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program of OpenSSH.
+
+    Raises:
+        ForgeError: It is not installed.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise ForgeError(
+            f"{command[0]} is not there. It comes with OpenSSH's client: apt-get install openssh-client"
+        ) from None
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 255, "", "no answer within 60 s")
+
+
+def fingerprint(key: str) -> str:
+    """The fingerprint of a public key line («ssh-ed25519 AAAA…»), as ``ssh-keygen -l`` shows it."""
+    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def key_pair(named: str, folder: pathlib.Path, runner: Runner = run) -> tuple[pathlib.Path, str]:
+    """The private key's path and the public key: the user's, or one made for this checkout.
+
+    Args:
+        named: The user's private key; empty for one of the checkout's own.
+        folder: Where that one lies.
+        runner: Runs ssh-keygen.
+
+    Raises:
+        ForgeError: There is no such key, or the public one beside it is none.
+    """
+    private = pathlib.Path(named).expanduser() if named else folder / "id_ed25519"
+    if not named and not private.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
+        if made.returncode:
+            raise ForgeError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
+    public = pathlib.Path(f"{private}.pub")
+    if not private.is_file() or not public.is_file():
+        raise ForgeError(f"pod_ssh_key: {public if private.is_file() else private} does not exist; name a private key "
+                         "whose .pub lies beside it, or none at all")  # fmt: skip
+    if runner(["ssh-keygen", "-l", "-f", str(public)]).returncode:
+        raise ForgeError(f"pod_ssh_key: {public} holds no public key that ssh-keygen can read; nothing was ordered")
+    return private, public.read_text(encoding="utf-8").strip()
+
+
+class Door:
+    """A pod's sshd: its host key pinned from the pod's log, then asked whether it lets us in.
+
+    Args:
+        known_hosts: The folder where host keys are pinned, a file for each pod's unique name; no address is kept.
+        key: The private key.
+        runner: Runs ssh and ssh-keyscan.
+    """
+
+    def __init__(self, known_hosts: pathlib.Path, key: pathlib.Path, runner: Runner = run):
+        self.known_hosts, self.key, self.runner = known_hosts, key, runner
+
+    def options(self, name: str) -> list[str]:
+        """Options of ssh for a pod, other than its address: only the pinned key will do."""
+        pinned = (f"UserKnownHostsFile={self.known_hosts / name}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
+        return [word for option in (*pinned, "IdentitiesOnly=yes") for word in ("-o", option)]
+
+    def closed(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
+        """Why the pod cannot be used yet, in words; None when it answers.
+
+        Args:
+            name: The pod's unique name.
+            host: Its address, as just read.
+            port: Its port, as just read.
+            log: Reads the pod's container log; called only where the key is not pinned yet.
+        """
+        at = f"{host}:{port}"
+        scan = self.runner(["ssh-keyscan", "-T", "5", "-p", str(port), host])
+        keys = [" ".join(line.split()[1:3]) for line in scan.stdout.splitlines() if line and line[0] != "#"]
+        keys = [key for key in keys if len(key.split()) == 2]
+        if not keys:
+            return f"no SSH answer at {at} yet"
+        if not set(keys) & set(self.pinned(name)):
+            shown = set(FINGERPRINT.findall("\n".join(log())))
+            fitting = [key for key in keys if fingerprint(key) in shown]
+            if not shown:
+                return "its log shows no host key yet"
+            if not fitting:  # a stale port may be another pod's by now
+                return f"what answers at {at} shows a host key that is not in the pod's log"
+            self.pin(name, fitting)
+        command = ["ssh", *self.options(name), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+        asked = self.runner([*command, "-i", str(self.key), "-p", str(port), f"root@{host}", "true"])
+        if asked.returncode == 0:
+            return None
+        said = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+        return f"SSH at {at}: {said}"
+
+    def pinned(self, name: str) -> list[str]:
+        path = self.known_hosts / name
+        return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pin(self, name: str, keys: list[str]) -> None:
+        """Pin a pod's keys, in the place of those it had before."""
+        self.known_hosts.mkdir(parents=True, exist_ok=True)
+        (self.known_hosts / name).write_text("".join(f"{name} {key}\n" for key in keys))
+
+    def forget(self, name: str) -> None:
+        """Drop a pod's keys."""
+        (self.known_hosts / name).unlink(missing_ok=True)
+
+
+def connection(ssh: dict[str, Any], name: str, door: Door) -> dict[str, Any]:
+    """The variables with which Ansible reaches a pod.
+
+    Args:
+        ssh: Its address: host and port.
+        name: Its unique name, under which its host key is pinned.
+        door: Where that is, and the private key.
+    """
+    return {
+        "ansible_host": ssh["host"],
+        "ansible_port": ssh["port"],
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(door.key),
+        "ansible_ssh_common_args": " ".join(door.options(name)),
+    }

@@ -1,0 +1,325 @@
+"""RunPod's REST API v2: one client over an injected transport, with errors that say what to do.
+
+The transport is a function, so that modules and the inventory plugin use the same client and tests script the wire.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import http.client
+import json
+import time
+import urllib.error
+import urllib.parse
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+URL = "https://api.runpod.io"
+# The default agent of Python's urllib is refused at RunPod's edge.
+AGENT = "lora-forge (+https://docs.ansible.com)"
+TIMEOUT = 60.0  # seconds for one request
+ATTEMPTS = 4  # of a request that may be repeated
+PATIENCE = 60.0  # seconds: the longest Retry-After that is waited for
+QUIET = 3.0  # seconds of silence after which a log stream counts as read
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back: HTTP status, headers with names in lower case, and the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class NoAnswer(Exception):
+    """The connection failed, or was dropped: whether the request was carried out is not known."""
+
+
+# method, URL, headers, body, seconds, whether it is a stream that is read until it is quiet
+Transport = Callable[[str, str, dict[str, str], Optional[bytes], float, bool], Answer]
+
+REMEDIES = {
+    400: "RunPod cannot carry this out; its own words say why",
+    401: "RUNPOD_API_KEY is not accepted; make a new key in RunPod's console (Settings, API keys)",
+    402: "the balance is too low; add credit in RunPod's console (an hour's price is needed to start)",
+    403: "the key may not do this; give it read and write access, or leave this pool of GPUs out",
+    404: "it is not there, or it belongs to another account",
+    409: "its state does not allow this now; look at it again",
+    422: "this version does not fit RunPod's API; nothing was ordered",
+    429: "too many requests; wait a minute and run the same command again",
+}
+
+
+class ApiError(ForgeError):
+    """RunPod did not do what it was asked.
+
+    Attributes:
+        status: The HTTP status; 0 when there was no answer.
+        title: RunPod's own title of the error.
+        detail: RunPod's own words.
+        unclear: The request may have been carried out all the same.
+    """
+
+    def __init__(self, method: str, url: str, status: int, title: str, detail: str):
+        self.method, self.url, self.status, self.title, self.detail = method, url, status, title, detail
+        self.unclear = method == "POST" and (status == 0 or status >= 500)
+        default = "RunPod is out of order, or cannot be reached; run the same command again in a while"
+        what = f"{status} {title}" if status else title
+        said = f": {detail}" if detail and detail != title else ""
+        super().__init__(f"RunPod, {method} {url}: {what}{said}. {REMEDIES.get(status, default)}")
+
+
+def open_url(
+    method: str, url: str, headers: dict[str, str], body: Optional[bytes], seconds: float, stream: bool
+) -> Answer:
+    """The transport of modules and plugins alike: Ansible's own, with its proxies and certificates.
+
+    Raises:
+        NoAnswer: There was no whole answer.
+    """
+    # The one thing of Ansible's that is used here: its HTTP works on both sides, and honours the user's settings.
+    from ansible.module_utils import urls
+
+    try:
+        # A redirect would take the key elsewhere.
+        answer = urls.open_url(
+            url, data=body, headers=headers, method=method, timeout=seconds, follow_redirects="none", use_netrc=False
+        )
+        text = read_stream(answer, seconds) if stream else answer.read()
+        return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, text)
+    except urllib.error.HTTPError as error:
+        try:
+            text = error.read()
+        except (OSError, http.client.HTTPException):
+            text = b""
+        return Answer(error.code, {name.lower(): value for name, value in (error.headers or {}).items()}, text)
+    except (OSError, http.client.HTTPException, urls.ConnectionError) as error:
+        raise NoAnswer(str(getattr(error, "reason", "") or error)) from None
+
+
+def read_stream(answer: Any, seconds: float) -> bytes:
+    """What a stream of server-sent events holds by now: read until it is silent for ``seconds``."""
+    text, deadline = b"", time.monotonic() + 5 * seconds
+    while time.monotonic() < deadline:
+        try:
+            line = answer.readline()
+        except OSError:  # the timeout: nothing more for the moment
+            break
+        if not line:
+            break
+        text += line
+    return text
+
+
+def public(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod without its environment, which RunPod shows in clear, keys included; of it only our deadline is kept."""
+    shown = {name: value for name, value in pod.items() if name != "env"}
+    deadline = str((pod.get("env") or {}).get("LORA_FORGE_DEADLINE", ""))
+    return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
+
+
+class RunPod:
+    """A client of one account.
+
+    Args:
+        key: The account's API key.
+        url: Where the API is; another one in tests.
+        transport: Carries one request.
+        sleep: Waits between attempts, in seconds.
+
+    Raises:
+        ForgeError: There is no key, or the URL would send it in clear.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        url: str = "",
+        transport: Transport = open_url,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.url = (url or URL).rstrip("/")
+        if not key:
+            raise ForgeError(
+                "RUNPOD_API_KEY is not set. Make a key with read and write access in RunPod's console (Settings, API "
+                "keys), and: export RUNPOD_API_KEY=…"
+            )
+        host = urllib.parse.urlsplit(self.url).hostname or ""
+        if not self.url.startswith("https://") and host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ForgeError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
+        self.key, self.transport, self.sleep = key, transport, sleep
+
+    def ask(self, method: str, path: str, body: Any = None, stream: bool = False) -> Any:
+        """One request, repeated where that is safe.
+
+        GET and DELETE are repeated after a 5xx or a lost answer; every method after a 429, which carried nothing out.
+        POST is never repeated after a 5xx: it may have made a pod that costs money.
+
+        Args:
+            method: GET, POST or DELETE.
+            path: With its query.
+            body: What is sent as JSON.
+            stream: Server-sent events: their text comes back as it is.
+
+        Returns:
+            The answer's JSON; None for an empty answer.
+
+        Raises:
+            ApiError: It was refused, or there was no answer.
+        """
+        headers = {"Authorization": f"Bearer {self.key}", "User-Agent": AGENT, "Accept": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        for attempt in range(1, ATTEMPTS + 1):
+            pause = 2.0 ** (attempt - 1)
+            try:
+                answer = self.transport(method, self.url + path, headers, data, QUIET if stream else TIMEOUT, stream)
+            except NoAnswer as error:
+                failure = ApiError(method, path, 0, "no answer", self.mask(str(error)))
+            else:
+                if answer.status < 300:
+                    return answer.body.decode("utf-8", "replace") if stream else self.parse(method, path, answer)
+                failure = self.failure(method, path, answer)
+                if answer.status == 429:
+                    pause = retry_after(answer.headers, pause)
+            again = failure.status == 429 or (method != "POST" and (failure.status == 0 or failure.status >= 500))
+            if not again or attempt == ATTEMPTS or pause > PATIENCE:
+                raise failure
+            self.sleep(pause)
+        raise AssertionError  # the loop returns or raises
+
+    def mask(self, text: str) -> str:
+        return text.replace(self.key, "…")
+
+    def parse(self, method: str, path: str, answer: Answer) -> Any:
+        if not answer.body:
+            return None
+        try:
+            return json.loads(answer.body)
+        except ValueError:
+            raise ApiError(method, path, 0, "no JSON", self.mask(excerpt(answer.body))) from None
+
+    def failure(self, method: str, path: str, answer: Answer) -> ApiError:
+        try:
+            said = json.loads(answer.body)
+            assert isinstance(said, dict)
+        except (ValueError, AssertionError):  # a page of HTML from a proxy, or from RunPod's edge
+            said = {"detail": excerpt(answer.body)}
+        title = str(said.get("title") or http.client.responses.get(answer.status, "error"))
+        detail = "; ".join(filter(None, [str(said.get("detail") or ""), *map(str, said.get("errors") or [])]))
+        return ApiError(method, path, answer.status, title, self.mask(detail))
+
+    def listed(self, path: str, key: str) -> list[dict[str, Any]]:
+        """All of a list: in one answer, as older servers give it, or page by page."""
+        found: list[dict[str, Any]] = []
+        cursor = ""
+        while True:
+            query = ("&" if "?" in path else "?") + urllib.parse.urlencode({"cursor": cursor}) if cursor else ""
+            answer = self.ask("GET", path + query)
+            if not isinstance(answer, dict) or not isinstance(answer.get(key), list):
+                # An empty list here would look as if nothing were rented.
+                raise ApiError("GET", path, 0, "an answer of another form", f"it holds no list «{key}»")
+            found += answer[key]
+            page = answer.get("pagination") or {}
+            following = page.get("nextCursor") if page.get("hasNextPage") else None
+            if not following or following == cursor:
+                return found
+            cursor = str(following)
+
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods of the account that are not gone, without their environment."""
+        return [public(pod) for pod in self.listed("/v2/pods", "pods") if pod.get("status") != "TERMINATED"]
+
+    def pod(self, pod_id: str) -> Optional[dict[str, Any]]:
+        """One pod without its environment; None when it is gone."""
+        try:
+            found = self.ask("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return None if found.get("status") == "TERMINATED" else public(found)
+
+    def create(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Order a pod; what it costs begins here.
+
+        Raises:
+            ApiError: With ``unclear``, when a pod may have been made all the same: look it up by its name.
+        """
+        made = self.ask("POST", "/v2/pods", request)
+        if not isinstance(made, dict) or not made.get("id"):
+            raise ApiError("POST", "/v2/pods", 0, "an answer of another form", "it names no pod")
+        return public(made)
+
+    def release(self, pod_id: str) -> bool:
+        """Delete a pod, and what lies on it; False when it was gone."""
+        try:
+            self.ask("DELETE", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def stop(self, pod_id: str) -> None:
+        """Stop a pod; its volume stays, and goes on costing money."""
+        self.ask("POST", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/action", {"action": "stop"})
+
+    def log(self, pod_id: str) -> list[str]:
+        """The lines of a pod's container log, as far as they are there."""
+        text = self.ask("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/logs?source=container&tail=1000",
+                        stream=True)  # fmt: skip
+        lines = []
+        for line in text.splitlines():
+            if line.startswith("data:"):
+                try:
+                    lines.append(str(json.loads(line[5:])["line"]))
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut in the middle, or an event of another kind
+        return lines
+
+    def gpus(self, cloud: str, count: int, min_cuda: str = "") -> list[dict[str, Any]]:
+        """The catalogue of GPUs with prices and the stock of a cloud.
+
+        Args:
+            cloud: SECURE or COMMUNITY.
+            count: GPUs of a pod.
+            min_cuda: The lowest CUDA version of a host's driver, as major.minor; empty for any.
+        """
+        query = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": count}
+        if min_cuda:
+            query["minCudaVersion"] = min_cuda
+        return self.listed(f"/v2/catalog/gpus?{urllib.parse.urlencode(query)}", "gpus")
+
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """A network volume."""
+        return self.ask("GET", f"/v2/network-volumes/{urllib.parse.quote(volume_id, safe='')}")
+
+    def billed(self, pod_id: str) -> Optional[float]:
+        """What RunPod has billed for a pod so far, in USD; None while no bill has arrived."""
+        query = urllib.parse.urlencode({"podId": pod_id, "bucketSize": "hour"})
+        found = self.ask("GET", f"/v2/billing/pods?{query}")
+        # The filter is checked: a query parameter that a server does not know is silently ignored.
+        records = [one for one in (found or {}).get("records") or [] if one.get("podId") == pod_id]
+        return round(sum(float(one["totalAmount"]) for one in records), 4) if records else None
+
+
+def retry_after(headers: dict[str, str], default: float) -> float:
+    """Seconds that a 429 asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+    text = headers.get("retry-after", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return default
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of an answer that was not meant for programs."""
+    text = " ".join(body[:2000].decode("utf-8", "replace").split())
+    return text[:160] + ("…" if len(text) > 160 else "")

@@ -133,6 +133,10 @@ options:
     description: Whether it is released because its machine is no good; that one is not taken again for an hour.
     type: bool
     default: false
+  id:
+    description: Only this pod of the host, for O(state=absent) and O(state=stopped).
+    type: str
+    default: ''
   owner:
     description: Another owner's id, to act for that one; empty for this checkout.
     type: str
@@ -254,6 +258,7 @@ ARGUMENTS = {
     "wait": {"type": "float", "default": 20},
     "reason": {"type": "str", "default": "no longer wanted"},
     "bad": {"type": "bool", "default": False},
+    "id": {"type": "str", "default": ""},
     "owner": {"type": "str", "default": ""},
     "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["RUNPOD_API_KEY"])},
     "api_url": {"type": "str", "fallback": (env_fallback, ["RUNPOD_API_URL"])},
@@ -379,24 +384,27 @@ def main() -> None:
 
 
 def leave(module: AnsibleModule, api: runpod.RunPod, claims: pods.Claims) -> dict[str, Any]:
-    """Stop or release the pod of a host; returns the module's answer."""
+    """Stop or release what this owner has ordered for a host; returns the module's answer."""
     given = module.params
     claim = claims.open(given["host"])
-    pod = next((pod for pod in api.pods() if pod["name"] == claim["name"]), None) if claim else None
-    able = pods.Pods(api, claims, lambda pod, claim: None)
+    mine = [pod for pod in api.pods() if pods.parse_name(pod["name"]) == (claims.owner, given["host"])]
+    mine = [pod for pod in mine if given["id"] in ("", pod["id"])]
     stop = given["state"] == "stopped"
-    changed = pod is not None and not (stop and pod["status"] == "EXITED")
+    found = [pod for pod in mine if not (stop and pod["status"] == "EXITED")]
+    pod = (found or mine or [None])[0]
     after = {**pod, "status": "EXITED", "cost": 0} if stop and pod else None
-    answer = {"changed": changed, "phase": "stopped" if stop else "absent", "word": "", "pod": after,
+    answer = {"changed": bool(found), "phase": "stopped" if stop else "absent", "word": "", "pod": after,
               "diff": {"before": view(pod), "after": view(after)}}  # fmt: skip
-    if not claim:
-        return answer
     if not module.check_mode:
-        if stop and pod and changed:
-            api.stop(pod["id"])
-        elif not stop:
+        able = pods.Pods(api, claims, lambda pod, claim: None)
+        for one in found:
+            if stop:
+                api.stop(one["id"])
+            elif not claim or one["name"] != claim["name"]:  # an orphan: ordered, and its claim lost or closed
+                api.release(one["id"])
+        if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
-    return answer | {"claim": claim, "usd": round(pods.cost(claim, time.time()), 4)}
+    return answer | ({"claim": claim, "usd": round(pods.cost(claim, time.time()), 4)} if claim else {})
 
 
 if __name__ == "__main__":

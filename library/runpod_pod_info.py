@@ -68,10 +68,10 @@ pods:
        id: 7h9k2m4n6p, mine: true, name: lora-forge-3f9a2c1b-pod-1-0c1d2e, status: RUNNING, usd: 1.03,
        usd_per_hour: 0.86}
 unclaimed:
-  description: Inventory names of this checkout's pods that no live run claims.
+  description: This checkout's pods that no live run claims, C(host) and C(id).
   returned: success
   type: list
-  elements: str
+  elements: dict
   sample: []
 usd_per_hour:
   description: What all of them cost together.
@@ -123,7 +123,7 @@ def main() -> None:
         module.exit_json(
             changed=corrected,
             pods=found,
-            unclaimed=sorted({pod["host"] for pod in found if pod["mine"] and not pod["claimed"]}),
+            unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in found if pod["mine"] and not pod["claimed"]],
             usd_per_hour=round(sum(pod["usd_per_hour"] for pod in found), 4),
         )
 

@@ -17,10 +17,10 @@ TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 
-.PHONY: help setup train plan test lint unit e2e molecule faults lock schema clean
+.PHONY: help setup train rehearse-runpod plan test lint unit e2e molecule faults lock schema clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make train role=witness ARGS='-e fresh=true'   passes options on to ansible-playbook"
 
 setup: $(VENV)/.controller ## Make the controller's environment in .venv
@@ -28,6 +28,12 @@ setup: $(VENV)/.controller ## Make the controller's environment in .venv
 
 train: $(VENV)/.controller ## Train an agent (role=witness) on the default inventory: a rehearsal
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook train.yml -e role=$(role) $(ARGS)
+
+rehearse-runpod: $(VENV)/.controller ## The same on a pod of a simulated RunPod (a container; as root, with podman)
+	@tests/system-packages.sh
+	@mkdir -p .hosts && CONTAINERS_CONF="$(CURDIR)/tests/hosts/containers.conf" LORA_FORGE_PODS="$(CURDIR)/.hosts/pods" \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/fakes/runpod/simulator.py run --state .hosts/runpod -- \
+	  ansible-playbook -i tests/fakes/runpod/pods.yml train.yml -e role=$(role) $(ARGS)
 
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)

@@ -17,15 +17,14 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        args, said, changed = dict(self._task.args), "", False
+        args, said, changed = self._task.args, "", False
         while True:
-            found = self._execute_module("runpod_pod", args, task_vars=task_vars)
+            found = self._execute_module("runpod_pod", {**args, "since": said}, task_vars=task_vars)
             changed = changed or found.get("changed", False)
             for words in found.get("done", []):
                 display.display(f"  {args['host']}: {words}")
             if found.get("failed") or found.get("phase") not in ("waiting", "ordering", "booting"):
                 return result | found | {"changed": changed}
-            words = f"{found['phase']}: {found['word']}" if found["word"] else found["phase"]
-            if words != said:
-                display.display(f"  {args['host']}: {words}")
-                said = words
+            if found["word"] != said:
+                said = found["word"]
+                display.display(f"  {args['host']}: {found['phase']}: {said}")

@@ -98,8 +98,7 @@ class ActionModule(ActionBase):
             if kept is not None and seen["checkpoint"]["step"] > int(kept):
                 seen.pop("events", None)
                 return result | seen | {"changed": False, "again": True}
-            measured = (seen["progress"]["step"] or 0) >= MEASURED
-            eta = seen["eta_seconds"] if measured else None
+            eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
             breach = money.breach(budget, time.time(), eta) if budget else ""
             if breach:
                 seen.pop("events", None)

@@ -69,7 +69,6 @@ from ansible.module_utils.lora_forge import pods, reach, recipe, runpod
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 display = Display()
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class InventoryModule(BaseInventoryPlugin):
@@ -134,10 +133,12 @@ class InventoryModule(BaseInventoryPlugin):
             ForgeError: RunPod could not be asked.
         """
         api = runpod.RunPod(os.environ["RUNPOD_API_KEY"], self.get_option("api_url") or "")
-        owner = pods.Claims(self.state_dir, self.get_option("owner")).owner
-        for pod in api.pods():
+        claims = pods.Claims(self.state_dir, self.get_option("owner"))
+        claimed = {claim["name"] for claim in claims.all() if not claim["released_at"]}
+        # What is claimed comes last, and so holds, where there is an orphan of the same host beside it.
+        for pod in sorted(api.pods(), key=lambda pod: pod["name"] in claimed):
             whose = pods.parse_name(pod["name"])
-            if not whose or whose[0] != owner or whose[1] not in self.inventory.hosts:
+            if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
                 continue
             host, ssh = whose[1], pods.address(pod)
             self.inventory.add_host(host, group="pods_live")

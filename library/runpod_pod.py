@@ -95,7 +95,7 @@ options:
     type: str
     default: /workspace
   env:
-    description: More variables for the container. RunPod shows them in clear to everybody with access to the account.
+    description: More variables for the container; no secrets, as everybody with access to the account can read them.
     type: dict
     default: {}
   root:
@@ -122,9 +122,13 @@ options:
     type: int
     default: 3
   wait:
-    description: Seconds to go on for.
+    description: Seconds to go on for, until there is something to tell.
     type: float
     default: 20
+  since:
+    description: The RV(word) that was told already.
+    type: str
+    default: ''
   reason:
     description: Why it is released, for its claim.
     type: str
@@ -248,7 +252,7 @@ ARGUMENTS = {
     "volume": {"type": "int", "default": 0},
     "network_volume": {"type": "str", "default": ""},
     "mount": {"type": "str", "default": "/workspace"},
-    "env": {"type": "dict", "default": {}, "no_log": True},
+    "env": {"type": "dict", "default": {}},
     "root": {"type": "str", "default": "/workspace/lora-forge"},
     "leash": {"type": "path"},
     "ssh_key": {"type": "str", "default": "", "no_log": False},  # a path
@@ -256,6 +260,7 @@ ARGUMENTS = {
     "boot_timeout": {"type": "int", "default": 900},
     "attempts": {"type": "int", "default": 3},
     "wait": {"type": "float", "default": 20},
+    "since": {"type": "str", "default": ""},
     "reason": {"type": "str", "default": "no longer wanted"},
     "bad": {"type": "bool", "default": False},
     "id": {"type": "str", "default": ""},
@@ -290,6 +295,8 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         mounts = {"network": [{"volumeId": given["network_volume"], "path": given["mount"]}]}
     elif given["volume"]:
         mounts = {"persistent": {"size": given["volume"], "path": given["mount"]}}
+    if not given["leash"]:
+        raise ForgeError("leash is not set; name roles/pod/files/leash.py. No pod is ordered without one")
     args, program = leash.wrap(pathlib.Path(given["leash"]).read_text(encoding="utf-8"), given["start_command"])
     env = {
         **{name: str(value) for name, value in given["env"].items()},
@@ -349,7 +356,9 @@ def main() -> None:
         folder = pathlib.Path(given["state_dir"]).absolute()
         claims = pods.Claims(folder, given["owner"])
         if given["state"] != "present":
-            module.exit_json(**leave(module, api, claims))
+            with claims.locked(given["host"]):
+                answer = leave(module, api, claims)
+            module.exit_json(**answer)
         own = folder / "id_ed25519"
         if module.check_mode and not given["ssh_key"] and not own.exists():
             key, public = own, "ssh-ed25519 made-with-the-first-pod"
@@ -359,7 +368,10 @@ def main() -> None:
 
         def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
             ssh = pods.address(pod)
-            return door.closed(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
+            try:
+                return door.closed(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
+            except runpod.ApiError as error:
+                return f"its log cannot be read yet: {error.status} {error.detail}"
 
         able = pods.Pods(api, claims, closed)
         asked = wanted(given, api, public)
@@ -372,7 +384,7 @@ def main() -> None:
                 pod=found["pod"], diff={"before": view(found["pod"]), "after": view(after)},
             )  # fmt: skip
         before = claims.open(given["host"])
-        found = able.advance(asked, given["wait"])
+        found = able.advance(asked, given["wait"], given["since"])
         claim = found["claim"]
         found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
         if found["phase"] == "ready":
@@ -404,6 +416,7 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: pods.Claims) -> dic
                 api.release(one["id"])
         if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
+            reach.Door(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
     return answer | ({"claim": claim, "usd": round(pods.cost(claim, time.time()), 4)} if claim else {})
 
 

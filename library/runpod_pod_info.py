@@ -23,7 +23,7 @@ options:
     description: Where placements are kept, which tell what runs are live; empty takes every run for live.
     type: path
   billing:
-    description: Ask RunPod what it has billed for pods that are gone, and correct their claims.
+    description: Ask RunPod what it has billed for pods that are gone, and correct their claims and manifests.
     type: bool
     default: false
   owner:
@@ -120,6 +120,8 @@ def main() -> None:
                         corrected = True
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)
+                            if given["output"]:
+                                pods.correct(pathlib.Path(given["output"]) / "adapters", claim)
         module.exit_json(
             changed=corrected,
             pods=found,

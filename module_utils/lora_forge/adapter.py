@@ -286,7 +286,7 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
 def cost_on(adapters: pathlib.Path, pod: Optional[str]) -> float:
     """USD that the delivered adapters of a pod account for."""
     costs = [rundir.read_json(path).get("cost") or {} for path in adapters.glob(f"*/*/{MANIFEST}")] if pod else []
-    return sum(float(cost["usd"]) for cost in costs if cost.get("pod") == pod)
+    return sum(float(cost["usd"]) - float(cost["earlier_usd"]) for cost in costs if cost.get("pod") == pod)
 
 
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from typing import Any, Optional
 
@@ -19,6 +20,7 @@ TFLOPS = {
 UTILISATION = 0.25  # of these, in QLoRA: an assumption on the careful side, not measured
 OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assumption too
 REHEARSAL = 0.1  # hours of a rehearsal
+TOLERANCE = 1.05  # a pod may cost so much more than the catalogue says, for its disk
 MARGIN, SPARE = 2.0, 1.0  # a leash is this many times the estimate, and so many hours, long
 STOCKS = ("HIGH", "MEDIUM", "LOW", "NONE")
 
@@ -84,24 +86,26 @@ def offers(
         here = []
         for cloud, catalogue in catalogues.items():
             one = next((one for one in catalogue if one["id"] == gpu), None)
-            price = float(one["price"][cloud.lower()]) * count if one else 0.0
+            price = round(float(one["price"][cloud.lower()]) * count, 4) if one else 0.0
             if not one or not one[cloud.lower()] or not price:  # 0 means that it is not offered there
                 continue
             prices.append((price, gpu, cloud))
             if one["maxCount"][cloud.lower()] < count:
                 why.append(f"{gpu} ({cloud}): at most {one['maxCount'][cloud.lower()]} in a pod")
             elif one["memory"] < memory_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
-                why.append(f"{gpu}: {one['memory']} GB, but the training needs about {memory_gib} GiB")
+                words = f"{gpu}: {one['memory']} GB, but the training needs about {memory_gib} GiB"
+                why += [words] if words not in why else []
             elif price > cap:
                 why.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
             else:
-                here.append(Offer(gpu, cloud, round(price, 4), stock(one, data_centers or []), int(one["memory"])))
+                here.append(Offer(gpu, cloud, price, stock(one, data_centers or []), int(one["memory"])))
         found += sorted(here, key=lambda offer: offer.usd_per_hour)
     if found:
         return sorted(found, key=lambda offer: offer.stock == "NONE")
+    within = f" within pod_max_usd_per_hour {cap:.2f}" if math.isfinite(cap) else ""
     cheapest = f" The cheapest of them is {min(prices)[1]} at {min(prices)[0]:.2f} USD/h." if prices else ""
     raise ForgeError(
-        f"no GPU of pod_gpus will do within pod_max_usd_per_hour {cap:.2f}: "
+        f"no GPU of pod_gpus will do{within}: "
         f"{'; '.join(why) or 'none is offered in ' + ' or '.join(catalogues)}.{cheapest}"
     )
 
@@ -134,7 +138,7 @@ def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     keys = run["recipe"]
     name = re.sub("-instruct$", "", str(keys.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
     model = {one.lower(): found for one, found in memory.MODELS.items()}.get(name.lower())
-    peak = next((figure for word, figure in TFLOPS.items() if word.lower() in gpu.lower()), None)
+    peak = next((figure for word, figure in TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
     if model is None or peak is None:
         return None
     weights = model.linear_weights() + model.vocab * model.hidden
@@ -159,7 +163,7 @@ def allowance(estimate: Optional[float], rate: float, max_hours: float, max_usd:
     if estimate is not None:
         limits.append(MARGIN * estimate + SPARE)
     if max_usd:
-        limits.append(max(0.0, max_usd - spent) / rate)
+        limits.append(max(0.0, max_usd - spent) / (rate * TOLERANCE))
     return min(limits)
 
 
@@ -199,6 +203,7 @@ def spent(budget: dict[str, Any], now: float, others: float = 0) -> dict[str, An
         "usd_per_hour": budget["usd_per_hour"],
         "source": "RunPod's price × time",
         "pod": budget["pod"],
+        "earlier_usd": budget["spent"],
     }
 
 

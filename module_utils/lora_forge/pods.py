@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import os
 import pathlib
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import money, rundir
@@ -19,13 +21,14 @@ from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, public
 
 PREFIX = "lora-forge"
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
-POLL = 3.0  # seconds between two looks at a pod that boots
+POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
+POLL_LATER = 10.0
 RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
 BAD_FOR = 3600.0  # seconds for which a bad machine is remembered
 # How RunPod says that there is no capacity: a 400 with nothing but words to tell it from a broken rule.
 NO_CAPACITY = re.compile(
-    r"instances? (are |is )?(currently )?available|capacity|no resources|out of stock|(not |un)available|no longer any"
-    r"|could not be placed|no machine",
+    r"instances? (are |is )?(currently )?available|capacity|resources|out of stock|(not |un)available|no longer any"
+    r"|no available|could not be placed|no machine|different machine",
     re.IGNORECASE,
 )
 
@@ -79,9 +82,14 @@ class Claims:
     Args:
         folder: Where they lie.
         owner: Another owner's id, to see that one's pods; empty for this checkout's own.
+
+    Raises:
+        ForgeError: The owner's id would not be found in names again.
     """
 
     def __init__(self, folder: pathlib.Path, owner: str = ""):
+        if owner and not owner.isalnum():
+            raise ForgeError(f"owner is «{owner}»; an owner's id holds letters and digits only")
         self.folder = folder
         self._owner = owner
 
@@ -90,10 +98,14 @@ class Claims:
         """The owner id, made once."""
         if not self._owner:
             path = self.folder / "owner"
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with contextlib.suppress(FileExistsError):
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
-                    file.write(uuid.uuid4().hex[:8] + "\n")
+            if not path.exists() or not path.read_text().strip():
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                part = self.folder / f".owner.{os.getpid()}"
+                part.write_text(uuid.uuid4().hex[:8] + "\n")
+                with contextlib.suppress(FileExistsError):
+                    path.unlink(missing_ok=True) if path.exists() and not path.read_text().strip() else None
+                    os.link(part, path)  # whole or not at all; who comes second takes the first one's
+                part.unlink()
             self._owner = path.read_text().strip()
         return self._owner
 
@@ -103,8 +115,9 @@ class Claims:
         return sorted((claim for claim in found if claim.get("name")), key=lambda claim: claim["made_at"])
 
     def open(self, host: str) -> Optional[dict[str, Any]]:
-        """The claim of a host that is not released, the newest one."""
+        """The claim of a host that is not released, the newest one of this owner."""
         found = [claim for claim in self.all() if claim["host"] == host and not claim["released_at"]]
+        found = [claim for claim in found if claim["owner"] == self.owner]
         return found[-1] if found else None
 
     def make(self, host: str, runs: list[str], now: float, **known: Any) -> dict[str, Any]:
@@ -123,7 +136,8 @@ class Claims:
             "host": host,
             "runs": runs,
             "made_at": now,
-            "waiting_since": now,
+            "began_at": now,
+            "waiting_since": None,
             "attempt": 1,
             "state": "claimed",
             "pod_id": None,
@@ -152,6 +166,14 @@ class Claims:
 
     def path(self, name: str) -> pathlib.Path:
         return self.folder / "claims" / f"{name}.json"
+
+    @contextlib.contextmanager
+    def locked(self, host: str) -> Iterator[None]:
+        """One step at a time for a host: two controllers of this checkout would order two pods."""
+        (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / "claims" / f".{host}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def spent(self, runs: list[str], now: float, but: str = "") -> float:
         """USD that the pods of some runs have cost so far.
@@ -206,8 +228,13 @@ class Pods:
         self.api, self.claims, self.closed, self.now, self.sleep = api, claims, closed, now, sleep
         self.done: list[str] = []  # what was given up on the way, in sentences
 
-    def advance(self, wanted: Wanted, seconds: float) -> dict[str, Any]:
-        """Go on towards a pod that answers, for so long at most.
+    def advance(self, wanted: Wanted, seconds: float, since: str = "") -> dict[str, Any]:
+        """Go on towards a pod that answers, until there is something to tell, or for so long at most.
+
+        Args:
+            wanted: The pod.
+            seconds: The longest wait.
+            since: The ``word`` that was told already.
 
         Returns:
             phase (waiting for capacity, booting, ready), word, pod, claim, and done: sentences on what was given up.
@@ -217,19 +244,25 @@ class Pods:
         """
         until = self.now() + seconds
         while True:
-            found = self.step(wanted)
-            if found["phase"] == "ready" or self.now() >= until:
+            with self.claims.locked(wanted.host):
+                found = self.step(wanted)
+            if found["phase"] == "ready" or found["word"] != since or self.done or self.now() >= until:
                 return found | {"done": self.done}
-            self.sleep(min(POLL, max(0.1, until - self.now())))
+            age = self.now() - (found["claim"]["asked_at"] or self.now())
+            self.sleep(min(max(POLL, min(age / 15, POLL_LATER)), max(0.1, until - self.now())))
 
     def step(self, wanted: Wanted) -> dict[str, Any]:
         claim = self.claims.open(wanted.host) or self.adopt(wanted) or self.make(wanted)
         if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
             return said("waiting", claim["word"], None, claim)
+        if claim["asked_at"] and self.now() - claim["asked_at"] > 10 * RETRY:
+            self.claims.write(claim, waiting_since=None)  # nobody has been waiting since
         if set(wanted.runs) != set(claim["runs"]):
             claim = self.claims.write(claim, runs=sorted({*claim["runs"], *wanted.runs}))
         pod = self.find(claim)
         if pod is None:
+            if claim["pod_id"] and self.now() - claim["asked_at"] < SETTLE:
+                return said("booting", "it is ordered, and not in RunPod's list yet", None, claim)
             if claim["pod_id"]:
                 self.lost(claim)
                 claim = self.make(wanted)
@@ -243,24 +276,42 @@ class Pods:
 
     def adopt(self, wanted: Wanted) -> Optional[dict[str, Any]]:
         """A claim to a pod of this owner and host that is there though no claim is: from another controller, say."""
+        pod = self.unclaimed(wanted.host)
+        if not pod:
+            return None
+        self.done.append(f"{pod['id']} is there already; taken over")
+        # Ready, as far as is known: it may hold a training, and is not released when it does not answer.
+        now = self.now()
+        return self.make(wanted, **self.facts(wanted, pod), state="ordered", boot_since=now, ready_at=now)
+
+    def unclaimed(self, host: str) -> Optional[dict[str, Any]]:
+        """A pod of this owner and host to which no claim is known."""
         closed = {claim["name"] for claim in self.claims.all()}
-        for pod in self.api.pods():
-            if parse_name(pod["name"]) == (self.claims.owner, wanted.host) and pod["name"] not in closed:
-                born = epoch(pod.get("createdAt")) or self.now()
-                deadline = pod.get("deadline") or born + wanted.max_hours * 3600
-                self.done.append(f"{pod['id']} is there already; taken over")
-                return self.make(
-                    wanted, name=pod["name"], pod_id=pod["id"], state="ordered", asked_at=born, boot_since=self.now(),
-                    gpu=(pod.get("gpu") or {}).get("id"), cloud=pod.get("cloud"), usd_per_hour=float(pod["cost"] or 0),
-                    deadline=deadline, allowance_s=round(deadline - born),
-                )  # fmt: skip
-        return None
+        mine = [pod for pod in self.api.pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
+        return next((pod for pod in mine if pod["name"] not in closed), None)
+
+    def facts(self, wanted: Wanted, pod: dict[str, Any]) -> dict[str, Any]:
+        """What a claim holds of a pod that is taken over."""
+        born = epoch(pod.get("createdAt")) or self.now()
+        deadline = pod.get("deadline") or born + wanted.max_hours * 3600
+        return {
+            "name": pod["name"],
+            "pod_id": pod["id"],
+            "gpu": (pod.get("gpu") or {}).get("id"),
+            "cloud": pod.get("cloud"),
+            "usd_per_hour": float(pod.get("cost") or 0),
+            "asked_at": born,
+            "deadline": deadline,
+            "allowance_s": round(deadline - born),
+        }
 
     def find(self, claim: dict[str, Any]) -> Optional[dict[str, Any]]:
-        """A claim's pod, by its unique name. Of twins (an order that was thought lost) one stays."""
+        """A claim's pod, by its unique name, or its id. Of twins (an order that was thought lost) one stays."""
         if not claim["asked_at"]:
             return None
-        twins = [pod for pod in self.api.pods() if pod["name"] == claim["name"]]
+        twins = list({pod["id"]: pod for pod in self.api.pods() if pod["name"] == claim["name"]}.values())
+        if claim["pod_id"] and not twins:  # a list may lag behind
+            twins = [pod for pod in [self.api.pod(claim["pod_id"])] if pod]
         twins.sort(key=lambda pod: (pod["id"] != claim["pod_id"], pod.get("createdAt") or ""))
         for twin in twins[1:]:
             self.api.release(twin["id"])
@@ -281,10 +332,11 @@ class Pods:
         Raises:
             ForgeError: Its leash ended it: another one would go the same way.
         """
-        self.claims.write(claim, released_at=self.now(), state="gone", word="it was gone", usd=cost(claim, self.now()))
+        ended = min(self.now(), claim["deadline"] or self.now())  # it cannot have cost more than until then
+        self.claims.write(claim, released_at=ended, state="gone", word="it was gone", usd=round(cost(claim, ended), 4))
         if claim["deadline"] and self.now() > claim["deadline"]:
             raise ForgeError(
-                f"{claim['host']}: its leash ended the pod after {money.clock(claim['allowance_s'] / 3600)}, "
+                f"{claim['host']}: its leash ended the pod after {money.clock((ended - claim['asked_at']) / 3600)}, "
                 f"{cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
                 "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
             )
@@ -301,22 +353,28 @@ class Pods:
             catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers
         )
 
-    def allowance(self, wanted: Wanted, offer: Offer, spent: float) -> float:
-        """Hours that a pod of an offer may live.
+    def fitting(self, wanted: Wanted, spent: float) -> list[tuple[Offer, float]]:
+        """The offers on which the training fits into the caps, in order, each with the hours that its pod may live.
 
         Raises:
-            ForgeError: The training would not fit into the caps.
+            ForgeError: There is none.
         """
-        estimate = wanted.estimate(offer.gpu)
-        hours = money.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
-        if hours <= 0 or (estimate is not None and estimate > hours):
+        found, first = [], ""
+        for offer in self.rotated(self.offers(wanted), wanted.host):
+            estimate = wanted.estimate(offer.gpu)
+            hours = money.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
+            if hours > 0 and (estimate is None or estimate <= hours):
+                found.append((offer, hours))
+                continue
             before = f"{spent:.2f} USD are spent on it; " if spent else ""
             need = f"about {money.clock(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
-            raise ForgeError(
+            first = first or (
                 f"{wanted.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
                 f"pod_max_hours is {wanted.max_hours:g}, pod_max_usd {wanted.max_usd:g}. Nothing was ordered"
             )
-        return hours
+        if not found:
+            raise ForgeError(first)
+        return found
 
     def predict(self, wanted: Wanted) -> dict[str, Any]:
         """What :meth:`advance` would do, without doing it.
@@ -333,23 +391,25 @@ class Pods:
             pod = next((pod for pod in self.api.pods() if pod["name"] == claim["name"]), None)
             if pod:
                 return {"pod": pod, "claim": claim}
-        offer = self.rotated(self.offers(wanted), wanted.host)[0]
-        hours = self.allowance(wanted, offer, self.claims.spent(wanted.runs, self.now()))
+        elif not claim and (self.claims.folder / "owner").exists():
+            pod = self.unclaimed(wanted.host)
+            if pod:
+                return {"pod": pod, "claim": {**self.facts(wanted, pod), "billed_usd": None, "released_at": None}}
+        offer, hours = self.fitting(wanted, self.claims.spent(wanted.runs, self.now()))[0]
         return {"pod": None, "offer": offer, "hours": wanted.estimate(offer.gpu), "allowance": hours}
 
     def order(self, wanted: Wanted, claim: dict[str, Any]) -> dict[str, Any]:
         """Ask for each candidate once; when all are out of stock, that is said, and the caller asks again."""
-        if self.now() - claim["waiting_since"] > wanted.order_timeout:
+        if claim["waiting_since"] and self.now() - claim["waiting_since"] > wanted.order_timeout:
+            words = claim["word"]
             self.claims.write(claim, released_at=self.now(), state="given up", word="no capacity")
             raise ForgeError(
-                f"{wanted.host}: no capacity for {', '.join(wanted.gpus)} within {wanted.order_timeout:.0f} s "
-                f"({claim['word']}). Nothing is rented. Name more GPUs in pod_gpus, another cloud, or wait longer: "
-                "-e pod_order_timeout=…"
+                f"{wanted.host}: {words}, within {wanted.order_timeout:.0f} s. Nothing is rented. Name more GPUs in "
+                "pod_gpus, another cloud, or wait longer: -e pod_order_timeout=…"
             )
         spent = self.claims.spent(wanted.runs, self.now(), claim["name"])
         refused: list[ApiError] = []
-        for offer in self.rotated(self.offers(wanted), wanted.host):
-            hours = self.allowance(wanted, offer, spent)
+        for offer, hours in self.fitting(wanted, spent):
             now = self.now()
             # On disk before the order: whatever happens from here on, the pod is found again by its name.
             self.claims.write(
@@ -368,18 +428,20 @@ class Pods:
                 continue
             price = float(pod.get("cost") or offer.usd_per_hour)
             self.claims.write(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
-            if price > wanted.max_usd_per_hour:
+            if price > wanted.max_usd_per_hour or (wanted.max_usd and price > offer.usd_per_hour * money.TOLERANCE):
                 self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
                 raise ForgeError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
                                  f"pod cost {price:.2f}; it was released at once")  # fmt: skip
             return said("booting", f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered", pod, claim)
         if all(error.status == 403 for error in refused) or not any(NO_CAPACITY.search(e.detail) for e in refused):
             # Every candidate fails alike: that is the request, or the account, not the stock.
-            self.claims.write(claim, released_at=self.now(), state="given up", word=refused[-1].detail)
-            raise refused[-1]
-        word = next(error.detail for error in reversed(refused) if NO_CAPACITY.search(error.detail))
-        self.claims.write(claim, state="waiting", word=word)
-        return said("waiting", f"no capacity for {', '.join(wanted.gpus)}", None, claim)
+            rule = next((error for error in refused if error.status == 400), refused[-1])
+            self.claims.write(claim, released_at=self.now(), state="given up", word=rule.detail)
+            raise rule
+        detail = next(error.detail for error in refused if NO_CAPACITY.search(error.detail))
+        word = f"no capacity for {', '.join(wanted.gpus)} ({detail.rstrip('.')})"
+        self.claims.write(claim, state="waiting", word=word, waiting_since=claim["waiting_since"] or self.now())
+        return said("waiting", word, None, claim)
 
     def request(self, wanted: Wanted, claim: dict[str, Any], offer: Offer) -> dict[str, Any]:
         """The create request."""
@@ -402,10 +464,14 @@ class Pods:
     def boot(self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
         """See how far a pod is; give it up when it is no good."""
         if pod["status"] in ("EXITED", "ERROR"):  # started again it may come back without its GPU
-            return self.another(wanted, claim, f"it is {pod['status']}")
+            return self.another(wanted, claim, pod, f"it is {pod['status']}")
         ssh = address(pod)
-        if ssh and any(self.recently_bad(c) and c["machine"] == ssh["host"] for c in self.claims.all()):
-            return self.another(wanted, claim, f"it is the bad machine {ssh['host']} again", counts=False)
+        if (
+            ssh
+            and not claim["ready_at"]
+            and any(self.recently_bad(c) and c["machine"] == ssh["host"] for c in self.claims.all())
+        ):
+            return self.another(wanted, claim, pod, f"it is the bad machine {ssh['host']} again", counts=False)
         mapped = bool(ssh) and pod["status"] == "RUNNING"
         why = (self.closed(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet") or ""
         if not why:
@@ -423,30 +489,36 @@ class Pods:
                     f"{wanted.host} has not answered SSH for {wanted.boot_timeout:.0f} s, though RunPod says "
                     f"{pod['status']} ({why}). {keeps(claim)}"
                 )
-            return self.another(wanted, claim, f"it did not answer SSH within {wanted.boot_timeout:.0f} s ({why})")
+            return self.another(wanted, claim, pod, f"it did not answer SSH within {wanted.boot_timeout:.0f} s ({why})")
         return said("booting", why, pod, claim)
 
-    def another(self, wanted: Wanted, claim: dict[str, Any], why: str, counts: bool = True) -> dict[str, Any]:
+    def another(
+        self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any], why: str, counts: bool = True
+    ) -> dict[str, Any]:
         """Release a pod that is no good, and claim another one.
 
         Args:
             wanted: What is wanted.
             claim: Its claim.
+            pod: The pod.
             why: In words.
             counts: Whether it is one of the attempts.
 
         Raises:
             ForgeError: There were enough.
         """
-        self.release(claim, why, bad=counts)
+        claim["machine"] = address(pod).get("host") or claim["machine"]
+        self.release(claim, why, bad=counts and not claim["ready_at"])
         words = f"pod {claim['pod_id']} ({claim['gpu']}) is released: {why}"
         self.done.append(words)
-        if counts and claim["attempt"] >= wanted.attempts:
+        too_long = self.now() - claim["began_at"] > wanted.order_timeout
+        if not claim["ready_at"] and (claim["attempt"] >= wanted.attempts if counts else too_long):
             raise ForgeError(
                 f"{wanted.host}: {words}. It was number {claim['attempt']} of {wanted.attempts}; nothing is rented any "
                 "longer. An image without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
             )
-        following = self.make(wanted, waiting_since=claim["waiting_since"], attempt=claim["attempt"] + counts)
+        chain = {} if claim["ready_at"] else {"began_at": claim["began_at"], "attempt": claim["attempt"] + counts}
+        following = self.make(wanted, **chain)
         return said("ordering", "another one", None, following)
 
     def release(self, claim: dict[str, Any], why: str, bad: bool = False) -> bool:
@@ -457,13 +529,18 @@ class Pods:
             why: For its file.
             bad: Remember the machine.
         """
-        pods = [pod for pod in self.api.pods() if pod["name"] == claim["name"]] if claim["asked_at"] else []
-        for pod in pods:
-            claim["machine"] = address(pod).get("host") or claim["machine"]
-            self.api.release(pod["id"])
+        found = bool(claim["pod_id"]) and self.api.release(claim["pod_id"])
+        while claim["asked_at"]:
+            pods = [pod for pod in self.api.pods() if pod["name"] == claim["name"] and pod["id"] != claim["pod_id"]]
+            for pod in pods:
+                found = self.api.release(pod["id"]) or found
+            # An order that got no clear answer may still bring a pod.
+            if claim["state"] != "asked" or found or self.now() - claim["asked_at"] > SETTLE:
+                break
+            self.sleep(POLL)
         now = self.now()
         self.claims.write(claim, released_at=now, state="released", word=why, bad=bad, usd=round(cost(claim, now), 4))
-        return bool(pods)
+        return found
 
 
 def said(phase: str, word: str, pod: Optional[dict[str, Any]], claim: dict[str, Any]) -> dict[str, Any]:
@@ -483,6 +560,22 @@ def budget(wanted: Wanted, claim: dict[str, Any], claims: Claims, now: float) ->
         "pod": claim["pod_id"],
         "claim": str(claims.path(claim["name"])),
     }
+
+
+def correct(adapters: pathlib.Path, claim: dict[str, Any]) -> None:
+    """Correct the cost in the manifests of a pod's adapters by what was billed for it, each by its share.
+
+    What earlier pods of the same run have cost is part of its manifest's cost, and stays as it was.
+    """
+    counted = cost({**claim, "billed_usd": None}, claim["released_at"])
+    for run_id in claim["runs"]:
+        for path in adapters.glob(f"*/{run_id}/manifest.json"):
+            manifest = rundir.read_json(path)
+            noted = manifest.get("cost") or {}
+            if noted.get("pod") == claim["pod_id"] and counted:
+                here = (noted["usd"] - noted["earlier_usd"]) * claim["billed_usd"] / counted
+                manifest["cost"] = {**noted, "usd": round(noted["earlier_usd"] + here, 4), "source": "RunPod's bill"}
+                rundir.write_json(path, manifest)
 
 
 def keeps(claim: dict[str, Any]) -> str:

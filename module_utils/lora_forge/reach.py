@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import pathlib
 import re
+import shlex
 import subprocess
 from typing import Any, Callable, Optional
 
@@ -49,18 +51,23 @@ def key_pair(named: str, folder: pathlib.Path, runner: Runner = run) -> tuple[pa
         ForgeError: There is no such key, or the public one beside it is none.
     """
     private = pathlib.Path(named).expanduser() if named else folder / "id_ed25519"
-    if not named and not private.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
-        if made.returncode:
-            raise ForgeError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
+    if not named:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / ".key.lock").open("a") as lock:  # two pods at once, in a fresh checkout
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not private.exists():
+                made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
+                if made.returncode:
+                    raise ForgeError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
     public = pathlib.Path(f"{private}.pub")
     if not private.is_file() or not public.is_file():
         raise ForgeError(f"pod_ssh_key: {public if private.is_file() else private} does not exist; name a private key "
                          "whose .pub lies beside it, or none at all")  # fmt: skip
-    if runner(["ssh-keygen", "-l", "-f", str(public)]).returncode:
+    text = public.read_text(encoding="utf-8", errors="replace").strip()
+    # ssh-keygen reads private keys too, and one in the wrong file would go to RunPod.
+    if not re.match(r"(ssh-|ecdsa-|sk-)\S+ \S+", text) or runner(["ssh-keygen", "-l", "-f", str(public)]).returncode:
         raise ForgeError(f"pod_ssh_key: {public} holds no public key that ssh-keygen can read; nothing was ordered")
-    return private, public.read_text(encoding="utf-8").strip()
+    return private, text
 
 
 class Door:
@@ -77,7 +84,8 @@ class Door:
 
     def options(self, name: str) -> list[str]:
         """Options of ssh for a pod, other than its address: only the pinned key will do."""
-        pinned = (f"UserKnownHostsFile={self.known_hosts / name}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
+        file = f'"{self.known_hosts / name}"'  # ssh takes an unquoted space for the beginning of a second file
+        pinned = (f"UserKnownHostsFile={file}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
         return [word for option in (*pinned, "IdentitiesOnly=yes") for word in ("-o", option)]
 
     def closed(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
@@ -137,5 +145,5 @@ def connection(ssh: dict[str, Any], name: str, door: Door) -> dict[str, Any]:
         "ansible_port": ssh["port"],
         "ansible_user": "root",
         "ansible_ssh_private_key_file": str(door.key),
-        "ansible_ssh_common_args": " ".join(door.options(name)),
+        "ansible_ssh_common_args": shlex.join(door.options(name)),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import email.utils
 import http.client
+import ipaddress
 import json
 import time
 import urllib.error
@@ -69,7 +70,8 @@ class ApiError(ForgeError):
         default = "RunPod is out of order, or cannot be reached; run the same command again in a while"
         what = f"{status} {title}" if status else title
         said = f": {detail}" if detail and detail != title else ""
-        super().__init__(f"RunPod, {method} {url}: {what}{said}. {REMEDIES.get(status, default)}")
+        remedy = REMEDIES.get(status, default)
+        super().__init__(f"RunPod, {method} {url}: {what}{said.rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def open_url(
@@ -142,13 +144,15 @@ class RunPod:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.url = (url or URL).rstrip("/")
+        key = key.strip()
         if not key:
             raise ForgeError(
                 "RUNPOD_API_KEY is not set. Make a key with read and write access in RunPod's console (Settings, API "
                 "keys), and: export RUNPOD_API_KEY=…"
             )
-        host = urllib.parse.urlsplit(self.url).hostname or ""
-        if not self.url.startswith("https://") and host not in ("localhost", "::1") and not host.startswith("127."):
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ForgeError("RUNPOD_API_KEY holds characters that no key has; copy it anew from RunPod's console")
+        if not self.url.startswith("https://") and not loopback(urllib.parse.urlsplit(self.url).hostname or ""):
             raise ForgeError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
         self.key, self.transport, self.sleep = key, transport, sleep
 
@@ -170,7 +174,8 @@ class RunPod:
         Raises:
             ApiError: It was refused, or there was no answer.
         """
-        headers = {"Authorization": f"Bearer {self.key}", "User-Agent": AGENT, "Accept": "application/json"}
+        accept = "text/event-stream" if stream else "application/json"
+        headers = {"Authorization": f"Bearer {self.key}", "User-Agent": AGENT, "Accept": accept}
         data = None if body is None else json.dumps(body).encode()
         if data is not None:
             headers["Content-Type"] = "application/json"
@@ -192,6 +197,11 @@ class RunPod:
             self.sleep(pause)
         raise AssertionError  # the loop returns or raises
 
+    def excerpt(self, body: bytes) -> str:
+        """The beginning of an answer that was not meant for programs."""
+        text = " ".join(self.mask(body[:2000].decode("utf-8", "replace")).split())
+        return text[:160] + ("…" if len(text) > 160 else "")
+
     def mask(self, text: str) -> str:
         return text.replace(self.key, "…")
 
@@ -201,34 +211,38 @@ class RunPod:
         try:
             return json.loads(answer.body)
         except ValueError:
-            raise ApiError(method, path, 0, "no JSON", self.mask(excerpt(answer.body))) from None
+            raise ApiError(method, path, 0, "no JSON", self.excerpt(answer.body)) from None
 
     def failure(self, method: str, path: str, answer: Answer) -> ApiError:
         try:
             said = json.loads(answer.body)
             assert isinstance(said, dict)
         except (ValueError, AssertionError):  # a page of HTML from a proxy, or from RunPod's edge
-            said = {"detail": excerpt(answer.body)}
-        title = str(said.get("title") or http.client.responses.get(answer.status, "error"))
+            said = {"detail": self.excerpt(answer.body)}
+        title = self.mask(str(said.get("title") or http.client.responses.get(answer.status, "error")))
         detail = "; ".join(filter(None, [str(said.get("detail") or ""), *map(str, said.get("errors") or [])]))
         return ApiError(method, path, answer.status, title, self.mask(detail))
 
     def listed(self, path: str, key: str) -> list[dict[str, Any]]:
         """All of a list: in one answer, as older servers give it, or page by page."""
-        found: list[dict[str, Any]] = []
-        cursor = ""
+        found: dict[str, dict[str, Any]] = {}  # by id: pages may overlap
+        cursor, seen = "", set()
         while True:
             query = ("&" if "?" in path else "?") + urllib.parse.urlencode({"cursor": cursor}) if cursor else ""
             answer = self.ask("GET", path + query)
-            if not isinstance(answer, dict) or not isinstance(answer.get(key), list):
+            items = answer.get(key) if isinstance(answer, dict) else None
+            if not isinstance(items, list) or not all(isinstance(one, dict) and "id" in one for one in items):
                 # An empty list here would look as if nothing were rented.
                 raise ApiError("GET", path, 0, "an answer of another form", f"it holds no list «{key}»")
-            found += answer[key]
+            found.update((one["id"], one) for one in items)
             page = answer.get("pagination") or {}
             following = page.get("nextCursor") if page.get("hasNextPage") else None
-            if not following or following == cursor:
-                return found
+            if page.get("hasNextPage") and not following:
+                raise ApiError("GET", path, 0, "an answer of another form", "there is more, and no word of where")
+            if not following or following in seen:
+                return list(found.values())
             cursor = str(following)
+            seen.add(following)
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods of the account that are not gone, without their environment."""
@@ -242,6 +256,8 @@ class RunPod:
             if error.status == 404:
                 return None
             raise
+        if not isinstance(found, dict) or "id" not in found:
+            raise ApiError("GET", f"/v2/pods/{pod_id}", 0, "an answer of another form", "it is no pod")
         return None if found.get("status") == "TERMINATED" else public(found)
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -304,8 +320,11 @@ class RunPod:
         query = urllib.parse.urlencode({"podId": pod_id, "bucketSize": "hour"})
         found = self.ask("GET", f"/v2/billing/pods?{query}")
         # The filter is checked: a query parameter that a server does not know is silently ignored.
-        records = [one for one in (found or {}).get("records") or [] if one.get("podId") == pod_id]
-        return round(sum(float(one["totalAmount"]) for one in records), 4) if records else None
+        try:
+            records = [one for one in found["records"] if one["podId"] == pod_id]
+            return round(sum(float(one["totalAmount"]) for one in records), 4) if records else None
+        except (KeyError, TypeError, ValueError):
+            raise ApiError("GET", "/v2/billing/pods", 0, "an answer of another form", "it holds no bill") from None
 
 
 def retry_after(headers: dict[str, str], default: float) -> float:
@@ -319,7 +338,9 @@ def retry_after(headers: dict[str, str], default: float) -> float:
         return default
 
 
-def excerpt(body: bytes) -> str:
-    """The beginning of an answer that was not meant for programs."""
-    text = " ".join(body[:2000].decode("utf-8", "replace").split())
-    return text[:160] + ("…" if len(text) > 160 else "")
+def loopback(host: str) -> bool:
+    """Whether a host is this very machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -15,9 +15,10 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
         events: From ``rundir.surviving``, oldest first.
 
     Returns:
-        step, planned (steps), epoch, loss_first, loss, eval_first, eval_loss, tokens_per_second, seconds_per_step
-        (of the newest start), last_event_at (epoch seconds), ended, end_reason, and data: examples, tokens,
-        longer, dropped, untrainable, summed over the training and evaluation sets. None where nothing is known.
+        step, planned (steps), measured (steps since the newest start), epoch, loss_first, loss, eval_first, eval_loss,
+        tokens_per_second, seconds_per_step (of the newest start), last_event_at (epoch seconds), ended, end_reason, and
+        data: examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets. None where
+        nothing is known.
     """
     found: dict[str, Any] = dict.fromkeys(
         ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
@@ -27,6 +28,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     began: Optional[dict[str, Any]] = None
     # Once for each set: a start that tokenises again counts the same again.
     data = list({(event["examples"], event["tokens"]): event for event in events if event["event"] == "data"}.values())
+    found["measured"] = 0
     if data:
         keys = ("examples", "tokens", "longer", "dropped", "untrainable")
         found["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}
@@ -37,7 +39,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
             continue
         found["step"], found["planned"] = event.get("step"), event.get("planned")
         if kind == "begin":
-            began, found["ended"], found["end_reason"] = event, False, None
+            began, found["ended"], found["end_reason"], found["measured"] = event, False, None, 0
         elif kind == "log":
             found["loss_first"] = event["loss"] if found["loss_first"] is None else found["loss_first"]
             for key in ("loss", "tokens_per_second", "epoch"):
@@ -48,6 +50,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
         elif kind == "end":
             found["ended"], found["end_reason"] = True, event.get("reason")
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
+            found["measured"] = event["step"] - began["step"]
             found["seconds_per_step"] = (event["time"] - began["time"]) / (event["step"] - began["step"])
     return found
 

@@ -34,12 +34,19 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-def playing(arguments: tuple[str, ...], cwd: pathlib.Path, log: pathlib.Path) -> subprocess.Popen[bytes]:
+def playing(
+    arguments: tuple[str, ...], cwd: pathlib.Path, log: pathlib.Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start ansible-playbook as a user would, in a session of its own; what it prints goes to a file."""
     return subprocess.Popen(
         [str(PLAYBOOK), *arguments],
         cwd=cwd,
-        env={**os.environ, "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+        env={
+            **os.environ,
+            "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}",
+            "ANSIBLE_NOCOLOR": "1",
+            **(environment or {}),
+        },
         stdin=subprocess.DEVNULL,
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,

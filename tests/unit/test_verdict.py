@@ -47,9 +47,22 @@ def test_conclude(status, done, alive, ages, state, detail):
 
 def test_progress_of_nothing():
     found = verdict.progress([])
-    assert found["ended"] is False
-    assert {value for key, value in found.items() if key != "ended"} == {None}
+    assert (found["ended"], found["measured"]) == (False, 0)
+    assert {value for key, value in found.items() if key not in ("ended", "measured")} == {None}
     assert verdict.eta_seconds(found) is None
+
+
+@pytest.mark.parametrize(
+    ("newest", "measured"),
+    [
+        ([event("begin", 2), event("log", 5, loss=1.0), event("eval", 6, eval_loss=1.0)], 3),
+        ([event("begin", 4)], 0),  # what was measured before a resume says nothing of this start
+    ],
+)
+def test_measured_are_the_steps_since_the_newest_begin(newest, measured):
+    before = [event("begin", 0), event("log", 4, loss=2.0)]
+    assert verdict.progress(before)["measured"] == 4
+    assert verdict.progress([*before, *newest])["measured"] == measured
 
 
 def test_progress_sums_up():

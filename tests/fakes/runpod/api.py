@@ -189,9 +189,9 @@ class Api:
         agent = request.headers.get("User-Agent", "")
         if not agent or agent.startswith("Python-urllib"):
             raise Edge(403)
-        if fault := self.faults.take("html_error", **facts):
+        if (fault := self.faults.take("html_error", **facts)) is not None:
             raise Edge(int(fault["status"]))
-        if fault := self.faults.take("refuse", **facts):
+        if (fault := self.faults.take("refuse", **facts)) is not None:
             headers = {"Retry-After": str(fault["retry_after"])} if "retry_after" in fault else {}
             if fault.get("html"):
                 raise Edge(int(fault["status"]), headers)
@@ -280,14 +280,14 @@ class Api:
         """Order a pod, unless a fault is in the way."""
         body = request.json()
         gpu = body.get("gpu", {}).get("id")
-        if fault := self.faults.take("create_status", gpu=gpu):
+        if (fault := self.faults.take("create_status", gpu=gpu)) is not None:
             headers = {"Retry-After": str(fault["retry_after"])} if "retry_after" in fault else {}
             raise Problem(int(fault["status"]), fault.get("text", "refused by order"), headers=headers)
-        if fault := self.faults.take("no_capacity", gpu=gpu):
+        if (fault := self.faults.take("no_capacity", gpu=gpu)) is not None:
             text = fault.get("text", 0)
             raise Problem(400, NO_CAPACITY[text] if isinstance(text, int) else text)
         pod = self.cloud.create(body)
-        if fault := self.faults.take("create_although", gpu=gpu):
+        if (fault := self.faults.take("create_although", gpu=gpu)) is not None:
             raise Problem(int(fault["status"]), "upstream failure")
         return Answer(201, self.cloud.show(pod))
 

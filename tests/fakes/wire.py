@@ -1,0 +1,371 @@
+"""RunPod without a network, as the client's transport: a scripted wire, an account in memory, and who orders there."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import importlib.util
+import json
+import pathlib
+import subprocess
+import types
+import urllib.parse
+from typing import Any, Callable
+
+import pytest
+from ansible.module_utils.lora_forge import pods, reach, runpod
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.pods import Claims, Pods, Wanted
+from ansible.module_utils.lora_forge.runpod import Answer, NoAnswer, RunPod
+from ansible.module_utils.testing import patch_module_args
+
+KEY = "rpa_HUSH0123456789"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RUN = {"run_id": "witness-1", "rehearsal": True, "recipe": {}, "estimate": {"steps": 12, "memory_gib": 23.8}}
+WANTED = Wanted(
+    host="pod-1", runs=["witness-1"], gpus=["L40S", "A100"], count=1, clouds=["SECURE"], max_usd_per_hour=2.0,
+    max_usd=0.0, max_hours=24.0, memory_gib=0.0, min_cuda="13.0", data_centers=[],
+    request={"image": "i", "disk": 60, "ports": ["22/tcp"], "env": {"PUBLIC_KEY": "ssh-ed25519 x"}},
+    estimate=lambda gpu: 1.0, order_timeout=3600.0, boot_timeout=900.0, attempts=3,
+)  # fmt: skip
+
+
+def answer(status: int = 200, body: Any = None, **headers: str) -> Answer:
+    """An answer; a body that is not bytes goes as JSON, and «_» in a header's name is «-»."""
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
+
+
+def problem(status: int, detail: str, errors: tuple[str, ...] = (), title: str = "", **headers: str) -> Answer:
+    """An error as RunPod has it."""
+    body = {"title": title or f"Title {status}", "status": status, "detail": detail}
+    return answer(status, body | ({"errors": list(errors)} if errors else {}), **headers)
+
+
+CAPACITY = problem(400, "There are no longer any instances available with the requested specifications.")
+
+
+class Wire:
+    """Requests in the order in which they must come, with their answers; nothing may be left over.
+
+    Args:
+        script: ("GET /v2/pods", an answer or an error), and the body where that is looked at.
+    """
+
+    def __init__(self, *script: tuple[Any, ...]):
+        self.script = list(script)
+        self.slept: list[float] = []
+        self.sent: list[dict[str, Any]] = []
+
+    def __call__(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, seconds: float, stream: bool
+    ) -> Answer:
+        assert url.startswith("https://api.runpod.io/")
+        asked = f"{method} {url.removeprefix('https://api.runpod.io')}"
+        assert self.script, f"nobody expects {asked}"
+        expected, reply, *rest = self.script.pop(0)
+        assert asked == expected
+        assert not rest or json.loads(body or b"null") == rest[0]
+        self.sent.append({"headers": headers, "body": body, "seconds": seconds, "stream": stream})
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def __enter__(self) -> Wire:
+        self.api = RunPod(KEY, transport=self, sleep=self.slept.append)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        assert kind or not self.script, f"never asked: {self.script}"
+
+
+class Clock:
+    """A time that goes on only by sleeping."""
+
+    def __init__(self) -> None:
+        self.time = 1_764_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.time += seconds
+
+
+def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48, **changes: Any) -> dict[str, Any]:
+    """An entry of RunPod's catalogue."""
+    return {
+        "id": f"NVIDIA {name}", "name": name, "pool": None, "manufacturer": "NVIDIA", "memory": memory,
+        "secure": secure > 0, "community": community > 0, "price": {"secure": secure, "community": community},
+        "maxCount": {"secure": 8, "community": 4}, "availability": "HIGH",
+        "dataCenters": [{"id": "EU-RO-1", "name": "Romania", "availability": "LOW"}], **changes,
+    }  # fmt: skip
+
+
+class Cloud:
+    """An account in memory.
+
+    Attributes:
+        gpus: The catalogue.
+        fate: What becomes of the next orders, one after the other: an Answer refuses it, «lost» makes the pod and
+            drops the answer, an Exception is raised; a dict is laid over the pod that is made.
+        faults: ("GET /v2/pods", an Answer or an Exception), taken before anything else, in this order.
+        boot: Seconds from an order until the pod runs and has its port.
+        lag: Seconds from an order until lists hold the pod.
+        machines: The addresses of the next pods, one after the other; then new ones.
+        asked: Every request, without its query.
+        orders: The body of every order.
+        on_order: Called with an order's body before anything becomes of it.
+    """
+
+    def __init__(self, clock: Clock, *gpus: dict[str, Any]):
+        self.clock, self.gpus = clock, list(gpus) or [gpu("L40S", 0.86, 0.79), gpu("A100", 1.64, memory=80)]
+        self.made: list[dict[str, Any]] = []
+        self.fate: list[Any] = []
+        self.faults: list[tuple[str, Any]] = []
+        self.boot, self.lag = 10.0, 0.0
+        self.machines: list[str] = []
+        self.asked: list[str] = []
+        self.orders: list[dict[str, Any]] = []
+        self.on_order: Callable[[dict[str, Any]], None] = lambda body: None
+        self.volumes = {"vol1": {"id": "vol1", "name": "v", "size": 100, "dataCenter": "EU-RO-1", "type": "STANDARD"}}
+        self.bills: list[dict[str, Any]] = []
+
+    def client(self) -> RunPod:
+        return RunPod(KEY, transport=self, sleep=self.clock.sleep)
+
+    @property
+    def live(self) -> list[dict[str, Any]]:
+        """What is rented, listed or not."""
+        return [pod for pod in self.made if pod["status"] != "TERMINATED"]
+
+    def count(self, asked: str) -> int:
+        return self.asked.count(asked)
+
+    def __call__(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, seconds: float, stream: bool
+    ) -> Answer:
+        assert headers["Authorization"] == f"Bearer {KEY}"
+        split = urllib.parse.urlsplit(url)
+        asked, query = f"{method} {split.path}", dict(urllib.parse.parse_qsl(split.query))
+        self.asked.append(asked)
+        for fault in self.faults:
+            if fault[0] == asked:
+                self.faults.remove(fault)
+                return told(fault[1])
+        if asked == "POST /v2/pods":
+            return self.create(json.loads(body or b""))
+        if asked == "GET /v2/pods":
+            listed = [pod for pod in self.live if self.clock.now() - pod["born"] >= self.lag]
+            return answer(200, {"pods": [self.view(pod) for pod in listed]})
+        if asked == "GET /v2/catalog/gpus":
+            assert (query["include"], query["product"]) == ("AVAILABILITY", "POD")
+            return answer(200, {"gpus": self.gpus})
+        if asked == "GET /v2/billing/pods":
+            return answer(200, {"records": self.bills, "metadata": {}})
+        if asked.startswith("GET /v2/network-volumes/"):
+            volume = self.volumes.get(split.path.rpartition("/")[2])
+            return answer(200, volume) if volume else problem(404, "volume not found")
+        pod = next((one for one in self.live if one["id"] == split.path.split("/")[3]), None)
+        if not pod:
+            return problem(404, "pod not found")
+        if asked == f"GET /v2/pods/{pod['id']}":
+            return answer(200, self.view(pod))
+        if method == "DELETE":
+            pod["status"] = "TERMINATED"
+            return answer(204)
+        if split.path.endswith("/logs"):
+            line = {"source": "container", "line": f"256 {reach.fingerprint(host_key(pod))} root@x (ED25519)", "ts": ""}
+            return answer(200, f"id: 1\ndata: {json.dumps(line)}\n\n".encode())
+        assert (method, json.loads(body or b"")) == ("POST", {"action": "stop"})
+        pod["status"] = "EXITED"
+        return answer(200, self.view(pod))
+
+    def create(self, body: dict[str, Any]) -> Answer:
+        self.orders.append(body)
+        self.on_order(body)
+        fate = self.fate.pop(0) if self.fate else {}
+        if isinstance(fate, (Answer, BaseException)):
+            return told(fate)
+        pod = self.add(body["name"], body, **(fate if isinstance(fate, dict) else {}))
+        return told(NoAnswer("connection reset by peer") if fate == "lost" else answer(201, self.view(pod)))
+
+    def add(self, name: str, body: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """Make a pod; by hand, or as an order asks for it."""
+        body = body or {"gpu": {"id": self.gpus[0]["id"], "count": 1}, "cloud": "SECURE", "env": {}}
+        entry = next(one for one in self.gpus if one["id"] == body["gpu"]["id"])
+        price = round(entry["price"][body["cloud"].lower()] * body["gpu"]["count"], 4)
+        number = len(self.made) + 1
+        pod = {
+            "id": f"pod{number}", "name": name, "born": self.clock.now(), "status": "", "price": price,
+            "host": self.machines.pop(0) if self.machines else f"195.26.233.{number}", "port": 30000 + number,
+            "env": {**body["env"], "RUNPOD_API_KEY": "rpa_OF_THE_POD"}, "gpu": body["gpu"], "cloud": body["cloud"],
+            **changes,
+        }  # fmt: skip
+        self.made.append(pod)
+        return pod
+
+    def view(self, pod: dict[str, Any]) -> dict[str, Any]:
+        """A pod as the API shows it."""
+        status = pod["status"] or ("RUNNING" if self.clock.now() - pod["born"] >= self.boot else "PROVISIONING")
+        direct = {"host": pod["host"], "port": pod["port"], "username": "root", "command": "ssh …"}
+        born = datetime.datetime.fromtimestamp(pod["born"], datetime.timezone.utc)
+        return {
+            "id": pod["id"], "name": pod["name"], "status": status, "actions": [], "image": "i", "args": "", "disk": 60,
+            "mounts": {}, "ports": ["22/tcp"], "env": pod["env"], "registry": None, "cloud": pod["cloud"],
+            "dataCenterId": "EU-RO-1", "cudaVersion": "13.0", "template": None, "locked": False, "runtime": None,
+            "ssh": {"proxy": None, "direct": direct if status == "RUNNING" else None}, "gpu": pod["gpu"],
+            "cost": pod["price"] if status in ("RUNNING", "PROVISIONING", "STARTING") else 0.0, "startedAt": None,
+            "createdAt": born.isoformat().replace("+00:00", "Z"), "globalNetworking": {"enabled": False},
+        }  # fmt: skip
+
+
+def told(reply: Answer | BaseException) -> Answer:
+    if isinstance(reply, BaseException):
+        raise reply
+    return reply
+
+
+def host_key(pod: dict[str, Any]) -> str:
+    """A host key of a pod, as good as a real one for all that looks at fingerprints."""
+    return "ssh-ed25519 " + base64.b64encode(f"host key of {pod['id']}".encode()).decode()
+
+
+class Rig:
+    """A controller with an account in memory; after every step, nothing may be rented that no open claim knows."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.clock = Clock()
+        self.cloud = Cloud(self.clock)
+        self.cloud.on_order = self.look_at_order
+        self.claims = Claims(folder / "pods")
+        self.wanted = WANTED
+        self.shut: Callable[[dict[str, Any]], str | None] = lambda pod: None
+        self.told: list[str] = []  # what a user reads of it, line by line
+        self.restart()
+
+    def restart(self) -> None:
+        """Another process: it knows what lies on disk."""
+        closed = lambda pod, claim: self.shut(pod)  # noqa: E731
+        self.pods = Pods(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
+
+    def look_at_order(self, body: dict[str, Any]) -> None:
+        claim = json.loads(self.claims.path(body["name"]).read_text())
+        assert (claim["state"], claim["asked_at"], claim["released_at"]) == ("asked", self.clock.now(), None)
+        leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
+        assert body["env"] == {**self.wanted.request["env"], **leash}
+        hours = (claim["deadline"] - claim["asked_at"]) / 3600
+        assert hours <= self.wanted.max_hours + 0.001
+        spent = self.claims.spent(self.wanted.runs, self.clock.now(), claim["name"])
+        assert not self.wanted.max_usd or spent + hours * claim["usd_per_hour"] <= self.wanted.max_usd + 0.001
+
+    def check(self) -> None:
+        opened = {claim["name"] for claim in self.claims.all() if not claim["released_at"]}
+        assert {pod["name"] for pod in self.cloud.live} <= opened, "rented, and not claimed"
+        assert not any(KEY in path.read_text() for path in self.claims.folder.rglob("*") if path.is_file())
+
+    def advance(self, seconds: float) -> dict[str, Any]:
+        """As the action plugin does: one process after the other, each until there is something new to tell."""
+        until, done, word = self.clock.now() + seconds, [], ""
+        while True:
+            self.restart()
+            found = self.pods.advance(self.wanted, until - self.clock.now(), word)
+            self.check()
+            if found["word"] != word:
+                self.told.append(found["word"])
+            done, word = done + found["done"], found["word"]
+            if found["phase"] == "ready" or self.clock.now() >= until:
+                return found | {"done": done}
+
+    def go(self, seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
+        """Go on for so long at most, or until it is ready."""
+        self.wanted = dataclasses.replace(self.wanted, **changes)
+        found = self.advance(seconds)
+        assert KEY not in repr(found)
+        assert "env" not in (found["pod"] or {})
+        return found
+
+    def fails(self, seconds: float = 0.0, left: int = 0, **changes: Any) -> str:
+        """Go on and fail: the sentence. So many pods are left rented then."""
+        self.wanted = dataclasses.replace(self.wanted, **changes)
+        with pytest.raises(ForgeError) as caught:
+            self.advance(seconds)
+        self.check()
+        assert len(self.cloud.live) == left
+        assert KEY not in str(caught.value)
+        return str(caught.value)
+
+    def ready(self, **changes: Any) -> dict[str, Any]:
+        found = self.go(60, **changes)
+        assert found["phase"] == "ready"
+        return found
+
+    @property
+    def orders(self) -> list[str]:
+        return [order["gpu"]["id"].removeprefix("NVIDIA ") for order in self.cloud.orders]
+
+    @property
+    def ids(self) -> list[str]:
+        return [pod["id"] for pod in self.cloud.live]
+
+
+def load(name: str) -> Any:
+    """A module or plugin of the checkout, as «library/runpod_pod»."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Desk(Rig):
+    """A controller whose modules find the account in memory behind their own transport."""
+
+    def __init__(self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+        super().__init__(folder)
+        self.capsys, self.state_dir = capsys, folder / "pods"
+        self.cloud.on_order = lambda body: None
+        monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
+        monkeypatch.setattr(pods.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
+        monkeypatch.setattr(reach.Door.__init__, "__defaults__", (self.program,))
+        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        monkeypatch.setenv("HOME", str(folder))
+        for name in ("RUNPOD_API_URL", "LORA_FORGE_PODS", "LORA_FORGE_OWNER"):
+            monkeypatch.delenv(name, raising=False)
+
+    def program(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        pod = next((pod for pod in self.cloud.live if str(pod["port"]) in command), None)
+        out = f"h {host_key(pod)}\n" if pod and command[0] == "ssh-keyscan" else ""
+        return subprocess.CompletedProcess(command, 0 if pod else 255, out, "")
+
+    def call(self, name: str = "runpod_pod", check: bool = False, **given: Any) -> dict[str, Any]:
+        module = load(f"library/{name}")
+        if hasattr(module, "time"):
+            module.time = types.SimpleNamespace(time=self.clock.now)
+        given = {"state_dir": str(self.state_dir), **given} if "state_dir" in module.ARGUMENTS else given
+        self.capsys.readouterr()
+        with patch_module_args({"_ansible_check_mode": check, **given}), pytest.raises(SystemExit):
+            module.main()
+        said = self.capsys.readouterr().out
+        assert KEY not in said
+        found = json.loads(said)
+        found.pop("invocation", None)
+        return found
+
+    def pod(self, check: bool = False, **given: Any) -> dict[str, Any]:
+        """Have a pod, as the action plugin does."""
+        leash = str(ROOT / "roles/pod/files/leash.py")
+        wanted = {"host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "leash": leash, "runs": [RUN]}
+        changed, word = False, ""
+        for _ in range(9):
+            found = self.call(check=check, **{**wanted, "since": word, **given})
+            changed, word = changed or found.get("changed", False), found.get("word", "")
+            if found.get("phase") not in ("waiting", "ordering", "booting"):
+                return found | {"changed": changed}
+        raise AssertionError(word)
+
+    def leave(self, check: bool = False, **given: Any) -> dict[str, Any]:
+        return self.call(check=check, **{"host": "pod-1", "state": "absent", **given})

@@ -1,0 +1,250 @@
+"""A pod is used only where it shows the host key that its own log shows."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import pathlib
+import shlex
+import stat
+import subprocess
+import threading
+from typing import Callable
+
+import pytest
+from ansible.module_utils.lora_forge import reach
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+NAME, HOST, PORT = "lora-forge-3f9a2c1b-pod-1-0c1d2e", "195.26.233.3", 34446
+AT = f"{HOST}:{PORT}"
+
+
+def key(word: str) -> str:
+    return "ssh-ed25519 " + base64.b64encode(word.encode()).decode()
+
+
+OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
+
+
+def log_of(*keys: str) -> list[str]:
+    """A container's log that shows some keys."""
+    return ["starting", *(f"256 {reach.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
+
+
+def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
+    path = folder / name
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "user", "-f", path], check=True)
+    return path
+
+
+# --- the key pair --------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
+    public = pathlib.Path(f"{made(tmp_path)}.pub")
+    said = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
+    assert reach.FINGERPRINT.findall(said) == [reach.fingerprint(public.read_text())]
+
+
+def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
+    private, public = reach.key_pair("", tmp_path / "pods")
+    assert private == tmp_path / "pods" / "id_ed25519"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    assert public.startswith("ssh-ed25519 ")
+    assert public.endswith(" lora-forge")
+    assert reach.key_pair("", tmp_path / "pods") == (private, public)
+
+
+def test_the_users_key_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = made(tmp_path, "mine")
+    private, public = reach.key_pair("~/mine", tmp_path / "pods")
+    assert (private, public.split()[2]) == (named, "user")
+    assert not (tmp_path / "pods").exists()
+
+
+@pytest.mark.parametrize(
+    ("pub", "words"),
+    [
+        (None, "{key}.pub does not exist; name a private key whose .pub lies beside it, or none at all"),
+        ("ssh-ed25519 AAAA cut\n", "{key}.pub holds no public key that ssh-keygen can read; nothing was ordered"),
+        ("", "{key}.pub holds no public key that ssh-keygen can read; nothing was ordered"),
+    ],
+)
+def test_a_key_that_will_not_do_is_told_before_anything_is_ordered(tmp_path, pub, words):
+    named = made(tmp_path)
+    public = pathlib.Path(f"{named}.pub")
+    public.unlink() if pub is None else public.write_text(pub)
+    with pytest.raises(ForgeError) as caught:
+        reach.key_pair(str(named), tmp_path)
+    assert str(caught.value) == "pod_ssh_key: " + words.format(key=named)
+
+
+def test_a_key_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ForgeError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
+        reach.key_pair(str(tmp_path / "none"), tmp_path)
+
+
+def test_openssh_that_is_missing_or_fails_is_told(tmp_path):
+    with pytest.raises(ForgeError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
+        reach.run(["no-such-ssh"])
+    refuse = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
+    with pytest.raises(ForgeError, match=r"could not make .*/id_ed25519: No space left on device$"):
+        reach.key_pair("", tmp_path, lambda command: refuse)
+
+
+def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
+    named = made(tmp_path)
+    pathlib.Path(f"{named}.pub").write_text(named.read_text())
+    with pytest.raises(ForgeError, match="holds no public key"):
+        reach.key_pair(str(named), tmp_path)
+
+
+def test_two_pods_at_once_make_one_key_pair(tmp_path):
+    meet, one = threading.Barrier(2, timeout=0.3), threading.Lock()
+
+    def runner(command: list[str]) -> subprocess.CompletedProcess[str]:
+        if "-t" in command:
+            with contextlib.suppress(threading.BrokenBarrierError):  # the other one is held up elsewhere
+                meet.wait()
+        with one:
+            return reach.run(command)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first, second = [pool.submit(reach.key_pair, "", tmp_path, runner) for _ in range(2)]
+    assert first.result() == second.result()
+
+
+# --- the door ------------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """What answers at the address, and OpenSSH's programs as far as they are asked."""
+
+    def __init__(self, folder: pathlib.Path, *keys: str, log: list[str] | None = None):
+        self.keys, self.log, self.reads = list(keys), log or [], 0
+        self.answer = (0, "")
+        self.asked: list[list[str]] = []
+        self.door = reach.Door(folder / "known_hosts", folder / "id", self.run)
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        self.asked.append(command)
+        if command[0] == "ssh-keyscan":
+            assert command[-3:] == ["-p", str(PORT), HOST]
+            out = "".join(f"# {HOST}:{PORT} SSH-2.0-OpenSSH_9.6\n[{HOST}]:{PORT} {one}\n" for one in self.keys)
+            return subprocess.CompletedProcess(command, 0 if out else 1, out, "")
+        assert command[0] == "ssh"
+        return subprocess.CompletedProcess(command, self.answer[0], "", self.answer[1])
+
+    def read(self) -> list[str]:
+        self.reads += 1
+        return self.log
+
+    def closed(self) -> str | None:
+        return self.door.closed(NAME, HOST, PORT, self.read)
+
+    @property
+    def pinned(self) -> str:
+        path = self.door.known_hosts / NAME
+        return path.read_text() if path.exists() else ""
+
+    def ssh(self) -> int:
+        return sum(command[0] == "ssh" for command in self.asked)
+
+
+@pytest.fixture
+def host(tmp_path) -> Callable[..., Host]:
+    return lambda *keys, **given: Host(tmp_path, *keys, **given)
+
+
+def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_let_us_in(host):
+    one = host(OURS, OTHER, log=log_of(OURS))
+    assert one.closed() is None
+    assert one.pinned == f"{NAME} {OURS}\n"
+    command = one.asked[-1]
+    assert command[-2:] == [f"root@{HOST}", "true"]
+    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(one.door.key), str(PORT)]
+    for option in (
+        f'UserKnownHostsFile="{one.door.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
+        "IdentitiesOnly=yes", "BatchMode=yes",
+    ):  # fmt: skip
+        assert option in command
+    assert (one.closed(), one.reads) == (None, 1)  # the log is not read again
+
+
+@pytest.mark.parametrize(
+    ("keys", "log", "words"),
+    [
+        ([], log_of(OURS), f"no SSH answer at {AT} yet"),
+        ([OURS], [], "its log shows no host key yet"),
+        ([OURS], ["starting", "SHA256:short"], "its log shows no host key yet"),
+        ([OTHER], log_of(OURS), f"what answers at {AT} shows a host key that is not in the pod's log"),
+    ],
+)
+def test_what_cannot_be_proved_is_not_used_and_not_asked(host, keys, log, words):
+    one = host(*keys, log=log)
+    assert one.closed() == words
+    assert (one.pinned, one.ssh()) == ("", 0)
+
+
+def test_a_stale_port_with_the_key_of_another_pod_is_refused_after_pinning_too(host):
+    one = host(OURS, log=log_of(OURS))
+    assert one.closed() is None
+    one.keys = [OTHER]
+    assert "not in the pod's log" in one.closed()
+    assert one.pinned == f"{NAME} {OURS}\n"
+
+
+def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
+    one = host(OURS, log=log_of(OURS))
+    one.closed()
+    one.keys, one.log = [NEW], log_of(OURS, NEW)
+    assert one.closed() is None
+    assert one.pinned == f"{NAME} {NEW}\n"
+    assert one.reads == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "words"),
+    [
+        (255, f"Warning: x\nroot@{HOST}: Permission denied (publickey).\n", "Permission denied (publickey)."),
+        (255, "", "exit code 255"),
+        (1, "\n", "exit code 1"),
+    ],
+)
+def test_the_words_of_ssh_are_passed_on(host, code, stderr, words):
+    one = host(OURS, log=log_of(OURS))
+    one.answer = (code, stderr)
+    assert one.closed().startswith(f"SSH at {AT}: ")
+    assert one.closed().endswith(words)
+
+
+def test_a_pod_that_is_gone_leaves_no_key(host):
+    one = host(OURS, log=log_of(OURS))
+    one.closed()
+    one.door.forget(NAME)
+    one.door.forget(NAME)
+    assert list(one.door.known_hosts.iterdir()) == []
+
+
+def test_a_program_that_hangs_is_an_answer(monkeypatch):
+    def hang(command, **_):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(reach.subprocess, "run", hang)
+    assert (reach.run(["ssh"]).returncode, reach.run(["ssh"]).stderr) == (255, "no answer within 60 s")
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space"])
+def test_ansible_reaches_a_pod_as_the_door_does(tmp_path, folder):
+    door = reach.Door(tmp_path / folder, tmp_path / "id")
+    facts = reach.connection({"host": HOST, "port": PORT, "username": "root"}, NAME, door)
+    common = facts.pop("ansible_ssh_common_args")
+    assert facts == {
+        "ansible_host": HOST, "ansible_port": PORT, "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(tmp_path / "id"),
+    }  # fmt: skip
+    (known,) = [word for word in shlex.split(common) if word.startswith("UserKnownHostsFile=")]
+    assert shlex.split(known.partition("=")[2]) == [str(tmp_path / folder / NAME)]  # ssh takes spaces for more files
+    assert {"StrictHostKeyChecking=yes", f"HostKeyAlias={NAME}", "IdentitiesOnly=yes"} <= set(shlex.split(common))

@@ -1,0 +1,378 @@
+"""The client of RunPod's API: every request that goes out, and every kind of answer that may come back."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.server
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+from ansible.module_utils.lora_forge import runpod
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.runpod import ApiError, NoAnswer, RunPod
+from wire import KEY, Wire, answer, problem
+
+ORDER = {"name": "pod", "gpu": {"id": "NVIDIA L40S", "count": 1}}
+DROPPED = NoAnswer("connection reset by peer")
+NONE = answer(200, {"pods": []})
+OUT = "RunPod is out of order, or cannot be reached; run the same command again in a while"
+
+
+def refused(wire: Wire, method: str = "POST") -> str:
+    """What a user reads when an order, a list or a deletion is refused."""
+    calls = {"POST": lambda: wire.api.create(ORDER), "GET": wire.api.pods, "DELETE": lambda: wire.api.release("a1")}
+    with pytest.raises(ApiError) as caught:
+        calls[method]()
+    assert KEY not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what goes out -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_has_the_key_an_agent_of_its_own_and_a_time_limit():
+    with Wire(("GET /v2/pods", NONE), ("POST /v2/pods", answer(201, {"id": "a1"}), ORDER)) as wire:
+        wire.api.pods()
+        wire.api.create(ORDER)
+    look, order = wire.sent
+    assert look["headers"] == {
+        "Authorization": f"Bearer {KEY}", "User-Agent": runpod.AGENT, "Accept": "application/json",
+    }  # fmt: skip
+    assert "urllib" not in runpod.AGENT.lower()
+    assert (look["body"], look["seconds"], look["stream"]) == (None, runpod.TIMEOUT, False)
+    assert order["headers"] == look["headers"] | {"Content-Type": "application/json"}
+
+
+def test_the_other_requests():
+    gpus = "GET /v2/catalog/gpus?include=AVAILABILITY&product=POD&cloud=COMMUNITY&count=2"
+    with Wire(
+        ("DELETE /v2/pods/a%2F1", answer(204)),
+        ("DELETE /v2/pods/a1", problem(404, "pod not found")),
+        ("POST /v2/pods/a1/action", answer(200, {"id": "a1"}), {"action": "stop"}),
+        (gpus, answer(200, {"gpus": [{"id": 1}]})),
+        (f"{gpus}&minCudaVersion=13.0", answer(200, {"gpus": [{"id": 2}]})),
+        ("GET /v2/network-volumes/v1", answer(200, {"id": "v1", "dataCenter": "EU-RO-1"})),
+    ) as wire:
+        assert wire.api.release("a/1") is True
+        assert wire.api.release("a1") is False
+        assert wire.api.stop("a1") is None
+        assert wire.api.gpus("COMMUNITY", 2) == [{"id": 1}]
+        assert wire.api.gpus("COMMUNITY", 2, "13.0") == [{"id": 2}]
+        assert wire.api.volume("v1")["dataCenter"] == "EU-RO-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
+        ("", True), ("https://api.example.org/", True), ("http://127.0.0.1:8080", True), ("http://localhost:1", True),
+        ("http://[::1]:1", True), ("http://api.runpod.io", False), ("api.runpod.io", False),
+        ("http://localhost@example.org", False), ("ftp://example.org", False),
+        ("http://127.0.0.1.example.org", False), ("http://127.9.9.9", True),
+    ],
+)  # fmt: skip
+def test_the_key_goes_out_in_clear_to_this_machine_only(url, fine):
+    if fine:
+        assert RunPod(KEY, url).url == (url or "https://api.runpod.io").rstrip("/")
+        return
+    with pytest.raises(ForgeError) as caught:
+        RunPod(KEY, url)
+    assert str(caught.value) == f"RUNPOD_API_URL is «{url}»: the key would go over the network in clear. Use https"
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_without_a_key_it_says_where_to_get_one(key):
+    with pytest.raises(ForgeError) as caught:
+        RunPod(key)
+    assert str(caught.value) == (
+        "RUNPOD_API_KEY is not set. Make a key with read and write access in RunPod's console (Settings, API keys), "
+        "and: export RUNPOD_API_KEY=…"
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_the_end_of_a_line_is_no_part_of_the_key(end):
+    with pytest.raises(ForgeError, match=r"no answer"):
+        RunPod(KEY + end, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
+
+
+@pytest.mark.parametrize("key", ["rpa_1\nrpa_2", "rpa 1", "rpa_1\t2", "rpa_1…"])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(key):
+    with pytest.raises(ForgeError, match=r"RUNPOD_API_KEY holds .* copy it anew") as caught:
+        RunPod(key, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
+    assert "rpa" not in str(caught.value)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "Title 400: why. RunPod cannot carry this out; its own words say why"),
+        (401, "Title 401: why. RUNPOD_API_KEY is not accepted; make a new key in RunPod's console (Settings, API "
+              "keys)"),
+        (402, "Title 402: why. The balance is too low; add credit in RunPod's console (an hour's price is needed to "
+              "start)"),
+        (403, "Title 403: why. The key may not do this; give it read and write access, or leave this pool of GPUs out"),
+        (404, "Title 404: why. It is not there, or it belongs to another account"),
+        (409, "Title 409: why. Its state does not allow this now; look at it again"),
+        (500, f"Title 500: why. {OUT}"),
+        (503, f"Title 503: why. {OUT}"),
+    ],
+)  # fmt: skip
+def test_a_refused_order_is_made_once_and_told_with_the_way_out(status, words):
+    with Wire(("POST /v2/pods", problem(status, "why"))) as wire:
+        assert refused(wire) == f"RunPod, POST /v2/pods: {status} {words}"
+    assert wire.slept == []
+
+
+def test_a_full_stop_of_runpods_own_is_not_doubled():
+    with Wire(("POST /v2/pods", problem(404, "pod not found."))) as wire:
+        assert "404 Title 404: pod not found. It is not there" in refused(wire)
+
+
+def test_every_violation_of_a_422_is_told():
+    with Wire(("POST /v2/pods", problem(422, "invalid body", ("$.disk: too small", "$: 'x' not allowed")))) as wire:
+        assert refused(wire) == (
+            "RunPod, POST /v2/pods: 422 Title 422: invalid body; $.disk: too small; $: 'x' not allowed. "
+            "This version does not fit RunPod's API; nothing was ordered"
+        )
+
+
+@pytest.mark.parametrize(
+    ("after", "slept"), [("7", [7.0]), ("0", [0.0]), ("60", [60.0]), ("", [1.0]), ("soon", [1.0]), ("-5", [1.0])]
+)
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_429_is_repeated_when_it_says_so(method, after, slept):
+    good = {"POST": answer(201, {"id": "a1"}), "GET": NONE}[method]
+    headers = {"retry_after": after} if after else {}
+    with Wire((f"{method} /v2/pods", problem(429, "slow down", **headers)), (f"{method} /v2/pods", good)) as wire:
+        wire.api.create(ORDER) if method == "POST" else wire.api.pods()
+    assert wire.slept == slept
+
+
+@pytest.mark.parametrize(("ahead", "least"), [(30, 25), (-30, 0)])
+def test_a_429_may_name_a_date(ahead, least):
+    date = email.utils.format_datetime(email.utils.parsedate_to_datetime(email.utils.formatdate(time.time() + ahead)))
+    with Wire(("GET /v2/pods", problem(429, "", retry_after=date)), ("GET /v2/pods", NONE)) as wire:
+        wire.api.pods()
+    assert least <= wire.slept[0] <= max(0, ahead)
+
+
+def test_a_429_that_asks_for_too_long_or_does_not_end_is_told():
+    with Wire(("POST /v2/pods", problem(429, "slow down", retry_after="61"))) as wire:
+        assert refused(wire).endswith("slow down. Too many requests; wait a minute and run the same command again")
+    assert wire.slept == []
+    with Wire(*[("POST /v2/pods", problem(429, "slow down"))] * runpod.ATTEMPTS) as wire:
+        refused(wire)
+    assert wire.slept == [1, 2, 4]
+
+
+@pytest.mark.parametrize("trouble", [problem(500, "oops"), problem(503, "oops"), DROPPED, answer(502, b"<html>")])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_may_be_repeated_is_repeated_with_growing_pauses(method, trouble):
+    asked, good = {"GET": ("GET /v2/pods", NONE), "DELETE": ("DELETE /v2/pods/a1", answer(204))}[method]
+    with Wire(*[(asked, trouble)] * 3, (asked, good)) as wire:
+        wire.api.pods() if method == "GET" else wire.api.release("a1")
+    assert wire.slept == [1, 2, 4]
+    with Wire(*[(asked, trouble)] * 4) as wire:
+        assert refused(wire, method).endswith(OUT)
+
+
+@pytest.mark.parametrize(
+    ("reply", "unclear"),
+    [
+        (problem(500, "oops"), True), (answer(504, b""), True), (DROPPED, True), (answer(200, b"<html>hi"), True),
+        (answer(201, {"no": "id"}), True), (answer(201, [1]), True), (answer(201), True), (problem(400, ""), False),
+        (problem(402, ""), False), (problem(409, ""), False), (problem(422, ""), False),
+    ],
+)  # fmt: skip
+def test_an_order_is_never_repeated_and_says_whether_it_may_have_been_carried_out(reply, unclear):
+    with Wire(("POST /v2/pods", reply)) as wire, pytest.raises(ApiError) as caught:
+        wire.api.create(ORDER)
+    assert caught.value.unclear is unclear
+    assert wire.slept == []
+
+
+# --- answers of other forms ----------------------------------------------------------------------------------------
+
+
+def test_a_dropped_connection_and_pages_of_html_are_told_in_a_line():
+    page = b"<html>\n <h1>Bad   gateway</h1>" + b"x" * 500
+    with Wire(*[("GET /v2/pods", answer(502, page))] * 4) as wire:
+        said = refused(wire, "GET")
+    assert said.startswith("RunPod, GET /v2/pods: 502 Bad Gateway: <html> <h1>Bad gateway</h1>xxx")
+    assert "\n" not in said
+    assert len(said) < 330
+    with Wire(*[("GET /v2/pods", DROPPED)] * 4) as wire:
+        assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no answer: connection reset by peer. {OUT}"
+    with Wire(("GET /v2/pods", answer(200, b"<html>Just a moment"))) as wire:
+        assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no JSON: <html>Just a moment. {OUT}"
+
+
+@pytest.mark.parametrize("body", [{}, {"pods": None}, {"pods": {}}, [], "no", {"data": []}, None])
+def test_a_list_of_another_form_is_an_error_and_not_an_empty_list(body):
+    with Wire(("GET /v2/pods", answer(200, body))) as wire:
+        assert "an answer of another form: it holds no list «pods»" in refused(wire, "GET")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "ask"),
+    [
+        ("/v2/pods", {"pods": ["a1"]}, lambda api: api.pods()),
+        ("/v2/pods", {"pods": [{"name": "without an id"}]}, lambda api: api.pods()),
+        ("/v2/billing/pods?podId=a1&bucketSize=hour", [1], lambda api: api.billed("a1")),
+        ("/v2/billing/pods?podId=a1&bucketSize=hour", {"records": [{}]}, lambda api: api.billed("a1")),
+        ("/v2/pods/a1", [1], lambda api: api.pod("a1")),
+    ],
+)
+def test_other_answers_of_another_form_are_errors_of_ours(path, body, ask):
+    with Wire((f"GET {path}", answer(200, body))) as wire, pytest.raises(ApiError):
+        ask(wire.api)
+
+
+def pod(name: str, **changes: Any) -> dict[str, Any]:
+    return {"id": name, "name": name, "status": "RUNNING", "cost": 0.5, **changes}
+
+
+def page(names: str, **pagination: Any) -> runpod.Answer:
+    return answer(200, {"pods": [pod(name) for name in names], **({"pagination": pagination} if pagination else {})})
+
+
+@pytest.mark.parametrize(
+    ("pages", "ids"),
+    [
+        ([("", page("ab"))], "ab"),
+        ([("", page("ab", hasNextPage=False, nextCursor=None))], "ab"),
+        (
+            [("", page("ab", hasNextPage=True, nextCursor="x=1")), ("?cursor=x%3D1", page("c", hasNextPage=False))],
+            "abc",
+        ),
+        ([("", page("a", hasNextPage=True, nextCursor="x")), ("?cursor=x", page("b"))], "ab"),
+    ],
+)
+def test_lists_come_whole_or_page_by_page(pages, ids):
+    with Wire(*[(f"GET /v2/pods{query}", reply) for query, reply in pages]) as wire:
+        assert [one["id"] for one in wire.api.pods()] == list(ids)
+
+
+def test_a_server_that_does_not_know_cursors_gives_every_pod_once():
+    same = page("ab", hasNextPage=True, nextCursor="x")
+    with Wire(("GET /v2/pods", same), ("GET /v2/pods?cursor=x", same)) as wire:
+        assert [one["id"] for one in wire.api.pods()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("more", [{}, {"nextCursor": None}, {"nextCursor": ""}])
+def test_a_list_that_goes_on_nobody_knows_where_is_an_error_and_not_the_whole(more):
+    with Wire(("GET /v2/pods", page("ab", hasNextPage=True, **more))) as wire:
+        assert "an answer of another form: there is more, and no word of where. " in refused(wire, "GET")
+
+
+def test_cursors_that_go_in_a_circle_end():
+    def reply(cursor: str) -> runpod.Answer:
+        return page("a", hasNextPage=True, nextCursor=cursor)
+
+    again = [("GET /v2/pods?cursor=x", reply("y")), ("GET /v2/pods?cursor=y", reply("x"))]
+    wire = Wire(("GET /v2/pods", reply("x")), *again * 3)
+    with contextlib.suppress(ApiError):  # an end or an error: both will do
+        wire.__enter__().api.pods()
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"), [(answer(200, {"id": "a1", "status": "RUNNING", "env": {}}), {"id": "a1", "status": "RUNNING"}),
+                         (answer(200, {"id": "a1", "status": "TERMINATED"}), None), (problem(404, "not found"), None)]
+)  # fmt: skip
+def test_a_pod_that_is_gone_is_none(reply, found):
+    with Wire(("GET /v2/pods/a1", reply)) as wire:
+        assert wire.api.pod("a1") == found
+
+
+# --- pods, logs, bills ---------------------------------------------------------------------------------------------
+
+
+def test_pods_come_without_their_environment_and_without_those_that_are_gone():
+    env = {"RUNPOD_API_KEY": "rpa_2", "WANDB_API_KEY": "w", "LORA_FORGE_DEADLINE": "1764000000"}
+    listed = [pod("a", env=env), pod("b", status="TERMINATED"), pod("c", env=None), pod("d", env=env)]
+    listed[3]["env"] = {"LORA_FORGE_DEADLINE": "never"}
+    with Wire(
+        ("GET /v2/pods", answer(200, {"pods": listed})), ("POST /v2/pods", answer(201, pod("e", env=env)))
+    ) as wire:
+        assert wire.api.pods() == [pod("a", deadline=1764000000.0), pod("c"), pod("d")]
+        assert wire.api.create(ORDER) == pod("e", deadline=1764000000.0)
+
+
+def test_a_log_is_read_as_far_as_it_is_there():
+    text = b'id: 1\ndata: {"line":"one","source":"container"}\n\n: ping\ndata: {"other":1}\ndata: {"line":"tw'
+    with Wire(("GET /v2/pods/a1/logs?source=container&tail=1000", answer(200, text))) as wire:
+        assert wire.api.log("a1") == ["one"]
+    assert (wire.sent[0]["stream"], wire.sent[0]["seconds"]) == (True, runpod.QUIET)
+
+
+def test_a_bill_is_that_of_the_pod_alone():
+    asked = "GET /v2/billing/pods?podId=a1&bucketSize=hour"
+    records = [{"podId": "a1", "totalAmount": 0.5}, {"podId": "b", "totalAmount": 9}, {"podId": "a1", "totalAmount": 1}]
+    with Wire(*[(asked, answer(200, {"records": records[:n], "metadata": {}})) for n in (0, 2, 3)]) as wire:
+        assert [wire.api.billed("a1") for _ in range(3)] == [None, 0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        problem(400, f"Bearer {KEY} is bad", (f"key {KEY}",)), answer(400, f"<p>{KEY}</p>".encode()),
+        NoAnswer(f"cannot send {KEY}"), answer(200, f"<p>{KEY}</p>".encode()),
+        problem(400, "why", title=f"{KEY} is bad"), answer(400, b"x" * 150 + KEY.encode()),
+    ],
+)  # fmt: skip
+def test_the_key_is_in_no_error(reply):
+    with Wire(("POST /v2/pods", reply)) as wire:
+        assert KEY[:8] not in refused(wire)
+
+
+# --- the real transport --------------------------------------------------------------------------------------------
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        kind = self.path.strip("/")
+        if kind == "drop":
+            return
+        said = json.dumps({"agent": self.headers["User-Agent"], "detail": kind}).encode()
+        self.send_response(int(kind) if kind.isdigit() else 200)
+        self.send_header("Location", "/200")
+        if kind != "stream":
+            self.send_header("Content-Length", str(len(said) + (kind == "short")))
+        self.end_headers()
+        self.wfile.write(b"data: one\ndata: tw" if kind == "stream" else said)
+        self.wfile.flush()
+        if kind == "stream":
+            time.sleep(0.5)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_the_transport_gives_answers_as_they_are_and_names_what_was_dropped(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+
+        def ask(kind: str, stream: bool = False) -> runpod.Answer:
+            return runpod.open_url("GET", f"{url}/{kind}", {"User-Agent": runpod.AGENT}, None, 0.2, stream)
+
+        for status in (200, 302, 404, 500):  # a redirect would take the key elsewhere
+            found = ask(str(status))
+            assert found.status == status
+            assert json.loads(found.body) == {"agent": runpod.AGENT, "detail": str(status)}
+            assert found.headers["location"] == "/200"
+        for kind in ("drop", "short"):
+            with pytest.raises(NoAnswer, match=r"."):
+                ask(kind)
+        assert ask("stream", stream=True).body.startswith(b"data: one\n")
+        server.shutdown()
+    with pytest.raises(NoAnswer, match="refused"):
+        runpod.open_url("GET", f"{url}/200", {}, None, 1, False)

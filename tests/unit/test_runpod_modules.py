@@ -1,0 +1,301 @@
+"""What the modules and the inventory plugin make of RunPod, as a playbook sees it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest import mock
+
+import pytest
+import rundir
+import yaml
+from ansible.errors import AnsibleError
+from ansible.inventory.data import InventoryData
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import inventory_loader
+from wire import KEY, ROOT, Desk, problem
+
+inventory_loader.add_directory(str(ROOT / "inventory_plugins"))
+POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API", "LORA_FORGE_DEADLINE",
+           "LORA_FORGE_ALLOWANCE"}  # fmt: skip
+
+
+# --- runpod_pod ----------------------------------------------------------------------------------------------------
+
+
+def test_check_mode_orders_nothing_and_says_price_hours_and_leash(desk):
+    found = desk.pod(check=True)
+    assert found["changed"] is True
+    assert found["word"] == (
+        "pod-1 would be NVIDIA L40S (SECURE, stock HIGH) at 0.86 USD/h: about 0:06 h, 0.09 USD (an estimate, not "
+        "measured); its leash ends it after 1:12 h, 1.03 USD, at the latest"
+    )
+    after = {"state": "RUNNING", "gpu": "NVIDIA L40S", "usd_per_hour": 0.86}
+    assert found["diff"] == {"before": {"state": "absent"}, "after": after}
+    assert (desk.cloud.asked, desk.state_dir.exists()) == (["GET /v2/catalog/gpus"], False)
+    assert ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["word"]
+
+
+def test_a_pod_is_had_found_stopped_and_left(desk):
+    made = desk.pod()
+    assert (made["changed"], made["phase"], made["done"]) == (True, "ready", [])
+    assert made["connection"]["ansible_port"] == desk.cloud.live[0]["port"]
+    assert made["connection"]["ansible_ssh_private_key_file"] == str(desk.state_dir / "id_ed25519")
+    assert made["diff"]["before"] == {"state": "absent"}
+    assert "env" not in made["pod"]
+    assert made["budget"].items() >= {"root": "/workspace/lora-forge", "pod": "pod1", "spent": 0, "max_usd": 0}.items()
+    again = desk.pod()
+    assert (again["changed"], again["connection"]) == (False, made["connection"])
+    desk.clock.sleep(1800)
+    there = desk.pod(check=True)
+    assert (there["changed"], there["pod"]["id"]) == (False, "pod1")
+    assert there["word"].startswith("pod-1 is there: NVIDIA L40S at 0.86 USD/h, 0.43 USD so far; its leash ends it in ")
+    for check, changed in ((True, True), (False, True), (False, False)):
+        stopped = desk.leave(check, state="stopped")
+        assert (stopped["changed"], stopped["diff"]["after"]["state"]) == (changed, "EXITED")
+    for check, changed in ((True, True), (False, True), (False, False), (True, False)):
+        left = desk.leave(check, reason="by hand")
+        assert (left["changed"], left["phase"], left["pod"]) == (changed, "absent", None)
+        assert left["diff"]["after"] == {"state": "absent"}
+    assert desk.cloud.live == []
+    (claim,) = desk.claims.all()
+    assert (claim["word"], claim["usd"]) == ("by hand", pytest.approx(0.43, abs=0.01))
+    assert (desk.cloud.count("POST /v2/pods"), desk.cloud.count("DELETE /v2/pods/pod1")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "request_"),
+    [
+        ({}, {}),
+        ({"volume": 20}, {"mounts": {"persistent": {"size": 20, "path": "/workspace"}}}),
+        ({"network_volume": "vol1", "mount": "/v"},
+         {"mounts": {"network": [{"volumeId": "vol1", "path": "/v"}]}, "dataCenterIds": ["EU-RO-1"]}),
+        ({"network_volume": "vol1", "data_centers": ["US-TX-3", "EU-RO-1"]},
+         {"mounts": {"network": [{"volumeId": "vol1", "path": "/workspace"}]}, "dataCenterIds": ["EU-RO-1"]}),
+        ({"gpu_count": 2, "min_cuda": "", "disk": 50}, {"gpu": {"id": "NVIDIA L40S", "count": 2}, "disk": 50}),
+    ],
+)  # fmt: skip
+def test_what_is_ordered(desk, given, request_):
+    desk.pod(env={"WANDB_MODE": "offline", "PUBLIC_KEY": "not this one"}, **given)
+    (body,) = desk.cloud.orders
+    assert set(body.pop("env")) == POD_ENV | {"WANDB_MODE"}
+    assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.all()[0]["name"], True)
+    basic = {"image": "i", "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
+             "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"}}  # fmt: skip
+    assert body == {**basic, **request_}
+
+
+def test_the_key_the_pod_gets_is_ours(desk):
+    desk.pod(env={"PUBLIC_KEY": "not this one"})
+    assert desk.cloud.orders[0]["env"]["PUBLIC_KEY"] == (desk.state_dir / "id_ed25519.pub").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gpus": []}, "pod-1: pod_gpus is not set; name it in the inventory: pod_gpus: [NVIDIA L40S]"),
+        ({"max_usd_per_hour": 0}, "pod-1: pod_max_usd_per_hour is not set; name it in the inventory: "
+                                  "pod_max_usd_per_hour: 1.20"),
+        ({"image": ""}, "pod-1: pod_image is not set; name it in the inventory: pod_image: runpod/pytorch:…"),
+        ({"volume": 9, "network_volume": "vol1"}, "pod-1: pod_volume and pod_network_volume exclude each other"),
+        ({"network_volume": "vol1", "data_centers": ["US-TX-3"]},
+         "pod-1: network volume vol1 is in EU-RO-1, but pod_data_centers holds US-TX-3; a pod can use a volume of its "
+         "own data center only"),
+        ({"network_volume": "vol2"}, "RunPod, GET /v2/network-volumes/vol2: 404 Title 404: volume not found. It is not "
+                                     "there, or it belongs to another account"),
+        ({"start_command": "sh -c 'x'"}, "it must have neither single quotes nor line breaks"),
+        ({"ssh_key": "/none"}, "pod_ssh_key: /none does not exist"),
+        ({"leash": "/none.py"}, "No such file or directory (/none.py)."),
+        ({"api_key": ""}, "RUNPOD_API_KEY is not set."),
+        ({"api_url": "http://example.org"}, "the key would go over the network in clear. Use https"),
+        ({"leash": None}, "leash is not set; name roles/pod/files/leash.py. No pod is ordered without one"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_missing_or_contradicts_is_told_and_nothing_is_ordered(desk, given, words, check):
+    found = desk.pod(check=check, **given)
+    assert found["failed"]
+    assert words in found["msg"]
+    assert desk.cloud.orders == []
+
+
+def test_a_refusal_is_told_without_the_key(desk):
+    desk.cloud.fate = [problem(402, f"balance of {KEY} too low")]
+    assert desk.pod()["msg"].startswith("RunPod, POST /v2/pods: 402 Title 402: balance of … too low. The balance is")
+
+
+def test_a_short_value_in_env_does_not_blot_the_answer_out(desk):
+    found = desk.pod(env={"OMP_NUM_THREADS": "1"})
+    assert found["connection"]["ansible_host"] == desk.cloud.live[0]["host"]
+
+
+def test_a_log_that_cannot_be_read_yet_is_no_end(desk):
+    desk.cloud.faults = [("GET /v2/pods/pod1/logs", problem(404, "no logs yet"))]
+    assert desk.pod().get("phase") == "ready"
+
+
+def test_to_act_for_another_owner_leaves_our_pod_alone(desk):
+    desk.pod()
+    theirs = desk.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e")
+    assert desk.leave(owner="deadbeef")["changed"]
+    assert (theirs["status"], desk.ids) == ("TERMINATED", ["pod1"])
+
+
+def test_orphans_are_released_by_their_id_and_others_pods_by_nothing(desk):
+    desk.pod()
+    name = f"lora-forge-{desk.claims.owner}-pod-1-0c1d2e"
+    desk.cloud.add(name), desk.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), desk.cloud.add(name)
+    assert desk.leave(id="pod2")["changed"]
+    assert desk.ids == ["pod1", "pod3", "pod4"]
+    assert not desk.leave(id="pod3")["changed"]
+    desk.leave()
+    assert desk.ids == ["pod3"]
+
+
+def test_what_is_released_leaves_no_pinned_host_key(desk):
+    pinned = desk.state_dir / "known_hosts" / desk.pod()["claim"]["name"]
+    other = pinned.with_name("lora-forge-deadbeef-pod-1-0c1d2e")
+    other.write_text("another pod's")
+    assert pinned.exists()
+    for act in (lambda: desk.leave(check=True), lambda: desk.leave(state="stopped"), lambda: desk.leave(id="pod9")):
+        act()
+        assert pinned.exists()
+    desk.leave()
+    assert list(pinned.parent.iterdir()) == [other]
+
+
+def test_a_machine_that_is_no_good_is_remembered(desk):
+    desk.pod()
+    desk.leave(bad=True)
+    assert desk.claims.all()[0].items() >= {"bad": True, "machine": "195.26.233.1"}.items()
+
+
+# --- runpod_pod_info, runpod_gpu_info ------------------------------------------------------------------------------
+
+
+def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
+    desk.pod()
+    desk.cloud.add(f"lora-forge-{desk.claims.owner}-pod-9-0c1d2e"), desk.cloud.add("my-pod")
+    found = desk.call("runpod_pod_info")
+    assert [(pod["id"], pod["mine"], pod["claimed"]) for pod in found["pods"]] == [
+        ("pod1", True, ["witness-1"]), ("pod2", True, []), ("pod3", False, []),
+    ]  # fmt: skip
+    assert (found["changed"], found["usd_per_hour"]) == (False, 2.58)
+    assert found["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
+    (tmp_path / "runs").mkdir()
+    for final, unclaimed in ((False, ["pod2"]), (True, ["pod1", "pod2"])):
+        rundir.write_json(tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "final": final})
+        found = desk.call("runpod_pod_info", output=str(tmp_path))
+        assert [one["id"] for one in found["unclaimed"]] == unclaimed
+    assert [pod["id"] for pod in desk.call("runpod_pod_info", host="pod-1")["pods"]] == ["pod1"]
+
+
+def test_a_bill_corrects_the_claim_of_a_pod_that_is_gone(desk):
+    desk.pod()
+    desk.leave()
+    assert desk.call("runpod_pod_info", billing=True)["changed"] is False  # no bill yet
+    desk.cloud.bills = [{"podId": "pod1", "totalAmount": 0.25}]
+    for check, changed in ((True, True), (False, True), (False, False)):
+        assert desk.call("runpod_pod_info", check=check, billing=True)["changed"] is changed
+    assert desk.claims.spent(["witness-1"], desk.clock.now()) == 0.25
+
+
+def test_prices_in_the_order_in_which_they_are_tried(desk):
+    found = desk.call("runpod_gpu_info", gpus=["A100", "L40S"], clouds=["SECURE", "COMMUNITY"], max_usd_per_hour=1)
+    assert found["offers"] == [
+        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48}
+        for cloud, price in (("COMMUNITY", 0.79), ("SECURE", 0.86))
+    ]
+    assert [offer["gpu"] for offer in desk.call("runpod_gpu_info")["offers"]] == ["NVIDIA A100", "NVIDIA L40S"]
+
+
+def test_without_a_cap_no_cap_is_told(desk):
+    assert "inf" not in desk.call("runpod_gpu_info", memory_gib=999)["msg"]
+
+
+# --- the inventory plugin ------------------------------------------------------------------------------------------
+
+
+def inventory(desk: Desk, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Any, list[str]]:
+    """The inventory that a file makes, and what was warned of."""
+    path = desk.state_dir.parent / "pods.yml"
+    content = {"plugin": "runpod", "pods": {"pod-1": None, "pod-2": {"agents": ["mayor"]}}, "vars": {"pod_disk": 9},
+               "state_dir": str(desk.state_dir), **given}  # fmt: skip
+    path.write_text(yaml.safe_dump(content))
+    plugin, found, warned = inventory_loader.get("runpod"), InventoryData(), []
+    monkeypatch.setitem(type(plugin).parse.__globals__, "display", mock.Mock(warning=warned.append))
+    assert plugin.verify_file(str(path))
+    plugin.parse(found, DataLoader(), str(path), cache=False)
+    return found, warned
+
+
+def test_without_a_key_the_inventory_is_what_is_declared_with_a_warning(desk, monkeypatch):
+    desk.pod()
+    del desk.cloud.asked[:]
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    found, warned = inventory(desk, monkeypatch)
+    assert warned == ["RUNPOD_API_KEY is not set: which pods are live is not known"]
+    assert [host.name for host in found.groups["trainers"].get_hosts()] == ["pod-1", "pod-2"]
+    assert found.groups["pods_live"].get_hosts() == []
+    own = {"pod_disk": 9, "pod_state_dir": str(desk.state_dir), "pod_owner": ""}
+    assert found.get_host("pod-1").vars.items() >= own.items()
+    assert found.get_host("pod-2").vars.items() >= {**own, "agents": ["mayor"]}.items()
+    assert desk.cloud.asked == []
+
+
+def test_with_a_key_one_request_finds_our_pods_and_how_to_reach_them(desk, monkeypatch):
+    made = desk.pod()
+    for name in ("lora-forge-deadbeef-pod-2-0c1d2e", f"lora-forge-{desk.claims.owner}-pod-9-0c1d2e", "my-pod"):
+        desk.cloud.add(name)
+    del desk.cloud.asked[:]
+    found, warned = inventory(desk, monkeypatch)
+    assert (desk.cloud.asked, warned) == (["GET /v2/pods"], [])
+    assert [host.name for host in found.groups["pods_live"].get_hosts()] == ["pod-1"]
+    facts = {"pod_id": "pod1", "pod_status": "RUNNING", "pod_usd_per_hour": 0.86, **made["connection"]}
+    assert found.get_host("pod-1").vars.items() >= facts.items()
+    assert "ansible_host" not in found.get_host("pod-2").vars
+    assert "pod-9" not in found.hosts
+    found, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
+    assert [host.name for host in found.groups["pods_live"].get_hosts()] == ["pod-2"]
+    assert "ansible_host" not in found.get_host("pod-2").vars  # it boots: its port is not mapped yet
+    desk.clock.sleep(60)
+    found, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
+    assert found.get_host("pod-2").vars["ansible_ssh_private_key_file"] == os.path.expanduser("~/mine")
+
+
+def test_of_two_pods_of_a_host_the_claimed_one_is_reached(desk, monkeypatch):
+    made = desk.pod()
+    desk.cloud.add(f"lora-forge-{desk.claims.owner}-pod-1-0c1d2e")
+    desk.clock.sleep(60)
+    for _ in range(2):  # whichever RunPod lists first
+        facts = {"pod_id": "pod1", **made["connection"]}
+        assert inventory(desk, monkeypatch)[0].get_host("pod-1").vars.items() >= facts.items()
+        desk.cloud.made.reverse()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"vars": {"pod_gpu": 1}}, "pods.yml: pod-1: there is no option pod_gpu; did you mean «pod_gpus»?"),
+        ({"pods": {"a": {"pod_max_usd_per_hours": 1}}}, "pods.yml: a: there is no option pod_max_usd_per_hours; did you"
+                                                        " mean «pod_max_usd_per_hour»?"),
+        ({"pods": {}}, "pods.yml: «pods» names no pod"),
+        ({"pods": {"a": "mayor"}}, "pods.yml: a: variables are expected, as in «a: {agents: [mayor]}»"),
+        ({"pods": ["a"]}, "Invalid value provided for 'dict': ['a']"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_told(desk, monkeypatch, given, words):
+    with pytest.raises(AnsibleError) as caught:
+        inventory(desk, monkeypatch, **given)
+    assert words in str(caught.value)
+    assert desk.cloud.asked == []
+
+
+def test_a_list_that_fails_is_an_error_and_not_an_inventory_without_pods(desk, monkeypatch):
+    desk.cloud.faults = [("GET /v2/pods", problem(503, f"oops {KEY}"))] * 4
+    with pytest.raises(AnsibleError, match=r"RunPod, GET /v2/pods: 503 Title 503: oops …\. RunPod is out of"):
+        inventory(desk, monkeypatch)
+
+
+def test_variables_may_all_be_commented_out(desk, monkeypatch):
+    assert "pod-1" in inventory(desk, monkeypatch, vars=None)[0].hosts

@@ -38,7 +38,10 @@ rehearse-runpod: $(VENV)/.controller ## The same on a pod of a simulated RunPod 
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
 
-test: lint unit e2e molecule ## Everything: lint, unit tests, real rehearsals and faults, real hosts
+test: $(VENV)/.dev ## Everything: lint, unit tests, real rehearsals and faults, real hosts
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory molecule
 
 lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 	$(BIN)/ruff check .
@@ -52,7 +55,7 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadfile --durations 12 tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadgroup --durations 12 tests/e2e
 
 molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
 molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg

@@ -126,7 +126,7 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=not known, path=str(home / run_id), promoted=False, word="", manifest={})
         if not known:
-            others = adapter.cost_on(home.parent, given["budget"].get("pod"))
+            others = adapter.cost_on(home.parent, given["budget"].get("pods", []))
             cost = money.spent(given["budget"], time.time(), others)
             manifest = adapter.manifest(
                 run,

@@ -218,6 +218,11 @@ budget:
   returned: when it is ready
   type: dict
   sample: {deadline: 1764000000, max_hours: 24, max_usd: 0, pod: 7h9k2m4n6p, since: 1763990000, usd_per_hour: 0.86}
+keeps:
+  description: What it goes on costing, until when, and the two ways on.
+  returned: when it is ready
+  type: str
+  sample: It costs 0.86 USD/h until its leash ends it at 2026-11-23 18:32. …
 usd:
   description: What it has cost, by its price and the time since its order.
   returned: when there is a claim
@@ -389,6 +394,7 @@ def main() -> None:
         found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
         if found["phase"] == "ready":
             found["budget"] = pods.budget(asked, claim, claims, time.time()) | {"root": given["root"]}
+            found["keeps"] = pods.keeps(claim)
             found["connection"] = reach.connection(pods.address(found["pod"]), claim["name"], door)
             if found["changed"]:
                 found["diff"] = {"before": view(None), "after": view(found["pod"])}

@@ -120,8 +120,8 @@ def main() -> None:
                         corrected = True
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)
-                            if given["output"]:
-                                pods.correct(pathlib.Path(given["output"]) / "adapters", claim)
+            if given["output"] and not module.check_mode:
+                pods.correct(pathlib.Path(given["output"]) / "adapters", known)
         module.exit_json(
             changed=corrected,
             pods=found,

@@ -283,10 +283,10 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
     return {"commit": found[0], "dirty": bool(found[1])}
 
 
-def cost_on(adapters: pathlib.Path, pod: Optional[str]) -> float:
-    """USD that the delivered adapters of a pod account for."""
-    costs = [rundir.read_json(path).get("cost") or {} for path in adapters.glob(f"*/*/{MANIFEST}")] if pod else []
-    return sum(float(cost["usd"]) - float(cost["earlier_usd"]) for cost in costs if cost.get("pod") == pod)
+def cost_on(adapters: pathlib.Path, pods: list[str]) -> float:
+    """USD that delivered adapters account for, of what some pods have cost."""
+    costs = [rundir.read_json(path).get("cost") or {} for path in adapters.glob(f"*/*/{MANIFEST}")] if pods else []
+    return sum(float(cost["usd"]) for cost in costs if set(cost.get("pods") or []) & set(pods))
 
 
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:

@@ -193,7 +193,7 @@ def spent(budget: dict[str, Any], now: float, others: float = 0) -> dict[str, An
     Args:
         budget: Of the pod; empty for a trainer of one's own.
         now: Epoch seconds.
-        others: USD that the runs before it on the same pod account for.
+        others: USD that the manifests of other runs account for, of what the same pods have cost.
     """
     if not budget:
         return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
@@ -202,8 +202,7 @@ def spent(budget: dict[str, Any], now: float, others: float = 0) -> dict[str, An
         "usd": round(usd, 4),
         "usd_per_hour": budget["usd_per_hour"],
         "source": "RunPod's price × time",
-        "pod": budget["pod"],
-        "earlier_usd": budget["spent"],
+        "pods": budget["pods"],
     }
 
 

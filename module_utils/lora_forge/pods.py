@@ -21,6 +21,7 @@ from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, public
 
 PREFIX = "lora-forge"
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
+BILLED = "RunPod's bill"  # where a cost in a manifest is from
 POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
 POLL_LATER = 10.0
 RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
@@ -88,10 +89,8 @@ class Claims:
     """
 
     def __init__(self, folder: pathlib.Path, owner: str = ""):
-        if owner and not owner.isalnum():
-            raise ForgeError(f"owner is «{owner}»; an owner's id holds letters and digits only")
         self.folder = folder
-        self._owner = owner
+        self._owner = checked(owner) if owner else ""
 
     @property
     def owner(self) -> str:
@@ -106,7 +105,7 @@ class Claims:
                     path.unlink(missing_ok=True) if path.exists() and not path.read_text().strip() else None
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
-            self._owner = path.read_text().strip()
+            self._owner = checked(path.read_text().strip())
         return self._owner
 
     def all(self) -> list[dict[str, Any]]:
@@ -193,6 +192,17 @@ def cost(claim: dict[str, Any], now: float) -> float:
     if not claim["pod_id"]:
         return 0.0
     return max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
+
+
+def checked(owner: str) -> str:
+    """An owner's id that is found in names again.
+
+    Raises:
+        ForgeError: It would not be.
+    """
+    if not re.fullmatch("[0-9a-zA-Z]+", owner):
+        raise ForgeError(f"owner is «{owner}»; an owner's id holds letters and digits only")
+    return owner
 
 
 def address(pod: dict[str, Any]) -> dict[str, Any]:
@@ -558,24 +568,24 @@ def budget(wanted: Wanted, claim: dict[str, Any], claims: Claims, now: float) ->
         "max_hours": wanted.max_hours,
         "deadline": claim["deadline"],
         "pod": claim["pod_id"],
+        "pods": [one["pod_id"] for one in claims.all() if one["pod_id"] and set(one["runs"]) & set(wanted.runs)],
         "claim": str(claims.path(claim["name"])),
     }
 
 
-def correct(adapters: pathlib.Path, claim: dict[str, Any]) -> None:
-    """Correct the cost in the manifests of a pod's adapters by what was billed for it, each by its share.
-
-    What earlier pods of the same run have cost is part of its manifest's cost, and stays as it was.
-    """
-    counted = cost({**claim, "billed_usd": None}, claim["released_at"])
-    for run_id in claim["runs"]:
-        for path in adapters.glob(f"*/{run_id}/manifest.json"):
-            manifest = rundir.read_json(path)
-            noted = manifest.get("cost") or {}
-            if noted.get("pod") == claim["pod_id"] and counted:
-                here = (noted["usd"] - noted["earlier_usd"]) * claim["billed_usd"] / counted
-                manifest["cost"] = {**noted, "usd": round(noted["earlier_usd"] + here, 4), "source": "RunPod's bill"}
-                rundir.write_json(path, manifest)
+def correct(adapters: pathlib.Path, claims: list[dict[str, Any]]) -> None:
+    """Correct the cost in manifests by what was billed, once the bills of all their pods are there."""
+    known = {claim["pod_id"]: claim for claim in claims if claim["pod_id"]}
+    for path in adapters.glob("*/*/manifest.json"):
+        manifest = rundir.read_json(path)
+        noted = manifest.get("cost") or {}
+        found = [known.get(pod) for pod in noted.get("pods") or []]
+        if not found or noted["source"] == BILLED or not all(one and one["billed_usd"] is not None for one in found):
+            continue
+        counted = sum(cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
+        if counted:
+            usd = round(noted["usd"] * sum(one["billed_usd"] for one in found if one) / counted, 4)
+            rundir.write_json(path, {**manifest, "cost": {**noted, "usd": usd, "source": BILLED}})
 
 
 def keeps(claim: dict[str, Any]) -> str:

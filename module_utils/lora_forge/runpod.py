@@ -71,7 +71,7 @@ class ApiError(ForgeError):
         what = f"{status} {title}" if status else title
         said = f": {detail}" if detail and detail != title else ""
         remedy = REMEDIES.get(status, default)
-        super().__init__(f"RunPod, {method} {url}: {what}{said.rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
+        super().__init__(f"RunPod, {method} {url}: {(what + said).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def open_url(

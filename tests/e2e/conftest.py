@@ -21,6 +21,15 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 CONVERGE = 420  # seconds a whole rehearsal may take on a slow machine
+# This machine has one CPU lane. Tests that run beside each other take one each.
+LANE = ("-e", f"run_lane=cpu-{os.environ['PYTEST_XDIST_WORKER']}") if "PYTEST_XDIST_WORKER" in os.environ else ()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share hosts, or a simulator, stay in one process; all others go wherever there is room."""
+    for item in items:
+        for shared in {"hosts", "runpod"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -74,7 +83,7 @@ class Checkout:
     def play(self, *arguments: str, playbook: str = "train.yml", timeout: float = CONVERGE) -> tuple[int, str]:
         """Run a playbook as a user would; returns its exit code and what it printed."""
         done = subprocess.run(
-            [str(PLAYBOOK), playbook, *arguments],
+            [str(PLAYBOOK), playbook, *LANE, *arguments],
             cwd=self.home,
             env={**os.environ, "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
             stdout=subprocess.PIPE,

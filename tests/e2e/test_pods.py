@@ -21,7 +21,7 @@ from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, playing
 
 KEY = "simulated-key"
 OPENAPI = ROOT.parent / "shared/runpod/openapi-v2.json"
-SMALL = {"max_steps": 9, "save_steps": 3, "warmup_steps": 1}
+SMALL = {"max_steps": 6, "save_steps": 3, "warmup_steps": 1}
 
 
 class RunPod:
@@ -114,7 +114,7 @@ class Renter:
         return [rundir.read_json(path) for path in (self.state / "claims").glob("*.json")]
 
     def rented(self) -> list[dict[str, Any]]:
-        return self.runpod.pods(self.owner)
+        return self.runpod.pods(self.owner) if (self.state / "owner").exists() else []
 
 
 @pytest.fixture
@@ -238,6 +238,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a volume of another data center": (
         {}, {"pod_network_volume": "vol-eu", "pod_data_centers": ["US-TX-3"]}, "is in EU-RO-1",
     ),
+    "no key": ({}, {"api_key": ""}, "RUNPOD_API_KEY is not set. Make a key"),
+    "a wrong key": ({}, {"api_key": "rpa_wrong"}, "RUNPOD_API_KEY is not accepted"),
+    "an option that is not there": ({}, {"pod_gpu": ["NVIDIA L40S"]}, "no option pod_gpu; did you mean «pod_gpus»"),
     "a public key that is none": ({}, {"pod_ssh_key": "{home}/bad"}, "no public key"),
 }  # fmt: skip
 
@@ -251,60 +254,64 @@ def test_what_cannot_be_helped_costs_nothing(
     own = {
         name: value.format(home=renter.home) if isinstance(value, str) else value for name, value in variables.items()
     }
+    key = own.pop("api_key", KEY)
     renter.declare({"pod-1": None}, **own)
     (renter.home / "bad").write_text("x")
     (renter.home / "bad.pub").write_text("ssh-ed25519 not-base64\n")
     runpod.faults(**faults)
     foreseen = not faults and "no-sshd" not in own.get("pod_image", "")
-    code, text = (
-        renter.play("playbooks/plan.yml", "-e", "role=witness") if foreseen else renter.play("tests/e2e/order.yml")
-    )
+    what = ("playbooks/plan.yml", "-e", "role=witness") if foreseen else ("tests/e2e/order.yml",)
+    code, text = renter.play(*what, RUNPOD_API_KEY=key)
     assert code != 0, text
-    assert re.search(said, text, re.S), text
+    assert re.search(said, " ".join(text.split())), text
     assert "Traceback" not in text
     assert KEY not in text
     runpod.ask("DELETE", "/sim/faults")
     assert not renter.rented()
     assert not [claim for claim in renter.claims() if not claim["released_at"]]
-    words = next(line for line in text.splitlines() if line.startswith("[ERROR]"))
-    seen(fault, "RunPod", ("found by the plan" if foreseen else "nothing rented in the end") + ": " + said_of(words))
+    seen(
+        fault, "RunPod", "found by the plan" if foreseen else "an error that says what to do; nothing rented in the end"
+    )
 
 
-def said_of(line: str) -> str:
-    """What an error says, without Ansible's words before it."""
-    return re.sub(r"^\[ERROR\]: (Task failed: )?((Module|Action) failed: )?", "", line)[:200]
-
-
-def test_a_training_outlives_its_container_and_its_pod(
+def test_a_container_made_anew_is_reached_at_its_new_port(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:
-    renter = renters(recipe=SMALL, pod_attempts=5)
+    renter = renters()
+    code, text = renter.play("tests/e2e/order.yml", "-e", "pod_keep=true")
+    assert code == 0, text
+    (pod,) = renter.rented()
+    runpod.do(pod["id"], "move_port", stale_seconds=2)  # another disk, port and host key; the API is late to say so
+    code, text = renter.play("tests/e2e/order.yml")
+    assert code == 0, text
+    assert not renter.rented()
+    assert len(renter.claims()) == 1
+    seen("the container is made anew: other port and host key, and the API names the old port for a while", "pod",
+         "the port is read again, the new key pinned from the log")  # fmt: skip
+
+
+def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:
+    renter = renters(recipe=SMALL)
     runpod.faults(gpu={"word": "none", "times": 1})
     played = renter.start("train.yml", "-e", "role=witness")
     played.says("pod-1: released; it cost .*did not pass the gate")
     played.says("checkpoint 3 is on the controller")
     (pod,) = renter.rented()
     assert len(renter.claims()) == 2
-    runpod.do(pod["id"], "move_port", stale_seconds=2)  # a new container: its disk, port and host keys are others
-    played.says("checkpoint 6 is on the controller")
-    assert [one["id"] for one in renter.rented()] == [pod["id"]]
     runpod.do(pod["id"], "vanish")
     assert played.wait() == 0, played.text()
     text = played.text()
     manifest = rundir.read_json(renter.output / "adapters/witness/latest/manifest.json")
-    assert manifest["steps"] == {"planned": 9, "reached": 9}
+    assert manifest["steps"] == {"planned": 6, "reached": 6}
     assert not renter.rented()
     assert len(renter.claims()) == 3
-    resumed = [int(step) for step in re.findall(r"resumed from step (\d+)", text)]
-    assert list(dict.fromkeys(resumed)) == [3, 6]
+    assert set(re.findall(r"resumed from step (\d+)", text)) == {"3"}
     spent = sum(claim["usd"] for claim in renter.claims())
     assert 0 < manifest["cost"]["usd"] <= spent + 0.001
     assert f"cost {manifest['cost']['usd']:.2f} USD" in text
     assert not (renter.output / "runs" / manifest["run_id"]).exists()
     seen("a pod without its GPU", "pod", "found before anything is installed; released, and another one ordered")
-    seen("the container is made anew in mid-run: new disk, port and host keys", "pod",
-         "port read again, new key pinned from the log; resumed from the checkpoint on the controller")  # fmt: skip
-    seen("the pod is deleted in mid-run", "pod", "another one is ordered; resumed there from step 6; verified")
+    seen("the pod is deleted in mid-run", "pod", "another one is ordered; resumed there from step 3; verified")
 
 
 def test_a_training_that_would_cost_too_much_stops_with_a_checkpoint_and_goes_on_with_a_higher_cap(
@@ -330,6 +337,36 @@ def test_a_training_that_would_cost_too_much_stops_with_a_checkpoint_and_goes_on
     eventually(lambda: f"from step {step}" in log.read_text(), 20, log.read_text())
     seen("the measured pace would break pod_max_usd", "pod",
          "checkpoint, fetched, released; with a higher cap it goes on from there")  # fmt: skip
+
+
+def test_two_pods_of_one_name_are_an_error(renters: Callable[..., Renter]) -> None:
+    renter = renters()
+    text = (renter.home / "runpod.yml").read_text()
+    (renter.home / "runpod.yml").write_text(text.replace("  pod-1: null\n", "  pod-1: null\n  pod-1: null\n"))
+    code, text = renter.play("playbooks/plan.yml", "-e", "role=witness")
+    assert code != 0
+    assert re.search("duplicate.*pod-1", text, re.I), text
+
+
+def test_a_run_that_fails_keeps_its_pod_and_says_what_that_costs(
+    renters: Callable[..., Renter], runpod: RunPod, seen: Seen
+) -> None:
+    renter = renters(recipe={**SMALL, "load_in_8bit": True})
+    code, text = renter.play("train.yml", "-e", "role=witness")
+    assert code != 0
+    assert "failed: configuration" in text, text
+    assert re.search("8-?bit", text), text
+    assert re.search(r"It costs 0\.86 USD/h until its leash ends it at \d{4}-\d\d-\d\d \d\d:\d\d", text), text
+    assert "playbooks/release.yml -e pod=pod-1" in text
+    (pod,) = renter.rented()
+    (status,) = (runpod.state_dir / "disk/pods" / pod["id"]).glob("lora-forge/runs/*/status.json")
+    assert rundir.read_json(status)["starts"] == 1
+    assert not (renter.output / "adapters").exists()
+    code, text = renter.play("playbooks/release.yml", "-e", "pod=pod-1")
+    assert code == 0, text
+    assert not renter.rented()
+    seen("a recipe that Axolotl refuses", "pod", "not retried; the pod is kept for its logs, with what it costs and "
+         "until when; release.yml gives it up")  # fmt: skip
 
 
 def test_a_pod_whose_controller_died_ends_itself(renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:

@@ -137,17 +137,6 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
     assert not (run_dir / "env").exists()
 
 
-def test_axolotl_refuses_the_recipe(checkout: Checkout) -> None:
-    """A cross-field error is told in Axolotl's words, is not retried, and nothing is promoted."""
-    code, text = checkout.play(*WITNESS, "-e", '{"recipe": {"load_in_8bit": true}}')
-    assert code != 0
-    assert "failed: configuration" in text, text
-    assert "8bit" in text or "8-bit" in text
-    run_id = checkout.plan()["run_id"]
-    assert rundir.read_json(checkout.run_dir(run_id) / "status.json")["starts"] == 1
-    assert not checkout.latest().exists()
-
-
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount"
 )

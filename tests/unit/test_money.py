@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import rundir
 from ansible.module_utils.lora_forge import money, pods
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.pods import Claims
@@ -197,7 +198,7 @@ def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
 # --- while it trains -----------------------------------------------------------------------------------------------
 
 BUDGET = {"usd_per_hour": 2.0, "spent": 1.0, "since": 0.0, "max_usd": 7.0, "max_hours": 4.0, "deadline": 7200,
-          "pod": "a1"}  # fmt: skip
+          "pod": "a1", "pods": ["a0", "a1"]}  # fmt: skip
 H = 3600.0
 
 
@@ -239,7 +240,7 @@ def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(
 
 def test_what_a_run_cost_is_its_share_of_the_pods():
     assert money.spent({}, 99) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
-    cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pod": "a1"}
+    cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pods": ["a0", "a1"]}
     assert money.spent(BUDGET, 1.5 * H) == {"usd": 4.0, **cost}
     assert money.spent(BUDGET, 1.5 * H, others=3.5) == {"usd": 0.5, **cost}
     assert money.spent(BUDGET, -60) == {"usd": 1.0, **cost}  # a clock that was set back
@@ -271,6 +272,26 @@ def test_what_runs_have_cost_is_the_sum_over_their_pods(tmp_path):
         last = claims.make("h", runs, rate, pod_id="x", asked_at=0, usd_per_hour=rate, **known)
     assert [claims.spent(runs, 7200) for runs in (["a"], ["b"], ["a", "b"], ["c"], ["d"], [])] == [5, 4, 5, 9, 0, 0]
     assert claims.spent(["c"], 7200, but=last["name"]) == 0
+
+
+def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
+    claims = Claims(tmp_path / "pods")
+    for pod, billed in (("p1", 1.0), ("p2", 3.0), ("p3", None)):
+        known = {"pod_id": pod, "asked_at": 0, "usd_per_hour": 2.0, "released_at": 3600, "billed_usd": billed}
+        claims.make("h", ["r"], 0, **known)
+    costs = {
+        "a-1": {"usd": 2.0, "pods": ["p1"]}, "b-1": {"usd": 3.0, "pods": ["p1", "p2"]},
+        "c-1": {"usd": 9.0, "pods": ["p2", "p3"]}, "d-1": {"usd": 0.0},
+    }  # fmt: skip
+    paths = {run_id: tmp_path / f"adapters/{run_id[0]}/{run_id}/manifest.json" for run_id in costs}
+    for run_id, path in paths.items():
+        path.parent.mkdir(parents=True)
+        rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
+    for _ in range(2):  # the second time changes nothing
+        pods.correct(tmp_path / "adapters", claims.all())
+        found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
+        assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
+        assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
 
 
 def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):

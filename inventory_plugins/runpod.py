@@ -65,7 +65,8 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge import pods, reach, recipe, runpod
+from ansible.module_utils.lora_forge import reach, recipe, runpod
+from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 display = Display()
@@ -133,14 +134,14 @@ class InventoryModule(BaseInventoryPlugin):
             ForgeError: RunPod could not be asked.
         """
         api = runpod.RunPod(os.environ["RUNPOD_API_KEY"], self.get_option("api_url") or "")
-        claims = pods.Claims(self.state_dir, self.get_option("owner"))
+        claims = Claims(self.state_dir, self.get_option("owner"))
         claimed = {claim["name"] for claim in claims.all() if not claim["released_at"]}
         # What is claimed comes last, and so holds, where there is an orphan of the same host beside it.
         for pod in sorted(api.pods(), key=lambda pod: pod["name"] in claimed):
-            whose = pods.parse_name(pod["name"])
+            whose = parse_name(pod["name"])
             if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
                 continue
-            host, ssh = whose[1], pods.address(pod)
+            host, ssh = whose[1], runpod.address(pod)
             self.inventory.add_host(host, group="pods_live")
             facts = {"pod_id": pod["id"], "pod_status": pod["status"], "pod_usd_per_hour": pod.get("cost")}
             if ssh:

@@ -236,6 +236,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge import leash, money, pods, reach, runpod
+from ansible.module_utils.lora_forge.claims import Claims, cost, keeps, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -334,7 +335,7 @@ def foretold(host: str, found: dict[str, Any]) -> str:
         until = money.clock(max(0.0, claim["deadline"] - time.time()) / 3600)
         return (
             f"{host} is there: {claim['gpu']} at {claim['usd_per_hour']:.2f} USD/h, "
-            f"{pods.cost(claim, time.time()):.2f} USD so far; its leash ends it in {until}"
+            f"{cost(claim, time.time()):.2f} USD so far; its leash ends it in {until}"
         )
     offer, hours, limit = found["offer"], found["hours"], found["allowance"]
     about = "how long it takes is not known" if hours is None else (
@@ -359,7 +360,7 @@ def main() -> None:
     with reported(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         folder = pathlib.Path(given["state_dir"]).absolute()
-        claims = pods.Claims(folder, given["owner"])
+        claims = Claims(folder, given["owner"])
         if given["state"] != "present":
             with claims.locked(given["host"]):
                 answer = leave(module, api, claims)
@@ -372,7 +373,7 @@ def main() -> None:
         door = reach.Door(folder / "known_hosts", key)
 
         def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
-            ssh = pods.address(pod)
+            ssh = runpod.address(pod)
             try:
                 return door.closed(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
             except runpod.ApiError as error:
@@ -394,18 +395,18 @@ def main() -> None:
         found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
         if found["phase"] == "ready":
             found["budget"] = pods.budget(asked, claim, claims, time.time()) | {"root": given["root"]}
-            found["keeps"] = pods.keeps(claim)
-            found["connection"] = reach.connection(pods.address(found["pod"]), claim["name"], door)
+            found["keeps"] = keeps(claim)
+            found["connection"] = reach.connection(runpod.address(found["pod"]), claim["name"], door)
             if found["changed"]:
                 found["diff"] = {"before": view(None), "after": view(found["pod"])}
-        module.exit_json(**found, usd=round(pods.cost(claim, time.time()), 4))
+        module.exit_json(**found, usd=round(cost(claim, time.time()), 4))
 
 
-def leave(module: AnsibleModule, api: runpod.RunPod, claims: pods.Claims) -> dict[str, Any]:
+def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str, Any]:
     """Stop or release what this owner has ordered for a host; returns the module's answer."""
     given = module.params
     claim = claims.open(given["host"])
-    mine = [pod for pod in api.pods() if pods.parse_name(pod["name"]) == (claims.owner, given["host"])]
+    mine = [pod for pod in api.pods() if parse_name(pod["name"]) == (claims.owner, given["host"])]
     mine = [pod for pod in mine if given["id"] in ("", pod["id"])]
     stop = given["state"] == "stopped"
     found = [pod for pod in mine if not (stop and pod["status"] == "EXITED")]
@@ -423,7 +424,7 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: pods.Claims) -> dic
         if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
             reach.Door(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
-    return answer | ({"claim": claim, "usd": round(pods.cost(claim, time.time()), 4)} if claim else {})
+    return answer | ({"claim": claim, "usd": round(cost(claim, time.time()), 4)} if claim else {})
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge import pods, rundir, runpod
+from ansible.module_utils.lora_forge import rundir, runpod
+from ansible.module_utils.lora_forge.claims import Claims, burning, correct
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
@@ -103,13 +104,13 @@ def main() -> None:
     given = module.params
     with reported(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
-        claims = pods.Claims(pathlib.Path(given["state_dir"]), given["owner"])
+        claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
         known = claims.all()
         live = {run for claim in known for run in claim["runs"]}
         if given["output"]:
             placed = [rundir.read_json(path) for path in (pathlib.Path(given["output"]) / "runs").glob("*.json")]
             live = {one["run_id"] for one in placed if one and not one.get("final")}
-        found = pods.burning(api.pods(), known, claims.owner, live, time.time())
+        found = burning(api.pods(), known, claims.owner, live, time.time())
         found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
         corrected = False
         if given["billing"]:
@@ -121,7 +122,7 @@ def main() -> None:
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)
             if given["output"] and not module.check_mode:
-                pods.correct(pathlib.Path(given["output"]) / "adapters", known)
+                correct(pathlib.Path(given["output"]) / "adapters", known)
         module.exit_json(
             changed=corrected,
             pods=found,

@@ -1,27 +1,19 @@
-"""Pods from order to release: claims on disk before anything is ordered, and one pod at most for each claim."""
+"""A pod from its order to its release, step by step: claimed before it is ordered, and never ordered twice."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import fcntl
-import os
-import pathlib
 import re
 import time
-import uuid
-from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import money, rundir
+from ansible.module_utils.lora_forge import money
+from ansible.module_utils.lora_forge.claims import Claims, cost, epoch, keeps, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.money import Offer
-from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, public
+from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, address, public
 
-PREFIX = "lora-forge"
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
-BILLED = "RunPod's bill"  # where a cost in a manifest is from
 POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
 POLL_LATER = 10.0
 RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
@@ -73,147 +65,6 @@ class Wanted:
     order_timeout: float
     boot_timeout: float
     attempts: int
-
-
-class Claims:
-    """What this checkout has ordered, one JSON file for each pod, and its owner id.
-
-    A claim is on disk before its pod is ordered, so that a controller that dies in between leaves nothing unknown.
-
-    Args:
-        folder: Where they lie.
-        owner: Another owner's id, to see that one's pods; empty for this checkout's own.
-
-    Raises:
-        ForgeError: The owner's id would not be found in names again.
-    """
-
-    def __init__(self, folder: pathlib.Path, owner: str = ""):
-        self.folder = folder
-        self._owner = checked(owner) if owner else ""
-
-    @property
-    def owner(self) -> str:
-        """The owner id, made once."""
-        if not self._owner:
-            path = self.folder / "owner"
-            if not path.exists() or not path.read_text().strip():
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                part = self.folder / f".owner.{os.getpid()}"
-                part.write_text(uuid.uuid4().hex[:8] + "\n")
-                with contextlib.suppress(FileExistsError):
-                    path.unlink(missing_ok=True) if path.exists() and not path.read_text().strip() else None
-                    os.link(part, path)  # whole or not at all; who comes second takes the first one's
-                part.unlink()
-            self._owner = checked(path.read_text().strip())
-        return self._owner
-
-    def all(self) -> list[dict[str, Any]]:
-        """Every claim, oldest first."""
-        found = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
-        return sorted((claim for claim in found if claim.get("name")), key=lambda claim: claim["made_at"])
-
-    def open(self, host: str) -> Optional[dict[str, Any]]:
-        """The claim of a host that is not released, the newest one of this owner."""
-        found = [claim for claim in self.all() if claim["host"] == host and not claim["released_at"]]
-        found = [claim for claim in found if claim["owner"] == self.owner]
-        return found[-1] if found else None
-
-    def make(self, host: str, runs: list[str], now: float, **known: Any) -> dict[str, Any]:
-        """A new claim, on disk.
-
-        Args:
-            host: Its inventory name.
-            runs: The run_ids it is for.
-            now: Epoch seconds.
-            known: What is known of it already.
-        """
-        claim = {
-            "schema_version": rundir.SCHEMA_VERSION,
-            "name": f"{PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}",
-            "owner": self.owner,
-            "host": host,
-            "runs": runs,
-            "made_at": now,
-            "began_at": now,
-            "waiting_since": None,
-            "attempt": 1,
-            "state": "claimed",
-            "pod_id": None,
-            "gpu": None,
-            "cloud": None,
-            "usd_per_hour": 0.0,
-            "asked_at": None,
-            "allowance_s": None,
-            "deadline": None,
-            "boot_since": None,
-            "ready_at": None,
-            "machine": None,
-            "word": "",
-            "bad": False,
-            "released_at": None,
-            "usd": 0.0,
-            "billed_usd": None,
-        }
-        return self.write(claim | known)
-
-    def write(self, claim: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        claim.update(changes)
-        (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
-        rundir.write_json(self.path(claim["name"]), claim)
-        return claim
-
-    def path(self, name: str) -> pathlib.Path:
-        return self.folder / "claims" / f"{name}.json"
-
-    @contextlib.contextmanager
-    def locked(self, host: str) -> Iterator[None]:
-        """One step at a time for a host: two controllers of this checkout would order two pods."""
-        (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / "claims" / f".{host}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def spent(self, runs: list[str], now: float, but: str = "") -> float:
-        """USD that the pods of some runs have cost so far.
-
-        Args:
-            runs: run_ids.
-            now: Epoch seconds.
-            but: The name of a claim that is left out.
-        """
-        return sum(cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
-
-
-def cost(claim: dict[str, Any], now: float) -> float:
-    """USD that a pod has cost: as billed, else its price × the time from the order to its release."""
-    if claim["billed_usd"] is not None:
-        return float(claim["billed_usd"])
-    if not claim["pod_id"]:
-        return 0.0
-    return max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
-
-
-def checked(owner: str) -> str:
-    """An owner's id that is found in names again.
-
-    Raises:
-        ForgeError: It would not be.
-    """
-    if not re.fullmatch("[0-9a-zA-Z]+", owner):
-        raise ForgeError(f"owner is «{owner}»; an owner's id holds letters and digits only")
-    return owner
-
-
-def address(pod: dict[str, Any]) -> dict[str, Any]:
-    """Where a pod's sshd is: host, port and username; empty while its port is not mapped."""
-    return (pod.get("ssh") or {}).get("direct") or {}
-
-
-def parse_name(name: str) -> Optional[tuple[str, str]]:
-    """Owner and host of a pod that lora-forge ordered, from its name; None for others."""
-    match = re.match(rf"^{PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
-    return (match.group(1), match.group(2)) if match else None
 
 
 class Pods:
@@ -571,70 +422,3 @@ def budget(wanted: Wanted, claim: dict[str, Any], claims: Claims, now: float) ->
         "pods": [one["pod_id"] for one in claims.all() if one["pod_id"] and set(one["runs"]) & set(wanted.runs)],
         "claim": str(claims.path(claim["name"])),
     }
-
-
-def correct(adapters: pathlib.Path, claims: list[dict[str, Any]]) -> None:
-    """Correct the cost in manifests by what was billed, once the bills of all their pods are there."""
-    known = {claim["pod_id"]: claim for claim in claims if claim["pod_id"]}
-    for path in adapters.glob("*/*/manifest.json"):
-        manifest = rundir.read_json(path)
-        noted = manifest.get("cost") or {}
-        found = [known.get(pod) for pod in noted.get("pods") or []]
-        if not found or noted["source"] == BILLED or not all(one and one["billed_usd"] is not None for one in found):
-            continue
-        counted = sum(cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
-        if counted:
-            usd = round(noted["usd"] * sum(one["billed_usd"] for one in found if one) / counted, 4)
-            rundir.write_json(path, {**manifest, "cost": {**noted, "usd": usd, "source": BILLED}})
-
-
-def keeps(claim: dict[str, Any]) -> str:
-    """What a pod that is kept goes on costing, until when, and the two ways on."""
-    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim["deadline"]))
-    return (
-        f"It costs {claim['usd_per_hour']:.2f} USD/h until its leash ends it at {until}. Either go on with the same "
-        f"command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod={claim['host']}"
-    )
-
-
-def burning(
-    api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, live: set[str], now: float
-) -> list[dict[str, Any]]:
-    """Every pod of the account, and whose it is.
-
-    Args:
-        api_pods: From RunPod.
-        claims: This checkout's.
-        owner: This checkout.
-        live: run_ids that are not final.
-        now: Epoch seconds.
-
-    Returns:
-        A list of {name, id, host, gpu, status, usd_per_hour, age_h, usd, mine, claimed (by which live runs), deadline,
-        keeps: what it goes on costing, in words}.
-    """
-    by_name = {claim["name"]: claim for claim in claims}
-    rows = []
-    for pod in sorted(api_pods, key=lambda one: one.get("createdAt") or ""):
-        parsed = parse_name(pod["name"])
-        claim = by_name.get(pod["name"])
-        born = epoch(pod.get("createdAt")) or (claim or {}).get("asked_at") or now
-        rate = float(pod.get("cost") or 0)
-        rows.append({
-            "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
-            "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
-            "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
-            "mine": parsed is not None and parsed[0] == owner,
-            "claimed": sorted(set(claim["runs"]) & live) if claim and not claim["released_at"] else [],
-            "deadline": claim["deadline"] if claim else pod.get("deadline"),
-            "keeps": keeps(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
-        })  # fmt: skip
-    return rows
-
-
-def epoch(text: Optional[str]) -> Optional[float]:
-    """RFC 3339 as epoch seconds."""
-    try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return None

@@ -123,6 +123,11 @@ def public(pod: dict[str, Any]) -> dict[str, Any]:
     return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
 
 
+def address(pod: dict[str, Any]) -> dict[str, Any]:
+    """Where a pod's sshd is: host, port and username; empty while its port is not mapped."""
+    return (pod.get("ssh") or {}).get("direct") or {}
+
+
 class RunPod:
     """A client of one account.
 

@@ -288,8 +288,9 @@ TABLE_HEAD = """\
 # Faults
 
 What was done to a training, on which host, and what was seen. Written by the tests themselves (`make faults`, from
-`tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are containers. In every case: no step was
-lost beyond the last whole checkpoint, no run was trained twice at a time, nothing was promoted that was not verified.
+`tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are containers, and RunPod is simulated. In
+every case: no step was lost beyond the last whole checkpoint, no run was trained twice at a time, nothing was promoted
+that was not verified, and no pod was left rented that its checkout did not know of.
 
 | fault | where | what was seen |
 |---|---|---|

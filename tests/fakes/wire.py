@@ -15,8 +15,9 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.lora_forge import pods, reach, runpod
+from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.pods import Claims, Pods, Wanted
+from ansible.module_utils.lora_forge.pods import Pods, Wanted
 from ansible.module_utils.lora_forge.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.testing import patch_module_args
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import money, pods
+from ansible.module_utils.lora_forge import claims as claims_of
+from ansible.module_utils.lora_forge import money
+from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.pods import Claims
 from wire import Rig, gpu
 
 L40S, A40, A100, L4 = (
@@ -263,7 +264,7 @@ def test_hours_as_people_read_them(hours, words):
 )  # fmt: skip
 def test_a_pod_costs_what_is_billed_else_its_price_for_the_time_since_its_order(tmp_path, changes, usd):
     known = {"pod_id": "a", "asked_at": 0, "usd_per_hour": 2.0, **changes}
-    assert pods.cost(Claims(tmp_path).make("h", [], 0, **known), 5400) == usd
+    assert claims_of.cost(Claims(tmp_path).make("h", [], 0, **known), 5400) == usd
 
 
 def test_what_runs_have_cost_is_the_sum_over_their_pods(tmp_path):
@@ -288,7 +289,7 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
         path.parent.mkdir(parents=True)
         rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
     for _ in range(2):  # the second time changes nothing
-        pods.correct(tmp_path / "adapters", claims.all())
+        claims_of.correct(tmp_path / "adapters", claims.all())
         found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
         assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
         assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
@@ -300,7 +301,7 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     rig.clock.time = mine["asked_at"] + 3600
     orphan = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-9-0c1d2e")
     others = [rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), rig.cloud.add("my-pod", status="EXITED")]
-    rows = pods.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, {"witness-1"}, rig.clock.now())
+    rows = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, {"witness-1"}, rig.clock.now())
     table = [[row[key] for key in ("name", "host", "mine", "claimed", "usd_per_hour", "usd", "status")] for row in rows]
     assert table == [
         [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.86, "RUNNING"],
@@ -311,5 +312,5 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     assert (rows[0]["deadline"], rows[1]["deadline"]) == (mine["deadline"], None)
     assert "-e pod=pod-1" in rows[0]["keeps"]
     assert rows[1]["keeps"] == "It costs 0.86 USD/h."
-    final = pods.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, set(), rig.clock.now())
+    final = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, set(), rig.clock.now())
     assert final[0]["claimed"] == []

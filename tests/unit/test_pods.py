@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge import pods
+from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.pods import Claims
 from ansible.module_utils.lora_forge.runpod import NoAnswer
 from wire import CAPACITY, answer, gpu, problem
 
@@ -62,13 +62,13 @@ def test_a_name_tells_owner_and_host(tmp_path, host):
     claims = Claims(tmp_path)
     names = {claims.make(host, [], 0)["name"] for _ in range(3)}
     assert len(names) == 3
-    assert {pods.parse_name(name) for name in names} == {(claims.owner, host)}
+    assert {parse_name(name) for name in names} == {(claims.owner, host)}
 
 
 @pytest.mark.parametrize("name", ["", "my-pod", "lora-forge", "lora-forge-1-pod", "lora-forge-1-pod-XYZ123",
                                   "xlora-forge-1-pod-0c1d2e", "lora-forge-1-pod-0c1d2e3"])  # fmt: skip
 def test_other_names_are_nobodys(name):
-    assert pods.parse_name(name) is None
+    assert parse_name(name) is None
 
 
 # --- ordering ------------------------------------------------------------------------------------------------------

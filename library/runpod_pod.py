@@ -34,6 +34,10 @@ options:
     type: list
     elements: dict
     default: []
+  output:
+    description: The controller's folder in which the runs' placements and adapters are, by which a pod in use is told.
+    type: str
+    default: ''
   gpus:
     description: GPU types by RunPod's id or name, in the order in which they are tried.
     type: list
@@ -244,6 +248,7 @@ ARGUMENTS = {
     "state": {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"},
     "state_dir": {"type": "path", "required": True},
     "runs": {"type": "list", "elements": "dict", "default": []},
+    "output": {"type": "str", "default": ""},
     "gpus": {"type": "list", "elements": "str", "default": []},
     "gpu_count": {"type": "int", "default": 1},
     "clouds": {"type": "list", "elements": "str", "choices": ["SECURE", "COMMUNITY"], "default": ["SECURE"]},
@@ -319,7 +324,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         return sum(hours) if hours and None not in hours else None  # type: ignore[arg-type]
 
     return pods.Wanted(
-        host=given["host"], runs=[run["run_id"] for run in given["runs"]], gpus=given["gpus"],
+        host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
         max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=max(sizes, default=0),
         min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),

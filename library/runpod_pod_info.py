@@ -19,9 +19,6 @@ options:
     description: Where claims lie.
     type: path
     required: true
-  output:
-    description: Where placements are kept, which tell what runs are live; empty takes every run for live.
-    type: path
   billing:
     description: Ask RunPod what it has billed for pods that are gone, and correct their claims and manifests.
     type: bool
@@ -51,7 +48,6 @@ EXAMPLES = r"""
 - name: See what costs money
   runpod_pod_info:
     state_dir: .pods
-    output: output
   delegate_to: localhost
 """
 
@@ -84,14 +80,13 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge import rundir, runpod
+from ansible.module_utils.lora_forge import runpod
 from ansible.module_utils.lora_forge.claims import Claims, burning, correct
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},
     "state_dir": {"type": "path", "required": True},
-    "output": {"type": "path"},
     "billing": {"type": "bool", "default": False},
     "owner": {"type": "str", "default": ""},
     "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["RUNPOD_API_KEY"])},
@@ -106,11 +101,7 @@ def main() -> None:
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
         known = claims.all()
-        live = {run for claim in known for run in claim["runs"]}
-        if given["output"]:
-            placed = [rundir.read_json(path) for path in (pathlib.Path(given["output"]) / "runs").glob("*.json")]
-            live = {one["run_id"] for one in placed if one and not one.get("final")}
-        found = burning(api.pods(), known, claims.owner, live, time.time())
+        found = burning(api.pods(), known, claims.owner, time.time())
         found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
         corrected = False
         if given["billing"]:
@@ -121,8 +112,8 @@ def main() -> None:
                         corrected = True
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)
-            if given["output"] and not module.check_mode:
-                correct(pathlib.Path(given["output"]) / "adapters", known)
+            if not module.check_mode:
+                correct(known)
         module.exit_json(
             changed=corrected,
             pods=found,

@@ -18,6 +18,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 
 PREFIX = "lora-forge"
 BILLED = "RunPod's bill"  # where a cost in a manifest is from
+LAUNCH = 3600.0  # seconds from the order within which a run is launched, or its pod is for nothing
 
 
 class Claims:
@@ -79,6 +80,7 @@ class Claims:
             "owner": self.owner,
             "host": host,
             "runs": runs,
+            "output": "",
             "made_at": now,
             "began_at": now,
             "waiting_since": None,
@@ -165,10 +167,31 @@ def keeps(claim: dict[str, Any]) -> str:
     )
 
 
-def correct(adapters: pathlib.Path, claims: list[dict[str, Any]]) -> None:
+def live(claim: dict[str, Any], now: float) -> list[str]:
+    """The runs for which a pod is kept: not launched yet, under way, or finished and not delivered.
+
+    Args:
+        claim: Its claim.
+        now: Epoch seconds.
+    """
+    if claim["released_at"]:
+        return []
+    output = pathlib.Path(claim["output"])
+    found = []
+    for run in claim["runs"]:
+        placed = rundir.read_json(output / "runs" / f"{run}.json") if claim["output"] else {}
+        delivered = bool(claim["output"]) and any(output.glob(f"adapters/*/{run}/manifest.json"))
+        young = now - (claim["asked_at"] or now) < LAUNCH
+        if not delivered and (placed.get("state") in ("launched", "finished") or (not placed and young)):
+            found.append(run)
+    return sorted(found)
+
+
+def correct(claims: list[dict[str, Any]]) -> None:
     """Correct the cost in manifests by what was billed, once the bills of all their pods are there."""
     known = {claim["pod_id"]: claim for claim in claims if claim["pod_id"]}
-    for path in adapters.glob("*/*/manifest.json"):
+    outputs = {claim["output"] for claim in claims if claim["output"]}
+    for path in [path for output in outputs for path in pathlib.Path(output).glob("adapters/*/*/manifest.json")]:
         manifest = rundir.read_json(path)
         noted = manifest.get("cost") or {}
         found = [known.get(pod) for pod in noted.get("pods") or []]
@@ -181,7 +204,7 @@ def correct(adapters: pathlib.Path, claims: list[dict[str, Any]]) -> None:
 
 
 def burning(
-    api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, live: set[str], now: float
+    api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, now: float
 ) -> list[dict[str, Any]]:
     """Every pod of the account, and whose it is.
 
@@ -189,7 +212,6 @@ def burning(
         api_pods: From RunPod.
         claims: This checkout's.
         owner: This checkout.
-        live: run_ids that are not final.
         now: Epoch seconds.
 
     Returns:
@@ -208,7 +230,7 @@ def burning(
             "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
             "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
             "mine": parsed is not None and parsed[0] == owner,
-            "claimed": sorted(set(claim["runs"]) & live) if claim and not claim["released_at"] else [],
+            "claimed": live(claim, now) if claim else [],
             "deadline": claim["deadline"] if claim else pod.get("deadline"),
             "keeps": keeps(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
         })  # fmt: skip

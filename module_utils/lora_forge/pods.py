@@ -33,6 +33,7 @@ class Wanted:
     Attributes:
         host: Its inventory name.
         runs: The run_ids it is for.
+        output: The controller's folder in which the runs' placements and adapters are.
         gpus: GPU candidates, in order.
         count: GPUs of the pod.
         clouds: SECURE, COMMUNITY or both.
@@ -51,6 +52,7 @@ class Wanted:
 
     host: str
     runs: list[str]
+    output: str
     gpus: list[str]
     count: int
     clouds: list[str]
@@ -119,7 +121,7 @@ class Pods:
         if claim["asked_at"] and self.now() - claim["asked_at"] > 10 * RETRY:
             self.claims.write(claim, waiting_since=None)  # nobody has been waiting since
         if set(wanted.runs) != set(claim["runs"]):
-            claim = self.claims.write(claim, runs=sorted({*claim["runs"], *wanted.runs}))
+            claim = self.claims.write(claim, runs=sorted({*claim["runs"], *wanted.runs}), output=wanted.output)
         pod = self.find(claim)
         if pod is None:
             if claim["pod_id"] and self.now() - claim["asked_at"] < SETTLE:
@@ -133,7 +135,7 @@ class Pods:
         return self.boot(wanted, claim, pod)
 
     def make(self, wanted: Wanted, **known: Any) -> dict[str, Any]:
-        return self.claims.make(wanted.host, wanted.runs, self.now(), **known)
+        return self.claims.make(wanted.host, wanted.runs, self.now(), output=wanted.output, **known)
 
     def adopt(self, wanted: Wanted) -> Optional[dict[str, Any]]:
         """A claim to a pod of this owner and host that is there though no claim is: from another controller, say."""

@@ -25,8 +25,8 @@ KEY = "rpa_HUSH0123456789"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = {"run_id": "witness-1", "rehearsal": True, "recipe": {}, "estimate": {"steps": 12, "memory_gib": 23.8}}
 WANTED = Wanted(
-    host="pod-1", runs=["witness-1"], gpus=["L40S", "A100"], count=1, clouds=["SECURE"], max_usd_per_hour=2.0,
-    max_usd=0.0, max_hours=24.0, memory_gib=0.0, min_cuda="13.0", data_centers=[],
+    host="pod-1", runs=["witness-1"], output="", gpus=["L40S", "A100"], count=1, clouds=["SECURE"],
+    max_usd_per_hour=2.0, max_usd=0.0, max_hours=24.0, memory_gib=0.0, min_cuda="13.0", data_centers=[],
     request={"image": "i", "disk": 60, "ports": ["22/tcp"], "env": {"PUBLIC_KEY": "ssh-ed25519 x"}},
     estimate=lambda gpu: 1.0, order_timeout=3600.0, boot_timeout=900.0, attempts=3,
 )  # fmt: skip

@@ -279,7 +279,7 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
     claims = Claims(tmp_path / "pods")
     for pod, billed in (("p1", 1.0), ("p2", 3.0), ("p3", None)):
         known = {"pod_id": pod, "asked_at": 0, "usd_per_hour": 2.0, "released_at": 3600, "billed_usd": billed}
-        claims.make("h", ["r"], 0, **known)
+        claims.make("h", ["r"], 0, output=str(tmp_path), **known)
     costs = {
         "a-1": {"usd": 2.0, "pods": ["p1"]}, "b-1": {"usd": 3.0, "pods": ["p1", "p2"]},
         "c-1": {"usd": 9.0, "pods": ["p2", "p3"]}, "d-1": {"usd": 0.0},
@@ -289,7 +289,7 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
         path.parent.mkdir(parents=True)
         rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
     for _ in range(2):  # the second time changes nothing
-        claims_of.correct(tmp_path / "adapters", claims.all())
+        claims_of.correct(claims.all())
         found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
         assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
         assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
@@ -298,13 +298,13 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
 def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     rig = Rig(tmp_path)
     mine = rig.ready()["claim"]
-    rig.clock.time = mine["asked_at"] + 3600
+    rig.clock.time = mine["asked_at"] + 3590
     orphan = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-9-0c1d2e")
     others = [rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), rig.cloud.add("my-pod", status="EXITED")]
-    rows = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, {"witness-1"}, rig.clock.now())
+    rows = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
     table = [[row[key] for key in ("name", "host", "mine", "claimed", "usd_per_hour", "usd", "status")] for row in rows]
     assert table == [
-        [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.86, "RUNNING"],
+        [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.8576, "RUNNING"],
         [orphan["name"], "pod-9", True, [], 0.86, 0.0, "PROVISIONING"],
         [others[0]["name"], "pod-1", False, [], 0.86, 0.0, "PROVISIONING"],
         ["my-pod", "", False, [], 0.0, 0.0, "EXITED"],
@@ -312,5 +312,28 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     assert (rows[0]["deadline"], rows[1]["deadline"]) == (mine["deadline"], None)
     assert "-e pod=pod-1" in rows[0]["keeps"]
     assert rows[1]["keeps"] == "It costs 0.86 USD/h."
-    final = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, set(), rig.clock.now())
-    assert final[0]["claimed"] == []
+
+
+@pytest.mark.parametrize(
+    ("placed", "delivered", "age", "live"),
+    [
+        ("", False, 60, True),  # ordered, and not launched yet
+        ("", False, 3700, False),  # never launched: its controller is gone
+        ("launched", False, 90000, True),
+        ("finished", False, 90000, True),  # and not collected: the only copy is there
+        ("finished", True, 60, False),
+        ("", True, 60, False),
+        ("stopped", False, 60, False),
+        ("failed", False, 60, False),
+    ],
+)
+def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_path, placed, delivered, age, live):
+    claim = Claims(tmp_path / "pods").make("h", ["a-1"], 0, asked_at=1.0, output=str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    if placed:
+        rundir.write_json(tmp_path / "runs/a-1.json", {"run_id": "a-1", "state": placed})
+    if delivered:
+        (tmp_path / "adapters/a/a-1").mkdir(parents=True)
+        rundir.write_json(tmp_path / "adapters/a/a-1/manifest.json", {})
+    assert claims_of.live(claim, age) == (["a-1"] if live else [])
+    assert claims_of.live({**claim, "released_at": 1.0}, age) == []

@@ -174,7 +174,7 @@ def test_a_machine_that_is_no_good_is_remembered(desk):
 
 
 def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
-    desk.pod()
+    desk.pod(output=str(tmp_path))
     desk.cloud.add(f"lora-forge-{desk.claims.owner}-pod-9-0c1d2e"), desk.cloud.add("my-pod")
     found = desk.call("runpod_pod_info")
     assert [(pod["id"], pod["mine"], pod["claimed"]) for pod in found["pods"]] == [
@@ -183,9 +183,9 @@ def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
     assert (found["changed"], found["usd_per_hour"]) == (False, 2.58)
     assert found["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
     (tmp_path / "runs").mkdir()
-    for final, unclaimed in ((False, ["pod2"]), (True, ["pod1", "pod2"])):
-        rundir.write_json(tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "final": final})
-        found = desk.call("runpod_pod_info", output=str(tmp_path))
+    for state, unclaimed in (("launched", ["pod2"]), ("failed", ["pod1", "pod2"])):
+        rundir.write_json(tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "state": state})
+        found = desk.call("runpod_pod_info")
         assert [one["id"] for one in found["unclaimed"]] == unclaimed
     assert [pod["id"] for pod in desk.call("runpod_pod_info", host="pod-1")["pods"]] == ["pod1"]
 

@@ -25,6 +25,7 @@ CONVERGE = 420  # seconds a whole rehearsal may take on a slow machine
 LANE = ("-e", f"run_lane=cpu-{os.environ['PYTEST_XDIST_WORKER']}") if "PYTEST_XDIST_WORKER" in os.environ else ()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share hosts, or a simulator, stay in one process; all others go wherever there is room."""
     for item in items:

@@ -55,7 +55,7 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadgroup --durations 12 tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadscope --durations 12 tests/e2e
 
 molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
 molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg

@@ -95,15 +95,15 @@ class ActionModule(ActionBase):
             since = seen["token"]
             if seen["state"] in FINAL or seen["state"] == "stalled":
                 break
-            if kept is not None and seen["checkpoint"]["step"] > int(kept):
-                seen.pop("events", None)
-                return result | seen | {"changed": False, "again": True}
             eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
             breach = money.breach(budget, time.time(), eta) if budget else ""
             if breach:
                 seen.pop("events", None)
                 return result | seen | {"failed": True, "breach": breach, "msg": breach}
             self.renew(agent, budget, eta, task_vars)
+            if kept is not None and seen["checkpoint"]["step"] > int(kept):
+                seen.pop("events", None)
+                return result | seen | {"changed": False, "again": True}
         seen.pop("events", None)
         if seen["state"] != "finished":
             seen |= {"failed": True, "msg": self.trouble(args, seen)}

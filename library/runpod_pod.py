@@ -34,6 +34,10 @@ options:
     type: list
     elements: dict
     default: []
+  find_only:
+    description: Order and release nothing; a pod that is not there, or not well, is an error.
+    type: bool
+    default: false
   output:
     description: The controller's folder in which the runs' placements and adapters are, by which a pod in use is told.
     type: str
@@ -234,6 +238,7 @@ usd:
   sample: 0.43
 """
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -248,6 +253,7 @@ ARGUMENTS = {
     "state": {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"},
     "state_dir": {"type": "path", "required": True},
     "runs": {"type": "list", "elements": "dict", "default": []},
+    "find_only": {"type": "bool", "default": False},
     "output": {"type": "str", "default": ""},
     "gpus": {"type": "list", "elements": "str", "default": []},
     "gpu_count": {"type": "int", "default": 1},
@@ -290,6 +296,12 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
     for name, example in (("gpus", "[NVIDIA L40S]"), ("max_usd_per_hour", "1.20"), ("image", "runpod/pytorch:…")):
         if not given[name]:
             raise ForgeError(f"{given['host']}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
+    on_volume = f"{given['root']}/".startswith(f"{given['mount'].rstrip('/')}/")
+    if (given["volume"] or given["network_volume"]) and not on_volume:
+        raise ForgeError(
+            f"{given['host']}: trainer_root {given['root']} does not lie on the volume, which is mounted at "
+            f"{given['mount']}; what is trained would be lost with the container"
+        )
     if given["volume"] and given["network_volume"]:
         raise ForgeError(f"{given['host']}: pod_volume and pod_network_volume exclude each other")
     centers = given["data_centers"]
@@ -329,7 +341,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=max(sizes, default=0),
         min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),
         estimate=estimate, order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
-        attempts=given["attempts"],
+        attempts=given["attempts"], find_only=given["find_only"],
     )  # fmt: skip
 
 
@@ -367,7 +379,7 @@ def main() -> None:
         folder = pathlib.Path(given["state_dir"]).absolute()
         claims = Claims(folder, given["owner"])
         if given["state"] != "present":
-            with claims.locked(given["host"]):
+            with contextlib.nullcontext() if module.check_mode else claims.locked(given["host"]):
                 answer = leave(module, api, claims)
             module.exit_json(**answer)
         own = folder / "id_ed25519"

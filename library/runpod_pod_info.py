@@ -81,7 +81,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge import runpod
-from ansible.module_utils.lora_forge.claims import Claims, burning, correct
+from ansible.module_utils.lora_forge.claims import FINAL_BILL, Claims, burning, correct
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
@@ -106,9 +106,10 @@ def main() -> None:
         corrected = False
         if given["billing"]:
             for claim in known:
-                if claim["released_at"] and claim["pod_id"] and claim["billed_usd"] is None:
+                young = time.time() - (claim["released_at"] or 0) < FINAL_BILL
+                if claim["released_at"] and claim["pod_id"] and (claim["billed_usd"] is None or young):
                     billed = api.billed(claim["pod_id"])
-                    if billed is not None:
+                    if billed is not None and billed != claim["billed_usd"]:
                         corrected = True
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)

@@ -18,7 +18,8 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 
 PREFIX = "lora-forge"
 BILLED = "RunPod's bill"  # where a cost in a manifest is from
-LAUNCH = 3600.0  # seconds from the order within which a run is launched, or its pod is for nothing
+LAUNCH = 3600.0  # seconds within which a run is launched on a pod that was asked for, or the pod is for nothing
+FINAL_BILL = 86400.0  # seconds after which RunPod's bill for a pod is taken for whole
 
 
 class Claims:
@@ -83,6 +84,7 @@ class Claims:
             "output": "",
             "made_at": now,
             "began_at": now,
+            "wanted_at": now,
             "waiting_since": None,
             "attempt": 1,
             "state": "claimed",
@@ -150,12 +152,14 @@ def parse_name(name: str) -> Optional[tuple[str, str]]:
 
 
 def cost(claim: dict[str, Any], now: float) -> float:
-    """USD that a pod has cost: as billed, else its price × the time from the order to its release."""
-    if claim["billed_usd"] is not None:
-        return float(claim["billed_usd"])
+    """USD that a pod has cost: as billed, once that is whole, else its price × the time from order to release."""
     if not claim["pod_id"]:
         return 0.0
-    return max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
+    billed = claim["billed_usd"]
+    if billed is not None and now - (claim["released_at"] or now) > FINAL_BILL:
+        return float(billed)
+    by_clock = max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
+    return max(float(billed or 0), by_clock)  # a bill may still be missing its last hours
 
 
 def keeps(claim: dict[str, Any]) -> str:
@@ -181,8 +185,9 @@ def live(claim: dict[str, Any], now: float) -> list[str]:
     for run in claim["runs"]:
         placed = rundir.read_json(output / "runs" / f"{run}.json") if claim["output"] else {}
         delivered = bool(claim["output"]) and any(output.glob(f"adapters/*/{run}/manifest.json"))
-        young = now - (claim["asked_at"] or now) < LAUNCH
-        if not delivered and (placed.get("state") in ("launched", "finished") or (not placed and young)):
+        # Asked for after the run was last heard of: it is about to be launched there.
+        coming = now - claim["wanted_at"] < LAUNCH and placed.get("noted_at", 0) < claim["wanted_at"]
+        if not delivered and (placed.get("state") in ("launched", "finished") or coming):
             found.append(run)
     return sorted(found)
 
@@ -195,12 +200,15 @@ def correct(claims: list[dict[str, Any]]) -> None:
         manifest = rundir.read_json(path)
         noted = manifest.get("cost") or {}
         found = [known.get(pod) for pod in noted.get("pods") or []]
-        if not found or noted["source"] == BILLED or not all(one and one["billed_usd"] is not None for one in found):
+        if not found or not all(one and one["billed_usd"] is not None for one in found):
             continue
         counted = sum(cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
+        by_clock = noted.get("usd_by_clock", noted["usd"])
         if counted:
-            usd = round(noted["usd"] * sum(one["billed_usd"] for one in found if one) / counted, 4)
-            rundir.write_json(path, {**manifest, "cost": {**noted, "usd": usd, "source": BILLED}})
+            usd = round(by_clock * sum(one["billed_usd"] for one in found if one) / counted, 4)
+            after = {**noted, "usd": usd, "usd_by_clock": by_clock, "source": BILLED}
+            if after != noted:
+                rundir.write_json(path, {**manifest, "cost": after})
 
 
 def burning(

@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, address, pu
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
 POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
 POLL_LATER = 10.0
+WANTED_EVERY = 60.0  # seconds between two notes in a claim that its pod is wanted
 RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
 BAD_FOR = 3600.0  # seconds for which a bad machine is remembered
 # How RunPod says that there is no capacity: a 400 with nothing but words to tell it from a broken rule.
@@ -48,6 +49,7 @@ class Wanted:
         order_timeout: Seconds to wait for capacity.
         boot_timeout: Seconds from the order until SSH must answer.
         attempts: How many pods may be ordered until one boots.
+        find_only: Nothing may be ordered or released: what is not there and well is an error.
     """
 
     host: str
@@ -67,6 +69,7 @@ class Wanted:
     order_timeout: float
     boot_timeout: float
     attempts: int
+    find_only: bool = False
 
 
 class Pods:
@@ -115,7 +118,12 @@ class Pods:
             self.sleep(min(max(POLL, min(age / 15, POLL_LATER)), max(0.1, until - self.now())))
 
     def step(self, wanted: Wanted) -> dict[str, Any]:
-        claim = self.claims.open(wanted.host) or self.adopt(wanted) or self.make(wanted)
+        claim = self.claims.open(wanted.host) or self.adopt(wanted)
+        if wanted.find_only and not (claim and claim["pod_id"]):
+            raise ForgeError(f"{wanted.host} is not rented: nothing of it runs. train.yml orders it")
+        claim = claim or self.make(wanted)
+        if self.now() - (claim["wanted_at"] or 0) > WANTED_EVERY:
+            self.claims.write(claim, wanted_at=self.now())
         if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
             return said("waiting", claim["word"], None, claim)
         if claim["asked_at"] and self.now() - claim["asked_at"] > 10 * RETRY:
@@ -126,6 +134,8 @@ class Pods:
         if pod is None:
             if claim["pod_id"] and self.now() - claim["asked_at"] < SETTLE:
                 return said("booting", "it is ordered, and not in RunPod's list yet", None, claim)
+            if wanted.find_only:
+                raise ForgeError(f"{wanted.host}: pod {claim['pod_id']} is gone. train.yml orders another one")
             if claim["pod_id"]:
                 self.lost(claim)
                 claim = self.make(wanted)
@@ -327,11 +337,18 @@ class Pods:
     def boot(self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
         """See how far a pod is; give it up when it is no good."""
         if pod["status"] in ("EXITED", "ERROR"):  # started again it may come back without its GPU
+            persistent = (pod.get("mounts") or {}).get("persistent")
+            if wanted.find_only or (claim["ready_at"] and persistent):
+                raise ForgeError(
+                    f"{wanted.host} is {pod['status']}: somebody stopped it, or the balance is used up. What it holds "
+                    f"may be wanted, so it is not replaced. {keeps(claim)}"
+                )
             return self.another(wanted, claim, pod, f"it is {pod['status']}")
         ssh = address(pod)
         if (
             ssh
             and not claim["ready_at"]
+            and not wanted.find_only
             and any(self.recently_bad(c) and c["machine"] == ssh["host"] for c in self.claims.all())
         ):
             return self.another(wanted, claim, pod, f"it is the bad machine {ssh['host']} again", counts=False)
@@ -347,7 +364,9 @@ class Pods:
         if not claim["boot_since"]:  # it was ready once: its container, or the network, went away
             self.claims.write(claim, boot_since=self.now())
         if self.now() - claim["boot_since"] > wanted.boot_timeout:
-            if claim["ready_at"]:  # what it holds may be worth more than it costs: that is the user's to say
+            if (
+                claim["ready_at"] or wanted.find_only
+            ):  # what it holds may be worth more than it costs: that is the user's to say
                 raise ForgeError(
                     f"{wanted.host} has not answered SSH for {wanted.boot_timeout:.0f} s, though RunPod says "
                     f"{pod['status']} ({why}). {keeps(claim)}"

@@ -259,7 +259,9 @@ def test_hours_as_people_read_them(hours, words):
     ("changes", "usd"),
     [
         ({}, 3.0), ({"released_at": 3600}, 2.0), ({"pod_id": None}, 0.0),
-        ({"billed_usd": 0.25}, 0.25), ({"billed_usd": 0.0}, 0.0), ({"asked_at": 9000}, 0.0),
+        ({"asked_at": 9000}, 0.0), ({"billed_usd": 0.25, "asked_at": -190000, "released_at": -100000}, 0.25),
+        ({"billed_usd": 0.25, "released_at": 3600}, 2.0),  # a bill of the same day may lack its last hours
+        ({"billed_usd": 2.5, "released_at": 3600}, 2.5),
     ],
 )  # fmt: skip
 def test_a_pod_costs_what_is_billed_else_its_price_for_the_time_since_its_order(tmp_path, changes, usd):
@@ -325,13 +327,17 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
         ("", True, 60, False),
         ("stopped", False, 60, False),
         ("failed", False, 60, False),
+        ("stoppedbefore", False, 60, True),
+        ("stoppedbefore", False, 3700, False),
     ],
 )
 def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_path, placed, delivered, age, live):
-    claim = Claims(tmp_path / "pods").make("h", ["a-1"], 0, asked_at=1.0, output=str(tmp_path))
+    # Stopped before the pod was asked for: it is about to go on there.
+    placed, noted_at = (placed[:-6], 0.5) if placed.endswith("before") else (placed, 30.0)
+    claim = Claims(tmp_path / "pods").make("h", ["a-1"], 1.0, asked_at=1.0, output=str(tmp_path))
     (tmp_path / "runs").mkdir()
     if placed:
-        rundir.write_json(tmp_path / "runs/a-1.json", {"run_id": "a-1", "state": placed})
+        rundir.write_json(tmp_path / "runs/a-1.json", {"run_id": "a-1", "state": placed, "noted_at": noted_at})
     if delivered:
         (tmp_path / "adapters/a/a-1").mkdir(parents=True)
         rundir.write_json(tmp_path / "adapters/a/a-1/manifest.json", {})

@@ -224,3 +224,23 @@ def test_what_would_happen_is_told_and_nothing_is_done(rig):
 def test_a_pod_that_would_be_taken_over_is_told(rig):
     rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-1-0c1d2e")
     assert rig.pods.predict(rig.wanted)["pod"]["id"] == "pod1"
+
+
+@pytest.mark.parametrize("status", ["EXITED", "ERROR", "TERMINATED"])
+def test_who_only_looks_orders_and_releases_nothing(rig, status):
+    assert "is not rented" in rig.fails(find_only=True)
+    assert not rig.orders
+    rig.ready(find_only=False)
+    assert rig.go(find_only=True)["phase"] == "ready"
+    rig.clock.sleep(60)
+    rig.cloud.live[0]["status"] = status
+    assert ("is gone" if status == "TERMINATED" else f"is {status}") in rig.fails(left=int(status != "TERMINATED"))
+    assert len(rig.orders) == 1
+    assert not any(asked.startswith("DELETE") for asked in rig.cloud.asked)
+
+
+def test_a_stopped_pod_with_a_volume_is_kept_and_told(rig):
+    rig.ready()
+    rig.cloud.live[0] |= {"status": "EXITED", "mounts": {"persistent": {"size": 20, "path": "/workspace"}}}
+    assert "What it holds may be wanted, so it is not replaced. It costs" in rig.fails(left=1)
+    assert len(rig.orders) == 1

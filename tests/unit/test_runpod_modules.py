@@ -68,7 +68,7 @@ def test_a_pod_is_had_found_stopped_and_left(desk):
     [
         ({}, {}),
         ({"volume": 20}, {"mounts": {"persistent": {"size": 20, "path": "/workspace"}}}),
-        ({"network_volume": "vol1", "mount": "/v"},
+        ({"network_volume": "vol1", "mount": "/v", "root": "/v/forge"},
          {"mounts": {"network": [{"volumeId": "vol1", "path": "/v"}]}, "dataCenterIds": ["EU-RO-1"]}),
         ({"network_volume": "vol1", "data_centers": ["US-TX-3", "EU-RO-1"]},
          {"mounts": {"network": [{"volumeId": "vol1", "path": "/workspace"}]}, "dataCenterIds": ["EU-RO-1"]}),
@@ -184,7 +184,9 @@ def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
     assert found["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
     (tmp_path / "runs").mkdir()
     for state, unclaimed in (("launched", ["pod2"]), ("failed", ["pod1", "pod2"])):
-        rundir.write_json(tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "state": state})
+        rundir.write_json(
+            tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "state": state, "noted_at": 9e9}
+        )
         found = desk.call("runpod_pod_info")
         assert [one["id"] for one in found["unclaimed"]] == unclaimed
     assert [pod["id"] for pod in desk.call("runpod_pod_info", host="pod-1")["pods"]] == ["pod1"]

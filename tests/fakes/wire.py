@@ -215,7 +215,8 @@ class Cloud:
         born = datetime.datetime.fromtimestamp(pod["born"], datetime.timezone.utc)
         return {
             "id": pod["id"], "name": pod["name"], "status": status, "actions": [], "image": "i", "args": "", "disk": 60,
-            "mounts": pod.get("mounts", {}), "ports": ["22/tcp"], "env": pod["env"], "registry": None, "cloud": pod["cloud"],
+            "mounts": pod.get("mounts", {}), "ports": ["22/tcp"], "env": pod["env"], "registry": None,
+            "cloud": pod["cloud"],
             "dataCenterId": "EU-RO-1", "cudaVersion": "13.0", "template": None, "locked": False, "runtime": None,
             "ssh": {"proxy": None, "direct": direct if status == "RUNNING" else None}, "gpu": pod["gpu"],
             "cost": pod["price"] if status in ("RUNNING", "PROVISIONING", "STARTING") else 0.0, "startedAt": None,

@@ -40,6 +40,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or one of them is begun last, and runs alone."""
+    items.sort(key=lambda item: "test_rehearsal.py" not in item.nodeid)
+
+
 def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Wait, bounded, until a condition holds; returns what it returned."""
     deadline = time.monotonic() + seconds

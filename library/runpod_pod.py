@@ -191,7 +191,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 phase:
-  description: One of waiting (for capacity), ordering, booting, ready; or absent.
+  description: One of waiting (for capacity), ordering, booting, ready; or stopped, or absent.
   returned: when it is not check mode
   type: str
   sample: ready

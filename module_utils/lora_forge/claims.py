@@ -44,12 +44,13 @@ class Claims:
         """The owner id, made once."""
         if not self._owner:
             path = self.folder / "owner"
-            if not path.exists() or not path.read_text().strip():
+            if path.exists() and not path.read_text().strip():
+                path.unlink()  # cut off by a full disk
+            if not path.exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 part = self.folder / f".owner.{os.getpid()}"
                 part.write_text(uuid.uuid4().hex[:8] + "\n")
                 with contextlib.suppress(FileExistsError):
-                    path.unlink(missing_ok=True) if path.exists() and not path.read_text().strip() else None
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
             self._owner = checked(path.read_text().strip())

@@ -55,8 +55,8 @@ RETURN = r"""
 pods:
   description:
     - The pods, oldest first. C(mine) tells whether this checkout ordered it, C(claimed) which live runs it is for.
-    - C(deadline) is where its leash ends it, in epoch seconds, where this checkout knows it; C(keeps) says in words what
-      it goes on costing.
+    - C(deadline) is where its leash ends it, in epoch seconds, where this checkout knows it; C(keeps) says in words
+      what it goes on costing.
   returned: success
   type: list
   elements: dict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -19,6 +20,9 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
+FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "lane", "backend", "look", "wandb")  # of run.json
+WEIGHTS = "adapter_model.safetensors"
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
 STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -35,9 +39,10 @@ def observe(
 
     Returns:
         state, detail, status, progress, eta_seconds, events (since the token), token, checkpoint (the newest whole
-        one: step, and its files below the run directory), log_tail (of a failure).
+        one: step, and its files below the run directory), facts (run.json's, of whose run it is), silent_for (seconds
+        since the supervisor's last word; once it is gone, since about the run's end), log_tail (of a failure).
     """
-    status = rundir.read_json(run_dir / "status.json")
+    status, noted = rundir.read_json(run_dir / "status.json"), rundir.read_json(run_dir / "run.json")
     metrics = run_dir / "metrics.jsonl"
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
@@ -55,10 +60,10 @@ def observe(
         trainer_alive,
         heartbeat_age=silent,
         step_age=None if silent is None else silent + status.get("idle", 0),
-        comes_back=rundir.read_json(run_dir / "run.json").get("backend") == "systemd"
-        and not (run_dir / "stop").exists(),
+        comes_back=noted.get("backend") == "systemd" and not (run_dir / "stop").exists(),
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
+        flaw=weights_flaw(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
     )
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
     found = {
@@ -71,12 +76,38 @@ def observe(
         "events": fresh,
         "token": f"{size}:{token}",
         "checkpoint": newest_checkpoint(run_dir),
+        "facts": {key: noted.get(key) for key in FACTS},
+        "silent_for": silent,
     }
     if state == "failed" and (run_dir / "train.log").exists():
         with (run_dir / "train.log").open("rb") as log:
             log.seek(max(0, (run_dir / "train.log").stat().st_size - LOG_TAIL))
             found["log_tail"] = log.read().decode("utf-8", "replace")
     return found
+
+
+def weights_flaw(path: pathlib.Path) -> Optional[str]:
+    """What is wrong with a safetensors file at first sight: missing, cut off or empty; None when nothing is.
+
+    Reads the header alone (https://github.com/huggingface/safetensors#format), so that it costs nothing to ask often.
+    What its tensors hold is the proof's, see ``adapter.verify``.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise ValueError
+            tensors = json.loads(file.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{path.name} cannot be read"
+    if not ends:
+        return f"{path.name} holds no tensors"
+    if path.stat().st_size != 8 + length + max(ends):
+        return f"{path.name} is cut off"
+    return None
 
 
 def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
@@ -134,7 +165,7 @@ def _launch(
 ) -> dict[str, Any]:
     before = observe(run_dir)
     deadline = time.monotonic() + 5 + spec["stop_timeout"]
-    while before["status"].get("state") in ("failed", "stopped", "stopping") and before["alive"]:
+    while before["alive"] and (before["state"] == "failed" or before["status"].get("state") in ("stopped", "stopping")):
         if check or time.monotonic() > deadline:
             break
         time.sleep(0.05)  # its supervisor is about to go, or about to be told to stop

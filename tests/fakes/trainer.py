@@ -33,11 +33,20 @@ SETTINGS: dict[str, Any] = {
     "NAN_AT": 0,
     "IGNORE_TERM": 0,
     "WORKER": "",  # "child": a data loader worker, needed for a checkpoint; "daemon": one in its own session
+    "ADAPTER": "whole",  # or "empty": safetensors without a tensor; "none": no file
     "FILL": 0,  # 1: a checkpoint fills the disk
 }
 METRICS = pathlib.Path("metrics.jsonl")
 OUTPUT = pathlib.Path("output")
-WEIGHTS = b"\1" * 2000
+
+
+def safetensors(tensors: dict[str, Any], data: bytes) -> bytes:
+    header = json.dumps(tensors).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+WEIGHTS = safetensors({"lora_B": {"dtype": "F32", "shape": [500], "data_offsets": [0, 2000]}}, b"\1" * 2000)
+ADAPTERS = {"whole": WEIGHTS, "empty": safetensors({}, b"")}
 
 
 class Trainer:
@@ -130,6 +139,8 @@ class Trainer:
                 reason = "early stopping"
                 break
         OUTPUT.mkdir(exist_ok=True)
+        if self.set["ADAPTER"] in ADAPTERS:
+            (OUTPUT / "adapter_model.safetensors").write_bytes(ADAPTERS[self.set["ADAPTER"]])
         (OUTPUT / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
         self.report("end", reason=reason)
 

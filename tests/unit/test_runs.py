@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 
+import numpy
 import pytest
 import rundir
 from ansible.module_utils.lora_forge import backend, runs
@@ -248,6 +249,41 @@ def test_waiting_ends_early_on_news(lab, news):
     assert time.monotonic() - began < 5
     assert found["token"] != token
     assert len(found["events"]) == (news == "event")
+
+
+# --- an exit code of 0 proves nothing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"), [("none", "adapter_model.safetensors is missing"), ("empty", "holds no tensors")]
+)
+def test_a_run_that_ends_without_an_adapter_failed_and_may_start_again(lab, adapter, words):
+    run = lab.stage()
+    start(lab, run, adapter=adapter)
+    until(run, "finished")
+    found = runs.observe(run)
+    assert found["state"] == "failed"
+    assert words in found["detail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert runs.observe(run)["state"] == "finished"
+    assert status(run)["starts"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, (12).to_bytes(8, "little") + b'{"a": "b"}  '])
+def test_weights_that_are_no_weights(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert runs.weights_flaw(tmp_path / "a.safetensors") == "a.safetensors cannot be read"
+
+
+def test_weights_that_were_cut_off(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file({"lora_B": numpy.ones((4, 4))}, path)
+    assert runs.weights_flaw(path) is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert runs.weights_flaw(path) == "a.safetensors is cut off"
 
 
 # --- prune --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,10 @@ def event(kind, step, time=0.0, **values):
 
 DONE = verdict.progress([event("begin", 0), event("log", 10, loss=0.5), event("end", 10, reason=None)])
 NAN = verdict.progress([event("begin", 0), event("log", 10, loss="nan"), event("end", 10, reason=None)])
+SHORT = verdict.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason=None)])
+EARLY = verdict.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason="early stopping")])
+OVER = {"state": "finished", "reason": None, "exit_code": 0}
+BUT = "not proven: it says finished, but"
 CRASH = {"kind": "crashed", "detail": "exit code 1: boom"}
 GONE = "the supervisor is gone (killed, or the host restarted)"
 
@@ -21,8 +25,13 @@ GONE = "the supervisor is gone (killed, or the host restarted)"
     ("status", "done", "alive", "ages", "state", "detail"),
     [
         ({}, DONE, (0, 0), (None, None), "absent", "there is no such run on this trainer"),
-        ({"state": "finished", "reason": None}, DONE, (0, 0), (9999, 9999), "finished", ""),
-        ({"state": "finished"}, NAN, (0, 0), (0, 0), "failed", "the last loss is nan"),
+        (OVER, DONE, (0, 0), (9999, 9999), "finished", ""),
+        (OVER, EARLY, (0, 0), (0, 0), "finished", ""),
+        (OVER, NAN, (0, 0), (0, 0), "failed", f"{BUT} the last loss is nan"),
+        (OVER, SHORT, (0, 0), (0, 0), "failed", f"{BUT} 5 of 10 steps were reached"),
+        (OVER, verdict.progress([]), (0, 0), (0, 0), "failed",
+         f"{BUT} None of None steps were reached and the last loss is None"),
+        ({**OVER, "exit_code": 137}, DONE, (0, 0), (0, 0), "failed", f"{BUT} the trainer's exit code is 137"),
         ({"state": "failed", "reason": CRASH}, DONE, (0, 0), (0, 0), "failed", "crashed: exit code 1: boom"),
         ({"state": "stopped", "reason": {"kind": "stopped", "detail": "on request"}}, DONE, (0, 0), (0, 0), "stopped",
          "stopped: on request"),
@@ -43,6 +52,173 @@ def test_conclude(status, done, alive, ages, state, detail):
     supervisor, trainer = map(bool, alive)
     found = verdict.conclude(status, done, supervisor, trainer, *ages, heartbeat_timeout=60, stall_timeout=1800)
     assert found == (state, detail)
+
+
+def test_a_finished_run_without_weights_failed():
+    found = verdict.conclude(
+        OVER, DONE, False, False, 9, 9, 60, 1800, flaw="adapter_model.safetensors holds no tensors"
+    )
+    assert found == ("failed", f"{BUT} adapter_model.safetensors holds no tensors")
+
+
+# --- the verdict over all sources ---------------------------------------------------------------------------------
+
+RUN, MARK = "witness-0123456789ab", "0123456789ab" + "0" * 52
+MANIFEST = {"run_id": RUN, "fingerprint": MARK, "host": {"name": "gpu-1"}}
+LIVES = ("queued", "running", "stalled")
+
+
+def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=None, alive=None, **more):
+    return {
+        "trainer": trainer,
+        "state": state,
+        "detail": detail,
+        "alive": state in LIVES if alive is None else alive,
+        "progress": {**verdict.progress([]), "step": step, "planned": 10, "measured": step, "last_event_at": 9.0},
+        "status": {"exit_code": exit_code},
+        "silent_for": silent_for,
+        "facts": {"run_id": RUN, "fingerprint": MARK},
+        "checkpoint": {"step": 2, "files": []},
+        **more,
+    }
+
+
+def judged(*looks, asked=("gpu-1", "gpu-2"), **known):
+    return verdict.judge(verdict.Evidence(RUN, looks=tuple(looks), asked=asked, **known))
+
+
+LAUNCHED = {"trainer": "gpu-1", "state": "launched", "final": False}
+
+
+@pytest.mark.parametrize(
+    ("looks", "known", "found", "detail"),
+    [
+        # One trainer, nothing else: its own word, as conclude() proved it.
+        *[((look(state),), {}, state, "") for state in (*LIVES, "stopped", "failed", "finished")],
+        ((look("failed", detail="crashed: boom"),), {}, "failed", "crashed: boom"),
+        # No trainer has it.
+        ((), {}, "absent", "no trainer has it"),
+        ((), {"placement": LAUNCHED}, "absent", "it was launched on gpu-1, which has no such run any more"),
+        ((), {"placement": {**LAUNCHED, "trainer": "gone"}}, "unknown", "it was launched on gone, which was not asked"),
+        ((), {"placement": {"trainer": "gpu-1", "state": "failed", "final": True, "detail": "out of memory"}},
+         "failed", "out of memory"),
+        # A trainer that does not answer is no failure.
+        ((), {"placement": LAUNCHED, "silent": {"gpu-1": "timed out"}}, "unknown",
+         "gpu-1 does not answer: timed out; the last that is known: launched"),
+        ((), {"placement": LAUNCHED, "silent": {"gpu-1": "timed out"}, "wandb": {"state": "running"}}, "unknown",
+         "gpu-1 does not answer: timed out; the last that is known: launched; "
+         "W&B says running, which alone decides nothing"),
+        ((), {"placement": LAUNCHED, "silent": {"gpu-1": "timed out"}, "wandb": {"state": "crashed"}}, "unknown",
+         "gpu-1 does not answer: timed out; the last that is known: launched; "
+         "W&B says crashed, which alone decides nothing"),
+        # Delivered and proven: whatever became of the trainer, or of W&B.
+        ((look("finished"),), {"manifest": MANIFEST}, "verified", ""),
+        ((), {"manifest": MANIFEST}, "verified", ""),
+        ((), {"manifest": MANIFEST, "silent": {"gpu-1": "timed out"}}, "verified", ""),
+        # What collecting found holds, though the trainer knows nothing of it.
+        ((look("finished"),), {"placement": {"trainer": "gpu-1", "state": "failed", "final": True,
+                                             "detail": "tensor q is all zero"}}, "failed", "tensor q is all zero"),
+        # Steps stalled: the GPU tells a hang from a wait.
+        ((look("stalled", detail="no step for 1801 s", gpu_busy=97.0),), {}, "stalled",
+         "no step for 1801 s, while its GPU is 97 % busy"),
+        ((look("stalled", detail="no step for 1801 s", gpu_busy=0.0),), {}, "stalled",
+         "no step for 1801 s, while its GPU is 0 % busy"),
+        # Moved: the trainer it lives on counts, then the one where it was placed, then the last one heard of.
+        ((look("running", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "running", ""),
+        ((look("failed", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "stopped", ""),
+        # W&B agrees, lags, knows nothing or cannot be asked.
+        ((look("running"),), {"wandb": {"state": "running"}}, "running", ""),
+        ((look("running"),), {"wandb": {"error": {"kind": "server_down", "msg": "…"}}}, "running", ""),
+        ((look("running"),), {"wandb": {"error": {"kind": "run_not_found", "msg": "…"}}}, "running", ""),
+        ((look("failed", silent_for=200.0),), {"wandb": {"state": "running"}}, "failed", ""),
+        ((look("stopped"),), {"wandb": {"state": "finished"}}, "stopped", ""),  # SIGINT ends with exit code 0
+        ((look("stopped"),), {"wandb": {"state": "crashed"}}, "stopped", ""),
+        ((look("stalled"),), {"wandb": {"state": "crashed"}}, "stalled", ""),
+        ((look("running", step=0),), {"wandb": {"state": "crashed"}}, "running", ""),  # of the last start
+        ((look("queued"),), {"wandb": {"state": "crashed"}}, "queued", ""),
+    ],
+)  # fmt: skip
+def test_judge(looks, known, found, detail):
+    verdict_ = judged(*looks, **known)
+    assert (verdict_.verdict, verdict_.state, verdict_.detail) == (found, found, detail)
+    assert verdict_.contradictions == ()
+
+
+@pytest.mark.parametrize(
+    ("looks", "known", "state", "words"),
+    [
+        # W&B lies about the process.
+        ((look("failed", silent_for=840.0, exit_code=137),), {"wandb": {"state": "running"}}, "failed",
+         "W&B says running, but the process ended 14:00 ago with exit code 137"),
+        ((look("stopped", silent_for=840.0),), {"wandb": {"state": "running"}}, "stopped",
+         "W&B says running, but the process ended 14:00 ago"),
+        ((look("finished", silent_for=840.0, exit_code=0),), {"wandb": {"state": "running"}}, "finished",
+         "W&B says running, but the process ended 14:00 ago"),
+        ((look("running"),), {"wandb": {"state": "crashed"}}, "running",
+         "W&B says crashed, but the process is alive, at step 4"),
+        ((look("running"),), {"wandb": {"state": "finished"}}, "running",
+         "W&B says finished, but the process is alive, at step 4"),
+        ((look("stalled"),), {"wandb": {"state": "finished"}}, "stalled",
+         "W&B says finished, but the process is alive, at step 4"),
+        ((look("failed"),), {"wandb": {"state": "finished"}}, "failed", "W&B says finished, but it failed"),
+        ((look("finished"),), {"wandb": {"state": "crashed"}}, "finished",
+         "W&B says crashed, but the training ran to its end"),
+        # Files changed after the proof.
+        ((look("finished"),), {"manifest": MANIFEST, "flaw": "a.safetensors has changed since it was verified"},
+         "finished", "the adapter was verified, but a.safetensors has changed since it was verified"),
+        # Two sources name different runs.
+        ((look("running"), look("running", "gpu-2")), {}, "running", "it runs on gpu-1 and on gpu-2 at the same time"),
+        ((look("running"),), {"manifest": MANIFEST}, "verified",
+         "its adapter is delivered, but it still runs on gpu-1"),
+        ((look("running", facts={"run_id": "mayor-1", "fingerprint": MARK}),), {}, "running",
+         "gpu-1: run.json is that of mayor-1"),
+        ((), {"manifest": {**MANIFEST, "run_id": "mayor-1"}}, "verified", "manifest.json is that of mayor-1"),
+        ((look("running"),), {"wandb": {"state": "running", "fingerprint": "f" * 64}}, "running",
+         "the sources name different recipes: gpu-1 0123456789ab, W&B ffffffffffff"),
+        ((look("finished", facts={"run_id": RUN, "fingerprint": "f" * 64}),), {"manifest": MANIFEST}, "verified",
+         "the sources name different recipes: gpu-1 ffffffffffff, the manifest 0123456789ab"),
+    ],
+)  # fmt: skip
+def test_sources_that_contradict_each_other(looks, known, state, words):
+    found = judged(*looks, **known)
+    assert (found.verdict, found.state, found.contradictions) == ("disputed", state, (words,))
+
+
+def test_wandb_cannot_take_a_proof_back():
+    found = judged(look("finished", silent_for=9000.0), manifest=MANIFEST, wandb={"state": "crashed"})
+    assert (found.verdict, found.state) == ("verified", "verified")
+    assert found.contradictions == ("W&B says crashed, but the training ran to its end",)
+
+
+SEVEN = ("pending", "running", "finished", "failed", "crashed", "killed", "preempted")
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "stalled", "stopped", "failed", "finished"])
+@pytest.mark.parametrize("says", [*SEVEN, None])
+@pytest.mark.parametrize("silent_for", [1.0, 9000.0])
+def test_wandb_alone_never_decides(state, says, silent_for):
+    wandb = {"error": {"kind": "server_down", "msg": ""}} if says is None else {"state": says}
+    found = judged(look(state, silent_for=silent_for), wandb=wandb)
+    assert found.state == state
+    assert found.verdict in (state, "disputed")
+    assert (found.verdict == "disputed") == bool(found.contradictions)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (judged(look("failed")),
+         "playbooks/logs.yml -e role=witness, then train.yml -e role=witness resumes at step 2"),
+        (judged(look("stopped", checkpoint={"step": 0})), "train.yml -e role=witness starts it again"),
+        (judged(look("finished")), "train.yml -e role=witness collects it"),
+        (judged(manifest=MANIFEST, flaw="x is missing"), "train.yml -e role=witness -e verify=true"),
+        (judged(manifest=MANIFEST), ""),
+        (judged(look("running")), ""),
+        (judged(), ""),
+    ],
+)  # fmt: skip
+def test_what_to_do_next(found, words):
+    assert verdict.next_step("witness", found) == words
 
 
 def test_progress_of_nothing():

@@ -304,9 +304,9 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         before = rundir.read_json(self.run_dir / "status.json")
         asked_again = self.spec.get("launch") != before.get("launch")
-        if before.get("state") == "finished" or (self.run_dir / "stop").exists():
+        if (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do
-        if before.get("state") == "failed" and not asked_again:
+        if before.get("state") in ("finished", "failed") and not asked_again:
             return 0  # a reboot is no reason to try again what failed
         self.write()
         self.kill_leftovers()

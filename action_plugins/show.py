@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -30,13 +32,18 @@ def table(columns: list[str], rows: list[list[Any]]) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """``show``: C(columns) and C(rows) make a table, C(lines) follow it, C(warnings) come last, marked."""
+    """``show``: C(columns) and C(rows) make a table, C(lines) follow it, C(warnings) come last, marked.
+
+    C(screen) clears a terminal first; elsewhere it does nothing.
+    """
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args = self._task.args
+        if boolean(args.get("screen") or False) and sys.stdout.isatty():
+            display.display("\033[H\033[2J", newline=False)
         for line in table(args["columns"], args["rows"]) if args.get("rows") else []:
             display.display(line)
         for line in args.get("lines") or []:

@@ -90,6 +90,7 @@ FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "retired_pages.pending": ("retired_pending", _flag),  # before Ampere
     "gpu_recovery_action": ("recovery_action", str),  # None (the word), Reset, Reboot, …
     "mig.mode.current": ("mig", _flag),
+    "utilization.gpu": ("use", int),  # percent of the last second or less in which something ran
 }
 
 
@@ -125,7 +126,7 @@ def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
         driver: Its version, or None.
         gpus: For each {index, uuid, name, memory_mib, used_mib, free_mib, compute_capability, ecc_errors
             (uncorrected, since the driver was loaded), remap_pending, remap_failure, retired_pending,
-            recovery_action, mig}; None where the driver or the GPU does not tell.
+            recovery_action, mig, use (percent)}; None where the driver or the GPU does not tell.
         processes: For each {gpu_uuid, pid, name, used_mib, run}; run is its lora-forge run directory, or None.
         runs: The run directories of all lora-forge runs with a live trainer on this host, on a GPU or not.
         error: A sentence on what went wrong, with the remedy, or None.
@@ -141,6 +142,15 @@ def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
     except ForgeError as error:
         found["error"] = str(error)
     return found
+
+
+def use(program: str = "nvidia-smi", timeout: float = 5.0) -> list[dict[str, Any]]:
+    """How busy the GPUs are: {index, uuid, name, memory_mib, used_mib, use} for each; empty where there is none."""
+    names = ("index", "uuid", "name", "memory_mib", "used_mib", "use")
+    try:
+        return [{name: row[name] for name in names} for row in _gpus(program, timeout)]
+    except ForgeError:
+        return []
 
 
 def _gpus(program: str, timeout: float) -> list[dict[str, Any]]:

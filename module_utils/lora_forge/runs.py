@@ -86,6 +86,31 @@ def observe(
     return found
 
 
+def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: float = 1800) -> list[dict[str, Any]]:
+    """Every run of a trainer.
+
+    Args:
+        root: The trainer's root.
+        gpus: From ``gpu.use``.
+        stall_timeout: As in :func:`observe`.
+
+    Returns:
+        :func:`observe`'s answers without events and log, with run_id, agent, gpu (the one of its lane; None without)
+        and gpu_busy (its use in percent while the run holds it; None where it is not known).
+    """
+    found = []
+    for path in sorted((root / "runs").glob("*/")):
+        seen = observe(path, stall_timeout=stall_timeout)
+        if seen["state"] == "absent":
+            continue  # staged, or cleaned up; never started
+        seen = {key: value for key, value in seen.items() if key not in ("events", "log_tail", "token")}
+        card = next((gpu for gpu in gpus if gpu["uuid"] == seen["status"].get("lane")), None)
+        busy = card["use"] if card and seen["state"] in verdict.LIVING else None
+        agent = seen["facts"]["agent"] or path.name.partition("-")[0]
+        found.append({**seen, "run_id": path.name, "agent": agent, "gpu": card, "gpu_busy": busy})
+    return found
+
+
 def weights_flaw(path: pathlib.Path) -> Optional[str]:
     """What is wrong with a safetensors file at first sight: missing, cut off or empty; None when nothing is.
 

@@ -300,14 +300,10 @@ def next_step(agent: str, verdict: Verdict) -> str:
         verdict: What is true of it.
     """
     step = (verdict.look.get("checkpoint") or {}).get("step") or 0
-    again = f"train.yml -e role={agent}"
-    resumes = f"{again} resumes at step {step}" if step else f"{again} starts it again"
-    if verdict.state == "verified":
-        return ""
+    again = f"train.yml again: resumes at step {step}" if step else "train.yml again"
+    logs = f"playbooks/logs.yml -e role={agent}"
     if verdict.state == "finished":
-        return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else f"{again} collects it"
-    if verdict.state == "failed":
-        return f"playbooks/logs.yml -e role={agent}, then {resumes}"
+        return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else "train.yml again collects it"
     if verdict.state == "stalled":
-        return f"playbooks/logs.yml -e role={agent}; playbooks/stop.yml, then {resumes}"
-    return resumes if verdict.state == "stopped" else ""
+        return f"{logs}; playbooks/stop.yml -e role={agent}, then {again}"
+    return {"failed": f"{logs}, then {again}", "stopped": again}.get(verdict.state, "")

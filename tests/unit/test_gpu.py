@@ -73,7 +73,8 @@ def card(**values):
     return {
         "index": 0, "uuid": UUID, "name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920, "used_mib": 4,
         "free_mib": 81278, "compute_capability": "8.0", "ecc_errors": 0, "remap_pending": False,
-        "remap_failure": False, "retired_pending": None, "recovery_action": "None", "mig": False, **values,
+        "remap_failure": False, "retired_pending": None, "recovery_action": "None", "mig": False, "use": 0,
+        **values,
     }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_a_process_of_a_run_is_known_by_its_marker(ask, run):
 def test_names_with_commas_and_memory_that_is_not_told(script):
     program = script(
         f"""case "$1" in
-        *gpu=*) echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, ERR!, N/A,,[N/A],No,None,Disabled'
+        *gpu=*) echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, ERR!, N/A,,[N/A],No,None,Disabled,[N/A]'
           echo 'WARNING: infoROM is corrupted at gpu 0000:01:00.0' ;;
         *) echo '{UUID}, 7, a, b, c, [N/A]'; echo '{UUID}, [Insufficient Permissions], x, 5' ;;
         esac"""

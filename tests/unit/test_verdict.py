@@ -207,10 +207,12 @@ def test_wandb_alone_never_decides(state, says, silent_for):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (judged(look("failed")),
-         "playbooks/logs.yml -e role=witness, then train.yml -e role=witness resumes at step 2"),
-        (judged(look("stopped", checkpoint={"step": 0})), "train.yml -e role=witness starts it again"),
-        (judged(look("finished")), "train.yml -e role=witness collects it"),
+        (judged(look("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
+        (judged(look("failed", checkpoint={"step": 0})), "playbooks/logs.yml -e role=witness, then train.yml again"),
+        (judged(look("stopped")), "train.yml again: resumes at step 2"),
+        (judged(look("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
+         "train.yml again: resumes at step 2"),
+        (judged(look("finished")), "train.yml again collects it"),
         (judged(manifest=MANIFEST, flaw="x is missing"), "train.yml -e role=witness -e verify=true"),
         (judged(manifest=MANIFEST), ""),
         (judged(look("running")), ""),

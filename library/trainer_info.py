@@ -1,0 +1,83 @@
+#!/usr/bin/python
+"""Tell what is on a trainer: its runs and its GPUs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: trainer_info
+short_description: Tell what is true of all runs on a trainer, and how busy its GPUs are
+description:
+  - One call for a whole host. Concludes the state of each run as M(training_run_info) does.
+  - The action plugin of the same name turns a trainer that does not answer into RV(silent), so that a look at many
+    trainers is never a failure.
+options:
+  root:
+    description: Where everything of lora-forge lies on the trainer.
+    type: path
+    required: true
+  stall_timeout:
+    description: Seconds without a step after which a training counts as stalled.
+    type: float
+    default: 1800
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Look at a trainer
+  trainer_info:
+    root: /workspace/lora-forge
+  register: trainer_seen
+"""
+
+RETURN = r"""
+runs:
+  description: For each run what training_run_info returns of it, without events.
+  returned: when the trainer answered
+  type: list
+  elements: dict
+  sample: [{run_id: witness-c6746a504464, state: running}]
+gpus:
+  description: Index, UUID, name, memory (MiB) and use (percent) of each GPU; empty without any.
+  returned: when the trainer answered
+  type: list
+  elements: dict
+  sample: [{index: 0, memory_mib: 81920, name: NVIDIA A100-SXM4-80GB, used_mib: 41000, use: 97, uuid: GPU-5a1f}]
+silent:
+  description: Why the trainer did not answer.
+  returned: when it did not
+  type: str
+  sample: 'Failed to connect to the host via ssh: Connection refused'
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import gpu, runs
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "root": {"type": "path", "required": True},
+    "stall_timeout": {"type": "float", "default": 1800},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        gpus = gpu.use()
+        found = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"])
+        module.exit_json(changed=False, runs=found, gpus=gpus)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+#!/usr/bin/python
+"""Write the report page."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: training_report
+short_description: Write one page on all adapters, for people
+description:
+  - Runs on the controller and reads below O(output) alone. The page is one HTML file that needs neither network nor script.
+  - The page depends on the data and on the checkout's commit, not on the clock. It is written only where it differs.
+options:
+  output:
+    description: Where adapters, their history and the last status are kept.
+    type: path
+    required: true
+  template:
+    description: The page's Jinja template.
+    type: path
+    required: true
+  dest:
+    description: The page. Empty for C(report.html) in O(output).
+    type: path
+    default: ''
+  agents:
+    description: Whose adapters; empty for all.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    description: Predicts whether the page would differ.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Write the page
+  training_report:
+    output: output
+    template: templates/report.html.j2
+"""
+
+RETURN = r"""
+path:
+  description: The page.
+  returned: success
+  type: str
+  sample: /home/me/lora-forge/output/report.html
+agents:
+  description: The agents in it that have an adapter.
+  returned: success
+  type: list
+  elements: str
+  sample: [witness]
+adapters:
+  description: How many delivered adapters it tells of.
+  returned: success
+  type: int
+  sample: 3
+bytes:
+  description: Its size.
+  returned: success
+  type: int
+  sample: 48211
+warnings_found:
+  description: What could not be read, and is left out.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import adapter, report
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "output": {"type": "path", "required": True},
+    "template": {"type": "path", "required": True},
+    "dest": {"type": "path", "default": ""},
+    "agents": {"type": "list", "elements": "str", "default": []},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
+    path = pathlib.Path(given["dest"] or output / "report.html").absolute()
+    with reported(module):
+        facts = report.read(output, given["agents"]) | {"git": adapter.git_facts(template.parent)}
+        page = report.render(template, facts).encode("utf-8", "replace")
+        module.exit_json(
+            changed=report.write(path, page, module.check_mode),
+            path=str(path),
+            agents=[agent["name"] for agent in facts["agents"]],
+            adapters=sum(len(agent["runs"]) for agent in facts["agents"]),
+            bytes=len(page),
+            warnings_found=facts["warnings"],
+        )
+
+
+if __name__ == "__main__":
+    main()

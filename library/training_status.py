@@ -1,0 +1,138 @@
+#!/usr/bin/python
+"""Conclude what is true of all runs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: training_status
+short_description: Conclude what is true of all runs, from every source at once
+description:
+  - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, asks nobody.
+  - Writes C(status.json) into O(output). That is a note of a look, so it does not count as a change.
+options:
+  output:
+    description: Where adapters and placements are kept.
+    type: path
+    required: true
+  looks:
+    description: What trainer_info returned of each trainer, by its name.
+    type: dict
+    required: true
+  wandb:
+    description: What wandb_run_info returned as C(runs), of the runs that are logged online.
+    type: list
+    elements: dict
+    default: []
+  agents:
+    description: Whose runs, as C(-e role=…) names them; empty for all.
+    type: raw
+    default: ''
+  pods:
+    description: Where the claims of rented pods lie; they tell what a run has cost.
+    type: path
+attributes:
+  check_mode:
+    description: Concludes the same and writes nothing.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Conclude
+  training_status:
+    output: output
+    looks:
+      gpu-1: "{{ trainer_seen }}"
+"""
+
+RETURN = r"""
+runs:
+  description: For each run what is known of it, and its verdict.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{agent: witness, contradictions: [], run_id: witness-c6746a504464, state: running, verdict: running}]
+columns:
+  description: The headings of the table.
+  returned: success
+  type: list
+  elements: str
+  sample: [agent, run]
+rows:
+  description: The rows of the table.
+  returned: success
+  type: list
+  elements: list
+  sample: [[witness, witness-c6746a504464]]
+lines:
+  description: What stands under the table.
+  returned: success
+  type: list
+  elements: str
+  sample: ["    pod-2 does not answer: timed out"]
+living:
+  description: How many runs are queued, running or stalled.
+  returned: success
+  type: int
+  sample: 1
+"""
+
+import pathlib
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import plan, rundir, status, verdict
+from ansible.module_utils.lora_forge.claims import Claims
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "output": {"type": "path", "required": True},
+    "looks": {"type": "dict", "required": True},
+    "wandb": {"type": "list", "elements": "dict", "default": []},
+    "agents": {"type": "raw", "default": ""},
+    "pods": {"type": "path"},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    output, looks = pathlib.Path(given["output"]), given["looks"]
+    with reported(module):
+        agents = plan.select_agents(given["agents"]) if given["agents"] else []
+        folder = pathlib.Path(given["pods"]) if given["pods"] else None
+        claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
+        answers = {one["asked"]: one for one in given["wandb"]}
+        runs = status.gather(output, looks, answers, agents, claims)
+        silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
+        problems = {one["error"]["msg"] for one in given["wandb"] if one.get("error")}
+        if not module.check_mode:
+            output.mkdir(parents=True, exist_ok=True)
+            hosts = [
+                {
+                    "name": name,
+                    "answers": name not in silent,
+                    "word": silent.get(name, ""),
+                    "gpus": look.get("gpus", []),
+                }
+                for name, look in looks.items()
+            ]
+            made = {"schema_version": rundir.SCHEMA_VERSION, "made_at": round(time.time(), 3)}
+            rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
+        module.exit_json(
+            changed=False,
+            runs=runs,
+            columns=status.COLUMNS,
+            rows=status.table(runs, silent),
+            lines=status.words(runs, silent, sorted(problems)),
+            living=sum(run["state"] in verdict.LIVING for run in runs),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""All runs at a glance: what every trainer, the controller's own files and W&B say, one verdict for each run."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import adapter, rundir, verdict
+from ansible.module_utils.lora_forge.claims import Claims
+from ansible.module_utils.lora_forge.recipe import AGENTS
+from ansible.module_utils.lora_forge.summary import duration, points_to
+
+COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
+NOTHING = "–"
+
+
+def gather(
+    output: pathlib.Path,
+    looks: dict[str, dict[str, Any]],
+    wandb: dict[str, dict[str, Any]],
+    agents: list[str],
+    claims: Optional[Claims] = None,
+) -> list[dict[str, Any]]:
+    """Everything that is known of every run, with its verdict.
+
+    Args:
+        output: Where adapters and placements are kept.
+        looks: trainer_info's answer of each trainer that was asked, by its name.
+        wandb: What W&B said, by run_id: an entry of wandb_run_info's ``runs``.
+        agents: Only theirs; empty for all.
+        claims: What pods have cost; None where none was ever rented.
+
+    Returns:
+        For each run {run_id, agent, trainer, verdict, state, detail, contradictions, next, rehearsal, promoted, step,
+        planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at}; see RETURN of
+        library/training_status.py. By agent, newest last.
+    """
+    silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for trainer, look in looks.items():
+        for run in look.get("runs", []):
+            seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
+    placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}
+    manifests = (output / "adapters").glob(f"*/*/{adapter.MANIFEST}")
+    delivered = {path.parent.name: path.parent for path in manifests if not path.parent.is_symlink()}  # latest is one
+    rows = []
+    for run_id in sorted({*seen, *placed, *delivered}):
+        folder = delivered.get(run_id)
+        manifest = rundir.read_json(folder / adapter.MANIFEST) if folder else {}
+        found = verdict.Evidence(
+            run_id,
+            looks=tuple(seen.get(run_id, [])),
+            asked=tuple(trainer for trainer in looks if trainer not in silent),
+            silent=silent,
+            placement=placed.get(run_id, {}),
+            manifest=manifest,
+            flaw=adapter.missing(folder) if folder else None,
+            wandb=_wandb(wandb.get(run_id)),
+        )
+        agent = _agent(run_id, found)
+        if not agents or agent in agents:
+            promoted = folder is not None and points_to(folder.parent / "latest") == run_id
+            rows.append(_row(agent, found, promoted, claims))
+    order = {agent: place for place, agent in enumerate(AGENTS)}
+    return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
+
+
+def _agent(run_id: str, found: verdict.Evidence) -> str:
+    names = [look.get("agent") for look in found.looks] + [found.manifest.get("agent")]
+    return next((str(name) for name in names if name), run_id.partition("-")[0])
+
+
+def _wandb(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """What the verdict needs of W&B's answer."""
+    if answer is None:
+        return None
+    noted = (answer.get("config") or {}).get("lora_forge") or {}
+    return {key: answer.get(key) for key in ("state", "step", "heartbeat_age", "error", "url")} | {
+        "fingerprint": noted.get("fingerprint") if isinstance(noted, dict) else None
+    }
+
+
+def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[Claims]) -> dict[str, Any]:
+    what = verdict.judge(found)
+    look, manifest = what.look, found.manifest
+    done = look.get("progress") or {}
+    steps, loss = manifest.get("steps") or {}, manifest.get("loss") or {}
+    cost = manifest.get("cost") or {}
+    if not cost and claims is not None:
+        cost = {"usd": round(claims.spent([found.run_id], time.time()), 4)}
+    lives = what.state in verdict.LIVING
+    return {
+        "run_id": found.run_id,
+        "agent": agent,
+        "trainer": what.trainer,
+        "verdict": what.verdict,
+        "state": what.state,
+        "detail": what.detail,
+        "contradictions": list(what.contradictions),
+        "next": verdict.next_step(agent, what),
+        "rehearsal": manifest.get("rehearsal", (look.get("facts") or {}).get("rehearsal")),
+        "promoted": promoted,
+        "step": done.get("step") if done else steps.get("reached"),
+        "planned": done.get("planned") if done else steps.get("planned"),
+        "loss": done.get("loss") if done else loss.get("last"),
+        "eval_loss": done.get("eval_loss") if done else loss.get("eval_last"),
+        "tokens_per_second": done.get("tokens_per_second") if lives else None,
+        "gpu": look.get("gpu") if lives else None,
+        "eta_seconds": look.get("eta_seconds"),
+        "cost": cost or None,
+        "wandb": found.wandb,
+        "began_at": (look.get("status") or {}).get("first_started_at") or manifest.get("started_at"),
+        "seen_at": done.get("last_event_at"),
+    }
+
+
+def table(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
+    """The rows of the table, for :data:`COLUMNS`. Verified runs that something newer replaced are left out.
+
+    Args:
+        rows: From :func:`gather`.
+        silent: Trainers that did not answer; one without a run gets a row of its own.
+    """
+    cells = []
+    for row in current(rows):
+        gpu = row["gpu"] or {}
+        use = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
+        use += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
+        usd = (row["cost"] or {}).get("usd")
+        cells.append([
+            row["agent"],
+            row["run_id"] + (" *" if row["promoted"] else ""),
+            row["trainer"] or NOTHING,
+            row["verdict"] + (" (rehearsal)" if row["rehearsal"] else ""),
+            NOTHING if row["step"] is None else f"{row['step']}/{row['planned']}",
+            _figure(row["loss"]),
+            _figure(row["eval_loss"]),
+            NOTHING if not row["tokens_per_second"] else _short(row["tokens_per_second"]),
+            " ".join(use) or NOTHING,
+            NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
+            f"${usd:.2f}" if usd else NOTHING,
+        ])  # fmt: skip
+    known = {row["trainer"] for row in rows}
+    for trainer in silent:
+        if trainer not in known:
+            cells.append([NOTHING, NOTHING, trainer, "unknown", *[NOTHING] * 7])
+    return cells
+
+
+def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that say something of now: all but proven ones that are neither promoted nor the agent's newest."""
+    newest = {row["agent"]: row["run_id"] for row in rows}  # rows are in order, so the last one stays
+    return [
+        row
+        for row in rows
+        if row["verdict"] != "verified" or row["promoted"] or row["contradictions"] or row["run_id"] in newest.values()
+    ]
+
+
+def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:
+    """What stands under the table: details, contradictions, what to do; then what was left out.
+
+    Args:
+        rows: From :func:`gather`.
+        silent: Trainers that did not answer, and why.
+        notes: What else is to be said, such as that W&B could not be asked.
+    """
+    lines = []
+    for row in current(rows):
+        told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        told += row["contradictions"]
+        lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
+        if row["next"]:
+            lines.append(f"      → {row['next']}" if told else f"    {row['run_id']}: {row['next']}")
+    known = {row["trainer"] for row in rows if row["state"] == "unknown"}
+    lines += [f"    {trainer} does not answer: {why}" for trainer, why in silent.items() if trainer not in known]
+    earlier = len(rows) - len(current(rows))
+    if earlier:
+        lines.append(f"    and {earlier} earlier verified run{'s' if earlier > 1 else ''}")
+    if any(row["promoted"] for row in rows):
+        lines.append("    * promoted: output/adapters/<agent>/latest")
+    return lines + [f"    {note}" for note in notes]
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.3f}" if isinstance(value, (int, float)) else str(value)
+
+
+def _short(number: float) -> str:
+    """A rate in three digits: 950, 1.5 k, 21 k."""
+    if number >= 10_000:
+        return f"{number / 1000:.0f} k"
+    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"

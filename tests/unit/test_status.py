@@ -1,0 +1,159 @@
+"""All runs at a glance: what a table says of placements, adapters and trainers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge import adapter, gpu, runs, status, verdict
+from lab import ROOT, until
+
+RUN = "witness-0123456789ab"
+CARD = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_mib": 41984, "use": 97}
+
+
+def seen(state="running", run_id=RUN, **more):
+    done = {**verdict.progress([]), "step": 412, "planned": 1216, "loss": 0.8123, "eval_loss": 0.894, "measured": 9}
+    return {
+        "run_id": run_id,
+        "agent": run_id.partition("-")[0],
+        "state": state,
+        "detail": "",
+        "alive": state in verdict.LIVING,
+        "progress": {**done, "tokens_per_second": 9812.0, "last_event_at": 50.0},
+        "status": {"exit_code": None, "first_started_at": 10.0},
+        "silent_for": 1.0,
+        "facts": {"run_id": run_id, "agent": "witness", "fingerprint": None, "rehearsal": False},
+        "checkpoint": {"step": 290, "files": []},
+        "eta_seconds": 3720.0,
+        "gpu": CARD,
+        "gpu_busy": 97,
+        **more,
+    }
+
+
+def deliver(output, run_id=RUN, latest=False, **manifest):
+    folder = output / "adapters" / run_id.partition("-")[0] / run_id
+    folder.mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"12345")
+    files = [{"path": "a.bin", "bytes": 5, "sha256": adapter.sha256_file(folder / "a.bin")}]
+    known = {
+        "run_id": run_id, "agent": run_id.partition("-")[0], "verdict": "verified", "rehearsal": False, "files": files,
+        "steps": {"reached": 12, "planned": 12}, "loss": {"last": 0.5, "eval_last": 0.6}, "started_at": 1.0,
+        "cost": {"usd": 1.5}, "host": {"name": "gpu-9"},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(known | manifest))
+    if latest:
+        (folder.parent / "latest").symlink_to(run_id)
+    return folder
+
+
+def place(output, run_id=RUN, **what):
+    (output / "runs").mkdir(parents=True, exist_ok=True)
+    rundir.write_json(output / "runs" / f"{run_id}.json", {"run_id": run_id, "final": False, **what})
+
+
+def gathered(output, looks=None, **known):
+    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("agents", []), known.get("claims"))
+
+
+def test_a_running_run(tmp_path):
+    (row,) = gathered(tmp_path, {"gpu-1": {"runs": [seen()]}})
+    assert (row["verdict"], row["trainer"], row["step"], row["planned"]) == ("running", "gpu-1", 412, 1216)
+    assert status.table([row], {}) == [
+        ["witness", RUN, "gpu-1", "running", "412/1216", "0.812", "0.894", "9.8 k", "97% 41 GB", "1:02:00", "–"]
+    ]
+    assert status.words([row], {}, []) == []
+
+
+def test_what_is_delivered_and_what_is_only_placed(tmp_path):
+    deliver(tmp_path, latest=True)
+    place(tmp_path, trainer="gpu-9", state="finished", final=True)
+    place(tmp_path, "mayor-0123456789ab", trainer="gpu-2", state="launched")
+    rows = gathered(tmp_path, {"gpu-1": {"runs": []}, "gpu-2": {"silent": "timed out"}})
+    assert [(row["agent"], row["verdict"], row["promoted"]) for row in rows] == [
+        ("mayor", "unknown", False),
+        ("witness", "verified", True),
+    ]
+    table = status.table(rows, {"gpu-2": "timed out"})
+    assert table[1] == ["witness", f"{RUN} *", "gpu-9", "verified", "12/12", "0.500", "0.600", "–", "–", "–", "$1.50"]
+    assert status.words(rows, {"gpu-2": "timed out"}, ["W&B is down"]) == [
+        "    mayor-0123456789ab: gpu-2 does not answer: timed out; the last that is known: launched",
+        "    * promoted: output/adapters/<agent>/latest",
+        "    W&B is down",
+    ]
+
+
+def test_a_silent_trainer_without_a_run_is_a_row_too(tmp_path):
+    assert status.table([], {"gpu-3": "refused"})[0][:4] == ["–", "–", "gpu-3", "unknown"]
+    assert status.words([], {"gpu-3": "refused"}, []) == ["    gpu-3 does not answer: refused"]
+
+
+def test_an_adapter_that_was_changed_is_disputed(tmp_path):
+    (deliver(tmp_path) / "a.bin").write_bytes(b"1234")
+    (row,) = gathered(tmp_path)
+    assert (row["verdict"], row["state"]) == ("disputed", "finished")
+    lines = status.words([row], {}, [])
+    assert "has 4 bytes instead of 5" in lines[0]
+    assert lines[1] == "      → train.yml -e role=witness -e verify=true"
+
+
+def test_wandb_contradicts_in_words(tmp_path):
+    looks = {"pod-2": {"runs": [seen("failed", silent_for=840.0, detail="killed: ended by SIGKILL")]}}
+    (row,) = gathered(tmp_path, looks, wandb={RUN: {"asked": RUN, "state": "running", "url": "http://w/x"}})
+    assert (row["verdict"], row["state"], row["wandb"]["url"]) == ("disputed", "failed", "http://w/x")
+    assert status.words([row], {}, []) == [
+        f"    {RUN}: killed: ended by SIGKILL",
+        f"    {RUN}: W&B says running, but the process ended 14:00 ago",
+        "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290",
+    ]
+
+
+def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
+    for number, started in (("1", 1.0), ("2", 2.0), ("3", 3.0)):
+        deliver(tmp_path, f"witness-00000000000{number}", started_at=started)
+    (tmp_path / "adapters/witness/latest").symlink_to("witness-000000000001")
+    rows = gathered(tmp_path)
+    assert len(rows) == 3
+    assert [row["run_id"] for row in status.current(rows)] == ["witness-000000000001", "witness-000000000003"]
+    assert "    and 1 earlier verified run" in status.words(rows, {}, [])
+
+
+@pytest.mark.parametrize(("agents", "found"), [([], 2), (["mayor"], 1), (["crew"], 0)])
+def test_only_the_agents_that_are_meant(tmp_path, agents, found):
+    deliver(tmp_path)
+    deliver(tmp_path, "mayor-0123456789ab")
+    assert len(gathered(tmp_path, agents=agents)) == found
+
+
+def test_damaged_files_make_no_traceback(tmp_path):
+    deliver(tmp_path)
+    (tmp_path / "adapters/witness" / RUN / "manifest.json").write_text("{cut")
+    place(tmp_path, "mayor-0123456789ab", trainer="gpu-1", state="launched")
+    (tmp_path / "runs/mayor-0123456789ab.json").write_text("")
+    assert [row["verdict"] for row in gathered(tmp_path, {"gpu-1": {"runs": []}})] == ["absent", "absent"]
+
+
+def test_all_runs_of_a_trainer(lab):
+    run = lab.stage(where=lab.root / "runs")
+    runs.start(run, {**lab.spec(run.name), "agent": "witness"}, {}, "process")
+    until(run, "finished")
+    (run.parent / "never-started").mkdir()
+    (found,) = runs.observe_all(run.parents[1], [CARD])
+    assert (found["run_id"], found["agent"], found["state"]) == (run.name, "witness", "finished")
+    assert "events" not in found
+    assert (found["gpu"], found["gpu_busy"]) == (None, None)
+
+
+@pytest.mark.parametrize(("word", "use"), [("a100", 0), ("busy", 97)])
+def test_use_of_gpus(monkeypatch, word, use):
+    monkeypatch.setenv("FAKE_GPU", word)
+    (found,) = gpu.use(str(ROOT / "tests/fakes/nvidia-smi"))
+    assert (found["use"], found["memory_mib"]) == (use, 81920)
+
+
+def test_a_host_without_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_GPU", "none")
+    assert gpu.use(str(ROOT / "tests/fakes/nvidia-smi")) == []
+    assert gpu.use(str(tmp_path / "nvidia-smi")) == []

@@ -35,12 +35,13 @@ MACHINE_KEYS = frozenset(
 )
 # Bookkeeping: what is written where. Neither what is learnt nor how fast.
 RECORD_KEYS = frozenset(
-    "logging_steps save_only_model save_total_limit strict use_wandb wandb_entity wandb_log_model wandb_mode "
-    "wandb_name wandb_project wandb_run_id wandb_watch use_tensorboard".split()
+    "logging_steps save_only_model save_total_limit strict use_wandb wandb_entity wandb_log_model wandb_name "
+    "wandb_project wandb_watch use_tensorboard".split()
 )
 # Computed for every run; a recipe that sets them would be overruled without a word.
 COMPUTED_KEYS = frozenset(
-    "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets".split()
+    "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets wandb_mode "
+    "wandb_run_id".split()
 )
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")

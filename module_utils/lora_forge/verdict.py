@@ -28,7 +28,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     """
     found: dict[str, Any] = dict.fromkeys(
         ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
-         "seconds_per_step", "last_event_at", "end_reason", "data")
+         "seconds_per_step", "last_event_at", "end_reason", "wandb", "data")
     )  # fmt: skip
     found["ended"] = False
     began: Optional[dict[str, Any]] = None
@@ -41,7 +41,9 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     for event in events:
         kind = event["event"]
         found["last_event_at"] = event["time"]
-        if kind == "data":
+        if kind == "wandb":
+            found["wandb"] = {key: event.get(key) for key in ("mode", "run", "url")}
+        if kind in ("data", "wandb"):
             continue
         found["step"], found["planned"] = event.get("step"), event.get("planned")
         if kind == "begin":

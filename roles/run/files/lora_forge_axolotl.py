@@ -1,4 +1,4 @@
-"""The Axolotl plugin of a run: metrics, clean stops, whole checkpoints.
+"""The Axolotl plugin of a run: metrics, clean stops, whole checkpoints, and a W&B that cannot end a training.
 
 Axolotl loads it by name (``plugins: [lora_forge_axolotl.LoraForgePlugin]``) and hands its callback to the
 trainer. It runs in the trainer's environment with the run directory as working directory; ``rundir.py``
@@ -8,8 +8,10 @@ lies beside it.
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
@@ -18,6 +20,7 @@ from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
 METRICS = pathlib.Path("metrics.jsonl")
+WANDB_TIMEOUT = 60  # seconds a GPU waits for W&B, at the beginning and at the end
 
 
 class RunCallback(TrainerCallback):
@@ -96,8 +99,47 @@ def number(value: Any) -> Any:
     return value if abs(value) < float("inf") else str(value)
 
 
+def start_wandb(cfg: Any) -> None:
+    """Begin the W&B run, or go on with it after a resume: one run there for one run here.
+
+    Transformers takes the run that it finds. Left to itself it would begin one when the model is loaded, and a server
+    that is down would end the training; so it is begun here, and recorded offline when W&B cannot be reached.
+
+    Args:
+        cfg: Axolotl's configuration; what is known of the run stands in run.json.
+    """
+    mode = os.environ.get("WANDB_MODE", "online")
+    if not cfg.use_wandb or mode == "disabled" or os.environ.get("RANK", "0") != "0":
+        return
+    import wandb
+
+    noted = rundir.read_json(pathlib.Path("run.json"))
+    known = {
+        "project": cfg.wandb_project,
+        "entity": cfg.wandb_entity,
+        "id": noted["run_id"],
+        "name": cfg.wandb_name or noted["run_id"],
+        "resume": "allow",
+        "tags": [noted["agent"], noted["host"], *(["rehearsal"] if noted["rehearsal"] else [])],
+        "config": {
+            "lora_forge": {key: noted[key] for key in ("run_id", "fingerprint", "recipe_sha256", "datasets", "host")}
+        },
+        "settings": wandb.Settings(init_timeout=WANDB_TIMEOUT, finish_timeout=WANDB_TIMEOUT),
+    }
+    try:
+        run = wandb.init(**known, mode=mode)
+    except wandb.errors.Error as error:
+        print(f"W&B cannot be reached, the run is recorded offline: {error}", file=sys.stderr, flush=True)
+        mode = "offline"
+        run = wandb.init(**known, mode=mode)
+    rundir.append_event(METRICS, "wandb", mode=mode, run=run.path, url=run.url)
+
+
 class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
+
+    def pre_model_load(self, cfg: Any) -> None:
+        start_wandb(cfg)
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Count examples that are truncated or dropped, while Axolotl itself loads the data."""

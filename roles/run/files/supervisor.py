@@ -272,7 +272,8 @@ class Supervisor:
         with log.open("rb") as file:
             file.seek(max(log_from, log.stat().st_size - TAIL))
             text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
-        lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+        # W&B's last words come after the error's.
+        lines = [line for line in re.split(r"[\r\n]+", text) if line.strip() and not line.startswith("wandb:")]
         kind = next((kind for kind, pattern in REASONS if pattern.search(text)), None)
         if code < 0 and kind is None:
             name = signal.Signals(-code).name

@@ -253,6 +253,10 @@ class Controller:
         runs = json.loads((self.output / "plan.json").read_text())["runs"]
         return next(run["run_id"] for run in runs if run["agent"] == agent)
 
+    def verdicts(self) -> dict[str, str]:
+        """What playbooks/status.yml concluded last, by run."""
+        return {run["run_id"]: run["verdict"] for run in rundir.read_json(self.output / "status.json")["runs"]}
+
     def manifest(self, agent: str) -> dict[str, Any]:
         return rundir.read_json(self.output / "adapters" / agent / "latest/manifest.json")
 

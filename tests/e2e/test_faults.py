@@ -36,6 +36,10 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     run_id = controller.run_id("witness")
     first.says("no connection for")
     assert rundir.read_json(vm.runs / run_id / "status.json")["state"] == "running"
+    code, text = controller.play(playbook="playbooks/status.yml")
+    assert code == 0, text
+    assert controller.verdicts() == {run_id: "unknown"}
+    assert f"{run_id}: vm does not answer: " in text
     vm.sh("systemctl start ssh")
     step = int(first.says(r"step +\d+/24").split()[1].partition("/")[0])
     assert vm.status(run_id)["starts"] == 1
@@ -66,6 +70,11 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     queued = other.run_id("refinery")
     waiting = lin.status(queued)
     assert waiting["state"] == "queued"
+    code, text = other.play("-e", "role=refinery", playbook="playbooks/status.yml")
+    assert code == 0, text
+    assert other.verdicts() == {queued: "queued"}
+    code, text = controller.play(playbook="playbooks/status.yml")
+    assert controller.verdicts()[run_id] == "running", text
 
     vm.sh(f"kill -CONT {trainer}")
     grows(vm, run_id, max(3, vm.step(run_id)))

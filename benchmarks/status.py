@@ -120,7 +120,9 @@ def main() -> None:
         print(f"{given.hosts} hosts take {ratio:.2f} times as long as one")
     finally:
         names = [f"lora-forge-bench-{number}" for number in range(given.hosts)]
-        subprocess.run(["podman", "rm", "--force", "--ignore", "--time", "0", *names], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["podman", "rm", "--force", "--ignore", "--time", "0", *names], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -82,6 +82,7 @@ class Checkout:
     def __init__(self, home: pathlib.Path):
         self.home = home
         self.trainer = home / ".trainer"
+        self.environment: dict[str, str] = {}  # of its user's shell
         listed = subprocess.check_output(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, text=True
         )
@@ -98,7 +99,12 @@ class Checkout:
         done = subprocess.run(
             [str(PLAYBOOK), playbook, *LANE, *arguments],
             cwd=self.home,
-            env={**os.environ, "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+            env={
+                **os.environ,
+                "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}",
+                "ANSIBLE_NOCOLOR": "1",
+                **self.environment,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

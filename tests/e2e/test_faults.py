@@ -64,7 +64,10 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     )
 
     # A user's own unit waits for the lane meanwhile.
-    lin, other = hosts["lin"], controllers({"lin": {}}, max_steps=4, save_steps=2, warmup_steps=1)
+    lin, other = (
+        hosts["lin"],
+        controllers({"lin": {}}, max_steps=4, save_steps=2, warmup_steps=1, gradient_accumulation_steps=1),
+    )
     code, text = other.play("-e", "role=refinery", "-e", "detach=true")
     assert code == 0, text
     queued = other.run_id("refinery")
@@ -172,7 +175,7 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
     bare.sh(f"mv {SITE} /tmp/site.py; printf '%s' '{WRONG_CLOCK}' >{SITE}")
     try:
         agents: dict[str, Any] = {"pod": {"agents": ["mayor"]}, "bare": {"agents": ["crew"]}}
-        controller = controllers(agents, max_steps=6, save_steps=2, eval_steps=6)
+        controller = controllers(agents, max_steps=6, save_steps=2, eval_steps=6, gradient_accumulation_steps=1)
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
         slow = controller.run_id("crew")
@@ -209,7 +212,7 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
 
 def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Each is told in words that name the host and the remedy, and nothing is started."""
-    bare, tiny = hosts["bare"], {"max_steps": 2, "save_steps": 2}
+    bare, tiny = hosts["bare"], {"max_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 1}
 
     def refused(fault: str, *words: str, trainers: dict[str, Any] | None = None) -> str:
         code, text = controllers(trainers or {"bare": {}}, **tiny).play("-e", "role=polecat", seconds=120)

@@ -21,7 +21,7 @@ from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, playing
 
 KEY = "simulated-key"
 OPENAPI = ROOT.parent / "shared/runpod/openapi-v2.json"
-SMALL = {"max_steps": 6, "save_steps": 3, "warmup_steps": 1}
+SMALL = {"max_steps": 6, "save_steps": 3, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 
 
 class RunPod:
@@ -317,7 +317,7 @@ def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: Run
 def test_a_training_that_would_cost_too_much_stops_with_a_checkpoint_and_goes_on_with_a_higher_cap(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:
-    renter = renters(recipe={**SMALL, "max_steps": 400, "save_steps": 200})
+    renter = renters(recipe={**SMALL, "max_steps": 800, "save_steps": 400})
     code, text = renter.play("train.yml", "-e", "role=witness", "-e", "pod_max_usd=0.02")
     assert code != 0
     assert re.search(r"would take about .* USD; .*pod_max_usd 0.02. Nothing was ordered", text), text

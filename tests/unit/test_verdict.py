@@ -263,6 +263,19 @@ def test_progress_sums_up():
     assert verdict.eta_seconds(found) == 15.0
 
 
+def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
+    found = verdict.progress(
+        [
+            {"event": "wandb", "time": 1, "mode": "offline", "run": "e/p/r", "url": None},
+            event("begin", 0, 2),
+            event("log", 3, 3, loss=1.0),
+            {"event": "wandb", "time": 4, "mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"},
+        ]
+    )
+    assert found["wandb"] == {"mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"}
+    assert (found["step"], found["planned"], found["loss"]) == (3, 10, 1.0)
+
+
 def test_progress_takes_back_what_a_resume_took_back():
     history = [
         event("begin", 0, 0),

@@ -20,7 +20,7 @@ from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
 METRICS = pathlib.Path("metrics.jsonl")
-WANDB_TIMEOUT = 60  # seconds a GPU waits for W&B, at the beginning and at the end
+WANDB_TIMEOUT = 30  # seconds a GPU waits for W&B, at the beginning and at the end
 
 
 class RunCallback(TrainerCallback):
@@ -128,8 +128,9 @@ def start_wandb(cfg: Any) -> None:
     }
     try:
         run = wandb.init(**known, mode=mode)
-    except wandb.errors.Error as error:
+    except Exception as error:  # whatever it is, it must not end the training
         print(f"W&B cannot be reached, the run is recorded offline: {error}", file=sys.stderr, flush=True)
+        wandb.teardown()  # it would hold the run's id for in use
         mode = "offline"
         run = wandb.init(**known, mode=mode)
     rundir.append_event(METRICS, "wandb", mode=mode, run=run.path, url=run.url)

@@ -164,6 +164,7 @@ class Podman:
         mounted = self.state / "mounted"
         mounted.mkdir(exist_ok=True)
         lines = [f"SSL_CERT_FILE={CERTIFICATES}", f"PIP_CERT={CERTIFICATES}", "UV_CACHE_DIR=/disk/uv-cache"]
+        lines += ["PYTHONPYCACHEPREFIX=/disk/pycache"]  # or each pod compiles the same thousands of files again
         lines += [f"UV_FIND_LINKS={self.wheels}"] if self.wheels else []
         (mounted / "environment").write_text("\n".join(lines) + "\n")
         # The start script of an image that forgot about SSH.

@@ -1,0 +1,119 @@
+"""W&B for real: the client in Axolotl and the client in the modules, and a local server between them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+import rundir
+from wandb_server import KEY, WandbServer
+
+from .conftest import CONVERGE, Checkout, Seen, eventually
+
+WITNESS = ("-e", "role=witness")
+RECIPE = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 2}
+SMALL = ("-e", json.dumps({"recipe": RECIPE}))
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with WandbServer() as made:
+        yield made
+
+
+def holding(folder: pathlib.Path, secret: str) -> list[pathlib.Path]:
+    """The files below a folder that hold a secret."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in files if "env/" not in str(path) and secret.encode() in path.read_bytes()]
+
+
+def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
+    checkout: Checkout, server: WandbServer, seen: Seen
+) -> None:
+    checkout.environment = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}
+    code, text = checkout.play(*WITNESS, *SMALL, "-e", "detach=true")
+    assert code == 0, text
+    run_id = checkout.plan()["run_id"]
+    run_dir = checkout.run_dir(run_id)
+
+    def step() -> int:
+        events, _ = rundir.read_events(run_dir / "metrics.jsonl")
+        return max((event["step"] for event in events if event["event"] == "log"), default=0)
+
+    eventually(lambda: server.runs.get(run_id, {}).get("history"), CONVERGE, "a point of the history")
+    run = server.runs[run_id]
+    assert run["tags"] == ["witness", "localhost", "rehearsal"]
+    noted = run["config"]["lora_forge"]["value"]
+    assert (noted["run_id"], noted["fingerprint"]) == (run_id, checkout.plan()["fingerprint"])
+    assert noted["datasets"] == [one["sha256"] for one in checkout.plan()["datasets"]]
+
+    server.fail(down=True)
+    before = step()
+    eventually(lambda: step() >= min(before + 2, 8), CONVERGE, "two steps with W&B down")
+    code, text = checkout.play(*WITNESS, *SMALL, playbook="playbooks/status.yml")
+    assert code == 0, text
+    assert "W&B" in text
+    assert f"{run_id}  localhost  " in text
+    code, text = checkout.play(*WITNESS, *SMALL, playbook="playbooks/stop.yml")
+    assert code == 0, text
+    server.fail()
+    reached = step()
+
+    code, text = checkout.play(*WITNESS, *SMALL)
+    assert code == 0, text
+    assert checkout.manifest()["verdict"] == "verified"
+    assert checkout.manifest()["wandb"]["url"] == f"{server.url}/tester/lora-forge/runs/{run_id}"
+    run = server.state()["runs"][run_id]
+    assert (run["state"], run["exit_code"], run["starts"]) == ("finished", 0, 2)
+    assert run["summary"]["train/global_step"] == 8
+    assert list(server.runs) == [run_id]
+    assert holding(checkout.home, KEY) == []
+    seen(
+        "W&B goes down in mid-run",
+        "localhost",
+        f"the training went on to step {reached}; stopped, and resumed with W&B back: the same W&B run, finished",
+    )
+
+    # What is proven stays so, whatever W&B says.
+    server.change(run_id, state="crashed")
+    code, text = checkout.play(*WITNESS, playbook="playbooks/status.yml")
+    assert code == 0, text
+    assert [run["verdict"] for run in rundir.read_json(checkout.home / "output/status.json")["runs"]] == ["verified"]
+
+
+def test_a_key_that_is_wrong_is_found_before_anything_starts(checkout: Checkout, server: WandbServer) -> None:
+    checkout.environment = {"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": server.url}
+    code, text = checkout.play(*WITNESS)
+    assert code != 0
+    assert "WANDB_API_KEY" in text
+    assert "x" * 40 not in text
+    assert not (checkout.trainer / "runs").exists()
+
+
+def test_offline_when_wandb_is_down_and_uploaded_once_the_run_is_collected(
+    checkout: Checkout, server: WandbServer, seen: Seen
+) -> None:
+    checkout.environment = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}
+    server.fail(down=True, only="graphql")
+    code, text = checkout.play(*WITNESS, *SMALL, "-e", "detach=true")
+    assert code == 0, text
+    assert "W&B" in text, "the plan says that W&B does not answer"
+    run_id = checkout.plan()["run_id"]
+    events = checkout.run_dir(run_id) / "metrics.jsonl"
+
+    def mode() -> list[str]:
+        return [event["mode"] for event in rundir.read_events(events)[0] if event["event"] == "wandb"]
+
+    eventually(mode, CONVERGE, "a W&B run")
+    assert mode() == ["offline"]
+    server.fail()
+    code, text = checkout.play(*WITNESS, *SMALL)
+    assert code == 0, text
+    assert checkout.manifest()["verdict"] == "verified"
+    run = server.state()["runs"][run_id]
+    assert (run["state"], run["summary"]["train/global_step"]) == ("finished", 8)
+    assert run["tags"] == ["witness", "localhost", "rehearsal"]
+    assert checkout.manifest()["wandb"]["url"] == f"{server.url}/tester/lora-forge/runs/{run_id}"
+    seen("W&B is down when a training begins", "localhost", "recorded offline; verified, then uploaded")

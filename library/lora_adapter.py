@@ -10,7 +10,9 @@ short_description: Bring a verified adapter into output/adapters and let latest 
 description:
   - Runs on the controller. Compares every file with the trainer's SHA-256, verifies the adapter again, writes
     manifest.json and renames the whole into place. Nothing half-made is ever seen there.
-  - C(latest) moves only to a verified run; a rehearsal holds it only while there is no real adapter.
+  - C(latest) moves only to a verified run whose eval loss is not worse than the promoted one's by more than
+    O(max_regression), where the two can be compared. A rehearsal holds it only while there is no real adapter.
+  - Every decision is a line in history.jsonl beside C(latest). A run is decided on once.
 options:
   source:
     description: The run directory, or a copy of it, on the controller.
@@ -48,6 +50,10 @@ options:
     description: SHA-256 of the trainer's lock file, for the manifest.
     type: str
     default: ''
+  max_regression:
+    description: By which share the eval loss may be above the promoted one's; 0.02 is 2 %.
+    type: float
+    default: 0.02
 attributes:
   check_mode:
     description: Predicts the delivery.
@@ -82,10 +88,10 @@ promoted:
   type: bool
   sample: true
 word:
-  description: Why latest does not point to it.
+  description: Why latest does not point to it, or what could not be compared; empty where nothing is to be said.
   returned: success
   type: str
-  sample: ''
+  sample: not comparable with witness-c6746a504464 (another evaluation set)
 manifest:
   description: The manifest.
   returned: success
@@ -97,7 +103,7 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, money
+from ansible.module_utils.lora_forge import adapter, money, promotion, summary
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -110,6 +116,7 @@ ARGUMENTS = {
     "host": {"type": "dict", "default": {}},
     "budget": {"type": "dict", "default": {}},
     "lock_sha256": {"type": "str", "default": ""},
+    "max_regression": {"type": "float", "default": 0.02},
 }
 
 
@@ -133,15 +140,21 @@ def main() -> None:
                 given["observed"],
                 given["delivered"],
                 {key: given[key] for key in ("base_model", "host", "lock_sha256")}
-                | {"git": adapter.git_facts(home.parent), "cost": cost},
+                | {
+                    "git": adapter.git_facts(home.parent),
+                    "cost": cost,
+                    "evaluation": promotion.evaluation(
+                        run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]
+                    ),
+                },
             )
             adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
-        promoted, word = adapter.promote(home, run_id)
+        moved = promotion.promote(home, run_id, given["max_regression"])
         module.exit_json(
-            changed=not known,
+            changed=moved or not known,
             path=str(home / run_id),
-            promoted=promoted,
-            word=word,
+            promoted=summary.points_to(home / promotion.LATEST) == run_id,
+            word=promotion.word(home, run_id),
             manifest=adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
         )
 

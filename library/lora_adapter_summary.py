@@ -59,7 +59,7 @@ lacking:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, summary
+from ansible.module_utils.lora_forge import adapter, promotion, summary
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
@@ -80,7 +80,7 @@ def main() -> None:
             manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST)
             promoted = summary.points_to(home / "latest") == run["run_id"]
             if manifest:
-                lines += summary.ready(run, manifest, home, promoted)
+                lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
             elif module.check_mode:
                 lines.append(f"{run['agent']} would be trained: {run['run_id']} on {run['trainer']}")
             elif module.params["detached"]:

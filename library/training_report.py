@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: training_report
 short_description: Write one page on all adapters, for people
 description:
-  - Runs on the controller and reads below O(output) alone. The page is one HTML file that needs neither network nor script.
+  - Runs on the controller and reads below O(output) alone. The page is one HTML file without network and script.
   - The page depends on the data and on the checkout's commit, not on the clock. It is written only where it differs.
 options:
   output:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -232,7 +231,7 @@ def manifest(
         run: The planned run.
         observed: What training_run_info returned of it.
         delivered: What lora_adapter_info returned of it.
-        known: base_model (as the trainer loaded it), host, lock_sha256 and git.
+        known: base_model (as the trainer loaded it), host, lock_sha256, evaluation, cost and git.
     """
     done, status = observed["progress"], observed["status"]
     began, ended = status.get("first_started_at"), status.get("finished_at")
@@ -259,6 +258,7 @@ def manifest(
             "eval_first": done["eval_first"],
             "eval_last": done["eval_loss"],
         },
+        "evaluation": known["evaluation"],
         "starts": status.get("starts"),
         "started_at": began,
         "finished_at": ended,
@@ -359,28 +359,3 @@ def deliver(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
-
-
-def promote(home: pathlib.Path, run_id: str) -> tuple[bool, str]:
-    """Let ``latest`` point to a verified run. A rehearsal may hold it only while there is no real adapter.
-
-    Args:
-        home: output/adapters/<agent>.
-        run_id: A delivered run.
-
-    Returns:
-        Whether it points there now, and a sentence why not.
-    """
-    link = home / "latest"
-    rehearsal = rundir.read_json(home / run_id / MANIFEST).get("rehearsal", True)
-    delivered = home.glob(f"*/{MANIFEST}")
-    real = [path.parent.name for path in delivered if not rundir.read_json(path).get("rehearsal", True)]
-    if rehearsal and real:
-        return False, f"latest stays at a real adapter ({os.readlink(link) if link.is_symlink() else real[0]})"
-    if link.is_symlink() and os.readlink(link) == run_id:
-        return True, ""
-    fresh = home / f".latest.{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(run_id)
-    os.replace(fresh, link)
-    return True, ""

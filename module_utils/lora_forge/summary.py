@@ -19,7 +19,7 @@ def points_to(link: pathlib.Path) -> str:
     return os.readlink(link) if link.is_symlink() else ""
 
 
-def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool) -> list[str]:
+def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool, word: str) -> list[str]:
     """The lines for an adapter that is there.
 
     Args:
@@ -27,6 +27,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
         manifest: Its manifest.
         home: The agent's folder of adapters.
         promoted: Whether ``latest`` points to it.
+        word: What is to be said of that; empty for nothing.
     """
     agent, run_id = run["agent"], manifest["run_id"]
     # As seen from the checkout, where output/ is unless somebody says otherwise.
@@ -34,9 +35,10 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     if run["state"] == "ready":
         return [
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
-            "Nothing to do; -e fresh=true trains again."
+            "Nothing to do; -e fresh=true trains again.",
+            *([] if promoted or not word else [f"  {word}"]),
         ]
-    at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id} (latest stays where it is)"
+    at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id}"
     loss, steps = manifest["loss"], manifest["steps"]
     figures = [f"{steps['reached']} of {steps['planned']} steps", pair("loss", loss["first"], loss["last"])]
     if loss["eval_last"] is not None:
@@ -44,7 +46,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     if manifest["duration_s"] is not None:
         figures.append(f"trained in {duration(manifest['duration_s'])}")
     figures.append("cost {usd:.2f} USD".format(**manifest["cost"]) if manifest["cost"]["usd"] else "cost 0")
-    lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures)]
+    lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures), *([f"  {word}"] if word else [])]
     data = manifest.get("data")
     if data and (data["longer"] or data["dropped"] or data["untrainable"]):
         cut = data["longer"] - data["dropped"]
@@ -63,5 +65,7 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
 
 
 def pair(name: str, first: Any, last: Any) -> str:
-    """A figure at the beginning and at the end."""
-    return f"{name} {first:.4g} → {last:.4g}" if first is not None else f"{name} {last:.4g}"
+    """A figure at the beginning and at the end; NaN and infinity are logged as text."""
+    return f"{name} " + " → ".join(
+        f"{one:.4g}" if isinstance(one, (int, float)) else str(one) for one in (first, last) if one is not None
+    )

@@ -311,39 +311,3 @@ def test_a_copy_with_new_times_is_still_whole(run_dir, home):
     final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
     os.utime(final / "train.log", (2e9, 2e9))
     assert adapter.missing(final) is None
-
-
-# --- promote
-
-
-@pytest.fixture
-def delivered(run_dir, home):
-    def maker(run_id: str, rehearsal: bool) -> None:
-        adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest(run_id, rehearsal=rehearsal))
-
-    return maker
-
-
-def test_promote_points_latest_and_is_idempotent(delivered, home):
-    delivered("witness-1", False)
-    assert adapter.promote(home, "witness-1") == (True, "")
-    before = (home / "latest").lstat()
-    assert adapter.promote(home, "witness-1") == (True, "")
-    assert os.readlink(home / "latest") == "witness-1"
-    assert (home / "latest").lstat().st_ino == before.st_ino
-    delivered("witness-2", False)
-    assert adapter.promote(home, "witness-2") == (True, "")
-    assert (home / "latest" / "manifest.json").is_file()
-    assert sorted(path.name for path in home.iterdir()) == ["latest", "witness-1", "witness-2"]
-
-
-def test_a_rehearsal_never_displaces_a_real_adapter(delivered, home):
-    delivered("witness-r", True)
-    assert adapter.promote(home, "witness-r") == (True, "")
-    delivered("witness-1", False)
-    assert adapter.promote(home, "witness-1") == (True, "")
-    assert adapter.promote(home, "witness-r") == (False, "latest stays at a real adapter (witness-1)")
-    assert os.readlink(home / "latest") == "witness-1"
-    (home / "latest").unlink()
-    assert adapter.promote(home, "witness-r")[0] is False
-    assert not (home / "latest").is_symlink()

@@ -1,0 +1,528 @@
+"""W&B as the controller sees it: what it says of runs, what its client recorded on disk, and the way from here to there.
+
+Only the wandb package's public interfaces are used: `wandb.Api`, `wandb leet inspect`, `wandb sync`. Each works in a
+process of its own, that is killed when its time is up, with a home folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import datetime
+import email.utils
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+# Of the client's many variables, those that say how to reach W&B. All others (mode, entity, run id …) stay outside.
+KEPT = ("WANDB_BASE_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL")
+# Left to itself the client tries again for hours, and then does not say why. It is to say why, before its time is up.
+RETRIES = {"RETRY_MAX": "2", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "2"}
+SHOWN = ("_step", "_timestamp", "_runtime")  # of the client's own keys
+HISTORY_STEPS = 1000  # points are looked for within so many last steps: one page of the server's
+DEPTH = 3  # folders below which records are looked for
+SAID = 200  # characters of what W&B, or its client, said
+ASKING = 20  # seconds that a sync leaves for its questions
+
+Entry = dict[str, Any]
+Error = dict[str, str]
+
+
+def entry(asked: str, **known: Any) -> Entry:
+    """A run of which nothing is known but what is given."""
+    unknown = dict.fromkeys(("id", "name", "path", "state", "heartbeat_at", "heartbeat_age", "step", "url", "error"))
+    return {"asked": asked, **unknown, "summary": {}, "history": [], "system": {}, "tags": [], "config": {}, **known}
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def problem(kind: str, where: str, said: str = "", key: str = "") -> Error:
+    """A kind of error in words: what was found, where, and what to do.
+
+    Args:
+        kind: no_key, bad_key, no_project, run_not_found, rate_limit, timeout, server_down or answer.
+        where: W&B's address, or a file; for no_project and run_not_found what is missing too.
+        said: What W&B, or its client, said.
+        key: Taken out of it, should it be there.
+    """
+    said = " ".join(said.replace(key, "<key>").split() if key else said.split())
+    said = f" ({said[:SAID]}…)" if len(said) > SAID else f" ({said})" if said else ""
+    new_key = "in W&B's user settings, and: export WANDB_API_KEY=…"
+    words = {
+        "no_key": f"no key for {where}: WANDB_API_KEY is not set. Make one {new_key}",
+        "bad_key": f"{where} does not accept the key{said}. Make a new one {new_key}",
+        "no_project": f"{where}: there is no such project, or the key may not see it. Its first run makes it; look at "
+        "wandb_entity and wandb_project",
+        "run_not_found": f"{where}: there is no such run. It was never there, has not been uploaded yet, or was deleted",
+        "rate_limit": f"{where} takes no more requests for now{said}. Wait a minute and run the same command again",
+        "timeout": f"{where} gave no answer in time{said}. Run the same command again, or give it more time",
+        "server_down": f"{where} cannot be reached, or is out of order{said}. Run the same command again in a while",
+        "answer": f"{where} gave an answer that is of no use{said}. Its own words say why",
+    }
+    return {"kind": kind, "msg": f"W&B: {words[kind]}"}
+
+
+def kind_of(said: str) -> str:
+    """The kind of an error, by the client's words (it has no other way to tell)."""
+    for kind, pattern in (
+        ("bad_key", r"\b401\b|\b403\b|not logged in|API key must|API key invalid|permission denied"),
+        ("rate_limit", r"\b429\b|rate limit"),
+        ("no_project", r"Could not find project"),
+        ("timeout", r"did not respond in time|deadline exceeded|i/o timeout|Client\.Timeout|timed out"),
+        (
+            "server_down",
+            r"HTTP 5\d\d|error 5\d\d|dial tcp|connection re(fused|set)|no such host|\bEOF\b|giving up after",
+        ),
+    ):
+        if re.search(pattern, said, re.IGNORECASE):
+            return kind
+    return "answer"
+
+
+# --- the client's processes ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def home() -> Iterator[str]:
+    """A folder for all that the client writes besides; it may still write while it is removed."""
+    with tempfile.TemporaryDirectory(prefix="lora-forge-wandb-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def environment(folder: str, base_url: str = "", key: str = "") -> dict[str, str]:
+    """The client's environment: its home is a folder, and it keeps silent.
+
+    Args:
+        folder: The folder.
+        base_url: W&B's address; empty: as the environment says.
+        key: The key, for processes that need it.
+    """
+    found = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
+    found |= {"HOME": folder, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
+    found |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")} | {"WANDB_DIR": folder}
+    found |= {f"WANDB__GRAPHQL_{name}": value for name, value in RETRIES.items()}
+    found |= {"WANDB_BASE_URL": base_url} if base_url else {}
+    return found | ({"WANDB_API_KEY": key} if key else {})
+
+
+def client(arguments: list[str], env: dict[str, str], seconds: float) -> tuple[Optional[int], str, str]:
+    """Run the client's command line: exit status (None: its time was up and it was killed), output, complaints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wandb", *arguments],
+        env=env, cwd=env["HOME"], start_new_session=True, text=True, errors="replace",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        said, complained = process.communicate(timeout=max(0.1, seconds))
+        return process.returncode, said, complained
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what it started ends by itself when it sees that
+        said, complained = process.communicate()
+        return None, said, complained
+
+
+# --- the server ----------------------------------------------------------------------------------------------------
+
+
+def ask(
+    asked: list[str],
+    entity: str = "",
+    project: str = "lora-forge",
+    base_url: str = "",
+    key: str = "",
+    timeout: float = 20,
+    history: int = 0,
+) -> dict[str, Any]:
+    """Ask W&B about runs, all of them at once.
+
+    Args:
+        asked: Ids or display names; of several with one display name the newest is meant.
+        entity: Empty: the key's default.
+        project: The runs' project.
+        base_url: Empty: WANDB_BASE_URL, or the client's default.
+        key: Empty: WANDB_API_KEY.
+        timeout: Seconds for the whole.
+        history: How many last points of each run.
+
+    Returns:
+        entity and base_url as they were used; runs, one :func:`entry` for each that was asked; error: None, or kind
+        and msg of what is wrong.
+    """
+    key = (key or os.environ.get("WANDB_API_KEY", "")).strip()
+    base_url = base_url or os.environ.get("WANDB_BASE_URL", "")
+    found: dict[str, Any] = {"entity": entity, "base_url": base_url, "runs": [entry(name) for name in asked]}
+    if not key:
+        return found | {"error": problem("no_key", base_url or "W&B's service")}
+    deadline = time.monotonic() + timeout
+    fork = multiprocessing.get_context("fork")  # a module has no file that another interpreter could import
+    with home() as folder:
+        receiver, sender = fork.Pipe(duplex=False)
+        question = (asked, entity, project, key, timeout, history)
+        process = fork.Process(target=_child, args=(sender, environment(folder, base_url), *question), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            while not found.get("done"):
+                if not receiver.poll(max(0.0, deadline - time.monotonic())):
+                    found["error"] = problem("timeout", found["base_url"], f"{timeout:g} s")
+                    break
+                found |= receiver.recv()
+            process.join(2 if found.get("done") else 0)
+        except EOFError:
+            found["error"] = problem("answer", found["base_url"], "the client died")
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
+    missing = [run["asked"] for run in found["runs"] if not run["id"]]
+    if missing and not found.setdefault("error", None):
+        where = f"{found['base_url']}, {found['entity']}/{project}"
+        for run in found["runs"]:
+            run["error"] = run["error"] or problem("run_not_found", f"{where}/{run['asked']}")
+        found["error"] = problem("run_not_found", f"{where}, {', '.join(missing)}")
+    found.pop("done", None)
+    return scrubbed(found, key)
+
+
+def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *question: Any) -> None:
+    """Tell the parent, piece by piece, what W&B answers; nothing else comes out of here."""
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(quiet, descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(env["HOME"])
+    try:
+        import wandb
+
+        try:
+            for piece in _answers(wandb, env.get("WANDB_BASE_URL", ""), *question):
+                sender.send(piece)
+        finally:
+            wandb.teardown()
+    except BaseException as error:  # whatever it is, a user is to read a sentence
+        sender.send({"error": problem("answer", "its client", f"{type(error).__name__}: {error}", question[3])})
+    sender.send({"done": True})
+
+
+def _answers(
+    wandb: Any, base_url: str, asked: list[str], entity: str, project: str, key: str, timeout: float, history: int
+) -> Iterator[dict[str, Any]]:
+    base_url = base_url or wandb.Settings().base_url
+    yield {"base_url": base_url}
+    where = base_url
+    try:
+        api = wandb.Api(overrides={"base_url": base_url}, api_key=key, timeout=max(1, math.ceil(timeout) - 2))
+        entity = entity or api.default_entity
+        yield {"entity": entity}
+        if not asked:
+            return
+        where = f"{base_url}, {entity}/{project}"
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            clock = pool.submit(ahead, base_url)
+            either = [{"name": {"$in": asked}}, {"displayName": {"$in": asked}}]
+            listed = api.runs(f"{entity}/{project}", {"$or": either}, order="-created_at", per_page=100, lazy=False)
+            by_name: dict[str, Any] = {}
+            for run in listed:
+                by_name.setdefault(run.name, run)
+            by_name |= {run.id: run for run in listed}
+            now = time.time() + clock.result()
+            entries = [_seen(by_name[name], name, now) if name in by_name else entry(name) for name in asked]
+            yield {"runs": entries}
+            if history:
+                for one, points in zip(entries, pool.map(lambda name: _last(by_name.get(name), history), asked)):
+                    one["history"] = points
+                yield {"runs": entries}
+    except Exception as error:
+        yield {"error": problem(kind_of(str(error)), where, str(error), key)}
+
+
+def _seen(run: Any, asked: str, now: float) -> Entry:
+    """A run of the public API as an entry; now is the server's."""
+    beat = moment(run.heartbeat_at)
+    summary = plain(run.summary_metrics or {})
+    steps = [summary.get("_step"), (run.history_keys or {}).get("lastStep")]
+    reached = [step for step in steps if isinstance(step, (int, float)) and step >= 0]
+    return entry(
+        asked,
+        id=run.id,
+        name=run.name,
+        path="/".join(run.path),
+        state=run.state,
+        heartbeat_at=iso(beat),
+        heartbeat_age=None if beat is None else max(0.0, round(now - beat, 1)),
+        step=int(max(reached)) if reached else None,  # the one or the other may come from a cache
+        summary=shown(summary),
+        url=run.url,
+        system=system(run.system_metrics or {}),
+        tags=list(run.tags or []),
+        config=plain(run.config or {}),
+    )
+
+
+def _last(run: Any, count: int) -> list[dict[str, Any]]:
+    if run is None:
+        return []
+    last = (run.history_keys or {}).get("lastStep") or 0
+    points = run.scan_history(min_step=max(0, int(last) + 1 - HISTORY_STEPS), page_size=HISTORY_STEPS)
+    return [shown(plain(point)) for point in points][-count:]
+
+
+def ahead(base_url: str) -> float:
+    """By how many seconds the server's clock is ahead of this one, by the Date of an answer; 0 where it tells none."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(base_url, method="HEAD"), timeout=5) as answer:
+            headers = answer.headers
+    except urllib.error.HTTPError as refusal:  # has a Date too
+        headers = refusal.headers
+    except (OSError, ValueError):
+        return 0.0
+    date = email.utils.parsedate_to_datetime(headers["Date"]) if headers.get("Date") else None
+    return date.timestamp() - time.time() if date else 0.0
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what is not finite becomes text, what is no value at all its words."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def shown(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics without the client's own, but with its step and times."""
+    return {key: value for key, value in values.items() if not key.startswith("_") or key in SHOWN}
+
+
+def system(values: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the machine; the server's have a word in front."""
+    return {key.removeprefix("system."): plain(value) for key, value in values.items() if not key.startswith("_")}
+
+
+def moment(text: Optional[str]) -> Optional[float]:
+    """A time as W&B writes it (UTC where it says nothing), in epoch seconds."""
+    if not text:
+        return None
+    text = re.sub(r"(\.\d{6})\d+", r"\1", text.replace("Z", "+00:00"))  # nanoseconds are more than Python reads
+    when = datetime.datetime.fromisoformat(text)
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+
+
+def iso(when: Optional[float]) -> Optional[str]:
+    """Epoch seconds as text, in UTC."""
+    at = None if when is None else datetime.datetime.fromtimestamp(when, datetime.timezone.utc)
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
+
+
+def scrubbed(value: Any, key: str) -> Any:
+    """A value without the key, wherever it may have got to."""
+    if isinstance(value, dict):
+        return {scrubbed(name, key): scrubbed(one, key) for name, one in value.items()}
+    if isinstance(value, list):
+        return [scrubbed(one, key) for one in value]
+    return value.replace(key, "<key>") if key and isinstance(value, str) else value
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+
+def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The records below a folder, by their folders' names, which begin with the time; the link latest-run is none.
+
+    Raises:
+        ForgeError: The folder is not there.
+    """
+    if not folder.is_dir():
+        raise ForgeError(f"{folder} is no folder; a W&B record is a folder run-… or offline-run-… of the client")
+    found = [file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "run-*.wandb")]
+    whole = [file for file in found if not any(part.is_symlink() for part in file.parents if part != folder)]
+    return sorted(whole, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
+
+
+def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[str, Any]:
+    """What the client recorded below a folder; what was cut off is read as far as it goes.
+
+    Args:
+        folder: A record, or a folder that holds some.
+        timeout: Seconds for the whole.
+        history: How many last points of each.
+
+    Returns:
+        runs: one :func:`entry` for each record, with «synced», whether `wandb sync` left its mark; state: finished,
+        failed or unfinished, by the record of its end; heartbeat_at: when it was written to last. error: as of
+        :func:`ask`.
+
+    Raises:
+        ForgeError: The folder is not there.
+    """
+    files = record_files(folder)
+    with home() as scratch, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        env, deadline = environment(scratch), time.monotonic() + timeout
+        runs = list(pool.map(lambda file: _record(file, env, deadline, history), files))
+    return {"runs": runs, "error": next((run["error"] for run in runs if run["error"]), None)}
+
+
+def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: int) -> Entry:
+    def inspect(*flags: str) -> str:
+        arguments = ["leet", "inspect", *flags, "--json", str(file.absolute())]
+        status, said, complained = client(arguments, env, deadline - time.monotonic())
+        if status != 0:
+            raise _Unread("timeout" if status is None else "answer", complained)
+        return said
+
+    known: Entry = entry(str(file.parent), synced=file.with_suffix(".wandb.synced").exists())
+    try:
+        told = json.loads(inspect("--summary"))
+        records = [json.loads(line) for line in inspect().splitlines()]
+    except _Unread as error:
+        kind, said = error.args
+        return known | {"error": problem(kind, f"the record {file}", said)}
+    except ValueError as error:
+        return known | {"error": problem("answer", f"the record {file}", str(error))}
+    ended = {None: "unfinished", 0: "finished"}
+    points = [shown(plain(record["history"]["item"])) for record in records if record["type"] == "history"]
+    figures = [record["stats"]["item"] for record in records if record["type"] == "stats"]
+    return known | {
+        "id": told["run_id"] or None,
+        "name": told["name"] or told["run_id"] or None,
+        "path": "/".join(filter(None, (told["entity"], told["project"], told["run_id"]))) or None,
+        "state": ended.get(told["exit_code"], "failed"),
+        "heartbeat_at": iso(moment(told["last_write"])),
+        "step": points[-1].get("_step") if points else None,
+        "summary": shown(plain(told["summary"])),
+        "history": points[-history:] if history else [],
+        "system": {name: value for item in figures for name, value in system(item).items()},
+        "tags": told["tags"],
+        "config": plain(told["config"]),
+    }
+
+
+class _Unread(Exception):
+    """The kind of an error, and what the client said of it."""
+
+
+# --- from here to there --------------------------------------------------------------------------------------------
+
+
+def sync(
+    folder: pathlib.Path,
+    entity: str = "",
+    base_url: str = "",
+    key: str = "",
+    timeout: float = 300,
+    check: bool = False,
+) -> dict[str, Any]:
+    """Upload every record that W&B does not have yet; records of one run become one run there.
+
+    The client's own mark says that a record was uploaded. A run that was followed online, and one whose record was
+    cut off, never gets it: W&B itself is asked whether it has the end of it. Its client would upload it again.
+
+    Args:
+        folder: A folder that holds records of runs that have ended.
+        entity: Empty: the records', or the key's default.
+        base_url: Empty: WANDB_BASE_URL, or the client's default.
+        key: Empty: WANDB_API_KEY.
+        timeout: Seconds for the whole.
+        check: Predict only.
+
+    Returns:
+        changed; synced: the records that were uploaded; url: of the newest run, empty when W&B was not asked with
+        success; error: as of :func:`ask`.
+
+    Raises:
+        ForgeError: The folder is not there.
+    """
+    key = (key or os.environ.get("WANDB_API_KEY", "")).strip()
+    deadline = time.monotonic() + timeout
+    local = read(folder, timeout)
+    records = [run for run in local["runs"] if run["id"]]  # one that ended before its first word was written is empty
+    if not records:
+        return {"changed": False, "synced": [], "url": "", "error": local["error"]}
+    there, error = _there(records, entity, base_url, key, deadline)
+    waiting = [run for run in records if not _has(there, run)]
+    done: list[Entry] = []
+    if waiting and not error:
+        if check:
+            done = waiting
+        else:
+            said = _upload(waiting, entity, base_url, key, deadline)
+            waiting = [run | {"synced": _marked(run)} for run in waiting]
+            there, error = _there(records, entity, base_url, key, deadline)
+            done = [run for run in waiting if _has(there, run)]
+            left = [run["asked"] for run in waiting if run not in done]
+            if left:
+                where = f"{base_url or os.environ.get('WANDB_BASE_URL', '') or 'its service'}, {', '.join(left)}"
+                error = error or problem(kind_of(said) if said else "timeout", where, said, key)
+            else:
+                error = None
+    elif not waiting:
+        error = None  # there is nothing to upload, so nothing is wrong with that
+    newest = there.get(records[-1]["id"]) or {}
+    found = {"changed": bool(done), "synced": [run["asked"] for run in done], "url": newest.get("url") or ""}
+    return scrubbed({**found, "error": error or local["error"]}, key)
+
+
+def _there(
+    records: list[Entry], entity: str, base_url: str, key: str, deadline: float
+) -> tuple[dict[str, Entry], Optional[Error]]:
+    """What W&B has of the runs, by id; a run or a project that is not there yet is no error."""
+    found: dict[str, Entry] = {}
+    homes = {tuple(["", "uncategorized", *run["path"].split("/")[:-1]][-2:]) for run in records}
+    for owner, project in sorted(homes):
+        ids = [run["id"] for run in records if run["path"].split("/")[-2:-1] in ([project], [])]
+        left = min(ASKING, deadline - time.monotonic())
+        answer = ask(sorted(set(ids)), entity or owner, project, base_url, key, max(1, left))
+        if answer["error"] and answer["error"]["kind"] not in ("run_not_found", "no_project"):
+            return found, answer["error"]
+        found |= {run["id"]: run for run in answer["runs"] if run["id"]}
+    return found, None
+
+
+def _has(there: dict[str, Entry], record: Entry) -> bool:
+    """Whether W&B has a record: by the client's mark, or as the run has ended there, no earlier than the record."""
+    run = there.get(record["id"])
+    if record["synced"] or not run:
+        return bool(record["synced"])
+    last = [one["summary"].get("_timestamp") or 0 for one in (run, record)]
+    return run["state"] in ("finished", "failed") and last[0] >= last[1]
+
+
+def _marked(record: Entry) -> bool:
+    return any(pathlib.Path(record["asked"]).glob("*.wandb.synced"))
+
+
+def _upload(records: list[Entry], entity: str, base_url: str, key: str, deadline: float) -> str:
+    """Upload records; returns what the client complained of. Its exit status says nothing: it is 0 for a wrong key."""
+    with home() as folder:
+        paths = [str(pathlib.Path(run["asked"]).absolute()) for run in records]
+        options = ["--include-online", *(["--entity", entity] if entity else [])]
+        seconds = deadline - time.monotonic() - min(ASKING, (deadline - time.monotonic()) / 4)
+        env = environment(folder, base_url, key) | {"WANDB_SILENT": "false"}
+        env |= {f"WANDB__FILE_STREAM_{name}": value for name, value in (RETRIES | {"RETRY_MAX": "6"}).items()}
+        status, said, complained = client(["sync", *options, *paths], env, seconds)
+        if status is None:
+            return "timed out"
+        lines = [line for line in (said + complained).splitlines() if re.search(r"error|failed", line, re.IGNORECASE)]
+        return " ".join(line.removeprefix("wandb: ") for line in lines)

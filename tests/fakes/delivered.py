@@ -1,0 +1,179 @@
+"""An output folder as trainings leave it: manifests, logs, histories, and the last look. All figures are invented."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+START = 1_795_000_000.0  # 2026-11-18
+RECIPE = {
+    "base_model": "Qwen/Qwen2.5-7B-Instruct",
+    "model_revision": "a09a35458c702b33eeacc393d103063234e8bc28",
+    "sequence_len": 4096,
+    "learning_rate": 0.0002,
+    "num_epochs": 3,
+    "lora_r": 64,
+    "lora_target_modules": ["q_proj", "v_proj"],
+    "val_set_size": 0.05,
+    "seed": 42,
+}
+REHEARSAL = RECIPE | {"base_model": "tiny-random-qwen3", "model_revision": None, "sequence_len": 1024}
+OWN = {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+RENTED = {"usd": 2.31, "usd_per_hour": 0.86, "source": "RunPod's price × time", "pods": ["pod1"]}
+
+
+def sha(word: str) -> str:
+    """Something that looks like a SHA-256."""
+    return (word.encode().hex() * 64)[:64]
+
+
+def losses(first: float, last: float, steps: int, every: int, wave: float = 0.02) -> list[tuple[int, float]]:
+    """A curve that falls quickly, then slowly, with a little noise that is always the same."""
+    return [
+        (
+            step,
+            last + (first - last) * math.exp(-4 * step / steps) + wave * math.sin(step * 1.7) * math.cos(step * 0.31),
+        )
+        for step in range(every, steps + 1, every)
+    ]
+
+
+def events(
+    train: list[tuple[int, Any]], evaluated: list[tuple[int, Any]], start: float = START, pace: float = 9.0
+) -> list[dict[str, Any]]:
+    """The events of a run: losses by step, at so many seconds a step."""
+    planned = train[-1][0]
+    found = [
+        {"event": "log", "step": step, "loss": loss, "tokens_per_second": 9000 + step % 7 * 100.5}
+        for step, loss in train
+    ]
+    found += [{"event": "eval", "step": step, "eval_loss": loss} for step, loss in evaluated]
+    found.sort(key=lambda event: event["step"])
+    whole = [{"event": "begin", "step": 0}, *found, {"event": "end", "step": planned, "reason": None}]
+    return [{"planned": planned, "time": start + pace * event["step"], **event} for event in whole]
+
+
+def deliver(
+    output: pathlib.Path, agent: str, run_id: str, logged: list[dict[str, Any]] | None = None, **changes: Any
+) -> pathlib.Path:
+    """A delivered run, without its weights.
+
+    Args:
+        output: The output folder.
+        agent: Whose.
+        run_id: Its name.
+        logged: Its events; three steps where none are given.
+        changes: Keys of the manifest to be otherwise.
+    """
+    logged = events([(1, 2.0), (2, 1.5), (3, 1.25)], [(3, 1.3)]) if logged is None else logged
+    rehearsal = changes.get("rehearsal", False)
+    train = [event["loss"] for event in logged if event["event"] == "log"]
+    evaluated = [event["eval_loss"] for event in logged if event["event"] == "eval"] or [None]
+    manifest = {
+        "schema_version": 1,
+        "run_id": run_id,
+        "agent": agent,
+        "fingerprint": sha(run_id),
+        "verdict": "verified",
+        "rehearsal": rehearsal,
+        "base_model": "/workspace/lora-forge/models/model",
+        "recipe": REHEARSAL if rehearsal else RECIPE,
+        "lock_sha256": sha("lock"),
+        "datasets": [
+            {"path": f"datasets/{agent}_train.jsonl", "use": "train", "sha256": sha("train"), "examples": 134}
+        ],
+        "lora": {"pairs": 196, "rank": 64, "layers": 28, "parameters": 161480704},
+        "versions": {"axolotl": "0.19.0", "torch": "2.13.0", "transformers": "5.16.1"},
+        "host": {"name": "pod-1", "gpu": "NVIDIA L40S", "driver": "580.65.06"},
+        "steps": {"reached": logged[-1]["step"], "planned": logged[-1]["planned"]},
+        "loss": {"first": train[0], "last": train[-1], "eval_first": evaluated[0], "eval_last": evaluated[-1]},
+        "starts": 1,
+        "started_at": logged[0]["time"] - 60,
+        "finished_at": logged[-1]["time"] + 30,
+        "duration_s": round(logged[-1]["time"] - logged[0]["time"] + 90, 1),
+        "cost": OWN if rehearsal else RENTED,
+        "wandb": {},
+        "git": {"commit": sha("commit")[:40], "dirty": False},
+        "files": [],
+        **changes,
+    }
+    folder = output / "adapters" / agent / run_id
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in logged))
+    return folder
+
+
+def promote(output: pathlib.Path, agent: str, run_id: str, *lines: dict[str, Any]) -> None:
+    """Let ``latest`` point to a run; the lines become its history."""
+    home = output / "adapters" / agent
+    (home / "latest").unlink(missing_ok=True)
+    (home / "latest").symlink_to(run_id)
+    (home / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def workshop(output: pathlib.Path) -> None:
+    """Some weeks of work: real runs, one with a NaN, one measured otherwise, rehearsals, and runs under way."""
+    day = 86400.0
+    tuned = RECIPE | {"learning_rate": 0.0001, "num_epochs": 4}
+    newer = [{"path": "datasets/polecat_train.jsonl", "use": "train", "sha256": sha("newer"), "examples": 171}]
+    deliver(
+        output, "polecat", "polecat-0d1e2f3a4b5c",
+        events([(1, 7.62), (2, 7.6), (4, 7.59)], [(4, 7.6)], START - 3 * day, 4),
+        rehearsal=True, host={"name": "localhost", "gpu": None, "driver": None},
+    )  # fmt: skip
+    deliver(
+        output, "polecat", "polecat-11aa22bb33cc",
+        events(losses(1.92, 0.81, 348, 10), losses(1.71, 0.94, 348, 50, 0), START - 2 * day),
+    )  # fmt: skip
+    broken: list[tuple[int, Any]] = list(losses(1.95, 0.9, 300, 10))
+    broken[12:15] = [(step, "nan") for step, _ in broken[12:15]]
+    deliver(
+        output, "polecat", "polecat-44dd55ee66ff", events(broken, losses(1.75, 0.99, 300, 50, 0), START - day, 11),
+        recipe=RECIPE | {"learning_rate": 0.0004}, cost=RENTED | {"usd": 1.87},
+        host={"name": "pod-2", "gpu": "NVIDIA RTX A6000", "driver": "580.65.06"},
+    )  # fmt: skip
+    deliver(
+        output, "polecat", "polecat-77aa88bb99cc",
+        events(losses(1.9, 0.72, 464, 10), losses(1.68, 0.86, 464, 50, 0), START),
+        recipe=tuned, wandb={"url": "https://wandb.ai/me/lora-forge/runs/polecat-77aa88bb99cc"}, starts=2,
+    )  # fmt: skip
+    deliver(
+        output, "polecat", "polecat-a1b2c3d4e5f6",
+        events(losses(1.88, 0.7, 520, 10), losses(1.64, 0.83, 520, 50, 0), START + day, 8),
+        recipe=tuned, datasets=newer, cost=RENTED | {"usd": 3.04},
+    )  # fmt: skip
+    promote(
+        output, "polecat", "polecat-77aa88bb99cc",
+        {"at": START - 2 * day + 4000, "run_id": "polecat-11aa22bb33cc", "from": "polecat-0d1e2f3a4b5c", "moved": True,
+         "by": "training", "why": "a real adapter takes the place of a rehearsal", "eval_loss": 0.9645, "than": None},
+        {"at": START - day + 4000, "run_id": "polecat-44dd55ee66ff", "from": "polecat-11aa22bb33cc", "moved": False,
+         "by": "training", "why": "eval 1.0039 is 4.1 % worse than 0.9645 (adapter_max_regression 2 %)",
+         "eval_loss": 1.0039, "than": 0.9645},
+        {"at": START + 5000, "run_id": "polecat-77aa88bb99cc", "from": "polecat-11aa22bb33cc", "moved": True,
+         "by": "training", "why": "eval 0.8769 is better than 0.9645", "eval_loss": 0.8769, "than": 0.9645},
+    )  # fmt: skip
+    deliver(
+        output, "witness", "witness-4345cc6690f2",
+        events([(1, 7.61), (2, 7.6), (3, 7.58), (4, 7.55)], [(0, 7.62), (4, 7.56)]),
+        rehearsal=True, host={"name": "localhost", "gpu": None, "driver": None},
+    )  # fmt: skip
+    promote(output, "witness", "witness-4345cc6690f2")
+    look = {
+        "made_at": START + day,
+        "runs": [
+            {"agent": "mayor", "run_id": "mayor-9a01c2d3e4f5", "trainer": "pod-3", "verdict": "running",
+             "state": "running", "detail": "", "step": 412, "planned": 1216, "loss": 0.812, "eval_loss": 0.894,
+             "tokens_per_second": 9800.4, "eta_seconds": 3720, "cost": {"usd": 2.31}, "contradictions": []},
+            {"agent": "crew", "run_id": "crew-00ff11ee22dd", "trainer": "gpu-1", "verdict": "failed",
+             "state": "failed", "step": 10, "planned": 90,
+             "detail": "out of memory: the GPU's memory was not enough for micro_batch_size 2"},
+            {"agent": "refinery", "run_id": "refinery-5c6d7e8f9a0b", "trainer": "pod-4", "verdict": "disputed",
+             "state": "stopped", "detail": "the supervisor is gone", "step": 300, "planned": 348, "loss": "nan",
+             "cost": {"usd": 1.1}, "contradictions": ["W&B says running, but the process ended 14:02 ago"]},
+            {"agent": "polecat", "run_id": "polecat-77aa88bb99cc", "verdict": "verified"},
+        ],
+    }  # fmt: skip
+    (output / "status.json").write_text(json.dumps(look))

@@ -126,9 +126,10 @@ def main() -> None:
     run, run_id = given["run"], given["run"]["run_id"]
     home = pathlib.Path(given["adapters"]) / run["agent"]
     with reported(module):
-        problems = adapter.run_problems(run, given["observed"]) + given["delivered"]["problems"]
+        problems = adapter.run_problems(given["observed"]) + given["delivered"]["problems"]
         if problems:
-            raise ForgeError(f"{run_id} is not verified: {'; '.join(problems)}. Nothing was promoted")
+            found = f"{run_id} is not verified: {'; '.join(problems)}"
+            raise ForgeError(f"{found}. Nothing was promoted; -e fresh=true trains again")
         known = adapter.missing(home / run_id) is None
         if module.check_mode:
             module.exit_json(changed=not known, path=str(home / run_id), promoted=False, word="", manifest={})

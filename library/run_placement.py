@@ -28,6 +28,10 @@ options:
     type: str
     choices: [launched, finished, failed, stopped]
     required: true
+  detail:
+    description: Why, where its trainer does not know it, such as what is wrong with its adapter.
+    type: str
+    default: ''
 attributes:
   check_mode:
     description: Writes nothing.
@@ -68,6 +72,7 @@ ARGUMENTS = {
     "run_id": {"type": "str", "required": True},
     "trainer": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["launched", "finished", "failed", "stopped"], "required": True},
+    "detail": {"type": "str", "default": ""},
 }
 
 
@@ -82,6 +87,7 @@ def main() -> None:
             "trainer": given["trainer"],
             "state": given["state"],
             "final": given["state"] in rundir.FINAL_STATES,
+            "detail": given["detail"],
         }
         changed = {key: before.get(key) for key in after} != after
         if changed and not module.check_mode:

@@ -8,7 +8,8 @@ DOCUMENTATION = r"""
 module: training_status
 short_description: Conclude what is true of all runs, from every source at once
 description:
-  - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, asks nobody.
+  - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, and asks W&B about
+    runs that are logged there and not delivered yet, with the environment's E(WANDB_API_KEY).
   - Writes C(status.json) into O(output). That is a note of a look, so it does not count as a change.
 options:
   output:
@@ -20,10 +21,9 @@ options:
     type: dict
     required: true
   wandb:
-    description: What wandb_run_info returned as C(runs), of the runs that are logged online.
-    type: list
-    elements: dict
-    default: []
+    description: Whether W&B is asked.
+    type: bool
+    default: true
   agents:
     description: Whose runs, as C(-e role=…) names them; empty for all.
     type: raw
@@ -93,7 +93,7 @@ from ansible.module_utils.lora_forge.errors import reported
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
     "looks": {"type": "dict", "required": True},
-    "wandb": {"type": "list", "elements": "dict", "default": []},
+    "wandb": {"type": "bool", "default": True},
     "agents": {"type": "raw", "default": ""},
     "pods": {"type": "path"},
 }
@@ -107,10 +107,9 @@ def main() -> None:
         agents = plan.select_agents(given["agents"]) if given["agents"] else []
         folder = pathlib.Path(given["pods"]) if given["pods"] else None
         claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
-        answers = {one["asked"]: one for one in given["wandb"]}
+        answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
         runs = status.gather(output, looks, answers, agents, claims)
         silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
-        problems = {one["error"]["msg"] for one in given["wandb"] if one.get("error")}
         if not module.check_mode:
             output.mkdir(parents=True, exist_ok=True)
             hosts = [
@@ -129,7 +128,7 @@ def main() -> None:
             runs=runs,
             columns=status.COLUMNS,
             rows=status.table(runs, silent),
-            lines=status.words(runs, silent, sorted(problems)),
+            lines=status.words(runs, silent, notes),
             living=sum(run["state"] in verdict.LIVING for run in runs),
         )
 

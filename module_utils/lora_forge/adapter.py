@@ -30,6 +30,7 @@ FILES = {
     "metrics.jsonl": True,
     "train.log": True,
 }
+RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; kept with its folder
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
@@ -65,6 +66,12 @@ def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any
             rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
         elif needed:
             raise ForgeError(f"{path} is missing, so the adapter is not whole")
+    for path in sorted(run_dir.glob(RECORDS)):
+        if path.parent.is_symlink():
+            continue  # latest-run
+        name = str(path.relative_to(run_dir))
+        row = {"path": name, "name": name, "bytes": path.stat().st_size}
+        rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
     return rows
 
 
@@ -202,24 +209,14 @@ def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
     return problems
 
 
-def run_problems(run: dict[str, Any], observed: dict[str, Any]) -> list[str]:
-    """What speaks against a run besides its files: the steps, the loss, the exit code.
+def run_problems(observed: dict[str, Any]) -> list[str]:
+    """What speaks against a run besides its files: its state, the steps, the loss, the exit code.
 
     Args:
-        run: The planned run.
         observed: What training_run_info returned of it.
     """
-    done, status = observed["progress"], observed["status"]
-    found = []
-    if observed["state"] != "finished":
-        found.append(f"the run is {observed['state']}: {observed['detail']}")
-    if status.get("exit_code") != 0:
-        found.append(f"the trainer's exit code is {status.get('exit_code')}")
-    if done["step"] is None or (done["step"] < (done["planned"] or 1) and done["end_reason"] != "early stopping"):
-        found.append(f"{done['step']} of {done['planned']} steps were reached")
-    if not verdict.finite(done["loss"]):
-        found.append(f"the last loss is {done['loss']}")
-    return found
+    found = [] if observed["state"] == "finished" else [f"the run is {observed['state']}: {observed['detail']}"]
+    return found + verdict.unproven(observed["status"], observed["progress"])
 
 
 def manifest(
@@ -264,7 +261,7 @@ def manifest(
         "finished_at": ended,
         "duration_s": round(ended - began, 1) if began and ended else None,
         "cost": known["cost"],
-        "wandb": {},
+        "wandb": done["wandb"] or {},
         "git": known["git"],
     }
 
@@ -285,7 +282,8 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
 
 def cost_on(adapters: pathlib.Path, pods: list[str]) -> float:
     """USD that delivered adapters account for, of what some pods have cost."""
-    costs = [rundir.read_json(path).get("cost") or {} for path in adapters.glob(f"*/*/{MANIFEST}")] if pods else []
+    paths = [path for path in adapters.glob(f"*/*/{MANIFEST}") if not path.parent.is_symlink()] if pods else []
+    costs = [rundir.read_json(path).get("cost") or {} for path in paths]  # latest is one of them already
     return sum(float(cost["usd"]) for cost in costs if set(cost.get("pods") or []) & set(pods))
 
 
@@ -340,6 +338,7 @@ def deliver(
     partial.mkdir(parents=True)
     try:
         for row in files:
+            (partial / row["name"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / row["path"], partial / row["name"])
             if sha256_file(partial / row["name"]) != row["sha256"]:
                 raise ForgeError(f"{source / row['path']} is not what the trainer listed; run the same command again")

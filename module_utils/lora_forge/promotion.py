@@ -119,7 +119,9 @@ def decide(
         return decision(True, "nothing was promoted")
     if is_rehearsal(promoted):
         return decision(True, "a rehearsal always makes way")
-    name = promoted["run_id"]
+    name, last = promoted["run_id"], (candidate.get("loss") or {}).get("eval_last")
+    if last is not None and not verdict.finite(last):
+        return decision(False, f"its eval loss is {last}", False)
     apart = difference(ours, theirs)
     if apart:
         return decision(True, f"not comparable with {name} ({apart})", False)

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import time
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, rundir, verdict
+from ansible.module_utils.lora_forge import adapter, rundir, verdict, wandb_api
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.recipe import AGENTS
 from ansible.module_utils.lora_forge.summary import duration, points_to
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
+WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
+
+
+def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What W&B says of the runs that are logged there and not delivered yet; one question for each of its projects.
+
+    Args:
+        output: Where adapters are kept.
+        looks: As of :func:`gather`.
+
+    Returns:
+        Its answers by run_id, and a sentence for each question that it did not answer.
+    """
+    projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for look in looks.values():
+        for run in look.get("runs", []):
+            logged = run["progress"].get("wandb") or {}
+            delivered = any(output.glob(f"adapters/*/{run['run_id']}/{adapter.MANIFEST}"))
+            if logged.get("mode") == "online" and not delivered:
+                entity, project, name = logged["run"].split("/")
+                projects[entity, project].append(name)
+    found: dict[str, dict[str, Any]] = {}
+    notes = []
+    for (entity, project), names in projects.items():
+        answer = wandb_api.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
+        if answer["error"]:
+            notes.append(answer["error"]["msg"])
+        found |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}
+    return found, notes
 
 
 def gather(
@@ -27,7 +57,7 @@ def gather(
     Args:
         output: Where adapters and placements are kept.
         looks: trainer_info's answer of each trainer that was asked, by its name.
-        wandb: What W&B said, by run_id: an entry of wandb_run_info's ``runs``.
+        wandb: From :func:`ask_wandb`.
         agents: Only theirs; empty for all.
         claims: What pods have cost; None where none was ever rented.
 

@@ -1,4 +1,4 @@
-"""W&B as the controller sees it: what it says of runs, what its client recorded on disk, and the way from here to there.
+"""W&B as the controller sees it: what it says of runs, what its client recorded, and how the one becomes the other.
 
 Only the wandb package's public interfaces are used: `wandb.Api`, `wandb leet inspect`, `wandb sync`. Each works in a
 process of its own, that is killed when its time is up, with a home folder that is thrown away.
@@ -6,10 +6,13 @@ process of its own, that is killed when its time is up, with a home folder that 
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import datetime
 import email.utils
+import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -31,11 +34,13 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 
 # Of the client's many variables, those that say how to reach W&B. All others (mode, entity, run id …) stay outside.
 KEPT = ("WANDB_BASE_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL")
-# Left to itself the client tries again for hours, and then does not say why. It is to say why, before its time is up.
+# Left to itself the client tries again for hours, and then does not say why. When asked, it is to say why in time. When
+# it uploads it is left to itself: once it gives up on a stream it marks the record as uploaded all the same.
 RETRIES = {"RETRY_MAX": "2", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "2"}
 SHOWN = ("_step", "_timestamp", "_runtime")  # of the client's own keys
 HISTORY_STEPS = 1000  # points are looked for within so many last steps: one page of the server's
-DEPTH = 3  # folders below which records are looked for
+DEPTH = 4  # folders deep, records are looked for: adapters/<agent>/<run_id>/wandb/<record>
+SHORTEST = 8  # characters of anything that could be a key
 SAID = 200  # characters of what W&B, or its client, said
 ASKING = 20  # seconds that a sync leaves for its questions
 
@@ -61,15 +66,16 @@ def problem(kind: str, where: str, said: str = "", key: str = "") -> Error:
         said: What W&B, or its client, said.
         key: Taken out of it, should it be there.
     """
-    said = " ".join(said.replace(key, "<key>").split() if key else said.split())
+    said = " ".join(scrubbed(said, key).split()).rpartition("while retrying: ")[2]
+    said = re.sub(r"^Failed to verify credentials with \S+: ", "", said)
     said = f" ({said[:SAID]}…)" if len(said) > SAID else f" ({said})" if said else ""
     new_key = "in W&B's user settings, and: export WANDB_API_KEY=…"
     words = {
         "no_key": f"no key for {where}: WANDB_API_KEY is not set. Make one {new_key}",
         "bad_key": f"{where} does not accept the key{said}. Make a new one {new_key}",
-        "no_project": f"{where}: there is no such project, or the key may not see it. Its first run makes it; look at "
-        "wandb_entity and wandb_project",
-        "run_not_found": f"{where}: there is no such run. It was never there, has not been uploaded yet, or was deleted",
+        "no_project": f"{where}: no such project, or the key may not see it. Look at entity and project; its first run "
+        "makes a project",
+        "run_not_found": f"{where}: no such run. It has not been uploaded yet, or was deleted",
         "rate_limit": f"{where} takes no more requests for now{said}. Wait a minute and run the same command again",
         "timeout": f"{where} gave no answer in time{said}. Run the same command again, or give it more time",
         "server_down": f"{where} cannot be reached, or is out of order{said}. Run the same command again in a while",
@@ -85,10 +91,7 @@ def kind_of(said: str) -> str:
         ("rate_limit", r"\b429\b|rate limit"),
         ("no_project", r"Could not find project"),
         ("timeout", r"did not respond in time|deadline exceeded|i/o timeout|Client\.Timeout|timed out"),
-        (
-            "server_down",
-            r"HTTP 5\d\d|error 5\d\d|dial tcp|connection re(fused|set)|no such host|\bEOF\b|giving up after",
-        ),
+        ("server_down", r"\b(HTTP|error) 5\d\d|dial tcp|connection re(fused|set)|no such host|Post \x22"),
     ):
         if re.search(pattern, said, re.IGNORECASE):
             return kind
@@ -100,7 +103,13 @@ def kind_of(said: str) -> str:
 
 @contextlib.contextmanager
 def home() -> Iterator[str]:
-    """A folder for all that the client writes besides; it may still write while it is removed."""
+    """A folder for all that the client writes besides; it may still write while it is removed.
+
+    Raises:
+        ForgeError: The client is not installed.
+    """
+    if not importlib.util.find_spec("wandb"):
+        raise ForgeError(f"the package wandb is missing in the controller's environment ({sys.executable}); run: make")
     with tempfile.TemporaryDirectory(prefix="lora-forge-wandb-", ignore_cleanup_errors=True) as folder:
         yield folder
 
@@ -116,7 +125,6 @@ def environment(folder: str, base_url: str = "", key: str = "") -> dict[str, str
     found = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
     found |= {"HOME": folder, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
     found |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")} | {"WANDB_DIR": folder}
-    found |= {f"WANDB__GRAPHQL_{name}": value for name, value in RETRIES.items()}
     found |= {"WANDB_BASE_URL": base_url} if base_url else {}
     return found | ({"WANDB_API_KEY": key} if key else {})
 
@@ -164,17 +172,32 @@ def ask(
         entity and base_url as they were used; runs, one :func:`entry` for each that was asked; error: None, or kind
         and msg of what is wrong.
     """
-    key = (key or os.environ.get("WANDB_API_KEY", "")).strip()
-    base_url = base_url or os.environ.get("WANDB_BASE_URL", "")
-    found: dict[str, Any] = {"entity": entity, "base_url": base_url, "runs": [entry(name) for name in asked]}
-    if not key:
-        return found | {"error": problem("no_key", base_url or "W&B's service")}
+    key, base_url = given_key(key), base_url or os.environ.get("WANDB_BASE_URL", "")
+    found: dict[str, Any] = {"entity": entity, "base_url": base_url, "error": None}
+    found["runs"] = [entry(name) for name in asked]
+    if key:
+        found |= _told(found, (asked, entity, project, key, timeout, history))
+    else:
+        found["error"] = problem("no_key", base_url or "W&B's service")
+    missing = [run for run in found["runs"] if not run["id"]]
+    if missing and not found["error"]:
+        where = f"{found['base_url']}, {found['entity']}/{project}, {', '.join(run['asked'] for run in missing)}"
+        found["error"] = problem("run_not_found", where)
+    for run in missing:
+        run["error"] = found["error"]
+    return scrubbed(found, key)
+
+
+def _told(found: dict[str, Any], question: tuple[Any, ...]) -> dict[str, Any]:
+    """What a child process learns of W&B within the question's time, on top of what is found already."""
+    timeout = question[4]
     deadline = time.monotonic() + timeout
     fork = multiprocessing.get_context("fork")  # a module has no file that another interpreter could import
     with home() as folder:
         receiver, sender = fork.Pipe(duplex=False)
-        question = (asked, entity, project, key, timeout, history)
-        process = fork.Process(target=_child, args=(sender, environment(folder, base_url), *question), daemon=True)
+        retries = {f"WANDB__GRAPHQL_{name}": value for name, value in RETRIES.items()}
+        env = environment(folder, found["base_url"]) | retries
+        process = fork.Process(target=_child, args=(sender, env, *question), daemon=True)
         process.start()
         sender.close()
         try:
@@ -190,14 +213,8 @@ def ask(
             process.kill()
             process.join()
             receiver.close()
-    missing = [run["asked"] for run in found["runs"] if not run["id"]]
-    if missing and not found.setdefault("error", None):
-        where = f"{found['base_url']}, {found['entity']}/{project}"
-        for run in found["runs"]:
-            run["error"] = run["error"] or problem("run_not_found", f"{where}/{run['asked']}")
-        found["error"] = problem("run_not_found", f"{where}, {', '.join(missing)}")
     found.pop("done", None)
-    return scrubbed(found, key)
+    return found
 
 
 def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *question: Any) -> None:
@@ -263,7 +280,7 @@ def _seen(run: Any, asked: str, now: float) -> Entry:
         asked,
         id=run.id,
         name=run.name,
-        path="/".join(run.path),
+        path=f"{run.entity}/{run.project}/{run.id}",
         state=run.state,
         heartbeat_at=iso(beat),
         heartbeat_age=None if beat is None else max(0.0, round(now - beat, 1)),
@@ -336,13 +353,21 @@ def iso(when: Optional[float]) -> Optional[str]:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
 
 
+def given_key(key: str) -> str:
+    """The key as it was given, or else that of the environment."""
+    return (key or os.environ.get("WANDB_API_KEY", "")).strip()
+
+
 def scrubbed(value: Any, key: str) -> Any:
-    """A value without the key, wherever it may have got to."""
+    """A value without the key, wherever it may have got to; what is shorter than any key is left alone."""
     if isinstance(value, dict):
         return {scrubbed(name, key): scrubbed(one, key) for name, one in value.items()}
     if isinstance(value, list):
         return [scrubbed(one, key) for one in value]
-    return value.replace(key, "<key>") if key and isinstance(value, str) else value
+    if not isinstance(value, str) or len(key) < SHORTEST:
+        return value
+    sent = base64.b64encode(f"api:{key}".encode()).decode()  # as it goes over the wire
+    return value.replace(key, "<key>").replace(sent, "<key>")
 
 
 # --- records -------------------------------------------------------------------------------------------------------
@@ -367,7 +392,7 @@ def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[st
     Args:
         folder: A record, or a folder that holds some.
         timeout: Seconds for the whole.
-        history: How many last points of each.
+        history: How many last points of each; without any the figures of the machine stay out too.
 
     Returns:
         runs: one :func:`entry` for each record, with «synced», whether `wandb sync` left its mark; state: finished,
@@ -395,7 +420,7 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
     known: Entry = entry(str(file.parent), synced=file.with_suffix(".wandb.synced").exists())
     try:
         told = json.loads(inspect("--summary"))
-        records = [json.loads(line) for line in inspect().splitlines()]
+        records = [json.loads(line) for line in inspect().splitlines()] if history else []
     except _Unread as error:
         kind, said = error.args
         return known | {"error": problem(kind, f"the record {file}", said)}
@@ -410,9 +435,9 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
         "path": "/".join(filter(None, (told["entity"], told["project"], told["run_id"]))) or None,
         "state": ended.get(told["exit_code"], "failed"),
         "heartbeat_at": iso(moment(told["last_write"])),
-        "step": points[-1].get("_step") if points else None,
+        "step": told["step"],
         "summary": shown(plain(told["summary"])),
-        "history": points[-history:] if history else [],
+        "history": points[-history:],
         "system": {name: value for item in figures for name, value in system(item).items()},
         "tags": told["tags"],
         "config": plain(told["config"]),
@@ -454,8 +479,7 @@ def sync(
     Raises:
         ForgeError: The folder is not there.
     """
-    key = (key or os.environ.get("WANDB_API_KEY", "")).strip()
-    deadline = time.monotonic() + timeout
+    key, deadline = given_key(key), time.monotonic() + timeout
     local = read(folder, timeout)
     records = [run for run in local["runs"] if run["id"]]  # one that ended before its first word was written is empty
     if not records:
@@ -463,22 +487,20 @@ def sync(
     there, error = _there(records, entity, base_url, key, deadline)
     waiting = [run for run in records if not _has(there, run)]
     done: list[Entry] = []
-    if waiting and not error:
-        if check:
-            done = waiting
-        else:
-            said = _upload(waiting, entity, base_url, key, deadline)
-            waiting = [run | {"synced": _marked(run)} for run in waiting]
-            there, error = _there(records, entity, base_url, key, deadline)
-            done = [run for run in waiting if _has(there, run)]
-            left = [run["asked"] for run in waiting if run not in done]
-            if left:
-                where = f"{base_url or os.environ.get('WANDB_BASE_URL', '') or 'its service'}, {', '.join(left)}"
-                error = error or problem(kind_of(said) if said else "timeout", where, said, key)
-            else:
-                error = None
-    elif not waiting:
-        error = None  # there is nothing to upload, so nothing is wrong with that
+    if not waiting:
+        error = None  # W&B was asked for the URL only
+    elif check and not error:
+        done = waiting
+    elif not error:
+        said = _upload(waiting, entity, base_url, key, deadline)
+        there, error = _there(records, entity, base_url, key, deadline)
+        done = [run for run in waiting if _has(there, run | {"synced": _marked(run)})]
+        left = [run["asked"] for run in waiting if run not in done]
+        if not left:
+            error = None
+        elif not error:
+            said = said or "the client did not say why it uploaded nothing"
+            error = problem(kind_of(said), f"the upload of {', '.join(left)}", said, key)
     newest = there.get(records[-1]["id"]) or {}
     found = {"changed": bool(done), "synced": [run["asked"] for run in done], "url": newest.get("url") or ""}
     return scrubbed({**found, "error": error or local["error"]}, key)
@@ -488,12 +510,15 @@ def _there(
     records: list[Entry], entity: str, base_url: str, key: str, deadline: float
 ) -> tuple[dict[str, Entry], Optional[Error]]:
     """What W&B has of the runs, by id; a run or a project that is not there yet is no error."""
+
+    def place(record: Entry) -> list[str]:
+        return ["", "", *record["path"].split("/")[:-1]][-2:]
+
     found: dict[str, Entry] = {}
-    homes = {tuple(["", "uncategorized", *run["path"].split("/")[:-1]][-2:]) for run in records}
-    for owner, project in sorted(homes):
-        ids = [run["id"] for run in records if run["path"].split("/")[-2:-1] in ([project], [])]
-        left = min(ASKING, deadline - time.monotonic())
-        answer = ask(sorted(set(ids)), entity or owner, project, base_url, key, max(1, left))
+    for (owner, project), group in itertools.groupby(sorted(records, key=place), key=place):
+        ids = sorted({record["id"] for record in group})
+        left = max(1.0, min(ASKING, deadline - time.monotonic()))
+        answer = ask(ids, entity or owner, project or "uncategorized", base_url, key, left)
         if answer["error"] and answer["error"]["kind"] not in ("run_not_found", "no_project"):
             return found, answer["error"]
         found |= {run["id"]: run for run in answer["runs"] if run["id"]}
@@ -520,7 +545,6 @@ def _upload(records: list[Entry], entity: str, base_url: str, key: str, deadline
         options = ["--include-online", *(["--entity", entity] if entity else [])]
         seconds = deadline - time.monotonic() - min(ASKING, (deadline - time.monotonic()) / 4)
         env = environment(folder, base_url, key) | {"WANDB_SILENT": "false"}
-        env |= {f"WANDB__FILE_STREAM_{name}": value for name, value in (RETRIES | {"RETRY_MAX": "6"}).items()}
         status, said, complained = client(["sync", *options, *paths], env, seconds)
         if status is None:
             return "timed out"

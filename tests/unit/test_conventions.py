@@ -17,12 +17,12 @@ ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 ON_TRAINERS = [
     *(
         ROOT / f"module_utils/lora_forge/{name}.py"
-        for name in "errors rundir runs logs backend environment verdict model gpu leash".split()
+        for name in "errors rundir runs logs backend environment verdict summary model gpu leash".split()
     ),
     *(
         ROOT / f"library/{name}.py"
-        for name in "base_model checkpoint_prune gpu_info pod_leash trainer_environment training_log training_run "
-        "training_run_info".split()
+        for name in "base_model checkpoint_prune gpu_info pod_leash trainer_environment trainer_info training_log "
+        "training_run training_run_info".split()
     ),
     ROOT / "roles/run/files/supervisor.py",
     ROOT / "roles/trainer/files/fetch_model.py",

@@ -125,7 +125,8 @@ def test_a_process_of_a_run_is_known_by_its_marker(ask, run):
 def test_names_with_commas_and_memory_that_is_not_told(script):
     program = script(
         f"""case "$1" in
-        *gpu=*) echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, ERR!, N/A,,[N/A],No,None,Disabled,[N/A]'
+        *gpu=*)
+          echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, ERR!, N/A,,[N/A],No,None,Disabled,[N/A]'
           echo 'WARNING: infoROM is corrupted at gpu 0000:01:00.0' ;;
         *) echo '{UUID}, 7, a, b, c, [N/A]'; echo '{UUID}, [Insufficient Permissions], x, 5' ;;
         esac"""

@@ -149,7 +149,7 @@ OTHER = "not comparable with witness-a "
         (manifest("b", None, **NONE), A, True, False, OTHER + "(one of them has no evaluation set)"),
         (manifest("b", 9.0), manifest("witness-a", None, **NONE), True, False,
          OTHER + "(one of them has no evaluation set)"),
-        (manifest("b", "nan"), A, True, False, OTHER + "(one of them has no finite eval loss)"),
+        (manifest("b", "nan"), A, False, False, "its eval loss is nan"),
         (manifest("b", None), A, True, False, OTHER + "(one of them has no finite eval loss)"),
         (manifest("b", 0.9), manifest("witness-a", "inf"), True, False,
          OTHER + "(one of them has no finite eval loss)"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, gpu, runs, status, verdict
+from ansible.module_utils.lora_forge import adapter, gpu, runs, status, verdict, wandb_api
 from lab import ROOT, until
 
 RUN = "witness-0123456789ab"
@@ -108,6 +108,33 @@ def test_wandb_contradicts_in_words(tmp_path):
         f"    {RUN}: W&B says running, but the process ended 14:00 ago",
         "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290",
     ]
+
+
+def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monkeypatch):
+    def logged(run_id, mode="online", project="p"):
+        found = seen(run_id=run_id)
+        found["progress"]["wandb"] = {"mode": mode, "run": f"e/{project}/{run_id}", "url": None}
+        return found
+
+    asked = []
+
+    def ask(names, entity, project, timeout):
+        asked.append((names, entity, project))
+        runs_ = [{"asked": name, "state": "running", "error": None} for name in names]
+        return {"runs": runs_, "error": {"kind": "timeout", "msg": "W&B: late"} if project == "q" else None}
+
+    monkeypatch.setattr(wandb_api, "ask", ask)
+    deliver(tmp_path, "witness-00000000000d")
+    names = [f"witness-00000000000{letter}" for letter in "abcd"]
+    looks = {
+        "gpu-1": {"runs": [logged(names[0]), logged(names[1], "offline"), logged(names[3])]},
+        "gpu-2": {"runs": [logged(names[0]), logged(names[2], project="q"), seen(run_id="mayor-1")]},
+        "gpu-3": {"silent": "away"},
+    }
+    answers, notes = status.ask_wandb(tmp_path, looks)
+    assert asked == [([names[0]], "e", "p"), ([names[2]], "e", "q")]
+    assert (answers[names[0]]["error"], answers[names[2]]["error"]["kind"]) == (None, "timeout")
+    assert notes == ["W&B: late"]
 
 
 def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):

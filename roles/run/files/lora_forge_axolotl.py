@@ -108,7 +108,7 @@ def start_wandb(cfg: Any) -> None:
     Args:
         cfg: Axolotl's configuration; what is known of the run stands in run.json.
     """
-    mode = os.environ.get("WANDB_MODE", "online")
+    mode: Any = os.environ.get("WANDB_MODE", "online")
     if not cfg.use_wandb or mode == "disabled" or os.environ.get("RANK", "0") != "0":
         return
     import wandb

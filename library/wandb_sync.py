@@ -1,0 +1,109 @@
+#!/usr/bin/python
+"""Upload what W&B's client recorded."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: wandb_sync
+short_description: Upload what W&B's client recorded and W&B does not have
+description:
+  - Runs on the controller. Uploads each record with the client's own C(wandb sync). Several records of one run, one for
+    each time it was started, become one W&B run.
+  - A record counts as uploaded by the client's mark, or when W&B says that the run ended there no earlier than the
+    record does. What was not uploaded is tried again by the next call.
+options:
+  path:
+    description:
+      - A record, C(run-…) or C(offline-run-…), of a run that has ended, or a folder that holds some, up to four folders
+        deep.
+    type: path
+    required: true
+  entity:
+    description: Whose the runs shall be; by default as they were recorded, or the key's default entity.
+    type: str
+    default: ''
+  base_url:
+    description: W&B's address; by default the variable E(WANDB_BASE_URL), or the service's own.
+    type: str
+    default: ''
+  api_key:
+    description: W&B's key; by default the variable E(WANDB_API_KEY).
+    type: str
+    default: ''
+  timeout:
+    description: Seconds for the whole.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    description: Asks W&B, and predicts the upload.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Upload what was recorded without a network
+  wandb_sync:
+    path: output/adapters/witness/witness-c6746a504464/wandb
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+synced:
+  description: The records that were uploaded, oldest first.
+  returned: always
+  type: list
+  elements: str
+  sample: [output/adapters/witness/witness-c6746a504464/wandb/offline-run-20260115_102030-witness-c6746a504464]
+url:
+  description: Where the newest run is to be seen; empty where there is none, or where W&B was not asked with success.
+  returned: always
+  type: str
+  sample: https://wandb.ai/my-team/lora-forge/runs/witness-c6746a504464
+kind:
+  description: As wandb_run_info returns it.
+  returned: failure
+  type: str
+  sample: server_down
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import wandb_api
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "entity": {"type": "str", "default": ""},
+    "base_url": {"type": "str", "default": ""},
+    "api_key": {"type": "str", "default": "", "no_log": True},
+    "timeout": {"type": "int", "default": 300},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        found = wandb_api.sync(
+            pathlib.Path(given["path"]),
+            given["entity"],
+            given["base_url"],
+            given["api_key"],
+            given["timeout"],
+            module.check_mode,
+        )
+        error = found.pop("error")
+        if error:
+            module.fail_json(**error, **found)
+        module.exit_json(**found)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,20 +15,13 @@ from ansible.utils.display import Display
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import money, rundir  # noqa: E402
 from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
-from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
+from ansible.module_utils.lora_forge.summary import duration, short  # noqa: E402
 
 display = Display()
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
-
-
-def short(number: float) -> str:
-    """A rate in three digits: 950, 1.5 k, 21 k."""
-    if number >= 10_000:
-        return f"{number / 1000:.0f} k"
-    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
 
 
 def line(agent: str, event: dict[str, Any], eta: float | None) -> str:

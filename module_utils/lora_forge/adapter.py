@@ -280,10 +280,18 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
     return {"commit": found[0], "dirty": bool(found[1])}
 
 
+def delivered(adapters: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of all delivered adapters, each once: ``latest`` is one of them already.
+
+    Args:
+        adapters: output/adapters.
+    """
+    return [path.parent for path in adapters.glob(f"*/*/{MANIFEST}") if not path.parent.is_symlink()]
+
+
 def cost_on(adapters: pathlib.Path, pods: list[str]) -> float:
     """USD that delivered adapters account for, of what some pods have cost."""
-    paths = [path for path in adapters.glob(f"*/*/{MANIFEST}") if not path.parent.is_symlink()] if pods else []
-    costs = [rundir.read_json(path).get("cost") or {} for path in paths]  # latest is one of them already
+    costs = [rundir.read_json(folder / MANIFEST).get("cost") or {} for folder in delivered(adapters)] if pods else []
     return sum(float(cost["usd"]) for cost in costs if set(cost.get("pods") or []) & set(pods))
 
 

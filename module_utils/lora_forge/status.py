@@ -10,7 +10,7 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import adapter, rundir, verdict, wandb_api
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.recipe import AGENTS
-from ansible.module_utils.lora_forge.summary import duration, points_to
+from ansible.module_utils.lora_forge.summary import duration, points_to, short
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
@@ -27,12 +27,12 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
     Returns:
         Its answers by run_id, and a sentence for each question that it did not answer.
     """
+    delivered = {folder.name for folder in adapter.delivered(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for look in looks.values():
         for run in look.get("runs", []):
             logged = run["progress"].get("wandb") or {}
-            delivered = any(output.glob(f"adapters/*/{run['run_id']}/{adapter.MANIFEST}"))
-            if logged.get("mode") == "online" and not delivered:
+            if logged.get("mode") == "online" and run["run_id"] not in delivered:
                 entity, project, name = logged["run"].split("/")
                 projects[entity, project].append(name)
     found: dict[str, dict[str, Any]] = {}
@@ -72,8 +72,7 @@ def gather(
         for run in look.get("runs", []):
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
     placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}
-    manifests = (output / "adapters").glob(f"*/*/{adapter.MANIFEST}")
-    delivered = {path.parent.name: path.parent for path in manifests if not path.parent.is_symlink()}  # latest is one
+    delivered = {folder.name: folder for folder in adapter.delivered(output / "adapters")}
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
         folder = delivered.get(run_id)
@@ -166,7 +165,7 @@ def table(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]
             NOTHING if row["step"] is None else f"{row['step']}/{row['planned']}",
             _figure(row["loss"]),
             _figure(row["eval_loss"]),
-            NOTHING if not row["tokens_per_second"] else _short(row["tokens_per_second"]),
+            NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(use) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
             f"${usd:.2f}" if usd else NOTHING,
@@ -217,10 +216,3 @@ def _figure(value: Any) -> str:
     if value is None:
         return NOTHING
     return f"{value:.3f}" if isinstance(value, (int, float)) else str(value)
-
-
-def _short(number: float) -> str:
-    """A rate in three digits: 950, 1.5 k, 21 k."""
-    if number >= 10_000:
-        return f"{number / 1000:.0f} k"
-    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"

@@ -14,6 +14,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def short(number: float) -> str:
+    """A rate in three digits: 950, 1.5 k, 21 k."""
+    if number >= 10_000:
+        return f"{number / 1000:.0f} k"
+    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
+
+
 def points_to(link: pathlib.Path) -> str:
     """Where a symbolic link leads; empty when it is none."""
     return os.readlink(link) if link.is_symlink() else ""

@@ -91,8 +91,7 @@ runs:
       failed, or unfinished where it has no end. C(heartbeat_at) is W&B's last sign of life, or when a record was
       written to last; C(heartbeat_age) is in seconds, by the server's clock.
     - C(summary), C(history) and C(config) hold plain values, and no keys of the client's own but C(_step),
-      C(_timestamp) and C(_runtime). C(system) holds the newest figures of the machine; a record's only with
-      O(history).
+      C(_timestamp) and C(_runtime). C(system) holds the newest figures of the machine.
     - C(synced), of records only, tells whether C(wandb sync) left its mark. C(error) is null, or kind and msg.
   returned: always
   type: list

@@ -1,7 +1,7 @@
 """W&B as the controller sees it: what it says of runs, what its client recorded, and how the one becomes the other.
 
-Only the wandb package's public interfaces are used: `wandb.Api`, `wandb leet inspect`, `wandb sync`. Each works in a
-process of its own, that is killed when its time is up, with a home folder that is thrown away.
+All of it is done by the wandb package: `wandb.Api` asks, `wandb leet inspect` reads, `wandb sync` uploads. Each works in
+a process of its own, that is killed when its time is up, with a home folder that is thrown away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import email.utils
+import http.client
 import importlib.util
 import itertools
 import json
@@ -101,15 +102,21 @@ def kind_of(said: str) -> str:
 # --- the client's processes ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def home() -> Iterator[str]:
-    """A folder for all that the client writes besides; it may still write while it is removed.
+def package() -> pathlib.Path:
+    """Where the client is installed.
 
     Raises:
-        ForgeError: The client is not installed.
+        ForgeError: It is not.
     """
-    if not importlib.util.find_spec("wandb"):
+    spec = importlib.util.find_spec("wandb")
+    if not spec or not spec.origin:
         raise ForgeError(f"the package wandb is missing in the controller's environment ({sys.executable}); run: make")
+    return pathlib.Path(spec.origin).parent
+
+
+@contextlib.contextmanager
+def home() -> Iterator[str]:
+    """A folder for all that the client writes besides; it may still write while it is removed."""
     with tempfile.TemporaryDirectory(prefix="lora-forge-wandb-", ignore_cleanup_errors=True) as folder:
         yield folder
 
@@ -129,11 +136,10 @@ def environment(folder: str, base_url: str = "", key: str = "") -> dict[str, str
     return found | ({"WANDB_API_KEY": key} if key else {})
 
 
-def client(arguments: list[str], env: dict[str, str], seconds: float) -> tuple[Optional[int], str, str]:
-    """Run the client's command line: exit status (None: its time was up and it was killed), output, complaints."""
+def run(command: list[str], env: dict[str, str], seconds: float) -> tuple[Optional[int], str, str]:
+    """Run a command of the client: exit status (None: its time was up and it was killed), output, complaints."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "wandb", *arguments],
-        env=env, cwd=env["HOME"], start_new_session=True, text=True, errors="replace",
+        command, env=env, cwd=env["HOME"], start_new_session=True, text=True, errors="replace",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -176,7 +182,7 @@ def ask(
     found: dict[str, Any] = {"entity": entity, "base_url": base_url, "error": None}
     found["runs"] = [entry(name) for name in asked]
     if key:
-        found |= _told(found, (asked, entity, project, key, timeout, history))
+        _fill(found, (asked, entity, project, key, timeout, history))
     else:
         found["error"] = problem("no_key", base_url or "W&B's service")
     missing = [run for run in found["runs"] if not run["id"]]
@@ -188,8 +194,9 @@ def ask(
     return scrubbed(found, key)
 
 
-def _told(found: dict[str, Any], question: tuple[Any, ...]) -> dict[str, Any]:
-    """What a child process learns of W&B within the question's time, on top of what is found already."""
+def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
+    """Add what a child process learns of W&B within the question's time."""
+    package()
     timeout = question[4]
     deadline = time.monotonic() + timeout
     fork = multiprocessing.get_context("fork")  # a module has no file that another interpreter could import
@@ -203,18 +210,17 @@ def _told(found: dict[str, Any], question: tuple[Any, ...]) -> dict[str, Any]:
         try:
             while not found.get("done"):
                 if not receiver.poll(max(0.0, deadline - time.monotonic())):
-                    found["error"] = problem("timeout", found["base_url"], f"{timeout:g} s")
+                    found["error"] = problem("timeout", found["base_url"] or "its service", f"{timeout:g} s")
                     break
                 found |= receiver.recv()
             process.join(2 if found.get("done") else 0)
         except EOFError:
-            found["error"] = problem("answer", found["base_url"], "the client died")
+            found["error"] = problem("answer", "its client", "it died")
         finally:
             process.kill()
             process.join()
             receiver.close()
     found.pop("done", None)
-    return found
 
 
 def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *question: Any) -> None:
@@ -305,13 +311,13 @@ def ahead(base_url: str) -> float:
     """By how many seconds the server's clock is ahead of this one, by the Date of an answer; 0 where it tells none."""
     try:
         with urllib.request.urlopen(urllib.request.Request(base_url, method="HEAD"), timeout=5) as answer:
-            headers = answer.headers
+            said = answer.headers["Date"]
     except urllib.error.HTTPError as refusal:  # has a Date too
-        headers = refusal.headers
-    except (OSError, ValueError):
+        said = refusal.headers["Date"]
+    except (OSError, ValueError, http.client.HTTPException):
         return 0.0
-    date = email.utils.parsedate_to_datetime(headers["Date"]) if headers.get("Date") else None
-    return date.timestamp() - time.time() if date else 0.0
+    date = email.utils.parsedate_tz(said) if said else None
+    return email.utils.mktime_tz(date) - time.time() if date else 0.0
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -382,8 +388,13 @@ def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise ForgeError(f"{folder} is no folder; a W&B record is a folder run-… or offline-run-… of the client")
     found = [file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "run-*.wandb")]
-    whole = [file for file in found if not any(part.is_symlink() for part in file.parents if part != folder)]
-    return sorted(whole, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
+    links = {
+        file
+        for file in found
+        for part in file.relative_to(folder).parents
+        if part.name and (folder / part).is_symlink()
+    }
+    return sorted(set(found) - links, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
 
 
 def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[str, Any]:
@@ -392,7 +403,7 @@ def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[st
     Args:
         folder: A record, or a folder that holds some.
         timeout: Seconds for the whole.
-        history: How many last points of each; without any the figures of the machine stay out too.
+        history: How many last points of each.
 
     Returns:
         runs: one :func:`entry` for each record, with «synced», whether `wandb sync` left its mark; state: finished,
@@ -411,8 +422,11 @@ def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[st
 
 def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: int) -> Entry:
     def inspect(*flags: str) -> str:
-        arguments = ["leet", "inspect", *flags, "--json", str(file.absolute())]
-        status, said, complained = client(arguments, env, deadline - time.monotonic())
+        # What `wandb leet inspect` starts; that itself takes two seconds of CPU before it gets there.
+        command = [str(package() / "bin/wandb-core"), "leet", "inspect", "--no-observability", *flags, "--json"]
+        path = file.absolute()
+        command += ["--run-file", str(path), str(path.parent.parent)]
+        status, said, complained = run(command, env, deadline - time.monotonic())
         if status != 0:
             raise _Unread("timeout" if status is None else "answer", complained)
         return said
@@ -420,7 +434,7 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
     known: Entry = entry(str(file.parent), synced=file.with_suffix(".wandb.synced").exists())
     try:
         told = json.loads(inspect("--summary"))
-        records = [json.loads(line) for line in inspect().splitlines()] if history else []
+        records = [json.loads(line) for line in inspect().splitlines()]
     except _Unread as error:
         kind, said = error.args
         return known | {"error": problem(kind, f"the record {file}", said)}
@@ -437,7 +451,7 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
         "heartbeat_at": iso(moment(told["last_write"])),
         "step": told["step"],
         "summary": shown(plain(told["summary"])),
-        "history": points[-history:],
+        "history": points[-history:] if history else [],
         "system": {name: value for item in figures for name, value in system(item).items()},
         "tags": told["tags"],
         "config": plain(told["config"]),
@@ -545,7 +559,8 @@ def _upload(records: list[Entry], entity: str, base_url: str, key: str, deadline
         options = ["--include-online", *(["--entity", entity] if entity else [])]
         seconds = deadline - time.monotonic() - min(ASKING, (deadline - time.monotonic()) / 4)
         env = environment(folder, base_url, key) | {"WANDB_SILENT": "false"}
-        status, said, complained = client(["sync", *options, *paths], env, seconds)
+        command = [sys.executable, "-m", "wandb", "sync", *options, *paths]
+        status, said, complained = run(command, env, seconds)
         if status is None:
             return "timed out"
         lines = [line for line in (said + complained).splitlines() if re.search(r"error|failed", line, re.IGNORECASE)]

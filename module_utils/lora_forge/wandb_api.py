@@ -1,7 +1,7 @@
 """W&B as the controller sees it: what it says of runs, what its client recorded, and how the one becomes the other.
 
-All of it is done by the wandb package: `wandb.Api` asks, `wandb leet inspect` reads, `wandb sync` uploads. Each works in
-a process of its own, that is killed when its time is up, with a home folder that is thrown away.
+The wandb package does it all: `wandb.Api` asks, `wandb leet inspect` reads, `wandb sync` uploads. Each works in a
+process of its own, that is killed when its time is up, with a home folder that is thrown away.
 """
 
 from __future__ import annotations
@@ -387,14 +387,13 @@ def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """
     if not folder.is_dir():
         raise ForgeError(f"{folder} is no folder; a W&B record is a folder run-… or offline-run-… of the client")
+
+    def linked(file: pathlib.Path) -> bool:
+        return any((folder / part).is_symlink() for part in file.relative_to(folder).parents if part.name)
+
     found = [file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "run-*.wandb")]
-    links = {
-        file
-        for file in found
-        for part in file.relative_to(folder).parents
-        if part.name and (folder / part).is_symlink()
-    }
-    return sorted(set(found) - links, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
+    whole = itertools.filterfalse(linked, found)
+    return sorted(whole, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
 
 
 def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[str, Any]:

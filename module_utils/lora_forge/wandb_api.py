@@ -131,7 +131,8 @@ def environment(folder: str, base_url: str = "", key: str = "") -> dict[str, str
     """
     found = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
     found |= {"HOME": folder, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
-    found |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")} | {"WANDB_DIR": folder}
+    found |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")}
+    found |= {"WANDB_DIR": folder, "TMPDIR": folder}  # it leaves folders behind
     found |= {"WANDB_BASE_URL": base_url} if base_url else {}
     return found | ({"WANDB_API_KEY": key} if key else {})
 
@@ -230,6 +231,7 @@ def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *
         os.dup2(quiet, descriptor)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # found anew, by this environment
     os.chdir(env["HOME"])
     try:
         import wandb

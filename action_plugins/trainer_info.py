@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 
@@ -20,9 +20,9 @@ class ActionModule(ActionBase):
         time.sleep(float(self._task.args.get("pause") or 0))
         try:
             found = self._execute_module("trainer_info", args, task_vars=task_vars)
-        except AnsibleConnectionFailure as error:
+        except AnsibleError as error:  # no connection, no sudo
             found = {"failed": True, "msg": str(error)}
         if found.get("failed"):  # no Python, no rights: what is there is not known either
-            lines = str(found.get("msg") or found.get("module_stderr") or "no answer").strip().splitlines()
-            return result | {"changed": False, "silent": lines[-1] if lines else "no answer"}
+            told = [str(found.get(key) or "").strip().splitlines() for key in ("msg", "module_stderr", "exception")]
+            return result | {"changed": False, "silent": next((lines[-1] for lines in told if lines), "no answer")}
         return result | found

@@ -89,7 +89,9 @@ def main() -> None:
             "final": given["state"] in rundir.FINAL_STATES,
             "detail": given["detail"],
         }
-        changed = {key: before.get(key) for key in after} != after
+        if before.get("detail") and (before.get("state"), given["state"]) == ("failed", "finished"):
+            after = {key: before.get(key) for key in after}  # it ran to its end, and what came of it is no good
+        changed = {key: before.get(key, "") for key in after} != after
         if changed and not module.check_mode:
             path.parent.mkdir(parents=True, exist_ok=True)
             rundir.write_json(path, after | {"noted_at": round(time.time(), 3)})

@@ -30,6 +30,13 @@ FILES = {
     "metrics.jsonl": True,
     "train.log": True,
 }
+# Of a manifest, what others than the report read.
+FORM: dict[str, Any] = {
+    **dict.fromkeys(("run_id", "agent", "fingerprint", "verdict", "base_model"), str),
+    **dict.fromkeys(("recipe", "host", "steps", "loss", "cost", "evaluation", "wandb"), dict),
+    **dict.fromkeys(("datasets", "files"), list),
+    **dict.fromkeys(("started_at", "finished_at"), (int, float)),
+}
 RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; kept with its folder
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -289,6 +296,16 @@ def delivered(adapters: pathlib.Path) -> list[pathlib.Path]:
     return [path.parent for path in adapters.glob(f"*/*/{MANIFEST}") if not path.parent.is_symlink()]
 
 
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """A delivered adapter's manifest; what somebody broke, or another version wrote otherwise, is left out.
+
+    Args:
+        folder: output/adapters/<agent>/<run_id>.
+    """
+    found = rundir.read_json(folder / MANIFEST)
+    return {key: value for key, value in found.items() if isinstance(value, FORM.get(key, object))}
+
+
 def cost_on(adapters: pathlib.Path, pods: list[str]) -> float:
     """USD that delivered adapters account for, of what some pods have cost."""
     costs = [rundir.read_json(folder / MANIFEST).get("cost") or {} for folder in delivered(adapters)] if pods else []
@@ -311,13 +328,15 @@ def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
         return f"{folder} has no manifest of a verified adapter"
     written = (folder / MANIFEST).stat().st_mtime_ns
     for row in manifest["files"]:
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("path", "sha256")):
+            return f"{folder / MANIFEST} is damaged"
         path = folder / row["path"]
         try:
             facts = path.stat()
         except OSError:
             return f"{path} is missing"
-        if facts.st_size != row["bytes"]:
-            return f"{path} has {facts.st_size} bytes instead of {row['bytes']}"
+        if facts.st_size != row.get("bytes"):
+            return f"{path} has {facts.st_size} bytes instead of {row.get('bytes')}"
         if (hashes or facts.st_mtime_ns > written) and sha256_file(path) != row["sha256"]:
             return f"{path} has changed since it was verified"
     return None

@@ -18,6 +18,8 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 
 LATEST = "latest"
 HISTORY = "history.jsonl"
+# Recipe keys that decide which tokens of an evaluation set count, and how they are laid out.
+MASKING = ("chat_template", "chat_template_jinja", "train_on_inputs", "roles_to_train", "train_on_eos")
 BY_HAND = "ansible-playbook playbooks/promote.yml -e role={agent} -e run_id={run_id}"
 
 
@@ -49,8 +51,9 @@ def evaluation(keys: dict[str, Any], datasets: list[dict[str, Any]], eval_loss: 
         eval_loss: The last one, as it was logged.
 
     Returns:
-        source (``file``, ``split`` of the training data, or ``none``), sha256 (equal for equal evaluation sets; None
-        without one), sequence_len (tokens) and eval_loss (None when it is not finite).
+        source (``file``, ``split`` of the training data, or ``none``), sha256 (equal for equal evaluation sets that are
+        laid out and masked alike; None without one), sequence_len (tokens), base_model (its tokenizer makes the
+        tokens) and eval_loss (None when it is not finite).
     """
     sums = {use: sorted(one["sha256"] for one in datasets if one["use"] == use) for use in ("train", "val")}
     share = keys.get("val_set_size", 0)
@@ -62,10 +65,12 @@ def evaluation(keys: dict[str, Any], datasets: list[dict[str, Any]], eval_loss: 
         source, basis = "split", {"train": sums["train"], "val_set_size": share, "seed": keys.get("seed")}
     else:
         source = "none"
+    masked = {key: keys[key] for key in MASKING if key in keys}
     return {
         "source": source,
-        "sha256": hashlib.sha256(recipe.canonical(basis).encode()).hexdigest() if basis else None,
+        "sha256": hashlib.sha256(recipe.canonical([basis, masked]).encode()).hexdigest() if basis else None,
         "sequence_len": keys.get("sequence_len"),
+        "base_model": keys.get("base_model"),
         "eval_loss": eval_loss if verdict.finite(eval_loss) else None,
     }
 
@@ -73,7 +78,11 @@ def evaluation(keys: dict[str, Any], datasets: list[dict[str, Any]], eval_loss: 
 def evaluation_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The evaluation in a manifest; computed from its recipe and datasets where it is older than that entry."""
     loss = (manifest.get("loss") or {}).get("eval_last")
-    return manifest.get("evaluation") or evaluation(manifest.get("recipe", {}), manifest.get("datasets", []), loss)
+    try:
+        found = evaluation(manifest.get("recipe", {}), manifest.get("datasets", []), loss)
+        return found | {key: value for key, value in (manifest.get("evaluation") or {}).items() if key in found}
+    except (KeyError, TypeError, AttributeError):  # damaged
+        return evaluation({}, [], loss)
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -82,6 +91,8 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         return "one of them has no evaluation set"
     if ours["sha256"] != theirs["sha256"]:
         return "another evaluation set"
+    if ours["base_model"] != theirs["base_model"]:
+        return f"base model {ours['base_model']} instead of {theirs['base_model']}"
     if ours["sequence_len"] != theirs["sequence_len"]:
         return f"sequence_len {ours['sequence_len']} instead of {theirs['sequence_len']}"
     if ours["eval_loss"] is None or theirs["eval_loss"] is None:
@@ -160,7 +171,7 @@ def delivered(home: pathlib.Path) -> dict[str, dict[str, Any]]:
         home: output/adapters/<agent>.
     """
     folders = [path for path in home.glob("[!.]*") if path.is_dir() and not path.is_symlink()]
-    found = {path.name: rundir.read_json(path / adapter.MANIFEST) for path in folders}
+    found = {path.name: adapter.read_manifest(path) for path in folders}
     whole = {name: manifest for name, manifest in found.items() if manifest.get("verdict") == "verified"}
     return dict(sorted(whole.items(), key=lambda item: (item[1].get("finished_at") or 0, item[0])))
 
@@ -170,7 +181,7 @@ def promoted_one(home: pathlib.Path) -> Optional[dict[str, Any]]:
     folder = (home / LATEST).resolve()
     if not (home / LATEST).is_symlink() or folder.parent != home.resolve() or adapter.missing(folder):
         return None
-    return rundir.read_json(folder / adapter.MANIFEST) | {"run_id": folder.name}
+    return adapter.read_manifest(folder) | {"run_id": folder.name}
 
 
 def history(home: pathlib.Path) -> list[dict[str, Any]]:
@@ -241,6 +252,7 @@ def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> boo
             f"{run_id} is a rehearsal, with a tiny random model, and {agent} has a real adapter ({real[-1]}); "
             "a rehearsal never displaces one"
         )
+    _movable(home, run_id)
     holder = promoted_one(home)
     if holder and holder["run_id"] == run_id:
         return False
@@ -338,15 +350,20 @@ def _move(home: pathlib.Path, book: IO[bytes], run_id: str, before: Optional[str
     The link comes first, as it is what counts. A crash before the line leaves a promoted run without one, and the next
     call adds that (:func:`_entered`). The other way round, the history would tell of a move that never was.
     """
-    link = home / LATEST
     if decision.move:
-        if link.exists() and not link.is_symlink():
-            raise ForgeError(f"{link} is no symbolic link, so it cannot be moved to {run_id}; put it elsewhere")
+        link = _movable(home, run_id)
         fresh = home / f".{LATEST}.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(run_id)
         os.replace(fresh, link)
     _note(book, run_id, before, decision, by)
+
+
+def _movable(home: pathlib.Path, run_id: str) -> pathlib.Path:
+    link = home / LATEST
+    if link.exists() and not link.is_symlink():
+        raise ForgeError(f"{link} is no symbolic link, so it cannot be moved to {run_id}; put it elsewhere")
+    return link
 
 
 def _note(book: IO[bytes], run_id: str, before: Optional[str], decision: Decision, by: str) -> None:

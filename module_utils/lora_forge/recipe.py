@@ -190,6 +190,10 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
     if not 0 <= recipe.get("val_set_size", 0) < 1:
         where = origin["val_set_size"].where("val_set_size")
         found.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
+    project = str(recipe.get("wandb_project", ""))
+    if re.search(r"[/\\#?%:]", project) or len(project) > 128:  # W&B's own rule
+        where = origin["wandb_project"].where("wandb_project")
+        found.append(f"{where}: «wandb_project: {project}» must have no / \\ # ? % : in it, and 128 characters at most")
     if isinstance(recipe.get("lora_target_modules"), str):
         where = origin["lora_target_modules"].where("lora_target_modules")
         found.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")

@@ -137,7 +137,7 @@ def read_runs(home: pathlib.Path, verdicts: dict[str, str], warnings: list[str])
             warnings.append(f"{folder / adapter.MANIFEST} {state}: {folder.name} is left out")
             continue
         told = str(manifest.get("verdict") or NOTHING)
-        flaw = _flaw(folder)
+        flaw = adapter.missing(folder)
         if flaw:
             warnings.append(f"the adapter of {folder.name} is not whole: {flaw}")
         if verdicts.get(folder.name) == "disputed" or flaw:
@@ -147,14 +147,6 @@ def read_runs(home: pathlib.Path, verdicts: dict[str, str], warnings: list[str])
     if promoted and promoted not in [run.run_id for run in runs]:
         warnings.append(f"{home / promotion.LATEST} points to {promoted}, and there is no such adapter")
     return sorted(runs, key=lambda run: (_number(run.manifest.get("finished_at")) or 0, run.run_id), reverse=True)
-
-
-def _flaw(folder: pathlib.Path) -> Optional[str]:
-    """What is wrong with a delivered adapter; None when nothing is."""
-    try:
-        return adapter.missing(folder)
-    except (AttributeError, KeyError, TypeError):
-        return f"{folder / adapter.MANIFEST} is damaged"
 
 
 def _number(value: Any) -> Optional[float]:

@@ -20,6 +20,8 @@ WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it 
 def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What W&B says of the runs that are logged there and not delivered yet; one question for each of its projects.
 
+    Of a trainer that does not answer it is known from the last look which of its runs are logged.
+
     Args:
         output: Where adapters are kept.
         looks: As of :func:`gather`.
@@ -29,12 +31,13 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
     """
     delivered = {folder.name for folder in adapter.delivered(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    for look in looks.values():
-        for run in look.get("runs", []):
-            logged = run["progress"].get("wandb") or {}
-            if logged.get("mode") == "online" and run["run_id"] not in delivered:
-                entity, project, name = logged["run"].split("/")
-                projects[entity, project].append(name)
+    known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
+    before = rundir.read_json(output / "status.json").get("runs", [])
+    known += [(run["run_id"], run.get("logged")) for run in before if "silent" in looks.get(run.get("trainer"), {})]
+    for run_id, logged in known:
+        place = str((logged or {}).get("run")).split("/")
+        if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
+            projects[place[0], place[1]].append(place[2])
     found: dict[str, dict[str, Any]] = {}
     notes = []
     for (entity, project), names in projects.items():
@@ -76,7 +79,7 @@ def gather(
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
         folder = delivered.get(run_id)
-        manifest = rundir.read_json(folder / adapter.MANIFEST) if folder else {}
+        manifest = adapter.read_manifest(folder) if folder else {}
         found = verdict.Evidence(
             run_id,
             looks=tuple(seen.get(run_id, [])),
@@ -139,6 +142,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[C
         "eta_seconds": look.get("eta_seconds"),
         "cost": cost or None,
         "wandb": found.wandb,
+        "logged": done.get("wandb"),
         "began_at": (look.get("status") or {}).get("first_started_at") or manifest.get("started_at"),
         "seen_at": done.get("last_event_at"),
     }
@@ -168,7 +172,7 @@ def table(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(use) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
-            f"${usd:.2f}" if usd else NOTHING,
+            f"${usd:.2f}" if usd and isinstance(usd, (int, float)) else NOTHING,
         ])  # fmt: skip
     known = {row["trainer"] for row in rows}
     for trainer in silent:

@@ -22,14 +22,16 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         step, planned (steps), measured (steps since the newest start), epoch, loss_first, loss, eval_first, eval_loss,
-        tokens_per_second, seconds_per_step (of the newest start), last_event_at (epoch seconds), ended, end_reason, and
-        data: examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets. None where
-        nothing is known.
+        tokens_per_second, seconds_per_step (of the newest start), began_at (the newest start) and last_event_at (epoch
+        seconds), ended, end_reason, wandb (of the newest start: mode, run as entity/project/id, url), and data:
+        examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets. None where nothing
+        is known. What is no event of ours is passed over.
     """
     found: dict[str, Any] = dict.fromkeys(
         ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
-         "seconds_per_step", "last_event_at", "end_reason", "wandb", "data")
+         "seconds_per_step", "began_at", "last_event_at", "end_reason", "wandb", "data")
     )  # fmt: skip
+    events = [event for event in events if _whole(event)]
     found["ended"] = False
     began: Optional[dict[str, Any]] = None
     # Once for each set: a start that tokenises again counts the same again.
@@ -48,6 +50,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
         found["step"], found["planned"] = event.get("step"), event.get("planned")
         if kind == "begin":
             began, found["ended"], found["end_reason"], found["measured"] = event, False, None, 0
+            found["began_at"] = event["time"]
         elif kind == "log":
             found["loss_first"] = event["loss"] if found["loss_first"] is None else found["loss_first"]
             for key in ("loss", "tokens_per_second", "epoch"):
@@ -61,6 +64,15 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
             found["measured"] = event["step"] - began["step"]
             found["seconds_per_step"] = (event["time"] - began["time"]) / (event["step"] - began["step"])
     return found
+
+
+def _whole(event: dict[str, Any]) -> bool:
+    """Whether an event has what :func:`progress` reads of its kind."""
+    kind = event.get("event")
+    needed: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
+    numbers = ("time",) if kind in ("data", "wandb") else ("step", "planned", "time")
+    known = all(isinstance(event.get(key), (int, float)) for key in numbers)
+    return known and kind is not None and all(key in event for key in needed.get(kind, ()))
 
 
 def eta_seconds(done: dict[str, Any]) -> Optional[float]:
@@ -155,8 +167,8 @@ class Evidence:
         placement: output/runs/<run_id>.json; empty without one.
         manifest: Of the delivered adapter; empty without one.
         flaw: What is wrong with the delivered files; None when nothing is.
-        wandb: What W&B says: state, heartbeat_age (seconds), step, fingerprint (as it was logged; None without);
-            or ``error`` (kind and msg); None where W&B was not asked.
+        wandb: What W&B says: state, and fingerprint (as it was logged; None without); or ``error`` (kind and msg); None
+            where W&B was not asked.
     """
 
     run_id: str
@@ -209,8 +221,10 @@ def judge(found: Evidence) -> Verdict:
             look["progress"]["last_event_at"] or 0,
         ),
     )
-    look = looks[-1] if looks else {}
-    trainer = look.get("trainer") or found.placement.get("trainer") or (found.manifest.get("host") or {}).get("name")
+    look, placed = looks[-1] if looks else {}, found.placement.get("trainer")
+    if look and look["state"] not in LIVING and placed in found.silent and not found.placement.get("final"):
+        look = {}  # it was moved there, and nobody knows what becomes of it
+    trainer = look.get("trainer") or placed or (found.manifest.get("host") or {}).get("name")
     state, detail = _own_state(found, look, trainer)
     against = _own_contradictions(found, looks)
     doubts = [] if found.wandb is None else _wandb_contradictions(found, state, look)
@@ -232,12 +246,12 @@ def _own_state(found: Evidence, look: dict[str, Any], trainer: Optional[str]) ->
             return "failed", str(found.placement.get("detail") or "its adapter was not verified")
         if state == "stalled" and look.get("gpu_busy") is not None:
             detail += f", while its GPU is {look['gpu_busy']:.0f} % busy"
-        if trainer in found.silent:
-            detail = f"{detail}; {trainer} does not answer now".lstrip("; ")
         return state, detail
     if trainer in found.silent:
         launched = f"; the last that is known: {placed}" if placed else ""
         return "unknown", f"{trainer} does not answer: {found.silent[trainer]}{launched}"
+    if placed == "finished" and trainer in found.asked:
+        return "absent", f"it ran to its end on {trainer}, which has no such run any more"
     if found.placement.get("final") and placed:
         return str(placed), str(found.placement.get("detail") or "")
     if trainer in found.asked:
@@ -262,7 +276,6 @@ def _own_contradictions(found: Evidence, looks: list[dict[str, Any]]) -> list[st
     told += [f"{source} is that of {name}" for source, name in names.items() if name not in (None, found.run_id)]
     marks = {f"{look['trainer']}": look.get("facts", {}).get("fingerprint") for look in looks}
     marks["the manifest"] = found.manifest.get("fingerprint")
-    marks["W&B"] = None if found.wandb is None else found.wandb.get("fingerprint")
     known = {source: mark[:12] for source, mark in marks.items() if mark}
     if len(set(known.values())) > 1:
         told.append("the sources name different recipes: " + ", ".join(f"{who} {mark}" for who, mark in known.items()))
@@ -272,18 +285,22 @@ def _own_contradictions(found: Evidence, looks: list[dict[str, Any]]) -> list[st
 def _wandb_contradictions(found: Evidence, state: str, look: dict[str, Any]) -> list[str]:
     """Where W&B contradicts the run itself, once it had time to hear of it."""
     wandb = found.wandb or {}
-    says = wandb.get("state")
+    says, told = wandb.get("state"), wandb.get("fingerprint")
+    ours = (look.get("facts") or {}).get("fingerprint") or found.manifest.get("fingerprint")
     if says is None:
         return []
+    if told and ours and told != ours:
+        return [f"W&B's run of this name has another recipe: {told[:12]} instead of {ours[:12]}"]
     lives = says in ("running", "pending", "preempting")
     ended = look.get("silent_for") if look and look["state"] not in LIVING else None
     if state in ("running", "stalled") and not lives:
-        # At the beginning of a resumed start W&B still has the last one's end.
+        # Until a resumed start has begun to train W&B may still have the last one's end.
+        begun = (look["progress"].get("began_at") or 0) >= (look["status"].get("started_at") or 0)
         crash = state == "stalled" and says == "crashed"
-        if look["progress"]["measured"] and not crash:
+        if look["progress"]["measured"] and begun and not crash:
             return [f"W&B says {says}, but the process is alive, at step {look['progress']['step']}"]
     elif state in ("stopped", "failed", "finished", "verified") and lives:
-        if ended is None or ended > WANDB_LAG:
+        if (ended is None or ended > WANDB_LAG) and not look.get("alive"):
             since = f" {duration(ended)} ago" if ended is not None else ""
             code = look.get("status", {}).get("exit_code") if look else None
             return [f"W&B says {says}, but the process ended{since}" + (f" with exit code {code}" if code else "")]
@@ -308,4 +325,6 @@ def next_step(agent: str, verdict: Verdict) -> str:
         return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else "train.yml again collects it"
     if verdict.state == "stalled":
         return f"{logs}; playbooks/stop.yml -e role={agent}, then {again}"
+    if verdict.state == "failed" and verdict.look.get("state") == "finished":  # its adapter is no good
+        return f"{logs}, then train.yml -e role={agent} -e fresh=true trains again"
     return {"failed": f"{logs}, then {again}", "stopped": again}.get(verdict.state, "")

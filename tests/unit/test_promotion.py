@@ -85,18 +85,20 @@ def test_equal_sets_have_equal_sums() -> None:
     found = promotion.evaluation(KEYS, [VAL, TRAIN, {"use": "val", "sha256": "a"}], 1.5)
     assert found == {
         "source": "file",
-        "sha256": adapter.sha256_text('["a","v"]'),
+        "sha256": adapter.sha256_text('[["a","v"],{}]'),
         "sequence_len": 4096,
+        "base_model": None,
         "eval_loss": 1.5,
     }
     assert promotion.evaluation(SPLIT, [TRAIN], 1.5) | {"sha256": None} == found | {"source": "split", "sha256": None}
     assert promotion.evaluation(SPLIT, [TRAIN], 1.5)["sha256"] == adapter.sha256_text(
-        '{"seed":42,"train":["t"],"val_set_size":0.05}'
+        '[{"seed":42,"train":["t"],"val_set_size":0.05},{}]'
     )
     assert promotion.evaluation(KEYS, [TRAIN], None) == {
         "source": "none",
         "sha256": None,
         "sequence_len": 4096,
+        "base_model": None,
         "eval_loss": None,
     }
 
@@ -146,6 +148,9 @@ OTHER = "not comparable with witness-a "
         (manifest("b", 9.0, keys=SPLIT, sets=(TRAIN,)), A, True, False, OTHER + "(another evaluation set)"),
         (manifest("b", 9.0, keys=KEYS | {"sequence_len": 2048}), A, True, False,
          OTHER + "(sequence_len 2048 instead of 4096)"),
+        (manifest("b", 0.5, keys=KEYS | {"base_model": "other"}), A, True, False,
+         OTHER + "(base model other instead of None)"),
+        (manifest("b", 0.5, keys=KEYS | {"train_on_inputs": True}), A, True, False, OTHER + "(another evaluation set)"),
         (manifest("b", None, **NONE), A, True, False, OTHER + "(one of them has no evaluation set)"),
         (manifest("b", 9.0), manifest("witness-a", None, **NONE), True, False,
          OTHER + "(one of them has no evaluation set)"),

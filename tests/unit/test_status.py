@@ -6,7 +6,7 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, gpu, runs, status, verdict, wandb_api
+from ansible.module_utils.lora_forge import adapter, gpu, promotion, runs, status, verdict, wandb_api
 from lab import ROOT, until
 
 RUN = "witness-0123456789ab"
@@ -131,8 +131,13 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
         "gpu-2": {"runs": [logged(names[0]), logged(names[2], project="q"), seen(run_id="mayor-1")]},
         "gpu-3": {"silent": "away"},
     }
+    away = "witness-00000000000f"
+    before = [{"run_id": away, "trainer": "gpu-3", "logged": logged(away)["progress"]["wandb"]},
+              {"run_id": "crew-1", "trainer": "gpu-3", "logged": {"mode": "online", "run": None}},
+              {"run_id": "crew-2", "trainer": "gpu-4", "logged": logged("crew-2")["progress"]["wandb"]}]  # fmt: skip
+    rundir.write_json(tmp_path / "status.json", {"runs": before})
     answers, notes = status.ask_wandb(tmp_path, looks)
-    assert asked == [([names[0]], "e", "p"), ([names[2]], "e", "q")]
+    assert asked == [([names[0], away], "e", "p"), ([names[2]], "e", "q")]
     assert (answers[names[0]]["error"], answers[names[2]]["error"]["kind"]) == (None, "timeout")
     assert notes == ["W&B: late"]
 
@@ -160,6 +165,23 @@ def test_damaged_files_make_no_traceback(tmp_path):
     place(tmp_path, "mayor-0123456789ab", trainer="gpu-1", state="launched")
     (tmp_path / "runs/mayor-0123456789ab.json").write_text("")
     assert [row["verdict"] for row in gathered(tmp_path, {"gpu-1": {"runs": []}})] == ["absent", "absent"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"files": [{}]}, {"files": ["x"]}, {"files": None}, {"host": "gpu"}, {"steps": [1]}, {"fingerprint": 3},
+     {"cost": {"usd": "1"}}, {"loss": 3}, {"started_at": "today"}, {"verdict": None}, {"agent": 7}],
+)  # fmt: skip
+def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
+    deliver(tmp_path, latest=True, **broken)
+    deliver(tmp_path, "witness-00000000000e")
+    rows = gathered(tmp_path)
+    assert len(rows) == 2
+    assert status.table(rows, {})
+    assert status.words(rows, {}, [])
+    home = tmp_path / "adapters/witness"
+    promotion.promote(home, "witness-00000000000e", 0.02)
+    assert promotion.overview(home)
 
 
 def test_all_runs_of_a_trainer(lab):

@@ -74,7 +74,8 @@ def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=No
         "state": state,
         "detail": detail,
         "alive": state in LIVES if alive is None else alive,
-        "progress": {**verdict.progress([]), "step": step, "planned": 10, "measured": step, "last_event_at": 9.0},
+        "progress": verdict.progress([])
+        | {"step": step, "planned": 10, "measured": step, "last_event_at": 9.0, "began_at": 5.0},
         "status": {"exit_code": exit_code},
         "silent_for": silent_for,
         "facts": {"run_id": RUN, "fingerprint": MARK},
@@ -88,6 +89,8 @@ def judged(*looks, asked=("gpu-1", "gpu-2"), **known):
 
 
 LAUNCHED = {"trainer": "gpu-1", "state": "launched", "final": False}
+MOVED = {"placement": {**LAUNCHED, "trainer": "gpu-3"}, "silent": {"gpu-3": "timed out"}}
+BAD = {"trainer": "gpu-1", "state": "failed", "final": True, "detail": "tensor q is all zero"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,13 @@ LAUNCHED = {"trainer": "gpu-1", "state": "launched", "final": False}
         # Moved: the trainer it lives on counts, then the one where it was placed, then the last one heard of.
         ((look("running", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "running", ""),
         ((look("failed", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "stopped", ""),
+        # Moved to a trainer that does not answer: what the earlier one says is of yesterday.
+        ((look("stopped"),), MOVED, "unknown",
+         "gpu-3 does not answer: timed out; the last that is known: launched"),
+        ((look("running"),), MOVED, "running", ""),
+        # It ran to its end, was not collected, and is gone.
+        ((), {"placement": {"trainer": "gpu-1", "state": "finished", "final": True}}, "absent",
+         "it ran to its end on gpu-1, which has no such run any more"),
         # W&B agrees, lags, knows nothing or cannot be asked.
         ((look("running"),), {"wandb": {"state": "running"}}, "running", ""),
         ((look("running"),), {"wandb": {"error": {"kind": "server_down", "msg": "…"}}}, "running", ""),
@@ -136,6 +146,9 @@ LAUNCHED = {"trainer": "gpu-1", "state": "launched", "final": False}
         ((look("stalled"),), {"wandb": {"state": "crashed"}}, "stalled", ""),
         ((look("running", step=0),), {"wandb": {"state": "crashed"}}, "running", ""),  # of the last start
         ((look("queued"),), {"wandb": {"state": "crashed"}}, "queued", ""),
+        # Resumed, and not at its first step yet: what was measured is the last start's.
+        ((look("running", status={"started_at": 100.0}),), {"wandb": {"state": "crashed"}}, "running", ""),
+        ((look("stopped", silent_for=900.0, alive=True),), {"wandb": {"state": "running"}}, "stopped", ""),
     ],
 )  # fmt: skip
 def test_judge(looks, known, found, detail):
@@ -174,7 +187,7 @@ def test_judge(looks, known, found, detail):
          "gpu-1: run.json is that of mayor-1"),
         ((), {"manifest": {**MANIFEST, "run_id": "mayor-1"}}, "verified", "manifest.json is that of mayor-1"),
         ((look("running"),), {"wandb": {"state": "running", "fingerprint": "f" * 64}}, "running",
-         "the sources name different recipes: gpu-1 0123456789ab, W&B ffffffffffff"),
+         "W&B's run of this name has another recipe: ffffffffffff instead of 0123456789ab"),
         ((look("finished", facts={"run_id": RUN, "fingerprint": "f" * 64}),), {"manifest": MANIFEST}, "verified",
          "the sources name different recipes: gpu-1 ffffffffffff, the manifest 0123456789ab"),
     ],
@@ -209,6 +222,8 @@ def test_wandb_alone_never_decides(state, says, silent_for):
     [
         (judged(look("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
         (judged(look("failed", checkpoint={"step": 0})), "playbooks/logs.yml -e role=witness, then train.yml again"),
+        (judged(look("finished"), placement=BAD),
+         "playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again"),
         (judged(look("stopped")), "train.yml again: resumes at step 2"),
         (judged(look("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
          "train.yml again: resumes at step 2"),
@@ -274,6 +289,17 @@ def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
     )
     assert found["wandb"] == {"mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"}
     assert (found["step"], found["planned"], found["loss"]) == (3, 10, 1.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{}, {"event": "log"}, event("log", 4), event("log", None, loss=1.0), event("eval", 4),
+     {"event": "data", "time": 1}, {**event("begin", 0), "time": None},
+     {**event("log", 5, loss=1.0), "planned": "many"}],
+)  # fmt: skip
+def test_progress_passes_over_what_is_no_event_of_ours(line):
+    history = [event("begin", 0), event("log", 3, loss=1.0)]
+    assert verdict.progress([*history, line]) == verdict.progress(history)
 
 
 def test_progress_takes_back_what_a_resume_took_back():

@@ -132,7 +132,12 @@ def start_wandb(cfg: Any) -> None:
         print(f"W&B cannot be reached, the run is recorded offline: {error}", file=sys.stderr, flush=True)
         wandb.teardown()  # it would hold the run's id for in use
         mode = "offline"
-        run = wandb.init(**known, mode=mode)
+        try:
+            run = wandb.init(**known, mode=mode)
+        except Exception as another:
+            print(f"W&B records nothing: {another}", file=sys.stderr, flush=True)
+            cfg.use_wandb = False
+            return
     rundir.append_event(METRICS, "wandb", mode=mode, run=run.path, url=run.url)
 
 

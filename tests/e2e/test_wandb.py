@@ -103,6 +103,9 @@ def test_a_key_that_is_wrong_is_found_before_anything_starts(checkout: Checkout,
     assert "WANDB_API_KEY" in text
     assert "x" * 40 not in text
     assert not (checkout.trainer / "runs").exists()
+    # Whoever wants to stop a run, or to look at one, is not asked for it.
+    code, text = checkout.play(*WITNESS, playbook="playbooks/stop.yml")
+    assert code == 0, text
 
 
 def test_offline_when_wandb_is_down_and_uploaded_once_the_run_is_collected(

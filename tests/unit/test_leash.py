@@ -668,8 +668,9 @@ def test_renewing_changes_once_and_only_for_real(tmp_path):
     assert rundir.read_json(tmp_path / "leash" / f"{POD}.renewed") == {"deadline": deadline}
 
 
-@pytest.mark.parametrize("deadline", [0, time.time() - 1, (time.time() + 600) * 1000, float("nan")])
-def test_a_deadline_in_the_past_or_in_other_units_is_refused(tmp_path, deadline):
+@pytest.mark.parametrize(("ahead", "unit"), [(-1, 1), (600, 1000), (0, 0), (float("nan"), 1)])
+def test_a_deadline_in_the_past_or_in_other_units_is_refused(tmp_path, ahead, unit):
+    deadline = (time.time() + ahead) * unit
     with pytest.raises(ForgeError, match=f"deadline of pod {POD} would be .* give a later one"):
         outside.renew(tmp_path, POD, deadline)
 

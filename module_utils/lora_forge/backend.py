@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+import hashlib
 import os
 import pathlib
 import shlex
@@ -204,8 +205,10 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         _checked(run, [*systemctl, "enable", "--now", path.name])
         return f"journalctl {'--user ' if choice.scope == 'user' else ''}-u {path.name} -f"
     if choice.backend == "tmux":
-        _checked(run, ["tmux", "new-session", "-d", "-s", run_id, f"exec {shlex.join(command)}"])
-        return f"tmux attach -t {run_id}"
+        # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
+        session = f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
+        _checked(run, ["tmux", "new-session", "-d", "-s", session, f"exec {shlex.join(command)}"])
+        return f"tmux attach -t {session}"
     with (run_dir / "supervisor.log").open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
     return f"tail -f {run_dir}/supervisor.log"

@@ -14,7 +14,7 @@ from .conftest import CONVERGE, Checkout, Seen, eventually
 
 WITNESS = ("-e", "role=witness")
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
-LONG = {"max_steps": 24, "save_steps": 4, "eval_steps": 24, "warmup_steps": 1}
+LONG = {"max_steps": 32, "save_steps": 4, "eval_steps": 32, "warmup_steps": 1}
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     server.fail(down=True)
     before = step()
     eventually(lambda: step() >= before + 2, CONVERGE, "two steps with W&B down")
+    code, text = checkout.play(*long, playbook="playbooks/stop.yml")
+    assert code == 0, text
     code, text = checkout.play(*long, playbook="playbooks/status.yml")
     assert code == 0, text
     assert "W&B" in text
     assert f"{run_id}  localhost  " in text
-    code, text = checkout.play(*long, playbook="playbooks/stop.yml")
-    assert code == 0, text
     server.fail()
     reached = step()
-    assert reached < 24
+    assert reached < 32
 
     code, text = checkout.play(*long)
     assert code == 0, text
@@ -80,7 +80,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     assert (run["state"], run["exit_code"]) == ("finished", 0)
     starts = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "wandb"]
     assert [(start["mode"], start["run"]) for start in starts] == [("online", f"tester/lora-forge/{run_id}")] * 2
-    assert run["summary"]["train/global_step"] == 24
+    assert run["summary"]["train/global_step"] == 32
     assert list(server.runs) == [run_id]
     assert holding(checkout.home, KEY) == []
     seen(

@@ -151,14 +151,18 @@ def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path))  # a server of its own
     monkeypatch.delenv("TMUX", raising=False)
     run = lab.make("test-tmux-1", where=tmp_path / "a folder", steps=20)
+    other = lab.make("test-tmux-1", where=tmp_path / "another", steps=2)
     tmux = Choice("tmux", "", "")
     try:
-        assert backend.start(tmux, run.name, run, 10) == "tmux attach -t test-tmux-1"
+        look = backend.start(tmux, run.name, run, 10)
+        assert look.startswith("tmux attach -t test-tmux-1-")
         until(run, "running")
+        assert backend.start(tmux, other.name, other, 10) != look, "a run of another checkout is in its way"
+        until(other, "finished")
         with pytest.raises(ForgeError, match="duplicate session"):
             backend.start(tmux, run.name, run, 10)
         until(run, "finished")
-        eventually(lambda: backend.run_command(["tmux", "has-session", "-t", run.name])[0] != 0)
+        eventually(lambda: backend.run_command(["tmux", "has-session", "-t", look.split()[-1]])[0] != 0)
         assert backend.start(tmux, run.name, run, 10)  # the name is free again
     finally:
         subprocess.run(["tmux", "kill-server"], capture_output=True, check=False)

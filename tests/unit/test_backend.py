@@ -157,10 +157,10 @@ def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
         look = backend.start(tmux, run.name, run, 10)
         assert look.startswith("tmux attach -t test-tmux-1-")
         until(run, "running")
-        assert backend.start(tmux, other.name, other, 10) != look, "a run of another checkout is in its way"
-        until(other, "finished")
         with pytest.raises(ForgeError, match="duplicate session"):
             backend.start(tmux, run.name, run, 10)
+        assert backend.start(tmux, other.name, other, 10) != look  # of another checkout
+        until(other, "finished")
         until(run, "finished")
         eventually(lambda: backend.run_command(["tmux", "has-session", "-t", look.split()[-1]])[0] != 0)
         assert backend.start(tmux, run.name, run, 10)  # the name is free again

@@ -305,7 +305,7 @@ def test_an_adapter_is_told_of_when_it_is_here_and_when_it_does_not_hold_up(
     code, text = desk.role(hook.url, "adapter", "main", **known)
     assert code == 2
     assert "witness-0 is not verified: " in text
-    assert [one["event"] for one in hook.told] == ["failed"]
+    assert [one["event"] for one in hook.told] == ["failed"], text
     assert "adapter_config.json is missing" in hook.told[0]["detail"]
 
     whole(run_dir)

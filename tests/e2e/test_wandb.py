@@ -44,6 +44,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
         return max((event["step"] for event in events if event["event"] == "log"), default=0)
 
     eventually(lambda: server.runs.get(run_id, {}).get("history"), CONVERGE, "a point of the history")
+    eventually(lambda: step() >= 1, CONVERGE, "a step")
     run = server.runs[run_id]
     assert run["tags"] == ["witness", "localhost", "rehearsal"]
     noted = run["config"]["lora_forge"]["value"]

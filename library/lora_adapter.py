@@ -54,6 +54,10 @@ options:
     description: By which share the eval loss may be above the promoted one's; 0.02 is 2 %.
     type: float
     default: 0.02
+  promote:
+    description: Whether latest may move at all; a sweep's runs leave it alone.
+    type: bool
+    default: true
 attributes:
   check_mode:
     description: Predicts the delivery.
@@ -117,6 +121,7 @@ ARGUMENTS = {
     "budget": {"type": "dict", "default": {}},
     "lock_sha256": {"type": "str", "default": ""},
     "max_regression": {"type": "float", "default": 0.02},
+    "promote": {"type": "bool", "default": True},
 }
 
 
@@ -150,7 +155,7 @@ def main() -> None:
                 },
             )
             adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
-        moved = promotion.promote(home, run_id, given["max_regression"])
+        moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
         module.exit_json(
             changed=moved or not known,
             path=str(home / run_id),

@@ -24,9 +24,15 @@ options:
     description: The adapter to promote. Empty changes nothing, and only tells.
     type: str
     default: ''
+  max_regression:
+    description:
+      - By which share its eval loss may be above the promoted one's; 0.02 is 2 %. The gate decides then, as after a
+        training, and nothing moves in check mode.
+      - By default it is moved by hand, whatever the gate says.
+    type: float
 attributes:
   check_mode:
-    description: Predicts whether latest would move.
+    description: Predicts whether latest would move by hand.
     support: full
   diff_mode:
     description: Shows nothing.
@@ -82,6 +88,7 @@ ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
     "agent": {"type": "str", "required": True},
     "run_id": {"type": "str", "default": ""},
+    "max_regression": {"type": "float"},
 }
 
 
@@ -90,11 +97,17 @@ def main() -> None:
     agent, run_id = module.params["agent"], module.params["run_id"]
     with reported(module):
         home = promotion.home_of(pathlib.Path(module.params["adapters"]), agent)
-        changed = bool(run_id) and promotion.promote_by_hand(home, run_id, module.check_mode)
+        gate = module.params["max_regression"]
+        if gate is None:
+            changed = bool(run_id) and promotion.promote_by_hand(home, run_id, module.check_mode)
+        else:
+            changed = bool(run_id) and not module.check_mode and promotion.promote(home, run_id, gate)
         rows = promotion.overview(home)
-        promoted = run_id or next((row["run_id"] for row in rows if row["promoted"]), "")
+        promoted = (gate is None and run_id) or next((row["run_id"] for row in rows if row["promoted"]), "")
         if changed:
             word = f"latest {'would point' if module.check_mode else 'points'} to {run_id}"
+        elif run_id and run_id != promoted:
+            word = promotion.word(home, run_id)
         elif run_id:
             word = f"latest points to {run_id} already"
         elif rows:

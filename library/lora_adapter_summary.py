@@ -19,6 +19,10 @@ options:
     type: list
     elements: dict
     required: true
+  failures:
+    description: What went wrong, by run id, or by trainer where no run of it was begun.
+    type: dict
+    default: {}
   detached:
     description: Whether the trainings were meant to go on unwatched, so that nothing lacks yet.
     type: bool
@@ -48,6 +52,24 @@ lines:
   type: list
   elements: str
   sample: ["witness is ready   output/adapters/witness/latest → witness-c6746a504464"]
+columns:
+  description: The headings of a sweep's leader board; empty without a sweep.
+  returned: success
+  type: list
+  elements: str
+  sample: [place, variant]
+rows:
+  description: Its rows, the best one first.
+  returned: success
+  type: list
+  elements: list
+  sample: [[1, lora_r 16]]
+best:
+  description: Of each agent whose recipe was varied the run with the lowest eval loss that can be compared.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{agent: witness, run_id: witness-c6746a504464}]
 lacking:
   description: Run ids that were wanted and are not verified.
   returned: success
@@ -59,36 +81,51 @@ lacking:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, promotion, summary
+from ansible.module_utils.lora_forge import adapter, promotion, summary, sweep
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
     "runs": {"type": "list", "elements": "dict", "required": True},
+    "failures": {"type": "dict", "default": {}},
     "detached": {"type": "bool", "default": False},
 }
 
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    adapters = pathlib.Path(module.params["adapters"])
+    given = module.params
+    adapters = pathlib.Path(given["adapters"])
     lines: list[str] = []
     lacking: list[str] = []
     with reported(module):
-        for run in module.params["runs"]:
+        for run in given["runs"]:
             home = adapters / run["agent"]
             manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST)
-            promoted = summary.points_to(home / "latest") == run["run_id"]
+            promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
+            if manifest and run.get("variant"):
+                continue  # the leader board tells of it
             if manifest:
                 lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
             elif module.check_mode:
-                lines.append(f"{run['agent']} would be trained: {run['run_id']} on {run['trainer']}")
-            elif module.params["detached"]:
-                lines.append(f"{run['agent']} trains on {run['trainer']}; the same command without detach watches it")
+                lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
+            elif given["detached"] and not summary.failure(run, given["failures"]):
+                lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
             else:
-                lines.append(f"{run['agent']} is not ready: {run['run_id']} is not verified")
+                lines += summary.not_ready(run, given["failures"])
                 lacking.append(run["run_id"])
-        module.exit_json(changed=False, lines=lines, lacking=lacking)
+        lines += summary.tally(given["runs"], lacking)
+        boards = sweep.boards(adapters.parent, given["runs"])
+        module.exit_json(
+            changed=False,
+            lines=lines,
+            lacking=lacking,
+            columns=sweep.COLUMNS if boards else [],
+            rows=[sweep.cells(row) for board in boards.values() for row in board],
+            best=[
+                {"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]
+            ],
+        )
 
 
 if __name__ == "__main__":

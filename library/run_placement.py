@@ -23,6 +23,9 @@ options:
     description: Its trainer's inventory name.
     type: str
     required: true
+  lane:
+    description: The number of its lane there, from 0; by default what is noted already.
+    type: int
   state:
     description: What is known of it.
     type: str
@@ -72,6 +75,7 @@ ARGUMENTS = {
     "run_id": {"type": "str", "required": True},
     "trainer": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["launched", "finished", "failed", "stopped"], "required": True},
+    "lane": {"type": "int"},
     "detail": {"type": "str", "default": ""},
 }
 
@@ -85,13 +89,14 @@ def main() -> None:
         after = {
             "run_id": given["run_id"],
             "trainer": given["trainer"],
+            "lane": before.get("lane", 0) if given["lane"] is None else given["lane"],
             "state": given["state"],
             "final": given["state"] in rundir.FINAL_STATES,
             "detail": given["detail"],
         }
         if before.get("detail") and (before.get("state"), given["state"]) == ("failed", "finished"):
             after = {key: before.get(key) for key in after}  # it ran to its end, and what came of it is no good
-        changed = {key: before.get(key, "") for key in after} != after
+        changed = {key: before.get(key, 0 if key == "lane" else "") for key in after} != after
         if changed and not module.check_mode:
             path.parent.mkdir(parents=True, exist_ok=True)
             rundir.write_json(path, after | {"noted_at": round(time.time(), 3)})

@@ -331,16 +331,13 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
     request = {"image": given["image"], "disk": given["disk"], "ports": ["22/tcp"], "args": args, "env": env}
     sizes = [run["estimate"].get("memory_gib") or 0 for run in given["runs"]]
 
-    def estimate(gpu: str) -> Any:
-        hours = [money.hours(run, gpu) for run in given["runs"]]
-        return sum(hours) if hours and None not in hours else None  # type: ignore[arg-type]
-
     return pods.Wanted(
         host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
         max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=max(sizes, default=0),
         min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),
-        estimate=estimate, order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
+        estimate=lambda gpu: money.pod_hours(given["runs"], gpu),
+        order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
         attempts=given["attempts"], find_only=given["find_only"],
     )  # fmt: skip
 

@@ -13,13 +13,16 @@ description:
   - Runs on the controller and touches no host. Anything wrong is found here, before anything is started.
 options:
   agents:
-    description: Who is trained; one agent, several in a list or with commas, or V(all).
+    description:
+      - Who is trained; one agent, several in a list or with commas, or V(all).
+      - By default all that the trainers declare, and where one of them takes any, all that have data.
     type: raw
-    required: true
+    default: ''
   trainers:
     description:
       - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
-        C(machine) (a file of configs/machines), C(datasets_dir) and C(agents) (those it is meant for).
+        C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
+        runs it trains at once) and C(gpus) (how many GPUs a run takes).
     type: list
     elements: dict
     required: true
@@ -40,9 +43,17 @@ options:
     type: bool
     default: false
   move:
-    description: Let go of the trainer that an unfinished run was placed on.
-    type: bool
+    description:
+      - Let go of the trainer that an unfinished run was placed on.
+      - Names of trainers, in a list or with commas, let go of those, and place nothing on them.
+    type: raw
     default: false
+  sweep:
+    description:
+      - Variants of the recipe, each of which is a run of its own. A list of mappings of Axolotl keys, or a grid, which
+        maps each key to a list of values.
+      - Which runs belong together is written to C(sweeps/) in O(output).
+    type: raw
   verify:
     description: Hash the files of adapters that are there, instead of comparing sizes and times.
     type: bool
@@ -87,6 +98,12 @@ runs:
       run_id: witness-c6746a504464
       state: to train
       trainer: localhost
+queues:
+  description: Which runs each lane gets, in words; empty where one run is alone.
+  returned: success
+  type: list
+  elements: str
+  sample: ["gpu-1: mayor, then crew; about 1.2 M tokens to train on"]
 warnings_found:
   description: What may not be meant, in sentences.
   returned: success
@@ -99,17 +116,18 @@ import os
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir
+from ansible.module_utils.lora_forge import plan, rundir, sweep
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
-    "agents": {"type": "raw", "required": True},
+    "agents": {"type": "raw", "default": ""},
     "trainers": {"type": "list", "elements": "dict", "required": True},
     "root": {"type": "path", "required": True},
     "output": {"type": "path", "required": True},
     "recipe": {"type": "dict", "default": {}},
     "fresh": {"type": "bool", "default": False},
-    "move": {"type": "bool", "default": False},
+    "move": {"type": "raw", "default": False},
+    "sweep": {"type": "raw"},
     "verify": {"type": "bool", "default": False},
 }
 
@@ -133,11 +151,15 @@ def main() -> None:
             trainers,
             given["recipe"],
             **{key: given[key] for key in ("fresh", "move", "verify")},
+            variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
         )
         if not module.check_mode:
             output.mkdir(parents=True, exist_ok=True)
             rundir.write_json(output / "plan.json", {"runs": made["runs"]})
-        module.exit_json(changed=False, runs=made["runs"], warnings_found=made["warnings"])
+            if given["sweep"] is not None:
+                sweep.note(output, made["runs"])
+        queues = plan.queues(made["runs"])
+        module.exit_json(changed=False, runs=made["runs"], queues=queues, warnings_found=made["warnings"])
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ options:
   prepared:
     description: The trainer's cache of tokenised data. Deleted before a start when it was left half-made.
     type: path
+  processes:
+    description: How many processes train; several are told to stop by a file, as torchrun would not let them finish.
+    type: int
+    default: 1
   facts:
     description: What is known of the run, kept in run.json for people and later questions.
     type: dict
@@ -115,6 +119,7 @@ ARGUMENTS = {
     "secrets": {"type": "dict", "default": {}, "no_log": True},
     "stop_timeout": {"type": "int", "default": 120},
     "prepared": {"type": "path"},
+    "processes": {"type": "int", "default": 1},
     "facts": {"type": "dict", "default": {}},
 }
 
@@ -134,6 +139,7 @@ def main() -> None:
             "lane": given["lane"],
             "lane_dir": given["lane_dir"],
             "prepared": given["prepared"],
+            "processes": given["processes"],
             "env": {name: str(value) for name, value in given["environment"].items()},
             "stop_timeout": given["stop_timeout"],
         }

@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import memory, recipe
+from ansible.module_utils.lora_forge import memory
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 # Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
@@ -121,10 +121,10 @@ def stock(one: dict[str, Any], data_centers: list[str]) -> str:
 def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     """How long a run will keep a GPU, estimated before anything was measured.
 
-    FLOPs = steps × effective batch × sequence_len × 6 N: 2 N forward, 2 N backward (a LoRA's base is frozen, so no
-    gradients of its weights), 2 N again for gradient checkpointing, with N the weights of the model's linear modules
-    and output head (Kaplan et al. 2020, section 2.1, without attention). Divided by TFLOPS × UTILISATION, and OVERHEAD
-    added.
+    FLOPs = tokens (the plan's work) × 6 N, shared by the GPUs of the run: 2 N forward, 2 N backward (a LoRA's base is
+    frozen, so no gradients of its weights), 2 N again for gradient checkpointing, with N the weights of the model's
+    linear modules and output head (Kaplan et al. 2020, section 2.1, without attention). Divided by TFLOPS ×
+    UTILISATION, and OVERHEAD added.
 
     Args:
         run: A run of the plan, or its like.
@@ -142,9 +142,28 @@ def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     if model is None or peak is None:
         return None
     weights = model.linear_weights() + model.vocab * model.hidden
-    tokens = run["estimate"]["steps"] * recipe.effective_batch(keys) * int(keys["sequence_len"])
+    tokens = run["estimate"]["work"] / run.get("gpus", 1)
     passes = 6 if keys.get("gradient_checkpointing") else 4
     return round(tokens * passes * weights / (peak * 1e12 * UTILISATION) / 3600 + OVERHEAD, 3)
+
+
+def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:
+    """How long runs will keep a pod: those of one lane come one after the other, lanes run at once.
+
+    Args:
+        runs: Runs of the plan.
+        gpu: RunPod's id.
+
+    Returns:
+        None where nothing is known of one of them, or there is none.
+    """
+    lanes: dict[int, float] = {}
+    for run in runs:
+        one = hours(run, gpu)
+        if one is None:
+            return None
+        lanes[run.get("lane", 0)] = lanes.get(run.get("lane", 0), 0.0) + one
+    return max(lanes.values(), default=None)
 
 
 def allowance(estimate: Optional[float], rate: float, max_hours: float, max_usd: float, spent: float) -> float:

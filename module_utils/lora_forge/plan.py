@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 import re
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir
+from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir, sweep
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
+from ansible.module_utils.lora_forge.summary import short
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 
@@ -30,6 +33,8 @@ class Trainer:
         datasets_dir: Where the datasets of the agents it trains lie on the controller.
         agents: The agents it is meant for; empty for any.
         root: Where everything lies on it.
+        lanes: How many runs it trains at once.
+        gpus: How many GPUs a run takes there.
     """
 
     name: str
@@ -38,18 +43,34 @@ class Trainer:
     datasets_dir: str = "output/datasets"
     agents: tuple[str, ...] = ()
     root: str = "/workspace/lora-forge"
+    lanes: int = 1
+    gpus: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """Where a run trains: a trainer's name, and the number of one of its lanes, from 0."""
+
+    trainer: str
+    number: int = 0
+
+
+Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
+
+
+def names_of(wanted: Any) -> list[str]:
+    """What an option names: a list, or words with commas between."""
+    names = wanted if isinstance(wanted, list) else str(wanted or "").split(",")
+    return [name for name in (str(name).strip() for name in names) if name]
 
 
 def select_agents(wanted: Any) -> list[str]:
-    """The agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``.
+    """The agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none where it is empty.
 
     Raises:
-        ForgeError: Nothing is named, or there is no such agent.
+        ForgeError: There is no such agent.
     """
-    names = wanted if isinstance(wanted, list) else [part.strip() for part in str(wanted or "").split(",")]
-    names = [str(name) for name in names if str(name)]
-    if not names:
-        raise ForgeError(f"say which agent to train: -e role=witness. Agents: {', '.join(AGENTS)}, or all")
+    names = names_of(wanted)
     if names == ["all"]:
         return list(AGENTS)
     for name in names:
@@ -93,8 +114,10 @@ class Planner:
             raise ForgeError(f"{variable} is «{name}», but {folder} holds: {', '.join(known)}")
         return self.layer(f"{folder}/{name}.yml")
 
-    def merged(self, agent: str, profile: str, machine: str) -> dict[str, Any]:
-        """The recipe of an agent, checked.
+    def merged(
+        self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
+    ) -> dict[str, Any]:
+        """The recipe of an agent, checked; the overrides of a sweep's variant are its last layer.
 
         Raises:
             ForgeError: With everything that is wrong with it.
@@ -108,6 +131,8 @@ class Planner:
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
         layers.append(Layer("-e '{\"recipe\": …}'", self.overrides))
+        if variant:
+            layers.append(Layer("-e '{\"sweep\": …}'", variant))
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
         errors = errors or recipe.range_problems(keys, origin)
@@ -152,35 +177,57 @@ class Planner:
         dataset.check_overlap([one for one in found if one.use == "train"], [one for one in found if one.use == "val"])
         return found
 
-    def run(self, agent: str, trainer: Trainer, fresh: bool, move: bool, verify: bool) -> dict[str, Any]:
+    def run(
+        self,
+        agent: str,
+        trainer: Trainer,
+        fresh: bool,
+        moved: Callable[[str], bool],
+        verify: bool,
+        variant: Optional[dict[str, Any]] = None,
+    ) -> dict[str, Any]:
         """Plan one agent on one trainer.
 
         Args:
             agent: The agent.
             trainer: Where it would train.
             fresh: Make a new attempt where the newest one is final.
-            move: Let go of the trainer an unfinished run was placed on.
+            moved: From :func:`moving`: whether the trainer that an unfinished run was placed on is let go.
             verify: Hash the files of an adapter that is there.
+            variant: Recipe overrides of a sweep.
 
         Returns:
             The run, as plan.json has it.
         """
-        keys = self.merged(agent, trainer.profile, trainer.machine)
+        keys = self.merged(agent, trainer.profile, trainer.machine, variant)
         sets = self.datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
         self.suit(agent, keys, sets)
         rehearsal = trainer.profile == REHEARSAL
         files = [{"use": one.use, "sha256": one.sha256} for one in sets]
         mark = recipe.fingerprint(keys, rehearsal, files, self.axolotl)
-        run_id, state, why, placed = self.attempt(agent, mark, fresh, verify)
-        if placed and placed != trainer.name and not move and state != "ready":
+        run_id, state, why, placement = self.attempt(agent, mark, fresh, verify)
+        placed = placement.get("trainer")
+        if placed and state != "ready" and moved(str(placed)):
+            state, why, placement = "to train", f"moved from {placed}", {}
+        elif placed and placed != trainer.name and state != "ready":
             why = f"placed on {placed}"
+        estimate = {
+            "tokens": sum(one.tokens for one in sets if one.use == "train"),
+            "steps": estimate_steps(keys, sets),
+            "work": estimate_work(keys, sets),
+            "memory_gib": None if rehearsal else memory.estimate(keys),
+        }
+        if not rehearsal:
+            keys = recipe.divided(keys, trainer.gpus)
         options = (keys.pop("datasets", None) or [{}])[0]
-        train = [one for one in sets if one.use == "train"]
         return {
             "run_id": run_id,
             "agent": agent,
+            "name": f"{agent} {sweep.label(variant)}" if variant else agent,
+            "variant": variant or {},
             "fingerprint": mark,
-            "trainer": trainer.name if move or not placed else placed,
+            "trainer": placement.get("trainer") or trainer.name,
+            "lane": int(placement.get("lane") or 0),
             "state": state,
             "why": why,
             "rehearsal": rehearsal,
@@ -197,15 +244,12 @@ class Planner:
                 }
                 for one in sets
             ],
-            "estimate": {
-                "tokens": sum(one.tokens for one in train),
-                "steps": estimate_steps(keys, sets),
-                "memory_gib": None if rehearsal else memory.estimate(keys),
-            },
+            "gpus": 1 if rehearsal else trainer.gpus,
+            "estimate": estimate,
         }
 
-    def attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, Optional[str]]:
-        """Which attempt of a recipe is meant: its run_id, state, a reason, and where it was placed."""
+    def attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, dict[str, Any]]:
+        """Which attempt of a recipe is meant: its run_id, state, a reason, and how it was placed."""
         first = f"{agent}-{mark[:12]}"
         folder = self.output / "adapters" / agent
         pattern = re.compile(rf"^{re.escape(first)}(?:-(\d+))?$")
@@ -223,19 +267,19 @@ class Planner:
         placement = rundir.read_json(self.output / "runs" / f"{name(newest)}.json")
         flaw = there(newest)
         if fresh and newest and (flaw is None or placement.get("final")):
-            return name(newest + 1), "to train", "a fresh attempt was asked for", None
+            return name(newest + 1), "to train", "a fresh attempt was asked for", {}
         if flaw is None:
-            return name(newest), "ready", "", placement.get("trainer")
+            return name(newest), "ready", "", placement
         if not fresh and placement.get("final"):
             earlier = next((number for number in reversed(numbers[:-1]) if there(number) is None), None)
             if earlier:
-                return name(earlier), "ready", f"{name(newest)} failed later", None
+                return name(earlier), "ready", f"{name(newest)} failed later", {}
         if placement and not placement.get("final"):
-            return name(newest), "to attach", "launched before", placement.get("trainer")
+            return name(newest), "to attach", "launched before", placement
         if placement.get("state") in ("failed", "stopped"):
-            return name(newest), "to resume", f"{placement['state']} before", placement.get("trainer")
+            return name(newest), "to resume", f"{placement['state']} before", placement
         reason = "" if flaw == "never trained" else flaw
-        return name(max(newest, 1)), "to train", reason, placement.get("trainer")
+        return name(max(newest, 1)), "to train", reason, placement
 
     def suit(self, agent: str, keys: dict[str, Any], sets: list[dataset.Summary]) -> None:
         """Warn where the schedule does not suit the data; switch off what Axolotl would die of."""
@@ -284,32 +328,73 @@ def estimate_steps(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     return min(steps, int(keys["max_steps"])) if keys.get("max_steps") else steps
 
 
-def place(agents: list[str], trainers: list[Trainer], weight: dict[str, int], placed: dict[str, str]) -> dict[str, str]:
-    """Spread agents over trainers: where they are already, then where they are declared, then by load.
+def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+    """Tokens that a run puts through the model, evaluations left out: steps × effective batch × row.
 
-    Longest first onto the least loaded trainer.
+    A packed row is ``sequence_len`` long; otherwise it is an example.
+    """
+    train = [one for one in sets if one.use == "train"]
+    length = int(keys["sequence_len"])
+    row = (
+        length if keys.get("sample_packing") else sum(one.tokens for one in train) / sum(one.examples for one in train)
+    )
+    return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
+
+
+def place(trainers: list[Trainer], weight: dict[Job, int], placed: dict[Job, Lane]) -> dict[Job, Lane]:
+    """Spread jobs over lanes: where they are already, then where they are declared, then by load.
+
+    Longest first onto the least loaded lane (Graham 1969, «Bounds on multiprocessing timing anomalies»: at most 4/3 of
+    the best that there is).
 
     Args:
-        agents: Who is to be trained.
         trainers: At least one.
-        weight: Estimated tokens of each agent.
-        placed: Trainers of unfinished runs.
+        weight: What is to be trained, and its estimated work.
+        placed: Lanes of unfinished runs.
 
     Raises:
         ForgeError: No trainer takes an agent.
     """
-    load = {trainer.name: 0 for trainer in trainers}
+    # First lanes before second ones: as long as there is a trainer without work, none gets two.
+    lanes = sorted(
+        (Lane(one.name, lane) for one in trainers for lane in range(one.lanes)), key=lambda lane: lane.number
+    )
+    load = dict.fromkeys(lanes, 0)
     chosen = {}
-    for agent in sorted(agents, key=lambda name: (-weight.get(name, 0), name)):
-        declared = [trainer.name for trainer in trainers if agent in trainer.agents]
-        open_to = declared or [trainer.name for trainer in trainers if not trainer.agents]
-        if placed.get(agent) in load:
-            open_to = [placed[agent]]
-        if not open_to:
+    for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
+        agent = job[0]
+        declared = {trainer.name for trainer in trainers if agent in trainer.agents}
+        open_to = declared or {trainer.name for trainer in trainers if not trainer.agents}
+        candidates = [lane for lane in lanes if lane.trainer in open_to]
+        held = placed.get(job)
+        if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
+            candidates = [held] if held in load else [lane for lane in lanes if lane.trainer == held.trainer]
+        if not candidates:
             raise ForgeError(f"no trainer takes {agent}: every one declares other agents; add it to one of them")
-        chosen[agent] = min(open_to, key=lambda name: (load[name], list(load).index(name)))
-        load[chosen[agent]] += weight.get(agent, 0)
+        chosen[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
+        load[chosen[job]] += weight[job]
     return chosen
+
+
+def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
+    """The agents of a whole inventory: those that its trainers declare, and where one takes any, all that have data.
+
+    Args:
+        trainers: At least one.
+        warnings: Gets a sentence on who is left out.
+    """
+    declared = {agent for trainer in trainers for agent in select_agents(list(trainer.agents))}
+    rest = next((trainer for trainer in trainers if not trainer.agents), None)
+    if rest is None:
+        return [agent for agent in AGENTS if agent in declared]
+    folder = pathlib.Path(rest.datasets_dir)
+    with_data = {agent for agent in AGENTS if dataset.find(folder, [agent], "train")}
+    if with_data and dataset.find(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
+        with_data.add(EVERYBODY)
+    lacking = [agent for agent in AGENTS if agent not in declared | with_data]
+    if lacking and declared | with_data:
+        warnings.append(f"left out: {', '.join(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
+    return [agent for agent in AGENTS if agent in declared | with_data] or list(AGENTS)
 
 
 def make(
@@ -319,20 +404,22 @@ def make(
     trainers: list[Trainer],
     overrides: dict[str, Any],
     fresh: bool = False,
-    move: bool = False,
+    move: Any = False,
     verify: bool = False,
+    variants: Sequence[dict[str, Any]] = ({},),
 ) -> dict[str, Any]:
     """Plan everything.
 
     Args:
         root: The checkout.
         output: Where adapters and placements are kept.
-        wanted: What ``-e role=…`` says.
+        wanted: What ``-e role=…`` says; empty for all that the inventory declares.
         trainers: The trainers of the inventory.
         overrides: Axolotl keys from the command line.
         fresh: Make new attempts.
-        move: Let go of earlier placements.
+        move: Let go of earlier placements: of all, or of those on the named trainers.
         verify: Hash adapters that are there.
+        variants: Recipe overrides of a sweep; every agent is trained with each of them.
 
     Returns:
         ``runs`` and ``warnings``.
@@ -340,7 +427,6 @@ def make(
     Raises:
         ForgeError: Anything that is wrong, before a host is touched.
     """
-    agents = select_agents(wanted)
     if not trainers:
         raise ForgeError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
     for trainer in trainers:
@@ -348,25 +434,81 @@ def make(
             raise ForgeError(
                 f"trainer_root of {trainer.name} is «{trainer.root}»; it must be an absolute path on that host"
             )
+        if trainer.lanes < 1:
+            raise ForgeError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
     planner = Planner(root, output, overrides)
+    moved, left = moving(move)
+    trainers = [trainer for trainer in trainers if trainer.name not in left]
+    if not trainers:
+        raise ForgeError(f"-e move={','.join(left)} leaves no host to train on; add one to the inventory")
+    agents = select_agents(wanted) or whole(trainers, planner.warnings)
     by_name = {trainer.name: trainer for trainer in trainers}
-    runs = {}
-    for agent in agents:
-        home = next((t for t in trainers if agent in t.agents), trainers[0])
-        runs[agent] = planner.run(agent, home, fresh, move, verify)
-        if runs[agent]["state"] == "ready" and runs[agent]["trainer"] not in by_name:
-            runs[agent]["trainer"] = home.name  # delivered; where it came from is gone
-    weight = {agent: run["estimate"]["tokens"] for agent, run in runs.items() if run["state"] != "ready"}
-    placed = {agent: run["trainer"] for agent, run in runs.items() if run["state"] in ("to attach", "to resume")}
-    for agent, name in placed.items():
-        if name not in by_name and not move:
+    runs: dict[Job, dict[str, Any]] = {}
+    for agent, number in itertools.product(agents, range(len(variants))):
+        home = next((t for t in trainers if agent in t.agents), None) or next(
+            (t for t in trainers if not t.agents), trainers[0]
+        )
+        run = planner.run(agent, home, fresh, moved, verify, variants[number])
+        if run["state"] == "ready" and run["trainer"] not in by_name:
+            run["trainer"] = home.name  # delivered; where it came from is gone
+        twin = next((job for job, other in runs.items() if other["run_id"] == run["run_id"]), None)
+        if twin:
             raise ForgeError(
-                f"{runs[agent]['run_id']} was launched on {name}, which this inventory does not hold. Use the "
-                "inventory that does, or give the run up there and start on another trainer with -e move=true"
+                f"variants {twin[1] + 1} and {number + 1} of the sweep are the same training ({run['run_id']}): they "
+                "differ in nothing that decides what is learnt"
             )
-    spread = place(agents, trainers, weight, {} if move else placed)
-    for agent, name in spread.items():
-        if name != runs[agent]["trainer"] and runs[agent]["state"] != "ready":
-            gone = runs[agent]["trainer"] not in by_name  # nothing to attach to there, or it was refused above
-            runs[agent] = planner.run(agent, by_name[name], fresh, move or gone, verify)
-    return {"runs": [runs[agent] for agent in agents], "warnings": list(dict.fromkeys(planner.warnings))}
+        runs[agent, number] = run
+    weight = {job: run["estimate"]["work"] for job, run in runs.items() if run["state"] != "ready"}
+    placed = {
+        job: Lane(run["trainer"], run["lane"])
+        for job, run in runs.items()
+        if run["state"] in ("to attach", "to resume")
+    }
+    for job, lane in placed.items():
+        if lane.trainer not in by_name:
+            raise ForgeError(
+                f"{runs[job]['run_id']} was launched on {lane.trainer}, which this inventory does not hold. Use the "
+                "inventory that does, or give the run up there and start on another trainer with "
+                f"-e move={lane.trainer}"
+            )
+    for job, lane in place(trainers, weight, placed).items():
+        if lane.trainer != runs[job]["trainer"]:
+            gone = runs[job]["trainer"] not in by_name  # nothing to attach to there, or it was refused above
+            let_go = (lambda _: True) if gone else moved
+            runs[job] = planner.run(job[0], by_name[lane.trainer], fresh, let_go, verify, variants[job[1]])
+        runs[job]["lane"] = lane.number
+    return {"runs": list(runs.values()), "warnings": list(dict.fromkeys(planner.warnings))}
+
+
+def queues(runs: list[dict[str, Any]]) -> list[str]:
+    """Who trains where, one line a lane, in the order in which the runs are launched; none where one run is alone.
+
+    Args:
+        runs: The planned runs.
+    """
+    lanes: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["state"] != "ready":
+            lanes.setdefault((run["trainer"], run["lane"]), []).append(run)
+    if sum(map(len, lanes.values())) < 2:
+        return []
+    several = {trainer for trainer, number in lanes if number}
+    lines = []
+    for (trainer, number), here in sorted(lanes.items()):
+        where = f"{trainer} lane {number + 1}" if trainer in several else trainer
+        work = short(sum(run["estimate"]["work"] for run in here))
+        lines.append(f"{where}: {', then '.join(run['name'] for run in here)}; about {work} tokens to train on")
+    return lines
+
+
+def moving(move: Any) -> tuple[Callable[[str], bool], list[str]]:
+    """What ``-e move=…`` says: true, or names of trainers.
+
+    Returns:
+        Whether a run that was placed on a trainer is let go, and which trainers get nothing any more.
+    """
+    said = str(move or "").strip().lower()
+    if said in ("true", "yes", "1"):
+        return (lambda _: True), []
+    left = [] if said in ("", "false", "no", "0") else names_of(move)
+    return (lambda trainer: trainer in left), left

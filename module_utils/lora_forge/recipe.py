@@ -309,6 +309,39 @@ def effective_batch(recipe: dict[str, Any]) -> int:
     return int(recipe.get(BATCH[0], 1)) * int(recipe.get(BATCH[1], 1))
 
 
+def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The recipe for several processes, one a GPU, that see different data: the effective batch stays what it is.
+
+    effective batch = micro batch × accumulation × processes that share the data; those of one tensor or context
+    parallel group see the same data. The micro batch is kept where it can be, and made smaller where it must.
+
+    Args:
+        recipe: The merged recipe, for one process.
+        processes: How many there are.
+
+    Raises:
+        ForgeError: The effective batch cannot be divided among them.
+    """
+    same_data = int(recipe.get("tensor_parallel_size") or 1) * int(recipe.get("context_parallel_size") or 1)
+    if processes % same_data:
+        raise ForgeError(
+            f"run_gpus is {processes}, and tensor_parallel_size × context_parallel_size is {same_data}; the first must "
+            "be a multiple of the second"
+        )
+    sharing, batch = processes // same_data, effective_batch(recipe)
+    if sharing == 1:
+        return recipe
+    if batch % sharing:
+        fits = [count for count in range(1, batch + 1) if batch % count == 0]
+        raise ForgeError(
+            f"an effective batch of {batch} (micro_batch_size × gradient_accumulation_steps) cannot be divided among "
+            f"{sharing} GPUs. It can among {', '.join(map(str, fits))}: change run_gpus, or the batch in the recipe"
+        )
+    each = batch // sharing
+    micro = max(size for size in range(1, int(recipe.get(BATCH[0], 1)) + 1) if each % size == 0)
+    return {**recipe, BATCH[0]: micro, BATCH[1]: each // micro}
+
+
 def canonical(data: Any) -> str:
     """JSON with sorted keys and normalised numbers (1.0 is 1), so that equal recipes read equal."""
     return json.dumps(_normal(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -10,6 +10,7 @@ modules, so that the contract stands in one place. Standard library only, Python
     metrics.jsonl  the plugin's word, one JSON object per event
     train.log      Axolotl's output; supervisor.log the supervisor's own
     stop           present while a stop is wanted
+    stopping       the same, from the supervisor to a training of several processes
     output/        Axolotl's output_dir with checkpoint-<step>/
 """
 
@@ -26,6 +27,7 @@ from typing import Any, Optional
 SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
+STOPPING = "stopping"
 FINAL_STATES = ("finished", "failed", "stopped")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 

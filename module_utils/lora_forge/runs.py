@@ -95,8 +95,8 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
         stall_timeout: As in :func:`observe`.
 
     Returns:
-        :func:`observe`'s answers without events and log, with run_id, agent, gpu (the one of its lane; None without)
-        and gpu_busy (its use in percent while the run holds it; None where it is not known).
+        :func:`observe`'s answers without events and log, with run_id, agent, gpu (the first of its lane's; None
+        without) and gpu_busy (its use in percent while the run holds it; None where it is not known).
     """
     found = []
     for path in sorted((root / "runs").glob("*/")):
@@ -104,7 +104,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
         if seen["state"] == "absent":
             continue  # staged, or cleaned up; never started
         seen = {key: value for key, value in seen.items() if key not in ("events", "log_tail", "token")}
-        card = next((gpu for gpu in gpus if gpu["uuid"] == seen["status"].get("lane")), None)
+        card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen["status"].get("lane")).split(",")), None)
         busy = card["use"] if card and seen["state"] in verdict.LIVING else None
         agent = seen["facts"]["agent"] or path.name.partition("-")[0]
         found.append({**seen, "run_id": path.name, "agent": agent, "gpu": card, "gpu_busy": busy})

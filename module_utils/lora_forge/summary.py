@@ -15,7 +15,9 @@ def duration(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """A rate in three digits: 950, 1.5 k, 21 k."""
+    """A figure in two or three digits: 950, 1.5 k, 21 k, 3.2 M."""
+    if number >= 999_500:
+        return f"{number / 1e6:.1f} M" if number < 9.95e6 else f"{number / 1e6:.0f} M"
     if number >= 10_000:
         return f"{number / 1000:.0f} k"
     return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
@@ -51,7 +53,8 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     if loss["eval_last"] is not None:
         figures.append(pair("eval", loss["eval_first"], loss["eval_last"]))
     if manifest["duration_s"] is not None:
-        figures.append(f"trained in {duration(manifest['duration_s'])}")
+        where = (manifest.get("host") or {}).get("name")
+        figures.append(f"trained in {duration(manifest['duration_s'])}" + (f" on {where}" if where else ""))
     figures.append("cost {usd:.2f} USD".format(**manifest["cost"]) if manifest["cost"]["usd"] else "cost 0")
     lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures), *([f"  {word}"] if word else [])]
     data = manifest.get("data")
@@ -69,6 +72,35 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
             f"ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
         )
     return lines
+
+
+def failure(run: dict[str, Any], failures: dict[str, str]) -> str:
+    """Why a run is not there, as far as it was told; see :func:`not_ready`."""
+    return failures.get(run["run_id"]) or failures.get(run["trainer"]) or ""
+
+
+def not_ready(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
+    """The lines for a run that was wanted, and is not verified.
+
+    Args:
+        run: The planned run.
+        failures: What went wrong, by run id, or by trainer where no run of it was begun.
+    """
+    said = failure(run, failures).strip().splitlines() or [f"{run['trainer']} was lost on the way"]
+    return [f"{run['name']} is not ready: {run['run_id']} on {run['trainer']}: {said[0]}"]
+
+
+def tally(runs: list[dict[str, Any]], lacking: list[str]) -> list[str]:
+    """How many of several runs are verified, and what to do about the others.
+
+    Args:
+        runs: The planned runs.
+        lacking: Run ids that were wanted and are not verified.
+    """
+    if len(runs) < 2 or not lacking:
+        return []
+    return ["", f"{len(runs) - len(lacking)} of {len(runs)} are verified. The same command goes on with the others; "
+            f"-e move=<trainer> starts what a lost trainer had on another one"]  # fmt: skip
 
 
 def pair(name: str, first: Any, last: Any) -> str:

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 CONVERGE = 420  # seconds a whole rehearsal may take on a slow machine
 # This machine has one CPU lane. Tests that run beside each other take one each.
-LANE = ("-e", f"run_lane=cpu-{os.environ['PYTEST_XDIST_WORKER']}") if "PYTEST_XDIST_WORKER" in os.environ else ()
+LANE = ("-e", f"run_lanes=cpu-{os.environ['PYTEST_XDIST_WORKER']}") if "PYTEST_XDIST_WORKER" in os.environ else ()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -27,7 +27,7 @@ from .conftest import PLAYBOOK, ROOT
 SECRET = "T0KEN9XQ"  # the part of a webhook's URL that nobody may see
 DETAIL = "it said {{ lookup('env', 'HOME') }} & <b> «\"quoted\"»"
 SEEN = {"state": "failed", "detail": DETAIL, "progress": {"step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25}}
-PLAN = {"agent": "witness", "run_id": "witness-0"}
+PLAN = {"agent": "witness", "name": "witness", "run_id": "witness-0"}
 
 
 class Hook(http.server.ThreadingHTTPServer):

@@ -129,7 +129,8 @@ def test_too_little_memory_is_said_once():
 def run(**changes: Any) -> dict[str, Any]:
     recipe = {"base_model": "Qwen/Qwen2.5-7B-Instruct", "micro_batch_size": 2, "gradient_accumulation_steps": 4,
               "sequence_len": 4096, "gradient_checkpointing": True, **changes}  # fmt: skip
-    return {"rehearsal": False, "recipe": recipe, "estimate": {"steps": 400}}
+    batch = recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"]
+    return {"rehearsal": False, "recipe": recipe, "estimate": {"work": 400 * batch * recipe["sequence_len"]}}
 
 
 def pure(found: float | None) -> float:
@@ -170,6 +171,15 @@ def test_hours_go_by_the_gpu(gpu_id, tflops):
     assert pure(money.hours(run(), gpu_id)) == pytest.approx(
         pure(money.hours(run(), "NVIDIA L40S")) * 362 / tflops, rel=2e-2
     )
+
+
+def test_gpus_share_a_run_and_lanes_a_pod():
+    alone = money.hours(run(), "NVIDIA L40S")
+    assert pure(money.hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
+    three = [{**run(), "lane": lane} for lane in (0, 0, 1)]
+    assert money.pod_hours(three, "NVIDIA L40S") == pytest.approx(2 * alone)
+    assert money.pod_hours([*three, run(base_model="Acme/Other-7B")], "NVIDIA L40S") is None
+    assert money.pod_hours([], "NVIDIA L40S") is None
 
 
 def test_a_gpu_is_not_taken_for_one_whose_name_begins_alike():

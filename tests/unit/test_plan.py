@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge import plan
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.plan import Trainer
+from ansible.module_utils.lora_forge.plan import Lane, Trainer
 from ansible.module_utils.lora_forge.recipe import AGENTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -96,8 +96,7 @@ def test_select_agents(wanted, agents):
 
 @pytest.mark.parametrize("wanted", ["", None, [], " , ", [""]])
 def test_nothing_named(wanted):
-    with pytest.raises(ForgeError, match=r"say which agent to train: -e role=witness\. Agents: crew, .*, or all"):
-        plan.select_agents(wanted)
+    assert plan.select_agents(wanted) == []
 
 
 @pytest.mark.parametrize(
@@ -301,16 +300,115 @@ def test_a_declared_trainer_is_taken(make, data, run_id):
         make(trainers=trainers(data, "a", a=("crew",)))
 
 
-def test_place_spreads_longest_first(data):
+def fleet(**lanes: int) -> list[Trainer]:
+    return [Trainer(name, lanes=count) for name, count in lanes.items()]
+
+
+def spread(weight: dict[str, int], boxes: list[Trainer], **placed: tuple[str, int]) -> dict[str, tuple[str, int]]:
+    jobs = {(agent, 0): work for agent, work in weight.items()}
+    chosen = plan.place(boxes, jobs, {(agent, 0): Lane(*at) for agent, at in placed.items()})
+    return {agent: (lane.trainer, lane.number) for (agent, _), lane in chosen.items()}
+
+
+def test_place_spreads_longest_first():
     weight = {"crew": 10, "deacon": 40, "mayor": 20, "polecat": 30}
-    chosen = plan.place(list(weight), trainers(data, "a", "b"), weight, {})
-    assert chosen == {"deacon": "a", "polecat": "b", "mayor": "b", "crew": "a"}
+    chosen = spread(weight, fleet(a=1, b=1))
+    assert chosen == {"deacon": ("a", 0), "polecat": ("b", 0), "mayor": ("b", 0), "crew": ("a", 0)}
     assert list(chosen) == ["deacon", "polecat", "mayor", "crew"]
 
 
-def test_place_counts_what_is_placed_already(data):
-    two = trainers(data, "a", "b")
-    assert plan.place(["crew", "mayor"], two, {"crew": 9, "mayor": 5}, {"crew": "b"}) == {"crew": "b", "mayor": "a"}
+def test_place_fills_every_trainer_before_a_second_lane():
+    weight = {"crew": 10, "deacon": 40, "mayor": 20, "polecat": 30}
+    assert spread(weight, fleet(a=2, b=1)) == {
+        "deacon": ("a", 0), "polecat": ("b", 0), "mayor": ("a", 1), "crew": ("a", 1),
+    }  # fmt: skip
+
+
+def test_place_counts_what_is_placed_already():
+    weight = {"crew": 9, "mayor": 20, "witness": 5}
+    chosen = spread(weight, fleet(a=1, b=2), crew=("b", 0))
+    assert chosen == {"crew": ("b", 0), "mayor": ("a", 0), "witness": ("b", 1)}
+
+
+def test_a_lane_that_is_gone_is_another_one_of_the_same_trainer():
+    assert spread({"crew": 9}, fleet(a=1, b=2), crew=("b", 7)) == {"crew": ("b", 0)}
+
+
+def test_whom_a_whole_inventory_trains(make, data):
+    data("crew"), data("mayor")
+    both = trainers(data, "a", "b", b=("mayor",))
+    result = make("", both)
+    assert [(run["agent"], run["trainer"]) for run in result["runs"]] == [
+        ("crew", "a"),
+        ("gastown", "a"),
+        ("mayor", "b"),
+    ]
+    assert any(
+        said.startswith("left out: deacon, polecat, refinery, witness; there is no") for said in result["warnings"]
+    )
+    declared = trainers(data, "a", "b", a=("crew",), b=("mayor",))
+    assert [run["agent"] for run in make("", declared)["runs"]] == ["crew", "mayor"]
+    with pytest.raises(ForgeError, match="no dataset for deacon"):
+        make("", trainers(data, "a", "b", b=("deacon",)))
+
+
+def test_a_whole_inventory_without_any_data(make, data):
+    with pytest.raises(ForgeError, match=r"no dataset for crew: .* -e datasets_dir=… says where to look"):
+        make("")
+
+
+def test_the_runs_of_a_lost_trainer_move_and_no_others(make, note, data):
+    data("crew"), data("mayor")
+    three = trainers(data, "a", "b", "c")
+    ids = {run["agent"]: run["run_id"] for run in make("crew,mayor", three)["runs"]}
+    note(ids["crew"], "b", final=False, lane=0)
+    note(ids["mayor"], "c", final=False, lane=0)
+    moved = {run["agent"]: (run["trainer"], run["state"], run["why"]) for run in
+             make("crew,mayor", three, move="b")["runs"]}  # fmt: skip
+    assert moved == {"crew": ("a", "to train", "moved from b"), "mayor": ("c", "to attach", "placed on c")}
+    with pytest.raises(ForgeError, match="-e move=a,b,c leaves no host to train on"):
+        make("crew", three, move=["a", "b", "c"])
+
+
+def test_a_trainer_with_fewer_gpus_than_a_run_takes(make, data, run_id):
+    with pytest.raises(ForgeError, match="here has no lane: it has fewer GPUs than run_gpus asks for"):
+        make(trainers=[Trainer("here", datasets_dir=str(data.folder), lanes=0)])
+
+
+def test_a_sweep_is_a_run_for_each_variant(make, data):
+    data()
+    boxes = trainers(data, "a", "b")
+    runs = make(trainers=boxes, variants=[{"lora_r": 8}, {"lora_r": 16}, {"lora_r": 32}])["runs"]
+    assert [(run["recipe"]["lora_r"], run["variant"], run["trainer"]) for run in runs] == [
+        (8, {"lora_r": 8}, "a"), (16, {"lora_r": 16}, "b"), (32, {"lora_r": 32}, "a"),
+    ]  # fmt: skip
+    assert len({run["run_id"] for run in runs}) == 3
+    with pytest.raises(ForgeError, match=r"-e '.*sweep.*': Axolotl knows no key «lora_rank»"):
+        make(variants=[{"lora_rank": 8}])
+    with pytest.raises(ForgeError, match="variants 1 and 2 of the sweep are the same training"):
+        make(variants=[{"logging_steps": 1}, {"logging_steps": 2}])
+
+
+def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
+    data(count=40, size=14000)
+    [alone] = make()["runs"]
+    [shared] = make(trainers=[Trainer("here", datasets_dir=str(data.folder), gpus=4)])["runs"]
+    assert (shared["run_id"], shared["gpus"], shared["estimate"]) == (alone["run_id"], 4, alone["estimate"])
+    assert (shared["recipe"]["micro_batch_size"], shared["recipe"]["gradient_accumulation_steps"]) == (2, 1)
+
+
+def test_who_trains_where_in_words(make, data):
+    data("crew", count=80, size=14000), data("mayor"), data("witness")
+    assert plan.queues(make("crew")["runs"]) == []
+    boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), lanes=2)]
+    said = plan.queues(make("crew,mayor,witness", boxes)["runs"])
+    assert [line.partition(";")[0] for line in said] == ["a: crew", "b lane 1: mayor", "b lane 2: witness"]
+
+
+def test_work_is_what_goes_through_the_model(make, data):
+    data(count=40, size=14000)  # ten packed steps an epoch, three epochs
+    run = one(make())
+    assert run["estimate"]["work"] == run["estimate"]["steps"] * 8 * 4096
 
 
 # --- what suits the data

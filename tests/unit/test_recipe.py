@@ -339,3 +339,30 @@ def test_a_rehearsal_changes_only_what_its_profile_lists(planner, agent):
     real, rehearsed = planner.merged(agent, "", ""), planner.merged(agent, "rehearsal", "")
     for key in real.keys() | rehearsed.keys():
         assert rehearsed.get(key) == (listed[key] if key in listed else real.get(key)), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "processes", "expected"),
+    [
+        ((2, 4), 1, (2, 4)), ((2, 4), 2, (2, 2)), ((2, 4), 4, (2, 1)), ((2, 4), 8, (1, 1)), ((4, 3), 4, (3, 1)),
+        ((6, 1), 3, (2, 1)),
+    ],
+)  # fmt: skip
+def test_several_gpus_share_the_effective_batch(keys, processes, expected):
+    given = {"micro_batch_size": keys[0], "gradient_accumulation_steps": keys[1]}
+    made = recipe.divided(given, processes)
+    assert (made["micro_batch_size"], made["gradient_accumulation_steps"]) == expected
+    assert recipe.effective_batch(made) * processes == recipe.effective_batch(given)
+
+
+def test_gpus_of_one_tensor_parallel_group_see_the_same_data():
+    given = {"micro_batch_size": 2, "gradient_accumulation_steps": 4, "tensor_parallel_size": 2}
+    assert recipe.effective_batch(recipe.divided(given, 4)) == 4
+    assert recipe.divided(given, 2) == given
+    with pytest.raises(ForgeError, match="run_gpus is 3, and tensor_parallel_size × context_parallel_size is 2"):
+        recipe.divided(given, 3)
+
+
+def test_a_batch_that_cannot_be_divided():
+    with pytest.raises(ForgeError, match=r"cannot be divided among 3 GPUs. It can among 1, 2, 4, 8: change run_gpus"):
+        recipe.divided({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, 3)

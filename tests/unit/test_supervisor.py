@@ -68,6 +68,20 @@ def test_two_runs_on_one_lane_queue(lab):
     assert until(second, "finished")["started_at"] >= until(first, "finished")["finished_at"] - 0.1
 
 
+def test_a_run_on_two_gpus_waits_for_both_and_keeps_others_from_both(lab):
+    first, both = lab.make("a-1", lane="GPU-3", steps=30), lab.make("b-1", lane="GPU-3,GPU-2", steps=10)
+    third = lab.make("c-1", lane="GPU-2", steps=2)
+    lab.supervise(first)
+    until(first, "running")
+    lab.supervise(both)
+    log = both / "supervisor.log"
+    eventually(lambda: log.exists() and "waiting for lane GPU-3,GPU-2" in log.read_text())
+    lab.supervise(third)
+    until(third, "queued")
+    assert until(both, "finished")["started_at"] >= until(first, "finished")["finished_at"] - 0.1
+    assert until(third, "finished")["started_at"] >= status(both)["finished_at"] - 0.1
+
+
 def test_other_lanes_do_not_wait(lab):
     first, second = lab.make("a-1", hang_at=1), lab.make("b-1", lane="GPU-2", steps=2)
     lab.supervise(first)

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+import gang
 import rundir
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
@@ -41,7 +42,7 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Axolotl handles SIGINT and nothing else; before this line a SIGTERM simply ends the process.
         signal.signal(signal.SIGTERM, self.on_sigterm)
-        if state.is_world_process_zero and self.prepared.is_dir():
+        if state.is_local_process_zero and self.prepared.is_dir():
             rundir.write_json(self.prepared / rundir.COMPLETE, {})  # the tokenised data is whole
         self.report("begin", state, epoch=state.epoch)
 
@@ -53,6 +54,8 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds += time.monotonic() - self.step_began
+        # Whoever was told, all processes stop at the same step, or they would wait for each other for ever.
+        self.stop_wanted = gang.agreed(self.stop_wanted or gang.stop_wanted(), args.device)
         if self.stop_wanted:
             self.report("stop", state, reason="SIGTERM")
             control.should_save = True
@@ -80,7 +83,8 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and checkpoint.is_dir():
+        gang.barrier()  # of a sharded one each process writes its part
+        if state.is_local_process_zero and checkpoint.is_dir():
             rundir.mark_complete(checkpoint, state.global_step)
             self.report("save", state, checkpoint=checkpoint.name)
 
@@ -147,6 +151,11 @@ class LoraForgePlugin(BasePlugin):
     def pre_model_load(self, cfg: Any) -> None:
         start_wandb(cfg)
 
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """On several hosts each keeps its own checkpoints, as each resumes from its own disk."""
+        several = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return {"save_on_each_node": True} if several else {}
+
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Count examples that are truncated or dropped, while Axolotl itself loads the data."""
         from axolotl.utils.data import sft
@@ -159,6 +168,8 @@ class LoraForgePlugin(BasePlugin):
         def counting(dataset: Any, sequence_len: int, cfg: Any) -> Any:
             lengths = [len(ids) for ids in dataset["input_ids"]]
             kept = original(dataset, sequence_len, cfg)
+            if os.environ.get("RANK", "0") != "0":
+                return kept
             rundir.append_event(
                 METRICS,
                 "data",

@@ -61,7 +61,7 @@ class Supervisor:
         self.stopping_since: Optional[float] = None
         self.beat = 0.0
         self.moved = time.monotonic()  # when the training showed its last sign of progress
-        self.lane_fd = -1
+        self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         before = rundir.read_json(run_dir / "status.json")
         self.status: dict[str, Any] = {
             "schema_version": rundir.SCHEMA_VERSION,
@@ -92,9 +92,9 @@ class Supervisor:
     def write(self, **changes: Any) -> None:
         """Update status.json, heartbeat included. On a full disk the reserve makes room for the last word."""
         self.beat = time.monotonic()
-        if self.lane_fd >= 0:
+        for lock in self.lane:
             with contextlib.suppress(OSError):
-                os.utime(self.lane_fd)  # what tidies /tmp up takes old files only
+                os.utime(lock)  # what tidies /tmp up takes old files only
         self.status.update(changes, heartbeat=rundir.uptime(), idle=round(self.beat - self.moved, 1))
         reserve = self.run_dir / ".reserve"
         try:
@@ -111,8 +111,14 @@ class Supervisor:
         if self.stopping_since is None:
             self.stopping_since = time.monotonic()
             if self.trainer is not None:
-                # To this one process: its group would lose the data loader's workers, and the checkpoint with them.
-                self.trainer.send_signal(signal.SIGTERM)
+                self.ask_to_stop(self.trainer)
+
+    def ask_to_stop(self, trainer: subprocess.Popen[bytes]) -> None:
+        """Ask a training for a checkpoint and its end."""
+        if self.spec.get("processes", 1) > 1:  # torchrun would pass a signal on, and kill them after half a minute
+            (self.run_dir / rundir.STOPPING).touch()
+        else:  # to this one process: its group would lose the data loader's workers, and the checkpoint with them
+            trainer.send_signal(signal.SIGTERM)
 
     @property
     def stop_wanted(self) -> bool:
@@ -151,20 +157,25 @@ class Supervisor:
                 time.sleep(TICK)
 
     def take_lane(self) -> bool:
-        """Wait for the lane's lock; waiting for it is the queue. False when a stop came first."""
-        path = pathlib.Path(self.spec["lane_dir"]) / f"lora-forge-{self.spec['lane']}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.lane_fd = self.open_lane(path)
+        """Wait for the locks of all GPUs of the lane; waiting for them is the queue. False when a stop came first."""
+        folder = pathlib.Path(self.spec["lane_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
         self.write(state="queued")
+        # In one order for everybody, so that no two runs wait for each other.
+        return all(self.take(folder / f"lora-forge-{name}.lock") for name in sorted(self.spec["lane"].split(",")))
+
+    def take(self, path: pathlib.Path) -> bool:
+        """Wait for one lock; False when a stop came first."""
+        self.lane.append(self.open_lane(path))
         waiting = False
         while not self.stop_wanted:
             try:
-                fcntl.flock(self.lane_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.lane[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(path), os.fstat(self.lane_fd)):
+                    if os.path.samestat(os.stat(path), os.fstat(self.lane[-1])):
                         return True
-                os.close(self.lane_fd)  # somebody tidied up: it is another file that the others lock now
-                self.lane_fd = self.open_lane(path)
+                os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
+                self.lane[-1] = self.open_lane(path)
             except BlockingIOError:
                 if not waiting:
                     self.say(f"waiting for lane {self.spec['lane']}: another run has it")
@@ -213,6 +224,7 @@ class Supervisor:
             if os.getppid() != parent:
                 os._exit(1)
 
+        (self.run_dir / rundir.STOPPING).unlink(missing_ok=True)
         with (self.run_dir / "train.log").open("ab") as log:
             self.trainer = subprocess.Popen(
                 self.spec["command"],
@@ -222,11 +234,11 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(self.lane_fd,),  # the lane stays taken as long as any process of the run lives
+                pass_fds=tuple(self.lane),  # the lane stays taken as long as any process of the run lives
                 preexec_fn=in_child,
             )
         if self.stopping_since is not None:  # the signal came between the last look and the start
-            self.trainer.send_signal(signal.SIGTERM)
+            self.ask_to_stop(self.trainer)
 
     def follow_trainer(self) -> int:
         """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal."""

@@ -1,0 +1,82 @@
+"""The processes of a run on several GPUs, or on several hosts: they start from one checkpoint, and stop at one step.
+
+torchrun starts it in each process: ``gang.py <module> <arguments…>``. It runs in the trainer's environment with the run
+directory as working directory; ``rundir.py`` lies beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import runpy
+import sys
+from typing import Any
+
+import rundir
+import torch
+from torch import distributed
+
+OUTPUT = pathlib.Path("output")
+STOP = pathlib.Path(rundir.STOPPING)
+TIMEOUT = datetime.timedelta(minutes=5)  # to agree; what loads models and data has its own
+
+
+def agreed(wanted: bool, device: Any = "cpu") -> bool:
+    """Whether any process wants something, so that all of them do it at the same step.
+
+    Args:
+        wanted: Whether this one does.
+        device: Where the process group computes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return wanted
+    flag = torch.tensor(int(wanted), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def stop_wanted() -> bool:
+    """Whether the supervisor asks for a stop: torchrun would give a checkpoint half a minute at most."""
+    return STOP.exists()
+
+
+def barrier() -> None:
+    """Wait until every process is here; nothing where there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def common_checkpoint(output: pathlib.Path) -> int:
+    """The newest checkpoint that is whole on every host; newer ones are renamed aside, on all of them.
+
+    Args:
+        output: Axolotl's output_dir, on this host.
+
+    Returns:
+        Its step; 0 where there is none.
+    """
+    step = torch.tensor(rundir.last_complete(output))
+    distributed.all_reduce(step, op=distributed.ReduceOp.MIN)
+    common = int(step.item())
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        for number, path in rundir.checkpoints(output):
+            if number > common:
+                path.rename(path.with_name(f"incomplete-{path.name}-{os.getpid()}"))
+    distributed.barrier()
+    return common
+
+
+def main() -> None:
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
+    step = common_checkpoint(OUTPUT)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    distributed.destroy_process_group()
+    if rank == 0:
+        print(f"{world} processes start from step {step}", flush=True)
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

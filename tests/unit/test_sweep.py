@@ -1,0 +1,102 @@
+"""Sweeps: variants, what belongs together, the leader board."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from ansible.module_utils.lora_forge import promotion, sweep
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+DATA = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
+
+
+def test_a_grid_is_every_combination():
+    assert sweep.expand({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
+        {"lora_r": 16, "num_epochs": 3}, {"lora_r": 16, "num_epochs": 4},
+        {"lora_r": 64, "num_epochs": 3}, {"lora_r": 64, "num_epochs": 4},
+    ]  # fmt: skip
+    variants = [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]
+    assert sweep.expand(variants) == variants
+
+
+@pytest.mark.parametrize("given", [{}, [], "lora_r=16", [16, 64], [{}], None])
+def test_what_is_no_sweep(given):
+    with pytest.raises(ForgeError, match=r"sweep must be a grid: .* or a list: "):
+        sweep.expand(given)
+
+
+@pytest.mark.parametrize("values", [16, [], "16,64"])
+def test_a_grid_needs_lists(values):
+    with pytest.raises(ForgeError, match=r"sweep: «lora_r» needs a list of values, such as lora_r: \[1, 2\]"):
+        sweep.expand({"lora_r": values})
+
+
+def test_a_variant_in_words():
+    said = sweep.label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
+    assert said == "lora_r 16, learning_rate 0.0001, optimizer adamw_8bit"
+
+
+def planned(*ranks: int) -> list[dict[str, Any]]:
+    return [{"agent": "witness", "run_id": f"witness-{rank}", "variant": {"lora_r": rank}} for rank in ranks]
+
+
+@pytest.fixture
+def deliver(tmp_path):
+    def make(run_id: str, eval_loss: Any, **recipe: Any) -> None:
+        keys = {"base_model": "m", "sequence_len": 64, **recipe}
+        folder = tmp_path / "adapters/witness" / run_id
+        folder.mkdir(parents=True)
+        manifest = {
+            "run_id": run_id, "verdict": "verified", "recipe": keys, "datasets": DATA, "duration_s": 61.0,
+            "loss": {"last": 0.5, "eval_last": eval_loss}, "steps": {"reached": 8, "planned": 8},
+            "cost": {"usd": 0.25}, "evaluation": promotion.evaluation(keys, DATA, eval_loss),
+        }  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return make
+
+
+def board(output: pathlib.Path, *ranks: int) -> list[tuple[Any, str, str]]:
+    rows = sweep.boards(output, planned(*ranks))["witness"]
+    return [(row["place"], row["run_id"], row["why"]) for row in rows]
+
+
+def test_the_best_comes_first_and_what_says_nothing_has_no_place(tmp_path, deliver):
+    deliver("witness-8", 0.9), deliver("witness-16", 0.7), deliver("witness-32", 0.6, sequence_len=128)
+    deliver("witness-64", "nan"), deliver("witness-4", 0.7001)
+    assert board(tmp_path, 4, 8, 16, 64, 128) == [
+        (1, "witness-16", ""), (2, "witness-4", ""), (3, "witness-8", ""),
+        (None, "witness-64", "not comparable: one of them has no finite eval loss"),
+        (None, "witness-128", "not verified"),
+    ]  # fmt: skip
+    assert board(tmp_path, 64) == [(None, "witness-64", "not comparable: no finite eval loss")]
+
+
+def test_what_was_evaluated_otherwise_is_not_ranked(tmp_path, deliver):
+    deliver("witness-8", 0.9), deliver("witness-16", 0.95), deliver("witness-32", 0.6, sequence_len=128)
+    assert board(tmp_path, 8, 16, 32) == [
+        (1, "witness-8", ""), (2, "witness-16", ""),
+        (None, "witness-32", "not comparable: sequence_len 128 instead of 64"),
+    ]  # fmt: skip
+
+
+def test_the_cells(tmp_path, deliver):
+    deliver("witness-8", 0.9)
+    (tmp_path / "adapters/witness/latest").symlink_to("witness-8")
+    first, second = (sweep.cells(row) for row in sweep.boards(tmp_path, planned(8, 16))["witness"])
+    assert first == [1, "lora_r 8", "witness-8 *", "0.9000", "0.5000", 8, "1:01", "$0.25"]
+    assert second == ["–", "lora_r 16", "witness-16", "not verified", "–", "–", "–", "–"]
+    assert len(first) == len(sweep.COLUMNS)
+
+
+def test_what_belongs_together_is_noted_once(tmp_path):
+    sweep.note(tmp_path, planned(8, 16))
+    (known,) = sweep.noted(tmp_path)
+    assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
+    sweep.note(tmp_path, planned(8, 16))
+    assert sweep.noted(tmp_path) == [known]
+    sweep.note(tmp_path, planned(8, 32))
+    assert len(sweep.noted(tmp_path)) == 2

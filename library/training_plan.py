@@ -22,7 +22,8 @@ options:
     description:
       - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
         C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
-        runs it trains at once) and C(gpus) (how many GPUs a run takes).
+        runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which) and
+        C(rented) (whether it is a pod).
     type: list
     elements: dict
     required: true
@@ -137,7 +138,10 @@ def main() -> None:
     given = module.params
     with reported(module):
         try:
-            trainers = [plan.Trainer(**{**one, "agents": tuple(one.get("agents") or ())}) for one in given["trainers"]]
+            trainers = [
+                plan.Trainer(**{**one, **{key: tuple(one.get(key) or ()) for key in ("agents", "members")}})
+                for one in given["trainers"]
+            ]
         except TypeError as error:
             raise ForgeError(f"trainers: {error}") from None
         root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])

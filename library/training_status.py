@@ -86,7 +86,7 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir, status, verdict
+from ansible.module_utils.lora_forge import plan, rundir, status, sweep, verdict
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import reported
 
@@ -128,7 +128,7 @@ def main() -> None:
             runs=runs,
             columns=status.COLUMNS,
             rows=status.table(runs, silent),
-            lines=status.words(runs, silent, notes),
+            lines=status.words(runs, silent, notes) + sweep.words(output, agents),
             living=sum(run["state"] in verdict.LIVING for run in runs),
         )
 

@@ -35,6 +35,9 @@ class Trainer:
         root: Where everything lies on it.
         lanes: How many runs it trains at once.
         gpus: How many GPUs a run takes there.
+        hosts: How many hosts a run takes.
+        members: The hosts of its gang, itself among them; empty where a run takes one.
+        rented: Whether it is a pod.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Trainer:
     root: str = "/workspace/lora-forge"
     lanes: int = 1
     gpus: int = 1
+    hosts: int = 1
+    members: tuple[str, ...] = ()
+    rented: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +224,7 @@ class Planner:
             "memory_gib": None if rehearsal else memory.estimate(keys),
         }
         if not rehearsal:
-            keys = recipe.divided(keys, trainer.gpus)
+            keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
         options = (keys.pop("datasets", None) or [{}])[0]
         return {
             "run_id": run_id,
@@ -245,6 +251,7 @@ class Planner:
                 for one in sets
             ],
             "gpus": 1 if rehearsal else trainer.gpus,
+            "hosts": list(trainer.members) or [trainer.name],
             "estimate": estimate,
         }
 
@@ -436,6 +443,7 @@ def make(
             )
         if trainer.lanes < 1:
             raise ForgeError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
+    trainers = gangs(trainers)
     planner = Planner(root, output, overrides)
     moved, left = moving(move)
     trainers = [trainer for trainer in trainers if trainer.name not in left]
@@ -478,6 +486,31 @@ def make(
             runs[job] = planner.run(job[0], by_name[lane.trainer], fresh, let_go, verify, variants[job[1]])
         runs[job]["lane"] = lane.number
     return {"runs": list(runs.values()), "warnings": list(dict.fromkeys(planner.warnings))}
+
+
+def gangs(trainers: list[Trainer]) -> list[Trainer]:
+    """The trainers, of each gang its first host alone, which speaks for the others.
+
+    Raises:
+        ForgeError: A host has no gang, or the hosts of one are not alike.
+    """
+    by_name = {trainer.name: trainer for trainer in trainers}
+    for trainer in trainers:
+        if trainer.hosts > 1 and len(trainer.members) != trainer.hosts:
+            raise ForgeError(
+                f"{trainer.name}: run_hosts is {trainer.hosts}, and no group of the inventory holds it and "
+                f"{trainer.hosts - 1} more; make one with the hosts that train together"
+            )
+        if trainer.hosts > 1 and trainer.rented:
+            raise ForgeError(f"{trainer.name} is a pod, and pods do not reach each other; run_hosts is for other hosts")
+        others = [by_name.get(name) for name in trainer.members]
+        if any(one is None or (one.hosts, one.gpus, one.members) != (trainer.hosts, trainer.gpus, trainer.members)
+               for one in others):  # fmt: skip
+            raise ForgeError(
+                f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: run_hosts and "
+                "run_gpus must be the same on all of them; set them as variables of their group"
+            )
+    return [trainer for trainer in trainers if trainer.members[:1] in ((), (trainer.name,))]
 
 
 def queues(runs: list[dict[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, Optional
 
 import jinja2
-from ansible.module_utils.lora_forge import adapter, promotion, recipe, rundir, summary, verdict
+from ansible.module_utils.lora_forge import adapter, promotion, recipe, rundir, summary, sweep, verdict
 from ansible.module_utils.lora_forge.errors import ForgeError
 from markupsafe import Markup
 
@@ -207,7 +207,11 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         and run.get("verdict") not in ("absent", "verified")
     ]
     history = {home.name: promotion.history(home) for home in homes}
-    agents = [agent_facts(number, name, runs[name], history[name]) for number, name in enumerate(runs) if runs[name]]
+    agents = [
+        agent_facts(number, name, runs[name], history[name]) | {"sweeps": sweeps(output, name)}
+        for number, name in enumerate(runs)
+        if runs[name]
+    ]
     times = [status.get("made_at"), *(line.get("at") for lines in history.values() for line in lines)]
     times += [run.manifest.get("finished_at") for found in runs.values() for run in found]
     return {
@@ -258,6 +262,22 @@ def agent_facts(number: int, name: str, runs: list[Run], history: list[dict[str,
         "datasets": dataset_differences(shown),
         "history": sorted(history, key=lambda line: _number(line.get("at")) or 0, reverse=True),
     }
+
+
+def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
+    """The leader boards of an agent: {name, rows} for each sweep, the newest first.
+
+    Args:
+        output: The output folder.
+        agent: Whose.
+    """
+    return [
+        {
+            "name": one["name"],
+            "rows": [row | {"label": sweep.label(row["variant"])} for row in sweep.board(output, one)],
+        }
+        for one in sweep.noted(output, [agent])
+    ]
 
 
 # --- what runs have in common

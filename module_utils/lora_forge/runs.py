@@ -20,7 +20,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
-FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look")  # of run.json
+FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look", "hosts")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5

@@ -7,6 +7,7 @@ import itertools
 import math
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ansible.module_utils.lora_forge import adapter, promotion, recipe, rundir, summary
@@ -14,6 +15,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 
 FOLDER = "sweeps"  # of output/
 COLUMNS = ["place", "variant", "run", "eval loss", "loss", "steps", "time", "cost"]
+SHOWN = 5  # places that are told of below the table of all runs
 FORMS = (
     'a grid: -e \'{"sweep": {"lora_r": [16, 64], "learning_rate": [1.0e-4, 2.0e-4]}}\', '
     'or a list: -e \'{"sweep": [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]}\''
@@ -62,10 +64,44 @@ def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
             rundir.write_json(path, {"name": path.stem, "agent": agent, "runs": mine, "made_at": round(time.time(), 3)})
 
 
-def noted(output: pathlib.Path) -> list[dict[str, Any]]:
-    """The sweeps that were noted, newest last."""
-    found = [rundir.read_json(path) for path in (output / FOLDER).glob("*.json")]
-    return sorted((one for one in found if one.get("runs")), key=lambda one: (one.get("made_at", 0), one["name"]))
+def noted(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The sweeps that were noted, newest first; a damaged file is passed over.
+
+    Args:
+        output: Where adapters are kept.
+        agents: Only theirs; empty for all.
+    """
+    found = [rundir.read_json(path) | {"name": path.stem} for path in (output / FOLDER).glob("*.json")]
+    whole = [one for one in found if one.get("agent") in (agents or recipe.AGENTS) and _is_whole(one.get("runs"))]
+    return sorted(whole, key=lambda one: (one.get("made_at") or 0, one["name"]), reverse=True)
+
+
+def _is_whole(runs: Any) -> bool:
+    return (
+        isinstance(runs, list)
+        and bool(runs)
+        and all(
+            isinstance(run, dict) and isinstance(run.get("run_id"), str) and isinstance(run.get("variant"), dict)
+            for run in runs
+        )
+    )
+
+
+def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
+    """The leader boards, for what stands under the table of all runs.
+
+    Args:
+        output: Where adapters are kept.
+        agents: Only theirs; empty for all.
+    """
+    lines = []
+    for one in noted(output, agents):
+        rows = board(output, one)
+        there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
+        lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")
+        lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {label(row['variant'])}  {row['run_id']}"
+                  for row in rows[:SHOWN] if row["place"]]  # fmt: skip
+    return lines
 
 
 def boards(output: pathlib.Path, runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

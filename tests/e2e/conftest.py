@@ -35,7 +35,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith(("test_faults.py", "test_pods.py")) else nodeid
+            if file.endswith(("test_faults.py", "test_gang.py")):
+                return "hosts"
+            return file if file.endswith("test_pods.py") else nodeid
 
     return Scheduling(config, log)
 

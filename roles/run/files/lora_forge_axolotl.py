@@ -36,7 +36,7 @@ class RunCallback(TrainerCallback):
         self.tokens = 0.0  # seen by the model until the last report
 
     def report(self, event: str, state: Any, **values: Any) -> None:
-        if state.is_world_process_zero:
+        if state.is_local_process_zero:  # on each host of a gang: its supervisor reads what its own disk holds
             rundir.append_event(METRICS, event, step=state.global_step, planned=state.max_steps, **values)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ class RunCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = not self.stop_wanted and state.global_step < state.max_steps
-        if state.is_world_process_zero:
+        if state.is_local_process_zero:
             state.save_to_json(str(pathlib.Path(args.output_dir) / "trainer_state.json"))
         self.report("end", state, reason="early stopping" if early and control.should_training_stop else None)
 
@@ -168,7 +168,7 @@ class LoraForgePlugin(BasePlugin):
         def counting(dataset: Any, sequence_len: int, cfg: Any) -> Any:
             lengths = [len(ids) for ids in dataset["input_ids"]]
             kept = original(dataset, sequence_len, cfg)
-            if os.environ.get("RANK", "0") != "0":
+            if os.environ.get("LOCAL_RANK", "0") != "0":
                 return kept
             rundir.append_event(
                 METRICS,

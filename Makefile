@@ -17,7 +17,7 @@ TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 
-.PHONY: help setup train rehearse-runpod plan test lint unit e2e molecule faults lock schema clean
+.PHONY: help setup train rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	@tests/system-packages.sh
 	@molecule -c tests/molecule/config.yml reset >/dev/null # what a run that was cut off remembers
 	molecule -c tests/molecule/config.yml test --all --report
+
+bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman)
+	@tests/system-packages.sh
+	@for one in fleet staging idle_gpu environment; do PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$one.py $(ARGS); done
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl

@@ -21,20 +21,21 @@ def address(name: str) -> str:
 
 def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[..., Controller], seen: Seen) -> None:
     """They begin together, stop at one step, resume from one checkpoint, and a crash of one is a crash of both."""
-    pair = {name: {"run_hosts": 2, "run_address": address(name), "run_module": "gang_job"} for name in ("pod", "bare")}
-    controller = controllers(pair, max_steps=60, save_steps=10)
-    members = [hosts["pod"], hosts["bare"]]
+    pair = {name: {"run_hosts": 2, "run_address": address(name), "run_module": "gang_job"} for name in ("bare", "pod")}
+    controller = controllers(pair, max_steps=600, save_steps=5)
+    members = [hosts["bare"], hosts["pod"]]  # the first one leads
     code, text = controller.play("-e", "role=crew", playbook="playbooks/provision.yml")
     assert code == 0, text
     run_id = controller.run_id("crew")
     for host in members:  # what trains in Axolotl's place
         (host.runs / run_id).mkdir(parents=True)
         shutil.copy(HERE / "gang_job.py", host.runs / run_id)
+        (host.runs / run_id / "slow").touch()
 
     code, text = controller.play("-e", "role=crew", playbook="playbooks/launch.yml")
     assert code == 0, text
-    assert "crew trains on pod" in text
-    eventually(lambda: min(host.step(run_id) for host in members) >= 12, CONVERGE, "a step on both hosts")
+    assert "crew trains on bare" in text
+    eventually(lambda: min(host.step(run_id) for host in members) >= 7, CONVERGE, "a step on both hosts")
     assert {host.events(run_id, "log")[-1]["world"] for host in members} == {2}
     command = rundir.read_json(members[1].runs / run_id / "run.json")["command"]
     assert command[1:8] == ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2", "--node-rank"]
@@ -47,7 +48,7 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     stops = [host.events(run_id, "stop")[-1]["step"] for host in members]
     assert stops[0] == stops[1] > 0
     assert {host.whole(run_id) for host in members} == {stops[0]}
-    seen("a run on two hosts is stopped", "pod, bare", f"both saved a checkpoint at step {stops[0]}")
+    seen("a run on two hosts is stopped", "bare, pod", f"both saved a checkpoint at step {stops[0]}")
 
     # One of them has a checkpoint that the other one lacks.
     shutil.rmtree(members[1].runs / run_id / f"output/checkpoint-{stops[0]}")
@@ -57,7 +58,7 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     assert code == 0, text
     eventually(lambda: min(len(host.events(run_id, "begin")) for host in members) == 2, CONVERGE, "the second start")
     assert {host.events(run_id, "begin")[-1]["step"] for host in members} == {common}
-    seen("one host of two lacks the newest checkpoint", "pod, bare", f"both resumed from step {common}")
+    seen("one host of two lacks the newest checkpoint", "bare, pod", f"both resumed from step {common}")
 
     eventually(lambda: min(host.whole(run_id) for host in members) > stops[0], CONVERGE, "a later checkpoint")
     members[1].sh(f"kill -9 {members[1].status(run_id)['trainer']['pid']}")
@@ -65,7 +66,9 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     again = {host.events(run_id, "begin")[-1]["step"] for host in members}
     assert len(again) == 1
     assert min(again) > stops[0]
+    for host in members:
+        (host.runs / run_id / "slow").unlink()
     eventually(lambda: {host.status(run_id)["state"] for host in members} == {"finished"}, CONVERGE, "their end")
-    assert {host.events(run_id, "end")[-1]["step"] for host in members} == {60}
-    seen("kill -9 of torchrun on one host of two", "pod, bare",
+    assert {host.events(run_id, "end")[-1]["step"] for host in members} == {600}
+    seen("kill -9 of torchrun on one host of two", "bare, pod",
          f"both started again together, from step {again.pop()}, and finished")  # fmt: skip

@@ -47,31 +47,37 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def common_checkpoint(output: pathlib.Path) -> int:
+def common_checkpoint(output: pathlib.Path, store: Any, rank: int, world: int) -> int:
     """The newest checkpoint that is whole on every host; newer ones are renamed aside, on all of them.
 
     Args:
         output: Axolotl's output_dir, on this host.
+        store: Where the processes meet: ``set`` notes a value, ``get`` waits for one.
+        rank: This process among all.
+        world: How many processes there are.
 
     Returns:
         Its step; 0 where there is none.
     """
-    step = torch.tensor(rundir.last_complete(output))
-    distributed.all_reduce(step, op=distributed.ReduceOp.MIN)
-    common = int(step.item())
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    store.set(f"step {rank}", str(rundir.last_complete(output)))
+    common = min(int(store.get(f"step {other}")) for other in range(world))
+    if int(os.environ["LOCAL_RANK"]) == 0:
         for number, path in rundir.checkpoints(output):
             if number > common:
                 path.rename(path.with_name(f"incomplete-{path.name}-{os.getpid()}"))
-    distributed.barrier()
+    store.set(f"tidy {rank}", "")
+    for other in range(world):
+        store.get(f"tidy {other}")
     return common
 
 
 def main() -> None:
-    distributed.init_process_group("gloo", timeout=TIMEOUT)
-    step = common_checkpoint(OUTPUT)
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    distributed.destroy_process_group()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # torchrun's own store: a process group for this alone would stand in the way of the one that trains.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+    step = common_checkpoint(OUTPUT, distributed.PrefixStore("lora-forge", store), rank, world)
+    del store
     if rank == 0:
         print(f"{world} processes start from step {step}", flush=True)
     sys.argv = sys.argv[1:]

@@ -274,7 +274,7 @@ def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
     return [
         {
             "name": one["name"],
-            "rows": [row | {"label": sweep.label(row["variant"])} for row in sweep.board(output, one)],
+            "rows": sweep.board(output, one),
         }
         for one in sweep.noted(output, [agent])
     ]

@@ -55,7 +55,11 @@ def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
         runs: The planned runs, each with its ``variant``.
     """
     for agent in dict.fromkeys(run["agent"] for run in runs):
-        mine = [{"run_id": run["run_id"], "variant": run["variant"]} for run in runs if run["agent"] == agent]
+        mine = [
+            {"run_id": run["run_id"], "variant": run["variant"], "label": label(run["variant"])}  # in the user's order
+            for run in runs
+            if run["agent"] == agent
+        ]
         mark = hashlib.sha256(recipe.canonical(sorted(one["run_id"] for one in mine)).encode()).hexdigest()[:8]
         path = output / FOLDER / f"{agent}-{mark}.json"
         known = rundir.read_json(path)
@@ -99,7 +103,7 @@ def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
         rows = board(output, one)
         there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
         lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")
-        lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {label(row['variant'])}  {row['run_id']}"
+        lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {row['label']}  {row['run_id']}"
                   for row in rows[:SHOWN] if row["place"]]  # fmt: skip
     return lines
 
@@ -121,7 +125,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
 
     return [
         row["place"] or "–",
-        label(row["variant"]),
+        row["label"],
         row["run_id"] + (" *" if row["promoted"] else ""),
         figure(row["eval_loss"]) if row["place"] else row["why"],
         figure(row["loss"]),
@@ -139,7 +143,7 @@ def board(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
         sweep: From :func:`noted`.
 
     Returns:
-        {place (from 1; None where it cannot be compared or is not verified), variant, run_id, eval_loss, loss, steps,
+        {place (from 1; None where it cannot be compared or is not verified), label, run_id, eval_loss, loss, steps,
         seconds, usd, promoted, why (there is no place)} for each run.
     """
     home = output / "adapters" / sweep["agent"]
@@ -150,7 +154,7 @@ def board(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
         found = promotion.evaluation_of(manifest) if manifest else {}
         rows.append({
             "place": None,
-            "variant": one["variant"],
+            "label": one.get("label") or label(one["variant"]),
             "run_id": one["run_id"],
             "evaluation": found,
             "eval_loss": found.get("eval_loss"),

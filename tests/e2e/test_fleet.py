@@ -1,0 +1,146 @@
+"""A fleet: three hosts over SSH, one of them with two lanes; all real but the training itself, which takes a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import rundir
+import yaml
+from fleet import DEAD_PORT, PORT, Hosts
+
+ALL = ["crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"]
+
+
+class Fleet:
+    """The hosts, an inventory of them that a test may change, and what the controller has."""
+
+    def __init__(self, hosts: Hosts):
+        self.hosts = hosts
+        hosts.reset()
+        self.changes: dict[str, dict[str, Any]] = {}
+
+    def change(self, **hosts: dict[str, Any]) -> None:
+        """Give hosts other variables, by the names they have without «host-»."""
+        self.changes = {f"host-{name[1:]}": variables for name, variables in hosts.items()}
+
+    def play(self, playbook: str, *arguments: str, dead: bool = False) -> tuple[int, str]:
+        self.hosts.write_inventory("fleet.yml", 3, DEAD_PORT if dead else PORT)
+        path = self.hosts.home / "fleet.yml"
+        inventory = yaml.safe_load(path.read_text())
+        for name, variables in self.changes.items():
+            inventory["trainers"]["hosts"][name] |= variables
+        path.write_text(yaml.safe_dump(inventory))
+        command = ["ansible-playbook", "-i", str(path), playbook, *arguments]
+        taken = self.hosts.clock(command, {"ANSIBLE_LOCAL_TEMP": str(self.hosts.home / "tmp")}, fails=True)
+        return taken.code, taken.text
+
+    def placed(self) -> dict[str, tuple[str, int]]:
+        """Where each run was launched: trainer and lane, by agent."""
+        noted = [rundir.read_json(path) for path in (self.hosts.output / "runs").glob("*.json")]
+        return {one["run_id"].partition("-")[0]: (one["trainer"], one["lane"]) for one in noted}
+
+    def status(self, number: int, agent: str) -> dict[str, Any]:
+        (run_dir,) = (self.hosts.root(number) / "runs").glob(f"{agent}-*")
+        return rundir.read_json(run_dir / "status.json")
+
+    def verified(self) -> list[str]:
+        found = (self.hosts.output / "adapters").glob("*/latest/manifest.json")
+        return sorted(path.parts[-3] for path in found if json.loads(path.read_text())["verdict"] == "verified")
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with Hosts(3, stub=1.5) as made:
+        yield made
+
+
+@pytest.fixture
+def fleet(hosts: Hosts) -> Fleet:
+    return Fleet(hosts)
+
+
+def test_one_host_is_lost_and_the_others_go_on(fleet: Fleet) -> None:
+    """No role: the whole inventory. One host declares agents, one has two lanes, one cannot be written to."""
+    fleet.change(
+        h0={"run_lanes": ["cpu-0", "cpu-1"]}, h1={"agents": ["mayor", "deacon"]}, h2={"trainer_root": "/proc/forge"}
+    )
+    code, text = fleet.play("playbooks/plan.yml")
+    assert code == 0, text
+    assert "host-0 lane 1: " in text
+    assert "host-0 lane 2: " in text
+    assert "host-1: deacon, then mayor; about " in text
+    planned = {run["agent"]: run for run in rundir.read_json(fleet.hosts.output / "plan.json")["runs"]}
+    lost = [agent for agent, run in planned.items() if run["trainer"] == "host-2"]
+    assert lost
+    assert not (fleet.hosts.root(0) / "runs").exists(), "the plan touched a host"
+
+    code, text = fleet.play("train.yml")
+    assert code != 0, text
+    assert fleet.verified() == sorted(set(ALL) - set(lost)), text
+    assert fleet.placed() == {agent: (planned[agent]["trainer"], planned[agent]["lane"]) for agent in fleet.verified()}
+    for agent in lost:
+        assert f"{agent} is not ready: {planned[agent]['run_id']} on host-2: host-2: " in text
+    assert f"{7 - len(lost)} of 7 are verified. The same command goes on with the others" in text
+    assert "Traceback" not in text
+    on_first = [(agent, run["lane"]) for agent, run in planned.items() if run["trainer"] == "host-0"]
+    assert {lane for _, lane in on_first} == {0, 1}
+    assert all(fleet.status(0, agent)["lane"] == f"cpu-{lane}" for agent, lane in on_first)
+
+    code, text = fleet.play("train.yml", "-e", "move=host-2")
+    assert code == 0, text
+    assert fleet.verified() == ALL
+    launched = [agent for agent in ALL if f"{agent}-" in text and f": {planned[agent]['run_id']} started" in text]
+    assert sorted(launched) == sorted(lost), "what was there already was trained again"
+    assert not {"host-2"} & {trainer for trainer, _ in fleet.placed().values()}
+
+    code, text = fleet.play("train.yml", dead=True)  # whoever touches a host fails
+    assert code == 0, text
+    assert text.count("is ready already") == 7
+
+
+def test_a_run_that_fails_stops_no_other_one_on_its_host(fleet: Fleet) -> None:
+    fleet.change(h1={"agents": ["mayor"]}, h2={"agents": ["mayor"]})
+    fleet.play("playbooks/plan.yml", "-e", "role=crew,witness")
+    runs = {run["agent"]: run for run in rundir.read_json(fleet.hosts.output / "plan.json")["runs"]}
+    assert {run["trainer"] for run in runs.values()} == {"host-0"}
+    crash = fleet.hosts.root(0) / "runs" / runs["crew"]["run_id"] / "crash"
+    crash.parent.mkdir(parents=True)
+    crash.touch()
+    code, text = fleet.play("train.yml", "-e", "role=crew,witness")
+    assert code != 0, text
+    assert fleet.verified() == ["witness"], text
+    assert f"crew is not ready: {runs['crew']['run_id']} on host-0: " in text
+    assert "RuntimeError: made to crash" in " ".join(text.split()), text
+    crash.unlink()
+    code, text = fleet.play("train.yml", "-e", "role=crew,witness")
+    assert code == 0, text
+    assert fleet.verified() == ["crew", "witness"]
+
+
+def test_a_sweep_is_spread_ranked_and_free_the_second_time(fleet: Fleet) -> None:
+    grid = json.dumps({"sweep": {"lora_r": [8, 16, 32], "lora_alpha": [16, 32]}})
+    code, text = fleet.play("playbooks/sweep.yml", "-e", "role=witness", "-e", grid)
+    assert code == 0, text
+    runs = rundir.read_json(fleet.hosts.output / "plan.json")["runs"]
+    assert sorted(run["trainer"] for run in runs) == [f"host-{number}" for number in (0, 0, 1, 1, 2, 2)]
+    assert fleet.verified() == [], "a sweep moved latest by itself"
+    board = [line.split() for line in text.splitlines() if " lora_alpha " in line and "witness-" in line]
+    places = [line[0] for line in board if line[0].isdigit()]
+    assert places == ["1", "2", "3", "4", "5", "6"], text
+
+    code, text = fleet.play("playbooks/sweep.yml", "-e", "role=witness", "-e", grid, "-e", "promote=true", dead=True)
+    assert code == 0, text
+    best = next(run["run_id"] for run in runs if run["variant"] == {"lora_r": 32, "lora_alpha": 32})
+    assert (fleet.hosts.output / "adapters/witness/latest").resolve().name == best
+    assert f"latest points to {best}" in text
+    code, text = fleet.play("playbooks/status.yml", "-e", "role=witness")
+    assert code == 0, text
+    assert "6 of 6 verified" in text
+    assert f"lora_r 32, lora_alpha 32  {best}" in next(line for line in text.splitlines() if "1. eval " in line)
+    code, text = fleet.play("playbooks/report.yml", "-e", "role=witness")
+    assert code == 0, text
+    page = (fleet.hosts.output / "report.html").read_text()
+    assert page.index("lora_r 32, lora_alpha 32<") < page.index("lora_r 8, lora_alpha 16<")

@@ -1,0 +1,315 @@
+"""Containers with sshd as trainers, an inventory of them, and a clock around whole commands: for tests and benchmarks.
+
+A trainer's environment is the one that rehearsals on this machine use (``.trainer/env/``), mounted read-only, so that
+nothing is installed in a measurement. With a stub its interpreter runs ``stub.py`` where Axolotl is asked for, and is
+itself for everything else, the verification of adapters included.
+
+Needs root, podman, and an environment; one that is missing is made first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import resource
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any, Optional
+
+import ansible.module_utils
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge import adapter, environment  # noqa: E402, F401
+
+STUB = pathlib.Path(__file__).with_name("stub_axolotl.py")
+LOCK = ROOT / "requirements/trainer-cpu.txt"
+PORT = 42300  # of the first host, on 127.0.0.1
+DEAD_PORT = 9  # nobody listens there
+TRAINER_ROOT = "/workspace/lora-forge"
+LIBRARIES = "/opt/trainer-lib"  # where the environment's packages are mounted
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}",
+    "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"),
+    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+    "ANSIBLE_NOCOLOR": "1",
+}
+# The interpreter of a stub's environment.
+WRAPPER = """#!/bin/sh
+here=${{0%/*}}
+if [ "$1 $2" = "-m axolotl.cli.train" ]; then
+  shift 2
+  exec "$here/python3" "$here/stub.py" --seconds {seconds} "$@"
+fi
+exec "$here/python3" "$@"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What one command took.
+
+    Attributes:
+        seconds: By the wall clock.
+        cpu: CPU seconds of the command and of all that it started here.
+        hosts_cpu: CPU seconds of the containers meanwhile; None where the kernel does not tell.
+        text: What it printed.
+        code: Its exit code.
+    """
+
+    seconds: float
+    cpu: float
+    hosts_cpu: Optional[float]
+    text: str
+    code: int = 0
+
+
+def sh(*command: str, **options: Any) -> str:
+    """Run a command in the checkout; returns what it printed."""
+    done = subprocess.run(
+        command, check=True, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, **options
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def clock(
+    command: list[str], log: pathlib.Path, variables: Optional[dict[str, str]] = None, fails: bool = False
+) -> Taken:
+    """Run a command in the checkout and take its time.
+
+    Args:
+        command: The command line.
+        log: Where its output goes.
+        variables: Added to its environment.
+        fails: Whether it may fail.
+
+    Raises:
+        RuntimeError: It failed; with the end of its output.
+    """
+    began = time.monotonic()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=ENVIRONMENT | (variables or {}), stdin=subprocess.DEVNULL, stdout=out,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    text = log.read_text(errors="replace")
+    if process.returncode and not fails:
+        raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}:\n{text[-4000:]}")
+    return Taken(seconds, cpu_of(usage), None, text, process.returncode)
+
+
+def cpu_of(usage: resource.struct_rusage) -> float:
+    """CPU seconds, the user's and the system's."""
+    return usage.ru_utime + usage.ru_stime
+
+
+def ready_environment() -> pathlib.Path:
+    """The rehearsals' environment on this machine; made where there is none, which takes minutes."""
+    home = ROOT / ".trainer/env" / environment.key(LOCK)
+    if not environment.present(home):
+        sh("ansible-playbook", "playbooks/provision.yml", "-e", "role=witness", "-e", "run_all_wanted=true")
+    return home
+
+
+class Hosts:
+    """Containers that sshd makes trainers, each with a root of its own, in a temporary folder.
+
+    Args:
+        count: How many.
+        stub: Seconds a stub trains; None for real trainings with Axolotl.
+    """
+
+    def __init__(self, count: int, stub: Optional[float] = None):
+        self.count, self.stub = count, stub
+        self.home = pathlib.Path(tempfile.mkdtemp(prefix="lora-forge-fleet-"))
+        self.output = self.home / "output"
+        self.plays = 0
+        self.usage_files: list[pathlib.Path] = []
+
+    def __enter__(self) -> Hosts:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        names = [f"lora-forge-fleet-{number}" for number in range(self.count)]
+        subprocess.run(
+            ["podman", "rm", "--force", "--ignore", "--time", "0", *names], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start the containers, pin their keys, and wait until they answer."""
+        libraries = ready_environment() / "lib"
+        image = sh("tests/hosts/image.sh")
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.home / "key"))
+        public = (self.home / "key.pub").read_text()
+        for number in range(self.count):
+            self.disk(number).mkdir(parents=True)
+            sh("podman", "run", "--detach", "--quiet", "--replace", "--name", f"lora-forge-fleet-{number}",
+               "--publish", f"127.0.0.1:{PORT + number}:22", "--env", f"PUBLIC_KEY={public}",
+               "--volume", f"{self.disk(number)}:/workspace", "--volume", f"{libraries}:{LIBRARIES}:ro",
+               image, "/pod.sh")  # fmt: skip
+        known = ""
+        for number in range(self.count):
+            known += f"[127.0.0.1]:{PORT + number} {self.host_key(number)}\n"
+            path = sh("podman", "inspect", "--format", "{{.State.CgroupPath}}", f"lora-forge-fleet-{number}")
+            self.usage_files += [
+                file
+                for file in (
+                    pathlib.Path(f"/sys/fs/cgroup{path}/cpu.stat"),
+                    pathlib.Path(f"/sys/fs/cgroup/cpuacct{path}/cpuacct.usage"),
+                )
+                if path and file.exists()
+            ][:1]
+        (self.home / "known_hosts").write_text(known)
+        for count in range(1, self.count + 1):
+            self.write_inventory(f"{count}.yml", count, PORT)
+        config = [f"Host *\n User root\n HostName 127.0.0.1\n IdentityFile {self.home}/key\n"
+                  f" UserKnownHostsFile {self.home}/known_hosts\n LogLevel ERROR"]  # fmt: skip
+        config += [f"Host host-{number}\n Port {PORT + number}" for number in range(self.count)]
+        (self.home / "ssh_config").write_text("\n".join(config) + "\n")
+        self.bare(self.count)
+        self.reset()
+
+    def disk(self, number: int) -> pathlib.Path:
+        """A host's /workspace."""
+        return self.home / f"disk/{number}"
+
+    def root(self, number: int) -> pathlib.Path:
+        """A host's trainer_root."""
+        return self.disk(number) / pathlib.PurePath(TRAINER_ROOT).name
+
+    def host_key(self, number: int) -> str:
+        """A host's public key, when it has made one."""
+        read = ["podman", "exec", f"lora-forge-fleet-{number}", "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(read, env=ENVIRONMENT, capture_output=True, text=True)
+            if done.returncode == 0:
+                return " ".join(done.stdout.split()[:2])
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"host {number} made no SSH key within 60 s: {done.stderr}")
+            time.sleep(0.2)
+
+    def write_inventory(self, name: str, count: int, port: int) -> None:
+        """An inventory of the first hosts, in the home folder.
+
+        Args:
+            name: The file.
+            count: How many hosts.
+            port: Of the first one; DEAD_PORT is everybody's.
+        """
+        hosts = {
+            f"host-{number}": {"ansible_port": port if port == DEAD_PORT else port + number} for number in range(count)
+        }
+        shared = {
+            "ansible_host": "127.0.0.1",
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.home / "key"),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.home}/known_hosts",
+            "trainer_root": TRAINER_ROOT,
+            "trainer_lock": LOCK.stem,
+            "run_profile": "rehearsal",
+            "run_wandb": "disabled",
+            "datasets_dir": "examples/datasets",
+        }
+        made = {"all": {"vars": {"output_dir": str(self.output)}}, "trainers": {"hosts": hosts, "vars": shared}}
+        (self.home / name).write_text(yaml.safe_dump(made))
+
+    def reset(self, count: Optional[int] = None) -> None:
+        """Empty the roots of the first hosts but for the environment, and the output folder."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        for number in range(self.count if count is None else count):
+            for folder in self.disk(number).iterdir():
+                shutil.rmtree(folder, ignore_errors=True)
+            self.furnish(self.root(number) / "env" / environment.key(LOCK))
+
+    def furnish(self, home: pathlib.Path) -> None:
+        """Make the environment of a lock, as far as :func:`environment.present` and the trainings ask for it."""
+        (home / "bin").mkdir(parents=True)
+        (home / "lib").symlink_to(LIBRARIES)
+        (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+        (home / "bin/python3").symlink_to("/usr/bin/python3")
+        if self.stub is None:
+            (home / "bin/python").symlink_to("python3")
+        else:
+            (home / "bin/python").write_text(WRAPPER.format(seconds=self.stub))
+            (home / "bin/python").chmod(0o755)
+            shutil.copy(STUB, home / "bin/stub.py")
+            shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", home / "bin")
+        (home / environment.COMPLETE).touch()
+
+    def used(self) -> Optional[float]:
+        """CPU seconds that all containers have used so far; None where the kernel does not tell."""
+        if len(self.usage_files) < self.count:
+            return None
+        total = 0.0
+        for file in self.usage_files:
+            words = file.read_text().split()
+            total += int(words[1]) / 1e6 if file.name == "cpu.stat" else int(words[0]) / 1e9
+        return total
+
+    def clock(self, command: list[str], variables: Optional[dict[str, str]] = None, fails: bool = False) -> Taken:
+        """:func:`clock`, with the CPU seconds of the containers."""
+        before = self.used()
+        taken = clock(command, self.home / "log.txt", variables, fails)
+        after = self.used()
+        return dataclasses.replace(taken, hosts_cpu=None if before is None or after is None else after - before)
+
+    def play(
+        self,
+        playbook: str,
+        *arguments: str,
+        count: Optional[int] = None,
+        dead: bool = False,
+        variables: Optional[dict[str, str]] = None,
+        fails: bool = False,
+    ) -> Taken:
+        """Run a playbook over the first hosts, with SSH connections of its own.
+
+        Connections are shared within the command, as by default; none is left from the last one, which would flatter
+        it, or for the next one.
+
+        Args:
+            playbook: Its path in the checkout.
+            arguments: Further arguments of ansible-playbook.
+            count: How many hosts; all by default.
+            dead: Let every host have a port where nobody listens: whoever touches one fails.
+            variables: Added to its environment.
+            fails: Whether it may fail.
+        """
+        count = self.count if count is None else count
+        inventory = f"{'dead-' if dead else ''}{count}.yml"
+        if dead:
+            self.write_inventory(inventory, count, DEAD_PORT)
+        self.plays += 1
+        sockets = self.home / f"c{self.plays}"
+        sockets.mkdir()
+        try:
+            return self.clock(
+                ["ansible-playbook", "-i", str(self.home / inventory), playbook, *arguments],
+                {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(sockets)} | (variables or {}),
+                fails,
+            )
+        finally:
+            for socket in sockets.iterdir():
+                subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "host"], capture_output=True)
+
+    def bare(self, count: int) -> Taken:
+        """``ssh host true`` to the first hosts, all at a time."""
+        names = " ".join(f"host-{number}" for number in range(count))
+        ssh = f"ssh -n -F {self.home}/ssh_config HOST true"
+        return self.clock(["sh", "-c", f"printf '%s\\n' {names} | xargs -P {count} -I HOST {ssh}"])

@@ -397,6 +397,31 @@ def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
     assert (shared["recipe"]["micro_batch_size"], shared["recipe"]["gradient_accumulation_steps"]) == (2, 1)
 
 
+def pair(data, *names: str, **changes: Any) -> list[Trainer]:
+    common = {"datasets_dir": str(data.folder), "gpus": 2, "hosts": 2, "members": ("a", "b"), **changes}
+    return [Trainer(name, **common) for name in names]
+
+
+def test_of_a_gang_the_first_host_speaks_for_the_others(make, data, run_id):
+    [run] = make(trainers=[*pair(data, "a", "b")])["runs"]
+    assert (run["run_id"], run["trainer"], run["hosts"], run["gpus"]) == (run_id, "a", ["a", "b"], 2)
+    assert (run["recipe"]["micro_batch_size"], run["recipe"]["gradient_accumulation_steps"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "said"),
+    [
+        ("ab", {"members": ()}, "a: run_hosts is 2, and no group of the inventory holds it and 1 more"),
+        ("ab", {"rented": True}, "a is a pod, and pods do not reach each other"),
+        ("a", {}, r"the hosts of a's gang \(a, b\) are not alike: run_hosts and run_gpus must be the same"),
+        ("ab", {"gpus": 16}, "cannot be divided among 32 GPUs"),
+    ],
+)
+def test_what_is_no_gang(make, data, run_id, names, changes, said):
+    with pytest.raises(ForgeError, match=said):
+        make(trainers=pair(data, *names, **changes))
+
+
 def test_who_trains_where_in_words(make, data):
     data("crew", count=80, size=14000), data("mayor"), data("witness")
     assert plan.queues(make("crew")["runs"]) == []

@@ -1,0 +1,71 @@
+"""The command line that a run is started with, as the role renders it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GPUS = [{"uuid": f"GPU-{number}"} for number in range(4)]
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """Renders variables of the role on two hosts; returns {host: {name: value}}."""
+
+    def render(*names: str, **run: Any) -> dict[str, dict[str, Any]]:
+        plan = {"run_id": "crew-0", "rehearsal": False, "lane": 0, "gpus": 1, "recipe": {}, **run}
+        hosts = {"gpu-1": {"ansible_host": "203.0.113.1"}, "gpu-2": {"ansible_host": "203.0.113.2"}}
+        variables = {"ansible_connection": "local", "run_plan": plan, "trainer_gpu": {"gpus": GPUS},
+                     "role_path": str(ROOT / "roles/run")}  # fmt: skip
+        (tmp_path / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": variables}}))
+        wanted = "{{ {" + ", ".join(f"'{name}': {name}" for name in names) + "} | to_json }}"
+        play = {
+            "hosts": "all",
+            "vars_files": [str(ROOT / "roles/run/defaults/main.yml"), str(ROOT / "roles/run/vars/main.yml")],
+            "tasks": [{"copy": {"content": wanted, "dest": str(tmp_path / "{{ inventory_hostname }}.json")}}],
+        }
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+        done = subprocess.run(
+            [ROOT / ".venv/bin/ansible-playbook", "-i", tmp_path / "inventory.yml", tmp_path / "play.yml"],
+            cwd=ROOT, env={**os.environ, "ANSIBLE_PYTHON_INTERPRETER": str(ROOT / ".venv/bin/python")},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return {host: json.loads((tmp_path / f"{host}.json").read_text()) for host in hosts}
+
+    return render
+
+
+def test_one_gpu_needs_no_launcher(rendered):
+    found = rendered("__run_command", "__run_lane", "__run_processes", hosts=["gpu-1"], lane=2)["gpu-1"]
+    assert found["__run_command"][0].endswith("/bin/python")
+    assert found["__run_command"][1:] == ["-m", "axolotl.cli.train", "axolotl.yml"]
+    assert (found["__run_lane"], int(found["__run_processes"])) == ("GPU-2", 1)
+
+
+def test_several_gpus_of_a_host(rendered):
+    found = rendered("__run_command", "__run_lane", "__run_environment", hosts=["gpu-1"], gpus=2, lane=1)["gpu-1"]
+    assert list(map(str, found["__run_command"][1:])) == [
+        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "gang.py", "axolotl.cli.train", "axolotl.yml",
+    ]  # fmt: skip
+    assert found["__run_lane"] == found["__run_environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-3"
+
+
+def test_several_hosts(rendered):
+    found = rendered("__run_command", "__run_processes", hosts=["gpu-1", "gpu-2"], gpus=4)
+    for rank, (host, one) in enumerate(sorted(found.items())):
+        assert list(map(str, one["__run_command"][1:])) == [
+            "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "--node-rank", str(rank),
+            "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", "203.0.113.1:29400",
+            "--rdzv-conf", f"is_host={rank == 0},join_timeout=900", "--local-addr", f"203.0.113.{rank + 1}",
+            "gang.py", "axolotl.cli.train", "axolotl.yml",
+        ], host  # fmt: skip
+        assert int(one["__run_processes"]) == 8

@@ -104,7 +104,7 @@ queues:
   returned: success
   type: list
   elements: str
-  sample: ["gpu-1: mayor, then crew; about 1.2 M tokens to train on"]
+  sample: ["gpu-1: mayor, crew, one after the other; about 1.2 M tokens to train on"]
 warnings_found:
   description: What may not be meant, in sentences.
   returned: success

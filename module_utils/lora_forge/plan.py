@@ -514,7 +514,7 @@ def gangs(trainers: list[Trainer]) -> list[Trainer]:
 
 
 def queues(runs: list[dict[str, Any]]) -> list[str]:
-    """Who trains where, one line a lane, in the order in which the runs are launched; none where one run is alone.
+    """Who trains where, one line a lane; none where one run is alone.
 
     Args:
         runs: The planned runs.
@@ -530,7 +530,8 @@ def queues(runs: list[dict[str, Any]]) -> list[str]:
     for (trainer, number), here in sorted(lanes.items()):
         where = f"{trainer} lane {number + 1}" if trainer in several else trainer
         work = short(sum(run["estimate"]["work"] for run in here))
-        lines.append(f"{where}: {', then '.join(run['name'] for run in here)}; about {work} tokens to train on")
+        queue = ", one after the other" if len(here) > 1 else ""
+        lines.append(f"{where}: {', '.join(run['name'] for run in here)}{queue}; about {work} tokens to train on")
     return lines
 
 

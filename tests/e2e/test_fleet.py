@@ -71,7 +71,7 @@ def test_one_host_is_lost_and_the_others_go_on(fleet: Fleet) -> None:
     assert code == 0, text
     assert "host-0 lane 1: " in text
     assert "host-0 lane 2: " in text
-    assert "host-1: deacon, then mayor; about " in text
+    assert "host-1: deacon, mayor, one after the other; about " in text
     planned = {run["agent"]: run for run in rundir.read_json(fleet.hosts.output / "plan.json")["runs"]}
     lost = [agent for agent, run in planned.items() if run["trainer"] == "host-2"]
     assert lost

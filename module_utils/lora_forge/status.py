@@ -73,7 +73,7 @@ def gather(
     seen: dict[str, list[dict[str, Any]]] = {}
     for trainer, look in looks.items():
         for run in look.get("runs", []):
-            if (run["facts"].get("hosts") or [trainer])[0] != trainer:
+            if trainer in (run["facts"].get("hosts") or [])[1:]:
                 continue  # of a gang the first host speaks for the others
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
     placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}

@@ -1,9 +1,9 @@
-"""Compute something real on a GPU: ``gpu_check.py [--device cuda|cpu] [--lane UUID]``.
+"""Compute something real on each GPU: ``gpu_check.py [--device cuda|cpu] [--lane UUID,…]``.
 
 Runs in the trainer's environment, and answers what nvidia-smi cannot: whether this torch and this bitsandbytes
 compute, and compute rightly, on this very GPU. It prints one line of JSON on standard output
 
-    {"ok": bool, "device": name, "bf16_tflops": number, "seconds": of everything, "error": sentence or null}
+    {"ok": bool, "device": name, "bf16_tflops": of the slowest, "seconds": of everything, "error": sentence or null}
 
 and exits with 0, or with 1 when the GPU is not fit. What libraries print goes to standard error. A CUDA call can hang
 for ever: who runs it sets the time limit.
@@ -146,17 +146,20 @@ def check(device: str, found: dict[str, Any]) -> None:
 
     if device == "cuda":
         torch.cuda.init()  # unlike is_available(), it says why it fails
-        found["device"] = torch.cuda.get_device_name()
-    else:
+    for number in range(torch.cuda.device_count() if device == "cuda" else 1):
         found["device"] = "cpu"
-    found["bf16_tflops"] = round(multiply(torch, device), 3)
-    quantised(torch, device)
+        if device == "cuda":
+            torch.cuda.set_device(number)
+            found["device"] = torch.cuda.get_device_name()
+        speed = round(multiply(torch, device), 3)
+        found["bf16_tflops"] = min(speed, found["bf16_tflops"] or speed)
+        quantised(torch, device)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Compute something real on a GPU.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--lane", default="", metavar="UUID", help="the GPU; default: the first one")
+    parser.add_argument("--lane", default="", metavar="UUID", help="the GPUs, with commas; default: all")
     given = parser.parse_args(arguments)
     if given.lane:
         os.environ["CUDA_VISIBLE_DEVICES"] = given.lane  # read when CUDA starts

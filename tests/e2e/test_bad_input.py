@@ -41,7 +41,7 @@ def refused(shared: Checkout, *arguments: str, says: list[str]) -> None:
     [
         (["-e", "role=witnes"], ["there is no agent «witnes»; did you mean «witness»?", "crew, deacon, gastown"]),
         (["-e", "role=../../etc"], ["there is no agent «../../etc»"]),
-        ([], ["say which agent to train: -e role=witness"]),
+        (["-e", "datasets_dir=nowhere"], ["no dataset for crew: nowhere/crew_train.jsonl does not exist"]),
         (["-e", "role=witness", "-e", "datasets_dir=nowhere"], ["nowhere/witness_train.jsonl does not exist"]),
         (
             ["-e", '{"role": "witness", "recipe": {"learning_rte": 1}}'],

@@ -308,8 +308,8 @@ def test_behind_a_jump_host(hosts: Hosts, controllers: Controllers, tmp_path: pa
     config = tmp_path / "ssh_config"
     config.write_text(
         f"Host *\n  IdentityFile {state}/key\n  UserKnownHostsFile {state}/known_hosts\n  StrictHostKeyChecking yes\n"
-        "Host jump\n  HostName 127.0.0.1\n  Port 42201\n  User root\n"
-        f"Host {address}\n  ProxyJump jump\n  HostKeyAlias [127.0.0.1]:42203\n"
+        "Host jump\n  HostName 127.0.0.1\n  Port 22201\n  User root\n"
+        f"Host {address}\n  ProxyJump jump\n  HostKeyAlias [127.0.0.1]:22203\n"
     )
     way = {"ansible_host": address, "ansible_port": 22, "ansible_ssh_common_args": f"-F {config}"}
     controller = controllers({"bare": {**way, "trainer_root": "/workspace/bare-jump"}})

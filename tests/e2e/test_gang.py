@@ -41,7 +41,7 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     assert command[1:8] == ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2", "--node-rank"]
     assert command[8] == "1"
     code, text = controller.play(playbook="playbooks/status.yml")
-    assert controller.verdicts() == {run_id: "running"}, text
+    assert controller.verdicts()[run_id] == "running", text
 
     code, text = controller.play("-e", "role=crew", playbook="playbooks/stop.yml")
     assert code == 0, text

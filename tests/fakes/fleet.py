@@ -29,7 +29,7 @@ from ansible.module_utils.lora_forge import adapter, environment  # noqa: E402, 
 
 STUB = pathlib.Path(__file__).with_name("stub_axolotl.py")
 LOCK = ROOT / "requirements/trainer-cpu.txt"
-PORT = 42300  # of the first host, on 127.0.0.1
+PORT = 22300  # of the first host, on 127.0.0.1; below what the kernel gives to connections
 DEAD_PORT = 9  # nobody listens there
 TRAINER_ROOT = "/workspace/lora-forge"
 LIBRARIES = "/opt/trainer-lib"  # where the environment's packages are mounted
@@ -181,7 +181,9 @@ class Hosts:
                   f" UserKnownHostsFile {self.home}/known_hosts\n LogLevel ERROR"]  # fmt: skip
         config += [f"Host host-{number}\n Port {PORT + number}" for number in range(self.count)]
         (self.home / "ssh_config").write_text("\n".join(config) + "\n")
-        self.bare(self.count)
+        deadline = time.monotonic() + 60
+        while self.bare(self.count, fails=True).code and time.monotonic() < deadline:
+            time.sleep(0.2)  # a host has its keys before it answers
         self.reset()
 
     def disk(self, number: int) -> pathlib.Path:
@@ -308,8 +310,8 @@ class Hosts:
             for socket in sockets.iterdir():
                 subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "host"], capture_output=True)
 
-    def bare(self, count: int) -> Taken:
+    def bare(self, count: int, fails: bool = False) -> Taken:
         """``ssh host true`` to the first hosts, all at a time."""
         names = " ".join(f"host-{number}" for number in range(count))
         ssh = f"ssh -n -F {self.home}/ssh_config HOST true"
-        return self.clock(["sh", "-c", f"printf '%s\\n' {names} | xargs -P {count} -I HOST {ssh}"])
+        return self.clock(["sh", "-c", f"printf '%s\\n' {names} | xargs -P {count} -I HOST {ssh}"], fails=fails)

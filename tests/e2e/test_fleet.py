@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from fleet import DEAD_PORT, PORT, Hosts
+from fleet_hosts import DEAD_PORT, PORT, Hosts
 
 ALL = ["crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import resource
 import shlex
 import shutil
 import subprocess
@@ -58,6 +57,7 @@ class Taken:
     Attributes:
         seconds: By the wall clock.
         cpu: CPU seconds of the command and of all that it started here.
+        own: Of them those of its first process: Ansible's loop, which more cores do not make faster.
         hosts_cpu: CPU seconds of the containers meanwhile; None where the kernel does not tell.
         text: What it printed.
         code: Its exit code.
@@ -65,6 +65,7 @@ class Taken:
 
     seconds: float
     cpu: float
+    own: float
     hosts_cpu: Optional[float]
     text: str
     code: int = 0
@@ -98,18 +99,16 @@ def clock(
             command, cwd=ROOT, env=ENVIRONMENT | (variables or {}), stdin=subprocess.DEVNULL, stdout=out,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        seconds = time.monotonic() - began
+        ticks = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - began
+    own = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     process.returncode = os.waitstatus_to_exitcode(status)
     text = log.read_text(errors="replace")
     if process.returncode and not fails:
         raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}:\n{text[-4000:]}")
-    return Taken(seconds, cpu_of(usage), None, text, process.returncode)
-
-
-def cpu_of(usage: resource.struct_rusage) -> float:
-    """CPU seconds, the user's and the system's."""
-    return usage.ru_utime + usage.ru_stime
+    return Taken(seconds, usage.ru_utime + usage.ru_stime, own, None, text, process.returncode)
 
 
 def ready_environment() -> pathlib.Path:
@@ -225,9 +224,10 @@ class Hosts:
             "trainer_root": TRAINER_ROOT,
             "trainer_lock": LOCK.stem,
             "run_profile": "rehearsal",
-            "run_wandb": "disabled",
             "datasets_dir": "examples/datasets",
         }
+        if self.stub is not None:
+            shared["run_wandb"] = "disabled"  # a stub records nothing
         made = {"all": {"vars": {"output_dir": str(self.output)}}, "trainers": {"hosts": hosts, "vars": shared}}
         (self.home / name).write_text(yaml.safe_dump(made))
 

@@ -51,7 +51,7 @@ lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
 unit: $(VENV)/.dev ## Unit tests: no host, no training
-	$(BIN)/pytest -q --numprocesses 2 --dist loadfile tests/unit
+	$(BIN)/pytest -q tests/unit
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh

@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.endswith(("test_faults.py", "test_gang.py")):
                 return "hosts"
-            return file if file.endswith("test_pods.py") else nodeid
+            return file if file.endswith(("test_pods.py", "test_fleet.py")) else nodeid
 
     return Scheduling(config, log)
 

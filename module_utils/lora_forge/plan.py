@@ -233,6 +233,7 @@ class Planner:
             "variant": variant or {},
             "fingerprint": mark,
             "trainer": placement.get("trainer") or trainer.name,
+            "placed": bool(placement.get("trainer")) and state != "ready",
             "lane": int(placement.get("lane") or 0),
             "state": state,
             "why": why,
@@ -457,6 +458,9 @@ def make(
             (t for t in trainers if not t.agents), trainers[0]
         )
         run = planner.run(agent, home, fresh, moved, verify, variants[number])
+        if run["placed"] and run["trainer"] in by_name:  # where it is decides on its hosts, GPUs and machine keys
+            there = planner.run(agent, by_name[run["trainer"]], fresh, moved, verify, variants[number])
+            run = there | {"why": run["why"]}
         if run["state"] == "ready" and run["trainer"] not in by_name:
             run["trainer"] = home.name  # delivered; where it came from is gone
         twin = next((job for job, other in runs.items() if other["run_id"] == run["run_id"]), None)
@@ -470,7 +474,7 @@ def make(
     placed = {
         job: Lane(run["trainer"], run["lane"])
         for job, run in runs.items()
-        if run["state"] in ("to attach", "to resume")
+        if run["placed"] and (run["trainer"] in by_name or run["state"] in ("to attach", "to resume"))
     }
     for job, lane in placed.items():
         if lane.trainer not in by_name:

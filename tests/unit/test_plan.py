@@ -294,6 +294,14 @@ def test_a_launched_run_stays_where_it_is(make, note, data, run_id):
     assert one(make(trainers=trainers(data, "a", "b"), move=True))["trainer"] == "a"
 
 
+@pytest.mark.parametrize("state", ["launched", "finished", "failed"])
+def test_whoever_is_placed_elsewhere_is_asked_there_and_nowhere_else(make, note, data, run_id, state):
+    note(run_id, "b", final=state != "launched", state=state, lane=1)
+    here = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), gpus=2, lanes=2)]
+    run = one(make(trainers=here))
+    assert (run["trainer"], run["hosts"], run["gpus"], run["lane"]) == ("b", ["b"], 2, 1)
+
+
 def test_a_declared_trainer_is_taken(make, data, run_id):
     assert one(make(trainers=trainers(data, "a", "b", b=("witness",))))["trainer"] == "b"
     with pytest.raises(ForgeError, match=r"no trainer takes witness: every one declares other agents"):

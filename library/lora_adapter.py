@@ -58,6 +58,11 @@ options:
     description: Whether latest may move at all; a sweep's runs leave it alone.
     type: bool
     default: true
+  discard:
+    description: Folders that are removed once it is delivered, such as what was fetched on the way.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     description: Predicts the delivery.
@@ -104,7 +109,9 @@ manifest:
 """
 
 import pathlib
+import shutil
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import adapter, money, promotion, summary
@@ -122,47 +129,62 @@ ARGUMENTS = {
     "lock_sha256": {"type": "str", "default": ""},
     "max_regression": {"type": "float", "default": 0.02},
     "promote": {"type": "bool", "default": True},
+    "discard": {"type": "list", "elements": "path", "default": []},
 }
+
+
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+
+    Raises:
+        ForgeError: The adapter is not verified.
+    """
+    run, run_id = given["run"], given["run"]["run_id"]
+    home = pathlib.Path(given["adapters"]) / run["agent"]
+    problems = adapter.run_problems(given["observed"]) + given["delivered"]["problems"]
+    if problems:
+        found = f"{run_id} is not verified: {'; '.join(problems)}"
+        raise ForgeError(f"{found}. Nothing was promoted; -e fresh=true trains again")
+    known = adapter.missing(home / run_id) is None
+    if check_mode:
+        return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
+    if not known:
+        others = adapter.cost_on(home.parent, given["budget"].get("pods", []))
+        cost = money.spent(given["budget"], time.time(), others)
+        manifest = adapter.manifest(
+            run,
+            given["observed"],
+            given["delivered"],
+            {key: given[key] for key in ("base_model", "host", "lock_sha256")}
+            | {
+                "git": adapter.git_facts(home.parent),
+                "cost": cost,
+                "evaluation": promotion.evaluation(
+                    run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]
+                ),
+            },
+        )
+        adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
+    for folder in given["discard"]:
+        shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
+    moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
+    return {
+        "changed": moved or not known,
+        "path": str(home / run_id),
+        "promoted": summary.points_to(home / promotion.LATEST) == run_id,
+        "word": promotion.word(home, run_id),
+        "manifest": adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
+    }
 
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
-    run, run_id = given["run"], given["run"]["run_id"]
-    home = pathlib.Path(given["adapters"]) / run["agent"]
     with reported(module):
-        problems = adapter.run_problems(given["observed"]) + given["delivered"]["problems"]
-        if problems:
-            found = f"{run_id} is not verified: {'; '.join(problems)}"
-            raise ForgeError(f"{found}. Nothing was promoted; -e fresh=true trains again")
-        known = adapter.missing(home / run_id) is None
-        if module.check_mode:
-            module.exit_json(changed=not known, path=str(home / run_id), promoted=False, word="", manifest={})
-        if not known:
-            others = adapter.cost_on(home.parent, given["budget"].get("pods", []))
-            cost = money.spent(given["budget"], time.time(), others)
-            manifest = adapter.manifest(
-                run,
-                given["observed"],
-                given["delivered"],
-                {key: given[key] for key in ("base_model", "host", "lock_sha256")}
-                | {
-                    "git": adapter.git_facts(home.parent),
-                    "cost": cost,
-                    "evaluation": promotion.evaluation(
-                        run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]
-                    ),
-                },
-            )
-            adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
-        moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
-        module.exit_json(
-            changed=moved or not known,
-            path=str(home / run_id),
-            promoted=summary.points_to(home / promotion.LATEST) == run_id,
-            word=promotion.word(home, run_id),
-            manifest=adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
-        )
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

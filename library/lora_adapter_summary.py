@@ -79,6 +79,7 @@ lacking:
 """
 
 import pathlib
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import adapter, promotion, summary, sweep
@@ -92,40 +93,47 @@ ARGUMENTS = {
 }
 
 
-def main() -> None:
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+    """
     adapters = pathlib.Path(given["adapters"])
     lines: list[str] = []
     lacking: list[str] = []
+    for run in given["runs"]:
+        home = adapters / run["agent"]
+        manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST)
+        promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
+        if manifest and run.get("variant"):
+            continue  # the leader board tells of it
+        if manifest:
+            lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
+        elif check_mode:
+            lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
+        elif given["detached"] and not summary.failure(run, given["failures"]):
+            lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
+        else:
+            lines += summary.not_ready(run, given["failures"])
+            lacking.append(run["run_id"])
+    lines += summary.tally(given["runs"], lacking)
+    boards = sweep.boards(adapters.parent, given["runs"])
+    return {
+        "changed": False,
+        "lines": lines,
+        "lacking": lacking,
+        "columns": sweep.COLUMNS if boards else [],
+        "rows": [sweep.cells(row) for board in boards.values() for row in board],
+        "best": [{"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]],
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     with reported(module):
-        for run in given["runs"]:
-            home = adapters / run["agent"]
-            manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST)
-            promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
-            if manifest and run.get("variant"):
-                continue  # the leader board tells of it
-            if manifest:
-                lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
-            elif module.check_mode:
-                lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
-            elif given["detached"] and not summary.failure(run, given["failures"]):
-                lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
-            else:
-                lines += summary.not_ready(run, given["failures"])
-                lacking.append(run["run_id"])
-        lines += summary.tally(given["runs"], lacking)
-        boards = sweep.boards(adapters.parent, given["runs"])
-        module.exit_json(
-            changed=False,
-            lines=lines,
-            lacking=lacking,
-            columns=sweep.COLUMNS if boards else [],
-            rows=[sweep.cells(row) for board in boards.values() for row in board],
-            best=[
-                {"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]
-            ],
-        )
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

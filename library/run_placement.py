@@ -65,6 +65,7 @@ path:
 
 import pathlib
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
@@ -80,27 +81,36 @@ ARGUMENTS = {
 }
 
 
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+    """
+    path = pathlib.Path(given["output"]) / "runs" / f"{given['run_id']}.json"
+    before = rundir.read_json(path)
+    after = {
+        "run_id": given["run_id"],
+        "trainer": given["trainer"],
+        "lane": before.get("lane", 0) if given["lane"] is None else given["lane"],
+        "state": given["state"],
+        "final": given["state"] in rundir.FINAL_STATES,
+        "detail": given["detail"],
+    }
+    if before.get("detail") and (before.get("state"), given["state"]) == ("failed", "finished"):
+        after = {key: before.get(key) for key in after}  # it ran to its end, and what came of it is no good
+    changed = {key: before.get(key, 0 if key == "lane" else "") for key in after} != after
+    if changed and not check_mode:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(path, after | {"noted_at": round(time.time(), 3)})
+    return {"changed": changed, "path": str(path)}
+
+
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
-    path = pathlib.Path(given["output"]) / "runs" / f"{given['run_id']}.json"
     with reported(module):
-        before = rundir.read_json(path)
-        after = {
-            "run_id": given["run_id"],
-            "trainer": given["trainer"],
-            "lane": before.get("lane", 0) if given["lane"] is None else given["lane"],
-            "state": given["state"],
-            "final": given["state"] in rundir.FINAL_STATES,
-            "detail": given["detail"],
-        }
-        if before.get("detail") and (before.get("state"), given["state"]) == ("failed", "finished"):
-            after = {key: before.get(key) for key in after}  # it ran to its end, and what came of it is no good
-        changed = {key: before.get(key, 0 if key == "lane" else "") for key in after} != after
-        if changed and not module.check_mode:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rundir.write_json(path, after | {"noted_at": round(time.time(), 3)})
-        module.exit_json(changed=changed, path=str(path))
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ warnings_found:
 
 import os
 import pathlib
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import plan, rundir, sweep
@@ -133,37 +134,49 @@ ARGUMENTS = {
 }
 
 
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+
+    Raises:
+        ForgeError: Anything that is wrong with what is asked for.
+    """
+    try:
+        trainers = [
+            plan.Trainer(**{**one, **{key: tuple(one.get(key) or ()) for key in ("agents", "members")}})
+            for one in given["trainers"]
+        ]
+    except TypeError as error:
+        raise ForgeError(f"trainers: {error}") from None
+    root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
+    if not output.is_absolute():
+        raise ForgeError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
+    os.chdir(root)  # relative paths are meant from the checkout, where commands are run
+    made = plan.make(
+        root,
+        output,
+        given["agents"],
+        trainers,
+        given["recipe"],
+        **{key: given[key] for key in ("fresh", "move", "verify")},
+        variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
+    )
+    if not check_mode:
+        output.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(output / "plan.json", {"runs": made["runs"]})
+        if given["sweep"] is not None:
+            sweep.note(output, made["runs"])
+    queues = plan.queues(made["runs"])
+    return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": made["warnings"]}
+
+
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
     with reported(module):
-        try:
-            trainers = [
-                plan.Trainer(**{**one, **{key: tuple(one.get(key) or ()) for key in ("agents", "members")}})
-                for one in given["trainers"]
-            ]
-        except TypeError as error:
-            raise ForgeError(f"trainers: {error}") from None
-        root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
-        if not output.is_absolute():
-            raise ForgeError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
-        os.chdir(root)  # relative paths are meant from the checkout, where commands are run
-        made = plan.make(
-            root,
-            output,
-            given["agents"],
-            trainers,
-            given["recipe"],
-            **{key: given[key] for key in ("fresh", "move", "verify")},
-            variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
-        )
-        if not module.check_mode:
-            output.mkdir(parents=True, exist_ok=True)
-            rundir.write_json(output / "plan.json", {"runs": made["runs"]})
-            if given["sweep"] is not None:
-                sweep.note(output, made["runs"])
-        queues = plan.queues(made["runs"])
-        module.exit_json(changed=False, runs=made["runs"], queues=queues, warnings_found=made["warnings"])
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

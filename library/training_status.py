@@ -84,6 +84,7 @@ living:
 
 import pathlib
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import plan, rundir, status, sweep, verdict
@@ -99,38 +100,50 @@ ARGUMENTS = {
 }
 
 
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+
+    Raises:
+        ForgeError: A name is not known.
+    """
+    output, looks = pathlib.Path(given["output"]), given["looks"]
+    agents = plan.select_agents(given["agents"]) if given["agents"] else []
+    folder = pathlib.Path(given["pods"]) if given["pods"] else None
+    claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
+    answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
+    runs = status.gather(output, looks, answers, agents, claims)
+    silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
+    if not check_mode:
+        output.mkdir(parents=True, exist_ok=True)
+        hosts = [
+            {
+                "name": name,
+                "answers": name not in silent,
+                "word": silent.get(name, ""),
+                "gpus": look.get("gpus", []),
+            }
+            for name, look in looks.items()
+        ]
+        made = {"schema_version": rundir.SCHEMA_VERSION, "made_at": round(time.time(), 3)}
+        rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
+    return {
+        "changed": False,
+        "runs": runs,
+        "columns": status.COLUMNS,
+        "rows": status.table(runs, silent),
+        "lines": status.words(runs, silent, notes) + sweep.words(output, agents),
+        "living": sum(run["state"] in verdict.LIVING for run in runs),
+    }
+
+
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
-    output, looks = pathlib.Path(given["output"]), given["looks"]
     with reported(module):
-        agents = plan.select_agents(given["agents"]) if given["agents"] else []
-        folder = pathlib.Path(given["pods"]) if given["pods"] else None
-        claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
-        answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-        runs = status.gather(output, looks, answers, agents, claims)
-        silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
-        if not module.check_mode:
-            output.mkdir(parents=True, exist_ok=True)
-            hosts = [
-                {
-                    "name": name,
-                    "answers": name not in silent,
-                    "word": silent.get(name, ""),
-                    "gpus": look.get("gpus", []),
-                }
-                for name, look in looks.items()
-            ]
-            made = {"schema_version": rundir.SCHEMA_VERSION, "made_at": round(time.time(), 3)}
-            rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
-        module.exit_json(
-            changed=False,
-            runs=runs,
-            columns=status.COLUMNS,
-            rows=status.table(runs, silent),
-            lines=status.words(runs, silent, notes) + sweep.words(output, agents),
-            living=sum(run["state"] in verdict.LIVING for run in runs),
-        )
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Union
 
 
 class ForgeError(Exception):
     """Something a user can put right: says what was found, where, and what to do."""
+
+
+def sentence(error: Union[ForgeError, OSError]) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, ForgeError):
+        return str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    advice = " Free some space there and run the same command again; nothing that was complete is lost."
+    return f"{error.strerror or error}{where}.{advice if error.errno == errno.ENOSPC else ''}"
 
 
 @contextlib.contextmanager
@@ -20,9 +30,5 @@ def reported(module: Any) -> Iterator[None]:
     """
     try:
         yield
-    except ForgeError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        advice = " Free some space there and run the same command again; nothing that was complete is lost."
-        module.fail_json(msg=f"{error.strerror or error}{where}.{advice if error.errno == 28 else ''}")
+    except (ForgeError, OSError) as error:
+        module.fail_json(msg=sentence(error))

@@ -1,0 +1,49 @@
+"""Runs a module of the controller's in this process: nothing is packed, no other Python starts, nothing is connected to.
+
+The other names of this file (links beside it) are the modules that are run so; each has an ``answer`` in library/.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa: E402
+
+
+def load(name: str) -> Any:
+    """A module of library/, by its name."""
+    spec = importlib.util.spec_from_file_location(f"lora_forge_{name}", ROOT / "library" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Once, and not in every task's process: Ansible imports a plugin before it forks.
+NAME = __name__.rpartition(".")[2]
+MODULE = None if NAME == "on_controller" else load(NAME)
+
+
+class ActionModule(ActionBase):
+    """Any of the modules that this file has a link for; its options and answer are that module's."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        assert MODULE is not None, "this file is for links to it"
+        self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
+        _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
+        try:
+            return result | MODULE.answer(given, self._task.check_mode)
+        except (ForgeError, OSError) as error:
+            return result | {"failed": True, "msg": sentence(error)}

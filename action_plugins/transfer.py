@@ -1,0 +1,103 @@
+"""Bring files to a trainer, or from it, by rsync over the connection that Ansible has open already."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+import tempfile
+from typing import Any
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge import staging  # noqa: E402
+from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa: E402
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """``transfer``: C(files) below C(to), only what is not there already.
+
+    To the trainer they are mappings with C(path), C(src) or C(content), and C(sha256); C(to) is made. With C(from), a
+    folder of the trainer's, they are paths below it and C(to) is the controller's; what a cut-off transfer left there
+    is gone on with, so who asked compares the hashes. C(timeout) is in seconds without a byte, C(options) are more of
+    rsync's. Returns C(sent), the paths that were not there, and C(bytes), what went over the wire.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args, self.host = self._task.args, (task_vars or {}).get("inventory_hostname", "the trainer")
+        try:
+            return result | (self.pull(args) if args.get("from") else self.push(args))
+        except (ForgeError, OSError) as error:
+            return result | {"failed": True, "msg": sentence(error)}
+
+    def push(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Lay the files out, and send what the trainer does not have."""
+        dry, to = self._task.check_mode, str(args["to"])
+        with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
+            tree = pathlib.Path(folder)
+            staging.lay_out(tree, args["files"])
+            # The first contact: a host that does not answer is unreachable here, in Ansible's own way.
+            made = self._low_level_execute_command("true" if dry else f"umask 022; mkdir -p {shlex.quote(to)}")
+            if made["rc"]:
+                raise ForgeError(staging.not_writable(self.host, made["stderr"].strip() or made["stdout"].strip()))
+            if self._connection.transport == "local":
+                copied = staging.copy(tree, pathlib.Path(to), dry)
+                return {"changed": bool(copied), "sent": copied, "bytes": 0}
+            options = ["--recursive", "--copy-links", "--checksum", "--chmod=D755,F644", "--partial-dir=.rsync-partial"]
+            options += ["--stats", *(["--dry-run"] if dry else [])]
+            text = self.rsync(args, options, f"{tree}/", f"{self.there()}{to}/")
+        sent = re.findall(r"^<f\S* (.*)$", text, re.MULTILINE)
+        count = int(re.sub(r"\D", "", next(iter(re.findall(r"^Total bytes sent: ([\d,.]+)", text, re.MULTILINE)), "0")))
+        if sent:
+            words = "would be staged" if dry else f"staged, {count:,} bytes sent"
+            for line in [f"  {self.host}: {len(sent)} files {words}", *(f"      {one}" for one in sent if dry)]:
+                display.display(line)
+        return {"changed": bool(sent), "sent": sent, "bytes": count}
+
+    def pull(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Fetch the files."""
+        to = pathlib.Path(args["to"])
+        to.mkdir(parents=True, exist_ok=True)
+        source = f"{self.there()}{args['from']}/"
+        text = self.rsync(args, ["--inplace", "--files-from=-"], source, f"{to}/", "\n".join(args["files"]) + "\n")
+        got = re.findall(r"^>f\S* (.*)$", text, re.MULTILINE)
+        return {"changed": bool(got), "sent": got}
+
+    def there(self) -> str:
+        """How rsync names the trainer."""
+        host = str(self._connection.get_option("host"))
+        return f"[{host}]:" if ":" in host else f"{host}:"
+
+    def rsync(self, args: dict[str, Any], options: list[str], source: str, to: str, names: str = "") -> str:
+        """Run it; returns what it says.
+
+        Raises:
+            ForgeError: It failed.
+        """
+        connection = self._connection
+        if connection.transport != "ssh":
+            raise ForgeError(f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)")
+        # The very words of Ansible's own connection, with its keys, jumps and shared socket; without sshpass in front,
+        # as the socket is open.
+        program = connection.get_option("ssh_executable")
+        words = [word.decode() for word in connection._build_command(program, "ssh")]
+        shell = shlex.join(words[words.index(program) :])
+        command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n",
+                   f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), source, to]  # fmt: skip
+        try:
+            done = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
+        except FileNotFoundError:
+            raise ForgeError(staging.failed(self.host, "rsync is not found on the controller")) from None
+        if done.returncode:
+            raise ForgeError(staging.failed(self.host, done.stderr.strip()[-2000:]))
+        return done.stdout

@@ -1,0 +1,95 @@
+"""What goes to a trainer, laid out as it will lie there; and what a failed transfer means."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import shutil
+from typing import Any
+
+from ansible.module_utils.lora_forge.errors import ForgeError
+
+
+def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
+    """Put every file at its place below a folder, those that are on the disk as links.
+
+    Args:
+        tree: The folder.
+        files: Each C(path) below it, C(src) or C(content), and C(sha256) where a C(src) was planned by its content.
+
+    Returns:
+        Their size in bytes.
+
+    Raises:
+        ForgeError: A file is gone, or not the planned one.
+    """
+    total = 0
+    for one in files:
+        place = tree / one["path"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if one.get("src") is None:
+            place.write_text(one["content"], encoding="utf-8")
+        else:
+            source = pathlib.Path(one["src"]).resolve()
+            if not source.is_file():
+                raise ForgeError(f"{source} is gone. It was there when the run was planned; nothing was started")
+            if one.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != one["sha256"]:
+                raise ForgeError(
+                    f"{source} was changed after the run was planned. Nothing was started; run the same command "
+                    "again, and the new content is planned as a run of its own"
+                )
+            place.symlink_to(source)
+        total += place.stat().st_size
+    return total
+
+
+def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
+    """Copy what is not there yet, or is something else: rsync's work where trainer and controller are one machine.
+
+    Args:
+        tree: What was laid out.
+        to: Where it goes.
+        dry: Only say what would be copied.
+
+    Returns:
+        The copied paths, below both folders.
+    """
+    copied = []
+    for source in sorted(path for path in tree.rglob("*") if path.is_file()):
+        target = to / source.relative_to(tree)
+        if target.is_file() and target.read_bytes() == source.read_bytes():
+            continue
+        copied.append(str(source.relative_to(tree)))
+        if not dry:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            shutil.copyfile(source, part)
+            part.chmod(0o644)
+            part.replace(target)
+    return copied
+
+
+def not_writable(host: str, words: str) -> str:
+    """What to say of a trainer_root that cannot be made."""
+    return (
+        f"{host}: {words}\nSet trainer_root to a folder on a large disk that this user may write: "
+        "-e trainer_root=/data/lora-forge"
+    )
+
+
+def failed(host: str, words: str) -> str:
+    """What to say of a transfer that failed.
+
+    Args:
+        host: With whom.
+        words: What rsync, or ssh, said of it.
+    """
+    if "not found" in words or "executable" in words:
+        advice = "rsync is needed on both ends. Debian, Ubuntu: apt-get install rsync"
+    elif "No space left" in words:
+        advice = "The disk is full. Free some space; the same command goes on where it was cut."
+    elif "Permission denied" in words and "rsync" in words:
+        return not_writable(host, words)
+    else:
+        advice = "The same command goes on where it was cut."
+    return f"the transfer with {host} failed: {words}\n{advice}"

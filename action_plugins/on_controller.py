@@ -1,4 +1,4 @@
-"""Runs a module of the controller's in this process: nothing is packed, no other Python starts, nothing is connected to.
+"""Runs a module of the controller's in this process: nothing is packed, no other Python starts, nothing connects.
 
 The other names of this file (links beside it) are the modules that are run so; each has an ``answer`` in library/.
 """
@@ -22,7 +22,8 @@ from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa:
 def load(name: str) -> Any:
     """A module of library/, by its name."""
     spec = importlib.util.spec_from_file_location(f"lora_forge_{name}", ROOT / "library" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -86,7 +86,9 @@ class ActionModule(ActionBase):
         """
         connection = self._connection
         if connection.transport != "ssh":
-            raise ForgeError(f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)")
+            raise ForgeError(
+                f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)"
+            )
         # The very words of Ansible's own connection, with its keys, jumps and shared socket; without sshpass in front,
         # as the socket is open.
         program = connection.get_option("ssh_executable")

@@ -113,6 +113,8 @@ import shutil
 import time
 from typing import Any
 
+import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
+import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import adapter, money, promotion, summary
 from ansible.module_utils.lora_forge.errors import ForgeError, reported

@@ -126,7 +126,9 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "lacking": lacking,
         "columns": sweep.COLUMNS if boards else [],
         "rows": [sweep.cells(row) for board in boards.values() for row in board],
-        "best": [{"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]],
+        "best": [
+            {"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]
+        ],
     }
 
 

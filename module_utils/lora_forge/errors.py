@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
-from typing import Any, Union
+from typing import Any
 
 
 class ForgeError(Exception):
     """Something a user can put right: says what was found, where, and what to do."""
 
 
-def sentence(error: Union[ForgeError, OSError]) -> str:
+def sentence(error: ForgeError | OSError) -> str:
     """What a user is told of an error."""
     if isinstance(error, ForgeError):
         return str(error)

@@ -1,52 +1,67 @@
-"""What goes to a host is laid out first, and is what was planned."""
+"""What goes to a trainer is laid out first, and is what was planned; what a failed transfer means is said."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import pathlib
-import shutil
-import sys
-from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "library"))
-import staging
+from ansible.module_utils.lora_forge import staging
+from ansible.module_utils.lora_forge.errors import ForgeError
 
 
-def lay_out(monkeypatch: pytest.MonkeyPatch, files: list[dict[str, Any]]) -> dict[str, Any]:
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", out)
-    with patch_module_args({"files": files}), pytest.raises(SystemExit):
-        staging.main()
-    return json.loads(out.getvalue())
-
-
-def test_each_file_stands_at_its_place(tmp_path, monkeypatch):
+def test_each_file_stands_at_its_place(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("{}\n")
     sha256 = hashlib.sha256(b"{}\n").hexdigest()
-    found = lay_out(monkeypatch, [
+    tree = tmp_path / "tree"
+    total = staging.lay_out(tree, [
         {"path": f"datasets/{sha256}/a.jsonl", "src": str(source), "sha256": sha256},
         {"path": "runs/w-1/axolotl.yml", "content": "seed: 42\n"},
     ])  # fmt: skip
-    tree = pathlib.Path(found["tree"])
     assert (tree / "datasets" / sha256 / "a.jsonl").read_text() == "{}\n"
     assert (tree / "runs/w-1/axolotl.yml").read_text() == "seed: 42\n"
-    assert (found["bytes"], found["changed"]) == (12, False)
-    shutil.rmtree(tree)
+    assert total == 12
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "is gone"), ("[]", "was changed after the run was planned")])
-def test_what_is_not_as_it_was_planned_is_refused(tmp_path, monkeypatch, text, words):
+def test_what_is_not_as_it_was_planned_is_refused(tmp_path, text, words):
     source = tmp_path / "a.jsonl"
     if text is not None:
         source.write_text(text)
-    found = lay_out(monkeypatch, [{"path": "a.jsonl", "src": str(source), "sha256": "0" * 64}])
-    assert found["failed"]
-    assert str(source) in found["msg"]
-    assert words in found["msg"]
-    assert "nothing was started" in found["msg"].lower()
+    with pytest.raises(ForgeError, match=f"{source} {words}.*othing was started"):
+        staging.lay_out(tmp_path / "tree", [{"path": "a.jsonl", "src": str(source), "sha256": "0" * 64}])
+
+
+def test_on_one_machine_only_what_differs_is_copied(tmp_path):
+    tree, to = tmp_path / "tree", tmp_path / "to"
+    staging.lay_out(tree, [{"path": "same", "content": "1"}, {"path": "deep/new", "content": "2"}])
+    to.mkdir()
+    (to / "same").write_text("1")
+    before = (to / "same").stat().st_mtime_ns
+    assert staging.copy(tree, to, dry=True) == ["deep/new"]
+    assert not (to / "deep").exists()
+    assert staging.copy(tree, to) == ["deep/new"]
+    assert (to / "deep/new").read_text() == "2"
+    assert (to / "deep/new").stat().st_mode & 0o777 == 0o644
+    assert (to / "same").stat().st_mtime_ns == before
+    assert sorted(path.name for path in to.rglob("*")) == ["deep", "new", "same"], "a part was left"
+    (to / "same").write_text("x")
+    assert staging.copy(tree, to) == ["same"]
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("bash: line 1: rsync: command not found", "rsync is needed on both ends"),
+        ("rsync is not found on the controller", "rsync is needed on both ends"),
+        ('rsync: write failed on "/w/a": No space left on device (28)', "The disk is full"),
+        ('rsync: [receiver] mkstemp "/w/.a" failed: Permission denied (13)', "Set trainer_root to a folder"),
+        ("root@gpu: Permission denied (publickey).", "The same command goes on where it was cut"),
+        ("client_loop: send disconnect: Broken pipe", "The same command goes on where it was cut"),
+    ],
+)
+def test_a_failed_transfer_says_what_to_do(said, advice):
+    told = staging.failed("gpu-1", said)
+    assert "gpu-1" in told
+    assert said in told
+    assert advice in told

@@ -225,6 +225,7 @@ class Planner:
         }
         if not rehearsal:
             keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
+        keys = recipe.with_plugins(keys)
         options = (keys.pop("datasets", None) or [{}])[0]
         return {
             "run_id": run_id,

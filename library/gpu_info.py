@@ -21,7 +21,10 @@ options:
     type: int
     default: 1
   memory_gib:
-    description: GiB of memory that the training needs on each GPU. Not checked when left out.
+    description: GiB of memory that the training is thought to need on each GPU. Less is a doubt, no problem.
+    type: float
+  memory_floor_gib:
+    description: GiB of memory that the training certainly needs on each GPU. Not checked when left out.
     type: float
   bf16:
     description: Whether the recipe insists on bf16.
@@ -63,6 +66,7 @@ EXAMPLES = r"""
   gpu_info:
     lock: /workspace/lora-forge/requirements/trainer-cuda.txt
     memory_gib: 23.8
+    memory_floor_gib: 5.3
     bf16: true
     attention: flash_attention_2
 
@@ -121,6 +125,12 @@ problems:
   sample:
     - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left, and the
       training needs about 23.8 GiB. End what holds it, or take another GPU"
+doubts:
+  description: What may end the training here, and keeps nobody from trying; a sentence each.
+  returned: always
+  type: list
+  elements: str
+  sample: []
 """
 
 import pathlib
@@ -133,6 +143,7 @@ ARGUMENTS = {
     "lock": {"type": "path"},
     "count": {"type": "int", "default": 1},
     "memory_gib": {"type": "float"},
+    "memory_floor_gib": {"type": "float"},
     "bf16": {"type": "bool", "default": False},
     "attention": {"type": "str", "default": ""},
     "lane": {"type": "str", "default": ""},
@@ -154,12 +165,14 @@ def main() -> None:
             cuda=cuda or "",
             count=given["count"],
             memory_gib=given["memory_gib"],
+            floor_gib=given["memory_floor_gib"],
             bf16=given["bf16"],
             attention=given["attention"],
             lane=given["lane"],
         )
         problems = gpu.problems(found, wanted)
-        facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")} | {"problems": problems}
+        facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")}
+        facts |= {"problems": problems, "doubts": gpu.doubts(found, wanted)}
         if problems and given["required"]:
             module.fail_json(
                 msg=f"{len(problems)} problem(s) with the GPU of this host:\n" + "\n".join(problems), **facts

@@ -30,7 +30,7 @@ options:
     type: float
     default: 0
   memory_gib:
-    description: The least memory of one GPU.
+    description: The memory that a GPU should have; one with less is offered only where no other one will do.
     type: float
     default: 0
   min_cuda:

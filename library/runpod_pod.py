@@ -329,12 +329,14 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         "LORA_FORGE_API": api.url,
     }
     request = {"image": given["image"], "disk": given["disk"], "ports": ["22/tcp"], "args": args, "env": env}
-    sizes = [run["estimate"].get("memory_gib") or 0 for run in given["runs"]]
-
+    size, floor = (
+        max((run["estimate"].get(key) or 0 for run in given["runs"]), default=0)
+        for key in ("memory_gib", "memory_floor_gib")
+    )
     return pods.Wanted(
         host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
-        max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=max(sizes, default=0),
+        max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=size, floor_gib=floor,
         min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),
         estimate=lambda gpu: money.pod_hours(given["runs"], gpu),
         order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
@@ -358,6 +360,7 @@ def foretold(host: str, found: dict[str, Any]) -> str:
     return (
         f"{host} would be {offer.gpu} ({offer.cloud}, stock {offer.stock}) at {offer.usd_per_hour:.2f} USD/h: {about}; "
         f"its leash ends it after {money.clock(limit)}, {limit * offer.usd_per_hour:.2f} USD, at the latest"
+        + (f". {offer.doubt}" if offer.doubt else "")
     )
 
 

@@ -101,10 +101,11 @@ class Wanted:
     Attributes:
         cuda: The CUDA version of the environment's torch, such as ``13.0``; empty: the driver is not checked.
         count: How many GPUs.
-        memory_gib: GiB of memory that the training needs on each GPU; None: not known, not checked.
+        memory_gib: GiB of memory that the training is thought to need on each GPU; None: not known. Less is warned of.
         bf16: The recipe insists on bf16.
         attention: Axolotl's ``attn_implementation``; empty: not checked.
         lane: The UUID of the one GPU that is meant; empty: any may get the training, so all are checked.
+        floor_gib: GiB that it certainly needs; None: not known. Less is refused.
     """
 
     cuda: str = ""
@@ -113,6 +114,7 @@ class Wanted:
     bf16: bool = False
     attention: str = ""
     lane: str = ""
+    floor_gib: Optional[float] = None
 
 
 def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
@@ -296,8 +298,40 @@ def problems(found: dict[str, Any], wanted: Wanted) -> list[str]:
     for gpu in meant:
         said += _capability_problems(gpu, wanted)
         said += _health_problems(gpu)
-        said += _memory_problems(gpu, found, wanted.memory_gib)
+        said += _memory_problems(gpu, found, wanted)
     return said
+
+
+def doubts(found: dict[str, Any], wanted: Wanted) -> list[str]:
+    """What may end a training on this host, and keeps nobody from trying: less memory than was estimated.
+
+    Args:
+        found: From :func:`query`.
+        wanted: What the training wants.
+
+    Returns:
+        Sentences.
+    """
+    said = []
+    for gpu in found["gpus"]:
+        usable = _usable(gpu)
+        if wanted.memory_gib is None or usable is None or wanted.lane not in ("", gpu["uuid"]) or gpu["mig"]:
+            continue
+        if (wanted.floor_gib or 0) * 1024 <= usable < wanted.memory_gib * 1024:
+            said.append(
+                f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and the training is thought to need "
+                f"{wanted.memory_gib:.1f} GiB (an estimate, not measured). It is tried; should it run out of memory, "
+                "take a larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
+            )
+    return said
+
+
+def _usable(gpu: dict[str, Any]) -> Optional[int]:
+    """MiB that trainings can have, the driver's own left out; None where nvidia-smi does not tell."""
+    total, used, free = gpu["memory_mib"], gpu["used_mib"], gpu["free_mib"]
+    if total is None or used is None:
+        return None
+    return int(total if free is None else used + free)
 
 
 def _name(gpu: dict[str, Any]) -> str:
@@ -368,17 +402,16 @@ def _health_problems(gpu: dict[str, Any]) -> list[str]:
     return said
 
 
-def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], needed: Optional[float]) -> list[str]:
-    total, used, free = gpu["memory_mib"], gpu["used_mib"], gpu["free_mib"]
+def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -> list[str]:
+    usable, used, needed = _usable(gpu), gpu["used_mib"], wanted.memory_gib
     if gpu["mig"]:
         return []  # what is told of it is not what a training would see; said among the health problems
-    if total is None or used is None:
+    if usable is None:
         return [f"{_name(gpu)}: nvidia-smi does not tell its memory. Reset it or reboot; replace a rented host"]
-    usable = total if free is None else used + free
-    if needed is not None and usable < needed * 1024:
+    if wanted.floor_gib is not None and usable < wanted.floor_gib * 1024:
         return [
-            f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and the training needs about {needed:.1f} GiB. Take a "
-            "larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
+            f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and the weights alone take {wanted.floor_gib:.1f} GiB. "
+            "Take a larger GPU"
         ]
     here = [process for process in found["processes"] if process["gpu_uuid"] == gpu["uuid"]]
     ours = [process for process in here if process["run"] is not None]
@@ -391,8 +424,8 @@ def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], needed: Optiona
         # That run holds the lane, ours will queue, and then its memory is free.
         hidden = 0
     left = usable - seen - hidden
-    if seen + hidden <= CROWDED if needed is None else left >= needed * 1024:
-        return []
+    if seen + hidden <= CROWDED or (needed is not None and left >= needed * 1024):
+        return []  # what others hold is little, or leaves enough
     who = [f"process {one['pid']} ({one['name']}) holds {_mib(one['used_mib'])}" for one in others]
     if not others or (hidden > CROWDED and all(one["used_mib"] is not None for one in others)):
         who.append(f"{hidden} MiB are held by no process that can be seen from here (containers hide those of others)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any, Optional
 
@@ -70,7 +71,9 @@ MODELS = {
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 INT8 = 1.0
 BF16 = 2.0
-TRAINED = 4 + 4 + 8  # bytes of a LoRA weight: itself, its gradient, Adam's two moments, all fp32
+FP32 = 4.0
+ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for every 256 (bitsandbytes)
+OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
 LAYER_HIDDEN, LAYER_INTERMEDIATE = 16, 8  # bf16 tensors of either width that the backward pass of a layer keeps
 LOGIT = 2 + 4 + 4  # bytes of a logit: in bf16, upcast to fp32, and its log-probability or gradient in fp32
 FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
@@ -79,25 +82,33 @@ CONTEXT = 1.0 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS and
 FRAGMENTATION = 1.10  # what PyTorch's allocator reserves over what is used
 
 
-def estimate(recipe: dict[str, Any]) -> Optional[float]:
-    """GiB of memory that one training needs on each of its GPUs (without sharding every GPU holds everything).
+def known(recipe: dict[str, Any]) -> Optional[Model]:
+    """The dimensions of a recipe's model, by its name; None for one that is not in :data:`MODELS`."""
+    name = re.sub("-instruct$", "", str(recipe.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
+    return {one.lower(): found for one, found in MODELS.items()}.get(name.lower())
 
-    In bytes, with tokens = sequence_len × micro_batch_size::
+
+def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
+    """Bytes of everything that a training holds on each of its GPUs at its peak, by name.
+
+    With tokens = sequence_len × micro_batch_size::
 
         frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16)
         embeddings   (embedding + head unless tied) weights × 2: Axolotl keeps both in bf16, never quantised
-        LoRA         rank × (inputs + outputs) of every target module × 16: weight, gradient, two Adam moments
-        checkpoints  layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays
-        one layer    tokens × (16 × hidden + 8 × intermediate) × 2: what the backward pass of a layer needs, made
-                     again layer by layer; without gradient checkpointing every layer's is there at once
+        LoRA         rank × (inputs + outputs) of every target module × 4, fp32
+        gradients    the same again
+        optimizer    twice the same for Adam's two moments; a quarter of that, and constants, with an 8-bit optimizer
+        checkpoints  layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays, and
+                     two of them where they are offloaded to the host; without it every layer's activations are there
+        layer        tokens × (16 × hidden + 8 × intermediate) × 2: what the backward pass of a layer needs, made
+                     again layer by layer
         logits       tokens × vocabulary × 10: transformers upcasts them for the loss; nothing with a fused loss
-        total        (frozen + embeddings + LoRA + checkpoints + the greater of one layer and logits) × 1.10
-                     for fragmentation, + 1 GiB for the CUDA context
+        allocator    a tenth of all that, which is reserved and not used
+        context      1 GiB
 
-    The greater one only, because the logits are gone before the first layer is made again. Attention is taken as
-    linear in tokens (sdpa, FlashAttention); eager attention needs more. 8-bit optimizers and offloading need less.
-
-    It has not been checked against a measured peak yet: the factors 16, 8, 1.10 and 1 GiB are reasoned, not measured.
+    Of layer and logits only the greater one counts with gradient checkpointing, because the logits are gone before the
+    first layer is made again: the other one is 0. Attention is taken as linear in tokens (sdpa, FlashAttention); eager
+    attention needs more.
 
     Args:
         recipe: The merged recipe.
@@ -106,8 +117,7 @@ def estimate(recipe: dict[str, Any]) -> Optional[float]:
         None where nothing can be said: a model that is not in :data:`MODELS`, another adapter than LoRA or QLoRA,
         modules that are trained in full, a sharded model.
     """
-    name = re.sub("-instruct$", "", str(recipe.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
-    model = {known.lower(): found for known, found in MODELS.items()}.get(name.lower())
+    model = known(recipe)
     if model is None or recipe.get("adapter") not in ("lora", "qlora") or recipe.get("lora_modules_to_save"):
         return None
     if any(recipe.get(key) for key in SHARDED):
@@ -116,17 +126,56 @@ def estimate(recipe: dict[str, Any]) -> Optional[float]:
     weight = NF4 if recipe.get("load_in_4bit") else INT8 if recipe.get("load_in_8bit") else BF16
     linears = model.linears()
     targets = list(linears) if recipe.get("lora_target_linear") else recipe.get("lora_target_modules") or []
-    widths = sum(sum(linears[target]) for target in targets if target in linears)
+    trained = model.layers * recipe["lora_r"] * sum(sum(linears[target]) for target in targets if target in linears)
+    moment = ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else FP32
     layer = tokens * (LAYER_HIDDEN * model.hidden + LAYER_INTERMEDIATE * model.intermediate) * BF16
-    logits = 0 if any(recipe.get(key) for key in FUSED) else tokens * model.vocab * LOGIT
-    kept = model.layers * tokens * model.hidden * BF16
-    if not recipe.get("gradient_checkpointing"):
-        kept, layer = 0, model.layers * layer
-    held = (
-        model.linear_weights() * weight
-        + model.embedding_weights() * BF16
-        + model.layers * recipe["lora_r"] * widths * TRAINED
-        + kept
-    )
-    peak = max(layer, logits) if recipe.get("gradient_checkpointing") else layer + logits
-    return round(((held + peak) * FRAGMENTATION + CONTEXT) / GIB, 1)
+    logits = 0.0 if any(recipe.get(key) for key in FUSED) else tokens * model.vocab * LOGIT
+    checkpoint = tokens * model.hidden * BF16
+    if recipe.get("gradient_checkpointing"):
+        kept = checkpoint * (min(OFFLOADED, model.layers) if recipe.get("activation_offloading") else model.layers)
+        layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
+    else:
+        kept, layer = layer * model.layers, 0.0
+    found = {
+        "frozen": model.linear_weights() * weight,
+        "embeddings": model.embedding_weights() * BF16,
+        "LoRA": trained * FP32,
+        "gradients": trained * FP32,
+        "optimizer": trained * 2 * moment,
+        "checkpoints": kept,
+        "layer": layer,
+        "logits": logits,
+    }
+    return found | {"allocator": sum(found.values()) * (FRAGMENTATION - 1), "context": CONTEXT}
+
+
+def estimate(recipe: dict[str, Any]) -> Optional[float]:
+    """GiB of memory that one training needs on each of its GPUs (without sharding every GPU holds everything).
+
+    The sum of :func:`parts`. **It has not been checked against a measured peak yet**: the factors 16, 8, 1.10 and 1 GiB
+    are reasoned, not measured. So it may only warn, or choose between GPUs; what refuses is :func:`floor`.
+
+    Args:
+        recipe: The merged recipe.
+
+    Returns:
+        None where nothing can be said, as in :func:`parts`.
+    """
+    found = parts(recipe)
+    return None if found is None else round(sum(found.values()) / GIB, 1)
+
+
+def floor(recipe: dict[str, Any]) -> Optional[float]:
+    """GiB below which a training certainly does not fit: the weights of model and adapter alone, without anything else.
+
+    Args:
+        recipe: The merged recipe.
+
+    Returns:
+        None where nothing can be said, as in :func:`parts`.
+    """
+    found = parts(recipe)
+    if found is None:
+        return None
+    # An adapter could be held in bf16. Rounded down: it refuses.
+    return math.floor((found["frozen"] + found["embeddings"] + found["LoRA"] / 2) / GIB * 10) / 10

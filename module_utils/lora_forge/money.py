@@ -35,6 +35,7 @@ class Offer:
         usd_per_hour: Of all the pod's GPUs.
         stock: HIGH, MEDIUM, LOW or NONE.
         memory_gb: Of one GPU.
+        doubt: Why it may not do, in words; empty where nothing speaks against it.
     """
 
     gpu: str
@@ -42,6 +43,7 @@ class Offer:
     usd_per_hour: float
     stock: str
     memory_gb: int
+    doubt: str = ""
 
 
 def known(name: str, catalogue: list[dict[str, Any]]) -> str:
@@ -66,16 +68,21 @@ def offers(
     cap: float,
     memory_gib: float = 0,
     data_centers: Optional[list[str]] = None,
+    floor_gib: float = 0,
 ) -> list[Offer]:
     """What may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
+
+    A GPU with less memory than the estimate is offered only where no other candidate will do, with its doubt in words:
+    an estimate chooses and warns, and refuses nothing.
 
     Args:
         catalogues: RunPod's catalogue for each cloud that is allowed.
         gpus: Candidates, the dearest to the user first.
         count: GPUs of a pod.
         cap: The most that a pod may cost an hour.
-        memory_gib: What a training needs on a GPU; 0 where nothing is known.
+        memory_gib: What a training is thought to need on a GPU; 0 where nothing is known.
         data_centers: Where the pod must be; empty for anywhere.
+        floor_gib: What it certainly needs, see ``memory.floor``; 0 where nothing is known.
 
     Raises:
         ForgeError: No candidate will do; says why for each, and the cheapest that there is.
@@ -92,14 +99,17 @@ def offers(
             prices.append((price, gpu, cloud))
             if one["maxCount"][cloud.lower()] < count:
                 why.append(f"{gpu} ({cloud}): at most {one['maxCount'][cloud.lower()]} in a pod")
-            elif one["memory"] < memory_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
-                words = f"{gpu}: {one['memory']} GB, but the training needs about {memory_gib} GiB"
+            elif one["memory"] < floor_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
+                words = f"{gpu}: {one['memory']} GB, but the weights alone take {floor_gib} GiB"
                 why += [words] if words not in why else []
             elif price > cap:
                 why.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
             else:
-                here.append(Offer(gpu, cloud, price, stock(one, data_centers or []), int(one["memory"])))
+                small = one["memory"] < memory_gib
+                doubt = f"{one['memory']} GB may be too little: {memory_gib} GiB is the estimate" if small else ""
+                here.append(Offer(gpu, cloud, price, stock(one, data_centers or []), int(one["memory"]), doubt))
         found += sorted(here, key=lambda offer: offer.usd_per_hour)
+    found = [offer for offer in found if not offer.doubt] or found
     if found:
         return sorted(found, key=lambda offer: offer.stock == "NONE")
     within = f" within pod_max_usd_per_hour {cap:.2f}" if math.isfinite(cap) else ""
@@ -136,8 +146,7 @@ def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     if run["rehearsal"]:
         return REHEARSAL
     keys = run["recipe"]
-    name = re.sub("-instruct$", "", str(keys.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
-    model = {one.lower(): found for one, found in memory.MODELS.items()}.get(name.lower())
+    model = memory.known(keys)
     peak = next((figure for word, figure in TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
     if model is None or peak is None:
         return None

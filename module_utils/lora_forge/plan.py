@@ -222,9 +222,11 @@ class Planner:
             "steps": estimate_steps(keys, sets),
             "work": estimate_work(keys, sets),
             "memory_gib": None if rehearsal else memory.estimate(keys),
+            "memory_floor_gib": None if rehearsal else memory.floor(keys),
         }
         if not rehearsal:
             keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
+        keys = recipe.with_plugins(keys)
         options = (keys.pop("datasets", None) or [{}])[0]
         return {
             "run_id": run_id,

@@ -41,7 +41,7 @@ class Wanted:
         max_usd_per_hour: The most it may cost an hour.
         max_usd: The most that all pods of these runs may cost together; 0 for no such cap.
         max_hours: The longest it may live.
-        memory_gib: What a training needs on one GPU; 0 where nothing is known.
+        memory_gib: What a training is thought to need on one GPU; 0 where nothing is known.
         min_cuda: The lowest CUDA version of the machine's driver; empty for any.
         data_centers: Where it may be; empty for anywhere.
         request: What else the create request holds: image, disk, ports, mounts, args, env.
@@ -50,6 +50,7 @@ class Wanted:
         boot_timeout: Seconds from the order until SSH must answer.
         attempts: How many pods may be ordered until one boots.
         find_only: Nothing may be ordered or released: what is not there and well is an error.
+        floor_gib: What a training certainly needs on one GPU; 0 where nothing is known.
     """
 
     host: str
@@ -70,6 +71,7 @@ class Wanted:
     boot_timeout: float
     attempts: int
     find_only: bool = False
+    floor_gib: float = 0.0
 
 
 class Pods:
@@ -223,8 +225,9 @@ class Pods:
         """
         catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
         return money.offers(
-            catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers
-        )
+            catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
+            wanted.floor_gib,
+        )  # fmt: skip
 
     def fitting(self, wanted: Wanted, spent: float) -> list[tuple[Offer, float]]:
         """The offers on which the training fits into the caps, in order, each with the hours that its pod may live.
@@ -305,7 +308,8 @@ class Pods:
                 self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
                 raise ForgeError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
                                  f"pod cost {price:.2f}; it was released at once")  # fmt: skip
-            return said("booting", f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered", pod, claim)
+            words = f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered" + (offer.doubt and f"; {offer.doubt}")
+            return said("booting", words, pod, claim)
         if all(error.status == 403 for error in refused) or not any(NO_CAPACITY.search(e.detail) for e in refused):
             # Every candidate fails alike: that is the request, or the account, not the stock.
             rule = next((error for error in refused if error.status == 400), refused[-1])

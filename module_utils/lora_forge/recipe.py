@@ -43,6 +43,11 @@ COMPUTED_KEYS = frozenset(
     "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets wandb_mode "
     "wandb_run_id".split()
 )
+# Axolotl's plugins that read machine keys: without its plugin such a key would change nothing, or be refused.
+KERNEL_PLUGINS = {
+    "axolotl.integrations.liger.LigerPlugin": "liger_",
+    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
+}
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
@@ -307,6 +312,21 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
 def effective_batch(recipe: dict[str, Any]) -> int:
     """Sequences per optimizer step: micro batch × accumulation."""
     return int(recipe.get(BATCH[0], 1)) * int(recipe.get(BATCH[1], 1))
+
+
+def with_plugins(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the plugins that its machine keys need; a machine file may not name them itself.
+
+    Args:
+        recipe: The merged recipe, its fingerprint taken: a kernel's plugin is as little part of it as the kernel's key.
+    """
+    named = list(recipe.get("plugins") or [])
+    wanted = [
+        plugin
+        for plugin, prefix in KERNEL_PLUGINS.items()
+        if plugin not in named and any(key.startswith(prefix) and value for key, value in recipe.items())
+    ]
+    return {**recipe, "plugins": named + wanted} if wanted else recipe
 
 
 def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:

@@ -274,11 +274,29 @@ def test_only_the_lane_is_checked():
 
 
 def test_too_little_memory(ask):
-    assert gpu.problems(ask("t4"), Wanted(memory_gib=16.6)) == [
-        "GPU 0, Tesla T4: 14.6 GiB of memory, and the training needs about 16.6 GiB. Take a larger GPU, or a machine "
-        "class with a smaller micro_batch_size (configs/machines/)"
+    assert gpu.problems(ask("t4"), Wanted(memory_gib=20.0, floor_gib=14.7)) == [
+        "GPU 0, Tesla T4: 14.6 GiB of memory, and the weights alone take 14.7 GiB. Take a larger GPU"
     ]
-    assert gpu.problems(ask("t4"), Wanted(memory_gib=14.5)) == []
+    assert gpu.doubts(ask("t4"), Wanted(memory_gib=20.0, floor_gib=14.7)) == []  # it is refused already
+
+
+def test_an_estimate_warns_and_refuses_nothing(ask):
+    wanted = Wanted(memory_gib=16.6, floor_gib=5.4)
+    assert gpu.problems(ask("t4"), wanted) == []
+    assert gpu.doubts(ask("t4"), wanted) == [
+        "GPU 0, Tesla T4: 14.6 GiB of memory, and the training is thought to need 16.6 GiB (an estimate, not "
+        "measured). It is tried; should it run out of memory, take a larger GPU, or a machine class with a smaller "
+        "micro_batch_size (configs/machines/)"
+    ]
+    assert gpu.doubts(ask("t4"), Wanted(memory_gib=14.5)) == []
+    assert gpu.doubts(ask("t4"), Wanted()) == []
+
+
+def test_doubts_are_about_the_lane_alone():
+    small = found(card(), card(index=1, uuid=SECOND, memory_mib=16384, used_mib=4, free_mib=15000))
+    assert gpu.doubts(small, Wanted(memory_gib=23.8, lane=UUID)) == []
+    assert len(gpu.doubts(small, Wanted(memory_gib=23.8, lane=SECOND))) == 1
+    assert gpu.doubts(found(card(used_mib=None)), Wanted(memory_gib=23.8)) == []  # a problem in itself
 
 
 def test_bf16_on_a_t4(ask):
@@ -472,7 +490,12 @@ def test_the_module_on_a_fit_host(module):
     )
     assert code == 0
     assert (answer["changed"], answer["problems"], answer["driver"]) == (False, [], "580.95.05")
-    assert (answer["gpus"], answer["processes"]) == ([card()], [])
+    assert (answer["gpus"], answer["processes"], answer["doubts"]) == ([card()], [], [])
+
+
+def test_the_module_passes_doubts_on(module):
+    code, answer = module("t4", memory_gib=23.8, memory_floor_gib=5.4)
+    assert (code, answer["problems"], len(answer["doubts"])) == (0, [], 1)
 
 
 def test_the_lock_decides_which_driver_will_do(module):
@@ -484,7 +507,7 @@ def test_the_lock_decides_which_driver_will_do(module):
 
 
 def test_the_module_refuses_with_every_problem(module):
-    code, answer = module("t4", lock=CUDA_LOCK, memory_gib=23.8, bf16=True)
+    code, answer = module("t4", lock=CUDA_LOCK, memory_gib=23.8, memory_floor_gib=14.7, bf16=True)
     assert code == 1
     assert answer["msg"] == "2 problem(s) with the GPU of this host:\n" + "\n".join(answer["problems"])
     assert len(answer["problems"]) == 2

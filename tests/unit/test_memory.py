@@ -48,6 +48,53 @@ def test_the_24_gb_class_fits_a_24_gb_card():
     assert memory.estimate(BASE) > (24564 - 500) / 1024
 
 
+def test_the_parts_of_the_base_recipe_by_hand():
+    """Qwen2.5-7B, rank 64, 2 × 4096 tokens; every figure computed on paper from the model's config.json."""
+    parts = memory.parts(BASE)
+    # A layer: q, o 3584 × 3584; k, v 3584 × 512; gate, up, down 3584 × 18944.
+    linear = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert linear == 6_525_288_448
+    # NF4 with double quantisation: 4 bits, 8 bits for every 64 weights, 32 bits for every 256 of those: 4.127 bits.
+    assert parts["frozen"] == linear / 2 + linear / 64 + 4 * linear / 16384
+    assert parts["embeddings"] == 2 * 152064 * 3584 * 2
+    # in + out: q, o 7168; k, v 4096; gate, up, down 22528.
+    assert parts["LoRA"] == parts["gradients"] == 161_480_704 * 4 == 28 * 64 * (2 * 7168 + 2 * 4096 + 3 * 22528) * 4
+    assert parts["optimizer"] == 161_480_704 * 8
+    assert parts["checkpoints"] == 28 * 8192 * 3584 * 2
+    assert parts["logits"] == 8192 * 152064 * (2 + 4 + 4)
+    assert parts["layer"] == 0  # smaller than the logits, which are gone before it is made again
+    assert parts["context"] == 2**30
+    held = sum(parts[name] for name in parts if name not in ("allocator", "context"))
+    assert parts["allocator"] == pytest.approx(held / 10)
+
+
+def test_what_the_parts_depend_on():
+    eight = memory.parts(BASE | {"optimizer": "adamw_bnb_8bit"})
+    assert eight["optimizer"] == 161_480_704 * 2 * (1 + 4 / 256)
+    assert memory.parts(BASE | {"activation_offloading": True})["checkpoints"] == 2 * 8192 * 3584 * 2
+    fused = memory.parts(BASE | {"liger_fused_linear_cross_entropy": True})
+    assert (fused["logits"], fused["layer"]) == (0, 8192 * (16 * 3584 + 8 * 18944) * 2)
+    open_ = memory.parts(BASE | {"gradient_checkpointing": False})
+    assert open_["checkpoints"] == 28 * fused["layer"]
+    assert (open_["layer"], open_["logits"]) == (0, memory.parts(BASE)["logits"])  # both are there at once
+    assert memory.parts(BASE | {"base_model": "other"}) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "gib"),
+    [
+        ({}, 5.4),
+        ({"adapter": "lora", "load_in_4bit": False}, 14.4),
+        ({"micro_batch_size": 64}, 5.4),  # what is certain does not depend on the batch
+        ({"base_model": "other"}, None),
+    ],
+    ids=str,
+)
+def test_what_is_needed_for_certain(changed, gib):
+    """4-bit weights 3.14, embeddings 2.03, half of LoRA 0.30 GiB; bf16 weights 12.15 GiB."""
+    assert memory.floor(BASE | changed) == gib
+
+
 @pytest.mark.parametrize(
     "name",
     ["Qwen/Qwen2.5-7B", "qwen/qwen2.5-7b-instruct", "/models/Qwen2.5-7B-Instruct/", "Qwen2.5-7B"],
@@ -86,6 +133,8 @@ def test_nothing_is_said_where_nothing_is_known(changed):
         ({"adapter": "lora", "load_in_4bit": False, "load_in_8bit": True}, 27.0),
         ({"cut_cross_entropy": True}, 14.5),
         ({"gradient_checkpointing": False}, 120.3),
+        ({"optimizer": "adamw_bnb_8bit"}, 22.8),
+        ({"activation_offloading": True}, 22.2),
         ({"lora_r": 16}, 21.8),
         ({"lora_target_modules": ["q_proj", "v_proj"]}, 21.5),
         ({"lora_target_modules": None, "lora_target_linear": True}, 23.8),

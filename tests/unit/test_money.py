@@ -60,13 +60,16 @@ def test_an_unknown_gpu_is_an_error_that_names_the_nearest(name, words):
         (BOTH, ["L40S"], {"count": 5, "cap": 9}, [("L40S", "S", 4.3)]),  # at most 4 in the other cloud
         (SECURE, ["L4", "A100"], {"memory": 24.5}, [("A100", "S", 1.64)]),
         (SECURE, ["L4"], {"memory": 24}, [("L4", "S", 0.43)]),
+        (SECURE, ["L4"], {"memory": 30, "floor": 24}, [("L4", "S", 0.43)]),  # an estimate refuses nothing
     ],
 )  # fmt: skip
 def test_what_may_be_ordered_in_the_order_of_preference_and_the_cheaper_cloud_first(
     catalogues, gpus, options, expected
 ):
     given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
-    assert order(money.offers(catalogues, gpus, given["count"], given["cap"], given["memory"])) == expected
+    floor = given.get("floor", 0.0)
+    found = money.offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
+    assert order(found) == expected
 
 
 def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
@@ -98,18 +101,18 @@ def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, st
     [
         (["A100", "L40S"], {"cap": 0.5}, "0.50: NVIDIA A100 (SECURE): 1.64 USD/h; NVIDIA L40S (SECURE): 0.86 USD/h. "
                                          "The cheapest of them is NVIDIA L40S at 0.86 USD/h."),
-        (["L4"], {"memory": 30}, "5.00: NVIDIA L4: 24 GB, but the training needs about 30 GiB. "
-                                 "The cheapest of them is NVIDIA L4 at 0.43 USD/h."),
+        (["L4"], {"floor": 30}, "5.00: NVIDIA L4: 24 GB, but the weights alone take 30 GiB. "
+                                "The cheapest of them is NVIDIA L4 at 0.43 USD/h."),
         (["L4"], {"count": 9}, "5.00: NVIDIA L4 (SECURE): at most 8 in a pod. "
                                "The cheapest of them is NVIDIA L4 at 3.87 USD/h."),
         (["B200", "GB200"], {}, "5.00: none is offered in SECURE."),
     ],
 )  # fmt: skip
 def test_when_none_will_do_it_says_why_for_each_and_names_the_cheapest(gpus, options, why):
-    given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
+    given = {"count": 1, "cap": 5.0, "floor": 0.0, **options}
     catalogue = {"SECURE": [*ALL, gpu("B200"), gpu("GB200", 9.0) | {"secure": False}]}
     with pytest.raises(ForgeError) as caught:
-        money.offers(catalogue, gpus, given["count"], given["cap"], given["memory"])
+        money.offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
     assert str(caught.value) == f"no GPU of pod_gpus will do within pod_max_usd_per_hour {why}"
 
 
@@ -119,8 +122,14 @@ def test_a_cap_is_met_to_the_cent():
 
 def test_too_little_memory_is_said_once():
     with pytest.raises(ForgeError) as caught:
-        money.offers(BOTH, ["L40S"], 1, 5, 60)
+        money.offers(BOTH, ["L40S"], 1, 5, floor_gib=60)
     assert str(caught.value).count("L40S: 48 GB") == 1
+
+
+def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
+    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30)
+    assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
+    assert [offer.doubt for offer in money.offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
 
 
 # --- estimates -----------------------------------------------------------------------------------------------------

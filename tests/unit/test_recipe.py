@@ -366,3 +366,12 @@ def test_gpus_of_one_tensor_parallel_group_see_the_same_data():
 def test_a_batch_that_cannot_be_divided():
     with pytest.raises(ForgeError, match=r"cannot be divided among 3 GPUs. It can among 1, 2, 4, 8: change run_gpus"):
         recipe.divided({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, 3)
+
+
+def test_kernels_bring_their_plugins():
+    liger, cce = recipe.KERNEL_PLUGINS
+    assert recipe.with_plugins({"liger_rms_norm": True})["plugins"] == [liger]
+    assert recipe.with_plugins({"liger_rope": True, "plugins": ["mine"]})["plugins"] == ["mine", liger]
+    assert recipe.with_plugins({"cut_cross_entropy": True, "plugins": [cce]})["plugins"] == [cce]
+    for without in ({}, {"liger_rms_norm": False}, {"plugins": ["mine"]}):
+        assert recipe.with_plugins(without) == without

@@ -205,14 +205,14 @@ def test_a_bill_corrects_the_claim_of_a_pod_that_is_gone(desk):
 def test_prices_in_the_order_in_which_they_are_tried(desk):
     found = desk.call("runpod_gpu_info", gpus=["A100", "L40S"], clouds=["SECURE", "COMMUNITY"], max_usd_per_hour=1)
     assert found["offers"] == [
-        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48}
+        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48, "doubt": ""}
         for cloud, price in (("COMMUNITY", 0.79), ("SECURE", 0.86))
     ]
     assert [offer["gpu"] for offer in desk.call("runpod_gpu_info")["offers"]] == ["NVIDIA A100", "NVIDIA L40S"]
 
 
 def test_without_a_cap_no_cap_is_told(desk):
-    assert "inf" not in desk.call("runpod_gpu_info", memory_gib=999)["msg"]
+    assert "inf" not in desk.call("runpod_gpu_info", gpus=["L40S"], gpu_count=99)["msg"]
 
 
 # --- the inventory plugin ------------------------------------------------------------------------------------------

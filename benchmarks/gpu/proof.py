@@ -1,0 +1,242 @@
+"""Proof on a GPU: the production recipe of an agent trains to a verified adapter, through a SIGKILL in the middle.
+
+    python benchmarks/gpu/proof.py --work /tmp/proof [--max-steps 24] [--seconds 540] [--tiny]
+
+The project's own planner makes the plan, with two overrides: the path of a random model of Qwen2.5-7B's shape, and
+max_steps. The real supervisor (backend ``process``) starts the real Axolotl with the real plugin. After a whole
+checkpoint, and a step beyond it, supervisor and training are killed with SIGKILL, and started again as the same
+command does it. The run must resume from the checkpoint, reach its end, and its adapter must pass the verifier.
+
+It needs no Ansible: run it by the Python that has torch and Axolotl. It can be cut off at any time, and after
+``--seconds`` it ends with status 3 while the training goes on: the same command attaches to it. ``--tiny`` does all
+this with the rehearsal's recipe on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+from typing import Any
+
+import random_model
+import yaml
+from forge import AGAIN, RESULTS, ROOT, environment, facts, gpu_facts, import_forge, load, save, slug, used_mib
+
+import_forge()
+from ansible.module_utils.lora_forge import adapter, memory, plan, recipe, rundir, runs, verdict  # noqa: E402
+
+STAGED = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")
+OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
+
+
+class Proof:
+    """One run in a folder of its own.
+
+    Args:
+        work: The folder; what an earlier call left there is gone on with.
+        agent: Whose recipe.
+        max_steps: How many steps.
+        tiny: The rehearsal's recipe, on the CPU.
+    """
+
+    def __init__(self, work: pathlib.Path, agent: str, max_steps: int, tiny: bool):
+        self.work, self.tiny = work, tiny
+        self.model = work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
+        trainer = plan.Trainer(
+            "here", profile="rehearsal" if tiny else "", datasets_dir=str(ROOT / "examples/datasets")
+        )
+        overrides = {"base_model": str(self.model), "max_steps": max_steps}
+        planner = plan.Planner(ROOT, work / "output", overrides)
+        self.plan = planner.run(agent, trainer, False, lambda name: False, False)
+        self.untouched(planner, agent, trainer)
+        self.run_dir = work / "runs" / self.plan["run_id"]
+        self.notes = load(work / "notes.json")
+
+    def untouched(self, planner: plan.Planner, agent: str, trainer: plan.Trainer) -> None:
+        """Make sure that nothing else differs from the recipe as it stands in configs/, but what every plan adapts."""
+        names = ["configs/base.yml", f"configs/agents/{agent}.yml"]
+        if trainer.profile:
+            names.append(f"configs/profiles/{trainer.profile}.yml")
+        production = recipe.merge(planner.layer(name) for name in names)[0]
+        planned = self.plan["recipe"]
+        self.changed = {
+            key: [production.get(key), planned.get(key)]
+            for key in sorted(production.keys() | planned.keys())
+            if production.get(key) != planned.get(key)
+        }
+        beyond = self.changed.keys() - OVERRIDDEN - {"val_set_size", "eval_sample_packing"}  # the plan's, for this data
+        if beyond:
+            raise SystemExit(f"the recipe differs in {', '.join(sorted(beyond))} from the one in configs/")
+
+    def stage(self) -> None:
+        """Lay out the run directory, as the role ``run`` does."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        for name in STAGED:
+            shutil.copy2(ROOT / "roles/run/files" / name, self.run_dir)
+        shutil.copy2(ROOT / "module_utils/lora_forge/rundir.py", self.run_dir)
+        keys = {
+            **self.plan["recipe"],
+            "output_dir": str(self.run_dir / "output"),
+            "dataset_prepared_path": str(self.work / "prepared" / self.plan["run_id"]),
+            "auto_resume_from_checkpoints": True,
+            "include_tkps": True,
+            "plugins": [*self.plan["recipe"].get("plugins", []), "lora_forge_axolotl.LoraForgePlugin"],
+            "wandb_mode": "disabled",
+        }
+        for use, key in (("train", "datasets"), ("val", "test_datasets")):
+            named = [
+                one["entry"] | {"path": one["path"], "split": "train"}
+                for one in self.plan["datasets"]
+                if one["use"] == use
+            ]
+            if named:
+                keys[key] = named
+        (self.run_dir / "axolotl.yml").write_text(yaml.safe_dump(keys, sort_keys=True), encoding="utf-8")
+
+    def start(self) -> bool:
+        """Start the supervisor, or attach; whether something was started."""
+        variables = environment(self.tiny)
+        kept = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        variables.pop("PYTHONPATH")  # only what the machine itself needs; the supervisor adds the run directory
+        if kept:
+            variables["PYTHONPATH"] = os.pathsep.join(kept)
+        spec = {
+            "run_id": self.plan["run_id"],
+            "agent": self.plan["agent"],
+            "fingerprint": self.plan["fingerprint"],
+            "rehearsal": self.tiny,
+            "recipe_sha256": self.plan["recipe_sha256"],
+            "datasets": [one["sha256"] for one in self.plan["datasets"]],
+            "host": "here",
+            "command": [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
+            "lane": "cpu-proof" if self.tiny else "gpu-proof",
+            "lane_dir": str(self.work),
+            "prepared": str(self.work / "prepared" / self.plan["run_id"]),
+            "processes": 1,
+            "env": variables,
+            "stop_timeout": 120,
+        }
+        return bool(runs.start(self.run_dir, spec, {}, "process")["changed"])
+
+    def note(self, **what: Any) -> None:
+        self.notes.update(what)
+        save(self.work / "notes.json", self.notes)
+
+    def kill(self) -> None:
+        """What a host that dies does: SIGKILL to the supervisor and to every process of the run."""
+        status = rundir.read_json(self.run_dir / "status.json")
+        pids = [status["supervisor"]["pid"]] if rundir.is_alive(status.get("supervisor")) else []
+        for pid in [*pids, *rundir.run_processes(self.run_dir)]:  # the supervisor first, or it would start it again
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while rundir.run_processes(self.run_dir) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def kill_in_the_middle(self, seen: dict[str, Any]) -> None:
+        """Kill once, when a step beyond a whole checkpoint has been trained."""
+        step, whole = seen["progress"]["step"] or 0, seen["checkpoint"]["step"]
+        if "killed_at" in self.notes or not whole or seen["state"] != "running":
+            return
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
+        beyond = max((event["step"] for event in events if event["event"] == "log"), default=0)
+        if beyond > whole:  # by the log, which is written every logging_steps
+            self.kill()
+            whole = rundir.last_complete(self.run_dir / "output")  # another one may have been written meanwhile
+            self.note(killed_at=max(step, beyond, whole), checkpoint=whole)
+            print(f"  SIGKILL at step {self.notes['killed_at']}; the newest checkpoint is of step {whole}", flush=True)
+
+    def follow(self, deadline: float) -> dict[str, Any]:
+        """Watch until the run is over, killing it once; the last look at it.
+
+        Args:
+            deadline: Monotonic seconds after which it is left to itself.
+        """
+        shown = None
+        while True:
+            seen = runs.observe(self.run_dir)
+            self.note(peak_mib=max(self.notes.get("peak_mib") or 0, used_mib() or 0) if not self.tiny else None)
+            self.kill_in_the_middle(seen)
+            word = f"{seen['state']}, step {seen['progress']['step']} of {seen['progress']['planned']}"
+            if word != shown:
+                shown = word
+                print(f"  {time.strftime('%H:%M:%S')} {word}", flush=True)
+            if "killed_at" in self.notes and "again_at" not in self.notes:
+                assert self.start()
+                self.note(again_at=time.time())
+            elif seen["state"] not in verdict.LIVING:
+                return seen
+            if time.monotonic() > deadline:
+                print(f"the time is up; the training goes on ({seen['state']}). The same command attaches to it")
+                raise SystemExit(AGAIN)
+            time.sleep(1 if self.tiny else 2)
+
+    def conclude(self, seen: dict[str, Any]) -> dict[str, Any]:
+        """Verify the adapter, and say what was proven."""
+        problems = [] if seen["state"] == "finished" else [f"the run is {seen['state']}: {seen['detail']}"]
+        verified = adapter.verify(self.run_dir / "output", self.plan["recipe"]) if not problems else {"problems": []}
+        problems += verified["problems"]
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
+        begins = [event["step"] for event in events if event["event"] == "begin"]
+        if "killed_at" not in self.notes:
+            problems.append("it was over before it could be killed; give it more steps")
+        elif begins[-1] != self.notes["checkpoint"] or len(begins) < 2:
+            problems.append(f"it was resumed from step {begins[-1]} instead of {self.notes['checkpoint']}")
+        done = seen["progress"]
+        return {
+            "proven": not problems,
+            "problems": problems,
+            "tiny": self.tiny,
+            "agent": self.plan["agent"],
+            "recipe_sha256": self.plan["recipe_sha256"],
+            "changed": self.changed | {"base_model": [self.changed["base_model"][0], self.model.name]},
+            "steps": {"reached": done["step"], "planned": done["planned"]},
+            "begins": begins,
+            "killed": {key: self.notes.get(key) for key in ("killed_at", "checkpoint")},
+            "loss": {key: done[key] for key in ("loss_first", "loss", "eval_first", "eval_loss")},
+            "tokens_per_second": done["tokens_per_second"],
+            "lora": {key: verified.get(key) for key in ("rank", "layers", "pairs", "parameters")},
+            "memory_gib": {
+                "estimated": memory.estimate(self.plan["recipe"]),
+                "used_on_the_card": round(self.notes["peak_mib"] / 1024, 2) if self.notes.get("peak_mib") else None,
+            },
+            "verdict": "verified" if not problems else seen["state"],
+            **facts(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="a folder with 40 GB of room")
+    parser.add_argument("--agent", default="witness")
+    parser.add_argument("--max-steps", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=540, help="after which it ends, with status 3")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--tiny", action="store_true", help="the rehearsal's recipe on a CPU; proves this program only")
+    given = parser.parse_args()
+    deadline = time.monotonic() + given.seconds
+    work = given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    proof = Proof(work, given.agent, given.max_steps, given.tiny)
+    random_model.make(proof.model, given.tiny)
+    proof.stage()
+    if "killed_at" not in proof.notes or "again_at" in proof.notes:
+        proof.start()
+    found = proof.conclude(proof.follow(deadline))
+    name = "tiny" if given.tiny else slug(gpu_facts().get("name", "unknown"))
+    path = (work if given.tiny else given.results / name) / "proof.json"
+    save(path, found)
+    print("proven" if found["proven"] else "NOT PROVEN: " + "; ".join(found["problems"]), f"({path})")
+    steps = found["steps"]
+    print(f"  {steps['reached']} of {steps['planned']} steps, begun at {found['begins']}, {found['loss']}")
+    raise SystemExit(0 if found["proven"] else 1)
+
+
+if __name__ == "__main__":
+    main()

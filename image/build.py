@@ -76,14 +76,16 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
 
 
 def engine() -> str:
-    """docker, or else podman.
+    """docker where its daemon answers, or else podman; docker alone says itself what is wrong with it.
 
     Raises:
         ForgeError: Neither is installed.
     """
-    for program in ("docker", "podman"):
-        if shutil.which(program):
-            return program
+    there = [program for program in ("docker", "podman") if shutil.which(program)]
+    if there[:1] == ["docker"] and subprocess.run(["docker", "info"], capture_output=True).returncode:
+        there.reverse()
+    if there:
+        return there[0]
     raise ForgeError("neither docker nor podman is installed; one of them builds the image")
 
 
@@ -110,7 +112,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     parser.add_argument("--name", help="its name and tag (lora-forge:<16 hex of the lock's hash>)")
     parser.add_argument("--base", default=default("BASE"), help="the image it is built on (%(default)s)")
     parser.add_argument("--lock", default=default("LOCK"), help="a lock of requirements/ (%(default)s)")
-    parser.add_argument("--engine", choices=("docker", "podman"), help="what builds it (docker if it is there)")
+    parser.add_argument("--engine", choices=("docker", "podman"), help="what builds it (docker if it runs)")
     given, options = parser.parse_known_args(arguments)
     try:
         words = command(given, options)

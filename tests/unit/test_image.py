@@ -143,13 +143,25 @@ def test_the_command(build, engine, form):
         assert words[words.index(f"{label}={value}") - 1] == "--label"
 
 
-def test_docker_goes_first_and_one_is_needed(build, monkeypatch):
-    there = ["podman", "docker"]
-    monkeypatch.setattr(build.shutil, "which", lambda name: name if name in there else None)
-    assert build.engine() == "docker"
-    there.remove("docker")
-    assert build.engine() == "podman"
-    there.clear()
+@pytest.mark.parametrize(
+    ("there", "runs", "chosen"),
+    [
+        (["docker", "podman"], True, "docker"),
+        (["docker", "podman"], False, "podman"),
+        (["docker"], False, "docker"),
+        (["podman"], False, "podman"),
+    ],
+)
+def test_docker_goes_first_where_it_runs(build, monkeypatch, tmp_path, there, runs, chosen):
+    for name in there:
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {0 if runs else 1}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.engine() == chosen
+
+
+def test_one_that_builds_is_needed(build, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ForgeError, match="neither docker nor podman is installed"):
         build.engine()
 

@@ -17,7 +17,7 @@ TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 
-.PHONY: help setup train rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
+.PHONY: help setup train image rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,15 @@ rehearse-runpod: $(VENV)/.controller ## The same on a pod of a simulated RunPod 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/fakes/runpod/simulator.py run --state .hosts/runpod -- \
 	  ansible-playbook -i tests/fakes/runpod/pods.yml train.yml -e role=$(role) $(ARGS)
 
+image: $(VENV)/.controller ## Build the training image (IMAGE=name:tag BASE=image@sha256:…; ARGS go to docker or podman)
+	@$(BIN)/python image/build.py $(if $(IMAGE),--name $(IMAGE)) $(if $(BASE),--base $(BASE)) $(ARGS)
+
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
 
 test: $(VENV)/.dev ## Everything: lint, unit tests, real rehearsals and faults, real hosts
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
@@ -51,7 +55,7 @@ lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
 unit: $(VENV)/.dev ## Unit tests: no host, no training
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q --numprocesses 2 tests/unit
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh

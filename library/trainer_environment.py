@@ -10,6 +10,8 @@ short_description: Make a Python environment from a hash-locked file with uv
 description:
   - Builds C(<root>/env/<lock hash>) in place, under a lock, and marks it complete as the last thing.
   - Does nothing when the environment of this lock is there. A build that was cut off is made whole.
+  - On a host that was started from the training image, links to the image's environment if it is that of this lock,
+    and installs nothing.
 options:
   root:
     description: The trainer's root folder.
@@ -65,6 +67,11 @@ python:
   returned: success
   type: str
   sample: /workspace/lora-forge/env/5c1e0a9d3b7f2c64/bin/python
+adopted:
+  description: Whether it was found in the training image, and only linked.
+  returned: success
+  type: bool
+  sample: false
 packages:
   description: How many packages the lock pins.
   returned: success
@@ -105,11 +112,14 @@ def main() -> None:
             raise ForgeError(f"a trainer needs Python 3.9 or newer for the supervisor; {sys.executable} is older")
         root, lock = pathlib.Path(given["root"]), pathlib.Path(given["lock"])
         if module.check_mode and not lock.exists():
-            module.exit_json(changed=True, python="", packages=0, seconds=0.0)  # it would be staged, and then made
+            module.exit_json(
+                changed=True, adopted=False, python="", packages=0, seconds=0.0
+            )  # it would be staged, and then made
         began = time.monotonic()
         home = root / "env" / environment.key(lock)
         changed = not environment.present(home)
-        if changed and not module.check_mode:
+        adopted = changed and not module.check_mode and environment.adopt(root / "env", lock)
+        if changed and not module.check_mode and not adopted:
             uv_lock = pathlib.Path(given["uv_lock"]) if given["uv_lock"] else None
             uv = environment.find_uv(given["uv"], root, uv_lock, sys.executable)
             wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
@@ -117,6 +127,7 @@ def main() -> None:
             changed = environment.ensure(root / "env", lock, uv, given["python"], given["python_download"], backend)
         module.exit_json(
             changed=changed,
+            adopted=adopted,
             python=str(home / "bin/python"),
             packages=environment.packages(lock),
             seconds=round(time.monotonic() - began, 1),

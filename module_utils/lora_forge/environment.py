@@ -14,6 +14,8 @@ from typing import Optional
 
 from ansible.module_utils.lora_forge.errors import ForgeError
 
+# Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
+IMAGE = pathlib.Path("/opt/lora-forge")
 COMPLETE = ".complete"  # written last; an environment cannot be renamed, so it is built in place
 LOCK_TIMEOUT = 1800  # seconds to wait for another controller that builds the same environment
 
@@ -31,6 +33,29 @@ def packages(lock: pathlib.Path) -> int:
 def present(home: pathlib.Path) -> bool:
     """Whether an environment was built to its end."""
     return (home / COMPLETE).exists() and (home / "bin/python").exists()
+
+
+def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -> bool:
+    """Take the environment of a lock from the training image that this host was started from, as a link.
+
+    Args:
+        root: ``<trainer_root>/env``.
+        lock: The hash-locked requirements.
+        image: The image's folder.
+
+    Returns:
+        Whether the environment is there now; False when the image has none of this very lock, or there is no image.
+    """
+    home, baked = root / key(lock), image / "env" / key(lock)
+    if not present(baked):
+        return False
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{home.name}.lock").open("a") as guard:
+        _take(guard, home)
+        if not present(home):
+            _clear(home)
+            home.symlink_to(baked)
+    return True
 
 
 def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, download: bool, torch_backend: str) -> bool:
@@ -58,7 +83,7 @@ def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, downloa
         _take(guard, home)
         if present(home):
             return False
-        shutil.rmtree(home, ignore_errors=True)  # what a cut-off build left
+        _clear(home)
         preference = [] if download else ["--no-python-downloads"]
         _uv(
             [uv, "venv", "--quiet", "--python", python, *preference, str(home)],
@@ -83,6 +108,14 @@ def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, downloa
         )
         (home / COMPLETE).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="utf-8")
     return True
+
+
+def _clear(home: pathlib.Path) -> None:
+    """Remove what a cut-off build left, or a link on this volume into an image that is not this host's."""
+    if home.is_symlink():
+        home.unlink()
+    else:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _take(guard: object, home: pathlib.Path) -> None:

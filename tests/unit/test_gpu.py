@@ -540,6 +540,8 @@ def test_the_shim_reads_its_word_from_the_environment_first():
         ("CUDA error: no kernel image is available for execution on the device", "Take another GPU, or lock a torch"),
         ("CUDA error: CUDA driver version is insufficient for CUDA runtime version", "Update the driver"),
         ("The NVIDIA driver on your system is too old (found version 12020).", "Update the driver"),
+        ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver",
+         "there is no GPU here: no NVIDIA driver was found. Start the container with its GPUs"),
         ("CUDA out of memory. Tried to allocate 20.00 MiB.", "end it, or take another GPU"),
         ("CUDA error: uncorrectable ECC error encountered", "replace a rented host"),
         ("Torch not compiled with CUDA enabled", "trainer_lock: trainer-cuda"),

@@ -48,6 +48,11 @@ FAILURES = (
         "insufficient). Update the driver, or take a host with a newer one",
     ),
     (
+        r"Found no NVIDIA driver",
+        "there is no GPU here: no NVIDIA driver was found. Start the container with its GPUs (docker run --gpus all), "
+        "or take a host that has a GPU",
+    ),
+    (
         r"out of memory",
         "the GPU has not even 1 GiB of memory left (out of memory): something else holds it. nvidia-smi names it, but "
         "not from inside another container; end it, or take another GPU",

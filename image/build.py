@@ -1,0 +1,129 @@
+"""Build the training image with docker or podman: ``make image``.
+
+Its labels come from the lock it is built from, its name too, unless one is given. Options that are not known here go to
+docker or podman.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import Optional
+
+import ansible.module_utils
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.lora_forge import environment, gpu, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.errors import ForgeError  # noqa: E402
+
+
+def default(argument: str) -> str:
+    """The value that the Dockerfile gives a build argument."""
+    match = re.search(rf"^ARG {argument}=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert match, argument
+    return match.group(1)
+
+
+def version() -> str:
+    """The version of lora-forge: the newest one of the changelog."""
+    match = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert match
+    return match.group(1)
+
+
+def revision() -> Optional[str]:
+    """The commit of the checkout, with ``-dirty`` when files differ from it; None when it is no checkout of git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
+    """What an image is labelled with, besides what the Dockerfile says of every one.
+
+    Args:
+        lock: The hash-locked requirements that it is built from.
+        base: The image that it is built on.
+
+    Raises:
+        ForgeError: The lock is missing, or does not pin Axolotl and torch.
+    """
+    name, _, digest = base.partition("@")
+    found = {
+        "org.opencontainers.image.version": version(),
+        "org.opencontainers.image.revision": revision(),
+        "org.opencontainers.image.base.name": name,
+        "org.opencontainers.image.base.digest": digest or None,
+        "lora-forge.axolotl": recipe.pinned(lock, "axolotl"),
+        "lora-forge.torch": recipe.pinned(lock, "torch"),
+        "lora-forge.cuda": gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) or "none",
+        "lora-forge.lock": lock.stem,
+        "lora-forge.lock.sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+    }
+    return {label: value for label, value in found.items() if value is not None}
+
+
+def engine() -> str:
+    """docker where its daemon answers, or else podman; docker alone says itself what is wrong with it.
+
+    Raises:
+        ForgeError: Neither is installed.
+    """
+    there = [program for program in ("docker", "podman") if shutil.which(program)]
+    if there[:1] == ["docker"] and subprocess.run(["docker", "info"], capture_output=True).returncode:
+        there.reverse()
+    if there:
+        return there[0]
+    raise ForgeError("neither docker nor podman is installed; one of them builds the image")
+
+
+def command(given: argparse.Namespace, options: list[str]) -> list[str]:
+    """The command line that builds the image.
+
+    Raises:
+        ForgeError: There is no such lock, or nothing that builds.
+    """
+    lock = ROOT / "requirements" / f"{given.lock}.txt"
+    known = labels(lock, given.base)
+    program = given.engine or engine()
+    words = [program, "build", "--tag", given.name or f"lora-forge:{environment.key(lock)}"]
+    if program == "podman":
+        words += ["--format", "docker"]  # its own form has no health check
+    words += ["--build-arg", f"BASE={given.base}", "--build-arg", f"LOCK={given.lock}"]
+    for label, value in known.items():
+        words += ["--label", f"{label}={value}"]
+    return [*words, *options, str(ROOT)]
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description="Build the training image with docker or podman.", allow_abbrev=False)
+    parser.add_argument("--name", help="its name and tag (lora-forge:<16 hex of the lock's hash>)")
+    parser.add_argument("--base", default=default("BASE"), help="the image it is built on (%(default)s)")
+    parser.add_argument("--lock", default=default("LOCK"), help="a lock of requirements/ (%(default)s)")
+    parser.add_argument("--engine", choices=("docker", "podman"), help="what builds it (docker if it runs)")
+    given, options = parser.parse_known_args(arguments)
+    try:
+        words = command(given, options)
+    except ForgeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    built = subprocess.run(words).returncode
+    if not built:
+        print(f"built {words[words.index('--tag') + 1]}")
+    return built
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

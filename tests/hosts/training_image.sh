@@ -1,0 +1,25 @@
+#!/bin/bash
+# Build the training image as `make image` does, but on the base of the test hosts and from the CPU lock, since neither
+# CUDA's base nor its wheels need be at hand. The downloads are this machine's own: uv's cache, and a folder of wheels
+# where there is one. Who comes while it is being built waits, and finds every layer there.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$(dirname "$here")")
+export CONTAINERS_CONF=$here/containers.conf
+base=$("$here/image.sh")
+cache=$("$root/.venv/bin/uv" cache dir)
+certificates=/etc/ssl/certs/ca-certificates.crt
+wheels=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+options=(--volume "$certificates:$certificates:ro" --build-arg "SSL_CERT_FILE=$certificates" --build-arg "PIP_CERT=$certificates")
+options+=(--volume "$cache:/uv-cache" --build-arg UV_CACHE_DIR=/uv-cache)
+if [ -n "$wheels" ]; then
+  options+=(--volume "$wheels:$wheels:ro" --build-arg "UV_FIND_LINKS=$wheels")
+else
+  options+=(--build-arg UV_TORCH_BACKEND=cpu)
+fi
+# A pod that is rented should not compile what it imports; here it would take longer than what it saves.
+options+=(--build-arg UV_COMPILE_BYTECODE=0)
+mkdir -p "$cache" "$root/.hosts"
+flock "$root/.hosts/training-image.lock" \
+  "$root/.venv/bin/python" "$root/image/build.py" --engine podman --lock trainer-cpu --base "$base" "$@" "${options[@]}"
+podman image prune --force --filter label=lora-forge.lock=trainer-cpu >/dev/null # the one before, of some gigabytes

@@ -70,11 +70,14 @@ def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def clients() -> list[str]:
-    """The client's processes that the modules started, by the home that they gave them."""
+    """The client's processes that the modules of this process started, by the home that they gave them."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    mine = f"PYTEST_XDIST_WORKER={worker}\0".encode() if worker else b""  # others clean up after themselves
     found = []
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if b"/lora-forge-wandb-" in (process / "environ").read_bytes():
+            environment = (process / "environ").read_bytes()
+            if b"/lora-forge-wandb-" in environment and mine in environment:
                 found.append((process / "cmdline").read_bytes().decode())
         except OSError:
             continue  # it is gone, or somebody else's

@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
             staging.lay_out(tree, args["files"])
             # The first contact: a host that does not answer is unreachable here, in Ansible's own way.
             made = self._low_level_execute_command("true" if dry else f"umask 022; mkdir -p {shlex.quote(to)}")
-            if made["rc"]:  # on a terminal, which ssh makes here, errors are output, and ssh says goodbye in their place
+            if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
                 raise ForgeError(staging.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
                 copied = staging.copy(tree, pathlib.Path(to), dry)

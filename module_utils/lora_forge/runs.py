@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import backend, rundir, verdict
@@ -209,7 +210,10 @@ def _launch(
         "lane_dir": spec.get("lane_dir") or LANE_DIR,
         "backend": choice.backend,
     }
-    rundir.write_json(run_dir / "run.json", spec)
+    with _order(run_dir.parent):
+        cut_off = before["status"].get("state") in ("queued", "running")  # it keeps its place
+        spec["turn"] = cut_off and rundir.read_json(run_dir / "run.json").get("turn") or _next_turn(run_dir.parent)
+        rundir.write_json(run_dir / "run.json", spec)
     _write_secrets(run_dir / "env", secrets)
     look = backend.start(choice, spec["run_id"], run_dir, int(spec["stop_timeout"]))
     rundir.write_json(run_dir / "run.json", {**spec, "look": look})
@@ -222,6 +226,25 @@ def _launch(
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
     raise ForgeError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
+
+
+@contextlib.contextmanager
+def _order(folder: pathlib.Path) -> Iterator[None]:
+    """One launch at a time on a trainer, so that each gets a turn of its own."""
+    guard = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(guard)
+
+
+def _next_turn(folder: pathlib.Path) -> int:
+    """The number of a launch among all of a trainer: who has the lower one comes first on a lane.
+
+    No time: the wall clock may be set back, and the one since boot begins again.
+    """
+    return max((rundir.read_json(path).get("turn") or 0 for path in folder.glob("*/run.json")), default=0) + 1
 
 
 def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:

@@ -57,6 +57,26 @@ def test_two_starts_at_once_make_one_supervisor(lab):
     assert starts(run) == [0]
 
 
+def test_each_launch_has_its_turn_and_what_was_cut_off_keeps_it(lab):
+    first, second = lab.stage("a-1"), lab.stage("b-1")
+    start(lab, first, hang_at=1)
+    until(first, "running")
+    start(lab, second)
+    until(second, "queued")
+
+    def turns():
+        return [rundir.read_json(run / "run.json")["turn"] for run in (first, second)]
+
+    assert turns() == [1, 2]
+    os.kill(status(second)["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: not runs.observe(second)["alive"])
+    assert start(lab, second)["changed"]
+    assert turns() == [1, 2]
+    runs.stop(second, 20)
+    start(lab, second)
+    assert turns() == [1, 3]
+
+
 def test_a_clock_that_was_set_back_does_not_keep_a_failed_run_from_starting(lab):
     run = lab.stage()
     start(lab, run, crash_at=2)

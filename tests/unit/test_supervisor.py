@@ -82,6 +82,22 @@ def test_a_run_on_two_gpus_waits_for_both_and_keeps_others_from_both(lab):
     assert until(third, "finished")["started_at"] >= status(both)["finished_at"] - 0.1
 
 
+def test_a_lane_is_first_come_first_served_whoever_asks_first_for_its_lock(lab):
+    holder = lab.make("a-1", lane="GPU-2", hang_at=1)
+    third, second = lab.make("c-1", lane="GPU-2", turn=3, steps=2), lab.make("b-1", lane="GPU-2,GPU-1", turn=2, steps=2)
+    gone = lab.make("d-1", lane="GPU-2", turn=1)
+    rundir.write_json(gone / "status.json", {"state": "queued", "supervisor": {}})  # its supervisor was killed
+    process = lab.supervise(holder)
+    until(holder, "running")
+    for run in (third, second):  # in the wrong order
+        lab.supervise(run)
+        log = run / "supervisor.log"
+        eventually(lambda log=log: log.exists() and "waiting for lane GPU-2" in log.read_text())
+    process.send_signal(signal.SIGKILL)
+    os.kill(status(holder)["trainer"]["pid"], signal.SIGKILL)
+    assert until(third, "finished")["started_at"] >= until(second, "finished")["finished_at"] - 0.1
+
+
 def test_other_lanes_do_not_wait(lab):
     first, second = lab.make("a-1", hang_at=1), lab.make("b-1", lane="GPU-2", steps=2)
     lab.supervise(first)

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import rundir
@@ -46,6 +47,12 @@ REASONS = (
 )
 
 
+def in_queue(run_dir: pathlib.Path) -> bool:
+    """Whether a run waits for its lane."""
+    status = rundir.read_json(run_dir / "status.json")
+    return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
+
+
 class Supervisor:
     """One run from its queueing to its final state.
 
@@ -61,6 +68,7 @@ class Supervisor:
         self.stopping_since: Optional[float] = None
         self.beat = 0.0
         self.moved = time.monotonic()  # when the training showed its last sign of progress
+        self.waiting = False  # whether it was said that this run waits for its lane
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         before = rundir.read_json(run_dir / "status.json")
         self.status: dict[str, Any] = {
@@ -157,18 +165,44 @@ class Supervisor:
                 time.sleep(TICK)
 
     def take_lane(self) -> bool:
-        """Wait for the locks of all GPUs of the lane; waiting for them is the queue. False when a stop came first."""
+        """Wait for this run's turn, and for the locks of all GPUs of the lane. False when a stop came first."""
         folder = pathlib.Path(self.spec["lane_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         self.write(state="queued")
         # In one order for everybody, so that no two runs wait for each other.
-        return all(self.take(folder / f"lora-forge-{name}.lock") for name in sorted(self.spec["lane"].split(",")))
+        first, *others = [folder / f"lora-forge-{name}.lock" for name in sorted(self.spec["lane"].split(","))]
+        return self.take(first, self.launched_before()) and all(map(self.take, others))
 
-    def take(self, path: pathlib.Path) -> bool:
-        """Wait for one lock; False when a stop came first."""
+    def launched_before(self) -> list[pathlib.Path]:
+        """The runs of this trainer that come first where they want this lane, or a GPU of it, as well.
+
+        A lock alone takes whoever comes along: the hosts of a gang must all take their runs in one order, or one of
+        them waits in one run for a host that waits in another.
+        """
+        wanted, turn = set(self.spec["lane"].split(",")), self.spec.get("turn") or 0
+        noted = {path.parent: rundir.read_json(path) for path in self.run_dir.parent.glob("*/run.json")}
+        return [
+            folder
+            for folder, spec in noted.items()
+            if 0 < (spec.get("turn") or 0) < turn and wanted & set(str(spec.get("lane")).split(","))
+        ]
+
+    def wait(self, why: str) -> None:
+        """A moment in the queue, with a pulse; what is waited for is said once."""
+        if not self.waiting:
+            self.say(f"waiting for lane {self.spec['lane']}: {why}")
+            self.waiting = True
+        time.sleep(TICK)
+        if time.monotonic() - self.beat > HEARTBEAT:
+            self.write()
+
+    def take(self, path: pathlib.Path, before: Sequence[pathlib.Path] = ()) -> bool:
+        """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
         self.lane.append(self.open_lane(path))
-        waiting = False
         while not self.stop_wanted:
+            if any(map(in_queue, before)):
+                self.wait("another one was launched before")
+                continue
             try:
                 fcntl.flock(self.lane[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
@@ -177,12 +211,7 @@ class Supervisor:
                 os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
                 self.lane[-1] = self.open_lane(path)
             except BlockingIOError:
-                if not waiting:
-                    self.say(f"waiting for lane {self.spec['lane']}: another run has it")
-                    waiting = True
-                time.sleep(TICK)
-                if time.monotonic() - self.beat > HEARTBEAT:
-                    self.write()
+                self.wait("another run has it")
         return False
 
     def set_aside(self) -> None:

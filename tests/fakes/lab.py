@@ -44,13 +44,14 @@ class Lab:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def spec(
-        self, run_id: str, lane: str = "cpu", stop_timeout: float = 20, turn: int = 0, **fake: Any
+        self, run_id: str, lane: str = "cpu", stop_timeout: float = 20, turn: int = 0, processes: int = 1, **fake: Any
     ) -> dict[str, Any]:
         """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
         env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}
         command = [sys.executable, str(FAKE)]
         return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
-                "turn": turn, "command": command, "env": env, "stop_timeout": stop_timeout}  # fmt: skip
+                "turn": turn, "processes": processes, "command": command, "env": env,
+                "stop_timeout": stop_timeout}  # fmt: skip
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
         """A run directory with supervisor.py (of a faster pulse) and rundir.py in it."""

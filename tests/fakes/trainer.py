@@ -30,6 +30,8 @@ SETTINGS: dict[str, Any] = {
     "EXIT0_RESUMED": 0,  # 1: a resumed start exits 0 at once
     "EARLY_STOP_AT": 0,
     "HANG_AT": 0,
+    "HANG_FIRST": 0,  # 1: it never begins, as one that waits for other hosts
+    "BACK_TO": 0,  # the first resume goes back to this step, as a gang does where another host has no later one
     "NAN_AT": 0,
     "IGNORE_TERM": 0,
     "WORKER": "",  # "child": a data loader worker, needed for a checkpoint; "daemon": one in its own session
@@ -80,6 +82,11 @@ class Trainer:
             time.sleep(1)
 
     def resume(self) -> None:
+        if self.set["BACK_TO"] and list(rundir.checkpoints(OUTPUT)) and not pathlib.Path("went-back").exists():
+            pathlib.Path("went-back").touch()
+            for step, path in rundir.checkpoints(OUTPUT):
+                if step > self.set["BACK_TO"]:
+                    path.rename(path.with_name(f"incomplete-{path.name}"))
         found = list(rundir.checkpoints(OUTPUT))
         if found:
             self.step, path = found[-1]
@@ -120,6 +127,8 @@ class Trainer:
         if resumed and self.set["EXIT0_RESUMED"]:
             raise SystemExit(0)
         self.start_worker()
+        while self.set["HANG_FIRST"]:
+            time.sleep(0.05)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self.set["IGNORE_TERM"] else self.on_sigterm)
         self.report("begin", epoch=0)
         reason: Optional[str] = None

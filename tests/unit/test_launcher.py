@@ -60,12 +60,13 @@ def test_several_gpus_of_a_host(rendered):
 
 
 def test_several_hosts(rendered):
-    found = rendered("__run_command", "__run_processes", hosts=["gpu-1", "gpu-2"], gpus=4)
+    found = rendered("__run_command", "__run_processes", hosts=["gpu-1", "gpu-2"], gpus=2, lane=1)
     for rank, (host, one) in enumerate(sorted(found.items())):
         assert list(map(str, one["__run_command"][1:])) == [
-            "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "--node-rank", str(rank),
-            "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", "203.0.113.1:29400",
-            "--rdzv-conf", f"is_host={rank == 0},join_timeout=900", "--local-addr", f"203.0.113.{rank + 1}",
+            "-m", "torch.distributed.run", "--nproc-per-node", "2", "--nnodes", "2", "--node-rank", str(rank),
+            "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", "203.0.113.1:29401",
+            "--rdzv-conf", f"is_host={rank == 0},join_timeout=900,read_timeout=900",
+            "--local-addr", f"203.0.113.{rank + 1}",
             "gang.py", "axolotl.cli.train", "axolotl.yml",
         ], host  # fmt: skip
-        assert int(one["__run_processes"]) == 8
+        assert int(one["__run_processes"]) == 4

@@ -271,6 +271,23 @@ def test_a_crash_after_progress_resumes_and_the_same_one_again_gives_up(lab):
     assert starts(run) == [0, 4]
 
 
+def test_progress_counts_from_where_a_gang_went_back_to(lab):
+    run = lab.make(steps=12, save_every=2, crash_at=7, back_to=2)
+    lab.supervise(run)
+    until(run, "failed")
+    assert starts(run) == [0, 2, 6]
+
+
+def test_several_processes_that_have_not_begun_have_nothing_to_save(lab):
+    run = lab.make(processes=2, hang_first=1, worker="daemon", stop_timeout=60)
+    process = lab.supervise(run)
+    eventually((run / "workers.txt").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert status(run)["state"] == "stopped"
+    assert not alive(int((run / "workers.txt").read_text()))
+
+
 def test_an_old_librarys_warning_is_no_configuration_error(lab):
     run = lab.make(crash_at=5, crash_once=1, say="/lib/x.py:3: DeprecationWarning: a library is old")
     lab.supervise(run)

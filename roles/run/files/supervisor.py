@@ -137,7 +137,7 @@ class Supervisor:
         deadline = time.monotonic() + 30
         leftovers = rundir.run_processes(self.run_dir)
         if leftovers:
-            self.say(f"killing {len(leftovers)} process(es) left over from an earlier start: {leftovers}")
+            self.say(f"killing {len(leftovers)} process(es) left over: {leftovers}")
         while leftovers:
             for pid in leftovers:
                 with contextlib.suppress(ProcessLookupError):
@@ -269,16 +269,28 @@ class Supervisor:
         if self.stopping_since is not None:  # the signal came between the last look and the start
             self.ask_to_stop(self.trainer)
 
-    def follow_trainer(self) -> int:
-        """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal."""
+    def began_at(self, events_from: int) -> Optional[int]:
+        """The step that this start trains from, as the training itself says; None while it has not begun."""
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
+        return next((event["step"] for event in events if event.get("event") == "begin"), None)
+
+    def follow_trainer(self, events_from: int) -> int:
+        """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal.
+
+        Args:
+            events_from: Where this start's part of metrics.jsonl begins, in bytes.
+        """
         assert self.trainer is not None
-        shown = (self.run_dir / "metrics.jsonl").stat().st_size if (self.run_dir / "metrics.jsonl").exists() else 0
+        shown = events_from
         while self.trainer.poll() is None:
             if self.stop_wanted and self.stopping_since is None:
                 self.on_sigterm(signal.SIGTERM, None)
             since = self.stopping_since
             if since is not None and time.monotonic() - since > self.spec["stop_timeout"]:
                 self.say(f"not stopped after {self.spec['stop_timeout']} s: killing it")
+                self.kill_group()
+            elif since is not None and self.spec.get("processes", 1) > 1 and self.began_at(events_from) is None:
+                self.say("killing it: several processes look for the stop between steps, and there is nothing to save")
                 self.kill_group()
             if time.monotonic() - self.beat > HEARTBEAT:
                 events, shown = rundir.read_events(self.run_dir / "metrics.jsonl", shown)
@@ -377,9 +389,13 @@ class Supervisor:
                 resumed_from=resumed_from,
             )
             self.say(f"trainer started, pid {self.trainer.pid}, from step {resumed_from}")
-            code = self.follow_trainer()
+            code = self.follow_trainer(events_from)
             reached = rundir.last_complete(self.output)
+            began = self.began_at(events_from)
+            resumed_from = resumed_from if began is None else began  # a gang may have gone back to an earlier one
+            self.status["resumed_from"] = resumed_from
             if self.stop_wanted:
+                self.kill_leftovers()  # torchrun's processes are no group of its own
                 by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
                 return self.end("stopped", {"kind": "stopped", "detail": f"{by}; checkpoint at step {reached}"}, code)
             if code == 0:

@@ -22,8 +22,8 @@ options:
     description:
       - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
         C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
-        runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which) and
-        C(rented) (whether it is a pod).
+        runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which),
+        C(groups) (those of the inventory that they may be) and C(rented) (whether it is a pod).
     type: list
     elements: dict
     required: true
@@ -59,6 +59,9 @@ options:
     description: Hash the files of adapters that are there, instead of comparing sizes and times.
     type: bool
     default: false
+  forks:
+    description: How many hosts Ansible looks after at a time, where it waits for them; by default no matter.
+    type: int
 attributes:
   check_mode:
     description: Writes no plan.json in check mode.
@@ -131,6 +134,7 @@ ARGUMENTS = {
     "move": {"type": "raw", "default": False},
     "sweep": {"type": "raw"},
     "verify": {"type": "bool", "default": False},
+    "forks": {"type": "int"},
 }
 
 
@@ -146,7 +150,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """
     try:
         trainers = [
-            plan.Trainer(**{**one, **{key: tuple(one.get(key) or ()) for key in ("agents", "members")}})
+            plan.Trainer(**one | {key: tuple(plan.names_of(one.get(key))) for key in ("agents", "members", "groups")})
             for one in given["trainers"]
         ]
     except TypeError as error:
@@ -170,7 +174,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         if given["sweep"] is not None:
             sweep.note(output, made["runs"])
     queues = plan.queues(made["runs"])
-    return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": made["warnings"]}
+    warnings = made["warnings"] + (plan.crowded(made["runs"], given["forks"]) if given["forks"] else [])
+    return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir, sweep
@@ -19,6 +20,16 @@ from ansible.module_utils.lora_forge.summary import short
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 
 
+# What the hosts of a gang must have in common, and the variables that say it.
+ALIKE = {
+    "hosts": "run_hosts",
+    "gpus": "run_gpus",
+    "lanes": "number of lanes (run_lanes, trainer_gpu_count)",
+    "agents": "agents",
+    "profile": "run_profile",
+    "machine": "trainer_machine",
+    "datasets_dir": "datasets_dir",
+}
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
 
 
@@ -37,6 +48,7 @@ class Trainer:
         gpus: How many GPUs a run takes there.
         hosts: How many hosts a run takes.
         members: The hosts of its gang, itself among them; empty where a run takes one.
+        groups: The groups of the inventory that may be its gang.
         rented: Whether it is a pod.
     """
 
@@ -50,6 +62,7 @@ class Trainer:
     gpus: int = 1
     hosts: int = 1
     members: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     rented: bool = False
 
 
@@ -258,6 +271,29 @@ class Planner:
             "estimate": estimate,
         }
 
+    def known(self, agent: str, ways: list[list[Trainer]], *asked: Any) -> tuple[dict[str, Any], list[Trainer]]:
+        """Plan one agent in the way in which there is something of it already, or else in the first one.
+
+        Where hosts differ in profile or data, a run is another one on each; what was begun must hold.
+
+        Args:
+            agent: The agent.
+            ways: From :func:`alike`.
+            asked: What :meth:`run` takes besides.
+
+        Returns:
+            The run, a real one before a rehearsal, and the trainers of its way.
+        """
+        found, errors = [], []
+        for hosts in ways:
+            try:
+                found.append((self.run(agent, hosts[0], *asked), hosts))
+            except ForgeError as error:  # of no account as long as nobody has to train it there
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return min(found, key=lambda one: (not begun(one[0]), begun(one[0]) and one[0]["rehearsal"]))
+
     def attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, dict[str, Any]]:
         """Which attempt of a recipe is meant: its run_id, state, a reason, and how it was placed."""
         first = f"{agent}-{mark[:12]}"
@@ -351,7 +387,31 @@ def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
 
 
-def place(trainers: list[Trainer], weight: dict[Job, int], placed: dict[Job, Lane]) -> dict[Job, Lane]:
+def fitting(trainers: list[Trainer], agent: str) -> list[Trainer]:
+    """The trainers that take an agent: those that declare it, or else those that declare none."""
+    return [one for one in trainers if agent in one.agents] or [one for one in trainers if not one.agents]
+
+
+def alike(trainers: list[Trainer]) -> list[list[Trainer]]:
+    """Trainers by what a run of theirs would be: it goes by profile and data."""
+    ways: dict[tuple[str, str], list[Trainer]] = {}
+    for trainer in trainers:
+        ways.setdefault((trainer.profile, trainer.datasets_dir), []).append(trainer)
+    return list(ways.values())
+
+
+def begun(run: dict[str, Any]) -> bool:
+    """Whether there is something of a run already, be it an adapter, or that it was given up somewhere."""
+    return run["state"] != "to train" or run["placed"] or bool(run["why"])
+
+
+def place(
+    trainers: list[Trainer],
+    weight: dict[Job, int],
+    placed: dict[Job, Lane],
+    only: Mapping[Job, set[str]] = MappingProxyType({}),
+    left: Sequence[str] = (),
+) -> dict[Job, Lane]:
     """Spread jobs over lanes: where they are already, then where they are declared, then by load.
 
     Longest first onto the least loaded lane (Graham 1969, «Bounds on multiprocessing timing anomalies»: at most 4/3 of
@@ -361,6 +421,8 @@ def place(trainers: list[Trainer], weight: dict[Job, int], placed: dict[Job, Lan
         trainers: At least one.
         weight: What is to be trained, and its estimated work.
         placed: Lanes of unfinished runs.
+        only: The trainers that come into question for a job, where not all of them do.
+        left: Trainers that were given up.
 
     Raises:
         ForgeError: No trainer takes an agent.
@@ -373,14 +435,17 @@ def place(trainers: list[Trainer], weight: dict[Job, int], placed: dict[Job, Lan
     chosen = {}
     for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
         agent = job[0]
-        declared = {trainer.name for trainer in trainers if agent in trainer.agents}
-        open_to = declared or {trainer.name for trainer in trainers if not trainer.agents}
-        candidates = [lane for lane in lanes if lane.trainer in open_to]
+        open_to = {trainer.name for trainer in fitting(trainers, agent)}
+        candidates = [lane for lane in lanes if lane.trainer in open_to & only.get(job, open_to)]
         held = placed.get(job)
         if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
             candidates = [held] if held in load else [lane for lane in lanes if lane.trainer == held.trainer]
         if not candidates:
-            raise ForgeError(f"no trainer takes {agent}: every one declares other agents; add it to one of them")
+            remaining = f" that is left without {', '.join(left)}" if left else ""
+            advice = "; or name others with -e role=…" if left else ""
+            raise ForgeError(
+                f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
+            )
         chosen[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
         load[chosen[job]] += weight[job]
     return chosen
@@ -439,6 +504,7 @@ def make(
     """
     if not trainers:
         raise ForgeError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
+    trainers = [declared(trainer) for trainer in trainers]
     for trainer in trainers:
         if not trainer.root.startswith("/"):
             raise ForgeError(
@@ -446,25 +512,26 @@ def make(
             )
         if trainer.lanes < 1:
             raise ForgeError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
-    trainers = gangs(trainers)
+    everybody = gangs(trainers)
     planner = Planner(root, output, overrides)
-    moved, left = moving(move)
-    trainers = [trainer for trainer in trainers if trainer.name not in left]
+    moved, left = moving(move, trainers, output)
+    trainers = [trainer for trainer in everybody if trainer.name not in left]
     if not trainers:
         raise ForgeError(f"-e move={','.join(left)} leaves no host to train on; add one to the inventory")
-    agents = select_agents(wanted) or whole(trainers, planner.warnings)
+    agents = select_agents(wanted) or whole(everybody, planner.warnings)
     by_name = {trainer.name: trainer for trainer in trainers}
     runs: dict[Job, dict[str, Any]] = {}
+    only: dict[Job, set[str]] = {}
     for agent, number in itertools.product(agents, range(len(variants))):
-        home = next((t for t in trainers if agent in t.agents), None) or next(
-            (t for t in trainers if not t.agents), trainers[0]
-        )
-        run = planner.run(agent, home, fresh, moved, verify, variants[number])
+        ways = alike(fitting(trainers, agent) or trainers[:1])
+        run, hosts = planner.known(agent, ways, fresh, moved, verify, variants[number])
         if run["placed"] and run["trainer"] in by_name:  # where it is decides on its hosts, GPUs and machine keys
             there = planner.run(agent, by_name[run["trainer"]], fresh, moved, verify, variants[number])
             run = there | {"why": run["why"]}
         if run["state"] == "ready" and run["trainer"] not in by_name:
-            run["trainer"] = home.name  # delivered; where it came from is gone
+            run["trainer"] = hosts[0].name  # delivered; where it came from is gone
+        if begun(run):
+            only[agent, number] = {trainer.name for trainer in hosts}
         twin = next((job for job, other in runs.items() if other["run_id"] == run["run_id"]), None)
         if twin:
             raise ForgeError(
@@ -479,19 +546,37 @@ def make(
         if run["placed"] and (run["trainer"] in by_name or run["state"] in ("to attach", "to resume"))
     }
     for job, lane in placed.items():
+        leader = next((trainer.name for trainer in trainers if lane.trainer in trainer.members), lane.trainer)
+        if leader != lane.trainer:
+            raise ForgeError(
+                f"{runs[job]['run_id']} was launched on {lane.trainer} alone, which now trains in a gang that {leader} "
+                "leads. Use the inventory of that time, or give the run up there and start it anew with -e move=true"
+            )
         if lane.trainer not in by_name:
             raise ForgeError(
                 f"{runs[job]['run_id']} was launched on {lane.trainer}, which this inventory does not hold. Use the "
                 "inventory that does, or give the run up there and start on another trainer with "
                 f"-e move={lane.trainer}"
             )
-    for job, lane in place(trainers, weight, placed).items():
+    for job, lane in place(trainers, weight, placed, only, left).items():
         if lane.trainer != runs[job]["trainer"]:
             gone = runs[job]["trainer"] not in by_name  # nothing to attach to there, or it was refused above
             let_go = (lambda _: True) if gone else moved
             runs[job] = planner.run(job[0], by_name[lane.trainer], fresh, let_go, verify, variants[job[1]])
         runs[job]["lane"] = lane.number
     return {"runs": list(runs.values()), "warnings": list(dict.fromkeys(planner.warnings))}
+
+
+def declared(trainer: Trainer) -> Trainer:
+    """A trainer with the agents that it names checked.
+
+    Raises:
+        ForgeError: There is no such agent.
+    """
+    try:
+        return dataclasses.replace(trainer, agents=tuple(select_agents(list(trainer.agents))))
+    except ForgeError as error:
+        raise ForgeError(f"agents of {trainer.name}: {error}") from None
 
 
 def gangs(trainers: list[Trainer]) -> list[Trainer]:
@@ -502,6 +587,12 @@ def gangs(trainers: list[Trainer]) -> list[Trainer]:
     """
     by_name = {trainer.name: trainer for trainer in trainers}
     for trainer in trainers:
+        if len(trainer.groups) > 1:
+            raise ForgeError(
+                f"{trainer.name}: run_hosts is {trainer.hosts}, and the groups {', '.join(trainer.groups)} each hold "
+                "it and so many hosts; which one is its gang? Let one group alone have that size"
+            )
+    for trainer in trainers:
         if trainer.hosts > 1 and len(trainer.members) != trainer.hosts:
             raise ForgeError(
                 f"{trainer.name}: run_hosts is {trainer.hosts}, and no group of the inventory holds it and "
@@ -509,13 +600,15 @@ def gangs(trainers: list[Trainer]) -> list[Trainer]:
             )
         if trainer.hosts > 1 and trainer.rented:
             raise ForgeError(f"{trainer.name} is a pod, and pods do not reach each other; run_hosts is for other hosts")
-        others = [by_name.get(name) for name in trainer.members]
-        if any(one is None or (one.hosts, one.gpus, one.members) != (trainer.hosts, trainer.gpus, trainer.members)
-               for one in others):  # fmt: skip
-            raise ForgeError(
-                f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: run_hosts and "
-                "run_gpus must be the same on all of them; set them as variables of their group"
-            )
+        for name in trainer.members:
+            if name not in by_name:
+                raise ForgeError(f"{name} is of {trainer.name}'s gang, but no trainer; add it to the group trainers")
+            differ = [word for key, word in ALIKE.items() if getattr(by_name[name], key) != getattr(trainer, key)]
+            if differ:
+                raise ForgeError(
+                    f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: {name} has "
+                    f"another {', '.join(differ)}; what a gang has in common is set as variables of its group"
+                )
     return [trainer for trainer in trainers if trainer.members[:1] in ((), (trainer.name,))]
 
 
@@ -541,14 +634,49 @@ def queues(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def moving(move: Any) -> tuple[Callable[[str], bool], list[str]]:
-    """What ``-e move=…`` says: true, or names of trainers.
+def crowded(runs: list[dict[str, Any]], forks: int) -> list[str]:
+    """A sentence on hosts that Ansible does not get to, as it looks after others; none where it gets to all.
+
+    Args:
+        runs: The planned runs.
+        forks: How many hosts it looks after at a time.
+    """
+    hosts = list(dict.fromkeys(host for run in runs if run["state"] != "ready" for host in run["hosts"]))
+    late = hosts[forks:]
+    if not late:
+        return []
+    named = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
+    return [
+        f"{len(hosts)} hosts have work, and Ansible looks after {forks} at a time: nothing is launched on {named} "
+        f"before others are done. -f {len(hosts)} looks after all of them; -e detach=true launches and does not wait"
+    ]
+
+
+def moving(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Callable[[str], bool], list[str]]:
+    """What ``-e move=…`` says: true, or names of trainers. Who names a host of a gang gives the gang up.
+
+    Args:
+        move: What it says.
+        trainers: All of the inventory.
+        output: Where placements are kept; a trainer that the inventory no longer holds is known from there.
 
     Returns:
         Whether a run that was placed on a trainer is let go, and which trainers get nothing any more.
+
+    Raises:
+        ForgeError: There is no such trainer.
     """
     said = str(move or "").strip().lower()
     if said in ("true", "yes", "1"):
         return (lambda _: True), []
-    left = [] if said in ("", "false", "no", "0") else names_of(move)
+    named = [] if said in ("", "false", "no", "0") else names_of(move)
+    known = [trainer.name for trainer in trainers]
+    lost = [name for name in named if name not in known]
+    placed = {rundir.read_json(path).get("trainer") for path in (output / "runs").glob("*.json")} if lost else set()
+    for name in lost:
+        if name not in placed:
+            hint = recipe.nearest(name, known) or "."
+            raise ForgeError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
+    gang = [member for trainer in trainers if trainer.name in named for member in trainer.members]
+    left = list(dict.fromkeys(named + gang))
     return (lambda trainer: trainer in left), left

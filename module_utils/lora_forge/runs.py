@@ -211,8 +211,9 @@ def _launch(
         "backend": choice.backend,
     }
     with _order(run_dir.parent):
-        cut_off = before["status"].get("state") in ("queued", "running")  # it keeps its place
-        spec["turn"] = cut_off and rundir.read_json(run_dir / "run.json").get("turn") or _next_turn(run_dir.parent)
+        cut_off = before["status"].get("state") in ("queued", "running")
+        kept = rundir.read_json(run_dir / "run.json").get("turn") if cut_off else None
+        spec["turn"] = kept or _next_turn(run_dir.parent)
         rundir.write_json(run_dir / "run.json", spec)
     _write_secrets(run_dir / "env", secrets)
     look = backend.start(choice, spec["run_id"], run_dir, int(spec["stop_timeout"]))

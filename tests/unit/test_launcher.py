@@ -19,7 +19,7 @@ GPUS = [{"uuid": f"GPU-{number}"} for number in range(4)]
 def rendered(tmp_path):
     """Renders variables of the role on two hosts; returns {host: {name: value}}."""
 
-    def render(*names: str, **run: Any) -> dict[str, dict[str, Any]]:
+    def render(*names: str, options: dict[str, Any] | None = None, **run: Any) -> dict[str, dict[str, Any]]:
         plan = {"run_id": "crew-0", "rehearsal": False, "lane": 0, "gpus": 1, "recipe": {}, **run}
         hosts = {"gpu-1": {"ansible_host": "203.0.113.1"}, "gpu-2": {"ansible_host": "203.0.113.2"}}
         variables = {"ansible_connection": "local", "run_plan": plan, "trainer_gpu": {"gpus": GPUS},
@@ -33,7 +33,8 @@ def rendered(tmp_path):
         }
         (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
         done = subprocess.run(
-            [ROOT / ".venv/bin/ansible-playbook", "-i", tmp_path / "inventory.yml", tmp_path / "play.yml"],
+            [ROOT / ".venv/bin/ansible-playbook", "-i", tmp_path / "inventory.yml", tmp_path / "play.yml",
+             "-e", json.dumps(options or {})],
             cwd=ROOT, env={**os.environ, "ANSIBLE_PYTHON_INTERPRETER": str(ROOT / ".venv/bin/python")},
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
@@ -70,3 +71,10 @@ def test_several_hosts(rendered):
             "gang.py", "axolotl.cli.train", "axolotl.yml",
         ], host  # fmt: skip
         assert int(one["__run_processes"]) == 4
+
+
+def test_named_gpus_are_grouped_into_lanes(rendered):
+    named = {"run_lanes": ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]}
+    assert rendered("__run_lanes", gpus=2, options=named)["gpu-1"]["__run_lanes"] == ["GPU-a,GPU-b", "GPU-c,GPU-d"]
+    assert rendered("__run_lanes", options={"run_lanes": "GPU-a,GPU-b"})["gpu-1"]["__run_lanes"] == ["GPU-a", "GPU-b"]
+    assert rendered("__run_lanes", rehearsal=True)["gpu-1"]["__run_lanes"] == ["cpu"]

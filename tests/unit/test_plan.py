@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -421,13 +422,102 @@ def test_of_a_gang_the_first_host_speaks_for_the_others(make, data, run_id):
     [
         ("ab", {"members": ()}, "a: run_hosts is 2, and no group of the inventory holds it and 1 more"),
         ("ab", {"rented": True}, "a is a pod, and pods do not reach each other"),
-        ("a", {}, r"the hosts of a's gang \(a, b\) are not alike: run_hosts and run_gpus must be the same"),
+        ("ab", {"groups": ("pair", "rack")}, "the groups pair, rack each hold it and so many hosts"),
+        ("a", {}, "b is of a's gang, but no trainer"),
         ("ab", {"gpus": 16}, "cannot be divided among 32 GPUs"),
     ],
 )
 def test_what_is_no_gang(make, data, run_id, names, changes, said):
     with pytest.raises(ForgeError, match=said):
         make(trainers=pair(data, *names, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [({"lanes": 2}, "number of lanes"), ({"agents": ("crew",)}, "agents"), ({"profile": "rehearsal"}, "run_profile")],
+)
+def test_the_hosts_of_a_gang_are_alike(make, data, run_id, changes, variable):
+    first, second = pair(data, "a", "b")
+    with pytest.raises(ForgeError, match=rf"a's gang \(a, b\) are not alike: b has another {variable}"):
+        make(trainers=[first, dataclasses.replace(second, **changes)])
+
+
+def test_who_gives_up_a_host_of_a_gang_gives_up_the_gang(make, note, data, run_id):
+    boxes = [*pair(data, "a", "b"), Trainer("c", datasets_dir=str(data.folder))]
+    note(run_id, "a", final=False)
+    assert told(one(make(trainers=boxes)))[1::2] == ("to attach", "a")
+    assert told(one(make(trainers=boxes, move="b")))[1:] == ("to train", "moved from a", "c")
+
+
+def test_a_run_that_is_alone_on_a_host_that_a_gang_has_now(make, note, data, run_id):
+    note(run_id, "b", final=False)
+    with pytest.raises(ForgeError, match=rf"{run_id} was launched on b alone, which now trains in a gang that a leads"):
+        make(trainers=pair(data, "a", "b"))
+    assert one(make(trainers=pair(data, "a", "b"), move=True))["hosts"] == ["a", "b"]
+
+
+def test_a_trainer_that_is_given_up_must_be_one(make, note, data, run_id):
+    with pytest.raises(ForgeError, match=r"there is no trainer «gpu1»; did you mean «gpu-1»\? Trainers: gpu-1"):
+        make(trainers=trainers(data, "gpu-1", "gpu-2"), move="gpu1")
+    note(run_id, "pod-7", final=False)
+    assert told(one(make(move="pod-7"))) == (run_id, "to train", "moved from pod-7", "here")
+
+
+def test_what_a_given_up_trainer_alone_declares_is_not_left_out(make, data):
+    data("crew"), data("mayor")
+    boxes = trainers(data, "a", "b", a=("crew",), b=("mayor",))
+    with pytest.raises(ForgeError, match=r"no trainer takes mayor: every one that is left without b declares other"):
+        make("", boxes, move="b")
+    assert [run["agent"] for run in make("crew", boxes, move="b")["runs"]] == ["crew"]
+    with_rest = [*boxes, *trainers(data, "c")]
+    runs = make("crew,mayor", with_rest, move="b")["runs"]
+    assert [(run["agent"], run["trainer"]) for run in runs] == [("crew", "a"), ("mayor", "c")]
+
+
+def test_agents_of_a_trainer_are_checked(make, data):
+    data()
+    with pytest.raises(ForgeError, match=r"agents of a: there is no agent «witnes»; did you mean «witness»\?"):
+        make(trainers=trainers(data, "a", a=("witnes",)))
+
+
+def mixed(data) -> list[Trainer]:
+    return [Trainer(name, profile, "", str(data.folder)) for name, profile in (("laptop", "rehearsal"), ("real", ""))]
+
+
+def test_where_hosts_differ_what_was_begun_holds(make, note, deliver, data, run_id):
+    laptop, real = mixed(data)
+    rehearsal = one(make(trainers=[laptop]))["run_id"]
+    assert told(one(make(trainers=[laptop, real]))) == (rehearsal, "to train", "", "laptop")
+    note(run_id, "real", final=False)
+    assert told(one(make(trainers=[laptop, real]))) == (run_id, "to attach", "launched before", "real")
+    deliver(run_id)
+    note(run_id, "real", final=True, state="finished")
+    assert told(one(make(trainers=[laptop, real]))) == (run_id, "ready", "", "real")
+
+
+def test_where_hosts_differ_a_real_run_comes_before_a_rehearsal(make, note, deliver, data, run_id):
+    laptop, real = mixed(data)
+    spare = dataclasses.replace(real, name="spare")
+    deliver(one(make(trainers=[laptop]))["run_id"])
+    assert one(make(trainers=[laptop, real]))["state"] == "ready"
+    note(run_id, "real", final=False)
+    assert told(one(make(trainers=[laptop, real])))[:2] == (run_id, "to attach")
+    assert told(one(make(trainers=[laptop, real, spare], move="real")))[1:] == ("to train", "moved from real", "spare")
+
+
+def test_a_host_without_the_data_is_of_no_account_as_long_as_nobody_trains_there(make, note, data, run_id):
+    empty, real = Trainer("empty", datasets_dir=str(data.folder / "none")), mixed(data)[1]
+    note(run_id, "real", final=False)
+    assert told(one(make(trainers=[empty, real])))[1::2] == ("to attach", "real")
+
+
+def test_more_hosts_than_ansible_looks_after(make, data):
+    data("crew"), data("mayor"), data("witness")
+    runs = make("crew,mayor,witness", trainers(data, "a", "b", "c"))["runs"]
+    assert plan.crowded(runs, 3) == []
+    [said] = plan.crowded(runs, 1)
+    assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
+    assert said.count("-f 3") == 1
 
 
 def test_who_trains_where_in_words(make, data):

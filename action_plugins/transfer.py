@@ -10,6 +10,7 @@ import tempfile
 from typing import Any
 
 import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -37,6 +38,10 @@ class ActionModule(ActionBase):
         args, self.host = self._task.args, (task_vars or {}).get("inventory_hostname", "the trainer")
         try:
             return result | (self.pull(args) if args.get("from") else self.push(args))
+        except (
+            AnsibleConnectionFailure
+        ) as error:  # the first contact: «unreachable» would pass by whoever notes failures
+            return result | {"failed": True, "msg": staging.no_answer(self.host, str(error))}
         except (ForgeError, OSError) as error:
             return result | {"failed": True, "msg": sentence(error)}
 
@@ -46,7 +51,6 @@ class ActionModule(ActionBase):
         with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
             tree = pathlib.Path(folder)
             staging.lay_out(tree, args["files"])
-            # The first contact: a host that does not answer is unreachable here, in Ansible's own way.
             made = self._low_level_execute_command("true" if dry else f"umask 022; mkdir -p {shlex.quote(to)}")
             if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
                 raise ForgeError(staging.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))

@@ -24,9 +24,18 @@ options:
     type: dict
     default: {}
   detached:
-    description: Whether the trainings were meant to go on unwatched, so that nothing lacks yet.
+    description: Whether the trainings were meant to go on unwatched, so that nothing lacks yet that was launched.
     type: bool
     default: false
+  launched:
+    description: The run ids that were launched, or are under way, by trainer; asked for where O(detached) is set.
+    type: dict
+    default: {}
+  delivered:
+    description: The run ids that were delivered now. What was there before says so by its state.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Reads only. In check mode nothing counts as lacking.
@@ -90,6 +99,8 @@ ARGUMENTS = {
     "runs": {"type": "list", "elements": "dict", "required": True},
     "failures": {"type": "dict", "default": {}},
     "detached": {"type": "bool", "default": False},
+    "launched": {"type": "dict", "default": {}},
+    "delivered": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -105,7 +116,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     lacking: list[str] = []
     for run in given["runs"]:
         home = adapters / run["agent"]
-        manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST)
+        there = (
+            run["state"] == "ready" or run["run_id"] in given["delivered"]
+        )  # a manifest alone may be a damaged one's
+        manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST) if there else {}
         promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
         if manifest and run.get("variant"):
             continue  # the leader board tells of it
@@ -113,7 +127,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
         elif check_mode:
             lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
-        elif given["detached"] and not summary.failure(run, given["failures"]):
+        elif given["detached"] and summary.under_way(run, given["launched"], given["failures"]):
             lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
         else:
             lines += summary.not_ready(run, given["failures"])

@@ -77,6 +77,20 @@ def not_writable(host: str, words: str) -> str:
     )
 
 
+def no_answer(host: str, words: str) -> str:
+    """What to say of a trainer that cannot be reached at all.
+
+    Args:
+        host: Who.
+        words: What ssh said of it.
+    """
+    said = words.strip().removeprefix("Failed to connect to the host via ssh: ").splitlines() or ["no answer"]
+    return (
+        f"{host} does not answer: {said[-1]}\nWhat runs there goes on. When it answers again, the same command goes on; "
+        f"-e move={host} gives it up, and starts what it had on another trainer"
+    )
+
+
 def failed(host: str, words: str) -> str:
     """What to say of a transfer that failed.
 

@@ -75,8 +75,26 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
 
 
 def failure(run: dict[str, Any], failures: dict[str, str]) -> str:
-    """Why a run is not there, as far as it was told; see :func:`not_ready`."""
+    """Why a run is not there, as far as it was told; see :func:`not_ready`.
+
+    Where a host of a gang failed, the first one knows no more than that it was stopped.
+    """
+    member = next((host for host in run.get("hosts", ()) if host != run["trainer"] and host in failures), "")
+    if member:
+        return failures[member] if failures[member].startswith(member) else f"{member}: {failures[member]}"
     return failures.get(run["run_id"]) or failures.get(run["trainer"]) or ""
+
+
+def under_way(run: dict[str, Any], launched: dict[str, list[str]], failures: dict[str, str]) -> bool:
+    """Whether a run that nobody waits for trains, as far as is known.
+
+    Args:
+        run: The planned run.
+        launched: The run ids that were launched, by host.
+        failures: See :func:`not_ready`.
+    """
+    hosts = run.get("hosts") or [run["trainer"]]
+    return not failure(run, failures) and all(run["run_id"] in launched.get(host, []) for host in hosts)
 
 
 def not_ready(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
@@ -86,7 +104,8 @@ def not_ready(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
         run: The planned run.
         failures: What went wrong, by run id, or by trainer where no run of it was begun.
     """
-    said = failure(run, failures).strip().splitlines() or [f"{run['trainer']} was lost on the way"]
+    lost = f"{run['trainer']} was lost on the way; the same command goes on, -e move={run['trainer']} goes elsewhere"
+    said = failure(run, failures).strip().splitlines() or [lost]
     return [f"{run['name']} is not ready: {run['run_id']} on {run['trainer']}: {said[0]}"]
 
 

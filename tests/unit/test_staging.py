@@ -32,6 +32,16 @@ def test_what_is_not_as_it_was_planned_is_refused(tmp_path, text, words):
         staging.lay_out(tmp_path / "tree", [{"path": "a.jsonl", "src": str(source), "sha256": "0" * 64}])
 
 
+def test_a_trainer_that_does_not_answer():
+    refused = (
+        "Failed to connect to the host via ssh: Warning: x\nssh: connect to host gpu-2 port 22: Connection refused"
+    )
+    first, second = staging.no_answer("gpu-2", refused).splitlines()
+    assert first == "gpu-2 does not answer: ssh: connect to host gpu-2 port 22: Connection refused"
+    assert second.startswith("What runs there goes on. When it answers again, the same command goes on; -e move=gpu-2")
+    assert staging.no_answer("gpu-2", "").startswith("gpu-2 does not answer: no answer")
+
+
 def test_on_one_machine_only_what_differs_is_copied(tmp_path):
     tree, to = tmp_path / "tree", tmp_path / "to"
     staging.lay_out(tree, [{"path": "same", "content": "1"}, {"path": "deep/new", "content": "2"}])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import pathlib
+
 from ansible.module_utils.lora_forge import summary
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RUN = {"run_id": "crew-1", "agent": "crew", "name": "crew lora_r 8", "trainer": "gpu-2"}
 
@@ -15,7 +21,8 @@ def test_why_a_run_is_not_there():
         "crew lora_r 8 is not ready: crew-1 on gpu-2: out of memory"
     ]
     assert said({"gpu-2": "no GPU"}) == ["crew lora_r 8 is not ready: crew-1 on gpu-2: no GPU"]
-    assert said({"mayor-1": "x"}) == ["crew lora_r 8 is not ready: crew-1 on gpu-2: gpu-2 was lost on the way"]
+    assert said({"mayor-1": "x"}) == ["crew lora_r 8 is not ready: crew-1 on gpu-2: gpu-2 was lost on the way; "
+                                  "the same command goes on, -e move=gpu-2 goes elsewhere"]  # fmt: skip
 
 
 def test_several_runs_are_counted_where_some_are_lacking():
@@ -30,3 +37,56 @@ def test_several_runs_are_counted_where_some_are_lacking():
 def test_rates_in_few_digits():
     figures = (950, 1500, 21_000, 999_499, 999_500, 3_240_000, 12_000_000)
     assert [summary.short(one) for one in figures] == ["950", "1.5 k", "21 k", "999 k", "1.0 M", "3.2 M", "12 M"]
+
+
+GANG = {**RUN, "trainer": "gpu-1", "hosts": ["gpu-1", "gpu-2"]}
+
+
+def test_of_a_gang_the_host_that_failed_is_named():
+    failures = {"crew-1": "crew-1 is stopped: on request", "gpu-2": "no GPU"}
+    assert summary.failure(GANG, failures) == "gpu-2: no GPU"
+    assert summary.failure(GANG, {"gpu-2": "gpu-2: no answer"}) == "gpu-2: no answer"
+    assert summary.failure(GANG, {"gpu-1": "no GPU"}) == "no GPU"
+
+
+def test_what_nobody_waits_for_trains_where_it_was_launched_and_not_elsewhere():
+    assert summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {})
+    assert not summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": []}, {})
+    assert not summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {"gpu-2": "no GPU"})
+    assert summary.under_way(RUN, {"gpu-2": ["crew-1"]}, {})
+    assert not summary.under_way(RUN, {}, {})
+
+
+def answer(adapters, state, check=False, **given):
+    spec = importlib.util.spec_from_file_location("lora_adapter_summary", ROOT / "library/lora_adapter_summary.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    options = {name: one.get("default") for name, one in module.ARGUMENTS.items()}
+    found = module.answer({**options, "adapters": str(adapters), "runs": [{**RUN, "state": state}], **given}, check)
+    return found["lacking"], found["lines"][-1]
+
+
+def test_a_damaged_adapter_is_not_ready_because_its_manifest_is_there(tmp_path):
+    folder = tmp_path / "adapters/crew/crew-1"
+    folder.mkdir(parents=True)
+    manifest = {
+        "run_id": "crew-1", "loss": {"first": 2.0, "last": 1.0, "eval_first": None, "eval_last": None},
+        "steps": {"reached": 1, "planned": 1}, "duration_s": 1, "cost": {"usd": 0}, "starts": 1, "rehearsal": False,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    home = tmp_path / "adapters"
+    assert answer(home, "ready")[0] == []
+    assert answer(home, "to train", delivered=["crew-1"])[0] == []
+    lacking, said = answer(home, "to train", failures={"crew-1": "no connection"})
+    assert (lacking, said) == (["crew-1"], "crew lora_r 8 is not ready: crew-1 on gpu-2: no connection")
+    assert answer(home, "to train")[0] == ["crew-1"]
+    assert "would be trained" in answer(home, "to train", check=True)[1]
+
+
+def test_a_run_that_was_never_launched_does_not_train(tmp_path):
+    assert answer(tmp_path, "to train", detached=True, launched={"gpu-2": ["crew-1"]}) == (
+        [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
+    )  # fmt: skip
+    lacking, said = answer(tmp_path, "to train", detached=True)
+    assert lacking == ["crew-1"]
+    assert "gpu-2 was lost on the way" in said

@@ -161,7 +161,32 @@ class Planner:
                 keys.pop("model_revision", None)  # a folder has none
         if errors:
             raise ForgeError("\n".join(errors))
+        if keys.get("deepspeed"):
+            keys["deepspeed"] = self.deepspeed(keys["deepspeed"], LOCKS[0] if profile == REHEARSAL else LOCKS[1])
         return keys
+
+    def deepspeed(self, given: Any, lock: str) -> Any:
+        """DeepSpeed's configuration, from its file where one is named: no trainer has the files of a checkout.
+
+        Raises:
+            ForgeError: The file cannot be read, or the trainer's environment has no DeepSpeed.
+        """
+        try:
+            recipe.pinned(self.root / lock, "deepspeed")
+        except ForgeError:
+            raise ForgeError(
+                f"«deepspeed» needs a package that {lock} does not pin: add a line «deepspeed» to "
+                f"{lock.removesuffix('.txt')}.in, then make lock; or use fsdp_config, which needs nothing more"
+            ) from None
+        if not isinstance(given, str):
+            return given
+        path = self.root / given
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ForgeError(
+                f"«deepspeed: {given}» must name a JSON file, from the checkout on: {path}: {error}"
+            ) from None
 
     def read(self, path: pathlib.Path, use: str, sequence_len: int) -> dataset.Summary:
         """Check a dataset file, once for each invocation."""

@@ -86,8 +86,8 @@ def no_answer(host: str, words: str) -> str:
     """
     said = words.strip().removeprefix("Failed to connect to the host via ssh: ").splitlines() or ["no answer"]
     return (
-        f"{host} does not answer: {said[-1]}\nWhat runs there goes on. When it answers again, the same command goes on; "
-        f"-e move={host} gives it up, and starts what it had on another trainer"
+        f"{host} does not answer: {said[-1]}\nWhat runs there goes on. When it answers again, the same command goes "
+        f"on; -e move={host} gives it up, and starts what it had on another trainer"
     )
 
 

@@ -78,3 +78,11 @@ def test_named_gpus_are_grouped_into_lanes(rendered):
     assert rendered("__run_lanes", gpus=2, options=named)["gpu-1"]["__run_lanes"] == ["GPU-a,GPU-b", "GPU-c,GPU-d"]
     assert rendered("__run_lanes", options={"run_lanes": "GPU-a,GPU-b"})["gpu-1"]["__run_lanes"] == ["GPU-a", "GPU-b"]
     assert rendered("__run_lanes", rehearsal=True)["gpu-1"]["__run_lanes"] == ["cpu"]
+
+
+def test_sharding_reaches_axolotl_as_the_recipe_has_it(rendered):
+    keys = {"base_model": "m", "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    run = {"recipe": keys | {"deepspeed": {"zero_optimization": {"stage": 3}}},
+           "datasets": [{"path": "a.jsonl", "sha256": "0", "use": "train", "entry": {"type": "chat_template"}}]}  # fmt: skip
+    found = yaml.safe_load(rendered("__run_recipe", **run)["gpu-1"]["__run_recipe"])
+    assert {key: found[key] for key in run["recipe"]} == run["recipe"]

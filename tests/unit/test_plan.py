@@ -406,6 +406,26 @@ def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
     assert (shared["recipe"]["micro_batch_size"], shared["recipe"]["gradient_accumulation_steps"]) == (2, 1)
 
 
+def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_path, monkeypatch):
+    data()
+    config = {"zero_optimization": {"stage": 3}}
+    with pytest.raises(
+        ForgeError, match=r"«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin"
+    ):
+        make(recipe={"deepspeed": config})
+    monkeypatch.setattr(plan.recipe, "pinned", lambda lock, package: "0.19.0")
+    plain = one(make())["run_id"]
+    assert one(make(recipe={"deepspeed": config}))["recipe"]["deepspeed"] == config
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps(config))
+    run = one(make(recipe={"deepspeed": str(path)}))
+    assert (run["recipe"]["deepspeed"], run["run_id"]) == (config, plain)
+    with pytest.raises(
+        ForgeError, match=r"«deepspeed: no.json» must name a JSON file, from the checkout on: .*/no.json"
+    ):
+        make(recipe={"deepspeed": "no.json"})
+
+
 def pair(data, *names: str, **changes: Any) -> list[Trainer]:
     common = {"datasets_dir": str(data.folder), "gpus": 2, "hosts": 2, "members": ("a", "b"), **changes}
     return [Trainer(name, **common) for name in names]

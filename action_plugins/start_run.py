@@ -1,0 +1,118 @@
+"""Start a run on its trainer, or attach to it: ask what is there, stage what is missing, start the supervisor."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+from ansible.utils.display import Display
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge import launch, runs, staging  # noqa: E402
+from ansible.module_utils.lora_forge.actions import call  # noqa: E402
+
+display = Display()
+LIVING = ("queued", "running", "stalled")
+
+
+class ActionModule(ActionBase):
+    """``start_run``: C(plan), the run's plan; C(run_dir), C(root), C(output), C(checkout), C(kept); C(lanes) and
+    C(gpus), C(python), C(module), C(address), C(leader), C(port), C(timeout), as ``launch`` takes them; C(wandb), C(wandb_server), C(secrets), C(lane_dir), C(backend), C(stop_timeout); C(transfer), how files go
+    over; and C(refuse), why nothing may be started.
+
+    Whatever is alive or finished is left alone. Returns C(changed), and C(state), what was there before.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        self.host = (task_vars or {})["inventory_hostname"]
+        try:
+            return result | self.start(self._task.args, task_vars)
+        except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
+            return result | {"failed": True, "msg": staging.no_answer(self.host, str(error))}
+
+    def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+        """The steps; the first one that fails is the answer."""
+        run, root, dry = args["plan"], args["root"], self._task.check_mode
+        found = self._execute_module("training_run_info", {"run_dir": args["run_dir"]}, task_vars=task_vars)
+        if found.get("failed"):
+            return found
+        before = {"changed": False, "state": found["state"]}
+        if found["state"] in LIVING:
+            display.display(f"  {self.host}: {run['run_id']} is {found['state']} already; attached to it")
+        if found["state"] in (*LIVING, "finished"):
+            return before
+        if args["refuse"]:
+            return {"failed": True, "msg": f"{run['run_id']} is not started: {args['refuse']}"}
+        kept, checkout = pathlib.Path(args["kept"]), pathlib.Path(args["checkout"])
+        fetched = runs.newest_checkpoint(kept)
+        goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > found["checkpoint"]["step"] else []
+        staged = {
+            "files": launch.files(run, checkout, self.axolotl(args, checkout), kept, goes),
+            "to": root,
+            **args["transfer"],
+        }
+        sent = call(self, "transfer", staged, task_vars)
+        if sent.get("failed"):
+            return sent
+        if run["rehearsal"] and not dry:
+            flaw = self.make_tiny_model(args)
+            if flaw:
+                return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {flaw}"}
+        hosts = run.get("hosts") or [self.host]
+        placed = {"output": args["output"], "run_id": run["run_id"], "trainer": hosts[0], "lane": run.get("lane", 0)}
+        noted = call(self, "run_placement", {**placed, "state": "launched"}, task_vars)
+        if noted.get("failed"):
+            return noted
+        named = args["lanes"].split(",") if isinstance(args["lanes"], str) else args["lanes"]
+        lane = launch.lane(run, [one for one in named if one], args["gpus"])
+        meet = {"address": args["address"], "leader": args["leader"], "port": int(args["port"])}
+        wait = int(args["timeout"])
+        command = launch.command(run, self.host, args["python"], args["module"], timeout=wait, **meet)
+        asked = {
+            "run_dir": args["run_dir"],
+            "command": command,
+            "lane": lane,
+            "backend": args["backend"],
+            "environment": launch.environment(lane, root, args["wandb"], args["wandb_server"]),
+            "secrets": args["secrets"],
+            "processes": len(hosts) * run.get("gpus", 1),
+            "prepared": launch.prepared(run, root),
+            "stop_timeout": args["stop_timeout"],
+            "facts": {key: run[key] for key in ("agent", "fingerprint", "rehearsal", "recipe_sha256")}
+            | {"datasets": [one["sha256"] for one in run["datasets"]], "host": self.host, "hosts": hosts},
+            **({"lane_dir": args["lane_dir"]} if args["lane_dir"] else {}),
+        }
+        started = self._execute_module("training_run", asked, task_vars=task_vars)
+        if started.get("failed"):
+            return started
+        if started["changed"] and not dry:
+            how = f"({started['backend']}; look: {started['look']}); {started['word']}"
+            display.display(f"  {self.host}: {run['run_id']} started {how}")
+        return before | {"changed": started["changed"]}
+
+    def axolotl(self, args: dict[str, Any], checkout: pathlib.Path) -> str:
+        """The text of axolotl.yml."""
+        template = (checkout / "templates/axolotl.yml.j2").read_text(encoding="utf-8")
+        # Its own variables alone: for each expression Ansible walks over all that there are.
+        variables = launch.axolotl(args["plan"], args["root"], args["wandb"])
+        return self._templar.copy_with_new_env(available_variables=variables).template(trust_as_template(template))
+
+    def make_tiny_model(self, args: dict[str, Any]) -> str:
+        """Make the rehearsal's model unless it is there; returns what went wrong, or nothing."""
+        run, root = args["plan"], args["root"]
+        model = launch.base_model(run, root)
+        words = [args["python"], f"{root}/{launch.TINY_MODEL}", model]
+        words += [launch.dataset(root, one) for one in run["datasets"]]
+        made = self._low_level_execute_command(
+            f"test -e {shlex.quote(model)}/config.json || {shlex.join(map(str, words))}"
+        )
+        return "" if made["rc"] == 0 else (made["stderr"] or made["stdout"]).strip()[-2000:]

@@ -9,6 +9,7 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
@@ -17,6 +18,8 @@ from ansible.module_utils.lora_forge import launch, staging  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 display = Display()
+for also in ("transfer", "lora_adapter"):  # what is called, loaded here once: what a task's process loads is lost with it
+    action_loader.get(also, class_only=True)
 
 
 class ActionModule(ActionBase):

@@ -9,6 +9,7 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
 from ansible.template import trust_as_template
 from ansible.utils.display import Display
 
@@ -18,6 +19,8 @@ from ansible.module_utils.lora_forge import launch, runs, staging  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 display = Display()
+for also in ("transfer", "run_placement"):  # what is called, loaded here once: what a task's process loads is lost with it
+    action_loader.get(also, class_only=True)
 LIVING = ("queued", "running", "stalled")
 
 

@@ -82,7 +82,7 @@ def test_named_gpus_are_grouped_into_lanes(rendered):
 
 def test_sharding_reaches_axolotl_as_the_recipe_has_it(rendered):
     keys = {"base_model": "m", "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
-    run = {"recipe": keys | {"deepspeed": {"zero_optimization": {"stage": 3}}},
-           "datasets": [{"path": "a.jsonl", "sha256": "0", "use": "train", "entry": {"type": "chat_template"}}]}  # fmt: skip
+    data = {"path": "a.jsonl", "sha256": "0", "use": "train", "entry": {"type": "chat_template"}}
+    run = {"recipe": keys | {"deepspeed": {"zero_optimization": {"stage": 3}}}, "datasets": [data]}
     found = yaml.safe_load(rendered("__run_recipe", **run)["gpu-1"]["__run_recipe"])
     assert {key: found[key] for key in run["recipe"]} == run["recipe"]

@@ -23,6 +23,8 @@ class ActionModule(ActionBase):
             changed = changed or found.get("changed", False)
             for words in found.get("done", []):
                 display.display(f"  {args['host']}: {words}")
+            if found.get("failed") and self._task.check_mode:  # what ends the plan ends it for every host
+                found["msg"] = f"{found.get('msg')}\nNothing was ordered, and nothing was started on any other host"
             if found.get("failed") or found.get("phase") not in ("waiting", "ordering", "booting"):
                 return result | found | {"changed": changed}
             if found["word"] != said:

@@ -27,12 +27,12 @@ options:
   max_regression:
     description:
       - By which share its eval loss may be above the promoted one's; 0.02 is 2 %. The gate decides then, as after a
-        training, and nothing moves in check mode.
+        training, also on a run that it has decided on before.
       - By default it is moved by hand, whatever the gate says.
     type: float
 attributes:
   check_mode:
-    description: Predicts whether latest would move by hand.
+    description: Predicts whether latest would move.
     support: full
   diff_mode:
     description: Shows nothing.
@@ -101,7 +101,7 @@ def main() -> None:
         if gate is None:
             changed = bool(run_id) and promotion.promote_by_hand(home, run_id, module.check_mode)
         else:
-            changed = bool(run_id) and not module.check_mode and promotion.promote(home, run_id, gate)
+            changed = bool(run_id) and promotion.promote(home, run_id, gate, asked=True, check=module.check_mode)
         rows = promotion.overview(home)
         promoted = (gate is None and run_id) or next((row["run_id"] for row in rows if row["promoted"]), "")
         if changed:

@@ -74,7 +74,9 @@ rows:
   elements: list
   sample: [[1, lora_r 16]]
 best:
-  description: Of each agent whose recipe was varied the run with the lowest eval loss that can be compared.
+  description:
+    - Of each agent whose recipe was varied the run with the lowest eval loss that can be compared.
+    - As long as one of the variants is not there, it is not known.
   returned: success
   type: list
   elements: dict
@@ -114,12 +116,15 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     adapters = pathlib.Path(given["adapters"])
     lines: list[str] = []
     lacking: list[str] = []
+    whole: set[str] = set()
     for run in given["runs"]:
         home = adapters / run["agent"]
         there = (
             run["state"] == "ready" or run["run_id"] in given["delivered"]
         )  # a manifest alone may be a damaged one's
         manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST) if there else {}
+        if manifest:
+            whole.add(run["run_id"])
         promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
         if manifest and run.get("variant"):
             continue  # the leader board tells of it
@@ -141,7 +146,9 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "columns": sweep.COLUMNS if boards else [],
         "rows": [sweep.cells(row) for board in boards.values() for row in board],
         "best": [
-            {"agent": agent, "run_id": board[0]["run_id"]} for agent, board in boards.items() if board[0]["place"]
+            {"agent": agent, "run_id": board[0]["run_id"]}
+            for agent, board in boards.items()
+            if board[0]["place"] and whole.issuperset(row["run_id"] for row in board)
         ],
     }
 

@@ -193,7 +193,7 @@ def history(home: pathlib.Path) -> list[dict[str, Any]]:
     return [line for line in rundir.read_events(home / HISTORY)[0] if "run_id" in line and "moved" in line]
 
 
-def promote(home: pathlib.Path, run_id: str, max_regression: float) -> bool:
+def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool = False, check: bool = False) -> bool:
     """Let ``latest`` point to a run that a training has just delivered, where the gate lets it.
 
     A run is decided on once: collected again, it finds its line in the history, and an older one never takes
@@ -203,25 +203,42 @@ def promote(home: pathlib.Path, run_id: str, max_regression: float) -> bool:
         home: output/adapters/<agent>.
         run_id: A delivered run.
         max_regression: See :func:`decide`.
+        asked: Somebody wants it looked at, so that it is decided on again; held against the same one, it is noted once.
+        check: Change nothing.
 
     Returns:
-        Whether ``latest`` moved.
+        Whether ``latest`` moves.
 
     Raises:
         ForgeError: The share makes no sense, or ``latest`` is no symbolic link.
     """
     if not max_regression >= 0:
         raise ForgeError(f"adapter_max_regression is «{max_regression}»; give a share from 0 on, such as 0.02")
+    if check:
+        return _gate(home, promoted_one(home), run_id, max_regression, asked).move
     with _locked(home) as book:
         holder = _entered(home, book)
-        before = holder["run_id"] if holder else None
-        if before and (before == run_id or any(run_id in (line["run_id"], line.get("from")) for line in history(home))):
-            return False
-        manifests = delivered(home)
-        real = any(not is_rehearsal(manifest) for manifest in manifests.values())
-        decision = decide(manifests[run_id], holder, real, max_regression)
-        _move(home, book, run_id, before, decision, "training")
+        decision = _gate(home, holder, run_id, max_regression, asked)
+        if decision.why:
+            _move(home, book, run_id, holder["run_id"] if holder else None, decision, "training")
         return decision.move
+
+
+def _gate(
+    home: pathlib.Path, holder: Optional[dict[str, Any]], run_id: str, max_regression: float, asked: bool
+) -> Decision:
+    """The decision on a run, see :func:`promote`; without a reason where there is nothing new to say of it."""
+    nothing = Decision(False, "", None, None, None)
+    before, lines = holder["run_id"] if holder else None, history(home)
+    if before == run_id:
+        return nothing
+    if before and not asked and any(run_id in (line["run_id"], line.get("from")) for line in lines):
+        return nothing
+    manifests = delivered(home)
+    real = any(not is_rehearsal(manifest) for manifest in manifests.values())
+    decision = decide(manifests[run_id], holder, real, max_regression)
+    noted = any((line["run_id"], line.get("from"), line["moved"]) == (run_id, before, False) for line in lines)
+    return nothing if before and noted and not decision.move else decision
 
 
 def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> bool:

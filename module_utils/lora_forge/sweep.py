@@ -96,10 +96,13 @@ def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
 
     Args:
         output: Where adapters are kept.
-        agents: Only theirs; empty for all.
+        agents: Only theirs; empty for the newest one of each.
     """
     lines = []
-    for one in noted(output, agents):
+    sweeps = noted(output, agents)
+    if not agents:
+        sweeps = list({one["agent"]: one for one in reversed(sweeps)}.values())[::-1]
+    for one in sweeps:
         rows = board(output, one)
         there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
         lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")

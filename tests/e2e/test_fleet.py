@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import rundir
 import yaml
-from fleet_hosts import DEAD_PORT, PORT, Hosts
+from fleet_hosts import DEAD_PORT, ENVIRONMENT, PORT, STUB, Hosts
+
+from .conftest import eventually
 
 ALL = ["crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"]
 
@@ -22,6 +26,7 @@ class Fleet:
         self.hosts = hosts
         hosts.reset()
         self.changes: dict[str, dict[str, Any]] = {}
+        self.groups: dict[str, list[str]] = {}
 
     def change(self, **hosts: dict[str, Any]) -> None:
         """Give hosts other variables, by the names they have without «host-»."""
@@ -33,10 +38,23 @@ class Fleet:
         inventory = yaml.safe_load(path.read_text())
         for name, variables in self.changes.items():
             inventory["trainers"]["hosts"][name] |= variables
+        inventory |= {name: {"hosts": {host: {} for host in hosts}} for name, hosts in self.groups.items()}
         path.write_text(yaml.safe_dump(inventory))
         command = ["ansible-playbook", "-i", str(path), playbook, *arguments]
         taken = self.hosts.clock(command, {"ANSIBLE_LOCAL_TEMP": str(self.hosts.home / "tmp")}, fails=True)
         return taken.code, taken.text
+
+    def planned(self, roles: str) -> dict[str, dict[str, Any]]:
+        """The planned runs by agent."""
+        code, text = self.play("playbooks/plan.yml", "-e", f"role={roles}")
+        assert code == 0, text
+        return {run["agent"]: run for run in rundir.read_json(self.hosts.output / "plan.json")["runs"]}
+
+    def run_dir(self, number: int, run_id: str) -> pathlib.Path:
+        """A run's directory on a host, made before its launch for what a test puts there."""
+        path = self.hosts.root(number) / "runs" / run_id
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def placed(self) -> dict[str, tuple[str, int]]:
         """Where each run was launched: trainer and lane, by agent."""
@@ -150,3 +168,85 @@ def test_a_sweep_is_spread_ranked_and_free_the_second_time(fleet: Fleet) -> None
     assert code == 0, text
     page = (fleet.hosts.output / "report.html").read_text()
     assert page.index("lora_r 32, lora_alpha 32<") < page.index("lora_r 8, lora_alpha 16<")
+
+
+def begun(run_dir: pathlib.Path) -> bool:
+    return any(event["event"] == "begin" for event in rundir.read_events(run_dir / "metrics.jsonl")[0])
+
+
+def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
+    """It has a run, which trains on, as far as anybody knows; the others go on, and so does its run elsewhere."""
+    roles = "crew,mayor,witness"
+    planned = fleet.planned(roles)
+    [lost] = [agent for agent, run in planned.items() if run["trainer"] == "host-1"]
+    run_dir = fleet.run_dir(1, planned[lost]["run_id"])
+    (run_dir / "hold").touch()
+    code, text = fleet.play("playbooks/launch.yml", "-e", f"role={roles}")
+    assert code == 0, text
+    assert text.count("the same command without detach watches it") == 3
+    eventually(lambda: begun(run_dir), 60, "its first step")
+
+    fleet.change(h1={"ansible_port": DEAD_PORT})
+    code, text = fleet.play("train.yml", "-e", f"role={roles}")
+    assert code != 0, text
+    assert fleet.verified() == sorted({"crew", "mayor", "witness"} - {lost}), text
+    said = f"{lost} is not ready: {planned[lost]['run_id']} on host-1: host-1 does not answer: "
+    assert said in text
+    assert f"port {DEAD_PORT}: Connection refused" in text
+    assert "2 of 3 are verified" in text
+    assert fleet.placed()[lost] == ("host-1", 0)
+
+    code, text = fleet.play("train.yml", "-e", f"role={roles}", "-e", "move=host-1")
+    assert code == 0, text
+    assert fleet.verified() == ["crew", "mayor", "witness"]
+    assert fleet.placed()[lost][0] != "host-1"
+    assert fleet.status(1, lost)["state"] == "running"
+    (run_dir / "hold").unlink()
+    eventually(lambda: fleet.status(1, lost)["state"] == "finished", 60, "the end of the one that was given up")
+
+
+def test_lanes_train_at_once(fleet: Fleet) -> None:
+    fleet.change(h0={"run_lanes": ["cpu-0", "cpu-1"]}, h1={"agents": ["witness"]}, h2={"agents": ["witness"]})
+    runs = [fleet.run_dir(0, run["run_id"]) for run in fleet.planned("crew,mayor").values()]
+    for run_dir in runs:
+        (run_dir / "hold").touch()
+    code, text = fleet.play("playbooks/launch.yml", "-e", "role=crew,mayor")
+    assert code == 0, text
+    eventually(lambda: all(map(begun, runs)), 60, "both at once")
+    assert {fleet.status(0, agent)["lane"] for agent in ("crew", "mayor")} == {"cpu-0", "cpu-1"}
+    for run_dir in runs:
+        (run_dir / "hold").unlink()
+    code, text = fleet.play("train.yml", "-e", "role=crew,mayor")
+    assert code == 0, text
+    assert fleet.verified() == ["crew", "mayor"]
+
+
+def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
+    """Two runs of two hosts through torchrun, one after the other, to their adapters; and one host that is not fit."""
+
+    def member(number: int, **changes: Any) -> dict[str, Any]:
+        command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", f"lora-forge-fleet-{number}"]
+        address = subprocess.check_output(command, env=ENVIRONMENT, text=True).strip()
+        agents = ["crew", "deacon"]
+        return {"run_hosts": 2, "run_address": address, "run_module": "stub_axolotl", "agents": agents, **changes}
+
+    fleet.groups = {"pair": ["host-1", "host-2"]}
+    fleet.change(h0={"agents": ["mayor"]}, h1=member(1), h2=member(2, trainer_root="/proc/forge"))
+    planned = fleet.planned("crew,deacon")
+    run_id = planned["crew"]["run_id"]
+    for number in (1, 2):
+        for run in planned.values():
+            shutil.copy(STUB, fleet.run_dir(number, run["run_id"]))
+    for detach in ("true", "false"):
+        code, text = fleet.play("train.yml", "-e", "role=crew", "-e", f"detach={detach}")
+        assert code != 0, text
+        assert f"crew is not ready: {run_id} on host-1: host-2: " in text
+        assert fleet.status(1, "crew").get("state") in (None, "stopped"), text
+
+    fleet.change(h0={"agents": ["mayor"]}, h1=member(1), h2=member(2))
+    code, text = fleet.play("train.yml", "-e", "role=crew,deacon")
+    assert code == 0, text
+    assert fleet.verified() == ["crew", "deacon"]
+    for agent in ("crew", "deacon"):
+        assert fleet.placed()[agent] == ("host-1", 0)
+        eventually(lambda agent=agent: fleet.status(2, agent)["state"] == "finished", 60, "the other host's end")

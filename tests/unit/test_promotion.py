@@ -395,6 +395,24 @@ def test_the_module_tells_and_moves(home, capsys) -> None:
     assert found["word"] == "latest points to witness-b already"
 
 
+def test_who_asks_has_it_decided_on_again_and_noted_once(home, capsys) -> None:
+    home.train("witness-a", 0.9)
+    home.train("witness-b", 0.91, regression=0.0)
+    assert home.latest == "witness-a"
+    gate = {"run_id": "witness-b", "max_regression": 0.0}
+    count = len(home.lines)
+    assert play(home, capsys, **gate)["changed"] is False
+    assert len(home.lines) == count
+    gate["max_regression"] = 0.05
+    found = play(home, capsys, check=True, **gate)
+    assert (found["changed"], found["word"], home.latest) == (True, "latest would point to witness-b", "witness-a")
+    assert len(home.lines) == count
+    assert play(home, capsys, **gate)["changed"] is True
+    assert home.latest == "witness-b"
+    assert play(home, capsys, **gate)["changed"] is False
+    assert promotion.promote(home.path, "witness-a", 0.05) is False  # collected again: nobody asked
+
+
 @pytest.mark.parametrize(
     ("agent", "says"),
     [

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import pathlib
 
-from ansible.module_utils.lora_forge import summary
+from ansible.module_utils.lora_forge import promotion, summary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -57,12 +57,16 @@ def test_what_nobody_waits_for_trains_where_it_was_launched_and_not_elsewhere():
     assert not summary.under_way(RUN, {}, {})
 
 
-def answer(adapters, state, check=False, **given):
+def summed(adapters, runs, check, **given):
     spec = importlib.util.spec_from_file_location("lora_adapter_summary", ROOT / "library/lora_adapter_summary.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     options = {name: one.get("default") for name, one in module.ARGUMENTS.items()}
-    found = module.answer({**options, "adapters": str(adapters), "runs": [{**RUN, "state": state}], **given}, check)
+    return module.answer({**options, "adapters": str(adapters), "runs": runs, **given}, check)
+
+
+def answer(adapters, state, check=False, **given):
+    found = summed(adapters, [{**RUN, "state": state}], check, **given)
     return found["lacking"], found["lines"][-1]
 
 
@@ -81,6 +85,26 @@ def test_a_damaged_adapter_is_not_ready_because_its_manifest_is_there(tmp_path):
     assert (lacking, said) == (["crew-1"], "crew lora_r 8 is not ready: crew-1 on gpu-2: no connection")
     assert answer(home, "to train")[0] == ["crew-1"]
     assert "would be trained" in answer(home, "to train", check=True)[1]
+
+
+def test_the_best_of_a_sweep_is_known_when_all_of_it_is_there(tmp_path):
+    runs = [{**RUN, "run_id": f"crew-{rank}", "variant": {"lora_r": rank}, "state": "ready"} for rank in (8, 16)]
+    data = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
+    recipe = {"base_model": "m", "sequence_len": 64}
+
+    def deliver(run_id, loss):
+        folder = tmp_path / "adapters/crew" / run_id
+        folder.mkdir(parents=True)
+        found = promotion.evaluation(recipe, data, loss)
+        manifest = {"verdict": "verified", "loss": {"eval_last": loss}, "evaluation": found, "recipe": recipe}
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"datasets": data, "run_id": run_id}))
+
+    deliver("crew-8", 0.9)
+    assert summed(tmp_path / "adapters", runs, False)["best"] == []
+    deliver("crew-16", 0.95)
+    assert summed(tmp_path / "adapters", runs, False)["best"] == [{"agent": "crew", "run_id": "crew-8"}]
+    runs[0]["state"] = "to train"  # damaged
+    assert summed(tmp_path / "adapters", runs, False)["best"] == []
 
 
 def test_a_run_that_was_never_launched_does_not_train(tmp_path):

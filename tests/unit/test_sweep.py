@@ -100,3 +100,6 @@ def test_what_belongs_together_is_noted_once(tmp_path):
     assert sweep.noted(tmp_path) == [known]
     sweep.note(tmp_path, planned(8, 32))
     assert len(sweep.noted(tmp_path)) == 2
+    assert len(sweep.words(tmp_path, ["witness"])) == 2
+    assert len(sweep.words(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
+    assert sweep.words(tmp_path) == sweep.words(tmp_path, ["witness"])[:1]

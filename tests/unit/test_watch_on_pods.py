@@ -75,6 +75,11 @@ def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer):
     assert task.told == []
 
 
+def test_an_order_that_cannot_be_foretold_says_that_nothing_was_started(monkeypatch):
+    task = Task(monkeypatch, "runpod_pod", {"failed": True, "msg": "no offer"}, host="pod-1")
+    assert task.run(check=True)["msg"] == "no offer\nNothing was ordered, and nothing was started on any other host"
+
+
 def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int = 0, **changes: Any) -> dict[str, Any]:
     """training_run_info's answer on a run of 100 steps: begun at a step, now at another, with seconds for each."""
     events = [{"event": "begin", "time": 0.0, "step": begin, "planned": 100}]

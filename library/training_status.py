@@ -28,6 +28,11 @@ options:
     description: Whose runs, as C(-e role=…) names them; empty for all.
     type: raw
     default: ''
+  busy:
+    description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier look.
+    type: list
+    elements: str
+    default: []
   pods:
     description: Where the claims of rented pods lie; they tell what a run has cost.
     type: path
@@ -75,11 +80,13 @@ lines:
   type: list
   elements: str
   sample: ["    pod-2 does not answer: timed out"]
-living:
-  description: How many runs are queued, running or stalled.
+busy:
+  description:
+    - The trainers on which a run is queued, running or stalled. What ran on one that does not answer is taken to go on.
   returned: success
-  type: int
-  sample: 1
+  type: list
+  elements: str
+  sample: [gpu-1]
 """
 
 import pathlib
@@ -87,7 +94,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir, status, sweep, verdict
+from ansible.module_utils.lora_forge import plan, rundir, status, sweep
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import reported
 
@@ -96,6 +103,7 @@ ARGUMENTS = {
     "looks": {"type": "dict", "required": True},
     "wandb": {"type": "bool", "default": True},
     "agents": {"type": "raw", "default": ""},
+    "busy": {"type": "list", "elements": "str", "default": []},
     "pods": {"type": "path"},
 }
 
@@ -136,7 +144,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "columns": status.COLUMNS,
         "rows": status.table(runs, silent),
         "lines": status.words(runs, silent, notes) + sweep.words(output, agents),
-        "living": sum(run["state"] in verdict.LIVING for run in runs),
+        "busy": status.busy(runs, silent, given["busy"]),
     }
 
 

@@ -65,7 +65,7 @@ def gather(
         claims: What pods have cost; None where none was ever rented.
 
     Returns:
-        For each run {run_id, agent, trainer, verdict, state, detail, contradictions, next, rehearsal, promoted, step,
+        For each run {run_id, agent, trainer, verdict, state, ended, detail, contradictions, next, rehearsal, promoted, step,
         planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at}; see RETURN of
         library/training_status.py. By agent, newest last.
     """
@@ -130,6 +130,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[C
         "trainer": what.trainer,
         "verdict": what.verdict,
         "state": what.state,
+        "ended": bool(found.placement.get("final")),
         "detail": what.detail,
         "contradictions": list(what.contradictions),
         "next": verdict.next_step(agent, what),
@@ -191,6 +192,22 @@ def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if row["verdict"] != "verified" or row["promoted"] or row["contradictions"] or row["run_id"] in newest.values()
     ]
+
+
+def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) -> list[str]:
+    """The trainers on which something lives, as far as anybody knows.
+
+    What ran on a trainer that does not answer now is taken to go on; so is what was launched on one, and has no end
+    that was noted.
+
+    Args:
+        rows: From :func:`gather`.
+        silent: Trainers that did not answer.
+        before: What this returned at the last look.
+    """
+    lives = {row["trainer"] for row in rows if row["state"] in verdict.LIVING}
+    unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
+    return sorted(lives | (({*before} | unheard) & silent.keys()))
 
 
 def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:

@@ -152,6 +152,17 @@ def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
     assert "    and 1 earlier verified run" in status.words(rows, {}, [])
 
 
+def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
+    place(tmp_path, "mayor-0123456789ab", trainer="gpu-2", state="launched")
+    place(tmp_path, "crew-0123456789ab", trainer="gpu-4", state="failed", final=True)
+    looks = {"gpu-1": {"runs": [seen()]}, "gpu-2": {"silent": "x"}, "gpu-3": {"silent": "x"}, "gpu-4": {"silent": "x"}}
+    silent = {name: "x" for name in looks if "silent" in looks[name]}
+    assert status.busy(gathered(tmp_path, looks), silent, []) == ["gpu-1", "gpu-2"]
+    # What another controller launched on gpu-3 is known from the last look alone; gpu-5 has answered since.
+    assert status.busy(gathered(tmp_path, looks), silent, ["gpu-3", "gpu-5"]) == ["gpu-1", "gpu-2", "gpu-3"]
+    assert status.busy(gathered(tmp_path, {"gpu-1": {"runs": [seen("failed")]}}), {}, ["gpu-1"]) == []
+
+
 @pytest.mark.parametrize(("agents", "found"), [([], 2), (["mayor"], 1), (["crew"], 0)])
 def test_only_the_agents_that_are_meant(tmp_path, agents, found):
     deliver(tmp_path)

@@ -116,7 +116,8 @@ from typing import Any
 import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, money, promotion, summary
+from ansible.module_utils.lora_forge import adapter, claims, money, promotion, summary
+from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -155,8 +156,9 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
     if not known:
-        others = adapter.cost_on(home.parent, given["budget"].get("pods", []))
-        cost = money.spent(given["budget"], time.time(), others)
+        ordered = Claims(pathlib.Path(given["budget"]["claim"]).parents[1]).all() if given["budget"] else []
+        left = claims.unaccounted(ordered, home.parent, time.time())
+        cost = money.spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
         manifest = adapter.manifest(
             run,
             given["observed"],

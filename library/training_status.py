@@ -80,6 +80,11 @@ lines:
   type: list
   elements: str
   sample: ["    pod-2 does not answer: timed out"]
+costs:
+  description: USD by run, of those on pods that are not delivered, be they launched yet or not.
+  returned: success
+  type: dict
+  sample: {witness-c6746a504464: 1.25}
 busy:
   description:
     - The trainers on which a run is queued, running or stalled. What ran on one that does not answer is taken to go on.
@@ -94,7 +99,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir, status, sweep
+from ansible.module_utils.lora_forge import claims, plan, rundir, status, sweep
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import reported
 
@@ -121,9 +126,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     output, looks = pathlib.Path(given["output"]), given["looks"]
     agents = plan.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
-    claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
+    ordered = Claims(folder).all() if folder else []
+    costs = claims.shares(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-    runs = status.gather(output, looks, answers, agents, claims)
+    runs = status.gather(output, looks, answers, agents, costs)
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
@@ -144,6 +150,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "columns": status.COLUMNS,
         "rows": status.table(runs, silent),
         "lines": status.words(runs, silent, notes) + sweep.words(output, agents),
+        "costs": costs,
         "busy": status.busy(runs, silent, given["busy"]),
     }
 

@@ -199,11 +199,11 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     homes = [home for home in homes if not wanted or home.name in wanted]
     runs = {home.name: read_runs(home, verdicts, warnings) for home in homes}
     delivered = {run.run_id for found in runs.values() for run in found}
+    meant = [run for run in looked if not wanted or run.get("agent") in wanted]
     under_way = [
         run
-        for run in looked
-        if (not wanted or run.get("agent") in wanted)
-        and (run.get("verdict") == "disputed" or str(run.get("run_id")) not in delivered)
+        for run in meant
+        if (run.get("verdict") == "disputed" or str(run.get("run_id")) not in delivered)
         and run.get("verdict") not in ("absent", "verified")
     ]
     history = {home.name: promotion.history(home) for home in homes}
@@ -220,7 +220,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         "under_way": sorted(under_way, key=lambda run: (str(run.get("agent")), str(run.get("run_id")))),
         "looked_at": _number(status.get("made_at")),
         "up_to": max((time for time in times if _number(time)), default=None),
-        "costs": costs(runs, [run for run in under_way if str(run.get("run_id")) not in delivered]),
+        "costs": costs(runs, [run for run in meant if str(run.get("run_id")) not in delivered]),
         "warnings": warnings,
         "wanted": wanted,
     }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import collections
 import pathlib
-import time
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import adapter, rundir, verdict, wandb_api
-from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.recipe import AGENTS
 from ansible.module_utils.lora_forge.summary import duration, points_to, short
 
@@ -53,7 +51,7 @@ def gather(
     looks: dict[str, dict[str, Any]],
     wandb: dict[str, dict[str, Any]],
     agents: list[str],
-    claims: Optional[Claims] = None,
+    costs: Optional[dict[str, float]] = None,
 ) -> list[dict[str, Any]]:
     """Everything that is known of every run, with its verdict.
 
@@ -62,7 +60,7 @@ def gather(
         looks: trainer_info's answer of each trainer that was asked, by its name.
         wandb: From :func:`ask_wandb`.
         agents: Only theirs; empty for all.
-        claims: What pods have cost; None where none was ever rented.
+        costs: USD by run, of those on pods that are not delivered: ``claims.shares``.
 
     Returns:
         For each run {run_id, agent, trainer, verdict, state, ended, detail, contradictions, next, rehearsal, promoted, step,
@@ -95,7 +93,7 @@ def gather(
         agent = _agent(run_id, found)
         if not agents or agent in agents:
             promoted = folder is not None and points_to(folder.parent / "latest") == run_id
-            rows.append(_row(agent, found, promoted, claims))
+            rows.append(_row(agent, found, promoted, (costs or {}).get(run_id)))
     order = {agent: place for place, agent in enumerate(AGENTS)}
     return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
 
@@ -115,14 +113,12 @@ def _wandb(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
     }
 
 
-def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[Claims]) -> dict[str, Any]:
+def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[float]) -> dict[str, Any]:
     what = verdict.judge(found)
     look, manifest = what.look, found.manifest
     done = look.get("progress") or {}
     steps, loss = manifest.get("steps") or {}, manifest.get("loss") or {}
-    cost = manifest.get("cost") or {}
-    if not cost and claims is not None:
-        cost = {"usd": round(claims.spent([found.run_id], time.time()), 4)}
+    cost = manifest.get("cost") or ({} if usd is None else {"usd": usd})
     lives = what.state in verdict.LIVING
     return {
         "run_id": found.run_id,

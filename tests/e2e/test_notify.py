@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from ansible.module_utils.lora_forge import environment, runs
+from ansible.module_utils.lora_forge.claims import Claims
 from lab import Lab, eventually, status, until
 from safetensors.numpy import save_file
 
@@ -27,6 +28,7 @@ from .conftest import PLAYBOOK, ROOT
 SECRET = "T0KEN9XQ"  # the part of a webhook's URL that nobody may see
 DETAIL = "it said {{ lookup('env', 'HOME') }} & <b> «\"quoted\"»"
 SEEN = {"state": "failed", "detail": DETAIL, "progress": {"step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25}}
+BUDGET = {"usd_per_hour": 2.0, "spent": 0.0, "since": time.time(), "max_usd": 1.0, "max_hours": 24.0}
 PLAN = {"agent": "witness", "name": "witness", "run_id": "witness-0"}
 
 
@@ -88,7 +90,15 @@ class Desk:
         self.home, self.root = home, home / "trainer"
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
         facts = {"trainer_root": str(self.root), "output_dir": str(home / "output"), "gather_facts": False}
+        facts |= {"pod_state_dir": str(home / "pods")}
         (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"pod-1": host | facts}}}))
+
+    def rent(self, run_ids: list[str], hours: float, usd_per_hour: float) -> None:
+        """Let runs have a pod since some hours."""
+        asked = time.time() - 3600 * hours
+        Claims(self.home / "pods").make(
+            "pod-1", run_ids, asked, pod_id="p1", asked_at=asked, usd_per_hour=usd_per_hour
+        )
 
     def play(self, url: str, tasks: list[dict[str, Any]], *arguments: str, **variables: Any) -> tuple[int, str]:
         """Run some tasks, as loudly as it goes; returns the exit code and what was printed: never the URL."""
@@ -143,12 +153,13 @@ def desk(tmp_path: pathlib.Path) -> Desk:
 
 def test_json_after_an_error_of_the_server(desk: Desk, hook: Hook) -> None:
     hook.answers = [503, 200]
-    budget = {"spent": 1.5, "since": time.time() - 3600, "usd_per_hour": 2.0}
-    assert desk.tell(hook.url, run_budget=budget) == ""
+    # Two dollars and a half for it and for another one that is not delivered either.
+    desk.rent(["witness-0", "mayor-0"], hours=2.5, usd_per_hour=2.0)
+    assert desk.tell(hook.url, run_budget=BUDGET) == ""
     first, second = hook.told
     found = dict(second)
     assert found.pop("at")[:13] == time.strftime("%Y-%m-%dT%H", time.gmtime())
-    assert 3.5 <= found.pop("cost_usd") < 3.6
+    assert 2.5 <= found.pop("cost_usd") < 2.6
     assert found == {
         "event": "failed",
         "agent": "witness",
@@ -261,8 +272,8 @@ def test_a_standstill_is_told_and_what_a_person_stopped_is_not(desk: Desk, hook:
 def test_a_broken_cap_is_told_with_what_became_of_the_checkpoint(desk: Desk, hook: Hook, trained: Any) -> None:
     run_dir = trained(steps=2000)
     eventually(lambda: runs.observe(run_dir)["checkpoint"]["step"])
-    budget = {"usd_per_hour": 2.0, "spent": 0.0, "since": time.time() - 3600, "max_usd": 1.0, "max_hours": 24.0}
-    code, _ = desk.role(hook.url, "run", "watch", run_budget=budget)
+    desk.rent(["witness-0"], hours=1.0, usd_per_hour=2.0)
+    code, _ = desk.role(hook.url, "run", "watch", run_budget=BUDGET | {"since": time.time() - 3600})
     assert code == 2
     assert status(run_dir)["state"] == "stopped"
     [told] = hook.told

@@ -6,8 +6,9 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, gpu, promotion, runs, status, verdict, wandb_api
+from ansible.module_utils.lora_forge import adapter, claims, gpu, promotion, report, runs, status, verdict, wandb_api
 from lab import ROOT, until
+from wire import load
 
 RUN = "witness-0123456789ab"
 CARD = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_mib": 41984, "use": 97}
@@ -55,7 +56,7 @@ def place(output, run_id=RUN, **what):
 
 
 def gathered(output, looks=None, **known):
-    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("agents", []), known.get("claims"))
+    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("agents", []), known.get("costs"))
 
 
 def test_a_running_run(tmp_path):
@@ -83,6 +84,20 @@ def test_what_is_delivered_and_what_is_only_placed(tmp_path):
         "    * promoted: output/adapters/<agent>/latest",
         "    W&B is down",
     ]
+
+
+def test_runs_that_share_a_pod_share_its_cost(tmp_path):
+    """The module, from claims on disk to the column of the table and the sum in the report."""
+    pods, names = claims.Claims(tmp_path / "pods"), [f"witness-00000000000{letter}" for letter in "abc"]
+    pods.make("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
+    deliver(tmp_path, names[0], latest=True, cost={"usd": 1.0, "pods": ["p1"]})
+    looks = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
+    given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": str(tmp_path / "pods")}
+    told = load("library/training_status").answer(given, False)
+    assert [row[-1] for row in told["rows"]] == ["$1.00", "$1.00", "$1.00"]
+    assert told["costs"] == {names[1]: 1.0, names[2]: 1.0}
+    total = report.read(tmp_path, [])["costs"]["total"]
+    assert (total["usd"], total["others_usd"]) == (1.0, 2.0)
 
 
 def test_a_silent_trainer_without_a_run_is_a_row_too(tmp_path):

@@ -212,6 +212,31 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     assert (told["changed"], told.get("failed"), told["url"]) == (False, None, "")
 
 
+def test_what_was_recorded_offline_before_the_run_went_on_online_is_named_and_not_uploaded(server, tmp_path, capfd):
+    record = log(server, tmp_path / "a", "witness-2", 3, "offline")
+    log(server, tmp_path / "a", "witness-2", points=2)
+    before = server.state()["runs"]["witness-2"]
+    assert (before["state"], len(before["history"])) == ("finished", 2)
+    given = {"path": str(tmp_path / "a"), "base_url": server.url, "api_key": KEY}
+    for check in (True, False):
+        told = module(capfd, "wandb_sync", check, **given)
+        assert (told["changed"], told["synced"], told["left_out"]) == (False, [], [str(record)])
+        [warning] = told["warnings"]
+        assert f"W&B does not have {record}: it was recorded offline, and the run went on online" in str(warning)
+    assert server.state()["runs"]["witness-2"] == before
+    assert not [*record.glob("*.synced")]
+
+
+def test_an_offline_record_that_was_cut_off_is_uploaded_with_the_next_one_and_not_missed(server, tmp_path):
+    log(server, tmp_path / "a", "witness-2", 3, "offline", kill=True)
+    log(server, tmp_path / "a", "witness-2", 2, "offline")
+    found = sync(server, tmp_path / "a")
+    assert (found["error"], len(found["synced"]), found["left_out"]) == (None, 2, [])
+    assert steps(server.state()["runs"]["witness-2"]["history"]) == [0, 1, 2, 3, 4]
+    found = sync(server, tmp_path / "a")
+    assert (found["error"], found["synced"], found["left_out"]) == (None, [], [])
+
+
 def test_a_run_that_w_and_b_lost_sight_of_is_uploaded_afterwards(server, tmp_path):
     server.fail(down=True, only="file_stream")
     started = time.monotonic()

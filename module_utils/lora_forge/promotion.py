@@ -126,13 +126,14 @@ def decide(
 
     if is_rehearsal(candidate) and (real_exists or (promoted and not is_rehearsal(promoted))):
         return decision(False, "a rehearsal never displaces a real adapter")
+    last = (candidate.get("loss") or {}).get("eval_last")
+    if last is not None and not verdict.finite(last):
+        return decision(False, f"its eval loss is {last}", False)
     if promoted is None:
         return decision(True, "nothing was promoted")
     if is_rehearsal(promoted):
         return decision(True, "a rehearsal always makes way")
-    name, last = promoted["run_id"], (candidate.get("loss") or {}).get("eval_last")
-    if last is not None and not verdict.finite(last):
-        return decision(False, f"its eval loss is {last}", False)
+    name = promoted["run_id"]
     apart = difference(ours, theirs)
     if apart:
         return decision(True, f"not comparable with {name} ({apart})", False)

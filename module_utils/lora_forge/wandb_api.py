@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -359,6 +360,12 @@ def iso(when: Optional[float]) -> Optional[str]:
     """Epoch seconds as text, in UTC."""
     at = None if when is None else datetime.datetime.fromtimestamp(when, datetime.timezone.utc)
     return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
+
+
+def server_of(url: str) -> str:
+    """Whose server an address is of, be it the client's or that of a run's page; empty for none."""
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+    return "wandb.ai" if host in ("api.wandb.ai", "www.wandb.ai") else host
 
 
 def given_key(key: str) -> str:

@@ -22,6 +22,10 @@ options:
     description: The folder of all adapters.
     type: path
     required: true
+  checkout:
+    description: The checkout that trained it; its commit stands in the manifest.
+    type: path
+    required: true
   run:
     description: The run, as planned.
     type: dict
@@ -79,6 +83,7 @@ EXAMPLES = r"""
   lora_adapter:
     source: "{{ trainer_root }}/runs/{{ run_plan.run_id }}"
     adapters: output/adapters
+    checkout: .
     run: "{{ run_plan }}"
     observed: "{{ run_seen }}"
     delivered: "{{ adapter_facts }}"
@@ -123,6 +128,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError, reported
 ARGUMENTS = {
     "source": {"type": "path", "required": True},
     "adapters": {"type": "path", "required": True},
+    "checkout": {"type": "path", "required": True},
     "run": {"type": "dict", "required": True},
     "observed": {"type": "dict", "required": True},
     "delivered": {"type": "dict", "required": True},
@@ -165,7 +171,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             given["delivered"],
             {key: given[key] for key in ("base_model", "host", "lock_sha256")}
             | {
-                "git": adapter.git_facts(home.parent),
+                "git": adapter.git_facts(pathlib.Path(given["checkout"])),
                 "cost": cost,
                 "evaluation": promotion.evaluation(
                     run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]

@@ -10,7 +10,7 @@ short_description: Conclude what is true of all runs, from every source at once
 description:
   - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, and asks W&B about
     runs that are logged there and not delivered yet, with the environment's E(WANDB_API_KEY).
-  - Writes C(status.json) into O(output). That is a note of a look, so it does not count as a change.
+  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of a look, so it does not count as a change.
 options:
   output:
     description: Where adapters and placements are kept.
@@ -25,7 +25,7 @@ options:
     type: bool
     default: true
   agents:
-    description: Whose runs, as C(-e role=…) names them; empty for all.
+    description: Whose runs are returned, as C(-e role=…) names them; empty for all.
     type: raw
     default: ''
   busy:
@@ -129,7 +129,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     ordered = Claims(folder).all() if folder else []
     costs = claims.shares(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-    runs = status.gather(output, looks, answers, agents, costs)
+    runs = status.gather(output, looks, answers, costs)
+    meant = [run for run in runs if not agents or run["agent"] in agents]
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
@@ -146,12 +147,12 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
     return {
         "changed": False,
-        "runs": runs,
+        "runs": meant,
         "columns": status.COLUMNS,
-        "rows": status.table(runs, silent),
-        "lines": status.words(runs, silent, notes) + sweep.words(output, agents),
+        "rows": status.table(meant, silent),
+        "lines": status.words(meant, silent, notes) + sweep.words(output, agents),
         "costs": costs,
-        "busy": status.busy(runs, silent, given["busy"]),
+        "busy": status.busy(meant, silent, given["busy"]),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import pathlib
 from typing import Any, Optional
 
@@ -18,7 +19,8 @@ WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it 
 def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What W&B says of the runs that are logged there and not delivered yet; one question for each of its projects.
 
-    Of a trainer that does not answer it is known from the last look which of its runs are logged.
+    Of a trainer that does not answer it is known from the last look which of its runs are logged. The key is for the
+    server of WANDB_BASE_URL, or W&B's own: what is logged on another one is not asked for, there or here.
 
     Args:
         output: Where adapters are kept.
@@ -29,15 +31,23 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
     """
     delivered = {folder.name for folder in adapter.delivered(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    ours, elsewhere = wandb_api.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
     known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
     before = rundir.read_json(output / "status.json").get("runs", [])
     known += [(run["run_id"], run.get("logged")) for run in before if "silent" in looks.get(run.get("trainer"), {})]
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
-            projects[place[0], place[1]].append(place[2])
+            theirs = wandb_api.server_of(str(logged.get("url") or "")) or ours
+            if theirs == ours:
+                projects[place[0], place[1]].append(place[2])
+            else:
+                elsewhere.add((run_id, theirs))
     found: dict[str, dict[str, Any]] = {}
-    notes = []
+    notes = [
+        f"W&B: {run_id} is logged on {theirs}, and not asked for: WANDB_BASE_URL means {ours}, and so does the key"
+        for run_id, theirs in sorted(elsewhere)
+    ]
     for (entity, project), names in projects.items():
         answer = wandb_api.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
@@ -50,7 +60,6 @@ def gather(
     output: pathlib.Path,
     looks: dict[str, dict[str, Any]],
     wandb: dict[str, dict[str, Any]],
-    agents: list[str],
     costs: Optional[dict[str, float]] = None,
 ) -> list[dict[str, Any]]:
     """Everything that is known of every run, with its verdict.
@@ -59,7 +68,6 @@ def gather(
         output: Where adapters and placements are kept.
         looks: trainer_info's answer of each trainer that was asked, by its name.
         wandb: From :func:`ask_wandb`.
-        agents: Only theirs; empty for all.
         costs: USD by run, of those on pods that are not delivered: ``claims.shares``.
 
     Returns:
@@ -91,9 +99,8 @@ def gather(
             wandb=_wandb(wandb.get(run_id)),
         )
         agent = _agent(run_id, found)
-        if not agents or agent in agents:
-            promoted = folder is not None and points_to(folder.parent / "latest") == run_id
-            rows.append(_row(agent, found, promoted, (costs or {}).get(run_id)))
+        promoted = folder is not None and points_to(folder.parent / "latest") == run_id
+        rows.append(_row(agent, found, promoted, (costs or {}).get(run_id)))
     order = {agent: place for place, agent in enumerate(AGENTS)}
     return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
 
@@ -217,6 +224,7 @@ def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) 
     lines = []
     for row in current(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        told += ([verdict.doubt(row)] if row["state"] in verdict.LIVING and verdict.doubt(row) else [])
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:

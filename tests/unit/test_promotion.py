@@ -280,7 +280,7 @@ def test_an_output_without_history_gets_one(home) -> None:
     home.deliver("witness-a", 0.882)
     (home.path / "latest").symlink_to("witness-a")
     assert home.train("witness-b", 0.912) is False
-    assert home.told("run_id", "moved") == [("witness-a", True), ("witness-b", False)]
+    assert home.told("run_id", "moved", "by") == [("witness-a", True, "unknown"), ("witness-b", False, "training")]
 
 
 def test_a_folder_in_the_place_of_latest_is_left_alone(home) -> None:

@@ -10,7 +10,8 @@ short_description: Conclude what is true of all runs, from every source at once
 description:
   - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, and asks W&B about
     runs that are logged there and not delivered yet, with the environment's E(WANDB_API_KEY).
-  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of a look, so it does not count as a change.
+  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of a look, so it does not
+    count as a change.
 options:
   output:
     description: Where adapters and placements are kept.

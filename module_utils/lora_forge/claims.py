@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, rundir
+from ansible.module_utils.lora_forge import adapter, rundir, verdict
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 PREFIX = "lora-forge"
@@ -181,9 +181,10 @@ def unaccounted(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float
             groups.remove(one)
             runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
         groups.append((runs, pods, usd))
-    noted = [adapter.read_manifest(folder).get("cost") or {} for folder in adapter.delivered(adapters)] if groups else []
-    told = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in noted if isinstance(one.get("usd"), (int, float))]
-    return [(runs, max(0.0, usd - sum(part for part, on in told if on & pods))) for runs, pods, usd in groups]
+    folders = adapter.delivered(adapters) if groups else []
+    costs = [adapter.read_manifest(folder).get("cost") or {} for folder in folders]
+    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if verdict.finite(one.get("usd"))]
+    return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 
 def shares(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:

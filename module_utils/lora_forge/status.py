@@ -71,9 +71,9 @@ def gather(
         costs: USD by run, of those on pods that are not delivered: ``claims.shares``.
 
     Returns:
-        For each run {run_id, agent, trainer, verdict, state, ended, detail, contradictions, next, rehearsal, promoted, step,
-        planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at}; see RETURN of
-        library/training_status.py. By agent, newest last.
+        For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), detail, contradictions,
+        next, rehearsal, promoted, step, planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb,
+        seen_at}; see RETURN of library/training_status.py. By agent, newest last.
     """
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -224,7 +224,7 @@ def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) 
     lines = []
     for row in current(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
-        told += ([verdict.doubt(row)] if row["state"] in verdict.LIVING and verdict.doubt(row) else [])
+        told += [verdict.doubt(row)] if row["state"] in verdict.LIVING and verdict.doubt(row) else []
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:

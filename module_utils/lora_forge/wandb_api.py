@@ -498,8 +498,8 @@ def sync(
         check: Predict only.
 
     Returns:
-        changed; synced: the records that were uploaded; left_out: those that W&B does not have, and cannot get; url: of the newest run, empty when W&B was not asked with
-        success; error: as of :func:`ask`.
+        changed; synced: the records that were uploaded; left_out: those that W&B does not have, and cannot get; url: of
+        the newest run, empty when W&B was not asked with success; error: as of :func:`ask`.
 
     Raises:
         ForgeError: The folder is not there.

@@ -92,7 +92,7 @@ def test_runs_that_share_a_pod_share_its_cost(tmp_path):
     pods.make("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
     deliver(tmp_path, names[0], latest=True, cost={"usd": 1.0, "pods": ["p1"]})
     looks = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
-    given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": str(tmp_path / "pods")}
+    given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": tmp_path / "pods"}
     told = load("library/training_status").answer(given, False)
     assert [row[-1] for row in told["rows"]] == ["$1.00", "$1.00", "$1.00"]
     assert told["costs"] == {names[1]: 1.0, names[2]: 1.0}

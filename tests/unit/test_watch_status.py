@@ -44,8 +44,8 @@ class Desk:
 
     def rows(self) -> list[str]:
         """The verdicts of the last look, as they were shown."""
-        tables = self.log.read_text().split("  agent ")[1:]
-        return [line.split()[3] for line in tables[-1].splitlines()[1:] if line.startswith("  witness ")] if tables else []
+        last = self.log.read_text().rpartition("  agent ")[2]
+        return [line.split()[3] for line in last.splitlines()[1:] if line.startswith("  witness ")]
 
 
 @pytest.fixture

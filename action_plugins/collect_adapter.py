@@ -12,8 +12,9 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
-ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge import launch, staging  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
@@ -62,6 +63,7 @@ class ActionModule(ActionBase):
             "source": args["run_dir"] if local else str(incoming),
             "discard": [*([] if local else [str(incoming)]), str(output / "runs" / run["run_id"])],
             "adapters": str(output / "adapters"),
+            "checkout": str(ROOT),
             "run": run,
             "observed": observed,
             "delivered": facts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -10,16 +9,14 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
-    """``trainer_info``: calls the module of the same name, after C(pause) seconds; C(silent) says why it could not."""
+    """``trainer_info``: calls the module of the same name; C(silent) says why it could not."""
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        args = {name: value for name, value in self._task.args.items() if name != "pause"}
-        time.sleep(float(self._task.args.get("pause") or 0))
         try:
-            found = self._execute_module("trainer_info", args, task_vars=task_vars)
+            found = self._execute_module("trainer_info", self._task.args, task_vars=task_vars)
         except AnsibleError as error:  # no connection, no sudo
             found = {"failed": True, "msg": str(error)}
         if found.get("failed"):  # no Python, no rights: what is there is not known either

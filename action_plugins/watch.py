@@ -13,7 +13,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import money, rundir  # noqa: E402
+from ansible.module_utils.lora_forge import money, rundir, verdict  # noqa: E402
 from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
 from ansible.module_utils.lora_forge.summary import duration, short  # noqa: E402
 
@@ -56,6 +56,7 @@ class ActionModule(ActionBase):
     """
 
     TRANSFERS_FILES = False
+    doubted = False  # whether it was told that the losses will not do
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -127,6 +128,10 @@ class ActionModule(ActionBase):
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
+        doubt = verdict.doubt(seen["progress"])
+        if doubt and not self.doubted:
+            display.display(f"  {agent}  {doubt}")
+        self.doubted = bool(doubt)
         shown = [event for event in seen["events"] if event["event"] in ("log", "eval")]
         if not since:
             shown = shown[-3:]  # attached to a run that has a history
@@ -135,6 +140,9 @@ class ActionModule(ActionBase):
         for event in seen["events"]:
             if event["event"] == "begin" and event.get("step"):
                 display.display(f"  {agent}  resumed from step {event['step']}")
+            elif event["event"] == "wandb" and event.get("wanted", event.get("mode")) != event.get("mode"):
+                what = "the run is recorded offline" if event["mode"] == "offline" else "nothing is recorded"
+                display.display(f"  {agent}  W&B could not be had at the start: {what}; train.log says why")
         return said
 
     def trouble(self, args: Any, seen: dict[str, Any]) -> str:

@@ -22,6 +22,10 @@ options:
     description: The folder of all adapters.
     type: path
     required: true
+  checkout:
+    description: The checkout that trained it; its commit stands in the manifest.
+    type: path
+    required: true
   run:
     description: The run, as planned.
     type: dict
@@ -79,6 +83,7 @@ EXAMPLES = r"""
   lora_adapter:
     source: "{{ trainer_root }}/runs/{{ run_plan.run_id }}"
     adapters: output/adapters
+    checkout: .
     run: "{{ run_plan }}"
     observed: "{{ run_seen }}"
     delivered: "{{ adapter_facts }}"
@@ -116,12 +121,14 @@ from typing import Any
 import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, money, promotion, summary
+from ansible.module_utils.lora_forge import adapter, claims, money, promotion, summary
+from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
     "source": {"type": "path", "required": True},
     "adapters": {"type": "path", "required": True},
+    "checkout": {"type": "path", "required": True},
     "run": {"type": "dict", "required": True},
     "observed": {"type": "dict", "required": True},
     "delivered": {"type": "dict", "required": True},
@@ -155,15 +162,16 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
     if not known:
-        others = adapter.cost_on(home.parent, given["budget"].get("pods", []))
-        cost = money.spent(given["budget"], time.time(), others)
+        ordered = Claims(pathlib.Path(given["budget"]["claim"]).parents[1]).all() if given["budget"] else []
+        left = claims.unaccounted(ordered, home.parent, time.time())
+        cost = money.spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
         manifest = adapter.manifest(
             run,
             given["observed"],
             given["delivered"],
             {key: given[key] for key in ("base_model", "host", "lock_sha256")}
             | {
-                "git": adapter.git_facts(home.parent),
+                "git": adapter.git_facts(pathlib.Path(given["checkout"])),
                 "cost": cost,
                 "evaluation": promotion.evaluation(
                     run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]

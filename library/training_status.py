@@ -10,7 +10,8 @@ short_description: Conclude what is true of all runs, from every source at once
 description:
   - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, and asks W&B about
     runs that are logged there and not delivered yet, with the environment's E(WANDB_API_KEY).
-  - Writes C(status.json) into O(output). That is a note of a look, so it does not count as a change.
+  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of a look, so it does not
+    count as a change.
 options:
   output:
     description: Where adapters and placements are kept.
@@ -25,9 +26,14 @@ options:
     type: bool
     default: true
   agents:
-    description: Whose runs, as C(-e role=…) names them; empty for all.
+    description: Whose runs are returned, as C(-e role=…) names them; empty for all.
     type: raw
     default: ''
+  busy:
+    description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier look.
+    type: list
+    elements: str
+    default: []
   pods:
     description: Where the claims of rented pods lie; they tell what a run has cost.
     type: path
@@ -75,11 +81,18 @@ lines:
   type: list
   elements: str
   sample: ["    pod-2 does not answer: timed out"]
-living:
-  description: How many runs are queued, running or stalled.
+costs:
+  description: USD by run, of those on pods that are not delivered, be they launched yet or not.
   returned: success
-  type: int
-  sample: 1
+  type: dict
+  sample: {witness-c6746a504464: 1.25}
+busy:
+  description:
+    - The trainers on which a run is queued, running or stalled. What ran on one that does not answer is taken to go on.
+  returned: success
+  type: list
+  elements: str
+  sample: [gpu-1]
 """
 
 import pathlib
@@ -87,7 +100,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir, status, sweep, verdict
+from ansible.module_utils.lora_forge import claims, plan, rundir, status, sweep
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import reported
 
@@ -96,6 +109,7 @@ ARGUMENTS = {
     "looks": {"type": "dict", "required": True},
     "wandb": {"type": "bool", "default": True},
     "agents": {"type": "raw", "default": ""},
+    "busy": {"type": "list", "elements": "str", "default": []},
     "pods": {"type": "path"},
 }
 
@@ -113,9 +127,11 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     output, looks = pathlib.Path(given["output"]), given["looks"]
     agents = plan.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
-    claims = Claims(folder) if folder and (folder / "claims").is_dir() else None
+    ordered = Claims(folder).all() if folder else []
+    costs = claims.shares(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-    runs = status.gather(output, looks, answers, agents, claims)
+    runs = status.gather(output, looks, answers, costs)
+    meant = [run for run in runs if not agents or run["agent"] in agents]
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
@@ -132,11 +148,12 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
     return {
         "changed": False,
-        "runs": runs,
+        "runs": meant,
         "columns": status.COLUMNS,
-        "rows": status.table(runs, silent),
-        "lines": status.words(runs, silent, notes) + sweep.words(output, agents),
-        "living": sum(run["state"] in verdict.LIVING for run in runs),
+        "rows": status.table(meant, silent),
+        "lines": status.words(meant, silent, notes) + sweep.words(output, agents),
+        "costs": costs,
+        "busy": status.busy(meant, silent, given["busy"]),
     }
 
 

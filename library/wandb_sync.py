@@ -12,6 +12,8 @@ description:
     each time it was started, become one W&B run.
   - A record counts as uploaded by the client's mark, or when W&B says that the run ended there no earlier than the
     record does. What was not uploaded is tried again by the next call.
+  - What was recorded offline while the run later went on online is never uploaded, as its older figures would take the
+    place of the last ones. It is named in RV(left_out), and in a warning.
 options:
   path:
     description:
@@ -60,6 +62,12 @@ synced:
   type: list
   elements: str
   sample: [output/adapters/witness/witness-c6746a504464/wandb/offline-run-20260115_102030-witness-c6746a504464]
+left_out:
+  description: Records that W&B does not have and that are not uploaded, as their run went on there without them.
+  returned: always
+  type: list
+  elements: str
+  sample: []
 url:
   description: Where the newest run is to be seen; empty where there is none, or where W&B was not asked with success.
   returned: always
@@ -100,6 +108,11 @@ def main() -> None:
             module.check_mode,
         )
         error = found.pop("error")
+        for record in found["left_out"]:
+            module.warn(
+                f"W&B does not have {record}: it was recorded offline, and the run went on online and has ended there. "
+                "The record stays; its figures are in metrics.jsonl and in the report too"
+            )
         if error:
             module.fail_json(**error, **found)
         module.exit_json(**found)

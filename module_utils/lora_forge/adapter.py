@@ -306,12 +306,6 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if isinstance(value, FORM.get(key, object))}
 
 
-def cost_on(adapters: pathlib.Path, pods: list[str]) -> float:
-    """USD that delivered adapters account for, of what some pods have cost."""
-    costs = [rundir.read_json(folder / MANIFEST).get("cost") or {} for folder in delivered(adapters)] if pods else []
-    return sum(float(cost["usd"]) for cost in costs if set(cost.get("pods") or []) & set(pods))
-
-
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
     """Why a delivered adapter is not there, or not whole; None when it is.
 

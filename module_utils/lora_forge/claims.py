@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge import adapter, rundir, verdict
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 PREFIX = "lora-forge"
@@ -161,6 +161,40 @@ def cost(claim: dict[str, Any], now: float) -> float:
         return float(billed)
     by_clock = max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
     return max(float(billed or 0), by_clock)  # a bill may still be missing its last hours
+
+
+def unaccounted(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
+    """What pods have cost, and no manifest of a delivered adapter accounts for: in USD, with the runs it was for.
+
+    Runs that shared a pod stand together, and so do those of a run's pods: what an adapter cost is what was left when
+    it was delivered. So nothing is counted twice.
+
+    Args:
+        claims: This checkout's.
+        adapters: output/adapters.
+        now: Epoch seconds.
+    """
+    groups: list[tuple[set[str], set[str], float]] = []
+    for claim in claims:
+        runs, pods, usd = {*claim["runs"]}, {str(claim["pod_id"])}, cost(claim, now)
+        for one in [group for group in groups if group[0] & runs]:
+            groups.remove(one)
+            runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
+        groups.append((runs, pods, usd))
+    folders = adapter.delivered(adapters) if groups else []
+    costs = [adapter.read_manifest(folder).get("cost") or {} for folder in folders]
+    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if verdict.finite(one.get("usd"))]
+    return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
+
+
+def shares(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:
+    """USD that each run has cost which is not delivered: an equal part of what is :func:`unaccounted` for."""
+    there = {folder.name for folder in adapter.delivered(adapters)}
+    return {
+        run: round(usd / len(runs - there), 4)
+        for runs, usd in unaccounted(claims, adapters, now)
+        for run in runs - there
+    }
 
 
 def keeps(claim: dict[str, Any]) -> str:

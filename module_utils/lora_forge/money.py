@@ -215,17 +215,15 @@ def breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
     return ""
 
 
-def spent(budget: dict[str, Any], now: float, others: float = 0) -> dict[str, Any]:
-    """What a run has cost, for its manifest: earlier pods, and this one from its order until now.
+def spent(budget: dict[str, Any], usd: float = 0) -> dict[str, Any]:
+    """What a run has cost, for its manifest.
 
     Args:
         budget: Of the pod; empty for a trainer of one's own.
-        now: Epoch seconds.
-        others: USD that the manifests of other runs account for, of what the same pods have cost.
+        usd: What its pods have cost, and no other manifest accounts for: see ``claims.unaccounted``.
     """
     if not budget:
         return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
-    usd = budget["spent"] + max(0.0, now - budget["since"]) / 3600 * budget["usd_per_hour"] - others
     return {
         "usd": round(usd, 4),
         "usd_per_hour": budget["usd_per_hour"],

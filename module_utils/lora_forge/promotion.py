@@ -126,13 +126,14 @@ def decide(
 
     if is_rehearsal(candidate) and (real_exists or (promoted and not is_rehearsal(promoted))):
         return decision(False, "a rehearsal never displaces a real adapter")
+    last = (candidate.get("loss") or {}).get("eval_last")
+    if last is not None and not verdict.finite(last):
+        return decision(False, f"its eval loss is {last}", False)
     if promoted is None:
         return decision(True, "nothing was promoted")
     if is_rehearsal(promoted):
         return decision(True, "a rehearsal always makes way")
-    name, last = promoted["run_id"], (candidate.get("loss") or {}).get("eval_last")
-    if last is not None and not verdict.finite(last):
-        return decision(False, f"its eval loss is {last}", False)
+    name = promoted["run_id"]
     apart = difference(ours, theirs)
     if apart:
         return decision(True, f"not comparable with {name} ({apart})", False)
@@ -187,8 +188,8 @@ def promoted_one(home: pathlib.Path) -> Optional[dict[str, Any]]:
 def history(home: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of an agent's history.jsonl, the oldest first; one that a crash cut off is passed over.
 
-    Each has at (epoch seconds), run_id, from (the run that held ``latest``, or None), moved, by (``training`` or
-    ``hand``), why, comparable, eval_loss and than (the eval loss of ``from``).
+    Each has at (epoch seconds), run_id, from (the run that held ``latest``, or None), moved, by (``training``,
+    ``hand``, or ``unknown``: it was found so), why, comparable, eval_loss and than (the eval loss of ``from``).
     """
     return [line for line in rundir.read_events(home / HISTORY)[0] if "run_id" in line and "moved" in line]
 
@@ -357,7 +358,7 @@ def _entered(home: pathlib.Path, book: IO[bytes]) -> Optional[dict[str, Any]]:
         before = next((line["run_id"] for line in reversed(lines) if line["moved"]), None)
         loss = evaluation_of(holder)["eval_loss"]
         found = Decision(True, "latest was found there; nobody had noted it", None, loss, None)
-        _note(book, holder["run_id"], before, found, "training")
+        _note(book, holder["run_id"], before, found, "unknown")
     return holder
 
 

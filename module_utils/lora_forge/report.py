@@ -28,6 +28,7 @@ ROWS = 60  # of a table of points, about
 FEW = 12  # points of a line that are each marked
 NOTHING = "–"
 OWN = "own hardware"  # how money.spent words it
+STANDING = ("disputed", "verified")  # verdict and state of what is proven, and contradicted all the same
 MEASURES = {"loss": "Training loss", "eval_loss": "Evaluation loss"}
 # Of the lines, in the order in which runs are shown: on and off, in units of the picture.
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (9, 3, 2, 3, 2, 3))
@@ -118,12 +119,12 @@ def read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[fl
     return points, statistics.median(rates) if rates else None
 
 
-def read_runs(home: pathlib.Path, verdicts: dict[str, str], warnings: list[str]) -> list[Run]:
+def read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> list[Run]:
     """The delivered runs of an agent, the newest first.
 
     Args:
         home: output/adapters/<agent>.
-        verdicts: What was last seen to be true of runs, by run id.
+        disputed: Delivered runs of which the last look found a contradiction.
         warnings: What could not be read is added here.
     """
     promoted = summary.points_to(home / promotion.LATEST)
@@ -140,7 +141,7 @@ def read_runs(home: pathlib.Path, verdicts: dict[str, str], warnings: list[str])
         flaw = adapter.missing(folder)
         if flaw:
             warnings.append(f"the adapter of {folder.name} is not whole: {flaw}")
-        if verdicts.get(folder.name) == "disputed" or flaw:
+        if folder.name in disputed or flaw:
             told = "disputed"
         points, rate = read_points(folder / "metrics.jsonl")
         runs.append(Run(home.name, folder.name, manifest, folder.name == promoted, points, rate, told))
@@ -188,7 +189,8 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     if not status and (output / "status.json").exists():
         warnings.append(f"{output / 'status.json'} is no JSON object, or empty: what goes on is not shown")
     looked = objects(status.get("runs"))
-    verdicts = {str(run.get("run_id")): str(run.get("verdict")) for run in looked}
+    # A verified one: its files are looked at here, and may have been repaired since; so may it have been delivered.
+    disputed = {str(run.get("run_id")) for run in looked if (run.get("verdict"), run.get("state")) == STANDING}
     adapters = output / "adapters"
     homes = sorted(path for path in adapters.iterdir() if path.is_dir()) if adapters.is_dir() else []
     there = {home.name for home in homes}
@@ -197,13 +199,13 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
             hint = recipe.nearest(name, recipe.AGENTS) or "."
             raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(recipe.AGENTS)}")
     homes = [home for home in homes if not wanted or home.name in wanted]
-    runs = {home.name: read_runs(home, verdicts, warnings) for home in homes}
+    runs = {home.name: read_runs(home, disputed, warnings) for home in homes}
     delivered = {run.run_id for found in runs.values() for run in found}
+    meant = [run for run in looked if not wanted or run.get("agent") in wanted]
     under_way = [
         run
-        for run in looked
-        if (not wanted or run.get("agent") in wanted)
-        and (run.get("verdict") == "disputed" or str(run.get("run_id")) not in delivered)
+        for run in meant
+        if (str(run.get("run_id")) in disputed or str(run.get("run_id")) not in delivered)
         and run.get("verdict") not in ("absent", "verified")
     ]
     history = {home.name: promotion.history(home) for home in homes}
@@ -220,7 +222,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         "under_way": sorted(under_way, key=lambda run: (str(run.get("agent")), str(run.get("run_id")))),
         "looked_at": _number(status.get("made_at")),
         "up_to": max((time for time in times if _number(time)), default=None),
-        "costs": costs(runs, [run for run in under_way if str(run.get("run_id")) not in delivered]),
+        "costs": costs(runs, [run for run in meant if str(run.get("run_id")) not in delivered]),
         "warnings": warnings,
         "wanted": wanted,
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
+import os
 import pathlib
-import time
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import adapter, rundir, verdict, wandb_api
-from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.recipe import AGENTS
 from ansible.module_utils.lora_forge.summary import duration, points_to, short
 
@@ -20,7 +19,8 @@ WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it 
 def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What W&B says of the runs that are logged there and not delivered yet; one question for each of its projects.
 
-    Of a trainer that does not answer it is known from the last look which of its runs are logged.
+    Of a trainer that does not answer it is known from the last look which of its runs are logged. The key is for the
+    server of WANDB_BASE_URL, or W&B's own: what is logged on another one is not asked for, there or here.
 
     Args:
         output: Where adapters are kept.
@@ -31,15 +31,23 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
     """
     delivered = {folder.name for folder in adapter.delivered(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    ours, elsewhere = wandb_api.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
     known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
     before = rundir.read_json(output / "status.json").get("runs", [])
     known += [(run["run_id"], run.get("logged")) for run in before if "silent" in looks.get(run.get("trainer"), {})]
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
-            projects[place[0], place[1]].append(place[2])
+            theirs = wandb_api.server_of(str(logged.get("url") or "")) or ours
+            if theirs == ours:
+                projects[place[0], place[1]].append(place[2])
+            else:
+                elsewhere.add((run_id, theirs))
     found: dict[str, dict[str, Any]] = {}
-    notes = []
+    notes = [
+        f"W&B: {run_id} is logged on {theirs}, and not asked for: WANDB_BASE_URL means {ours}, and so does the key"
+        for run_id, theirs in sorted(elsewhere)
+    ]
     for (entity, project), names in projects.items():
         answer = wandb_api.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
@@ -52,8 +60,7 @@ def gather(
     output: pathlib.Path,
     looks: dict[str, dict[str, Any]],
     wandb: dict[str, dict[str, Any]],
-    agents: list[str],
-    claims: Optional[Claims] = None,
+    costs: Optional[dict[str, float]] = None,
 ) -> list[dict[str, Any]]:
     """Everything that is known of every run, with its verdict.
 
@@ -61,13 +68,12 @@ def gather(
         output: Where adapters and placements are kept.
         looks: trainer_info's answer of each trainer that was asked, by its name.
         wandb: From :func:`ask_wandb`.
-        agents: Only theirs; empty for all.
-        claims: What pods have cost; None where none was ever rented.
+        costs: USD by run, of those on pods that are not delivered: ``claims.shares``.
 
     Returns:
-        For each run {run_id, agent, trainer, verdict, state, detail, contradictions, next, rehearsal, promoted, step,
-        planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at}; see RETURN of
-        library/training_status.py. By agent, newest last.
+        For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), detail, contradictions,
+        next, rehearsal, promoted, step, planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb,
+        seen_at}; see RETURN of library/training_status.py. By agent, newest last.
     """
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -93,9 +99,8 @@ def gather(
             wandb=_wandb(wandb.get(run_id)),
         )
         agent = _agent(run_id, found)
-        if not agents or agent in agents:
-            promoted = folder is not None and points_to(folder.parent / "latest") == run_id
-            rows.append(_row(agent, found, promoted, claims))
+        promoted = folder is not None and points_to(folder.parent / "latest") == run_id
+        rows.append(_row(agent, found, promoted, (costs or {}).get(run_id)))
     order = {agent: place for place, agent in enumerate(AGENTS)}
     return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
 
@@ -115,14 +120,12 @@ def _wandb(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
     }
 
 
-def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[Claims]) -> dict[str, Any]:
+def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[float]) -> dict[str, Any]:
     what = verdict.judge(found)
     look, manifest = what.look, found.manifest
     done = look.get("progress") or {}
     steps, loss = manifest.get("steps") or {}, manifest.get("loss") or {}
-    cost = manifest.get("cost") or {}
-    if not cost and claims is not None:
-        cost = {"usd": round(claims.spent([found.run_id], time.time()), 4)}
+    cost = manifest.get("cost") or ({} if usd is None else {"usd": usd})
     lives = what.state in verdict.LIVING
     return {
         "run_id": found.run_id,
@@ -130,6 +133,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, claims: Optional[C
         "trainer": what.trainer,
         "verdict": what.verdict,
         "state": what.state,
+        "ended": bool(found.placement.get("final")),
         "detail": what.detail,
         "contradictions": list(what.contradictions),
         "next": verdict.next_step(agent, what),
@@ -193,6 +197,22 @@ def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) -> list[str]:
+    """The trainers on which something lives, as far as anybody knows.
+
+    What ran on a trainer that does not answer now is taken to go on; so is what was launched on one, and has no end
+    that was noted.
+
+    Args:
+        rows: From :func:`gather`.
+        silent: Trainers that did not answer.
+        before: What this returned at the last look.
+    """
+    lives = {row["trainer"] for row in rows if row["state"] in verdict.LIVING}
+    unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
+    return sorted(lives | (({*before} | unheard) & silent.keys()))
+
+
 def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:
     """What stands under the table: details, contradictions, what to do; then what was left out.
 
@@ -204,6 +224,7 @@ def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) 
     lines = []
     for row in current(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        told += [verdict.doubt(row)] if row["state"] in verdict.LIVING and verdict.doubt(row) else []
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:

@@ -87,6 +87,19 @@ def finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def doubt(done: dict[str, Any]) -> str:
+    """What of the losses so far will not do, in words; empty where nothing is wrong.
+
+    Args:
+        done: From :func:`progress`.
+    """
+    if done["loss"] is not None and not finite(done["loss"]):
+        return f"its loss is {done['loss']} at step {done['step']}; it goes on, and would end as failed"
+    if done["eval_loss"] is not None and not finite(done["eval_loss"]):
+        return f"its eval loss is {done['eval_loss']}; it goes on, and latest would not move to it"
+    return ""
+
+
 def unproven(status: dict[str, Any], done: dict[str, Any], flaw: Optional[str] = None) -> list[str]:
     """What speaks against a run that says it finished: an exit code of 0 alone proves nothing.
 
@@ -304,7 +317,8 @@ def _wandb_contradictions(found: Evidence, state: str, look: dict[str, Any]) -> 
             since = f" {duration(ended)} ago" if ended is not None else ""
             code = look.get("status", {}).get("exit_code") if look else None
             return [f"W&B says {says}, but the process ended{since}" + (f" with exit code {code}" if code else "")]
-    elif state == "failed" and says == "finished":
+    elif state == "failed" and says == "finished" and look and look["status"].get("exit_code") != 0:
+        # (With exit code 0 it is right about the process, and of the adapter it knows nothing.)
         return ["W&B says finished, but it failed"]
     elif state in ("finished", "verified") and says in ("failed", "crashed", "killed"):
         return [f"W&B says {says}, but the training ran to its end"]

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -361,6 +362,12 @@ def iso(when: Optional[float]) -> Optional[str]:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
 
 
+def server_of(url: str) -> str:
+    """Whose server an address is of, be it the client's or that of a run's page; empty for none."""
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+    return "wandb.ai" if host in ("api.wandb.ai", "www.wandb.ai") else host
+
+
 def given_key(key: str) -> str:
     """The key as it was given, or else that of the environment."""
     return (key or os.environ.get("WANDB_API_KEY", "")).strip()
@@ -479,6 +486,9 @@ def sync(
     The client's own mark says that a record was uploaded. A run that was followed online, and one whose record was
     cut off, never gets it: W&B itself is asked whether it has the end of it. Its client would upload it again.
 
+    What was recorded offline, and went on online, stays here: uploaded afterwards, it would end the run a second time,
+    and put its own older figures in the place of the last ones.
+
     Args:
         folder: A folder that holds records of runs that have ended.
         entity: Empty: the records', or the key's default.
@@ -488,8 +498,8 @@ def sync(
         check: Predict only.
 
     Returns:
-        changed; synced: the records that were uploaded; url: of the newest run, empty when W&B was not asked with
-        success; error: as of :func:`ask`.
+        changed; synced: the records that were uploaded; left_out: those that W&B does not have, and cannot get; url: of
+        the newest run, empty when W&B was not asked with success; error: as of :func:`ask`.
 
     Raises:
         ForgeError: The folder is not there.
@@ -498,8 +508,9 @@ def sync(
     local = read(folder, timeout)
     records = [run for run in local["runs"] if run["id"]]  # one that ended before its first word was written is empty
     if not records:
-        return {"changed": False, "synced": [], "url": "", "error": local["error"]}
+        return {"changed": False, "synced": [], "left_out": [], "url": "", "error": local["error"]}
     there, error = _there(records, entity, base_url, key, deadline)
+    left_out = [run["asked"] for run in records if _passed(there, run)]
     waiting = [run for run in records if not _has(there, run)]
     done: list[Entry] = []
     if not waiting:
@@ -510,6 +521,8 @@ def sync(
         said = _upload(waiting, entity, base_url, key, deadline)
         there, error = _there(records, entity, base_url, key, deadline)
         done = [run for run in waiting if _has(there, run | {"synced": _marked(run)})]
+        for run in done:
+            _mark(run)
         left = [run["asked"] for run in waiting if run not in done]
         if not left:
             error = None
@@ -518,7 +531,7 @@ def sync(
             error = problem(kind_of(said), f"the upload of {', '.join(left)}", said, key)
     newest = there.get(records[-1]["id"]) or {}
     found = {"changed": bool(done), "synced": [run["asked"] for run in done], "url": newest.get("url") or ""}
-    return scrubbed({**found, "error": error or local["error"]}, key)
+    return scrubbed({**found, "left_out": left_out, "error": error or local["error"]}, key)
 
 
 def _there(
@@ -547,6 +560,17 @@ def _has(there: dict[str, Entry], record: Entry) -> bool:
         return bool(record["synced"])
     last = [one["summary"].get("_timestamp") or 0 for one in (run, record)]
     return run["state"] in ("finished", "failed") and last[0] >= last[1]
+
+
+def _passed(there: dict[str, Entry], record: Entry) -> bool:
+    """Whether a record was made offline and never uploaded, while its run went on, and ended, at W&B."""
+    return pathlib.Path(record["asked"]).name.startswith("offline-") and not record["synced"] and _has(there, record)
+
+
+def _mark(record: Entry) -> None:
+    """Leave the client's mark on a record that was uploaded; it leaves none on one that was cut off."""
+    for file in pathlib.Path(record["asked"]).glob("*.wandb"):
+        file.with_suffix(".wandb.synced").touch()
 
 
 def _marked(record: Entry) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import environment, runs
+from ansible.module_utils.lora_forge import adapter, environment, runs
+from ansible.module_utils.lora_forge.claims import Claims
 from lab import Lab, eventually, status, until
 from safetensors.numpy import save_file
 
@@ -27,6 +28,7 @@ from .conftest import PLAYBOOK, ROOT
 SECRET = "T0KEN9XQ"  # the part of a webhook's URL that nobody may see
 DETAIL = "it said {{ lookup('env', 'HOME') }} & <b> «\"quoted\"»"
 SEEN = {"state": "failed", "detail": DETAIL, "progress": {"step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25}}
+BUDGET = {"usd_per_hour": 2.0, "spent": 0.0, "since": time.time(), "max_usd": 1.0, "max_hours": 24.0}
 PLAN = {"agent": "witness", "name": "witness", "run_id": "witness-0"}
 
 
@@ -82,19 +84,31 @@ def hook() -> Iterator[Hook]:
 
 
 class Desk:
-    """A folder with an inventory of one trainer, this machine, and playbooks of a few lines."""
+    """A folder with an inventory of this machine, of a host that does not answer, and playbooks of a few lines."""
 
     def __init__(self, home: pathlib.Path):
         self.home, self.root = home, home / "trainer"
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
         facts = {"trainer_root": str(self.root), "output_dir": str(home / "output"), "gather_facts": False}
-        (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"pod-1": host | facts}}}))
+        facts |= {"pod_state_dir": str(home / "pods")}
+        gone = {"ansible_host": "127.0.0.1", "ansible_port": 9}  # nobody listens there
+        hosts = {"pod-1": host | facts, "gone": gone | facts}
+        (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": hosts}}))
+
+    def rent(self, run_ids: list[str], hours: float, usd_per_hour: float) -> None:
+        """Let runs have a pod since some hours."""
+        asked = time.time() - 3600 * hours
+        Claims(self.home / "pods").make("pod-1", run_ids, asked, pod_id="p1", asked_at=asked, usd_per_hour=usd_per_hour)
 
     def play(self, url: str, tasks: list[dict[str, Any]], *arguments: str, **variables: Any) -> tuple[int, str]:
         """Run some tasks, as loudly as it goes; returns the exit code and what was printed: never the URL."""
         playbook = self.home / "play.yml"
-        playbook.write_text(yaml.safe_dump([{"hosts": "pod-1", "tasks": tasks}]))
-        given = ["-e", json.dumps({"run_plan": PLAN} | {k: v for k, v in variables.items() if k != "environment"})]
+        playbook.write_text(yaml.safe_dump([{"hosts": variables.pop("on", "pod-1"), "tasks": tasks}]))
+        return self.run(url, str(playbook), *arguments, **{"run_plan": PLAN} | variables)
+
+    def run(self, url: str, playbook: str, *arguments: str, **variables: Any) -> tuple[int, str]:
+        """Run a playbook, as loudly as it goes; returns the exit code and what was printed: never the URL."""
+        given = ["-e", json.dumps({k: v for k, v in variables.items() if k != "environment"})]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
             "PATH": f"{PLAYBOOK.parent}:{os.environ['PATH']}",
@@ -103,7 +117,7 @@ class Desk:
             **variables.get("environment", {}),
         }
         done = subprocess.run(
-            [str(PLAYBOOK), "-vvv", "-i", str(self.home / "hosts.yml"), str(playbook), *arguments, *given],
+            [str(PLAYBOOK), "-vvv", "-i", str(self.home / "hosts.yml"), playbook, *arguments, *given],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
         )  # fmt: skip
         assert SECRET not in done.stdout
@@ -143,12 +157,13 @@ def desk(tmp_path: pathlib.Path) -> Desk:
 
 def test_json_after_an_error_of_the_server(desk: Desk, hook: Hook) -> None:
     hook.answers = [503, 200]
-    budget = {"spent": 1.5, "since": time.time() - 3600, "usd_per_hour": 2.0}
-    assert desk.tell(hook.url, run_budget=budget) == ""
+    # Two dollars and a half for it and for another one that is not delivered either.
+    desk.rent(["witness-0", "mayor-0"], hours=2.5, usd_per_hour=2.0)
+    assert desk.tell(hook.url, run_budget=BUDGET) == ""
     first, second = hook.told
     found = dict(second)
     assert found.pop("at")[:13] == time.strftime("%Y-%m-%dT%H", time.gmtime())
-    assert 3.5 <= found.pop("cost_usd") < 3.6
+    assert 2.5 <= found.pop("cost_usd") < 2.6
     assert found == {
         "event": "failed",
         "agent": "witness",
@@ -176,7 +191,7 @@ def test_slack_is_known_by_its_host(desk: Desk, hook: Hook) -> None:
 
 def test_slack_by_choice(desk: Desk, hook: Hook) -> None:
     assert desk.tell(hook.url, event="money", run_notify_form="slack") == ""
-    assert hook.told[0]["text"].startswith("witness is stopped: it would cost too much: witness-0 on pod-1, step 3/12")
+    assert hook.told[0]["text"].startswith("witness would cost too much: witness-0 on pod-1, step 3/12")
 
 
 @pytest.mark.parametrize(
@@ -261,14 +276,61 @@ def test_a_standstill_is_told_and_what_a_person_stopped_is_not(desk: Desk, hook:
 def test_a_broken_cap_is_told_with_what_became_of_the_checkpoint(desk: Desk, hook: Hook, trained: Any) -> None:
     run_dir = trained(steps=2000)
     eventually(lambda: runs.observe(run_dir)["checkpoint"]["step"])
-    budget = {"usd_per_hour": 2.0, "spent": 0.0, "since": time.time() - 3600, "max_usd": 1.0, "max_hours": 24.0}
-    code, _ = desk.role(hook.url, "run", "watch", run_budget=budget)
+    desk.rent(["witness-0"], hours=1.0, usd_per_hour=2.0)
+    code, _ = desk.role(hook.url, "run", "watch", run_budget=BUDGET | {"since": time.time() - 3600})
     assert code == 2
     assert status(run_dir)["state"] == "stopped"
     [told] = hook.told
     assert (told["event"], told["planned"]) == ("money", 2000)
     assert "pod_max_usd is 1.00. What there is was kept; with a higher cap the same command goes on" in told["detail"]
     assert 2 <= told["cost_usd"] < 2.2
+
+
+def test_what_cannot_be_stopped_is_told_all_the_same(desk: Desk, hook: Hook, trained: Any) -> None:
+    run_dir = trained(hang_at=3, stop_timeout=1)
+    eventually(lambda: len(runs.observe(run_dir)["events"]) > 2)
+    budget = BUDGET | {"since": time.time() - 3600}
+    code, text = desk.role(hook.url, "run", "watch", run_budget=budget, run_stop_timeout="soon")
+    assert code == 2, text
+    [told] = hook.told
+    assert told["event"] == "money"
+    assert told["detail"].startswith("witness-0 could not be stopped (")
+    assert "It goes on costing; playbooks/stop.yml -e role=witness stops it" in told["detail"]
+    assert status(run_dir)["state"] == "running"
+
+
+def test_watching_that_gives_up_is_told(desk: Desk, hook: Hook) -> None:
+    code, text = desk.role(hook.url, "run", "watch", on="gone", run_unreachable_timeout=1)
+    assert code == 2, text
+    [told] = hook.told
+    assert (told["event"], told["trainer"]) == ("failed", "gone")
+    assert told["detail"].startswith("no connection for 0:01: ")
+
+
+@pytest.mark.parametrize("attempt", [{}, {"pod_gpus": ["L40S"], "pod_attempt": 1}])
+def test_a_launch_that_fails_is_told_once_and_on_a_pod_by_whoever_gives_up(
+    desk: Desk, hook: Hook, attempt: dict[str, Any]
+) -> None:
+    launch = {"ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/launch_run.yml")}
+    code, text = desk.play(hook.url, [launch], **attempt)  # of a plan that says too little to start anything
+    assert code == 0, text
+    assert [one["event"] for one in hook.told] == ([] if attempt else ["failed"])
+
+
+def test_a_trainer_that_is_not_fit_and_one_that_does_not_answer_are_told_for_each_run(desk: Desk, hook: Hook) -> None:
+    agents = {"pod-1": ["crew", "witness"], "gone": ["mayor"]}
+    given = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu", "datasets_dir": "examples/datasets"}
+    inventory = yaml.safe_load((desk.home / "hosts.yml").read_text())
+    for name, facts in inventory["trainers"]["hosts"].items():
+        facts |= {"agents": agents[name], "trainer_root": "/proc/forge", **given}
+    (desk.home / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    code, text = desk.run(hook.url, "train.yml", "-e", "role=crew,mayor,witness")
+    assert code != 0, text
+    assert [(one["event"], one["agent"], one["trainer"]) for one in hook.told] == [
+        ("failed", "crew", "pod-1"), ("failed", "witness", "pod-1"), ("failed", "mayor", "gone"),
+    ]  # fmt: skip
+    assert "/proc/forge" in hook.told[0]["detail"]
+    assert hook.told[2]["detail"] == "gone was lost on the way"
 
 
 def whole(run_dir: pathlib.Path) -> None:
@@ -316,7 +378,9 @@ def test_an_adapter_is_told_of_when_it_is_here_and_when_it_does_not_hold_up(
     assert told["detail"] == "latest points to it"
     home = desk.home / "output/adapters/witness"
     assert os.readlink(home / "latest") == "witness-0"
-    assert json.loads((home / "witness-0/manifest.json").read_text())["evaluation"]["source"] == "file"
+    manifest = json.loads((home / "witness-0/manifest.json").read_text())
+    assert manifest["evaluation"]["source"] == "file"
+    assert manifest["git"] == adapter.git_facts(ROOT)  # of the checkout, wherever the output is
 
     # The same training again, with a worse end: delivered, and latest stays.
     worse = desk.root / "runs/witness-0-2"

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import rundir
-from wandb_server import KEY, WandbServer
+from wandb_server import FAULTS, KEY, WandbServer
 
 from .conftest import CONVERGE, Checkout, Seen, eventually
 
 WITNESS = ("-e", "role=witness")
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
+# Axolotl keeps its configuration there as an artifact: not covered by the server, and no training ends by it.
+ARTIFACTS = {"operation ArtifactType", "operation CreateArtifact"}
 LONG = {"max_steps": 32, "save_steps": 4, "eval_steps": 32, "warmup_steps": 1}
 
 
@@ -21,6 +23,7 @@ LONG = {"max_steps": 32, "save_steps": 4, "eval_steps": 32, "warmup_steps": 1}
 def server() -> Iterator[WandbServer]:
     with WandbServer() as made:
         yield made
+        assert set(made.unknown) <= ARTIFACTS, "the client asked for what the server does not know"
 
 
 def holding(folder: pathlib.Path, secret: str) -> list[pathlib.Path]:
@@ -38,6 +41,9 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     assert code == 0, text
     run_id = checkout.plan()["run_id"]
     run_dir = checkout.run_dir(run_id)
+    for status in (429, 500):  # while the training begins to log: the client tries again
+        server.fail(status=status, times=1, only="graphql")
+        eventually(lambda: server.faults == FAULTS, CONVERGE, f"a request that met {status}")
 
     def step() -> int:
         events, _ = rundir.read_events(run_dir / "metrics.jsonl")
@@ -49,6 +55,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     assert run["tags"] == ["witness", "localhost", "rehearsal"]
     noted = run["config"]["lora_forge"]["value"]
     assert (noted["run_id"], noted["fingerprint"]) == (run_id, checkout.plan()["fingerprint"])
+    assert noted["recipe_sha256"] == checkout.plan()["recipe_sha256"]
     assert noted["datasets"] == [one["sha256"] for one in checkout.plan()["datasets"]]
 
     server.change(run_id, state="crashed")  # as W&B says when heartbeats came late
@@ -134,4 +141,5 @@ def test_offline_when_wandb_is_down_and_uploaded_once_the_run_is_collected(
     assert (run["state"], run["summary"]["train/global_step"]) == ("finished", 4)
     assert run["tags"] == ["witness", "localhost", "rehearsal"]
     assert checkout.manifest()["wandb"]["mode"] == "offline"
+    assert "W&B could not be had at the start: the run is recorded offline" in text
     seen("W&B is down when a training begins", "localhost", "recorded offline; verified, then uploaded")

@@ -154,7 +154,9 @@ OTHER = "not comparable with witness-a "
         (manifest("b", None, **NONE), A, True, False, OTHER + "(one of them has no evaluation set)"),
         (manifest("b", 9.0), manifest("witness-a", None, **NONE), True, False,
          OTHER + "(one of them has no evaluation set)"),
-        (manifest("b", "nan"), A, False, False, "its eval loss is nan"),
+        *[(manifest("b", loss, rehearsal), holder, False, False, f"its eval loss is {loss}")
+          for loss, rehearsal, holder in (("nan", False, A), ("nan", False, None), ("inf", True, None),
+                                          ("nan", False, manifest("r", 0.1, True)))],
         (manifest("b", None), A, True, False, OTHER + "(one of them has no finite eval loss)"),
         (manifest("b", 0.9), manifest("witness-a", "inf"), True, False,
          OTHER + "(one of them has no finite eval loss)"),
@@ -201,6 +203,15 @@ def test_latest_moves_and_stays_and_every_decision_is_a_line(home) -> None:
     assert sorted(path.name for path in home.path.iterdir() if not path.name.startswith("witness")) == [
         "history.jsonl", "latest",
     ]  # fmt: skip
+
+
+def test_an_eval_loss_that_is_no_number_takes_no_empty_place(home) -> None:
+    assert home.train("witness-a", "nan") is False
+    assert not (home.path / "latest").is_symlink()
+    assert promotion.word(home.path, "witness-a").startswith("latest points to nothing: its eval loss is nan. By hand:")
+    assert home.train("witness-b", 0.9) is True
+    assert home.train("witness-c", "nan") is False
+    assert home.latest == "witness-b"
 
 
 def test_a_run_is_decided_on_once(home) -> None:
@@ -269,7 +280,7 @@ def test_an_output_without_history_gets_one(home) -> None:
     home.deliver("witness-a", 0.882)
     (home.path / "latest").symlink_to("witness-a")
     assert home.train("witness-b", 0.912) is False
-    assert home.told("run_id", "moved") == [("witness-a", True), ("witness-b", False)]
+    assert home.told("run_id", "moved", "by") == [("witness-a", True, "unknown"), ("witness-b", False, "training")]
 
 
 def test_a_folder_in_the_place_of_latest_is_left_alone(home) -> None:

@@ -285,9 +285,13 @@ def test_what_goes_on_and_what_failed(output):
 
 def test_a_delivered_run_that_is_disputed(output):
     deliver(output, "witness", A)
-    (output / "status.json").write_text(
-        json.dumps({"runs": [{"agent": "witness", "run_id": A, "verdict": "disputed"}]})
-    )
+    row = {"agent": "witness", "run_id": A, "verdict": "disputed"}
+    for state in ("finished", "failed"):  # its files were damaged, or it was not delivered yet: neither holds any more
+        (output / "status.json").write_text(json.dumps({"runs": [row | {"state": state}]}))
+        page = look(output)
+        assert page.row("Delivered runs of", A)[1] == "verified"
+        assert "Runs that are" not in page.text
+    (output / "status.json").write_text(json.dumps({"runs": [row | {"state": "verified"}]}))
     page = look(output)
     assert page.row("Delivered runs of", A)[1] == "disputed"
     assert page.row("Runs that are", "witness")[1:] == [f"{A} –", "disputed", *["–"] * 6]

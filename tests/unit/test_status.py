@@ -6,8 +6,9 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, gpu, promotion, runs, status, verdict, wandb_api
+from ansible.module_utils.lora_forge import adapter, claims, gpu, promotion, report, runs, status, verdict, wandb_api
 from lab import ROOT, until
+from wire import load
 
 RUN = "witness-0123456789ab"
 CARD = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_mib": 41984, "use": 97}
@@ -55,7 +56,7 @@ def place(output, run_id=RUN, **what):
 
 
 def gathered(output, looks=None, **known):
-    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("agents", []), known.get("claims"))
+    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("costs"))
 
 
 def test_a_running_run(tmp_path):
@@ -85,6 +86,20 @@ def test_what_is_delivered_and_what_is_only_placed(tmp_path):
     ]
 
 
+def test_runs_that_share_a_pod_share_its_cost(tmp_path):
+    """The module, from claims on disk to the column of the table and the sum in the report."""
+    pods, names = claims.Claims(tmp_path / "pods"), [f"witness-00000000000{letter}" for letter in "abc"]
+    pods.make("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
+    deliver(tmp_path, names[0], latest=True, cost={"usd": 1.0, "pods": ["p1"]})
+    looks = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
+    given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": tmp_path / "pods"}
+    told = load("library/training_status").answer(given, False)
+    assert [row[-1] for row in told["rows"]] == ["$1.00", "$1.00", "$1.00"]
+    assert told["costs"] == {names[1]: 1.0, names[2]: 1.0}
+    total = report.read(tmp_path, [])["costs"]["total"]
+    assert (total["usd"], total["others_usd"]) == (1.0, 2.0)
+
+
 def test_a_silent_trainer_without_a_run_is_a_row_too(tmp_path):
     assert status.table([], {"gpu-3": "refused"})[0][:4] == ["–", "–", "gpu-3", "unknown"]
     assert status.words([], {"gpu-3": "refused"}, []) == ["    gpu-3 does not answer: refused"]
@@ -99,6 +114,23 @@ def test_an_adapter_that_was_changed_is_disputed(tmp_path):
     assert lines[1] == "      → train.yml -e role=witness -e verify=true"
 
 
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ({"loss": "nan"}, "its loss is nan at step 412; it goes on, and would end as failed"),
+        ({"eval_loss": "inf"}, "its eval loss is inf; it goes on, and latest would not move to it"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_told_while_the_run_goes_on(tmp_path, losses, words):
+    run = seen()
+    run["progress"] |= losses
+    (row,) = gathered(tmp_path, {"gpu-1": {"runs": [run]}})
+    assert row["verdict"] == "running"
+    assert status.words([row], {}, []) == [f"    {RUN}: {words}"]
+    run["state"] = "stopped"
+    assert status.words(gathered(tmp_path, {"gpu-1": {"runs": [run]}}), {}, [])[0].endswith("resumes at step 290")
+
+
 def test_wandb_contradicts_in_words(tmp_path):
     looks = {"pod-2": {"runs": [seen("failed", silent_for=840.0, detail="killed: ended by SIGKILL")]}}
     (row,) = gathered(tmp_path, looks, wandb={RUN: {"asked": RUN, "state": "running", "url": "http://w/x"}})
@@ -111,11 +143,12 @@ def test_wandb_contradicts_in_words(tmp_path):
 
 
 def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monkeypatch):
-    def logged(run_id, mode="online", project="p"):
+    def logged(run_id, mode="online", project="p", url=None):
         found = seen(run_id=run_id)
-        found["progress"]["wandb"] = {"mode": mode, "run": f"e/{project}/{run_id}", "url": None}
+        found["progress"]["wandb"] = {"mode": mode, "run": f"e/{project}/{run_id}", "url": url}
         return found
 
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     asked = []
 
     def ask(names, entity, project, timeout):
@@ -126,8 +159,9 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
     monkeypatch.setattr(wandb_api, "ask", ask)
     deliver(tmp_path, "witness-00000000000d")
     names = [f"witness-00000000000{letter}" for letter in "abcd"]
+    own = "https://wandb.ai/e/p/runs/x"
     looks = {
-        "gpu-1": {"runs": [logged(names[0]), logged(names[1], "offline"), logged(names[3])]},
+        "gpu-1": {"runs": [logged(names[0], url=own), logged(names[1], "offline"), logged(names[3])]},
         "gpu-2": {"runs": [logged(names[0]), logged(names[2], project="q"), seen(run_id="mayor-1")]},
         "gpu-3": {"silent": "away"},
     }
@@ -141,6 +175,17 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
     assert (answers[names[0]]["error"], answers[names[2]]["error"]["kind"]) == (None, "timeout")
     assert notes == ["W&B: late"]
 
+    # A run's own server is asked with the key that is for it, and with no other one.
+    looks = {"gpu-1": {"runs": [logged(names[0], url="http://w.example:8080/e/p/runs/x"), logged(names[1], url=own)]}}
+    asked.clear()
+    assert status.ask_wandb(tmp_path, looks)[1] == [
+        f"W&B: {names[0]} is logged on w.example:8080, and not asked for: WANDB_BASE_URL means wandb.ai, and so does "
+        "the key"
+    ]
+    monkeypatch.setenv("WANDB_BASE_URL", "http://w.example:8080/")
+    assert names[1] in status.ask_wandb(tmp_path, looks)[1][0]
+    assert asked == [([names[1]], "e", "p"), ([names[0]], "e", "p")]
+
 
 def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
     for number, started in (("1", 1.0), ("2", 2.0), ("3", 3.0)):
@@ -152,11 +197,25 @@ def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
     assert "    and 1 earlier verified run" in status.words(rows, {}, [])
 
 
-@pytest.mark.parametrize(("agents", "found"), [([], 2), (["mayor"], 1), (["crew"], 0)])
-def test_only_the_agents_that_are_meant(tmp_path, agents, found):
+def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
+    place(tmp_path, "mayor-0123456789ab", trainer="gpu-2", state="launched")
+    place(tmp_path, "crew-0123456789ab", trainer="gpu-4", state="failed", final=True)
+    looks = {"gpu-1": {"runs": [seen()]}, "gpu-2": {"silent": "x"}, "gpu-3": {"silent": "x"}, "gpu-4": {"silent": "x"}}
+    silent = {name: "x" for name in looks if "silent" in looks[name]}
+    assert status.busy(gathered(tmp_path, looks), silent, []) == ["gpu-1", "gpu-2"]
+    # What another controller launched on gpu-3 is known from the last look alone; gpu-5 has answered since.
+    assert status.busy(gathered(tmp_path, looks), silent, ["gpu-3", "gpu-5"]) == ["gpu-1", "gpu-2", "gpu-3"]
+    assert status.busy(gathered(tmp_path, {"gpu-1": {"runs": [seen("failed")]}}), {}, ["gpu-1"]) == []
+
+
+@pytest.mark.parametrize(("agents", "found"), [("", 2), ("mayor", 1), (["mayor", "witness"], 2), ("crew", 0)])
+def test_only_the_agents_that_are_meant_are_shown_and_all_are_noted(tmp_path, agents, found):
     deliver(tmp_path)
     deliver(tmp_path, "mayor-0123456789ab")
-    assert len(gathered(tmp_path, agents=agents)) == found
+    given = {"output": tmp_path, "looks": {}, "wandb": False, "agents": agents, "busy": [], "pods": None}
+    told = load("library/training_status").answer(given, False)
+    assert (len(told["runs"]), len(told["rows"])) == (found, found)
+    assert len(rundir.read_json(tmp_path / "status.json")["runs"]) == 2
 
 
 def test_damaged_files_make_no_traceback(tmp_path):

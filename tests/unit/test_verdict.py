@@ -143,6 +143,12 @@ BAD = {"trainer": "gpu-1", "state": "failed", "final": True, "detail": "tensor q
         ((look("failed", silent_for=200.0),), {"wandb": {"state": "running"}}, "failed", ""),
         ((look("stopped"),), {"wandb": {"state": "finished"}}, "stopped", ""),  # SIGINT ends with exit code 0
         ((look("stopped"),), {"wandb": {"state": "crashed"}}, "stopped", ""),
+        # Exit code 0 with NaN, an empty adapter or too few steps: W&B told no lie about the process.
+        ((look("failed", exit_code=0, detail=f"{BUT} the last loss is nan"),), {"wandb": {"state": "finished"}},
+         "failed", f"{BUT} the last loss is nan"),
+        ((look("finished", exit_code=0),), {"wandb": {"state": "finished"}, "placement": BAD}, "failed",
+         "tensor q is all zero"),
+        ((), {"wandb": {"state": "finished"}, "placement": BAD}, "failed", "tensor q is all zero"),
         ((look("stalled"),), {"wandb": {"state": "crashed"}}, "stalled", ""),
         ((look("running", step=0),), {"wandb": {"state": "crashed"}}, "running", ""),  # of the last start
         ((look("queued"),), {"wandb": {"state": "crashed"}}, "queued", ""),
@@ -173,7 +179,8 @@ def test_judge(looks, known, found, detail):
          "W&B says finished, but the process is alive, at step 4"),
         ((look("stalled"),), {"wandb": {"state": "finished"}}, "stalled",
          "W&B says finished, but the process is alive, at step 4"),
-        ((look("failed"),), {"wandb": {"state": "finished"}}, "failed", "W&B says finished, but it failed"),
+        *[((look("failed", exit_code=code),), {"wandb": {"state": "finished"}}, "failed",
+           "W&B says finished, but it failed") for code in (None, 1)],
         ((look("finished"),), {"wandb": {"state": "crashed"}}, "finished",
          "W&B says crashed, but the training ran to its end"),
         # Files changed after the proof.

@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import rundir
 import wandb_server
 from ansible.module_utils.lora_forge import wandb_api
 from ansible.module_utils.testing import patch_module_args
+from lab import ROOT
 from wandb_server import KEY, WandbServer
 from wire import load
 
@@ -133,6 +135,66 @@ def steps(points: list[dict[str, Any]]) -> list[int]:
     return [point["_step"] for point in points]
 
 
+# --- how a training begins to log -----------------------------------------------------------------------------------
+
+BEGIN = """
+import json, sys, types
+
+for name in ("axolotl", "axolotl.integrations", "axolotl.integrations.base", "transformers", "gang"):
+    sys.modules[name] = types.ModuleType(name)  # what the plugin is a part of, and this is not about
+sys.modules["axolotl.integrations.base"].BasePlugin = sys.modules["transformers"].TrainerCallback = object
+sys.path[:0] = json.loads(sys.argv[1])
+import lora_forge_axolotl
+
+lora_forge_axolotl.WANDB_TIMEOUT = float(sys.argv[2])
+cfg = types.SimpleNamespace(use_wandb=True, wandb_project="lora-forge", wandb_entity=None, wandb_name=None)
+lora_forge_axolotl.start_wandb(cfg)
+import wandb
+
+wandb.finish()
+"""
+
+
+def begin(server: WandbServer, folder: pathlib.Path, timeout: float = 30) -> dict[str, Any]:
+    """Let the plugin begin a W&B run, of a trainer with a long name; returns what it noted."""
+    folder.mkdir()
+    known = {"run_id": "witness-b", "agent": "witness", "host": "gpu." * 20, "rehearsal": False, "fingerprint": "f",
+             "recipe_sha256": "r", "datasets": []}  # fmt: skip
+    rundir.write_json(folder / "run.json", known)
+    paths = [str(ROOT / "roles/run/files"), str(ROOT / "module_utils/lora_forge")]
+    environment = {
+        **os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": str(folder), "WANDB_MODE": "online",
+        "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
+    }  # fmt: skip
+    command = [sys.executable, "-c", BEGIN, json.dumps(paths), str(timeout)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [event] = rundir.read_events(folder / "metrics.jsonl")[0]
+    return event
+
+
+def test_the_tag_of_a_long_name_is_cut_as_w_and_b_refuses_it_whole(server, tmp_path):
+    event = begin(server, tmp_path / "a")
+    assert (event["mode"], event["wanted"], event["run"]) == ("online", "online", "tester/lora-forge/witness-b")
+    assert server.runs["witness-b"]["tags"] == ["witness", ("gpu." * 20)[:64]]
+    assert server.runs["witness-b"]["config"]["lora_forge"]["value"]["recipe_sha256"] == "r"
+
+
+@pytest.mark.parametrize("faults", [{"status": 429, "times": 2}, {"status": 500, "times": 2}, {"slow": 1, "times": 3}])
+def test_what_passes_while_a_training_begins_to_log_costs_nothing(server, tmp_path, faults):
+    server.fail(only="graphql", **faults)
+    assert begin(server, tmp_path / "a")["mode"] == "online"
+    assert server.state()["runs"]["witness-b"]["state"] == "finished"
+    assert server.faults == wandb_server.FAULTS
+
+
+def test_a_training_that_cannot_have_w_and_b_says_that_it_wanted_it(server, tmp_path):
+    server.fail(down=True)
+    event = begin(server, tmp_path / "a", timeout=3)
+    assert (event["mode"], event["wanted"]) == ("offline", "online")
+    assert [*(tmp_path / "a/wandb").glob("offline-run-*-witness-b/*.wandb")]
+
+
 # --- what is logged ------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +272,31 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     # What is uploaded needs no key any more.
     told = module(capfd, "wandb_sync", **{**given, "api_key": ""})
     assert (told["changed"], told.get("failed"), told["url"]) == (False, None, "")
+
+
+def test_what_was_recorded_offline_before_the_run_went_on_online_is_named_and_not_uploaded(server, tmp_path, capfd):
+    record = log(server, tmp_path / "a", "witness-2", 3, "offline")
+    log(server, tmp_path / "a", "witness-2", points=2)
+    before = server.state()["runs"]["witness-2"]
+    assert (before["state"], len(before["history"])) == ("finished", 2)
+    given = {"path": str(tmp_path / "a"), "base_url": server.url, "api_key": KEY}
+    for check in (True, False):
+        told = module(capfd, "wandb_sync", check, **given)
+        assert (told["changed"], told["synced"], told["left_out"]) == (False, [], [str(record)])
+        [warning] = told["warnings"]
+        assert f"W&B does not have {record}: it was recorded offline, and the run went on online" in str(warning)
+    assert server.state()["runs"]["witness-2"] == before
+    assert not [*record.glob("*.synced")]
+
+
+def test_an_offline_record_that_was_cut_off_is_uploaded_with_the_next_one_and_not_missed(server, tmp_path):
+    log(server, tmp_path / "a", "witness-2", 3, "offline", kill=True)
+    log(server, tmp_path / "a", "witness-2", 2, "offline")
+    found = sync(server, tmp_path / "a")
+    assert (found["error"], len(found["synced"]), found["left_out"]) == (None, 2, [])
+    assert steps(server.state()["runs"]["witness-2"]["history"]) == [0, 1, 2, 3, 4]
+    found = sync(server, tmp_path / "a")
+    assert (found["error"], found["synced"], found["left_out"]) == (None, [], [])
 
 
 def test_a_run_that_w_and_b_lost_sight_of_is_uploaded_afterwards(server, tmp_path):

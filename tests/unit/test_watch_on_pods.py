@@ -177,6 +177,24 @@ def test_a_new_checkpoint_interrupts_and_the_watching_goes_on_from_there(watch):
     assert (task.asked[0][1]["since"], task.asked[0][1]["wait"]) == ("t20", task.plugin.WAIT)
 
 
+def test_losses_that_will_not_do_are_told_once_and_so_is_a_start_without_w_and_b(watch):
+    def bad(step, wandb=None):
+        found = seen(step)
+        found["progress"]["loss"] = "nan"
+        found["events"] = [{"event": "wandb", "time": 1.0, "wanted": "online", "mode": wandb}] if wandb else []
+        return found
+
+    task = watch(seen(3), bad(4, "offline"), bad(5), seen(6), bad(7, "disabled"), FINISHED)
+    task.run()
+    assert [line for line in task.told if "its loss is nan" in line] == [
+        f"  witness  its loss is nan at step {step}; it goes on, and would end as failed" for step in (4, 7)
+    ]
+    assert [line for line in task.told if "W&B" in line] == [
+        f"  witness  W&B could not be had at the start: {what}; train.log says why"
+        for what in ("the run is recorded offline", "nothing is recorded")
+    ]
+
+
 def test_without_a_checkpoint_to_compare_none_interrupts(watch):
     assert watch(seen(10, checkpoint=8), FINISHED).run()["state"] == "finished"
 

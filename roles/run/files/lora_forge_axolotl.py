@@ -22,6 +22,7 @@ from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
 METRICS = pathlib.Path("metrics.jsonl")
+TAG = 64  # characters that W&B takes
 WANDB_TIMEOUT = 30  # seconds a GPU waits for W&B, at the beginning and at the end
 
 
@@ -113,7 +114,8 @@ def start_wandb(cfg: Any) -> None:
     Args:
         cfg: Axolotl's configuration; what is known of the run stands in run.json.
     """
-    mode: Any = os.environ.get("WANDB_MODE", "online")
+    wanted = os.environ.get("WANDB_MODE", "online")
+    mode: Any = wanted
     if not cfg.use_wandb or mode == "disabled" or os.environ.get("RANK", "0") != "0":
         return
     import wandb
@@ -125,7 +127,7 @@ def start_wandb(cfg: Any) -> None:
         "id": noted["run_id"],
         "name": cfg.wandb_name or noted["run_id"],
         "resume": "allow",
-        "tags": [noted["agent"], noted["host"], *(["rehearsal"] if noted["rehearsal"] else [])],
+        "tags": [noted["agent"], noted["host"][:TAG], *(["rehearsal"] if noted["rehearsal"] else [])],
         "config": {
             "lora_forge": {key: noted[key] for key in ("run_id", "fingerprint", "recipe_sha256", "datasets", "host")}
         },
@@ -142,8 +144,9 @@ def start_wandb(cfg: Any) -> None:
         except Exception as another:
             print(f"W&B records nothing: {another}", file=sys.stderr, flush=True)
             cfg.use_wandb = False
+            rundir.append_event(METRICS, "wandb", mode="disabled", wanted=wanted, run=None, url=None)
             return
-    rundir.append_event(METRICS, "wandb", mode=mode, run=run.path, url=run.url)
+    rundir.append_event(METRICS, "wandb", mode=mode, wanted=wanted, run=run.path, url=run.url)
 
 
 class LoraForgePlugin(BasePlugin):

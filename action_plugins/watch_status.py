@@ -1,0 +1,65 @@
+"""Keep what is true of all runs on the screen while anything runs. Losing this process harms nothing."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import ansible.module_utils
+from ansible import constants
+from ansible.plugins.action import ActionBase
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge import rundir  # noqa: E402
+
+
+class ActionModule(ActionBase):
+    """``watch_status``: looks again and again, on all trainers of the play at once, each in a process of its own.
+
+    Each looks with the arguments C(look) of trainer_info every C(every) seconds, and leaves what it saw in a folder
+    that they share: that of this command's temporary files, which goes when the command does. The first trainer of
+    C(looks), what was seen of each before, concludes from all of them with the arguments C(conclude) of training_status
+    and shows that. Nothing runs any more when no trainer is left in C(busy), training_status's answer.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args = self._task.args
+        looks, busy, found = dict(args["looks"]), list(args["busy"]), {}
+        mine = list(looks).index((task_vars or {})["inventory_hostname"])
+        board = pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "looks"
+        board.mkdir(exist_ok=True)
+        over = board / "over"
+        try:
+            while busy and not over.exists():
+                time.sleep(float(args["every"]))
+                rundir.write_json(board / f"{mine}.json", self.call("trainer_info", args["look"], task_vars))
+                if mine == 0:
+                    looks = {name: rundir.read_json(board / f"{at}.json") or old
+                             for at, (name, old) in enumerate(looks.items())}  # fmt: skip
+                    asked = args["conclude"] | {"looks": looks, "busy": busy}
+                    found = self.call("training_status", asked, task_vars)
+                    if found.get("failed"):
+                        break
+                    shown = {name: found[name] for name in ("columns", "rows", "lines")} | {"screen": True}
+                    self.call("show", shown, task_vars)
+                    busy = found["busy"]
+        finally:
+            if mine == 0:
+                over.touch()
+        return result | ({"failed": True, "msg": found["msg"]} if found.get("failed") else {}) | {"changed": False}
+
+    def call(self, name: str, args: Any, task_vars: Any) -> dict[str, Any]:
+        """What another action answers."""
+        task = self._task.copy()
+        task.args = dict(args)
+        loader = self._shared_loader_obj.action_loader
+        action = loader.get(
+            name, task=task, connection=self._connection, play_context=self._play_context, loader=self._loader,
+            templar=self._templar, shared_loader_obj=self._shared_loader_obj,
+        )  # fmt: skip
+        return dict(action.run(task_vars=task_vars))

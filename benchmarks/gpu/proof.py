@@ -33,6 +33,7 @@ import_forge()
 from ansible.module_utils.lora_forge import adapter, memory, plan, recipe, rundir, runs, verdict  # noqa: E402
 
 STAGED = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")
+MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
 
 
@@ -215,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="a folder with 40 GB of room")
     parser.add_argument("--agent", default="witness")
-    parser.add_argument("--max-steps", type=int, default=20)
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS)
     parser.add_argument("--seconds", type=float, default=540, help="after which it ends, with status 3")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="where the JSON goes")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal's recipe on a CPU; proves this program only")

@@ -5,7 +5,8 @@
 # The wheels of the lock bring CUDA's libraries; of the base only CUDA's runtime is needed, which is its flavour «base».
 # Pinned by digest: nvidia/cuda:<tag>@sha256:<digest>
 ARG BASE=nvidia/cuda:13.0.3-base-ubuntu24.04
-FROM ${BASE}
+ARG LOCK=trainer-cuda
+FROM ${BASE} AS base
 
 # gcc and the C headers: Triton compiles when a kernel is first used. pip brings uv, should a lock have changed.
 # Host keys are made at boot; what the package made here would be everybody's.
@@ -17,13 +18,19 @@ RUN apt-get update \
     && useradd --no-log-init --create-home --shell /bin/bash trainer \
     && install -d -o trainer -g trainer /workspace
 
-# The environments of the lock, and of what fetches base models. Only the mounted cache keeps what was downloaded.
-ARG LOCK=trainer-cuda
-COPY requirements/uv.txt requirements/hub.txt requirements/${LOCK}.txt /opt/lora-forge/requirements/
 # Copied, not mounted: podman does not look whether a mounted file has changed since the layer was built.
 COPY image/environments.py /opt/lora-forge/build/
 COPY module_utils/lora_forge/environment.py module_utils/lora_forge/errors.py \
      /opt/lora-forge/build/ansible/module_utils/lora_forge/
+
+# What is large and rarely changes, out of the lock: torch, and CUDA's libraries.
+FROM base AS large
+ARG LOCK
+COPY requirements/${LOCK}.txt /lock.txt
+RUN PYTHONPATH=/opt/lora-forge/build python3 /opt/lora-forge/build/environments.py large /lock.txt >/large.txt
+
+FROM base
+ARG LOCK
 ARG PYTHON=3.11
 # Of uv and pip: a folder of wheels, torch's build, certificates, a cache of one's own. Without a value they are not set.
 ARG UV_FIND_LINKS
@@ -31,11 +38,21 @@ ARG UV_TORCH_BACKEND
 ARG UV_CACHE_DIR
 ARG SSL_CERT_FILE
 ARG PIP_CERT
-ARG UV_COMPILE_BYTECODE=1
+ARG UV_PYTHON_INSTALL_DIR=/opt/lora-forge/python
+ARG UV_LINK_MODE=copy
+ARG PYTHONDONTWRITEBYTECODE=1
 WORKDIR /opt/lora-forge/requirements
+# A layer of some gigabytes, which stays as long as these lines of the lock do. Only the mounted cache keeps what was
+# downloaded.
+COPY requirements/uv.txt /opt/lora-forge/requirements/
+COPY --from=large /large.txt /opt/lora-forge/build/
 RUN --mount=type=cache,target=/root/.cache \
-    PYTHONPATH=../build PYTHONDONTWRITEBYTECODE=1 UV_PYTHON_INSTALL_DIR=/opt/lora-forge/python UV_LINK_MODE=copy \
-        python3 ../build/environments.py "${PYTHON}" uv.txt "${LOCK}.txt" hub.txt \
+    PYTHONPATH=../build python3 ../build/environments.py begin "${PYTHON}" uv.txt ../build/large.txt
+# The rest of the lock, and the environment of what fetches base models.
+COPY requirements/hub.txt requirements/${LOCK}.txt /opt/lora-forge/requirements/
+ARG UV_COMPILE_BYTECODE=1
+RUN --mount=type=cache,target=/root/.cache \
+    PYTHONPATH=../build python3 ../build/environments.py end "${PYTHON}" uv.txt "${LOCK}.txt" hub.txt \
     && rm -r ../build
 WORKDIR /workspace
 

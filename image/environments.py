@@ -1,31 +1,61 @@
-"""Make the environments of the training image, by the code that makes them on a host.
+"""Make the environments of the training image, by the code that makes them on a host. Run by the Dockerfile.
 
-``environments.py <Python version> <uv's lock> <trainer's lock> <other lock> …``, run by the Dockerfile.
+``environments.py large <lock>``: print what of a lock is large and rarely changes: torch, and what CUDA brings.
+``environments.py begin <Python version> <uv's lock> <that part>``: the trainer's environment, with this part alone.
+``environments.py end <Python version> <uv's lock> <trainer's lock> <other lock> …``: with all of its lock; the others.
+
+Two steps make two layers. After a change to the lock that leaves torch alone, only the second one is built, pushed and
+pulled again. So the environment has a place of its own, and a link by the name that its lock gives it.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
 
 from ansible.module_utils.lora_forge import environment
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 TOOLS = pathlib.Path.home() / ".cache/lora-forge"  # uv itself stays in the cache that the build mounts
+ENVIRONMENTS = environment.IMAGE / "env"
 TRAINER = environment.IMAGE / "trainer"  # what the health check computes with
+LARGE = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
+
+
+def large(lock: str) -> str:
+    """The requirements of a lock that are large, with their hashes; comments, which may change, are left out."""
+    lines = [line for line in lock.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    found, wanted = [], False
+    for line in lines:
+        wanted = bool(LARGE.match(line)) if not line.startswith(" ") else wanted
+        if wanted:
+            found.append(line)
+    return "\n".join(found) + "\n"
 
 
 def main(arguments: list[str]) -> int:
-    python, *names = arguments
+    step, *rest = arguments
+    if step == "large":
+        print(large(pathlib.Path(rest[0]).read_text(encoding="utf-8")), end="")
+        return 0
+    python, *names = rest
     uv_lock, *locks = [pathlib.Path(name) for name in names]
     try:
         uv = environment.find_uv("", TOOLS, uv_lock, sys.executable)
-        for lock in locks:
-            environment.ensure(environment.IMAGE / "env", lock, uv, python, download=True, torch_backend="")
+        if step == "begin":
+            environment.make(TRAINER, uv, python, download=True)
+        environment.sync(TRAINER, locks[0], uv, torch_backend="")
+        if step == "begin":
+            return 0
+        environment.complete(TRAINER)
+        ENVIRONMENTS.mkdir()
+        (ENVIRONMENTS / environment.key(locks[0])).symlink_to(TRAINER)
+        for lock in locks[1:]:
+            environment.ensure(ENVIRONMENTS, lock, uv, python, download=True, torch_backend="")
     except ForgeError as error:
         print(error, file=sys.stderr)
         return 1
-    TRAINER.symlink_to(environment.IMAGE / "env" / environment.key(locks[0]))
     return 0
 
 

@@ -43,6 +43,8 @@ class Row:
         estimate: GiB as the plan estimates them; None where it cannot.
         curves: Of the repeats.
         why_not: Why there are no figures.
+        against: The variant that it is one change to.
+        cards: UUIDs of the GPUs that it was measured on.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Row:
     estimate: Optional[float] = None
     curves: list[curves.Curve] = dataclasses.field(default_factory=list)
     why_not: str = ""
+    against: str = "baseline"
+    cards: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def rate(self) -> float:
@@ -77,7 +81,7 @@ def add(row: Row, found: dict[str, Any]) -> None:
     row.rates.append(load_of.tokens / seconds)
     model = shape(found["recipe"])
     if model is not None:
-        again = bool(found["recipe"].get("gradient_checkpointing"))
+        again = memory.recomputes(found["recipe"])
         needed, computed = flops.model_flops(model, load_of), flops.hardware_flops(model, load_of, again)
         row.mfu.append(flops.share(needed, seconds, found["ceiling"]))
         row.hfu.append(flops.share(computed, seconds, found["ceiling"]))
@@ -90,6 +94,7 @@ def add(row: Row, found: dict[str, Any]) -> None:
         [(step["tokens"], step["data"]) for step in found["steps"]],
     )
     row.curves.append(curves.Curve(losses, data, found["batch"]))
+    row.cards.add(found["gpu"].get("uuid", ""))
 
 
 def rows(found: list[dict[str, Any]]) -> list[Row]:
@@ -106,6 +111,7 @@ def rows(found: list[dict[str, Any]]) -> list[Row]:
         if one["tiny"]:
             raise ValueError("figures of --tiny are no measurement")
         row = made.setdefault(one["variant"], Row(one["variant"], one["words"], one["same_training"]))
+        row.against = one.get("against", row.against)
         if one["status"] == "measured":
             add(row, one)
         else:
@@ -114,16 +120,22 @@ def rows(found: list[dict[str, Any]]) -> list[Row]:
 
 
 def same(row: Row, baseline: Optional[Row]) -> str:
-    """Whether a variant may become a default, in words."""
+    """Whether a variant may become a default, in words: only «yes» says so.
+
+    Where fewer than :data:`curves.STEPS` steps can be compared, what they say so far is no answer yet.
+    """
     if row is baseline:
         return ""
     if not row.same_training:
         return "no: other training"
-    if baseline is None or not row.curves:
+    if baseline is None or not row.curves or len(baseline.curves) < 2:
         return "not compared"
-    if min(len(curve.losses) for curve in (*baseline.curves, *row.curves)) < curves.STEPS:
-        return "not compared"
-    found = curves.differences(baseline.curves, row.curves[0])
+    longest = sorted(baseline.curves, key=lambda curve: -len(curve.losses))
+    candidate = max(row.curves, key=lambda curve: len(curve.losses))
+    steps = min(curves.STEPS, len(candidate.losses), len(longest[1].losses))
+    found = curves.differences([one for one in longest if len(one.losses) >= steps], candidate, steps)
+    if steps < curves.STEPS:
+        return f"not yet: {'; '.join(found) or 'so far'} ({steps} of {curves.STEPS} steps)"
     return "no: " + "; ".join(found) if found else "yes"
 
 
@@ -147,6 +159,9 @@ def table(made: list[Row]) -> list[str]:
             text.append(f"| {row.name} | {row.words} | {row.why_not.replace('|', '/')} | – | – | – | – | – | – |")
             continue
         gain = f"{row.rate / baseline.rate:.2f}" if baseline else "–"
+        other = next((one for one in made if one.name == row.against != "baseline" and one.rates), None)
+        if other:
+            gain += f" ({row.rate / other.rate:.2f} × {other.name})"
         peak = f"{row.peak:.1f}" if row.peak else "–"
         guess = "–" if row.estimate is None else f"{row.estimate:.1f}"
         if row.peak and row.estimate:
@@ -165,8 +180,13 @@ def table(made: list[Row]) -> list[str]:
     return text
 
 
-def goals(made: list[Row]) -> list[str]:
-    """Which goals are met, in sentences."""
+def goals(made: list[Row], gpu: str) -> list[str]:
+    """Which goals are met, in sentences.
+
+    Args:
+        made: The rows.
+        gpu: The name of the GPU; a share of the ceiling is a goal for an H100 alone.
+    """
     baseline = next((row for row in made if row.name == "baseline" and row.rates), None)
     if baseline is None:
         return ["- The baseline was not measured, so no goal can be judged."]
@@ -175,7 +195,9 @@ def goals(made: list[Row]) -> list[str]:
     gain, mfu = best.rate / baseline.rate, statistics.median(best.mfu) if best.mfu else 0.0
     text = [
         f"- At least {SPEEDUP} × the baseline, the same training: {_met(gain >= SPEEDUP)}, {gain:.2f} × ({best.name}).",
-        f"- MFU at least {MFU} on an H100: {_met(mfu >= MFU)}, {mfu:.3f} ({best.name}).",
+        f"- MFU at least {MFU} on an H100: {_met(mfu >= MFU)}, {mfu:.3f} ({best.name})."
+        if "H100" in gpu
+        else f"- MFU: {mfu:.3f} ({best.name}); the goal of {MFU} is one for an H100.",
     ]
     off = {row.name: row.estimate / row.peak - 1 for row in made if row.rates and row.peak and row.estimate}
     if off:
@@ -198,10 +220,12 @@ def proof_line(found: dict[str, Any]) -> str:
     if not found["proven"]:
         return f"**Not proven:** {'; '.join(found['problems'])}."
     killed, changed = found["killed"], ", ".join(f"`{key}`" for key in found["changed"])
+    loss = found["loss"]
     return (
         f"**Proven:** the recipe of `{found['agent']}`, with {changed} changed, "
         f"trained {found['steps']['reached']} steps to a verified adapter of {found['lora']['parameters']:,} weights; "
-        f"killed with SIGKILL at step {killed['killed_at']}, resumed from step {killed['checkpoint']}."
+        f"killed with SIGKILL at step {killed['killed_at']}, resumed from step {killed['checkpoint']}; "
+        f"the loss fell from {loss['loss_first']:.3f} to {loss['loss']:.3f}."
     )
 
 
@@ -212,14 +236,18 @@ def section(folder: pathlib.Path) -> str:
     about: dict[str, Any] = next((one for one in (proof, ceiling, *found) if one.get("gpu")), {})
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     text = [f"### {about.get('gpu', {}).get('name') or folder.name}", ""]
-    text += [f"{about.get('date', '')}; driver {about.get('gpu', {}).get('driver_version', '?')}; {versions}.", ""]
+    driver = about.get("gpu", {}).get("driver_version", "?")
+    text += [f"{about.get('date', '')}; commit {about.get('commit') or '?'}; driver {driver}; {versions}.", ""]
     text += [proof_line(proof), ""]
     if ceiling:
         text += [f"Ceiling: {ceiling['flops_per_second'] / 1e12:,.0f} TFLOP/s in a bf16 product on this card.", ""]
     if not found:
         return "\n".join([*text, "Speed was not measured.", ""])
     made = rows(found)
-    return "\n".join([*text, *table(made), "", *goals(made), ""])
+    cards = len(set().union(*(row.cards for row in made)))
+    if cards > 1:
+        text += [f"Measured on {cards} cards of this name; each share is of the ceiling of its own card.", ""]
+    return "\n".join([*text, *table(made), "", *goals(made, about.get("gpu", {}).get("name", "")), ""])
 
 
 def write(results: pathlib.Path, out: pathlib.Path) -> None:

@@ -1,15 +1,13 @@
 """An Axolotl plugin that measures each step: seconds, tokens, loss, memory. ``plugins: [measure.MeasurePlugin]``.
 
-It writes ``steps.jsonl``, one object for each optimizer step, into the working directory, and ``measured.json`` in
-the end. Run by itself it measures what the device reaches in a bf16 product: ``measure.py --ceiling [--device cpu]``.
+It writes into the working directory, after each optimizer step: ``steps.jsonl``, an object more, and
+``measured.json``, the memory until then. So a training that is cut off leaves what was measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-import statistics
 import time
 from typing import Any
 
@@ -87,8 +85,10 @@ class Measure(TrainerCallback):
             row = {**self.steps.pop(state.global_step), "loss": float(logs["loss"])}
             with STEPS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            self.note()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def note(self) -> None:
+        """Write what Axolotl made of its configuration, and the peak of memory so far."""
         found: dict[str, Any] = {"resolved": {key: plain(self.cfg.get(key)) for key in RESOLVED}}
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
@@ -97,7 +97,9 @@ class Measure(TrainerCallback):
                 "allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(),
                 "beside": beside, "total": total,
             }  # fmt: skip
-        MEASURED.write_text(json.dumps(found))
+        part = MEASURED.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.replace(MEASURED)
 
 
 def plain(value: Any) -> Any:
@@ -110,32 +112,3 @@ class MeasurePlugin(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         return [Measure(cfg, trainer)]
-
-
-def ceiling(device: str, size: int, rounds: int) -> float:
-    """FLOPs a second of a bf16 product of two square matrices: the median of some rounds, after one for warming up."""
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    repeats = 20 if device == "cuda" else 1
-    rates = []
-    for _ in range(rounds + 1):
-        settle()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            left @ right
-        settle()
-        rates.append(2 * size**3 * repeats / (time.perf_counter() - began))
-    return statistics.median(rates[1:])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What the device reaches in a bf16 product.")
-    parser.add_argument("--ceiling", action="store_true", required=True)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    given = parser.parse_args()
-    sizes = (4096, 8192, 16384) if given.device == "cuda" else (256,)
-    found = {size: ceiling(given.device, size, 5) for size in sizes}
-    print(json.dumps({"by_size": found, "flops_per_second": max(found.values())}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,37 +1,39 @@
 """Proof on a GPU: the production recipe of an agent trains to a verified adapter, through a SIGKILL in the middle.
 
-    python benchmarks/gpu/proof.py --work /tmp/proof [--max-steps 24] [--seconds 540] [--tiny]
+    python benchmarks/gpu/proof.py --work /tmp/proof [--max-steps 20] [--seconds 540] [--tiny]
 
 The project's own planner makes the plan, with two overrides: the path of a random model of Qwen2.5-7B's shape, and
 max_steps. The real supervisor (backend ``process``) starts the real Axolotl with the real plugin. After a whole
 checkpoint, and a step beyond it, supervisor and training are killed with SIGKILL, and started again as the same
-command does it. The run must resume from the checkpoint, reach its end, and its adapter must pass the verifier.
+command does it. The run must resume from the checkpoint, its loss must fall, it must reach its end, and its adapter
+must pass the verifier.
 
-It needs no Ansible: run it by the Python that has torch and Axolotl. It can be cut off at any time, and after
-``--seconds`` it ends with status 3 while the training goes on: the same command attaches to it. ``--tiny`` does all
-this with the rehearsal's recipe on a CPU.
+It needs no Ansible: run it by the Python that has torch and Axolotl. It can be cut off at any time. After ``--seconds``
+it ends with status 3, and ends the training as hard as the SIGKILL before did, so that the GPU is free for what
+follows; the same command resumes it from its newest checkpoint. ``--tiny`` does all this with the rehearsal's recipe on
+a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import time
 from typing import Any
 
 import random_model
 import yaml
-from forge import AGAIN, RESULTS, ROOT, environment, facts, gpu_facts, import_forge, load, save, slug, used_mib
+from forge import AGAIN, RESULTS, ROOT, end, environment, facts, import_forge, load, make_idle, save, used_mib
+from forge import results as results_folder
 
 import_forge()
 from ansible.module_utils.lora_forge import adapter, memory, plan, recipe, rundir, runs, verdict  # noqa: E402
 
 STAGED = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")
+MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
 
 
@@ -128,17 +130,6 @@ class Proof:
         self.notes.update(what)
         save(self.work / "notes.json", self.notes)
 
-    def kill(self) -> None:
-        """What a host that dies does: SIGKILL to the supervisor and to every process of the run."""
-        status = rundir.read_json(self.run_dir / "status.json")
-        pids = [status["supervisor"]["pid"]] if rundir.is_alive(status.get("supervisor")) else []
-        for pid in [*pids, *rundir.run_processes(self.run_dir)]:  # the supervisor first, or it would start it again
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while rundir.run_processes(self.run_dir) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
     def kill_in_the_middle(self, seen: dict[str, Any]) -> None:
         """Kill once, when a step beyond a whole checkpoint has been trained."""
         step, whole = seen["progress"]["step"] or 0, seen["checkpoint"]["step"]
@@ -147,16 +138,17 @@ class Proof:
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
         beyond = max((event["step"] for event in events if event["event"] == "log"), default=0)
         if beyond > whole:  # by the log, which is written every logging_steps
-            self.kill()
+            end(self.run_dir)
             whole = rundir.last_complete(self.run_dir / "output")  # another one may have been written meanwhile
-            self.note(killed_at=max(step, beyond, whole), checkpoint=whole)
+            begins = sum(event["event"] == "begin" for event in rundir.read_events(self.run_dir / "metrics.jsonl")[0])
+            self.note(killed_at=max(step, beyond, whole), checkpoint=whole, begins=begins)
             print(f"  SIGKILL at step {self.notes['killed_at']}; the newest checkpoint is of step {whole}", flush=True)
 
     def follow(self, deadline: float) -> dict[str, Any]:
         """Watch until the run is over, killing it once; the last look at it.
 
         Args:
-            deadline: Monotonic seconds after which it is left to itself.
+            deadline: Monotonic seconds after which it is ended.
         """
         shown = None
         while True:
@@ -173,9 +165,17 @@ class Proof:
             elif seen["state"] not in verdict.LIVING:
                 return seen
             if time.monotonic() > deadline:
-                print(f"the time is up; the training goes on ({seen['state']}). The same command attaches to it")
+                end(self.run_dir)
+                print(f"the time is up at step {seen['progress']['step']}. The same command resumes the training")
                 raise SystemExit(AGAIN)
-            time.sleep(1 if self.tiny else 2)
+            time.sleep(1)
+
+    @staticmethod
+    def rising(first: Any, last: Any) -> list[str]:
+        """What is wrong with the loss, from its first to its last report."""
+        if isinstance(first, float) and isinstance(last, float) and last < first:
+            return []
+        return [f"the loss did not fall: {first} in the beginning, {last} in the end"]
 
     def conclude(self, seen: dict[str, Any]) -> dict[str, Any]:
         """Verify the adapter, and say what was proven."""
@@ -186,9 +186,10 @@ class Proof:
         begins = [event["step"] for event in events if event["event"] == "begin"]
         if "killed_at" not in self.notes:
             problems.append("it was over before it could be killed; give it more steps")
-        elif begins[-1] != self.notes["checkpoint"] or len(begins) < 2:
-            problems.append(f"it was resumed from step {begins[-1]} instead of {self.notes['checkpoint']}")
+        elif begins[self.notes["begins"] :][:1] != [self.notes["checkpoint"]]:
+            problems.append(f"it began at steps {begins}, and did not resume from {self.notes['checkpoint']}")
         done = seen["progress"]
+        problems += self.rising(done["loss_first"], done["loss"])
         return {
             "proven": not problems,
             "problems": problems,
@@ -215,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="a folder with 40 GB of room")
     parser.add_argument("--agent", default="witness")
-    parser.add_argument("--max-steps", type=int, default=24)
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS)
     parser.add_argument("--seconds", type=float, default=540, help="after which it ends, with status 3")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="where the JSON goes")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal's recipe on a CPU; proves this program only")
@@ -223,14 +224,15 @@ def main() -> None:
     deadline = time.monotonic() + given.seconds
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    path = results_folder(given, work) / "proof.json"
     proof = Proof(work, given.agent, given.max_steps, given.tiny)
     random_model.make(proof.model, given.tiny)
+    if not given.tiny and not rundir.run_processes(proof.run_dir):
+        make_idle(work)
     proof.stage()
     if "killed_at" not in proof.notes or "again_at" in proof.notes:
         proof.start()
     found = proof.conclude(proof.follow(deadline))
-    name = "tiny" if given.tiny else slug(gpu_facts().get("name", "unknown"))
-    path = (work if given.tiny else given.results / name) / "proof.json"
     save(path, found)
     print("proven" if found["proven"] else "NOT PROVEN: " + "; ".join(found["problems"]), f"({path})")
     steps = found["steps"]

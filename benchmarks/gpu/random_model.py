@@ -118,10 +118,10 @@ def make(out: pathlib.Path, tiny: bool, config: dict[str, Any] = QWEN, corpus: l
         config: Of the large one.
         corpus: Dataset files the tokenizer learns from.
     """
-    import tiny_model
-
     if out.exists():
         return
+    import tiny_model
+
     if tiny:
         sys.argv = ["tiny_model.py", str(out), *map(str, corpus)]
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,18 @@
 """How fast a GPU trains, and what makes it faster: the base recipe, then one change at a time, each in a fresh process.
 
-    python benchmarks/gpu/speed.py --work /tmp/speed [--only baseline,liger] [--repeats 2] [--steps 15] [--seconds 540]
-    python benchmarks/gpu/speed.py --work /tmp/speed --only baseline,liger+mb4x2 --steps 55     # loss curves, too
+    python benchmarks/gpu/speed.py --work /tmp/gpu [--seconds 540]
+    python benchmarks/gpu/speed.py --work /tmp/gpu --only baseline,liger+mb4x2 [--repeats 2] [--steps 50]
 
 The baseline is configs/base.yml, the users' recipe made valid, on a random model of Qwen2.5-7B's shape and on example
 conversations; there is no evaluation, no checkpoint, and each step is logged. Names joined by ``+`` are changes made
-together. Every process writes one JSON file into ``--results``/<GPU>/; what is there is not measured again, so that
-the same command goes on after it was cut off, or after ``--seconds``, when it ends with status 3. ``gpu_table.py``
-makes the table of docs/gpu.md of them.
+together. Every process writes one JSON file into ``--results``/<GPU>/; what is there is not measured again, whichever
+machine of this kind it comes from. So the same command goes on after it was cut off, or after ``--seconds``, when it
+ends with status 3. It measures what is worth most first (:data:`ORDER`), and the steps that a process had come to when
+the time was up are kept. ``gpu_table.py`` makes the table of docs/gpu.md of the files.
+
+Each measurement is a process of its own: Axolotl's patches (Liger, LoRA kernels, attention) change classes until the
+process ends, so a second variant in it would measure the first one's leavings. What is shared is on disk: the model,
+which stays in the page cache, the tokenised data, and compiled kernels.
 
 ``--tiny`` does it on a CPU with the rehearsal's model and the variants that a CPU can run. Its figures mean nothing,
 and are written into the work folder only.
@@ -16,42 +21,70 @@ and are written into the work folder only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import time
 from typing import Any, Callable, Optional
 
+import curves
 import random_model
 import yaml
-from forge import AGAIN, RESULTS, ROOT, environment, facts, gpu_facts, import_forge, lines, load, save, slug
+from forge import (
+    AGAIN,
+    RESULTS,
+    ROOT,
+    die_with_parent,
+    environment,
+    facts,
+    host_memory,
+    import_forge,
+    lines,
+    load,
+    make_idle,
+    save,
+)
+from forge import results as results_folder
 
 import_forge()
-from ansible.module_utils.lora_forge import recipe  # noqa: E402
+from ansible.module_utils.lora_forge import memory, recipe  # noqa: E402
 
 HERE = ROOT / "benchmarks/gpu"
-STARTUP = 90.0  # seconds that a process is thought to need at least before any was seen
+SHORT, LONG, WARMUP = 13, curves.STEPS, 3  # steps of a process; of them those that are not counted
+ENOUGH = 10  # measured steps that make a figure, even of a process that was cut off
+CAP, CAP_STEP = 150.0, 8.0  # seconds that a process may take to start, and for each of its steps
+FASTEST = "fastest"  # stands for what was fastest so far and is the same training
+ROOM = 0.8  # share of the host's memory that offloaded activations may take
 COMPUTED = ("datasets", "dataset_prepared_path", "output_dir", "plugins")  # of this machine; not in the results
 LAST_WORDS = 600  # characters of a failure that are kept
 
 
-def lacks(module: str) -> Callable[[], Optional[str]]:
-    """A condition: a Python package is there."""
-    return lambda: None if importlib.util.find_spec(module) else f"the package {module} is not installed"
+def lacks_flash(package: str, kernel: str) -> Callable[[], Optional[str]]:
+    """A condition: FlashAttention is there, as a wheel, or as the kernel of the hub that Axolotl falls back to.
 
+    Nothing is downloaded: the kernel must have been fetched before. Its folder is named as kernels 0.16 does it, or as
+    older versions did.
+    """
 
-def lacks_kernel(name: str) -> Callable[[], Optional[str]]:
-    """A condition: a kernel of the Hugging Face Hub was fetched before; a measurement downloads nothing."""
-    cache = pathlib.Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-    folder = cache / f"models--{name.replace('/', '--')}"
-    return lambda: (
-        None if folder.is_dir() else f"the kernel {name} is not in the hub's cache, and nothing is downloaded"
-    )
+    def lacking() -> Optional[str]:
+        home = pathlib.Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        cache = os.environ.get("KERNELS_CACHE") or os.environ.get("HF_HUB_CACHE") or home / "hub"
+        folders = [pathlib.Path(cache) / f"{kind}--{kernel.replace('/', '--')}" for kind in ("kernels", "models")]
+        if importlib.util.find_spec(package) or any(folder.is_dir() for folder in folders):
+            return None
+        return (
+            f"neither the package {package} nor, in the hub's cache, the kernel {kernel} is here; nothing is downloaded"
+        )
+
+    return lacking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +96,14 @@ class Variant:
         words: What it is, for the table.
         cpu: A CPU can run it.
         lacking: Says why it cannot be run here; None where it can.
+        against: The variant that it is one change to, where that is not the baseline.
     """
 
     changes: dict[str, Any]
     words: str
     cpu: bool = False
     lacking: Callable[[], Optional[str]] = lambda: None
+    against: str = "baseline"
 
     @property
     def same_training(self) -> bool:
@@ -76,40 +111,83 @@ class Variant:
         return self.changes.keys() <= recipe.MACHINE_KEYS
 
 
+def batch(micro: int) -> dict[str, Any]:
+    """The effective batch of 8, otherwise divided."""
+    return {"micro_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+
+
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 LIGER = dict.fromkeys(
     ("liger_fused_linear_cross_entropy", "liger_rms_norm", "liger_rope", "liger_glu_activation"), True
 )
+# Attention other than sdpa is measured at a micro batch of 1: there every one is given the same rows. At 2, Axolotl
+# packs rows of 2 × sequence_len for it (multipack_real_batches), and transformers' FlashAttention tells packed
+# documents apart in a batch of one row only.
 VARIANTS = {
     "baseline": Variant({}, "configs/base.yml: sdpa (varlen), checkpointing, QLoRA, 2 × 4", cpu=True),
     "flash2": Variant(
-        {"attn_implementation": "flash_attention_2"}, "FlashAttention 2 (wheel)", lacking=lacks("flash_attn")
+        {"attn_implementation": "flash_attention_2"} | batch(1),
+        "FlashAttention 2, 1 × 8",
+        lacking=lacks_flash("flash_attn", "kernels-community/flash-attn2"),
+        against="mb1x8",
     ),
-    "flash2-hub": Variant(
-        {"attn_implementation": "kernels-community/flash-attn2"},
-        "FlashAttention 2 (kernel of the hub)",
-        lacking=lacks_kernel("kernels-community/flash-attn2"),
+    "flash3": Variant(
+        {"attn_implementation": "flash_attention_3"} | batch(1),
+        "FlashAttention 3, 1 × 8",
+        lacking=lacks_flash("flash_attn_interface", "kernels-community/vllm-flash-attn3"),
+        against="mb1x8",
     ),
-    "flash3-hub": Variant(
-        {"attn_implementation": "kernels-community/flash-attn3"},
-        "FlashAttention 3 (kernel of the hub)",
-        lacking=lacks_kernel("kernels-community/flash-attn3"),
-    ),
-    "flex": Variant({"attn_implementation": "flex_attention"}, "flex attention"),
+    "flex": Variant({"attn_implementation": "flex_attention"} | batch(1), "flex attention, 1 × 8", against="mb1x8"),
     "no-lora-kernels": Variant(
         dict.fromkeys(KERNELS, False), "without Axolotl's LoRA kernels, which it switches on by itself", cpu=True
     ),
     "liger": Variant(LIGER, "Liger: fused linear cross entropy, RMS norm, rotary embedding, SwiGLU"),
     "liger-loss": Variant({"liger_fused_linear_cross_entropy": True}, "Liger: fused linear cross entropy alone"),
     "compile": Variant({"torch_compile": True}, "torch.compile"),
-    "mb1x8": Variant({"micro_batch_size": 1, "gradient_accumulation_steps": 8}, "micro batch 1 × 8", cpu=True),
-    "mb4x2": Variant({"micro_batch_size": 4, "gradient_accumulation_steps": 2}, "micro batch 4 × 2", cpu=True),
-    "mb8x1": Variant({"micro_batch_size": 8, "gradient_accumulation_steps": 1}, "micro batch 8 × 1", cpu=True),
+    "mb1x8": Variant(batch(1), "micro batch 1 × 8", cpu=True),
+    "mb4x2": Variant(batch(4), "micro batch 4 × 2", cpu=True),
+    "mb8x1": Variant(batch(8), "micro batch 8 × 1", cpu=True),
     "no-checkpointing": Variant({"gradient_checkpointing": False}, "without gradient checkpointing", cpu=True),
-    "offload": Variant({"activation_offloading": True}, "checkpointed activations offloaded to the host"),
+    "offload": Variant(
+        {"activation_offloading": True} | batch(1),
+        "all activations offloaded to the host, nothing recomputed, 1 × 8",
+        against="mb1x8",
+    ),
+    "offload-checkpoints": Variant(
+        {"activation_offloading": "hidden_states"}, "checkpoints of the layers offloaded to the host"
+    ),
     "adamw-8bit": Variant({"optimizer": "adamw_bnb_8bit"}, "8-bit AdamW (bitsandbytes)"),
     "bf16-lora": Variant({"adapter": "lora", "load_in_4bit": False}, "LoRA on bf16 weights", cpu=True),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """A measurement that is wanted: a variant or :data:`FASTEST`, which repeat of it, and how many steps."""
+
+    name: str
+    repeat: int
+    steps: int
+
+
+PROMISING = ("liger+mb1x8+no-checkpointing", "liger+mb4x2", "liger")  # what may reach the goal
+OTHERS = (
+    "mb1x8", "flex", "flash3", "flash2", "compile", "no-lora-kernels", "mb4x2", "mb8x1", "adamw-8bit", "liger-loss",
+    "no-checkpointing", "offload-checkpoints", "offload",
+)  # fmt: skip
+# By value, so that wherever it ends the comparison that matters is there. A long process is a repeat for speed, and
+# the loss curve, too; the baseline's third is what its noise is told by.
+ORDER = [
+    *(Wish(name, 1, SHORT) for name in ("baseline", *PROMISING)),
+    Wish("baseline", 2, LONG),
+    Wish(FASTEST, 2, LONG),
+    Wish("bf16-lora", 1, SHORT),
+    *(Wish(name, 1, SHORT) for name in OTHERS[:5]),
+    Wish("baseline", 3, LONG),
+    *(Wish(name, 1, SHORT) for name in OTHERS[5:]),
+    Wish(FASTEST, 2, LONG),  # what was measured meanwhile may be faster
+    *(Wish(name, 2, SHORT) for name in (*PROMISING, "bf16-lora", *OTHERS)),
+]
 
 
 def combined(name: str) -> Variant:
@@ -121,7 +199,10 @@ def combined(name: str) -> Variant:
     if len(parts) == 1:
         return parts[0]
     changes = {key: value for part in parts for key, value in part.changes.items()}
-    reasons = lambda: next(filter(None, (part.lacking() for part in parts)), None)  # noqa: E731
+
+    def reasons() -> Optional[str]:
+        return next(filter(None, (part.lacking() for part in parts)), None)
+
     return Variant(changes, "; ".join(part.words for part in parts), all(part.cpu for part in parts), reasons)
 
 
@@ -172,43 +253,38 @@ class Bench:
     Args:
         work: The folder: model, data, processes.
         results: Where the JSON files go.
-        steps: Steps of each process.
-        warmup: How many of them are not counted.
+        warmup: Steps of each process that are not counted.
         tiny: On a CPU.
         deadline: Monotonic seconds.
     """
 
-    def __init__(self, work: pathlib.Path, results: pathlib.Path, steps: int, warmup: int, tiny: bool, deadline: float):
+    def __init__(self, work: pathlib.Path, results: pathlib.Path, warmup: int, tiny: bool, deadline: float):
         self.work, self.results, self.tiny, self.deadline = work, results, tiny, deadline
-        self.steps, self.warmup = steps, warmup
+        self.warmup = warmup
         self.model = work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
-        self.notes = load(work / "notes.json")
+        self.data = work / "speed_train.jsonl"
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
     def prepare(self) -> None:
-        """Make model and data, and measure the ceiling, each once."""
+        """Make model and data, and measure the ceiling, each once; the ceiling once for each card."""
         random_model.make(self.model, self.tiny)
-        keys = settings(VARIANTS["baseline"], self.tiny)
-        step = recipe.effective_batch(keys) * int(keys["sequence_len"])
-        self.data = self.work / f"data-{self.steps}_train.jsonl"
         if not self.data.exists():
-            write_data(self.data, self.model / "tokenizer.json", int(1.3 * self.steps * step))
-        if not (self.results / "ceiling.json").exists():
-            command = [
-                sys.executable,
-                str(HERE / "measure.py"),
-                "--ceiling",
-                "--device",
-                "cpu" if self.tiny else "cuda",
-            ]
+            keys = settings(VARIANTS["baseline"], self.tiny)
+            step = recipe.effective_batch(keys) * int(keys["sequence_len"])
+            # The same for every number of steps, so that a longer curve begins as a shorter one does.
+            write_data(self.data, self.model / "tokenizer.json", int(1.3 * (8 if self.tiny else LONG) * step))
+        about, known = facts(), load(self.results / "ceiling.json")
+        if not known or known["gpu"].get("uuid") != about["gpu"].get("uuid"):
+            make_idle(self.work)
+            command = [sys.executable, str(HERE / "ceiling.py"), "--device", "cpu" if self.tiny else "cuda"]
             said = subprocess.check_output(
                 command, env={**os.environ, **environment(self.tiny)}, text=True, timeout=300
             )
-            save(self.results / "ceiling.json", json.loads(said.splitlines()[-1]) | facts())
+            save(self.results / "ceiling.json", json.loads(said.splitlines()[-1]) | about)
 
-    def recipe(self, variant: Variant, folder: pathlib.Path) -> dict[str, Any]:
+    def recipe(self, variant: Variant, folder: pathlib.Path, steps: int) -> dict[str, Any]:
         """What Axolotl gets: the variant's recipe, with paths and without evaluations and checkpoints."""
         keys = settings(variant, self.tiny)
         for key in ("model_revision", "eval_steps", "eval_sample_packing", "saves_per_epoch", "wandb_project"):
@@ -220,84 +296,157 @@ class Bench:
                 {"path": str(self.data), "ds_type": "json", "type": "chat_template", "split": "train",
                  "field_messages": "conversations", "message_property_mappings": mappings}
             ],
-            "dataset_prepared_path": str(self.work / "prepared"),
+            "dataset_prepared_path": str(self.work / "prepared-speed"),
             "output_dir": str(folder / "output"),
             "val_set_size": 0,
             "save_strategy": "no",
-            "max_steps": self.steps,
+            "max_steps": steps,
             "logging_steps": 1,
             "include_tkps": True,
             "plugins": [*keys.get("plugins", []), "lora_forge_axolotl.LoraForgePlugin", "measure.MeasurePlugin"],
         }  # fmt: skip
 
-    def path(self, name: str, repeat: int) -> pathlib.Path:
-        return self.results / f"{name}-{repeat}.json"
+    def path(self, wish: Wish) -> pathlib.Path:
+        return self.results / f"{wish.name}-{wish.repeat}.json"
 
-    def done(self, name: str, repeat: int) -> bool:
-        """Whether a measurement is there, with as many steps; what was skipped or failed is not tried again."""
-        found = load(self.path(name, repeat))
-        return bool(found) and (found["status"] != "measured" or len(found["steps"]) >= self.steps)
+    def found(self) -> list[dict[str, Any]]:
+        """All measurements that have figures, of this machine and of earlier ones of its kind."""
+        every = [load(path) for path in sorted(self.results.glob("*.json"))]
+        return [one for one in every if one.get("status") == "measured"]
 
-    def measure(self, name: str, repeat: int) -> bool:
+    def resolved(self, wish: Wish) -> Optional[Wish]:
+        """A wish for a variant by its name; None while nothing is faster than the baseline."""
+        if wish.name != FASTEST:
+            return wish
+        rates = {one["variant"]: rate(one) for one in self.found() if one["same_training"]}
+        fastest = max(rates, key=lambda name: rates[name], default="baseline")
+        return None if fastest == "baseline" else dataclasses.replace(wish, name=fastest)
+
+    def done(self, wish: Wish) -> bool:
+        """Whether a measurement is there, with as many steps; what failed or was too slow is not tried again."""
+        found = load(self.path(wish))
+        if found.get("status") == "measured":
+            return len(found["steps"]) >= wish.steps or bool(found.get("too_slow"))
+        return found.get("status") == "failed"
+
+    def enough(self, wish: Wish) -> int:
+        """How many steps of a process make a figure."""
+        return min(wish.steps, self.warmup + ENOUGH)
+
+    def needed(self, wish: Wish) -> float:
+        """Seconds until a process has a figure, by the median of those before; one that was slow changes little."""
+        before = [(one["seconds"], [step["seconds"] for step in one["steps"]]) for one in self.found()]
+        if not before:
+            return 0.0
+        start = statistics.median(seconds - sum(steps) for seconds, steps in before)
+        return start + self.enough(wish) * statistics.median(statistics.median(steps) for _, steps in before)
+
+    def measure(self, wish: Wish) -> bool:
         """One process; False when the time was up before its end."""
-        variant = combined(name)
-        needed = self.notes.get(f"seconds-{self.steps}", 0 if self.tiny else STARTUP) * 1.1
+        variant = combined(wish.name)
+        folder = self.work / "processes" / f"{wish.name}-{wish.repeat}"
+        keys = self.recipe(variant, folder, wish.steps)
+        kept = {key: value for key, value in keys.items() if key not in COMPUTED} | {"base_model": self.model.name}
         result: dict[str, Any] = {
-            "variant": name, "words": variant.words, "changes": variant.changes, "repeat": repeat,
-            "same_training": variant.same_training, "tiny": self.tiny, "warmup": self.warmup, **facts(),
+            "variant": wish.name, "words": variant.words, "changes": variant.changes, "repeat": wish.repeat,
+            "against": variant.against, "same_training": variant.same_training, "tiny": self.tiny,
+            "warmup": self.warmup, "wanted": wish.steps, "recipe": kept, "batch": recipe.effective_batch(keys),
+            **facts(),
         }  # fmt: skip
-        lacking = variant.lacking()
-        if self.tiny and not variant.cpu:
-            lacking = lacking or "a CPU cannot run it"
+        lacking = variant.lacking() or self.unfit(variant, kept)
         if lacking:
-            save(self.path(name, repeat), result | {"status": "skipped", "reason": lacking})
-            print(f"  {name}: skipped, {lacking}", flush=True)
+            self.keep(wish, result | {"status": "skipped", "reason": lacking})
             return True
-        if self.left() < needed:
+        if self.left() < self.needed(wish):
             return False
-        folder = self.work / "processes" / f"{name}-{repeat}"
+        if not self.tiny:
+            make_idle(self.work)
         folder.mkdir(parents=True, exist_ok=True)
         for old in ("steps.jsonl", "measured.json"):
             (folder / old).unlink(missing_ok=True)
-        keys = self.recipe(variant, folder)
         (folder / "axolotl.yml").write_text(yaml.safe_dump(keys, sort_keys=True), encoding="utf-8")
+        cap = (CAP + CAP_STEP * wish.steps) * (2 if self.tiny else 1)
         began = time.monotonic()
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"], cwd=folder, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment(self.tiny)},
-            )  # fmt: skip
-            try:
-                code = process.wait(max(1.0, self.left()))
-            except BaseException as stop:  # the time is up, or Ctrl-C: nothing may hold the GPU
-                process.kill()
-                process.wait()
-                if isinstance(stop, subprocess.TimeoutExpired):
-                    return False
-                raise
-        took = time.monotonic() - began
+        code = None
+        try:
+            code = train(folder, self.tiny, min(cap, self.left()))
+        finally:  # also when this program is told to end
+            result["seconds"] = round(time.monotonic() - began, 1)
+            too_slow = code is None and result["seconds"] >= cap
+            self.conclude(wish, folder, result, code, too_slow)
+        return code is not None or too_slow
+
+    def unfit(self, variant: Variant, keys: dict[str, Any]) -> Optional[str]:
+        """Why this machine should not try a variant."""
+        if self.tiny and not variant.cpu:
+            return "a CPU cannot run it"
+        needs, has = memory.on_host(keys), host_memory()
+        if needs > ROOM * has:
+            return f"up to {needs / 2**30:.0f} GiB would be offloaded to the host, which has {has / 2**30:.0f} GiB"
+        return None
+
+    def conclude(
+        self, wish: Wish, folder: pathlib.Path, result: dict[str, Any], code: Optional[int], too_slow: bool
+    ) -> None:
+        """Keep what a process has measured, or why it has not.
+
+        Args:
+            wish: What was wanted.
+            folder: Of the process.
+            result: What is known of it.
+            code: Its exit code; None when it was cut off.
+            too_slow: It was cut off because it took too long, and not because the time was up.
+        """
         steps, measured = lines(folder / "steps.jsonl"), load(folder / "measured.json")
-        kept = {key: value for key, value in keys.items() if key not in COMPUTED} | {"base_model": self.model.name}
-        result |= {"seconds": round(took, 1), "recipe": kept, "batch": recipe.effective_batch(keys)}
-        if code == 0 and len(steps) == self.steps and measured:
-            self.notes[f"seconds-{self.steps}"] = max(took, self.notes.get(f"seconds-{self.steps}", 0))
-            save(self.work / "notes.json", self.notes)
-            ceiling = load(self.results / "ceiling.json")["flops_per_second"]
-            save(
-                self.path(name, repeat), result | measured | {"status": "measured", "steps": steps, "ceiling": ceiling}
-            )
-            rate = sum(one["tokens"] for one in steps[self.warmup :]) / sum(
-                one["seconds"] for one in steps[self.warmup :]
-            )
-            print(
-                f"  {name}: {rate:.0f} tokens/s over {len(steps) - self.warmup} steps ({took:.0f} s in all)", flush=True
-            )
+        whole = code == 0 and len(steps) == wish.steps
+        result |= measured | {"steps": steps, "ceiling": load(self.results / "ceiling.json")["flops_per_second"]}
+        if whole or (code is None and len(steps) >= self.enough(wish)):
+            result |= {"status": "measured", "too_slow": True} if too_slow else {"status": "measured"}
+        elif code is None:
+            why = "it took too long" if too_slow else "the time was up"
+            about = f"{why}: {len(steps)} of {wish.steps} steps in {result['seconds']:.0f} s"
+            result |= {"status": "failed" if too_slow else "cut off", "reason": about}
         else:
-            why = reason(folder / "log", code)
-            why = why.replace(str(self.work), "…")
-            save(self.path(name, repeat), result | {"status": "failed", "reason": why})
-            print(f"  {name}: failed, {why.splitlines()[-1]}", flush=True)
-        return True
+            result |= {"status": "failed", "reason": reason(folder / "log", code).replace(str(self.work), "…")}
+        self.keep(wish, result)
+
+    def keep(self, wish: Wish, result: dict[str, Any]) -> None:
+        """Write a result, unless a better one is there: figures of more steps, of an earlier time."""
+        before = load(self.path(wish))
+        if before.get("status") != "measured" or (
+            result["status"] == "measured" and len(result["steps"]) >= len(before["steps"])
+        ):
+            save(self.path(wish), result)
+        if result["status"] == "measured":
+            count = len(result["steps"]) - self.warmup
+            said = f"{rate(result):.0f} tokens/s over {count} steps ({result['seconds']:.0f} s in all)"
+        else:
+            said = f"{result['status']}, {result['reason'].splitlines()[-1]}"
+        print(f"  {wish.name} ({wish.repeat}): {said}", flush=True)
+
+
+def rate(result: dict[str, Any]) -> float:
+    """Tokens a second of a measurement, over the steps after its warm-up."""
+    steps = result["steps"][result["warmup"] :]
+    return float(sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps))
+
+
+def train(folder: pathlib.Path, tiny: bool, seconds: float) -> Optional[int]:
+    """Train in a folder; the exit code, or None when it was ended after so many seconds."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"], cwd=folder, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment(tiny)}, start_new_session=True,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+        try:
+            return process.wait(max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # whatever happens, Ctrl-C too: nothing may hold the GPU
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def reason(log: pathlib.Path, code: int) -> str:
@@ -311,39 +460,49 @@ def reason(log: pathlib.Path, code: int) -> str:
     return f"exit code {code}: " + (errors[-1] if errors else "\n".join(text[-3:]))[:LAST_WORDS]
 
 
+def wishes(names: list[str], repeats: int, steps: Optional[int], tiny: bool) -> list[Wish]:
+    """What is to be measured, in this order.
+
+    Args:
+        names: Variants that were asked for; none for :data:`ORDER`.
+        repeats: Of each of them.
+        steps: Of each process; None for as many as are worth it.
+        tiny: Four, if nothing else is said.
+    """
+    steps = steps or (4 if tiny else None)
+    if not names:
+        return [dataclasses.replace(wish, steps=steps or wish.steps) for wish in ORDER]
+    for name in names:
+        combined(name)
+    return [Wish(name, repeat, steps or SHORT) for repeat in range(1, repeats + 1) for name in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="a folder with 20 GB of room")
-    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas; joined by + they are one")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="of each process; 15, with --tiny 4")
-    parser.add_argument("--warmup", type=int, help="steps that are not counted; 5, with --tiny 1")
+    parser.add_argument("--only", help="variants, with commas; joined by + they are one. Without it all, by worth")
+    parser.add_argument("--repeats", type=int, default=2, help="with --only")
+    parser.add_argument("--steps", type=int, help=f"of each process; {SHORT} or {LONG}, with --tiny 4")
+    parser.add_argument("--warmup", type=int, help=f"steps that are not counted; {WARMUP}, with --tiny 1")
     parser.add_argument("--seconds", type=float, default=540, help="after which it ends, with status 3")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--tiny", action="store_true", help="on a CPU; measures nothing of worth")
     given = parser.parse_args()
-    began = time.monotonic()
+    deadline = time.monotonic() + given.seconds
+    wanted = wishes(given.only.split(",") if given.only else [], given.repeats, given.steps, given.tiny)
     work = given.work.resolve()
-    results = work / "results" if given.tiny else given.results / slug(gpu_facts().get("name", ""))
-    if not given.tiny and results == given.results:
-        raise SystemExit("nvidia-smi names no GPU here; --tiny tries the programs on a CPU")
-    steps, warmup = given.steps or (4 if given.tiny else 15), given.warmup
     work.mkdir(parents=True, exist_ok=True)
-    warmup = (1 if given.tiny else 5) if warmup is None else warmup
-    bench = Bench(work, results, steps, warmup, given.tiny, began + given.seconds)
-    names = given.only.split(",")
-    for name in names:
-        combined(name)
+    warmup = (1 if given.tiny else WARMUP) if given.warmup is None else given.warmup
+    bench = Bench(work, results_folder(given, work), warmup, given.tiny, deadline)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(AGAIN))  # what was measured is kept
     bench.prepare()
-    wanted = [
-        (name, repeat) for repeat in range(1, given.repeats + 1) for name in names if not bench.done(name, repeat)
-    ]
-    for number, (name, repeat) in enumerate(wanted):
-        if not bench.measure(name, repeat):
-            left = ", ".join(f"{name} ({repeat})" for name, repeat in wanted[number:])
-            print(f"the time is up; the same command goes on with: {left}")
+    for number, general in enumerate(wanted):
+        wish = bench.resolved(general)
+        if wish and not bench.done(wish) and not bench.measure(wish):
+            left = dict.fromkeys(f"{one.name} ({one.repeat})" for one in wanted[number:] if not bench.done(one))
+            print(f"the time is up; the same command goes on with: {', '.join(left)}")
             raise SystemExit(AGAIN)
-    print(f"all is measured: {results}")
+    print(f"all is measured: {bench.results}")
 
 
 if __name__ == "__main__":

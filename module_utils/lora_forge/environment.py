@@ -84,30 +84,36 @@ def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, downloa
         if present(home):
             return False
         _clear(home)
-        preference = [] if download else ["--no-python-downloads"]
-        _uv(
-            [uv, "venv", "--quiet", "--python", python, *preference, str(home)],
-            f"no environment with Python {python} could be made. If there is none, install it (Debian, Ubuntu: "
-            f"apt-get install python{python} "
-            f"python{python}-venv), or let uv fetch one: -e trainer_python_download=true",
-        )
-        backend = ["--torch-backend", torch_backend] if torch_backend else []
-        _uv(
-            [
-                uv,
-                "pip",
-                "sync",
-                "--quiet",
-                "--require-hashes",
-                "--python",
-                str(home / "bin/python"),
-                *backend,
-                str(lock),
-            ],
-            f"the packages of {lock.name} could not be installed",
-        )
-        (home / COMPLETE).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="utf-8")
+        make(home, uv, python, download)
+        sync(home, lock, uv, torch_backend)
+        complete(home)
     return True
+
+
+def make(home: pathlib.Path, uv: str, python: str, download: bool) -> None:
+    """Make an environment without packages; arguments and errors are those of :func:`ensure`."""
+    preference = [] if download else ["--no-python-downloads"]
+    _uv(
+        [uv, "venv", "--quiet", "--python", python, *preference, str(home)],
+        f"no environment with Python {python} could be made. If there is none, install it (Debian, Ubuntu: "
+        f"apt-get install python{python} "
+        f"python{python}-venv), or let uv fetch one: -e trainer_python_download=true",
+    )
+
+
+def sync(home: pathlib.Path, lock: pathlib.Path, uv: str, torch_backend: str) -> None:
+    """Give an environment the packages of a lock, and no others; what it has already is left as it is."""
+    backend = ["--torch-backend", torch_backend] if torch_backend else []
+    into = ["--python", str(home / "bin/python")]
+    _uv(
+        [uv, "pip", "sync", "--quiet", "--require-hashes", *into, *backend, str(lock)],
+        f"the packages of {lock.name} could not be installed",
+    )
+
+
+def complete(home: pathlib.Path) -> None:
+    """Note that an environment was built to its end."""
+    (home / COMPLETE).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="utf-8")
 
 
 def _clear(home: pathlib.Path) -> None:

@@ -74,6 +74,8 @@ BF16 = 2.0
 FP32 = 4.0
 ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for every 256 (bitsandbytes)
 OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
+STASH = 5  # tensors that are on the GPU while they are copied to the host, where all activations go there (TRL)
+PINNED = 2  # PyTorch rounds pinned memory of the host up to a power of two
 LAYER_HIDDEN, LAYER_INTERMEDIATE = 16, 8  # bf16 tensors of either width that the backward pass of a layer keeps
 LOGIT = 2 + 4 + 4  # bytes of a logit: in bf16, upcast to fp32, and its log-probability or gradient in fp32
 FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
@@ -88,6 +90,31 @@ def known(recipe: dict[str, Any]) -> Optional[Model]:
     return {one.lower(): found for one, found in MODELS.items()}.get(name.lower())
 
 
+def recomputes(recipe: dict[str, Any]) -> bool:
+    """Whether the backward pass makes a layer's activations again.
+
+    Axolotl takes ``activation_offloading`` in the place of recomputing where an adapter is trained: all activations go
+    to the host. Only ``hidden_states`` offloads the checkpoints of what is made again.
+    """
+    offloaded = recipe.get("activation_offloading")
+    return bool(recipe.get("gradient_checkpointing")) and (not offloaded or offloaded == "hidden_states")
+
+
+def on_host(recipe: dict[str, Any]) -> float:
+    """Bytes of the host's memory that offloaded activations may take; 0 where nothing is offloaded or known."""
+    model = known(recipe)
+    if model is None or not recipe.get("activation_offloading"):
+        return 0.0
+    tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
+    each = tokens * model.hidden * BF16 if recomputes(recipe) else _layer(model, tokens)
+    return PINNED * model.layers * each
+
+
+def _layer(model: Model, tokens: int) -> float:
+    """Bytes of activations that the backward pass of one layer needs."""
+    return tokens * (LAYER_HIDDEN * model.hidden + LAYER_INTERMEDIATE * model.intermediate) * BF16
+
+
 def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
     """Bytes of everything that a training holds on each of its GPUs at its peak, by name.
 
@@ -99,9 +126,11 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
         gradients    the same again
         optimizer    twice the same for Adam's two moments; a quarter of that, and constants, with an 8-bit optimizer
         checkpoints  layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays, and
-                     two of them where they are offloaded to the host; without it every layer's activations are there
+                     two of them with ``activation_offloading: hidden_states``. With any other offloading nothing is
+                     made again, all activations go to the host, and 5 × tokens × intermediate × 2 are on their way
+                     there. Without checkpointing every layer's activations are there
         layer        tokens × (16 × hidden + 8 × intermediate) × 2: what the backward pass of a layer needs, made
-                     again layer by layer
+                     again, or brought back, layer by layer
         logits       tokens × vocabulary × 10: transformers upcasts them for the loss; nothing with a fused loss
         allocator    a tenth of all that, which is reserved and not used
         context      1 GiB
@@ -128,11 +157,14 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
     targets = list(linears) if recipe.get("lora_target_linear") else recipe.get("lora_target_modules") or []
     trained = model.layers * recipe["lora_r"] * sum(sum(linears[target]) for target in targets if target in linears)
     moment = ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else FP32
-    layer = tokens * (LAYER_HIDDEN * model.hidden + LAYER_INTERMEDIATE * model.intermediate) * BF16
+    layer = _layer(model, tokens)
     logits = 0.0 if any(recipe.get(key) for key in FUSED) else tokens * model.vocab * LOGIT
     checkpoint = tokens * model.hidden * BF16
     if recipe.get("gradient_checkpointing"):
-        kept = checkpoint * (min(OFFLOADED, model.layers) if recipe.get("activation_offloading") else model.layers)
+        if not recomputes(recipe):
+            kept = STASH * tokens * model.intermediate * BF16
+        else:
+            kept = checkpoint * (min(OFFLOADED, model.layers) if recipe.get("activation_offloading") else model.layers)
         layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
     else:
         kept, layer = layer * model.layers, 0.0

@@ -6,7 +6,11 @@ import json
 import math
 import pathlib
 import random
+import signal
+import subprocess
 import sys
+import tarfile
+import time
 
 import pytest
 
@@ -17,8 +21,10 @@ import curves  # noqa: E402
 import flops  # noqa: E402
 import forge  # noqa: E402
 import gpu_table  # noqa: E402
+import proof  # noqa: E402
 import random_model  # noqa: E402
 import speed  # noqa: E402
+import visit  # noqa: E402
 from ansible.module_utils.lora_forge import memory, recipe  # noqa: E402
 from curves import Curve  # noqa: E402
 from flops import Load, Shape  # noqa: E402
@@ -170,9 +176,46 @@ def test_changes_can_be_made_together():
     both = speed.combined("liger+mb4x2")
     assert both.changes == speed.LIGER | {"micro_batch_size": 4, "gradient_accumulation_steps": 2}
     assert (both.cpu, speed.combined("mb4x2+no-checkpointing").cpu) == (False, True)
-    assert speed.combined("mb4x2+flash2").lacking() == speed.VARIANTS["flash2"].lacking()
+    assert speed.combined("mb4x2+flash2").lacking() == speed.VARIANTS["flash2"].lacking() is not None
+    # The promising ones keep the effective batch, too.
+    for name in speed.PROMISING:
+        assert recipe.effective_batch(speed.settings(speed.combined(name), tiny=False)) == 8
     with pytest.raises(SystemExit, match="there is no variant «nonsense»"):
         speed.combined("liger+nonsense")
+
+
+def test_attention_is_compared_where_every_one_is_given_the_same_rows():
+    """At a micro batch of 1: at 2 Axolotl packs longer rows for all but sdpa."""
+    others = {name for name, variant in speed.VARIANTS.items() if "attn_implementation" in variant.changes}
+    assert others == {"flash2", "flash3", "flex"}
+    for name in others:
+        variant, against = speed.VARIANTS[name], speed.VARIANTS[speed.VARIANTS[name].against]
+        assert variant.changes.items() >= against.changes.items()
+        assert len(variant.changes) == len(against.changes) + 1
+
+
+def test_flash_attention_comes_as_a_wheel_or_from_the_cache_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("KERNELS_CACHE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    lacking = speed.lacks_flash("no_such_package", "kernels-community/flash-attn2")
+    assert lacking().endswith("the kernel kernels-community/flash-attn2 is here; nothing is downloaded")
+    assert speed.lacks_flash("json", "kernels-community/flash-attn2")() is None
+    (tmp_path / "hub/kernels--kernels-community--flash-attn2").mkdir(parents=True)
+    assert lacking() is None
+    monkeypatch.setenv("KERNELS_CACHE", str(tmp_path / "elsewhere"))
+    assert lacking() is not None
+
+
+def test_offloading_is_not_tried_on_a_host_that_cannot_hold_it(tmp_path, monkeypatch):
+    bench = speed.Bench(tmp_path, tmp_path, 3, False, 0)
+    variant = speed.VARIANTS["offload"]
+    keys = speed.settings(variant, tiny=False)
+    monkeypatch.setattr(speed, "host_memory", lambda: 64.0 * 2**30)
+    assert bench.unfit(variant, keys).endswith("GiB would be offloaded to the host, which has 64 GiB")
+    monkeypatch.setattr(speed, "host_memory", lambda: 256.0 * 2**30)
+    assert bench.unfit(variant, keys) is None
+    assert 0 < forge.host_memory() < float("inf")
 
 
 def test_liger_brings_its_plugin():
@@ -190,6 +233,218 @@ def test_the_reason_of_a_failure(tmp_path):
     assert speed.reason(log, -9) == "exit code -9: one\ntwo"
 
 
+# Measurements, with a stand-in for Axolotl: what is done in which order, what is kept, what is gone on with
+
+STAND_IN = """
+import json, os, pathlib, sys, time
+keys = pathlib.Path("axolotl.yml").read_text()
+steps = int(keys.split("max_steps: ")[1].split()[0])
+pathlib.Path("measured.json").write_text('{"resolved": {}}')
+if "lora_mlp_kernel: false" in keys and "lora_embedding_kernel: false" in keys:
+    sys.exit("ValueError: not today")
+micro = int(keys.split("micro_batch_size: ")[1].split()[0])
+with open("steps.jsonl", "a") as file:
+    for step in range(1, steps + 1):
+        row = {"tokens": 1000 * micro, "positions": 1000, "squares": 1, "data": 1, "seconds": 1.0, "loss": 1.0}
+        print(json.dumps(row), file=file, flush=True)
+        if os.environ.get("HANGS_AT") == str(step):
+            pathlib.Path("hangs").touch()
+            time.sleep(600)
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A bench whose model, data and ceiling are there; of Axolotl it has the stand-in."""
+    (tmp_path / "axolotl/cli").mkdir(parents=True)
+    for name in ("__init__", "cli/__init__"):
+        (tmp_path / f"axolotl/{name}.py").touch()
+    (tmp_path / "axolotl/cli/train.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("HANGS_AT", raising=False)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "speed_train.jsonl").touch()
+    forge.save(tmp_path / "results/tiny/ceiling.json", {"flops_per_second": 1.0, "gpu": forge.gpu_facts()})
+    return speed.Bench(tmp_path, tmp_path / "results/tiny", 1, True, time.monotonic() + 60)
+
+
+def test_what_is_measured_is_kept_and_not_measured_again(bench):
+    wish = speed.Wish("baseline", 1, 13)
+    assert not bench.done(wish)
+    assert bench.measure(wish)
+    assert bench.done(wish)
+    found = forge.load(bench.path(wish))
+    assert (found["status"], len(found["steps"]), found["tiny"]) == ("measured", 13, True)
+    assert found["commit"]
+    assert speed.rate(found) == 2000
+    assert not bench.done(speed.Wish("baseline", 1, 50))
+
+
+def test_a_failure_has_its_reason_and_is_not_tried_again(bench):
+    wish = speed.Wish("no-lora-kernels", 1, 13)
+    assert bench.measure(wish)
+    assert forge.load(bench.path(wish))["reason"] == "exit code 1: ValueError: not today"
+    assert bench.done(wish)
+
+
+def test_what_cannot_run_here_may_run_elsewhere(bench):
+    wish = speed.Wish("flex", 1, 13)
+    assert bench.measure(wish)
+    assert forge.load(bench.path(wish))["reason"] == "a CPU cannot run it"
+    assert not bench.done(wish)
+
+
+@pytest.mark.parametrize(("at", "status"), [(11, "measured"), (10, "cut off")])
+def test_the_steps_until_the_time_was_up_are_kept(bench, monkeypatch, at, status):
+    """One for warming up and ten that count make a figure; it is measured again, and no shorter one takes its place."""
+    monkeypatch.setenv("HANGS_AT", str(at))
+    bench.deadline = time.monotonic() + 4
+    wish = speed.Wish("baseline", 1, 50)
+    assert not bench.measure(wish)
+    found = forge.load(bench.path(wish))
+    assert (found["status"], len(found["steps"])) == (status, at)
+    assert not bench.done(wish)
+    assert bench.done(speed.Wish("baseline", 1, 11)) == (status == "measured")
+    bench.keep(wish, found | {"status": "cut off", "reason": "the time was up", "steps": []})
+    assert len(forge.load(bench.path(wish))["steps"]) == (at if status == "measured" else 0)
+
+
+def test_one_that_is_too_slow_does_not_hold_up_the_others(bench, monkeypatch):
+    monkeypatch.setenv("HANGS_AT", "2")
+    monkeypatch.setattr(speed, "CAP", 2.0)
+    monkeypatch.setattr(speed, "CAP_STEP", 0.0)
+    wish = speed.Wish("baseline", 1, 13)
+    assert bench.measure(wish)
+    assert forge.load(bench.path(wish))["reason"].startswith("it took too long: 2 of 13 steps in ")
+    assert bench.done(wish)
+    assert bench.needed(wish) == 0  # and is no measure for what others need
+
+
+def test_what_a_process_needs_is_told_by_the_median(bench):
+    for repeat, start in enumerate((40, 45, 400), 1):
+        step = {"seconds": 5.0, "tokens": 1}
+        one = {"status": "measured", "seconds": start + 65, "steps": [step] * 13}
+        forge.save(bench.path(speed.Wish("baseline", repeat, 13)), one)
+    assert bench.needed(speed.Wish("liger", 1, 13)) == 45 + 11 * 5
+    bench.deadline = time.monotonic() + 90
+    assert not bench.measure(speed.Wish("mb4x2", 1, 13))
+    assert not bench.path(speed.Wish("mb4x2", 1, 13)).exists()
+
+
+def test_the_fastest_is_the_one_that_was_measured(bench):
+    wish = speed.Wish(speed.FASTEST, 2, 13)
+    assert bench.resolved(wish) is None
+    bench.measure(speed.Wish("baseline", 1, 13))
+    assert bench.resolved(wish) is None
+    for name in ("mb4x2", "mb1x8", "bf16-lora"):
+        bench.measure(speed.Wish(name, 1, 13))
+    assert bench.resolved(wish) == speed.Wish("mb4x2", 2, 13)
+
+
+def test_the_ceiling_is_that_of_this_very_card(bench, monkeypatch):
+    (bench.work / "ceiling.py").write_text("print('{\"flops_per_second\": 2.0}')")
+    monkeypatch.setattr(speed, "HERE", bench.work)
+    bench.prepare()
+    assert forge.load(bench.results / "ceiling.json")["flops_per_second"] == 1
+    forge.save(bench.results / "ceiling.json", {"flops_per_second": 1.0, "gpu": {"uuid": "GPU-of-another-machine"}})
+    bench.prepare()
+    found = forge.load(bench.results / "ceiling.json")
+    assert (found["flops_per_second"], found["gpu"]) == (2, forge.gpu_facts())
+
+
+def program(bench, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_same_command_goes_on_when_the_time_was_up(bench, monkeypatch):
+    only = ("--only", "baseline,mb4x2", "--repeats", "1", "--steps", "13")
+    monkeypatch.setenv("HANGS_AT", "5")
+    first = program(bench, *only, "--seconds", "5")
+    assert first.returncode == forge.AGAIN == 3, first.stderr
+    assert "the time is up; the same command goes on with: baseline (1), mb4x2 (1)" in first.stdout
+    monkeypatch.delenv("HANGS_AT")
+    second = program(bench, *only)
+    assert (second.returncode, second.stdout.count("2000 tokens/s")) == (0, 1), second.stderr
+    assert second.stdout.endswith("results/tiny\n")
+    assert program(bench, *only).stdout.startswith("all is measured: ")
+
+
+def test_a_program_that_is_told_to_end_keeps_its_steps(bench, monkeypatch):
+    monkeypatch.setenv("HANGS_AT", "11")
+    command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), "--only", "baseline"]
+    with subprocess.Popen([*command, "--steps", "50"], stdout=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 30
+        while not (bench.work / "processes/baseline-1/hangs").exists():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == forge.AGAIN
+    assert len(forge.load(bench.path(speed.Wish("baseline", 1, 50)))["steps"]) == 11
+
+
+def test_the_order_is_one_of_worth():
+    order = speed.wishes([], 2, None, False)
+    assert [wish.name for wish in order[:4]] == ["baseline", *speed.PROMISING]
+    assert order[4:6] == [speed.Wish("baseline", 2, 50), speed.Wish(speed.FASTEST, 2, 50)]
+    assert {part for wish in order for part in wish.name.split("+")} == {*speed.VARIANTS, speed.FASTEST}
+    assert all(wish.steps >= speed.WARMUP + speed.ENOUGH for wish in order)
+    assert speed.wishes(["liger"], 2, None, False) == [speed.Wish("liger", 1, 13), speed.Wish("liger", 2, 13)]
+    with pytest.raises(SystemExit, match="nonsense"):
+        speed.wishes(["nonsense"], 1, None, False)
+
+
+# The proof and a visit
+
+
+def test_the_proof_changes_what_it_must_and_is_told_a_loss_that_falls(tmp_path):
+    prover = proof.Proof(tmp_path, "witness", proof.MAX_STEPS, False)
+    assert prover.changed.keys() == {*proof.OVERRIDDEN, "val_set_size", "eval_sample_packing"}
+    assert proof.Proof.rising(12.5, 12.25) == []
+    for first, last in ((12.25, 12.5), (12.5, 12.5), (12.5, "nan"), (12.5, float("nan")), (None, None)):
+        assert "the loss did not fall" in proof.Proof.rising(first, last)[0]
+
+
+def test_a_visit_packs_its_results_and_its_logs(tmp_path):
+    work, out = tmp_path / "work", tmp_path / "out"
+    out.mkdir()
+    forge.save(work / "results/card/baseline-1.json", {"steps": [1]})
+    (work / "processes/baseline-1").mkdir(parents=True)
+    (work / "processes/baseline-1/log").write_text("x" * visit.TAIL + "the end")
+    visit.pack(work, out)
+    assert sorted(path.name for path in out.iterdir()) == ["logs.tar.gz", "results.tar.gz"]
+    with tarfile.open(out / "results.tar.gz") as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    assert forge.load(tmp_path / "unpacked/card/baseline-1.json") == {"steps": [1]}
+    with tarfile.open(out / "logs.tar.gz") as packed:
+        text = packed.extractfile("processes/baseline-1/log").read()
+    assert (len(text), text[-7:]) == (visit.TAIL, b"the end")
+    forge.save(work / "results/card/baseline-1.json", {"steps": [1, 2]})
+    visit.bring_back(tmp_path / "unpacked", work / "results")
+    assert forge.load(work / "results/card/baseline-1.json") == {"steps": [1, 2]}
+    visit.bring_back(tmp_path / "unpacked", tmp_path / "next")
+    assert forge.load(tmp_path / "next/card/baseline-1.json") == {"steps": [1]}
+
+
+def test_a_measurement_has_the_gpu_to_itself(tmp_path, monkeypatch):
+    """What a run of this work folder left is ended; anybody else is named."""
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    left = subprocess.Popen(
+        command, env={"LORA_FORGE_RUN_DIR": str(tmp_path / "runs/witness-1")}, stdout=subprocess.PIPE
+    )
+    left.stdout.readline()
+    (tmp_path / "runs/witness-1").mkdir(parents=True)
+    answers = iter(["70000", "70000", "3"])
+    monkeypatch.setattr(forge, "smi", lambda *query: [next(answers)])
+    forge.make_idle(tmp_path)
+    assert left.wait(10) == -signal.SIGKILL
+    left.stdout.close()
+    monkeypatch.setattr(forge, "smi", lambda *query: ["123, python, 69000"] if "apps" in query[0] else ["70000"])
+    with pytest.raises(SystemExit, match=r"the GPU is in use: 70000 MiB, by 123, python, 69000\. Nothing is"):
+        forge.make_idle(tmp_path, 0)
+
+
 # The table
 
 
@@ -202,7 +457,8 @@ def process(name: str, repeat: int, seconds: float, **more) -> dict:
         "variant": name, "words": speed.combined(name).words, "repeat": repeat, "status": "measured", "tiny": False,
         "same_training": speed.combined(name).same_training, "warmup": 5, "steps": steps, "recipe": keys, "batch": 8,
         "ceiling": 7e14, "memory": {"reserved": 22 * 2**30, "beside": 2**30, "allocated": 0, "total": 80 * 2**30},
-        "gpu": {"name": "A pretended GPU"}, "versions": {}, "date": "today", **more,
+        "against": speed.combined(name).against, "gpu": {"name": "A pretended GPU"}, "versions": {}, "date": "today",
+        **more,
     }  # fmt: skip
 
 
@@ -226,19 +482,50 @@ def test_the_table_of_figures():
 
 
 def test_the_goals_are_judged_by_the_same_training_alone():
-    speedup, share, estimated = gpu_table.goals(gpu_table.rows(FOUND))
+    speedup, share, estimated = gpu_table.goals(gpu_table.rows(FOUND), "NVIDIA H100 80GB HBM3")
     assert "met, 2.00 × (liger)" in speedup
     assert "not met" not in speedup
-    assert "(liger)" in share
+    assert share.startswith("- MFU at least 0.45 on an H100: met, 0.")
+    assert share.endswith("(liger).")
     assert "not met" in estimated
-    assert "not measured" in gpu_table.goals([])[0]
+    assert "not measured" in gpu_table.goals([], "")[0]
+
+
+def test_a_share_of_another_gpu_is_no_goal():
+    share = gpu_table.goals(gpu_table.rows(FOUND), "NVIDIA H200")[1]
+    assert "met" not in share
+    assert share.endswith("(liger); the goal of 0.45 is one for an H100.")
 
 
 def test_short_curves_prove_nothing():
     short = [{**one, "steps": one["steps"][:20]} for one in FOUND]
     made = {row.name: row for row in gpu_table.rows(short)}
-    assert gpu_table.same(made["liger"], made["baseline"]) == "not compared"
-    assert "1.00 × (baseline)" in gpu_table.goals(list(made.values()))[0]
+    assert gpu_table.same(made["liger"], made["baseline"]) == "not yet: so far (20 of 50 steps)"
+    assert "1.00 × (baseline)" in gpu_table.goals(list(made.values()), "")[0]
+    alone = {row.name: row for row in gpu_table.rows(FOUND[1:])}
+    assert gpu_table.same(alone["liger"], alone["baseline"]) == "not compared"
+
+
+def test_a_short_repeat_does_not_spoil_the_curves_of_the_long_ones():
+    first = {**FOUND[0], "steps": FOUND[0]["steps"][:13]}
+    found = [first, FOUND[1], process("baseline", 3, 4.0), process("liger", 2, 2.0)]
+    found.append({**process("liger", 1, 2.0), "steps": first["steps"]})
+    made = {row.name: row for row in gpu_table.rows(found)}
+    assert gpu_table.same(made["liger"], made["baseline"]) == "yes"
+
+
+def test_a_change_to_another_variant_is_held_against_that_one():
+    text = "\n".join(gpu_table.table(gpu_table.rows([*FOUND[:3], process("mb1x8", 1, 5.0), process("flex", 1, 4.0)])))
+    assert "| 1.00 (1.25 × mb1x8) |" in text
+    assert "| 0.80 |" in text
+
+
+def test_nothing_is_computed_twice_where_activations_are_offloaded():
+    computed = {}
+    for name in ("mb1x8", "offload", "offload-checkpoints"):
+        (row,) = gpu_table.rows([process(name, 1, 4.0)])
+        computed[name] = row.hfu[0]
+    assert computed["offload"] < computed["mb1x8"] == computed["offload-checkpoints"]
 
 
 def test_figures_of_a_cpu_are_refused():
@@ -263,6 +550,10 @@ def test_the_document_says_that_nothing_is_measured_while_nothing_is(tmp_path):
     assert gpu_table.NOTHING not in text
     assert "### A pretended GPU" in text
     assert "Ceiling: 700 TFLOP/s" in text
+    assert "cards" not in text
+    forge.save(tmp_path / "results/card/9.json", process("baseline", 3, 4.0, gpu={"name": "x", "uuid": "GPU-2"}))
+    gpu_table.write(tmp_path / "results", out)
+    assert "Measured on 2 cards of this name" in out.read_text()
     assert "The proof has not been run." in text
 
 
@@ -277,7 +568,9 @@ def test_the_proof_in_words():
     proven = {
         "proven": True, "agent": "witness", "changed": {"base_model": [], "max_steps": []}, "steps": {"reached": 24},
         "lora": {"parameters": 161480704}, "killed": {"killed_at": 9, "checkpoint": 8},
+        "loss": {"loss_first": 12.5, "loss": 12.25},
     }  # fmt: skip
     words = gpu_table.proof_line(proven)
     assert "161,480,704 weights; killed with SIGKILL at step 9, resumed from step 8" in words
+    assert words.endswith("the loss fell from 12.500 to 12.250.")
     assert gpu_table.proof_line({"proven": False, "problems": ["it is failed"]}) == "**Not proven:** it is failed."

@@ -19,12 +19,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CUDA_LOCK = ROOT / "requirements/trainer-cuda.txt"
 
 
-@pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("image_build", ROOT / "image/build.py")
+def program(name):
+    spec = importlib.util.spec_from_file_location(f"image_{name}", ROOT / f"image/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def build():
+    return program("build")
 
 
 @pytest.fixture
@@ -101,6 +105,56 @@ def test_a_link_into_an_image_that_is_gone_is_built_anew(adopt, lock, tmp_path):
     assert environment.present(home)
     assert not home.is_symlink()
     assert not baked.exists()
+
+
+def test_the_layer_of_torch_stays_while_its_lines_of_the_lock_do():
+    """Torch, Triton and CUDA with all their hashes, whatever happens to the other lines and to the comments."""
+    large = program("environments").large
+    text = CUDA_LOCK.read_text()
+    found = large(text)
+    names = re.findall(r"^([\w-]+)==", found, re.MULTILINE)
+    assert {"torch", "triton", "nvidia-cublas", "nvidia-cudnn-cu13", "cuda-toolkit"} <= set(names)
+    assert "axolotl" not in names
+    assert "#" not in found
+    for name in names:
+        own = text.partition(f"\n{name}==")[2].partition("\n    # via")[0]
+        assert f"\n{name}=={own}\n" in f"\n{found}"
+        assert "--hash=sha256:" in own
+    other = re.sub(r"^axolotl==.*$", r"axolotl==9.9.9 \\", text, flags=re.MULTILINE).replace("# via", "# by")
+    assert other != text
+    assert large(other) == found
+
+
+UV = """#!/bin/sh
+echo "$*" >>"$0.calls"
+[ "$1" = venv ] || exit 0
+for home; do :; done
+mkdir -p "$home/bin" && touch "$home/bin/python"
+"""
+
+
+def test_the_environment_of_the_image_is_made_in_two_steps(lock, tmp_path, monkeypatch):
+    made = program("environments")
+    monkeypatch.setattr(made, "TRAINER", tmp_path / "image/trainer")
+    monkeypatch.setattr(made, "ENVIRONMENTS", tmp_path / "image/env")
+    uv = tmp_path / "uv"
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    monkeypatch.setattr(environment, "find_uv", lambda *arguments: str(uv))
+    part, hub = tmp_path / "large.txt", tmp_path / "hub.txt"
+    part.write_text(made.large(lock.read_text()))
+    hub.touch()
+    assert made.main(["begin", "3.11", "uv.txt", str(part)]) == 0
+    assert not environment.adopt(tmp_path / "root", lock, tmp_path / "image")
+    assert made.main(["end", "3.11", "uv.txt", str(lock), str(hub)]) == 0
+    for one in (lock, hub):
+        assert environment.adopt(tmp_path / "root", one, tmp_path / "image")
+    words = [line.split() for line in (tmp_path / "uv.calls").read_text().splitlines()]
+    assert [(one[0], one[-1]) for one in words] == [
+        ("venv", str(made.TRAINER)), ("pip", str(part)), ("pip", str(lock)),
+        ("venv", str(made.ENVIRONMENTS / environment.key(hub))), ("pip", str(hub)),
+    ]  # fmt: skip
+    assert all("--require-hashes" in one for one in words if one[0] == "pip")
 
 
 def test_the_labels_come_from_the_lock(build, lock):
@@ -210,7 +264,7 @@ def test_nothing_but_what_is_named_reaches_the_build():
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").replace("${LOCK}", "trainer-cuda")
     copied = [
         word
-        for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE)
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)
         for word in line.split()[:-1]
         if not word.startswith("--")
     ]

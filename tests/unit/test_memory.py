@@ -71,13 +71,30 @@ def test_the_parts_of_the_base_recipe_by_hand():
 def test_what_the_parts_depend_on():
     eight = memory.parts(BASE | {"optimizer": "adamw_bnb_8bit"})
     assert eight["optimizer"] == 161_480_704 * 2 * (1 + 4 / 256)
-    assert memory.parts(BASE | {"activation_offloading": True})["checkpoints"] == 2 * 8192 * 3584 * 2
+    assert memory.parts(BASE | {"activation_offloading": "hidden_states"})["checkpoints"] == 2 * 8192 * 3584 * 2
+    assert memory.parts(BASE | {"activation_offloading": True})["checkpoints"] == 5 * 8192 * 18944 * 2
     fused = memory.parts(BASE | {"liger_fused_linear_cross_entropy": True})
     assert (fused["logits"], fused["layer"]) == (0, 8192 * (16 * 3584 + 8 * 18944) * 2)
     open_ = memory.parts(BASE | {"gradient_checkpointing": False})
     assert open_["checkpoints"] == 28 * fused["layer"]
     assert (open_["layer"], open_["logits"]) == (0, memory.parts(BASE)["logits"])  # both are there at once
     assert memory.parts(BASE | {"base_model": "other"}) is None
+
+
+def test_offloading_takes_the_place_of_recomputing():
+    """All but hidden_states: Axolotl's model loader, where an adapter is trained."""
+    assert memory.recomputes(BASE)
+    assert memory.recomputes(BASE | {"activation_offloading": "hidden_states"})
+    assert not memory.recomputes(BASE | {"activation_offloading": True})
+    assert not memory.recomputes(BASE | {"activation_offloading": "legacy"})
+    assert not memory.recomputes(BASE | {"gradient_checkpointing": False})
+
+
+def test_what_is_offloaded_must_fit_on_the_host():
+    assert memory.on_host(BASE) == memory.on_host({"base_model": "other", "activation_offloading": True}) == 0
+    assert memory.on_host(BASE | {"activation_offloading": "hidden_states"}) == 2 * 28 * 8192 * 3584 * 2
+    everything = memory.parts(BASE | {"gradient_checkpointing": False})["checkpoints"]
+    assert memory.on_host(BASE | {"activation_offloading": True}) == 2 * everything
 
 
 @pytest.mark.parametrize(
@@ -134,7 +151,8 @@ def test_nothing_is_said_where_nothing_is_known(changed):
         ({"cut_cross_entropy": True}, 14.5),
         ({"gradient_checkpointing": False}, 120.3),
         ({"optimizer": "adamw_bnb_8bit"}, 22.8),
-        ({"activation_offloading": True}, 22.2),
+        ({"activation_offloading": "hidden_states"}, 22.2),
+        ({"activation_offloading": True}, 23.7),
         ({"lora_r": 16}, 21.8),
         ({"lora_target_modules": ["q_proj", "v_proj"]}, 21.5),
         ({"lora_target_modules": None, "lora_target_linear": True}, 23.8),

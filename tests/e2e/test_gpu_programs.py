@@ -1,0 +1,48 @@
+"""The GPU benchmarks in the trainer's environment: what they rest on, and one tiny measurement by real Axolotl."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+
+from .conftest import ROOT
+
+QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(environment: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(environment), *arguments],
+        cwd=ROOT,
+        env={**os.environ, **QUIET},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_what_they_rest_on(environment: pathlib.Path) -> None:
+    """Tokens, padding and Σ s² are counted, transformers reads the model, Axolotl accepts all variants on an H100."""
+    done = run(environment, "tests/e2e/gpu_programs.py")
+    assert "valid: 19" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_tiny_measurement(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    command = ("benchmarks/gpu/speed.py", "--tiny", "--work", str(tmp_path), "--only", "mb4x2,flex", "--repeats", "1")
+    command += ("--steps", "3", "--seconds", "390")
+    done = run(environment, *command)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "flex (1): skipped, a CPU cannot run it" in done.stdout
+    found = json.loads((tmp_path / "results/tiny/mb4x2-1.json").read_text())
+    assert (found["status"], found["batch"], len(found["steps"])) == ("measured", 8, 3)
+    assert found["ceiling"] > 0
+    for step in found["steps"]:
+        assert step["positions"] == 8 * 256
+        assert 0 < step["tokens"] <= step["positions"]
+        assert step["tokens"] <= step["squares"] <= 256 * step["tokens"]
+        assert (step["micro_batches"], step["seconds"] > 0, 6 < step["loss"] < 9) == (2, True, True)
+    resolved = found["resolved"]
+    assert (resolved["micro_batch_size"], resolved["attn_implementation"]) == (4, "sdpa")
+    assert "all is measured" in run(environment, *command).stdout

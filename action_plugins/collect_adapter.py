@@ -19,7 +19,8 @@ from ansible.module_utils.lora_forge import launch, staging  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 display = Display()
-for also in ("transfer", "lora_adapter"):  # what is called, loaded here once: what a task's process loads is lost with it
+# What is called is loaded here, once: what a task's process loads is lost with it.
+for also in ("transfer", "lora_adapter"):
     action_loader.get(also, class_only=True)
 
 

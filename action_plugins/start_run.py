@@ -19,15 +19,18 @@ from ansible.module_utils.lora_forge import launch, runs, staging  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 display = Display()
-for also in ("transfer", "run_placement"):  # what is called, loaded here once: what a task's process loads is lost with it
+# What is called is loaded here, once: what a task's process loads is lost with it.
+for also in ("transfer", "run_placement"):
     action_loader.get(also, class_only=True)
 LIVING = ("queued", "running", "stalled")
 
 
 class ActionModule(ActionBase):
-    """``start_run``: C(plan), the run's plan; C(run_dir), C(root), C(output), C(checkout), C(kept); C(lanes) and
-    C(gpus), C(python), C(module), C(address), C(leader), C(port), C(timeout), as ``launch`` takes them; C(wandb), C(wandb_server), C(secrets), C(lane_dir), C(backend), C(stop_timeout); C(transfer), how files go
-    over; and C(refuse), why nothing may be started.
+    """``start_run``: C(plan), the run's plan; C(run_dir), C(root), C(output), C(checkout); C(kept), the folder of what
+    was fetched of it from an earlier trainer; C(transfer), how files go over; C(refuse), why nothing may be started.
+
+    As ``launch`` takes them: C(lanes), C(gpus), C(python), C(module), C(address), C(leader), C(port), C(timeout),
+    C(wandb), C(wandb_server). As training_run takes them: C(secrets), C(lane_dir), C(backend), C(stop_timeout).
 
     Whatever is alive or finished is left alone. Returns C(changed), and C(state), what was there before.
     """

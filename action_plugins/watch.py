@@ -9,15 +9,18 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import money, rundir, verdict  # noqa: E402
+from ansible.module_utils.lora_forge import money, rundir, runs, verdict  # noqa: E402
+from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
 from ansible.module_utils.lora_forge.summary import duration, short  # noqa: E402
 
 display = Display()
+action_loader.get("run_placement", class_only=True)  # here once: what a task's process loads is lost with it
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
@@ -47,12 +50,14 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class ActionModule(ActionBase):
-    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout); returns training_run_info's answer.
+    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout), and C(placement), the arguments of
+    run_placement with which the end is noted; returns training_run_info's answer, and in C(noted) whether that was new.
 
-    On a pod also C(since), the C(token) of an earlier answer to go on from; C(checkpoint), the step of the checkpoint
-    that is on the controller already: it returns when there is a later one, with C(again); and C(budget): it returns
-    when the pod would come to cost too much, with C(breach), and renews the pod's leash within the caps. A connection
-    that stays lost is the state C(unreachable), and a failure.
+    On a pod also C(since), the C(token) of an earlier answer to go on from; C(kept), the folder of what was fetched of
+    the run, and C(passed), the step of a checkpoint that would not come: with a later one it returns that in C(pull),
+    and C(again) where the run goes on; and C(budget): it returns when the pod would come to cost too much, with
+    C(breach), and renews the pod's leash within the caps. A connection that stays lost is the state C(unreachable), and
+    a failure.
     """
 
     TRANSFERS_FILES = False
@@ -61,10 +66,28 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args = self._task.args
-        agent, since, said = args["agent"], args.get("since") or "", ""
-        budget, kept = dict(args.get("budget") or {}), args.get("checkpoint")
         if self._task.check_mode:
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
+        kept = runs.newest_checkpoint(pathlib.Path(args["kept"]))["step"] if args.get("kept") else None
+        seen = self.follow(args, kept, task_vars)
+        newest = seen.get("checkpoint", {"step": 0})
+        if kept is not None and newest["step"] > kept and seen["state"] != "finished":
+            seen["pull"] = newest
+        if seen.get("state") in rundir.FINAL_STATES:
+            noted = call(self, "run_placement", {**args["placement"], "state": seen["state"]}, task_vars)
+            seen["noted"] = noted.get("changed", False)
+        return result | seen
+
+    def follow(self, args: dict[str, Any], kept: int | None, task_vars: Any) -> dict[str, Any]:
+        """Watch until there is something to do; what is known then.
+
+        Args:
+            args: The task's.
+            kept: The step of the checkpoint that is on the controller; None where none is fetched.
+            task_vars: The task's.
+        """
+        agent, since, said = args["agent"], args.get("since") or "", ""
+        budget = dict(args.get("budget") or {})
         while True:
             asked = {
                 "run_dir": args["run_dir"],
@@ -82,26 +105,23 @@ class ActionModule(ActionBase):
             except AnsibleConnectionFailure as error:
                 words = f"no connection for {duration(float(args['unreachable_timeout']))}: {error}"
                 advice = "What runs there goes on; the same command attaches to it."
-                return result | {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
+                return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
             if seen.get("failed"):
-                return result | seen
+                return seen
             said = self.tell(agent, seen, since, said)
             since = seen["token"]
+            del seen["events"]
+            if seen["state"] == "finished":
+                return seen | {"changed": False}
             if seen["state"] in FINAL or seen["state"] == "stalled":
-                break
+                return seen | {"failed": True, "msg": self.trouble(args, seen), "changed": False}
             eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
             breach = money.breach(budget, time.time(), eta) if budget else ""
             if breach:
-                seen.pop("events", None)
-                return result | seen | {"failed": True, "breach": breach, "msg": breach}
+                return seen | {"failed": True, "breach": breach, "msg": breach}
             self.renew(agent, budget, eta, task_vars)
-            if kept is not None and seen["checkpoint"]["step"] > int(kept):
-                seen.pop("events", None)
-                return result | seen | {"changed": False, "again": True}
-        seen.pop("events", None)
-        if seen["state"] != "finished":
-            seen |= {"failed": True, "msg": self.trouble(args, seen)}
-        return result | seen | {"changed": False}
+            if kept is not None and seen["checkpoint"]["step"] > max(kept, int(args.get("passed") or 0)):
+                return seen | {"changed": False, "again": True}
 
     def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""

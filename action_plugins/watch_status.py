@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
+from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -37,29 +38,18 @@ class ActionModule(ActionBase):
         try:
             while busy and not over.exists():
                 time.sleep(float(args["every"]))
-                rundir.write_json(board / f"{mine}.json", self.call("trainer_info", args["look"], task_vars))
+                rundir.write_json(board / f"{mine}.json", call(self, "trainer_info", args["look"], task_vars))
                 if mine == 0:
                     looks = {name: rundir.read_json(board / f"{at}.json") or old
                              for at, (name, old) in enumerate(looks.items())}  # fmt: skip
                     asked = args["conclude"] | {"looks": looks, "busy": busy}
-                    found = self.call("training_status", asked, task_vars)
+                    found = call(self, "training_status", asked, task_vars)
                     if found.get("failed"):
                         break
                     shown = {name: found[name] for name in ("columns", "rows", "lines")} | {"screen": True}
-                    self.call("show", shown, task_vars)
+                    call(self, "show", shown, task_vars)
                     busy = found["busy"]
         finally:
             if mine == 0:
                 over.touch()
         return result | ({"failed": True, "msg": found["msg"]} if found.get("failed") else {}) | {"changed": False}
-
-    def call(self, name: str, args: Any, task_vars: Any) -> dict[str, Any]:
-        """What another action answers."""
-        task = self._task.copy()
-        task.args = dict(args)
-        loader = self._shared_loader_obj.action_loader
-        action = loader.get(
-            name, task=task, connection=self._connection, play_context=self._play_context, loader=self._loader,
-            templar=self._templar, shared_loader_obj=self._shared_loader_obj,
-        )  # fmt: skip
-        return dict(action.run(task_vars=task_vars))

@@ -101,7 +101,7 @@ def command(
     hosts, gpus = run.get("hosts") or [host], run.get("gpus", 1)
     if len(hosts) * gpus == 1:
         return [python, "-m", module, "axolotl.yml"]
-    meet = ["--standalone"]
+    meet: list[Any] = ["--standalone"]
     if len(hosts) > 1:
         rank = hosts.index(host)
         options = {"is_host": rank == 0, "join_timeout": timeout, "read_timeout": timeout}

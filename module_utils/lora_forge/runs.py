@@ -24,6 +24,7 @@ LANE_DIR = "/tmp"
 FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look", "hosts")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
 STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -145,7 +146,7 @@ def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> dict[str, Any]:
-    """Observe until something differs from the token, or the time is up.
+    """Observe until something differs from the token, or the time is up; of a run that goes on, with what follows soon.
 
     Args:
         run_dir: The run directory.
@@ -153,10 +154,13 @@ def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: f
         seconds: The longest wait.
         limits: ``stall_timeout`` and ``heartbeat_timeout`` of :func:`observe`.
     """
-    deadline = time.monotonic() + seconds
+    until = time.monotonic() + seconds
     while True:
         found = observe(run_dir, since, **limits)
-        if found["token"] != since or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if found["token"] != since:
+            until = min(until, now + SETTLE if found["state"] in ("queued", "running") else now)
+        if now >= until:
             return found
         time.sleep(0.5)
 

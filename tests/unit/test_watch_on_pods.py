@@ -11,6 +11,7 @@ import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.lora_forge import patience, runs, verdict
+from ansible.plugins.loader import action_loader
 from wire import Clock, load
 
 
@@ -41,7 +42,9 @@ class Task:
 
     def run(self, check: bool = False) -> dict[str, Any]:
         task = mock.Mock(args=self.args, check_mode=check, async_val=0)
-        action = self.plugin.ActionModule(task, *[mock.Mock()] * 5)
+        task.copy.return_value = mock.Mock(check_mode=check, async_val=0)  # for the actions that it calls
+        loaders = types.SimpleNamespace(action_loader=action_loader)
+        action = self.plugin.ActionModule(task, *[mock.Mock()] * 4, shared_loader_obj=loaders)
         action._execute_module = self.module
         found = action.run(task_vars={})
         assert self.answers == [] or callable(self.answers[0])
@@ -100,7 +103,9 @@ def watch(monkeypatch, tmp_path):
     """Makes a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
 
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
-        given = {"agent": "witness", "run_dir": "/r/witness-1", "stall_timeout": 900, "unreachable_timeout": 60, **args}
+        placement = {"output": str(tmp_path), "run_id": "witness-1", "trainer": "pod-1"}
+        given = {"agent": "witness", "run_dir": "/r/witness-1", "stall_timeout": 900, "unreachable_timeout": 60,
+                 "placement": placement, **args}  # fmt: skip
         task = Task(monkeypatch, "watch", *answers, **given)
         rundir.write_json(tmp_path / "claim.json", {"name": "n", "deadline": 0})
         now = task.clock.now()
@@ -166,12 +171,31 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
     assert rundir.read_json(tmp_path / "claim.json")["deadline"] > task.clock.now()
 
 
-def test_a_new_checkpoint_interrupts_and_the_watching_goes_on_from_there(watch):
-    task = watch(seen(10, checkpoint=8), seen(20, checkpoint=16), checkpoint="8")
+def test_a_new_checkpoint_interrupts_and_the_watching_goes_on_from_there(watch, tmp_path):
+    kept = tmp_path / "kept"
+    checkpoint = kept / "output/checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.pt").write_text("8")
+    rundir.mark_complete(checkpoint, 8)
+    task = watch(seen(10, checkpoint=8), seen(20, checkpoint=16), kept=str(kept))
     found = task.run()
-    assert (found["again"], found["checkpoint"]["step"], found["token"], found["changed"]) == (True, 16, "t20", False)
+    assert (found["again"], found["pull"]["step"], found["token"], found["changed"]) == (True, 16, "t20", False)
     assert "failed" not in found
-    assert watch(seen(20, checkpoint=16, state="failed"), checkpoint=8).run().get("again") is None
+    # One that would not come interrupts no more, until there is a later one, or the end.
+    later = watch(seen(20, checkpoint=16), seen(30, checkpoint=24), kept=str(kept), passed=16).run()
+    assert later["pull"]["step"] == 24
+    ended = watch(seen(20, checkpoint=16, state="failed"), kept=str(kept), passed=16).run()
+    assert (ended.get("again"), ended["pull"]["step"]) == (None, 16)
+    assert "pull" not in watch(seen(100, checkpoint=16, state="finished"), kept=str(kept)).run()
+
+
+def test_how_it_ended_is_noted_once(watch, tmp_path):
+    assert watch(FINISHED).run()["noted"] is True
+    assert rundir.read_json(tmp_path / "runs/witness-1.json")["state"] == "finished"
+    assert watch(FINISHED).run()["noted"] is False
+
+
+def test_where_the_watching_began_is_asked_for_news_alone(watch):
     task = watch(FINISHED, since="t20")
     task.run()
     assert (task.asked[0][1]["since"], task.asked[0][1]["wait"]) == ("t20", task.plugin.WAIT)

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import rundir
@@ -123,7 +124,8 @@ def sync(server: WandbServer, folder: pathlib.Path, **given: Any) -> dict[str, A
 def module(capfd: pytest.CaptureFixture[str], name: str, check: bool = False, **given: Any) -> dict[str, Any]:
     """Call a module; all that it may print is its answer."""
     capfd.readouterr()
-    with patch_module_args({"_ansible_check_mode": check, **given}), pytest.raises(SystemExit):
+    alone = mock.patch("ansible.module_utils._internal.is_controller", False)  # whatever other tests have imported
+    with alone, patch_module_args({"_ansible_check_mode": check, **given}), pytest.raises(SystemExit):
         load(f"library/{name}").main()
     said = capfd.readouterr()
     assert KEY not in said.out

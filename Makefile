@@ -16,6 +16,8 @@ unexport UV_FIND_LINKS
 TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
+# Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup train image rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import shutil
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -30,9 +30,8 @@ from forge import AGAIN, RESULTS, ROOT, end, environment, facts, import_forge, l
 from forge import results as results_folder
 
 import_forge()
-from ansible.module_utils.lora_forge import adapter, memory, plan, recipe, rundir, runs, verdict  # noqa: E402
+from ansible.module_utils.lora_forge import adapter, launch, memory, plan, recipe, rundir, runs, staging, verdict  # noqa: E402
 
-STAGED = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")
 MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
 
@@ -77,29 +76,14 @@ class Proof:
             raise SystemExit(f"the recipe differs in {', '.join(sorted(beyond))} from the one in configs/")
 
     def stage(self) -> None:
-        """Lay out the run directory, as the role ``run`` does."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        for name in STAGED:
-            shutil.copy2(ROOT / "roles/run/files" / name, self.run_dir)
-        shutil.copy2(ROOT / "module_utils/lora_forge/rundir.py", self.run_dir)
-        keys = {
-            **self.plan["recipe"],
-            "output_dir": str(self.run_dir / "output"),
-            "dataset_prepared_path": str(self.work / "prepared" / self.plan["run_id"]),
-            "auto_resume_from_checkpoints": True,
-            "include_tkps": True,
-            "plugins": [*self.plan["recipe"].get("plugins", []), "lora_forge_axolotl.LoraForgePlugin"],
-            "wandb_mode": "disabled",
-        }
-        for use, key in (("train", "datasets"), ("val", "test_datasets")):
-            named = [
-                one["entry"] | {"path": one["path"], "split": "train"}
-                for one in self.plan["datasets"]
-                if one["use"] == use
-            ]
-            if named:
-                keys[key] = named
-        (self.run_dir / "axolotl.yml").write_text(yaml.safe_dump(keys, sort_keys=True), encoding="utf-8")
+        """Lay out datasets and run directory as the role ``run`` does, by its own functions."""
+        variables = launch.axolotl(self.plan, str(self.work), "disabled")
+        sets = {key: variables[key] for key in ("datasets", "test_datasets") if variables[key]}
+        keys = {**variables["recipe"], "base_model": str(self.model), **sets}
+        files = launch.files(self.plan, ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, [])
+        with tempfile.TemporaryDirectory() as tree:
+            staging.lay_out(pathlib.Path(tree), files)
+            staging.copy(pathlib.Path(tree), self.work)
 
     def start(self) -> bool:
         """Start the supervisor, or attach; whether something was started."""
@@ -119,7 +103,7 @@ class Proof:
             "command": [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
             "lane": "cpu-proof" if self.tiny else "gpu-proof",
             "lane_dir": str(self.work),
-            "prepared": str(self.work / "prepared" / self.plan["run_id"]),
+            "prepared": launch.prepared(self.plan, str(self.work)),
             "processes": 1,
             "env": variables,
             "stop_timeout": 120,

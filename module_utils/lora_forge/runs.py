@@ -48,7 +48,7 @@ def observe(
     metrics = run_dir / "metrics.jsonl"
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
-    fresh, _ = rundir.read_events(metrics, offset) if offset <= size else (events, size)
+    fresh = rundir.read_events(metrics, offset)[0] if 0 < offset <= size else events
     done = verdict.progress(rundir.surviving(events))
     silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
     if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.summary import duration
 
+NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
 LIVING = ("queued", "running", "stalled")  # some process of it is there
 EARLY = "early stopping"  # how the plugin words it
 WANDB_LAG = 360.0  # seconds after an end in which W&B may not have heard of it; it misses a heartbeat after 300
@@ -69,10 +70,9 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
 def _whole(event: dict[str, Any]) -> bool:
     """Whether an event has what :func:`progress` reads of its kind."""
     kind = event.get("event")
-    needed: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
     numbers = ("time",) if kind in ("data", "wandb") else ("step", "planned", "time")
     known = all(isinstance(event.get(key), (int, float)) for key in numbers)
-    return known and kind is not None and all(key in event for key in needed.get(kind, ()))
+    return known and kind is not None and all(key in event for key in NEEDED.get(kind, ()))
 
 
 def eta_seconds(done: dict[str, Any]) -> Optional[float]:

@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 role ?= witness
 ARGS ?=
+BENCH ?= fleet staging idle_gpu environment
 
 # A folder of wheels (pip's variable) serves uv too; without one uv finds torch's CPU build by itself.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -71,9 +72,9 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	@molecule -c tests/molecule/config.yml reset >/dev/null # what a run that was cut off remembers
 	molecule -c tests/molecule/config.yml test --all --report
 
-bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman)
+bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman); BENCH=fleet ARGS='--hosts 5' for one
 	@tests/system-packages.sh
-	@for one in fleet staging idle_gpu environment; do PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$one.py $(ARGS); done
+	@for one in $(BENCH); do PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/$$one.py $(ARGS); done
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl

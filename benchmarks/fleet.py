@@ -1,6 +1,6 @@
 """What the control plane costs, for one host and for many: whole commands over real SSH to containers.
 
-    sudo .venv/bin/python benchmarks/fleet.py [--hosts 1,5,20] [--rounds 3]
+    sudo .venv/bin/python benchmarks/fleet.py [--hosts 1,5,20,40] [--rounds 3]
 
 Each round trains one run on each host, by one command, and then asks again: nothing to do, status, collect. The
 training is a stub of a second; plan, SSH, rsync, supervisor, verification and delivery are real. Beside it stand
@@ -276,7 +276,7 @@ def profile(hosts: Hosts, count: int, runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--hosts", default="1,5,20", help="numbers of hosts, with commas")
+    parser.add_argument("--hosts", default="1,5,20,40", help="numbers of hosts, with commas")
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is not counted")
     parser.add_argument("--runs", type=int, default=10, help="older run directories on each host")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long the stub trains")

@@ -15,14 +15,13 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import launch, runs, staging  # noqa: E402
+from ansible.module_utils.lora_forge import launch, runs, staging, verdict  # noqa: E402
 from ansible.module_utils.lora_forge.actions import call  # noqa: E402
 
 display = Display()
 # What is called is loaded here, once: what a task's process loads is lost with it.
 for also in ("transfer", "run_placement"):
     action_loader.get(also, class_only=True)
-LIVING = ("queued", "running", "stalled")
 
 
 class ActionModule(ActionBase):
@@ -52,12 +51,12 @@ class ActionModule(ActionBase):
         if found.get("failed"):
             return found
         before = {"changed": False, "state": found["state"]}
-        if found["state"] in LIVING:
+        if found["state"] in verdict.LIVING:
             display.display(f"  {self.host}: {run['run_id']} is {found['state']} already; attached to it")
-        if found["state"] in (*LIVING, "finished"):
+        if found["state"] in (*verdict.LIVING, "finished"):
             return before
         if args["refuse"]:
-            return {"failed": True, "msg": f"{run['run_id']} is not started: {args['refuse']}"}
+            return {"failed": True, "refused": True, "msg": f"{run['run_id']} is not started: {args['refuse']}"}
         kept, checkout = pathlib.Path(args["kept"]), pathlib.Path(args["checkout"])
         fetched = runs.newest_checkpoint(kept)
         goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > found["checkpoint"]["step"] else []
@@ -93,8 +92,7 @@ class ActionModule(ActionBase):
             "processes": len(hosts) * run.get("gpus", 1),
             "prepared": launch.prepared(run, root),
             "stop_timeout": args["stop_timeout"],
-            "facts": {key: run[key] for key in ("agent", "fingerprint", "rehearsal", "recipe_sha256")}
-            | {"datasets": [one["sha256"] for one in run["datasets"]], "host": self.host, "hosts": hosts},
+            "facts": launch.facts(run, self.host) | {"hosts": hosts},
             **({"lane_dir": args["lane_dir"]} if args["lane_dir"] else {}),
         }
         started = self._execute_module("training_run", asked, task_vars=task_vars)
@@ -121,4 +119,6 @@ class ActionModule(ActionBase):
         made = self._low_level_execute_command(
             f"test -e {shlex.quote(model)}/config.json || {shlex.join(map(str, words))}"
         )
-        return "" if made["rc"] == 0 else (made["stderr"] or made["stdout"]).strip()[-2000:]
+        if made["rc"] == 0:
+            return ""
+        return (made["stdout"] or made["stderr"]).strip()[-2000:]  # over ssh errors are output, too

@@ -75,7 +75,8 @@ class ActionModule(ActionBase):
             seen["pull"] = newest
         if seen.get("state") in rundir.FINAL_STATES:
             noted = call(self, "run_placement", {**args["placement"], "state": seen["state"]}, task_vars)
-            seen["noted"] = noted.get("changed", False)
+            # What cannot be noted is told all the same.
+            seen["noted"] = noted.get("changed", False) or noted.get("failed", False)
         return result | seen
 
     def follow(self, args: dict[str, Any], kept: int | None, task_vars: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ EXAMPLES = r"""
     checkout: .
     run: "{{ run_plan }}"
     observed: "{{ run_seen }}"
-    delivered: "{{ adapter_facts }}"
+    delivered: "{{ adapter_made }}"
     base_model: /workspace/lora-forge/models/tiny-random-qwen3-0c1d
 """
 

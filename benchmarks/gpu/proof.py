@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -94,12 +95,7 @@ class Proof:
             variables["PYTHONPATH"] = os.pathsep.join(kept)
         spec = {
             "run_id": self.plan["run_id"],
-            "agent": self.plan["agent"],
-            "fingerprint": self.plan["fingerprint"],
-            "rehearsal": self.tiny,
-            "recipe_sha256": self.plan["recipe_sha256"],
-            "datasets": [one["sha256"] for one in self.plan["datasets"]],
-            "host": "here",
+            **launch.facts(self.plan, "here"),
             "command": [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
             "lane": "cpu-proof" if self.tiny else "gpu-proof",
             "lane_dir": str(self.work),
@@ -109,6 +105,11 @@ class Proof:
             "stop_timeout": 120,
         }
         return bool(runs.start(self.run_dir, spec, {}, "process")["changed"])
+
+    def stopped(self, *_: Any) -> None:
+        """SIGTERM: the training leaves the card, as at the deadline; the same command goes on."""
+        end(self.run_dir)
+        raise SystemExit(AGAIN)
 
     def note(self, **what: Any) -> None:
         self.notes.update(what)
@@ -210,6 +211,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     path = results_folder(given, work) / "proof.json"
     proof = Proof(work, given.agent, given.max_steps, given.tiny)
+    signal.signal(signal.SIGTERM, proof.stopped)
     random_model.make(proof.model, given.tiny)
     if not given.tiny and not rundir.run_processes(proof.run_dir):
         make_idle(work)

@@ -141,6 +141,17 @@ def environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str
     }
 
 
+def facts(run: dict[str, Any], host: str) -> dict[str, Any]:
+    """What run.json keeps of a run's plan, for people and later questions.
+
+    Args:
+        run: The run's plan.
+        host: Where it trains.
+    """
+    known = {key: run[key] for key in ("agent", "fingerprint", "rehearsal", "recipe_sha256")}
+    return known | {"datasets": [one["sha256"] for one in run["datasets"]], "host": host}
+
+
 def files(
     run: dict[str, Any], checkout: pathlib.Path, axolotl: str, kept: pathlib.Path, checkpoint: Sequence[str]
 ) -> list[dict[str, Any]]:

@@ -98,6 +98,24 @@ def test_a_lane_is_first_come_first_served_whoever_asks_first_for_its_lock(lab):
     assert until(third, "finished")["started_at"] >= until(second, "finished")["finished_at"] - 0.1
 
 
+def test_who_is_launched_again_comes_last_and_nobody_waits_for_it(lab):
+    """A run that failed, and had come before the one that waits, is launched again meanwhile."""
+    again, waiting = lab.make("a-1", lane="GPU-2", turn=1, steps=2), lab.make("c-1", lane="GPU-2", turn=3, steps=2)
+    rundir.write_json(again / "status.json", {"state": "failed", "supervisor": {}})
+    holder = lab.make("b-1", lane="GPU-2", turn=2, hang_at=1)
+    process = lab.supervise(holder)
+    until(holder, "running")
+    lab.supervise(waiting)
+    until(waiting, "queued")
+    spec = rundir.read_json(again / "run.json")
+    rundir.write_json(again / "run.json", {**spec, "turn": 4, "launch": "the second one"})
+    lab.supervise(again)
+    until(again, "queued")
+    process.send_signal(signal.SIGKILL)
+    os.kill(status(holder)["trainer"]["pid"], signal.SIGKILL)
+    assert until(again, "finished")["started_at"] >= until(waiting, "finished")["finished_at"] - 0.1
+
+
 def test_other_lanes_do_not_wait(lab):
     first, second = lab.make("a-1", hang_at=1), lab.make("b-1", lane="GPU-2", steps=2)
     lab.supervise(first)

@@ -21,8 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import rundir
 
@@ -171,7 +170,7 @@ class Supervisor:
         self.write(state="queued")
         # In one order for everybody, so that no two runs wait for each other.
         first, *others = [folder / f"lora-forge-{name}.lock" for name in sorted(self.spec["lane"].split(","))]
-        return self.take(first, self.launched_before()) and all(map(self.take, others))
+        return self.take(first, self.launched_before) and all(map(self.take, others))
 
     def launched_before(self) -> list[pathlib.Path]:
         """The runs of this trainer that come first where they want this lane, or a GPU of it, as well.
@@ -196,11 +195,11 @@ class Supervisor:
         if time.monotonic() - self.beat > HEARTBEAT:
             self.write()
 
-    def take(self, path: pathlib.Path, before: Sequence[pathlib.Path] = ()) -> bool:
+    def take(self, path: pathlib.Path, before: Callable[[], list[pathlib.Path]] = list) -> bool:
         """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
         self.lane.append(self.open_lane(path))
         while not self.stop_wanted:
-            if any(map(in_queue, before)):
+            if any(map(in_queue, before())):  # asked each time: one of them may be launched again, and comes last then
                 self.wait("another one was launched before")
                 continue
             try:

@@ -188,6 +188,7 @@ def floor(hosts: Hosts, count: int, rounds: int) -> None:
     print(f"\nwhat Ansible itself takes, {count} {'host' if count == 1 else 'hosts'}: seconds by the clock, and of CPU")
     start = [one.seconds for one in taken["nothing"]]
     print(figures("ansible-playbook with an empty play", start))
+    print(figures("ansible.builtin.ping, once on each host", [one.seconds for one in taken["one module"]]))
     for words, name, other in (
         ("a skipped task, for each host", "skipped", "nothing"),
         ("a module over SSH, for each host", "modules", "one module"),

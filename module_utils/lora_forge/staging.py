@@ -84,7 +84,13 @@ def no_answer(host: str, words: str) -> str:
         host: Who.
         words: What ssh said of it.
     """
-    said = words.strip().removeprefix("Failed to connect to the host via ssh: ").splitlines() or ["no answer"]
+    words = words.strip().removeprefix("Failed to connect to the host via ssh: ")
+    if "Host key verification failed" in words:  # ssh's own words say what to do, and are not to be passed over
+        return (
+            f"{host} is not known by its key, and nothing was sent to it:\n{words}\nIf it is a new host, or was made "
+            "anew, connect once by hand and compare its fingerprint; if not, somebody may be in between"
+        )
+    said = words.splitlines() or ["no answer"]
     return (
         f"{host} does not answer: {said[-1]}\nWhat runs there goes on. When it answers again, the same command goes "
         f"on; -e move={host} gives it up, and starts what it had on another trainer"

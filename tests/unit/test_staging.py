@@ -40,6 +40,13 @@ def test_a_trainer_that_does_not_answer():
     assert first == "gpu-2 does not answer: ssh: connect to host gpu-2 port 22: Connection refused"
     assert second.startswith("What runs there goes on. When it answers again, the same command goes on; -e move=gpu-2")
     assert staging.no_answer("gpu-2", "").startswith("gpu-2 does not answer: no answer")
+    changed = (
+        "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n  ssh-keygen -R gpu-2\nHost key verification failed."
+    )
+    told = staging.no_answer("gpu-2", changed)
+    assert changed in told
+    assert "nothing was sent to it" in told
+    assert "move" not in told
 
 
 def test_on_one_machine_only_what_differs_is_copied(tmp_path):

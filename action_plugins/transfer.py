@@ -51,13 +51,19 @@ class ActionModule(ActionBase):
         with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
             tree = pathlib.Path(folder)
             staging.lay_out(tree, args["files"])
-            made = self._low_level_execute_command("true" if dry else f"umask 022; mkdir -p {shlex.quote(to)}")
+            made = self._low_level_execute_command("true" if dry else staging.prepare(to, args["files"]))
             if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
                 raise ForgeError(staging.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
                 copied = staging.copy(tree, pathlib.Path(to), dry)
                 return {"changed": bool(copied), "sent": copied, "bytes": 0}
-            options = ["--recursive", "--copy-links", "--checksum", "--chmod=D755,F644", "--partial-dir=.rsync-partial"]
+            options = [
+                "--recursive",
+                "--copy-links",
+                "--checksum",
+                "--chmod=D755,F644",
+                f"--partial-dir={staging.PARTIAL}",
+            ]
             options += ["--stats", *(["--dry-run"] if dry else [])]
             text = self.rsync(args, options, f"{tree}/", f"{self.there()}{to}/")
         sent = re.findall(r"^<f\S* (.*)$", text, re.MULTILINE)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import shlex
 import shutil
 from typing import Any
 
 from ansible.module_utils.lora_forge.errors import ForgeError
+
+PARTIAL = ".rsync-partial"  # beside a file that was cut off
 
 
 def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
@@ -41,6 +44,32 @@ def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             place.symlink_to(source)
         total += place.stat().st_size
     return total
+
+
+def prepare(to: str, files: list[dict[str, Any]]) -> str:
+    """The command by which a trainer is made ready for rsync: the folder, and something to compare new content with.
+
+    What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
+    would look for a transfer that was cut off it finds the newest file of that name, as a link: it reads that, and
+    writes another one.
+
+    Args:
+        to: The folder.
+        files: As :func:`lay_out` takes them; those with a C(sha256) lie by their content.
+    """
+    command = f"umask 022; mkdir -p {shlex.quote(to)}"
+    links = []
+    for one in files:
+        place = pathlib.PurePath(one["path"])
+        if one.get("sha256"):
+            known = f"{shlex.quote(str(place.parents[1]))}/*/{shlex.quote(place.name)}"
+            part = shlex.quote(f"{place.parent}/{PARTIAL}")
+            newest = f'old=$(ls -t {known} 2>/dev/null | head -n 1); [ -n "$old" ]'
+            links.append(
+                f'[ -e {shlex.quote(str(place))} ] || {{ {newest} && mkdir -p {part} && ln -f "$old" {part}/; }}'
+            )
+    # Without it more goes over the wire, and nothing else.
+    return f"{command} && cd {shlex.quote(to)} && {{ {'; '.join(links)}; :; }} 2>/dev/null" if links else command
 
 
 def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 
 import pytest
 from ansible.module_utils.lora_forge import staging
@@ -47,6 +49,24 @@ def test_a_trainer_that_does_not_answer():
     assert changed in told
     assert "nothing was sent to it" in told
     assert "move" not in told
+
+
+def test_new_content_is_compared_with_the_newest_file_of_its_name(tmp_path):
+    def ready(*files):
+        asked = [{"path": path, "sha256": "0"} for path in files] + [{"path": "supervisor.py", "src": "/s"}]
+        subprocess.run(["sh", "-c", staging.prepare(str(tmp_path / "it's here"), asked)], check=True)
+
+    data = tmp_path / "it's here/datasets"
+    ready("datasets/aa/crew train.jsonl")
+    assert not data.exists(), "the first content has nothing to compare with"
+    for name, when in (("aa", 2), ("bb", 1)):
+        (data / name).mkdir(parents=True)
+        (data / name / "crew train.jsonl").write_text(name)
+        os.utime(data / name / "crew train.jsonl", (when, when))
+    ready("datasets/bb/crew train.jsonl", "datasets/cc/crew train.jsonl", "datasets/cc/mayor.jsonl")
+    assert (data / f"cc/{staging.PARTIAL}/crew train.jsonl").read_text() == "aa"
+    assert [path.name for path in (data / "cc").rglob("*") if path.is_file()] == ["crew train.jsonl"]
+    assert not (data / f"bb/{staging.PARTIAL}").exists(), "what is there is not sent"
 
 
 def test_on_one_machine_only_what_differs_is_copied(tmp_path):

@@ -121,7 +121,7 @@ import pathlib
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import plan, rundir, sweep
+from ansible.module_utils.lora_forge import fleet, plan, rundir, sweep
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -150,7 +150,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """
     try:
         trainers = [
-            plan.Trainer(**one | {key: tuple(plan.names_of(one.get(key))) for key in ("agents", "members", "groups")})
+            fleet.Trainer(**one | {key: tuple(fleet.names_of(one.get(key))) for key in ("agents", "members", "groups")})
             for one in given["trainers"]
         ]
     except TypeError as error:
@@ -173,8 +173,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         rundir.write_json(output / "plan.json", {"runs": made["runs"]})
         if given["sweep"] is not None:
             sweep.note(output, made["runs"])
-    queues = plan.queues(made["runs"])
-    warnings = made["warnings"] + (plan.crowded(made["runs"], given["forks"]) if given["forks"] else [])
+    queues = fleet.queues(made["runs"])
+    warnings = made["warnings"] + (fleet.crowded(made["runs"], given["forks"]) if given["forks"] else [])
     return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
 
 

@@ -100,7 +100,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import claims, plan, rundir, status, sweep
+from ansible.module_utils.lora_forge import claims, fleet, rundir, status, sweep
 from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import reported
 
@@ -125,7 +125,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         ForgeError: A name is not known.
     """
     output, looks = pathlib.Path(given["output"]), given["looks"]
-    agents = plan.select_agents(given["agents"]) if given["agents"] else []
+    agents = fleet.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
     ordered = Claims(folder).all() if folder else []
     costs = claims.shares(ordered, output / "adapters", time.time())

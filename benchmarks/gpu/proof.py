@@ -31,7 +31,7 @@ from forge import AGAIN, RESULTS, ROOT, end, environment, facts, import_forge, l
 from forge import results as results_folder
 
 import_forge()
-from ansible.module_utils.lora_forge import adapter, launch, memory, plan, recipe, rundir, runs, staging, verdict  # noqa: E402
+from ansible.module_utils.lora_forge import adapter, fleet, launch, memory, plan, recipe, rundir, runs, staging, verdict  # noqa: E402
 
 MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
@@ -50,7 +50,7 @@ class Proof:
     def __init__(self, work: pathlib.Path, agent: str, max_steps: int, tiny: bool):
         self.work, self.tiny = work, tiny
         self.model = work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
-        trainer = plan.Trainer(
+        trainer = fleet.Trainer(
             "here", profile="rehearsal" if tiny else "", datasets_dir=str(ROOT / "examples/datasets")
         )
         overrides = {"base_model": str(self.model), "max_steps": max_steps}
@@ -60,7 +60,7 @@ class Proof:
         self.run_dir = work / "runs" / self.plan["run_id"]
         self.notes = load(work / "notes.json")
 
-    def untouched(self, planner: plan.Planner, agent: str, trainer: plan.Trainer) -> None:
+    def untouched(self, planner: plan.Planner, agent: str, trainer: fleet.Trainer) -> None:
         """Make sure that nothing else differs from the recipe as it stands in configs/, but what every plan adapts."""
         names = ["configs/base.yml", f"configs/agents/{agent}.yml"]
         if trainer.profile:

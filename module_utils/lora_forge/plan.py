@@ -2,101 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir, sweep
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.fleet import (
+    Job,
+    Lane,
+    Trainer,
+    alike,
+    declared,
+    fitting,
+    gangs,
+    moving,
+    place,
+    select_agents,
+    whole,
+)
 from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
-from ansible.module_utils.lora_forge.summary import short
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
-
-
-# What the hosts of a gang must have in common, and the variables that say it.
-ALIKE = {
-    "hosts": "run_hosts",
-    "gpus": "run_gpus",
-    "lanes": "number of lanes (run_lanes, trainer_gpu_count)",
-    "agents": "agents",
-    "profile": "run_profile",
-    "machine": "trainer_machine",
-    "datasets_dir": "datasets_dir",
-}
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainer:
-    """A trainer as the inventory declares it.
-
-    Attributes:
-        name: Its inventory name.
-        profile: A file of configs/profiles/, or empty.
-        machine: A file of configs/machines/, or empty.
-        datasets_dir: Where the datasets of the agents it trains lie on the controller.
-        agents: The agents it is meant for; empty for any.
-        root: Where everything lies on it.
-        lanes: How many runs it trains at once.
-        gpus: How many GPUs a run takes there.
-        hosts: How many hosts a run takes.
-        members: The hosts of its gang, itself among them; empty where a run takes one.
-        groups: The groups of the inventory that may be its gang.
-        rented: Whether it is a pod.
-    """
-
-    name: str
-    profile: str = ""
-    machine: str = ""
-    datasets_dir: str = "output/datasets"
-    agents: tuple[str, ...] = ()
-    root: str = "/workspace/lora-forge"
-    lanes: int = 1
-    gpus: int = 1
-    hosts: int = 1
-    members: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    rented: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Lane:
-    """Where a run trains: a trainer's name, and the number of one of its lanes, from 0."""
-
-    trainer: str
-    number: int = 0
-
-
-Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
-
-
-def names_of(wanted: Any) -> list[str]:
-    """What an option names: a list, or words with commas between."""
-    names = wanted if isinstance(wanted, list) else str(wanted or "").split(",")
-    return [name for name in (str(name).strip() for name in names) if name]
-
-
-def select_agents(wanted: Any) -> list[str]:
-    """The agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none where it is empty.
-
-    Raises:
-        ForgeError: There is no such agent.
-    """
-    names = names_of(wanted)
-    if names == ["all"]:
-        return list(AGENTS)
-    for name in names:
-        if name not in AGENTS:
-            hint = recipe.nearest(name, AGENTS) or "."
-            raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
-    return list(dict.fromkeys(names))
 
 
 class Planner:
@@ -412,89 +344,9 @@ def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
 
 
-def fitting(trainers: list[Trainer], agent: str) -> list[Trainer]:
-    """The trainers that take an agent: those that declare it, or else those that declare none."""
-    return [one for one in trainers if agent in one.agents] or [one for one in trainers if not one.agents]
-
-
-def alike(trainers: list[Trainer]) -> list[list[Trainer]]:
-    """Trainers by what a run of theirs would be: it goes by profile and data."""
-    ways: dict[tuple[str, str], list[Trainer]] = {}
-    for trainer in trainers:
-        ways.setdefault((trainer.profile, trainer.datasets_dir), []).append(trainer)
-    return list(ways.values())
-
-
 def begun(run: dict[str, Any]) -> bool:
     """Whether there is something of a run already, be it an adapter, or that it was given up somewhere."""
     return run["state"] != "to train" or run["placed"] or bool(run["why"])
-
-
-def place(
-    trainers: list[Trainer],
-    weight: dict[Job, int],
-    placed: dict[Job, Lane],
-    only: Mapping[Job, set[str]] = MappingProxyType({}),
-    left: Sequence[str] = (),
-) -> dict[Job, Lane]:
-    """Spread jobs over lanes: where they are already, then where they are declared, then by load.
-
-    Longest first onto the least loaded lane (Graham 1969, «Bounds on multiprocessing timing anomalies»: at most 4/3 of
-    the best that there is).
-
-    Args:
-        trainers: At least one.
-        weight: What is to be trained, and its estimated work.
-        placed: Lanes of unfinished runs.
-        only: The trainers that come into question for a job, where not all of them do.
-        left: Trainers that were given up.
-
-    Raises:
-        ForgeError: No trainer takes an agent.
-    """
-    # First lanes before second ones: as long as there is a trainer without work, none gets two.
-    lanes = sorted(
-        (Lane(one.name, lane) for one in trainers for lane in range(one.lanes)), key=lambda lane: lane.number
-    )
-    load = dict.fromkeys(lanes, 0)
-    chosen = {}
-    for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
-        agent = job[0]
-        open_to = {trainer.name for trainer in fitting(trainers, agent)}
-        candidates = [lane for lane in lanes if lane.trainer in open_to & only.get(job, open_to)]
-        held = placed.get(job)
-        if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
-            candidates = [held] if held in load else [lane for lane in lanes if lane.trainer == held.trainer]
-        if not candidates:
-            remaining = f" that is left without {', '.join(left)}" if left else ""
-            advice = "; or name others with -e role=…" if left else ""
-            raise ForgeError(
-                f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
-            )
-        chosen[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
-        load[chosen[job]] += weight[job]
-    return chosen
-
-
-def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
-    """The agents of a whole inventory: those that its trainers declare, and where one takes any, all that have data.
-
-    Args:
-        trainers: At least one.
-        warnings: Gets a sentence on who is left out.
-    """
-    declared = {agent for trainer in trainers for agent in select_agents(list(trainer.agents))}
-    rest = next((trainer for trainer in trainers if not trainer.agents), None)
-    if rest is None:
-        return [agent for agent in AGENTS if agent in declared]
-    folder = pathlib.Path(rest.datasets_dir)
-    with_data = {agent for agent in AGENTS if dataset.find(folder, [agent], "train")}
-    if with_data and dataset.find(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
-        with_data.add(EVERYBODY)
-    lacking = [agent for agent in AGENTS if agent not in declared | with_data]
-    if lacking and declared | with_data:
-        warnings.append(f"left out: {', '.join(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
-    return [agent for agent in AGENTS if agent in declared | with_data] or list(AGENTS)
 
 
 def make(
@@ -590,118 +442,3 @@ def make(
             runs[job] = planner.run(job[0], by_name[lane.trainer], fresh, let_go, verify, variants[job[1]])
         runs[job]["lane"] = lane.number
     return {"runs": list(runs.values()), "warnings": list(dict.fromkeys(planner.warnings))}
-
-
-def declared(trainer: Trainer) -> Trainer:
-    """A trainer with the agents that it names checked.
-
-    Raises:
-        ForgeError: There is no such agent.
-    """
-    try:
-        return dataclasses.replace(trainer, agents=tuple(select_agents(list(trainer.agents))))
-    except ForgeError as error:
-        raise ForgeError(f"agents of {trainer.name}: {error}") from None
-
-
-def gangs(trainers: list[Trainer]) -> list[Trainer]:
-    """The trainers, of each gang its first host alone, which speaks for the others.
-
-    Raises:
-        ForgeError: A host has no gang, or the hosts of one are not alike.
-    """
-    by_name = {trainer.name: trainer for trainer in trainers}
-    for trainer in trainers:
-        if len(trainer.groups) > 1:
-            raise ForgeError(
-                f"{trainer.name}: run_hosts is {trainer.hosts}, and the groups {', '.join(trainer.groups)} each hold "
-                "it and so many hosts; which one is its gang? Let one group alone have that size"
-            )
-    for trainer in trainers:
-        if trainer.hosts > 1 and len(trainer.members) != trainer.hosts:
-            raise ForgeError(
-                f"{trainer.name}: run_hosts is {trainer.hosts}, and no group of the inventory holds it and "
-                f"{trainer.hosts - 1} more; make one with the hosts that train together"
-            )
-        if trainer.hosts > 1 and trainer.rented:
-            raise ForgeError(f"{trainer.name} is a pod, and pods do not reach each other; run_hosts is for other hosts")
-        for name in trainer.members:
-            if name not in by_name:
-                raise ForgeError(f"{name} is of {trainer.name}'s gang, but no trainer; add it to the group trainers")
-            differ = [word for key, word in ALIKE.items() if getattr(by_name[name], key) != getattr(trainer, key)]
-            if differ:
-                raise ForgeError(
-                    f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: {name} has "
-                    f"another {', '.join(differ)}; what a gang has in common is set as variables of its group"
-                )
-    return [trainer for trainer in trainers if trainer.members[:1] in ((), (trainer.name,))]
-
-
-def queues(runs: list[dict[str, Any]]) -> list[str]:
-    """Who trains where, one line a lane; none where one run is alone.
-
-    Args:
-        runs: The planned runs.
-    """
-    lanes: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for run in runs:
-        if run["state"] != "ready":
-            lanes.setdefault((run["trainer"], run["lane"]), []).append(run)
-    if sum(map(len, lanes.values())) < 2:
-        return []
-    several = {trainer for trainer, number in lanes if number}
-    lines = []
-    for (trainer, number), here in sorted(lanes.items()):
-        where = f"{trainer} lane {number + 1}" if trainer in several else trainer
-        work = short(sum(run["estimate"]["work"] for run in here))
-        queue = ", one after the other" if len(here) > 1 else ""
-        lines.append(f"{where}: {', '.join(run['name'] for run in here)}{queue}; about {work} tokens to train on")
-    return lines
-
-
-def crowded(runs: list[dict[str, Any]], forks: int) -> list[str]:
-    """A sentence on hosts that Ansible does not get to, as it looks after others; none where it gets to all.
-
-    Args:
-        runs: The planned runs.
-        forks: How many hosts it looks after at a time.
-    """
-    hosts = list(dict.fromkeys(host for run in runs if run["state"] != "ready" for host in run["hosts"]))
-    late = hosts[forks:]
-    if not late:
-        return []
-    named = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
-    return [
-        f"{len(hosts)} hosts have work, and Ansible looks after {forks} at a time: nothing is launched on {named} "
-        f"before others are done. -f {len(hosts)} looks after all of them; -e detach=true launches and does not wait"
-    ]
-
-
-def moving(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Callable[[str], bool], list[str]]:
-    """What ``-e move=…`` says: true, or names of trainers. Who names a host of a gang gives the gang up.
-
-    Args:
-        move: What it says.
-        trainers: All of the inventory.
-        output: Where placements are kept; a trainer that the inventory no longer holds is known from there.
-
-    Returns:
-        Whether a run that was placed on a trainer is let go, and which trainers get nothing any more.
-
-    Raises:
-        ForgeError: There is no such trainer.
-    """
-    said = str(move or "").strip().lower()
-    if said in ("true", "yes", "1"):
-        return (lambda _: True), []
-    named = [] if said in ("", "false", "no", "0") else names_of(move)
-    known = [trainer.name for trainer in trainers]
-    lost = [name for name in named if name not in known]
-    placed = {rundir.read_json(path).get("trainer") for path in (output / "runs").glob("*.json")} if lost else set()
-    for name in lost:
-        if name not in placed:
-            hint = recipe.nearest(name, known) or "."
-            raise ForgeError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
-    gang = [member for trainer in trainers if trainer.name in named for member in trainer.members]
-    left = list(dict.fromkeys(named + gang))
-    return (lambda trainer: trainer in left), left

@@ -10,9 +10,9 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import plan
+from ansible.module_utils.lora_forge import fleet, plan
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.plan import Lane, Trainer
+from ansible.module_utils.lora_forge.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.recipe import AGENTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -92,12 +92,12 @@ def told(run: dict[str, Any]) -> tuple[str, str, str, str]:
     [("witness, mayor,witness", ["witness", "mayor"]), (["crew", "mayor"], ["crew", "mayor"]), ("all", list(AGENTS))],
 )
 def test_select_agents(wanted, agents):
-    assert plan.select_agents(wanted) == agents
+    assert fleet.select_agents(wanted) == agents
 
 
 @pytest.mark.parametrize("wanted", ["", None, [], " , ", [""]])
 def test_nothing_named(wanted):
-    assert plan.select_agents(wanted) == []
+    assert fleet.select_agents(wanted) == []
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_nothing_named(wanted):
 )
 def test_no_such_agent(wanted, said):
     with pytest.raises(ForgeError) as error:
-        plan.select_agents(wanted)
+        fleet.select_agents(wanted)
     assert str(error.value).startswith(said)
 
 
@@ -309,38 +309,38 @@ def test_a_declared_trainer_is_taken(make, data, run_id):
         make(trainers=trainers(data, "a", a=("crew",)))
 
 
-def fleet(**lanes: int) -> list[Trainer]:
+def hosts(**lanes: int) -> list[Trainer]:
     return [Trainer(name, lanes=count) for name, count in lanes.items()]
 
 
 def spread(weight: dict[str, int], boxes: list[Trainer], **placed: tuple[str, int]) -> dict[str, tuple[str, int]]:
     jobs = {(agent, 0): work for agent, work in weight.items()}
-    chosen = plan.place(boxes, jobs, {(agent, 0): Lane(*at) for agent, at in placed.items()})
+    chosen = fleet.place(boxes, jobs, {(agent, 0): Lane(*at) for agent, at in placed.items()})
     return {agent: (lane.trainer, lane.number) for (agent, _), lane in chosen.items()}
 
 
 def test_place_spreads_longest_first():
     weight = {"crew": 10, "deacon": 40, "mayor": 20, "polecat": 30}
-    chosen = spread(weight, fleet(a=1, b=1))
+    chosen = spread(weight, hosts(a=1, b=1))
     assert chosen == {"deacon": ("a", 0), "polecat": ("b", 0), "mayor": ("b", 0), "crew": ("a", 0)}
     assert list(chosen) == ["deacon", "polecat", "mayor", "crew"]
 
 
 def test_place_fills_every_trainer_before_a_second_lane():
     weight = {"crew": 10, "deacon": 40, "mayor": 20, "polecat": 30}
-    assert spread(weight, fleet(a=2, b=1)) == {
+    assert spread(weight, hosts(a=2, b=1)) == {
         "deacon": ("a", 0), "polecat": ("b", 0), "mayor": ("a", 1), "crew": ("a", 1),
     }  # fmt: skip
 
 
 def test_place_counts_what_is_placed_already():
     weight = {"crew": 9, "mayor": 20, "witness": 5}
-    chosen = spread(weight, fleet(a=1, b=2), crew=("b", 0))
+    chosen = spread(weight, hosts(a=1, b=2), crew=("b", 0))
     assert chosen == {"crew": ("b", 0), "mayor": ("a", 0), "witness": ("b", 1)}
 
 
 def test_a_lane_that_is_gone_is_another_one_of_the_same_trainer():
-    assert spread({"crew": 9}, fleet(a=1, b=2), crew=("b", 7)) == {"crew": ("b", 0)}
+    assert spread({"crew": 9}, hosts(a=1, b=2), crew=("b", 7)) == {"crew": ("b", 0)}
 
 
 def test_whom_a_whole_inventory_trains(make, data):
@@ -534,17 +534,17 @@ def test_a_host_without_the_data_is_of_no_account_as_long_as_nobody_trains_there
 def test_more_hosts_than_ansible_looks_after(make, data):
     data("crew"), data("mayor"), data("witness")
     runs = make("crew,mayor,witness", trainers(data, "a", "b", "c"))["runs"]
-    assert plan.crowded(runs, 3) == []
-    [said] = plan.crowded(runs, 1)
+    assert fleet.crowded(runs, 3) == []
+    [said] = fleet.crowded(runs, 1)
     assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
     assert said.count("-f 3") == 1
 
 
 def test_who_trains_where_in_words(make, data):
     data("crew", count=80, size=14000), data("mayor"), data("witness")
-    assert plan.queues(make("crew")["runs"]) == []
+    assert fleet.queues(make("crew")["runs"]) == []
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), lanes=2)]
-    said = plan.queues(make("crew,mayor,witness", boxes)["runs"])
+    said = fleet.queues(make("crew,mayor,witness", boxes)["runs"])
     assert [line.partition(";")[0] for line in said] == ["a: crew", "b lane 1: mayor", "b lane 2: witness"]
 
 

@@ -55,7 +55,7 @@ def import_forge() -> None:
 
 
 def environment(tiny: bool) -> dict[str, str]:
-    """Variables of a training process, as the role ``run`` sets them, and the folders of its plugins.
+    """Variables of a training process, as far as one without a trainer needs them, and the folders of its plugins.
 
     Args:
         tiny: It trains on the CPU.

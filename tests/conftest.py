@@ -1,8 +1,9 @@
-"""Make the project's own module_utils importable as ansible.module_utils.lora_forge, as Ansible does for modules."""
+"""A sandbox for all tests, and the project's own module_utils importable as ansible.module_utils.lora_forge."""
 
 from __future__ import annotations
 
 import pathlib
+import signal
 import sys
 
 import ansible.module_utils
@@ -13,6 +14,24 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 sys.path.insert(0, str(ROOT / "module_utils" / "lora_forge"))  # rundir, as the supervisor imports it
 sys.path.insert(0, str(ROOT / "roles" / "run" / "files"))
 sys.path.insert(0, str(ROOT / "tests" / "fakes"))
+sys.path.insert(0, str(ROOT / "tests"))
+
+import sandbox  # noqa: E402
+
+SANDBOX = pytest.StashKey[sandbox.Sandbox]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Enter a sandbox before anything else; xdist's processes are born in it. SIGTERM ends tests as Ctrl-C does."""
+    if not hasattr(config, "workerinput"):
+        config.stash[SANDBOX] = sandbox.Sandbox()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    if SANDBOX in config.stash:
+        sys.stderr.write(config.stash[SANDBOX].close())
 
 
 @pytest.fixture

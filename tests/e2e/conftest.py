@@ -10,19 +10,22 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
 import rundir
+import sandbox
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 CONVERGE = 420  # seconds a whole rehearsal may take on a slow machine
 # This machine has one CPU lane. Tests that run beside each other take one each.
-LANE = ("-e", f"run_lanes=cpu-{os.environ['PYTEST_XDIST_WORKER']}") if "PYTEST_XDIST_WORKER" in os.environ else ()
+OWN = os.environ.get("PYTEST_XDIST_WORKER", "only")
+LANE = ("-e", f"run_lanes=cpu-{OWN}", "-e", f"run_lane_dir={tempfile.gettempdir()}")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -56,6 +59,30 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def hold(run_dir: pathlib.Path, step: int | None) -> None:
+    """Have a training with the plugin ``hold.Hold`` wait after a step.
+
+    Args:
+        run_dir: Of the run, which may be planned only.
+        step: None for one that needs the plugin, and does not wait.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "tests/fakes/hold.py", run_dir)
+    if step is not None:
+        rundir.write_json(run_dir / "hold", step)
+
+
+def release(run_dir: pathlib.Path) -> None:
+    """Let a training go on that waits."""
+    (run_dir / "hold").unlink()
+
+
+def planned(output: pathlib.Path, agent: str) -> str:
+    """The run of an agent that was planned last."""
+    runs = json.loads((output / "plan.json").read_text())["runs"]
+    return next(run["run_id"] for run in runs if run["agent"] == agent)
 
 
 def playing(
@@ -114,6 +141,12 @@ class Checkout:
         )
         return done.returncode, done.stdout
 
+    def planned(self, agent: str, *arguments: str) -> str:
+        """What a run of an agent will be called."""
+        code, text = self.play("-e", f"role={agent}", *arguments, playbook="playbooks/plan.yml")
+        assert code == 0, text
+        return planned(self.home / "output", agent)
+
     def plan(self) -> dict[str, Any]:
         return json.loads((self.home / "output/plan.json").read_text())["runs"][0]
 
@@ -160,12 +193,12 @@ class Host:
 
     def __init__(self, name: str, root: str):
         self.name = name
-        self.disk = ROOT / ".hosts/disk"
+        self.disk, self.shared = sandbox.hosts_state() / "disk", ROOT / ".hosts/shared"
         self.runs = self.disk / root / "runs"
 
     def sh(self, command: str, check: bool = True) -> str:
         done = subprocess.run(
-            ["podman", "exec", f"lora-forge-{self.name}", "sh", "-c", command],
+            ["podman", "exec", f"{sandbox.name()}-{self.name}", "sh", "-c", command],
             capture_output=True,
             text=True,
             timeout=60,
@@ -177,7 +210,7 @@ class Host:
         """A reboot: SIGTERM to what PID 1 thinks fit, SIGKILL to everything after the grace, in seconds."""
         environment = {**os.environ, "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")}
         subprocess.run(
-            ["podman", "restart", "--time", str(grace), f"lora-forge-{self.name}"],
+            ["podman", "restart", "--time", str(grace), f"{sandbox.name()}-{self.name}"],
             check=True, capture_output=True, timeout=120, env=environment,
         )  # fmt: skip
 
@@ -240,10 +273,9 @@ class Controller:
     def __init__(self, home: pathlib.Path, trainers: dict[str, Any], recipe: dict[str, Any]):
         self.home, self.output = home, home / "output"
         home.mkdir(parents=True, exist_ok=True)
-        inventory = {
-            "trainers": {"hosts": trainers},
-            "all": {"vars": {"output_dir": str(self.output), "recipe": recipe, "watch_unreachable_timeout": 120}},
-        }
+        known = {"output_dir": str(self.output), "recipe": recipe, "run_wandb": "disabled"}
+        known["watch_unreachable_timeout"] = CONVERGE
+        inventory = {"trainers": {"hosts": trainers}, "all": {"vars": known}}
         (home / "trainers.yml").write_text(yaml.safe_dump(inventory))
         self.started: list[Playing] = []
 
@@ -258,8 +290,14 @@ class Controller:
         return played.wait(seconds), played.text()
 
     def run_id(self, agent: str) -> str:
-        runs = json.loads((self.output / "plan.json").read_text())["runs"]
-        return next(run["run_id"] for run in runs if run["agent"] == agent)
+        """The run of an agent that was planned last."""
+        return planned(self.output, agent)
+
+    def plan(self, agents: str) -> str:
+        """Plan some agents; returns what the run of the first of them will be called."""
+        code, text = self.play("-e", f"role={agents}", playbook="playbooks/plan.yml")
+        assert code == 0, text
+        return self.run_id(agents.partition(",")[0])
 
     def verdicts(self) -> dict[str, str]:
         """What playbooks/status.yml concluded last, by run."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import tempfile
 from typing import Any, Callable
 
 import rundir
+import sandbox
 
-from .conftest import CONVERGE, ROOT, Controller, Host, Seen, eventually
+from .conftest import CONVERGE, Controller, Host, Seen, eventually, hold, release
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -17,24 +19,26 @@ SITE = "/etc/python3.11/sitecustomize.py"
 # A container has the clock of its kernel, so it is set wrong for every Python process of the host: modules, supervisor
 # and trainer. (libfaketime reaches further, but stalls multiprocessing.)
 WRONG_CLOCK = "import time; right = time.time; time.time = lambda: right() - 86400"
-SLOW = {"max_steps": 24, "save_steps": 2, "eval_steps": 12}
+SHORT = {"save_steps": 2, "eval_steps": 12, "warmup_steps": 1, "gradient_accumulation_steps": 1}
+HELD = {**SHORT, "max_steps": 12, "plugins": ["hold.Hold"]}  # it waits where a test says so
 
 
-def grows(host: Host, run_id: str, beyond: int) -> int:
-    """Wait until the training is past a step; returns the step it is at then."""
-    eventually(lambda: host.step(run_id) > beyond, CONVERGE, f"a step beyond {beyond} on {host.name}")
-    return host.step(run_id)
+def reaches(host: Host, run_id: str, step: int) -> None:
+    """Let a training go on to a step, and wait until it is there."""
+    hold(host.runs / run_id, step)
+    eventually(lambda: host.step(run_id) == step, CONVERGE, f"step {step} on {host.name}")
 
 
 def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     hosts: Hosts, controllers: Controllers, seen: Seen
 ) -> None:
     """One run on a machine with systemd, and everything around it fails."""
-    vm, controller = hosts["vm"], controllers({"vm": {}}, **SLOW)
+    vm, controller = hosts["vm"], controllers({"vm": {}}, **HELD)
+    run_id = controller.plan("witness")
+    hold(vm.runs / run_id, 2)
     first = controller.start("-e", "role=witness")
     first.says(r"started \(systemd")
     vm.sh("systemctl stop ssh; pkill -x sshd || true")
-    run_id = controller.run_id("witness")
     first.says("no connection for")
     assert rundir.read_json(vm.runs / run_id / "status.json")["state"] == "running"
     code, text = controller.play(playbook="playbooks/status.yml")
@@ -42,7 +46,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     assert controller.verdicts() == {run_id: "unknown"}
     assert f"{run_id}: vm does not answer: " in text
     vm.sh("systemctl start ssh")
-    step = int(first.says(r"step +\d+/24").split()[1].partition("/")[0])
+    step = int(first.says(r"step +\d+/12").split()[1].partition("/")[0])
     assert vm.status(run_id)["starts"] == 1
     seen(
         "SSH dies right after the launch",
@@ -50,24 +54,22 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
         f"the training went on; the controller rode it out, watching at step {step}",
     )
 
-    before = grows(vm, run_id, 2)
+    reaches(vm, run_id, 4)
     first.kill()
-    after = grows(vm, run_id, before)
+    reaches(vm, run_id, 5)
     assert vm.status(run_id)["starts"] == 1
-    trainer = vm.status(run_id)["trainer"]["pid"]
-    vm.sh(f"kill -STOP {trainer}")  # so that it is not over before its host fails
     second = controller.start("-e", "role=witness")
     second.says("attached to it")
     seen(
         "controller killed by SIGKILL while it watches",
         "vm",
-        f"the training went on, step {before} to {after}; the same command attached",
+        "the training went on, step 4 to 5; the same command attached",
     )
 
     # A user's own unit waits for the lane meanwhile.
     lin, other = (
         hosts["lin"],
-        controllers({"lin": {}}, max_steps=4, save_steps=2, warmup_steps=1, gradient_accumulation_steps=1),
+        controllers({"lin": {}}, max_steps=4, **SHORT),
     )
     code, text = other.play("-e", "role=refinery", "-e", "detach=true")
     assert code == 0, text
@@ -80,19 +82,21 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     code, text = controller.play(playbook="playbooks/status.yml")
     assert controller.verdicts()[run_id] == "running", text
 
-    vm.sh(f"kill -CONT {trainer}")
-    grows(vm, run_id, max(3, vm.step(run_id)))
+    reaches(vm, run_id, 7)
     whole = vm.whole(run_id)
     vm.restart(grace=5)
+    release(vm.runs / run_id)
     eventually(lambda: vm.status(run_id).get("starts") == 2, CONVERGE, "the second start, by systemd alone")
     resumed = vm.status(run_id)["resumed_from"]
-    assert resumed >= whole > 0
-    eventually(lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], 120, "the user's unit to be back")
+    assert resumed >= whole == 6
+    eventually(
+        lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], CONVERGE, "the user's unit to be back"
+    )
     assert second.wait() == 0, second.text()
     assert "systemd starts it again" in second.text() or "no connection for" in second.text()
     manifest = controller.manifest("witness")
     assert manifest["verdict"] == "verified"
-    assert manifest["steps"] == {"reached": 24, "planned": 24}
+    assert manifest["steps"] == {"reached": 12, "planned": 12}
     assert [event["step"] for event in vm.events(run_id, "begin")] == [0, resumed]
     seen(
         "host reboot in mid-run, SIGTERM with a grace of 5 s",
@@ -112,13 +116,14 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
 ) -> None:
     """One run on a pod: launched twice at once, killed with the container, damaged, resumed, fetched in two pieces."""
     pod = hosts["pod"]
-    pair = [controllers({"pod": {}}, **SLOW) for _ in range(2)]
+    pair = [controllers({"pod": {}}, **HELD) for _ in range(2)]
+    run_id = pair[0].plan("deacon")
+    hold(pod.runs / run_id, 5)
     both = [one.start("-e", "role=deacon", "-e", "detach=true") for one in pair]
     assert [one.wait() for one in both] == [0, 0], both[0].text() + both[1].text()
-    run_id = pair[0].run_id("deacon")
-    assert pair[1].run_id("deacon") == run_id
+    assert [one.run_id("deacon") for one in pair] == [run_id, run_id]
     assert pod.supervisors() == 1
-    grows(pod, run_id, 0)
+    reaches(pod, run_id, 5)
     assert pod.status(run_id)["starts"] == 1
     assert len(pod.events(run_id, "begin")) == 1
     seen(
@@ -127,18 +132,19 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
         "one supervisor, one training; both commands succeeded",
     )
 
-    eventually(lambda: pod.whole(run_id) >= 4, CONVERGE, "the second checkpoint")
     pod.restart(grace=5)
     assert pod.supervisors() == 0
+    release(pod.runs / run_id)
     newest = pod.whole(run_id)
     with (pod.runs / run_id / f"output/checkpoint-{newest}/optimizer.pt").open("r+b") as file:
         file.truncate(100)
     whole = pod.whole(run_id)
+    assert 0 < whole < newest
     (pod.runs / run_id / "status.json").write_text('{"schema_version": 99, "state": "of another version"}')
     code, text = pair[0].play("-e", "role=deacon")
     assert code == 0, text
     assert [event["step"] for event in pod.events(run_id, "begin")] == [0, whole]
-    assert pair[0].manifest("deacon")["steps"] == {"reached": 24, "planned": 24}
+    assert pair[0].manifest("deacon")["steps"] == {"reached": 12, "planned": 12}
     assert any(
         path.name.startswith(f"incomplete-checkpoint-{newest}") for path in (pod.runs / run_id / "output").iterdir()
     )
@@ -149,10 +155,10 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
     )
 
     # The other controller has nothing yet: its transfer is cut.
-    limit = ("-e", '{"trainer_rsync_options": ["--bwlimit=80"]}')
+    limit = ("-e", '{"trainer_rsync_options": ["--bwlimit=20"]}')
     cut = pair[1].start("-e", "role=deacon", *limit)
     incoming = pair[1].output / "incoming" / run_id / "output/adapter_model.safetensors"
-    eventually(lambda: incoming.exists() and incoming.stat().st_size > 100_000, CONVERGE, "a part of the adapter")
+    eventually(lambda: incoming.exists() and incoming.stat().st_size > 30_000, CONVERGE, "a part of the adapter")
     pod.sh("pkill -x rsync")
     assert cut.wait() != 0
     part = incoming.stat().st_size
@@ -176,25 +182,24 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
     bare.sh(f"mv {SITE} /tmp/site.py; printf '%s' '{WRONG_CLOCK}' >{SITE}")
     try:
         agents: dict[str, Any] = {"pod": {"agents": ["mayor"]}, "bare": {"agents": ["crew"]}}
-        controller = controllers(agents, max_steps=6, save_steps=2, eval_steps=6, gradient_accumulation_steps=1)
+        controller = controllers(agents, **{**HELD, "max_steps": 4})
+        slow = controller.plan("crew,mayor")
+        hold(bare.runs / slow, 1)
+        hold(hosts["pod"].runs / controller.run_id("mayor"), None)
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
-        slow = controller.run_id("crew")
-        grows(bare, slow, 0)
-        clock = bare.events(slow, "begin")[0]["time"]
-        trainer = bare.status(slow)["trainer"]["pid"]
-        bare.sh(f"kill -STOP {trainer}")
         latest = controller.output / "adapters/mayor/latest/manifest.json"
         eventually(latest.exists, CONVERGE, f"the fast one's adapter, in\n{played.text()}")
         assert bare.status(slow)["state"] == "running"
-        step = bare.step(slow)
-        bare.sh(f"kill -CONT {trainer}")
+        eventually(lambda: bare.step(slow) == 1, CONVERGE, "the slow one's first step")
+        clock = bare.events(slow, "begin")[0]["time"]
+        release(bare.runs / slow)
         assert played.wait() == 0, played.text()
         assert controller.manifest("crew")["verdict"] == "verified"
         seen(
             "two trainers, one much slower",
             "pod, bare",
-            f"the fast one's adapter was delivered while the slow one stood at step {step} of 6; both verified",
+            "the fast one's adapter was delivered while the slow one stood at step 1 of 4; both verified",
         )
 
         away = latest.stat().st_mtime - clock
@@ -216,7 +221,7 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
     bare, tiny = hosts["bare"], {"max_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 1}
 
     def refused(fault: str, *words: str, trainers: dict[str, Any] | None = None) -> str:
-        code, text = controllers(trainers or {"bare": {}}, **tiny).play("-e", "role=polecat", seconds=120)
+        code, text = controllers(trainers or {"bare": {}}, **tiny).play("-e", "role=polecat")
         assert code != 0, text
         assert "Traceback" not in text
         for word in words:
@@ -278,14 +283,16 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
 
 def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     bare = hosts["bare"]
-    controller = controllers({"bare": {"trainer_root": "/workspace/bare-env"}}, max_steps=2)
-    played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
-    home = bare.disk / "bare-env/env"
-    eventually(
-        lambda: list(home.glob("*/lib/python3.11/site-packages/torch")), 300, f"a part of it, in\n{played.text()}"
-    )
-    bare.sh("pkill -9 -x uv")
-    assert played.wait() != 0
+    root = f"{sandbox.name()}-cut"
+    controller = controllers({"bare": {"trainer_root": f"/shared/{root}"}}, max_steps=2)
+    home = bare.shared / root / "env"
+    code = 0
+    while code == 0:  # on a machine that was too quick for us, once more
+        shutil.rmtree(home.parent, ignore_errors=True)
+        played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
+        eventually(lambda: list(home.glob("*/lib/python3.11/site-packages/*.dist-info")), CONVERGE, "a part of it")
+        bare.sh("pkill -9 -x uv", check=False)
+        code = played.wait()
     made = [path for path in home.iterdir() if path.is_dir()]
     assert len(made) == 1
     assert not (made[0] / ".complete").exists()
@@ -295,6 +302,7 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
     assert (made[0] / ".complete").exists()
     whole = sum(1 for _ in (made[0] / "lib/python3.11/site-packages").glob("*.dist-info"))
     assert whole > part
+    shutil.rmtree(home.parent)
     seen(
         "environment install killed",
         "bare",
@@ -304,18 +312,19 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
 
 def test_behind_a_jump_host(hosts: Hosts, controllers: Controllers, tmp_path: pathlib.Path) -> None:
     """Modules and rsync take the same way: ordinary Ansible variables, an ordinary ssh configuration."""
-    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", "lora-forge-bare"]
+    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", f"{sandbox.name()}-bare"]
     address = subprocess.check_output(command, text=True).strip()
-    state = ROOT / ".hosts"
+    state = sandbox.hosts_state()
     config = tmp_path / "ssh_config"
     config.write_text(
         f"Host *\n  IdentityFile {state}/key\n  UserKnownHostsFile {state}/known_hosts\n  StrictHostKeyChecking yes\n"
-        "Host jump\n  HostName 127.0.0.1\n  Port 22201\n  User root\n"
-        f"Host {address}\n  ProxyJump jump\n  HostKeyAlias [127.0.0.1]:22203\n"
+        f"Host jump\n  HostName 127.0.0.1\n  Port {sandbox.port(1)}\n  User root\n"
+        f"Host {address}\n  ProxyJump jump\n  HostKeyAlias [127.0.0.1]:{sandbox.port(3)}\n"
     )
     way = {"ansible_host": address, "ansible_port": 22, "ansible_ssh_common_args": f"-F {config}"}
+    (hosts["bare"].disk / "bare-jump").mkdir()
+    (hosts["bare"].disk / "bare-jump/env").symlink_to("/shared/env")
     controller = controllers({"bare": {**way, "trainer_root": "/workspace/bare-jump"}})
     code, text = controller.play("-e", "role=polecat", playbook="playbooks/provision.yml")
     assert code == 0, text
     assert "files staged" in text
-    assert "environment made" in text

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from fleet_hosts import DEAD_PORT, ENVIRONMENT, PORT, STUB, Hosts
+from fleet_hosts import DEAD_PORT, ENVIRONMENT, PORT, STUB, Hosts, container
 
 from .conftest import eventually
 
@@ -225,7 +225,7 @@ def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     """Two runs of two hosts through torchrun, one after the other, to their adapters; and one host that is not fit."""
 
     def member(number: int, **changes: Any) -> dict[str, Any]:
-        command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", f"lora-forge-fleet-{number}"]
+        command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", container(number)]
         address = subprocess.check_output(command, env=ENVIRONMENT, text=True).strip()
         agents = ["crew", "deacon"]
         return {"run_hosts": 2, "run_address": address, "run_module": "stub_axolotl", "agents": agents, **changes}

@@ -8,6 +8,7 @@ import subprocess
 from typing import Callable
 
 import rundir
+import sandbox
 
 from .conftest import CONVERGE, Controller, Host, Seen, eventually
 
@@ -15,7 +16,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def address(name: str) -> str:
-    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", f"lora-forge-{name}"]
+    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", f"{sandbox.name()}-{name}"]
     return subprocess.check_output(command, text=True).strip()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import rundir
 import yaml
 
-from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, playing
+from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, hold, planned, playing, release
 
 KEY = "simulated-key"
 OPENAPI = ROOT.parent / "shared/runpod/openapi-v2.json"
@@ -44,6 +45,12 @@ class RunPod:
 
     def state(self) -> dict[str, Any]:
         return self.ask("GET", "/sim/state")
+
+    def seed(self, path: str) -> pathlib.Path:
+        """A folder that the volume of every pod begins with from now on."""
+        folder = self.state_dir / "seed" / path
+        folder.mkdir(parents=True)
+        return folder
 
     def pods(self, owner: str = "") -> list[dict[str, Any]]:
         """The pods that cost money now, of one owner or of all."""
@@ -110,6 +117,12 @@ class Renter:
         played = self.start(playbook, *arguments, **more)
         return played.wait(seconds), played.text()
 
+    def run_id(self, agent: str) -> str:
+        """What a run of an agent will be called."""
+        code, text = self.play("playbooks/plan.yml", "-e", f"role={agent}")
+        assert code == 0, text
+        return planned(self.output, agent)
+
     def claims(self) -> list[dict[str, Any]]:
         return [rundir.read_json(path) for path in (self.state / "claims").glob("*.json")]
 
@@ -128,6 +141,7 @@ def renters(tmp_path: pathlib.Path, runpod: RunPod) -> Iterator[Callable[..., Re
 
     yield make
     runpod.ask("DELETE", "/sim/faults")
+    shutil.rmtree(runpod.state_dir / "seed", ignore_errors=True)
     for renter in made:
         for played in renter.started:
             played.kill()
@@ -291,13 +305,16 @@ def test_a_container_made_anew_is_reached_at_its_new_port(
 
 
 def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:
-    renter = renters(recipe=SMALL)
+    renter = renters(recipe={**SMALL, "plugins": ["hold.Hold"]})
+    there = runpod.seed(f"lora-forge/runs/{renter.run_id('witness')}")
+    hold(there, step=3)
     runpod.faults(gpu={"word": "none", "times": 1})
     played = renter.start("train.yml", "-e", "role=witness")
     played.says("pod-1: released; it cost .*did not pass the gate")
     played.says("checkpoint 3 is on the controller")
     (pod,) = renter.rented()
     assert len(renter.claims()) == 2
+    release(there)
     runpod.do(pod["id"], "vanish")
     assert played.wait() == 0, played.text()
     text = played.text()
@@ -317,17 +334,18 @@ def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: Run
 def test_a_training_that_would_cost_too_much_stops_with_a_checkpoint_and_goes_on_with_a_higher_cap(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:
-    renter = renters(recipe={**SMALL, "max_steps": 800, "save_steps": 400})
+    # So many steps that no machine does them for less than pod_max_usd, and boots for more.
+    renter = renters(recipe={**SMALL, "max_steps": 500_000, "save_steps": 500_000})
     code, text = renter.play("train.yml", "-e", "role=witness", "-e", "pod_max_usd=0.02")
     assert code != 0
     assert re.search(r"would take about .* USD; .*pod_max_usd 0.02. Nothing was ordered", text), text
     assert not renter.claims()
-    code, text = renter.play("train.yml", "-e", "role=witness", "-e", "pod_max_usd=0.1")
+    code, text = renter.play("train.yml", "-e", "role=witness", "-e", "pod_max_usd=0.5")
     assert code != 0, text
-    assert re.search(r"is stopped at step \d+: .* USD, and\s+pod_max_usd is 0.10", text), text
+    assert re.search(r"is stopped at step \d+: .* USD, and\s+pod_max_usd is 0.50", text), text
     assert not renter.rented()
-    assert sum(claim["usd"] for claim in renter.claims()) < 0.1
-    played = renter.start("train.yml", "-e", "role=witness", "-e", "pod_max_usd=3")
+    assert sum(claim["usd"] for claim in renter.claims()) < 0.5
+    played = renter.start("train.yml", "-e", "role=witness", "-e", "pod_max_usd=3000", "-e", "pod_max_hours=3000")
     step = int(re.findall(r"is stopped at step (\d+)", text)[0])
     assert step > 0
     played.says(r"started \(tmux")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -12,10 +13,12 @@ import subprocess
 import pytest
 import rundir
 
-from .conftest import CONVERGE, Checkout, Seen, eventually
+from .conftest import CONVERGE, Checkout, Seen, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
-QUICK = ("-e", '{"recipe": {"gradient_accumulation_steps": 1}}')  # a quarter of the time, where steps are not the point
+# A third of the time, where steps are not the point.
+SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
+QUICK = ("-e", json.dumps({"recipe": SHORT}), "-e", "run_wandb=disabled")
 
 
 def train(checkout: Checkout, *arguments: str) -> str:
@@ -88,51 +91,56 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
 
 def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> None:
     """kill -9 of Axolotl, of its supervisor, and playbooks/stop.yml, in one run; its status is lost on the way, too."""
-    slow = ("-e", '{"recipe": {"max_steps": 24, "save_steps": 4}}', "-e", "run_backend=process")
+    recipe = SHORT | {"max_steps": 10, "eval_steps": 10, "plugins": ["hold.Hold"]}
+    slow = ("-e", json.dumps({"recipe": recipe}), "-e", "run_backend=process", "-e", "run_wandb=disabled")
+    run_dir = checkout.run_dir(checkout.planned("witness", *slow))
+    hold(run_dir, 3)
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
-    run_dir = checkout.run_dir(checkout.plan()["run_id"])
     status = run_dir / "status.json"
 
     def whole() -> int:
         return rundir.last_complete(run_dir / "output")
 
-    def beyond(start: int, step: int) -> bool:
-        """Whether this very start has trained past a step."""
+    def at(start: int, step: int) -> bool:
+        """Whether this very start has trained to a step."""
         events = rundir.read_events(run_dir / "metrics.jsonl")[0]
         begun = sum(event["event"] == "begin" for event in events)
-        return begun == start and any(event.get("step", 0) > step for event in rundir.surviving(events))
+        return begun == start and any(event.get("step", 0) == step for event in rundir.surviving(events))
 
-    eventually(lambda: whole() >= 4, CONVERGE, "the first checkpoint")
+    eventually(lambda: at(1, 3), CONVERGE, "the first checkpoint, and a step more")
+    hold(run_dir, 5)
     os.kill(rundir.read_json(status)["trainer"]["pid"], signal.SIGKILL)
-    eventually(lambda: rundir.read_json(status).get("starts") == 2, 60, "a second start by itself")
+    eventually(lambda: rundir.read_json(status).get("starts") == 2, CONVERGE, "a second start by itself")
     resumed = [rundir.read_json(status)["resumed_from"]]
-    assert resumed[0] >= 4
+    assert resumed == [2]
     seen("kill -9 of Axolotl", "localhost, process", f"the supervisor resumed it by itself at step {resumed[0]}")
 
-    eventually(lambda: beyond(2, resumed[0]), CONVERGE, "a step of the second start")
+    eventually(lambda: at(2, 5), CONVERGE, "steps of the second start")
     os.kill(rundir.read_json(status)["supervisor"]["pid"], signal.SIGKILL)
-    eventually(lambda: not rundir.run_processes(run_dir), 90, "the orphan to save and end")
+    eventually(lambda: not rundir.run_processes(run_dir), CONVERGE, "the orphan to save and end")
     resumed.append(whole())
-    assert resumed[1] > resumed[0], "SIGTERM by the parent's death did not save a checkpoint"
+    assert resumed[1] > 5, "SIGTERM by the parent's death did not save a checkpoint"
     seen("kill -9 of the supervisor", "localhost, process",
          f"its trainer saved a checkpoint at step {resumed[1]} and ended; the same command resumed there")  # fmt: skip
 
     status.write_text('{"schema_version": 99, "state": "of another version"}')
+    hold(run_dir, resumed[1] + 1)
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
-    eventually(lambda: beyond(3, resumed[1]), CONVERGE, "a step of the third start")
+    eventually(lambda: at(3, resumed[1] + 1), CONVERGE, "a step of the third start")
     code, text = checkout.play(*WITNESS, *slow, playbook="playbooks/stop.yml")
     assert code == 0, text
     assert "stopped; train.yml resumes it" in text
     assert not rundir.run_processes(run_dir)
     resumed.append(whole())
-    assert resumed[2] > resumed[1]
+    assert resumed[2] > resumed[1] + 1
     seen("playbooks/stop.yml", "localhost, process",
-         f"checkpoint at step {resumed[2]}; the same command resumed there; 24 of 24 steps, verified")  # fmt: skip
+         f"checkpoint at step {resumed[2]}; the same command resumed there; 10 of 10 steps, verified")  # fmt: skip
 
+    release(run_dir)
     train(checkout, *slow)
-    assert checkout.manifest()["steps"] == {"reached": 24, "planned": 24}
+    assert checkout.manifest()["steps"] == {"reached": 10, "planned": 10}
     begins = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "begin"]
     assert [begin["step"] for begin in begins] == [0, *resumed]
     assert not (run_dir / "env").exists()
@@ -156,7 +164,7 @@ def test_disk_full_in_mid_run(checkout: Checkout, seen: Seen) -> None:
         assert not checkout.latest().exists()
         subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
         train(checkout, *QUICK)
-        assert checkout.manifest()["steps"] == {"reached": 12, "planned": 12}
+        assert checkout.manifest()["steps"] == {"reached": 4, "planned": 4}
         seen("disk full in mid-run", "localhost", "an error that names it, nothing promoted; with room, verified")
     finally:
         checkout.kill_everything()

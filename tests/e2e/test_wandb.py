@@ -10,13 +10,13 @@ import pytest
 import rundir
 from wandb_server import FAULTS, KEY, WandbServer
 
-from .conftest import CONVERGE, Checkout, Seen, eventually
+from .conftest import CONVERGE, Checkout, Seen, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 # Axolotl keeps its configuration there as an artifact: not covered by the server, and no training ends by it.
 ARTIFACTS = {"operation ArtifactType", "operation CreateArtifact"}
-LONG = {"max_steps": 32, "save_steps": 4, "eval_steps": 32, "warmup_steps": 1}
+LONG = {**SHORT, "max_steps": 8, "eval_steps": 8, "plugins": ["hold.Hold"]}
 
 
 @pytest.fixture
@@ -37,10 +37,11 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
 ) -> None:
     checkout.environment = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}
     long = (*WITNESS, "-e", json.dumps({"recipe": LONG}))
+    run_dir = checkout.run_dir(checkout.planned("witness", *long))
+    hold(run_dir, 2)
     code, text = checkout.play(*long, "-e", "detach=true")
     assert code == 0, text
-    run_id = checkout.plan()["run_id"]
-    run_dir = checkout.run_dir(run_id)
+    run_id = run_dir.name
     for status in (429, 500):  # while the training begins to log: the client tries again
         server.fail(status=status, times=1, only="graphql")
         eventually(lambda: server.faults == FAULTS, CONVERGE, f"a request that met {status}")
@@ -50,7 +51,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
         return max((event["step"] for event in events if event["event"] == "log"), default=0)
 
     eventually(lambda: server.runs.get(run_id, {}).get("history"), CONVERGE, "a point of the history")
-    eventually(lambda: step() >= 1, CONVERGE, "a step")
+    eventually(lambda: step() == 2, CONVERGE, "two steps")
     run = server.runs[run_id]
     assert run["tags"] == ["witness", "localhost", "rehearsal"]
     noted = run["config"]["lora_forge"]["value"]
@@ -68,8 +69,8 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     server.change(run_id, state=None)
 
     server.fail(down=True)
-    before = step()
-    eventually(lambda: step() >= before + 2, CONVERGE, "two steps with W&B down")
+    hold(run_dir, 4)
+    eventually(lambda: step() == 4, CONVERGE, "two steps with W&B down")
     code, text = checkout.play(*long, playbook="playbooks/stop.yml")
     assert code == 0, text
     code, text = checkout.play(*long, playbook="playbooks/status.yml")
@@ -78,7 +79,8 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     assert f"{run_id}  localhost  " in text
     server.fail()
     reached = step()
-    assert reached < 32
+    assert reached == 5
+    release(run_dir)
 
     code, text = checkout.play(*long)
     assert code == 0, text
@@ -88,7 +90,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     assert (run["state"], run["exit_code"]) == ("finished", 0)
     starts = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "wandb"]
     assert [(start["mode"], start["run"]) for start in starts] == [("online", f"tester/lora-forge/{run_id}")] * 2
-    assert run["summary"]["train/global_step"] == 32
+    assert run["summary"]["train/global_step"] == 8
     assert list(server.runs) == [run_id]
     assert holding(checkout.home, KEY) == []
     seen(

@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Any, Optional
@@ -23,12 +24,15 @@ import ansible.module_utils
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import sandbox  # noqa: E402
+
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge import adapter, environment  # noqa: E402, F401
 
 STUB = pathlib.Path(__file__).with_name("stub_axolotl.py")
 LOCK = ROOT / "requirements/trainer-cpu.txt"
-PORT = 22300  # of the first host, on 127.0.0.1; below what the kernel gives to connections
+PORT = sandbox.port(10)  # of the first host, on 127.0.0.1
 DEAD_PORT = 9  # nobody listens there
 TRAINER_ROOT = "/workspace/lora-forge"
 LIBRARIES = "/opt/trainer-lib"  # where the environment's packages are mounted
@@ -48,6 +52,11 @@ if [ "$1 $2" = "-m axolotl.cli.train" ]; then
 fi
 exec "$here/python3" "$@"
 """
+
+
+def container(number: int) -> str:
+    """The name of a host's container."""
+    return f"{sandbox.name()}-fleet-{number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +152,7 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        names = [f"lora-forge-fleet-{number}" for number in range(self.count)]
+        names = [container(number) for number in range(self.count)]
         subprocess.run(
             ["podman", "rm", "--force", "--ignore", "--time", "0", *names], env=ENVIRONMENT, stdout=subprocess.DEVNULL
         )
@@ -157,14 +166,14 @@ class Hosts:
         public = (self.home / "key.pub").read_text()
         for number in range(self.count):
             self.disk(number).mkdir(parents=True)
-            sh("podman", "run", "--detach", "--quiet", "--replace", "--name", f"lora-forge-fleet-{number}",
+            sh("podman", "run", "--detach", "--quiet", "--replace", "--name", container(number),
                "--publish", f"127.0.0.1:{PORT + number}:22", "--env", f"PUBLIC_KEY={public}",
                "--volume", f"{self.disk(number)}:/workspace", "--volume", f"{libraries}:{LIBRARIES}:ro",
                image, "/pod.sh")  # fmt: skip
         known = ""
         for number in range(self.count):
             known += f"[127.0.0.1]:{PORT + number} {self.host_key(number)}\n"
-            path = sh("podman", "inspect", "--format", "{{.State.CgroupPath}}", f"lora-forge-fleet-{number}")
+            path = sh("podman", "inspect", "--format", "{{.State.CgroupPath}}", container(number))
             self.usage_files += [
                 file
                 for file in (
@@ -195,7 +204,7 @@ class Hosts:
 
     def host_key(self, number: int) -> str:
         """A host's public key, when it has made one."""
-        read = ["podman", "exec", f"lora-forge-fleet-{number}", "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
+        read = ["podman", "exec", container(number), "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
         deadline = time.monotonic() + 60
         while True:
             done = subprocess.run(read, env=ENVIRONMENT, capture_output=True, text=True)

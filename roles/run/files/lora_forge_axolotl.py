@@ -153,8 +153,6 @@ class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
 
     def pre_model_load(self, cfg: Any) -> None:
-        # Axolotl collects garbage at every checkpoint, and often while it packs: what a million objects of imported
-        # modules are made of need not be looked at each time, half a second long.
         gc.freeze()
         start_wandb(cfg)
 
@@ -167,6 +165,10 @@ class LoraForgePlugin(BasePlugin):
         """Count examples that are truncated or dropped, while Axolotl itself loads the data."""
         from axolotl.utils.data import sft
 
+        # Axolotl collects garbage at every checkpoint, and often while it packs: what a million objects of imported
+        # modules are made of need not be looked at each time, half a second long. Later imports follow in
+        # pre_model_load.
+        gc.freeze()
         original = sft.handle_long_seq_in_dataset
         if getattr(original, "counted", False):
             return

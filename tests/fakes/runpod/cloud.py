@@ -142,7 +142,7 @@ class Cloud:
     """All pods of a simulator; safe for threads. What containers need is done in a thread for each pod.
 
     Args:
-        state: The folder for disks and logs.
+        state: The folder for disks and logs; what lies in its seed/, every pod's volume begins with.
         backend: What pods are made of.
         faults: What goes wrong.
     """
@@ -448,6 +448,8 @@ class Cloud:
                 self._wipe(pod)
             folder = self.state / "disk" / pod.folder
             folder.mkdir(parents=True, exist_ok=True)
+            if (self.state / "seed").is_dir():
+                shutil.copytree(self.state / "seed", folder, symlinks=True, dirs_exist_ok=True)
             pod.hides_host_keys = self._take("no_host_keys_in_log", pod) is not None
             pod.restarts = 0
             pod.port = self.backend.start(self._spec(pod))

@@ -9,7 +9,6 @@ import os
 import pathlib
 import secrets
 import shlex
-import shutil
 import signal
 import subprocess
 from typing import Protocol
@@ -19,7 +18,8 @@ HOSTS = ROOT / "tests" / "hosts"
 CERTIFICATES = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 GATEWAY = "host.containers.internal"  # what podman calls this machine inside a container
 LABEL = "lora-forge-simulator"
-PREFIX = "lora-forge-sim-"
+# Of its containers; in a sandbox they are known by its name (tests/sandbox.py).
+PREFIX = f"{pathlib.PurePath(os.environ.get('LORA_FORGE_SANDBOX', 'lora-forge')).name}-sim-"
 
 # What is PID 1 until it makes way for the image's command. It runs again when a container starts again.
 PROLOGUE = """\
@@ -140,7 +140,7 @@ class Podman:
     """Pods as containers of the image of the test hosts.
 
     Args:
-        state: The simulator's folder: disk/ is mounted in every pod, so that uv can link from its cache there.
+        state: The simulator's folder: disk/ is mounted in every pod.
     """
 
     gateway = GATEWAY
@@ -148,12 +148,12 @@ class Podman:
     def __init__(self, state: pathlib.Path) -> None:
         self.state = state
         self.label = f"{LABEL}={state}"
-        self.image = ""
+        self.image = self.shared = ""
         self.wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
         self.env = {**os.environ, "CONTAINERS_CONF": str(HOSTS / "containers.conf")}
 
     def prepare(self) -> None:
-        """Make the image (a minute the first time), the shared disk with uv's cache, and what containers mount.
+        """Make the image (a minute the first time), what pods share (tests/hosts/shared.sh), and what they mount.
 
         Raises:
             BackendError: The image could not be made; only root can.
@@ -163,28 +163,14 @@ class Podman:
         (self.state / "disk").mkdir(exist_ok=True)
         mounted = self.state / "mounted"
         mounted.mkdir(exist_ok=True)
-        lines = [f"SSL_CERT_FILE={CERTIFICATES}", f"PIP_CERT={CERTIFICATES}", "UV_CACHE_DIR=/disk/uv-cache"]
-        lines += ["PYTHONPYCACHEPREFIX=/disk/pycache"]  # or each pod compiles the same thousands of files again
+        lines = [f"SSL_CERT_FILE={CERTIFICATES}", f"PIP_CERT={CERTIFICATES}", "UV_CACHE_DIR=/shared/uv-cache"]
+        lines += ["PYTHONPYCACHEPREFIX=/shared/pycache"]  # or each pod compiles the same thousands of files again
         lines += [f"UV_FIND_LINKS={self.wheels}"] if self.wheels else []
         (mounted / "environment").write_text("\n".join(lines) + "\n")
         # The start script of an image that forgot about SSH.
         (mounted / "no-sshd.sh").write_text("#!/bin/sh\nexec sleep infinity\n")
         (mounted / "no-sshd.sh").chmod(0o755)
-        self._share_cache(self.state / "disk" / "uv-cache")
-
-    def _share_cache(self, target: pathlib.Path) -> None:
-        """Link uv's cache onto the disk of the pods; on another file system they fill their own."""
-        uv = ROOT / ".venv" / "bin" / "uv"
-        if target.exists() or not uv.exists():
-            return
-        part = target.with_name("uv-cache.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            cache = self._run([str(uv), "cache", "dir"]).strip()
-            self._run(["cp", "--archive", "--link", cache, str(part)])
-            part.rename(target)
-        except BackendError:
-            shutil.rmtree(part, ignore_errors=True)
+        self.shared = self._run([str(HOSTS / "shared.sh")]).strip()
 
     def start(self, spec: PodSpec) -> int | None:
         """Start a container; its output goes to the log, after what is there.
@@ -196,9 +182,14 @@ class Podman:
             BackendError: podman refused.
             ValueError: The request's args are no words of a shell.
         """
+        root = self.state / "disk" / spec.folder / "lora-forge"
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / "env").is_symlink():  # all pods use one environment, which the first of them makes
+            (root / "env").symlink_to("/shared/env")
         start_script = self.state / "mounted" / "no-sshd.sh" if "no-sshd" in spec.image else HOSTS / "pod.sh"
         mounts = {
             f"{self.state}/disk": "/disk",
+            self.shared: "/shared",
             f"{self.state}/mounted/environment": "/simulator/environment:ro",
             str(start_script): "/start.sh:ro",
             str(ROOT / "tests" / "fakes" / "nvidia-smi"): "/usr/bin/nvidia-smi:ro",

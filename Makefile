@@ -69,8 +69,7 @@ molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
-	@molecule -c tests/molecule/config.yml reset >/dev/null # what a run that was cut off remembers
-	molecule -c tests/molecule/config.yml test --all --report
+	$(BIN)/python tests/sandbox.py molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
 
 bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman); BENCH=fleet ARGS='--hosts 5' for one
 	@tests/system-packages.sh

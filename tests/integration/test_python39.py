@@ -91,15 +91,18 @@ def program_of(noted: dict[str, Any]) -> str:
 
 
 def brought(process: subprocess.Popen[bytes], log: pathlib.Path, condition: Callable[[], Any]) -> Any:
-    """The first true value of a condition that a process brings about; fails with the log where it dies of it."""
+    """The first true value of a condition that a process brings about; fails with its log if it does not."""
 
     def look() -> Any:
         ended = process.poll() is not None  # before the look: it may come to its end between the two
         value = condition()
-        assert value or not ended, f"it has ended with {process.returncode}: {log.read_text()}"
+        assert value or not ended, f"it has ended with {process.returncode}"
         return value
 
-    return eventually(look, PATIENCE)
+    try:
+        return eventually(look, PATIENCE)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text()}") from None
 
 
 def until(process: subprocess.Popen[bytes], run: pathlib.Path, state: str) -> dict[str, Any]:
@@ -491,7 +494,7 @@ def play(tmp_path, python39):
         answers = {task["task"]["name"]: task["hosts"]["trainer"] for task in made}
         for call in calls:
             answer = answers[call["name"]]  # the play ends with the first that fails and is not meant to
-            assert bool(answer.get("failed")) == ("ignore_errors" in call), answer
+            assert bool(answer.get("failed")) == ("ignore_errors" in call), f"{call['name']}: {answer.get('msg')}"
         return answers
 
     return run

@@ -36,9 +36,14 @@ def alive(pid: int) -> bool:
 
 
 class Lab:
-    """A folder of runs on one pretended trainer."""
+    """A folder of runs on one pretended trainer.
+
+    Attributes:
+        python: The Python that supervisors and their fake trainers run on; this one, unless a test sets another.
+    """
 
     def __init__(self, root: pathlib.Path):
+        self.python = sys.executable
         self.root = root
         self.made: list[pathlib.Path] = []
         self.started: list[subprocess.Popen[bytes]] = []
@@ -48,7 +53,7 @@ class Lab:
     ) -> dict[str, Any]:
         """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
         env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}
-        command = [sys.executable, str(FAKE)]
+        command = [self.python, str(FAKE)]
         return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
                 "turn": turn, "processes": processes, "command": command, "env": env,
                 "stop_timeout": stop_timeout}  # fmt: skip
@@ -79,7 +84,7 @@ class Lab:
     def supervise(self, run_dir: pathlib.Path) -> subprocess.Popen[bytes]:
         """Start a supervisor, as a backend does."""
         with (run_dir / "supervisor.out").open("ab") as out:
-            command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
+            command = [self.python, str(run_dir / "supervisor.py"), str(run_dir)]
             process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         self.started.append(process)
         return process

@@ -1,0 +1,98 @@
+"""Nothing stays behind: not after Ctrl-C, not after SIGTERM, not after SIGKILL, and two checkouts test at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import sandbox
+
+from .conftest import CONVERGE, ROOT, eventually
+
+# A test that leaves all that tests can leave, says where it is, and hangs.
+LEAVES = """
+import os, pathlib, subprocess, sys, tempfile, time
+
+def test_that_hangs():
+    here = pathlib.Path(os.environ["LORA_FORGE_SANDBOX"])
+    image = subprocess.check_output(["{root}/tests/hosts/image.sh"], text=True).strip()
+    subprocess.run(["podman", "run", "--detach", "--quiet", "--name", here.name + "-left", image, "sleep", "3600"],
+                   check=True, env={{**os.environ, "CONTAINERS_CONF": "{root}/tests/hosts/containers.conf"}})
+    subprocess.run(["tmux", "new-session", "-d", "sleep 3600"], check=True)
+    subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    (pathlib.Path(tempfile.gettempdir()) / "file").touch()
+    (pathlib.Path.home() / "file").touch()
+    state = pathlib.Path("{root}/.hosts") / here.name
+    (state / "disk").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tempfile.mkdtemp()])
+    pathlib.Path("{said}").write_text(str(here))
+    time.sleep(3600)
+"""
+
+
+@contextlib.contextmanager
+def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], pathlib.Path]]:
+    """A pytest that has begun to hang, as a user starts one, and the folder of its sandbox."""
+    home.mkdir()
+    said = home / "said"
+    (home / "test_left.py").write_text(LEAVES.format(root=ROOT, said=said))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "conftest", *options, str(home)],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        stdout=(home / "log").open("wb"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        eventually(lambda: said.exists() or process.poll() is not None, CONVERGE, "the test that hangs")
+        assert process.poll() is None, (home / "log").read_text()
+        yield process, pathlib.Path(said.read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def left(folder: pathlib.Path) -> list[object]:
+    """What there is of a sandbox."""
+    state = ROOT / ".hosts" / folder.name
+    here = [path for path in (folder, state) if path.exists()]
+    mounts = [line for line in pathlib.Path("/proc/mounts").read_text().splitlines() if f"{folder}/" in line]
+    return [*here, *sandbox.inhabitants(folder), *sandbox.containers(folder), *mounts]
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one process", "xdist"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left(how: signal.Signals, options: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    with hanging(tmp_path / "tests", *options) as (process, folder):
+        assert len(left(folder)) > 5
+        process.send_signal(how)
+        code = process.wait(CONVERGE)
+        assert code != 0
+        if how != signal.SIGKILL:  # they end when all is clean
+            assert left(folder) == [], (tmp_path / "tests/log").read_text()
+        eventually(lambda: not left(folder), CONVERGE, f"{left(folder)} goes")
+
+
+def test_two_at_once_and_one_ends(tmp_path: pathlib.Path) -> None:
+    with hanging(tmp_path / "a") as (first, one), hanging(tmp_path / "b") as (_, other):
+        before = left(other)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(CONVERGE) != 0
+        assert left(one) == []
+        assert left(other) == before
+    eventually(lambda: not left(other), CONVERGE, "the other one goes")
+
+
+def test_a_command_in_a_sandbox() -> None:
+    command = [sys.executable, str(ROOT / "tests/sandbox.py"), "sh", "-c", "sleep 3600 & echo $HOME; exit 7"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CONVERGE)
+    assert done.returncode == 7
+    folder = pathlib.Path(done.stdout.strip()).parent
+    assert folder.name.startswith("lora-forge-")
+    assert left(folder) == []

@@ -26,7 +26,7 @@ def lines(*records: object) -> str:
 
 def refused(shared: Checkout, *arguments: str, says: list[str]) -> None:
     before = sorted(path.name for path in shared.trainer.iterdir())
-    code, text = shared.play(*arguments, timeout=60)
+    code, text = shared.play(*arguments)
     flat = " ".join(text.split())
     assert code != 0, text
     for words in says:

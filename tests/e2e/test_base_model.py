@@ -20,7 +20,7 @@ from ansible.module_utils.lora_forge import environment, model
 from ansible.module_utils.lora_forge.errors import ForgeError
 from hub import Hub, Model, tiny_model
 
-from .conftest import PLAYBOOK, ROOT, Checkout, eventually
+from .conftest import CONVERGE, PLAYBOOK, ROOT, Checkout, eventually
 
 NAME = "Acme/Tiny"
 SECOND = "model-00002-of-00002.safetensors"
@@ -65,7 +65,7 @@ class Site:
             return found if found["state"] in states else None
 
         try:
-            return eventually(reached, 30, f"{states}")
+            return eventually(reached, f"{states}")
         except AssertionError:
             log = (self.state_dir(revision) / "fetch.log").read_text()
             raise AssertionError(f"{self.look(revision)}\n{log}") from None
@@ -75,7 +75,7 @@ class Site:
         assert self.begin(revision, token)
         found = self.until("present", "failed", revision=revision)
         noted = rundir.read_json(self.state_dir(revision) / "status.json")["process"]
-        eventually(lambda: not rundir.is_alive(noted), 10, "the fetch ends after its last word")
+        eventually(lambda: not rundir.is_alive(noted), "the fetch ends after its last word")
         return found
 
     def kill(self) -> None:
@@ -83,7 +83,7 @@ class Site:
             noted = rundir.read_json(status).get("process")
             if rundir.is_alive(noted):
                 os.kill(noted["pid"], signal.SIGKILL)
-                eventually(lambda noted=noted: not rundir.is_alive(noted), 10, "a killed process goes")
+                eventually(lambda noted=noted: not rundir.is_alive(noted), "a killed process goes")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_weights_in_one_file(site: Site) -> None:
 def test_a_killed_fetch_goes_on_where_it_was(site: Site) -> None:
     site.hub.hold[SECOND] = 2 * MIB
     site.begin()
-    eventually(lambda: site.look()["bytes"] > 5 * MIB, 20, "one shard and two thirds of the other are there")
+    eventually(lambda: site.look()["bytes"] > 5 * MIB, "one shard and two thirds of the other are there")
     seen = site.look()
     assert (seen["state"], seen["error"]) == ("fetching", "")
     assert seen["bytes"] < seen["total_bytes"]
@@ -260,9 +260,9 @@ def test_two_at_once_fetch_once(site: Site) -> None:
     asked = [NAME, "", str(site.home), site.python, str(site.program)]
     command = [sys.executable, "-c", BEGIN, str(ROOT / "module_utils"), *asked]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sorted(process.communicate(timeout=30)[0] for process in both) == ["False\n", "True\n"]
-    eventually(lambda: site.look()["bytes"] >= 4 * MIB, 20, "it goes on")
-    third = subprocess.run([site.python, str(site.program), str(site.state_dir())], timeout=20, check=False)
+    assert sorted(process.communicate(timeout=CONVERGE)[0] for process in both) == ["False\n", "True\n"]
+    eventually(lambda: site.look()["bytes"] >= 4 * MIB, "it goes on")
+    third = subprocess.run([site.python, str(site.program), str(site.state_dir())], timeout=CONVERGE, check=False)
     assert third.returncode == 0
     site.hub.release()
     assert site.until("present", "failed")["state"] == "present"
@@ -305,7 +305,7 @@ def play(site: Site, tmp_path: pathlib.Path, *arguments: str, name: str = NAME) 
     done = subprocess.run(
         [str(PLAYBOOK), "-i", "localhost,", "-v", str(playbook), *arguments],
         cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": "default"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERGE,
     )  # fmt: skip
     return done.returncode, done.stdout
 
@@ -317,7 +317,7 @@ def test_the_task_shows_progress_and_knows_it_is_there(site: Site, tmp_path: pat
     assert not site.home.exists()
     site.hub.hold[SECOND] = MIB
     threading.Thread(
-        target=lambda: (eventually(lambda: site.look()["bytes"], 60, "it goes"), site.hub.release()), daemon=True
+        target=lambda: (eventually(lambda: site.look()["bytes"], "it goes"), site.hub.release()), daemon=True
     ).start()
     code, text = play(site, tmp_path)
     assert code == 0, text

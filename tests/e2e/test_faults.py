@@ -11,7 +11,7 @@ from typing import Any, Callable
 import rundir
 import sandbox
 
-from .conftest import CONVERGE, Controller, Host, Seen, eventually, hold, release
+from .conftest import Controller, Host, Seen, eventually, hold, release
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -26,7 +26,7 @@ HELD = {**SHORT, "max_steps": 12, "plugins": ["hold.Hold"]}  # it waits where a 
 def reaches(host: Host, run_id: str, step: int) -> None:
     """Let a training go on to a step, and wait until it is there."""
     hold(host.runs / run_id, step)
-    eventually(lambda: host.step(run_id) == step, CONVERGE, f"step {step} on {host.name}")
+    eventually(lambda: host.step(run_id) == step, f"step {step} on {host.name}")
 
 
 def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
@@ -86,12 +86,10 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     whole = vm.whole(run_id)
     vm.restart(grace=5)
     release(vm.runs / run_id)
-    eventually(lambda: vm.status(run_id).get("starts") == 2, CONVERGE, "the second start, by systemd alone")
+    eventually(lambda: vm.status(run_id).get("starts") == 2, "the second start, by systemd alone")
     resumed = vm.status(run_id)["resumed_from"]
     assert resumed >= whole == 6
-    eventually(
-        lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], CONVERGE, "the user's unit to be back"
-    )
+    eventually(lambda: lin.status(queued)["supervisor"] != waiting["supervisor"], "the user's unit to be back")
     assert second.wait() == 0, second.text()
     assert "systemd starts it again" in second.text() or "no connection for" in second.text()
     manifest = controller.manifest("witness")
@@ -158,7 +156,7 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
     limit = ("-e", '{"trainer_rsync_options": ["--bwlimit=20"]}')
     cut = pair[1].start("-e", "role=deacon", *limit)
     incoming = pair[1].output / "incoming" / run_id / "output/adapter_model.safetensors"
-    eventually(lambda: incoming.exists() and incoming.stat().st_size > 30_000, CONVERGE, "a part of the adapter")
+    eventually(lambda: incoming.exists() and incoming.stat().st_size > 30_000, "a part of the adapter")
     pod.sh("pkill -x rsync")
     assert cut.wait() != 0
     part = incoming.stat().st_size
@@ -189,9 +187,9 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
         latest = controller.output / "adapters/mayor/latest/manifest.json"
-        eventually(latest.exists, CONVERGE, f"the fast one's adapter, in\n{played.text()}")
+        eventually(latest.exists, f"the fast one's adapter, in\n{played.text()}")
         assert bare.status(slow)["state"] == "running"
-        eventually(lambda: bare.step(slow) == 1, CONVERGE, "the slow one's first step")
+        eventually(lambda: bare.step(slow) == 1, "the slow one's first step")
         clock = bare.events(slow, "begin")[0]["time"]
         release(bare.runs / slow)
         assert played.wait() == 0, played.text()
@@ -290,7 +288,7 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
     while code == 0:  # on a machine that was too quick for us, once more
         shutil.rmtree(home.parent, ignore_errors=True)
         played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
-        eventually(lambda: list(home.glob("*/lib/python3.11/site-packages/*.dist-info")), CONVERGE, "a part of it")
+        eventually(lambda: list(home.glob("*/lib/python3.11/site-packages/*.dist-info")), "a part of it")
         bare.sh("pkill -9 -x uv", check=False)
         code = played.wait()
     made = [path for path in home.iterdir() if path.is_dir()]

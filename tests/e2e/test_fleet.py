@@ -184,7 +184,7 @@ def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     code, text = fleet.play("playbooks/launch.yml", "-e", f"role={roles}")
     assert code == 0, text
     assert text.count("the same command without detach watches it") == 3
-    eventually(lambda: begun(run_dir), 60, "its first step")
+    eventually(lambda: begun(run_dir), "its first step")
 
     fleet.change(h1={"ansible_port": DEAD_PORT})
     code, text = fleet.play("train.yml", "-e", f"role={roles}")
@@ -202,7 +202,7 @@ def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     assert fleet.placed()[lost][0] != "host-1"
     assert fleet.status(1, lost)["state"] == "running"
     (run_dir / "hold").unlink()
-    eventually(lambda: fleet.status(1, lost)["state"] == "finished", 60, "the end of the one that was given up")
+    eventually(lambda: fleet.status(1, lost)["state"] == "finished", "the end of the one that was given up")
 
 
 def test_lanes_train_at_once(fleet: Fleet) -> None:
@@ -212,7 +212,7 @@ def test_lanes_train_at_once(fleet: Fleet) -> None:
         (run_dir / "hold").touch()
     code, text = fleet.play("playbooks/launch.yml", "-e", "role=crew,mayor")
     assert code == 0, text
-    eventually(lambda: all(map(begun, runs)), 60, "both at once")
+    eventually(lambda: all(map(begun, runs)), "both at once")
     assert {fleet.status(0, agent)["lane"] for agent in ("crew", "mayor")} == {"cpu-0", "cpu-1"}
     for run_dir in runs:
         (run_dir / "hold").unlink()
@@ -249,4 +249,4 @@ def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     assert fleet.verified() == ["crew", "deacon"]
     for agent in ("crew", "deacon"):
         assert fleet.placed()[agent] == ("host-1", 0)
-        eventually(lambda agent=agent: fleet.status(2, agent)["state"] == "finished", 60, "the other host's end")
+        eventually(lambda agent=agent: fleet.status(2, agent)["state"] == "finished", "the other host's end")

@@ -10,7 +10,7 @@ from typing import Callable
 import rundir
 import sandbox
 
-from .conftest import CONVERGE, Controller, Host, Seen, eventually
+from .conftest import Controller, Host, Seen, eventually
 
 HERE = pathlib.Path(__file__).parent
 
@@ -36,7 +36,7 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     code, text = controller.play("-e", "role=crew", playbook="playbooks/launch.yml")
     assert code == 0, text
     assert "crew trains on bare" in text
-    eventually(lambda: min(host.step(run_id) for host in members) >= 7, CONVERGE, "a step on both hosts")
+    eventually(lambda: min(host.step(run_id) for host in members) >= 7, "a step on both hosts")
     assert {host.events(run_id, "log")[-1]["world"] for host in members} == {2}
     command = rundir.read_json(members[1].runs / run_id / "run.json")["command"]
     assert command[1:8] == ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2", "--node-rank"]
@@ -57,19 +57,19 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     assert 0 < common < stops[0]
     code, text = controller.play("-e", "role=crew", playbook="playbooks/launch.yml")
     assert code == 0, text
-    eventually(lambda: min(len(host.events(run_id, "begin")) for host in members) == 2, CONVERGE, "the second start")
+    eventually(lambda: min(len(host.events(run_id, "begin")) for host in members) == 2, "the second start")
     assert {host.events(run_id, "begin")[-1]["step"] for host in members} == {common}
     seen("one host of two lacks the newest checkpoint", "bare, pod", f"both resumed from step {common}")
 
-    eventually(lambda: min(host.whole(run_id) for host in members) > stops[0], CONVERGE, "a later checkpoint")
+    eventually(lambda: min(host.whole(run_id) for host in members) > stops[0], "a later checkpoint")
     members[1].sh(f"kill -9 {members[1].status(run_id)['trainer']['pid']}")
-    eventually(lambda: min(len(host.events(run_id, "begin")) for host in members) == 3, CONVERGE, "the third start")
+    eventually(lambda: min(len(host.events(run_id, "begin")) for host in members) == 3, "the third start")
     again = {host.events(run_id, "begin")[-1]["step"] for host in members}
     assert len(again) == 1
     assert min(again) > stops[0]
     for host in members:
         (host.runs / run_id / "slow").unlink()
-    eventually(lambda: {host.status(run_id)["state"] for host in members} == {"finished"}, CONVERGE, "their end")
+    eventually(lambda: {host.status(run_id)["state"] for host in members} == {"finished"}, "their end")
     assert {host.events(run_id, "end")[-1]["step"] for host in members} == {600}
     seen("kill -9 of torchrun on one host of two", "bare, pod",
          f"both started again together, from step {again.pop()}, and finished")  # fmt: skip

@@ -8,13 +8,13 @@ import subprocess
 
 from ansible.module_utils.lora_forge import gpu
 
-from .conftest import ROOT
+from .conftest import CONVERGE, ROOT
 
 FOLDER = ROOT / "roles/trainer/files"
 
 
 def run(environment: pathlib.Path, *arguments: str) -> tuple[int, dict[str, object], str]:
-    done = subprocess.run([str(environment), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(environment), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=CONVERGE)
     assert done.stdout.count("\n") == 1, done.stdout + done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
@@ -50,5 +50,5 @@ def test_no_cuda(environment: pathlib.Path) -> None:
 
 def test_the_gpu_gate_knows_every_attention_of_axolotl(environment: pathlib.Path) -> None:
     code = "import json; from axolotl.utils.schemas import enums; print(json.dumps(sorted(enums.CANONICAL_ATTN_IMPLS)))"
-    done = subprocess.run([str(environment), "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([str(environment), "-c", code], capture_output=True, text=True, timeout=CONVERGE, check=True)
     assert set(json.loads(done.stdout.splitlines()[-1])) <= gpu.ATTENTION.keys()

@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 
-from .conftest import ROOT
+from .conftest import CONVERGE, ROOT
 
 QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -19,7 +19,7 @@ def run(environment: pathlib.Path, *arguments: str) -> subprocess.CompletedProce
         env={**os.environ, **QUIET},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=CONVERGE,
     )
 
 

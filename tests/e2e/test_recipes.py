@@ -6,7 +6,7 @@ import json
 import pathlib
 import subprocess
 
-from .conftest import ROOT
+from .conftest import CONVERGE, ROOT
 
 
 def validate(environment: pathlib.Path, recipes: list[dict[str, object]]) -> subprocess.CompletedProcess[str]:
@@ -16,7 +16,7 @@ def validate(environment: pathlib.Path, recipes: list[dict[str, object]]) -> sub
         env={"PATH": "/usr/bin:/bin", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HOME": "/tmp"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=CONVERGE,
     )
 
 

@@ -13,7 +13,7 @@ import subprocess
 import pytest
 import rundir
 
-from .conftest import CONVERGE, Checkout, Seen, eventually, hold, release
+from .conftest import Checkout, Seen, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
 # A third of the time, where steps are not the point.
@@ -108,17 +108,17 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
         begun = sum(event["event"] == "begin" for event in events)
         return begun == start and any(event.get("step", 0) == step for event in rundir.surviving(events))
 
-    eventually(lambda: at(1, 3), CONVERGE, "the first checkpoint, and a step more")
+    eventually(lambda: at(1, 3), "the first checkpoint, and a step more")
     hold(run_dir, 5)
     os.kill(rundir.read_json(status)["trainer"]["pid"], signal.SIGKILL)
-    eventually(lambda: rundir.read_json(status).get("starts") == 2, CONVERGE, "a second start by itself")
+    eventually(lambda: rundir.read_json(status).get("starts") == 2, "a second start by itself")
     resumed = [rundir.read_json(status)["resumed_from"]]
     assert resumed == [2]
     seen("kill -9 of Axolotl", "localhost, process", f"the supervisor resumed it by itself at step {resumed[0]}")
 
-    eventually(lambda: at(2, 5), CONVERGE, "steps of the second start")
+    eventually(lambda: at(2, 5), "steps of the second start")
     os.kill(rundir.read_json(status)["supervisor"]["pid"], signal.SIGKILL)
-    eventually(lambda: not rundir.run_processes(run_dir), CONVERGE, "the orphan to save and end")
+    eventually(lambda: not rundir.run_processes(run_dir), "the orphan to save and end")
     resumed.append(whole())
     assert resumed[1] > 5, "SIGTERM by the parent's death did not save a checkpoint"
     seen("kill -9 of the supervisor", "localhost, process",
@@ -128,7 +128,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
     hold(run_dir, resumed[1] + 1)
     code, text = checkout.play(*WITNESS, *slow, "-e", "detach=true")
     assert code == 0, text
-    eventually(lambda: at(3, resumed[1] + 1), CONVERGE, "a step of the third start")
+    eventually(lambda: at(3, resumed[1] + 1), "a step of the third start")
     code, text = checkout.play(*WITNESS, *slow, playbook="playbooks/stop.yml")
     assert code == 0, text
     assert "stopped; train.yml resumes it" in text
@@ -168,7 +168,7 @@ def test_disk_full_in_mid_run(checkout: Checkout, seen: Seen) -> None:
         seen("disk full in mid-run", "localhost", "an error that names it, nothing promoted; with room, verified")
     finally:
         checkout.kill_everything()
-        eventually(lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, 30, "umount")
+        eventually(lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, "umount")
 
 
 @pytest.mark.skipif(

@@ -20,7 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from .conftest import PLAYBOOK, ROOT, eventually
+from .conftest import CONVERGE, PLAYBOOK, ROOT, eventually
 
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 # Every text that is seen, with the contrast to what is behind it (WCAG 2.2, 1.4.3: relative luminance).
@@ -56,7 +56,7 @@ def play(output: pathlib.Path, *arguments: str) -> str:
     done = subprocess.run(
         [str(PLAYBOOK), "playbooks/report.yml", "-e", json.dumps({"output_dir": str(output)}), *arguments],
         cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERGE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -181,7 +181,7 @@ def test_a_wide_table_scrolls_by_the_keyboard_on_a_phone(browser, page):
     assert browser.switch_to.active_element == box
     for _ in range(5):
         box.send_keys(Keys.ARROW_RIGHT)
-    eventually(lambda: box.get_property("scrollLeft") > 0, 10, "the table moved")
+    eventually(lambda: box.get_property("scrollLeft") > 0, "the table moved")
     assert browser.execute_script("return window.scrollX") == 0
 
 
@@ -191,7 +191,7 @@ def test_the_figures_of_a_picture_open_without_a_script(browser, page):
     rows = details.find_elements(By.CSS_SELECTOR, "tbody tr")
     assert not rows[0].is_displayed()
     details.find_element(By.TAG_NAME, "summary").click()
-    eventually(rows[0].is_displayed, 10, "the table is open")
+    eventually(rows[0].is_displayed, "the table is open")
     assert "nan" in details.text
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
 

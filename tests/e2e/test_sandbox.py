@@ -50,7 +50,7 @@ def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Pope
         stderr=subprocess.STDOUT,
     )
     try:
-        eventually(lambda: said.exists() or process.poll() is not None, CONVERGE, "the test that hangs")
+        eventually(lambda: said.exists() or process.poll() is not None, "the test that hangs")
         assert process.poll() is None, (home / "log").read_text()
         yield process, pathlib.Path(said.read_text())
     finally:
@@ -76,7 +76,7 @@ def test_nothing_is_left(how: signal.Signals, options: tuple[str, ...], tmp_path
         assert code != 0
         if how != signal.SIGKILL:  # they end when all is clean
             assert left(folder) == [], (tmp_path / "tests/log").read_text()
-        eventually(lambda: not left(folder), CONVERGE, f"{left(folder)} goes")
+        eventually(lambda: not left(folder), f"{left(folder)} goes")
 
 
 def test_two_at_once_and_one_ends(tmp_path: pathlib.Path) -> None:
@@ -86,7 +86,7 @@ def test_two_at_once_and_one_ends(tmp_path: pathlib.Path) -> None:
         assert first.wait(CONVERGE) != 0
         assert left(one) == []
         assert left(other) == before
-    eventually(lambda: not left(other), CONVERGE, "the other one goes")
+    eventually(lambda: not left(other), "the other one goes")
 
 
 def test_a_command_in_a_sandbox() -> None:

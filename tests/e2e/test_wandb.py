@@ -10,7 +10,7 @@ import pytest
 import rundir
 from wandb_server import FAULTS, KEY, WandbServer
 
-from .conftest import CONVERGE, Checkout, Seen, eventually, hold, release
+from .conftest import Checkout, Seen, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
@@ -44,14 +44,14 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     run_id = run_dir.name
     for status in (429, 500):  # while the training begins to log: the client tries again
         server.fail(status=status, times=1, only="graphql")
-        eventually(lambda: server.faults == FAULTS, CONVERGE, f"a request that met {status}")
+        eventually(lambda: server.faults == FAULTS, f"a request that met {status}")
 
     def step() -> int:
         events, _ = rundir.read_events(run_dir / "metrics.jsonl")
         return max((event["step"] for event in events if event["event"] == "log"), default=0)
 
-    eventually(lambda: server.runs.get(run_id, {}).get("history"), CONVERGE, "a point of the history")
-    eventually(lambda: step() == 2, CONVERGE, "two steps")
+    eventually(lambda: server.runs.get(run_id, {}).get("history"), "a point of the history")
+    eventually(lambda: step() == 2, "two steps")
     run = server.runs[run_id]
     assert run["tags"] == ["witness", "localhost", "rehearsal"]
     noted = run["config"]["lora_forge"]["value"]
@@ -70,7 +70,7 @@ def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
 
     server.fail(down=True)
     hold(run_dir, 4)
-    eventually(lambda: step() == 4, CONVERGE, "two steps with W&B down")
+    eventually(lambda: step() == 4, "two steps with W&B down")
     code, text = checkout.play(*long, playbook="playbooks/stop.yml")
     assert code == 0, text
     code, text = checkout.play(*long, playbook="playbooks/status.yml")
@@ -133,7 +133,7 @@ def test_offline_when_wandb_is_down_and_uploaded_once_the_run_is_collected(
     def mode() -> list[str]:
         return [event["mode"] for event in rundir.read_events(events)[0] if event["event"] == "wandb"]
 
-    eventually(mode, CONVERGE, "a W&B run")
+    eventually(mode, "a W&B run")
     assert mode() == ["offline"]
     server.fail()
     code, text = checkout.play(*short)

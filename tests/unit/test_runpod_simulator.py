@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 import simulator
+from ansible.module_utils.lora_forge import runpod
 from api import PROBLEM, Answer
+from wire import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "fakes" / "runpod" / "simulator.py"
@@ -320,6 +322,49 @@ def test_a_status_or_a_form_that_is_not_described_is_noted(sim, monkeypatch, ans
     client = Client(sim.url)
     assert client.call("GET", "/v2/pods")[0] == 500
     assert violation in client.state()["violations"][0]
+
+
+# --- those who ask it ---------------------------------------------------------------------------------------------
+
+
+def test_every_request_of_the_clients_is_described(api, sim, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(runpod, "QUIET", 0.1)
+    client = runpod.RunPod("simulated-key", sim.url)
+    for cuda in ("", "13.0"):
+        assert GPU in [gpu["id"] for gpu in client.gpus("COMMUNITY", 2, cuda)]
+    assert client.volume("vol-eu")["dataCenter"] == "EU-RO-1"
+    pod_id = client.create(ORDER)["id"]
+    api.until(pod_id, "RUNNING")
+    assert client.pod(pod_id)["id"] == client.pods()[0]["id"] == pod_id
+    assert isinstance(client.log(pod_id), list)
+    assert client.listed("/v2/pods?limit=1", "pods")[0]["id"] == pod_id
+    assert client.billed(pod_id) is None
+    api.call("POST", "/sim/billing", {"pod": pod_id}, key="")
+    assert client.billed(pod_id) >= 0
+    client.stop(pod_id)
+    assert (client.release(pod_id), client.release(pod_id), client.pod(pod_id)) == (True, False, None)
+    paths = [(noted["method"], noted["path"].partition("?")[0]) for noted in api.state()["requests"]]
+    asked = {(method, path.replace(pod_id, "{}").replace("vol-eu", "{}")) for method, path in paths}
+    assert {(method, path) for method, path, _ in sim.api.routes} - asked == {  # what the client never asks
+        ("PATCH", "/v2/pods/{}"), ("GET", "/v2/catalog/gpus/{}"), ("GET", "/v2/catalog/datacenters"),
+        ("GET", "/v2/network-volumes"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_every_request_of_the_leashs_is_described(api, sim, tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("no_proxy", "*")
+    pod = api.running()
+    api.fault(refuse={"status": 409, "method": "POST", "times": 1} if refused else None)
+    env = {"RUNPOD_POD_ID": pod["id"], "RUNPOD_API_KEY": sim.cloud.pods[pod["id"]].key, "LORA_FORGE_API": sim.url}
+    env |= {"LORA_FORGE_ROOT": str(tmp_path), "LORA_FORGE_DEADLINE": "1", "LORA_FORGE_ALLOWANCE": "1"}
+    leash = load("roles/pod/files/leash").Leash(env, str(tmp_path), time.time, time.monotonic)
+    leash.end()
+    assert leash.state == "ending", leash.word
+    assert [pod["ended_by"] for pod in api.state()["pods"]] == ["pod"]
+    asked = [note["method"] for note in api.state()["requests"] if note["agent"] == "lora-forge-leash"]
+    assert asked == (["POST", "DELETE"] if refused else ["POST"])
 
 
 # --- a pod's life ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ LANE = ("-e", f"run_lanes=cpu-{OWN}", "-e", f"run_lane_dir={tempfile.gettempdir(
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share hosts, or a simulator, stay in one process; all others go wherever there is room.
+    """Tests that share hosts, or a browser, stay in one process; all others go wherever there is room.
 
     (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
     """
@@ -40,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.endswith(("test_faults.py", "test_gang.py")):
                 return "hosts"
-            return file if file.endswith(("test_pods.py", "test_fleet.py")) else nodeid
+            return file if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py")) else nodeid
 
     return Scheduling(config, log)
 

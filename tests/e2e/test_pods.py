@@ -21,7 +21,6 @@ import yaml
 from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, hold, planned, playing, release
 
 KEY = "simulated-key"
-OPENAPI = ROOT.parent / "shared/runpod/openapi-v2.json"
 SMALL = {"max_steps": 6, "save_steps": 3, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 
 
@@ -60,15 +59,14 @@ class RunPod:
 
 @pytest.fixture(scope="session")
 def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
-    """One simulator for all tests; every pod is gone in the end, and every answer was as RunPod describes it."""
+    """One simulator for all tests; every pod is gone in the end, and all was as RunPod describes its API."""
     home = tmp_path_factory.mktemp("runpod")
-    openapi = os.environ.get("RUNPOD_OPENAPI") or (str(OPENAPI) if OPENAPI.exists() else "")
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests/fakes/runpod/simulator.py"), "serve", "--port", "0",
              "--state", str(home / "state")],
             stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"), "RUNPOD_OPENAPI": openapi},
+            env={**os.environ, "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")},
         )  # fmt: skip
 
     def url() -> Any:

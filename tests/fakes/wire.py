@@ -1,4 +1,7 @@
-"""RunPod without a network, as the client's transport: a scripted wire, an account in memory, and who orders there."""
+"""RunPod without a network, as the client's transport: a scripted wire, an account in memory, and who orders there.
+
+Both hold every request to RunPod's description of its API, and every answer that is not marked as wrong.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.pods import Pods, Wanted
 from ansible.module_utils.lora_forge.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.testing import patch_module_args
+from contract import Contract
 
+CONTRACT = Contract.given()
 KEY = "rpa_HUSH0123456789"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = {"run_id": "witness-1", "rehearsal": True, "recipe": {}, "estimate": {"steps": 12, "memory_gib": 23.8}}
@@ -33,15 +38,52 @@ WANTED = Wanted(
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> Answer:
-    """An answer; a body that is not bytes goes as JSON, and «_» in a header's name is «-»."""
+    """An answer: bytes are a page of HTML, all else goes as JSON. «_» in a header's name is «-»."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
+    media = {"content_type": "text/html" if isinstance(body, bytes) else "application/json"} if data else {}
+    return Answer(status, {name.replace("_", "-"): value for name, value in {**media, **headers}.items()}, data)
 
 
 def problem(status: int, detail: str, errors: tuple[str, ...] = (), title: str = "", **headers: str) -> Answer:
     """An error as RunPod has it."""
     body = {"title": title or f"Title {status}", "status": status, "detail": detail}
-    return answer(status, body | ({"errors": list(errors)} if errors else {}), **headers)
+    whole = body | ({"errors": list(errors)} if errors else {})
+    return answer(status, whole, content_type="application/problem+json", **headers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(Answer):
+    """An answer that breaks RunPod's description on purpose, and why a test gives it."""
+
+    why: str = ""
+
+
+def wrong(reply: Answer, why: str) -> Wrong:
+    """Mark an answer; one that is right after all is an error of the test."""
+    return Wrong(reply.status, reply.headers, reply.body, why)
+
+
+def hold_request(method: str, url: str, headers: dict[str, str], body: bytes | None) -> None:
+    """Assert that RunPod describes a request, with all that is in it."""
+    split = urllib.parse.urlsplit(url)
+    query = urllib.parse.parse_qs(split.query, keep_blank_values=True)
+    errors = CONTRACT.request_errors(method, split.path, query, headers, json.loads(body) if body else None)
+    errors += CONTRACT.undeclared(method, split.path, query)
+    assert not errors, f"RunPod does not describe this request, {method} {url}: {'; '.join(errors)}"
+
+
+def hold_answer(method: str, url: str, reply: Answer) -> None:
+    """Assert that RunPod describes an answer, or that it does not where a test says so."""
+    media = reply.headers.get("content-type", "")
+    if reply.status >= 400 and media != "application/problem+json":
+        return  # not the API's own, but of what stands before it
+    body = json.loads(reply.body) if media.endswith("json") else None
+    errors = CONTRACT.answer_errors(method, urllib.parse.urlsplit(url).path, reply.status, media, body)
+    asked = f"{method} {url}, {reply.status}"
+    if isinstance(reply, Wrong):
+        assert errors, f"RunPod describes this answer, and it is marked as wrong ({reply.why}): {asked}"
+    else:
+        assert not errors, f"RunPod does not describe this answer, {asked}: {'; '.join(errors)}"
 
 
 CAPACITY = problem(400, "There are no longer any instances available with the requested specifications.")
@@ -69,8 +111,10 @@ class Wire:
         assert asked == expected
         assert not rest or json.loads(body or b"null") == rest[0]
         self.sent.append({"headers": headers, "body": body, "seconds": seconds, "stream": stream})
+        hold_request(method, url, headers, body)
         if isinstance(reply, Exception):
             raise reply
+        hold_answer(method, url, reply)
         return reply
 
     def __enter__(self) -> Wire:
@@ -105,6 +149,37 @@ def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48
     }  # fmt: skip
 
 
+def pod_shown(pod_id: str, **changes: Any) -> dict[str, Any]:
+    """A pod as the API shows it: it runs, and its port is not mapped yet."""
+    return {
+        "id": pod_id, "name": pod_id, "status": "RUNNING", "actions": [], "image": "i", "args": "", "disk": 60,
+        "mounts": {}, "ports": ["22/tcp"], "env": {}, "registry": None, "cloud": "SECURE", "dataCenterId": "EU-RO-1",
+        "cudaVersion": "13.0", "template": None, "locked": False, "runtime": None,
+        "ssh": {"proxy": None, "direct": None}, "gpu": {"id": "NVIDIA L40S", "count": 1}, "cost": 0.5,
+        "createdAt": "2025-11-24T16:00:00Z", "startedAt": None, "globalNetworking": {"enabled": False}, **changes,
+    }  # fmt: skip
+
+
+def volume_shown(volume_id: str) -> dict[str, Any]:
+    """A network volume as the API shows it."""
+    return {"id": volume_id, "name": "v", "size": 100, "dataCenter": "EU-RO-1", "type": "STANDARD"}
+
+
+def bills_shown(*bills: tuple[str, float]) -> dict[str, Any]:
+    """What the API says of bills: a pod and USD each, for an hour."""
+    times = {"startTime": "2025-11-24T16:00:00Z", "endTime": "2025-11-24T17:00:00Z"}
+
+    def amounts(usd: float) -> dict[str, float]:
+        return {"totalAmount": usd, "gpuAmount": usd, "cpuAmount": 0, "diskAmount": 0}
+
+    records = [{**times, "podId": pod_id, **amounts(usd)} for pod_id, usd in bills]
+    metadata = {
+        "query": {**times, "bucketSize": "hour", "podId": None}, "recordCount": len(bills),
+        "uniquePodCount": len({pod_id for pod_id, _ in bills}), "totals": amounts(sum(usd for _, usd in bills)),
+    }  # fmt: skip
+    return {"records": records, "metadata": metadata}
+
+
 class Cloud:
     """An account in memory.
 
@@ -118,6 +193,7 @@ class Cloud:
         machines: The addresses of the next pods, one after the other; then new ones.
         asked: Every request, without its query.
         orders: The body of every order.
+        bills: A pod and USD each.
         on_order: Called with an order's body before anything becomes of it.
     """
 
@@ -131,8 +207,8 @@ class Cloud:
         self.asked: list[str] = []
         self.orders: list[dict[str, Any]] = []
         self.on_order: Callable[[dict[str, Any]], None] = lambda body: None
-        self.volumes = {"vol1": {"id": "vol1", "name": "v", "size": 100, "dataCenter": "EU-RO-1", "type": "STANDARD"}}
-        self.bills: list[dict[str, Any]] = []
+        self.volumes = {"vol1": volume_shown("vol1")}
+        self.bills: list[tuple[str, float]] = []
 
     def client(self) -> RunPod:
         return RunPod(KEY, transport=self, sleep=self.clock.sleep)
@@ -149,6 +225,12 @@ class Cloud:
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, seconds: float, stream: bool
     ) -> Answer:
         assert headers["Authorization"] == f"Bearer {KEY}"
+        hold_request(method, url, headers, body)
+        reply = self.reply(method, url, body)
+        hold_answer(method, url, reply)
+        return reply
+
+    def reply(self, method: str, url: str, body: bytes | None) -> Answer:
         split = urllib.parse.urlsplit(url)
         asked, query = f"{method} {split.path}", dict(urllib.parse.parse_qsl(split.query))
         self.asked.append(asked)
@@ -165,7 +247,7 @@ class Cloud:
             assert (query["include"], query["product"]) == ("AVAILABILITY", "POD")
             return answer(200, {"gpus": self.gpus})
         if asked == "GET /v2/billing/pods":
-            return answer(200, {"records": self.bills, "metadata": {}})
+            return answer(200, bills_shown(*self.bills))
         if asked.startswith("GET /v2/network-volumes/"):
             volume = self.volumes.get(split.path.rpartition("/")[2])
             return answer(200, volume) if volume else problem(404, "volume not found")
@@ -179,7 +261,7 @@ class Cloud:
             return answer(204)
         if split.path.endswith("/logs"):
             line = {"source": "container", "line": f"256 {reach.fingerprint(host_key(pod))} root@x (ED25519)", "ts": ""}
-            return answer(200, f"id: 1\ndata: {json.dumps(line)}\n\n".encode())
+            return answer(200, f"id: 1\ndata: {json.dumps(line)}\n\n".encode(), content_type="text/event-stream")
         assert (method, json.loads(body or b"")) == ("POST", {"action": "stop"})
         pod["status"] = "EXITED"
         return answer(200, self.view(pod))
@@ -202,7 +284,8 @@ class Cloud:
         pod = {
             "id": f"pod{number}", "name": name, "born": self.clock.now(), "status": "", "price": price,
             "host": self.machines.pop(0) if self.machines else f"195.26.233.{number}", "port": 30000 + number,
-            "env": {**body["env"], "RUNPOD_API_KEY": "rpa_OF_THE_POD"}, "gpu": body["gpu"], "cloud": body["cloud"],
+            "env": {**body["env"], "RUNPOD_API_KEY": "rpa_OF_THE_POD"}, "cloud": body["cloud"],
+            "gpu": {"id": body["gpu"]["id"], "count": body["gpu"]["count"]},
             **changes,
         }  # fmt: skip
         self.made.append(pod)
@@ -213,15 +296,12 @@ class Cloud:
         status = pod["status"] or ("RUNNING" if self.clock.now() - pod["born"] >= self.boot else "PROVISIONING")
         direct = {"host": pod["host"], "port": pod["port"], "username": "root", "command": "ssh …"}
         born = datetime.datetime.fromtimestamp(pod["born"], datetime.timezone.utc)
-        return {
-            "id": pod["id"], "name": pod["name"], "status": status, "actions": [], "image": "i", "args": "", "disk": 60,
-            "mounts": pod.get("mounts", {}), "ports": ["22/tcp"], "env": pod["env"], "registry": None,
-            "cloud": pod["cloud"],
-            "dataCenterId": "EU-RO-1", "cudaVersion": "13.0", "template": None, "locked": False, "runtime": None,
-            "ssh": {"proxy": None, "direct": direct if status == "RUNNING" else None}, "gpu": pod["gpu"],
-            "cost": pod["price"] if status in ("RUNNING", "PROVISIONING", "STARTING") else 0.0, "startedAt": None,
-            "createdAt": born.isoformat().replace("+00:00", "Z"), "globalNetworking": {"enabled": False},
-        }  # fmt: skip
+        return pod_shown(
+            pod["id"], name=pod["name"], status=status, mounts=pod.get("mounts", {}), env=pod["env"],
+            cloud=pod["cloud"], gpu=pod["gpu"], createdAt=born.isoformat().replace("+00:00", "Z"),
+            ssh={"proxy": None, "direct": direct if status == "RUNNING" else None},
+            cost=pod["price"] if status in ("RUNNING", "PROVISIONING", "STARTING") else 0.0,
+        )  # fmt: skip
 
 
 def told(reply: Answer | BaseException) -> Answer:

@@ -23,8 +23,10 @@ import pytest
 import rundir
 from ansible.module_utils.lora_forge import leash as outside
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
 from lab import eventually
+from wire import hold_answer, hold_request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/pod/files/leash.py"
@@ -49,11 +51,12 @@ module = load(ROOT / "library/pod_leash.py")
 
 
 class RunPod:
-    """RunPod's API as far as it ends pods.
+    """RunPod's API as far as it ends pods; every request is held to RunPod's description.
 
     Attributes:
         answers: Method -> (status, title, further headers); 204 without one.
         requests: (method, path) of every request; headers and bodies of the same.
+        violations: Requests, and answers that end a pod, which the description does not have.
     """
 
     def __init__(self) -> None:
@@ -61,6 +64,7 @@ class RunPod:
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
+        self.violations: list[str] = []
         runpod = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -70,6 +74,12 @@ class RunPod:
                 runpod.bodies.append(body)
                 runpod.requests.append((self.command, self.path))
                 status, title, headers = runpod.answers.get(self.command, (204, "", {}))
+                try:
+                    hold_request(self.command, runpod.url + self.path, self.headers, body)
+                    if status < 300:
+                        hold_answer(self.command, runpod.url + self.path, Answer(status, {}, b""))
+                except (AssertionError, ValueError) as error:  # it would end in a server's thread, unseen
+                    runpod.violations.append(str(error))
                 said = json.dumps({"title": title, "status": status}).encode() if title else b""
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(said))}.items():
@@ -97,6 +107,7 @@ def runpod(monkeypatch):
     yield made
     made.server.shutdown()
     made.server.server_close()
+    assert made.violations == []
 
 
 class Pod:
@@ -388,6 +399,23 @@ def test_without_a_training_the_pod_ends_at_once(pod, runpod, capsys):
     pod.after(59)
     assert len(runpod.requests) == 1
     assert "COULD NOT" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "violation"),
+    [
+        ("POST", TERMINATE[1], b'{"action":"explode"}', "$.action: 'explode' is not one of"),
+        ("POST", TERMINATE[1], b'{"act":"terminate"}', "'action' is a required property"),
+        ("POST", TERMINATE[1], b'{"action":1}', "$.action: 1 is not of type 'string'"),
+        ("POST", TERMINATE[1], None, "$: None is not of type 'object'"),
+        ("DELETE", f"{DELETE[1]}?force=true", None, "query.force: is not described"),
+        ("DELETE", f"/v2/pod/{POD}", None, f"DELETE /v2/pod/{POD} is not described"),
+    ],
+)
+def test_a_request_that_runpod_does_not_describe_is_seen(pod, runpod, method, path, body, violation):
+    pod.leash.call(method, runpod.url + path, body)
+    assert violation in runpod.violations.pop()
+    assert runpod.violations == []
 
 
 def test_its_last_word_is_written_before_the_pod_is_gone(pod, monkeypatch):

@@ -13,10 +13,11 @@ from ansible.module_utils.lora_forge import pods
 from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.runpod import NoAnswer
-from wire import CAPACITY, answer, gpu, problem
+from wire import CAPACITY, answer, gpu, problem, wrong
 
 RULE = problem(400, "disk must be at least 10")
 POOL = problem(403, "no access to this pool")
+NO_POD = wrong(answer(200, {}), "an order's answer that names no pod says nothing of what was made")
 LIST, ORDER = "GET /v2/pods", "POST /v2/pods"
 
 
@@ -186,7 +187,7 @@ def test_an_order_whose_answer_was_lost_is_found_by_its_name_and_not_repeated(ri
     assert rig.orders == ["L40S"]
 
 
-@pytest.mark.parametrize("fate", [problem(500, "oops"), answer(502, b"<html>"), NoAnswer("reset"), answer(200, {})])
+@pytest.mark.parametrize("fate", [problem(500, "oops"), answer(502, b"<html>"), NoAnswer("reset"), NO_POD])
 def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_come_any_more(rig, fate):
     rig.cloud.fate = [fate]
     assert rig.go(pods.SETTLE - 6)["phase"] == "ordering"

@@ -14,11 +14,14 @@ import pytest
 from ansible.module_utils.lora_forge import runpod
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.runpod import ApiError, NoAnswer, RunPod
-from wire import KEY, Wire, answer, problem
+from wire import KEY, Wire, answer, bills_shown, gpu, pod_shown, problem, volume_shown, wrong
 
-ORDER = {"name": "pod", "gpu": {"id": "NVIDIA L40S", "count": 1}}
+ORDER = {"name": "pod", "image": "i", "gpu": {"id": "NVIDIA L40S", "count": 1}}
 DROPPED = NoAnswer("connection reset by peer")
 NONE = answer(200, {"pods": []})
+MADE = answer(201, pod_shown("a1"))
+HTML = "a proxy's page, in the place of RunPod's answer"
+FORM = "a client must not take an answer of another form for a good one"
 OUT = "RunPod is out of order, or cannot be reached; run the same command again in a while"
 
 
@@ -35,7 +38,7 @@ def refused(wire: Wire, method: str = "POST") -> str:
 
 
 def test_a_request_has_the_key_an_agent_of_its_own_and_a_time_limit():
-    with Wire(("GET /v2/pods", NONE), ("POST /v2/pods", answer(201, {"id": "a1"}), ORDER)) as wire:
+    with Wire(("GET /v2/pods", NONE), ("POST /v2/pods", MADE, ORDER)) as wire:
         wire.api.pods()
         wire.api.create(ORDER)
     look, order = wire.sent
@@ -52,17 +55,17 @@ def test_the_other_requests():
     with Wire(
         ("DELETE /v2/pods/a%2F1", answer(204)),
         ("DELETE /v2/pods/a1", problem(404, "pod not found")),
-        ("POST /v2/pods/a1/action", answer(200, {"id": "a1"}), {"action": "stop"}),
-        (gpus, answer(200, {"gpus": [{"id": 1}]})),
-        (f"{gpus}&minCudaVersion=13.0", answer(200, {"gpus": [{"id": 2}]})),
-        ("GET /v2/network-volumes/v1", answer(200, {"id": "v1", "dataCenter": "EU-RO-1"})),
+        ("POST /v2/pods/a1/action", answer(200, pod_shown("a1", status="EXITED")), {"action": "stop"}),
+        (gpus, answer(200, {"gpus": [gpu("A40", 0.44)]})),
+        (f"{gpus}&minCudaVersion=13.0", answer(200, {"gpus": [gpu("H200", 3.59)]})),
+        ("GET /v2/network-volumes/v1", answer(200, volume_shown("v1"))),
     ) as wire:
         assert wire.api.release("a/1") is True
         assert wire.api.release("a1") is False
         assert wire.api.stop("a1") is None
-        assert wire.api.gpus("COMMUNITY", 2) == [{"id": 1}]
-        assert wire.api.gpus("COMMUNITY", 2, "13.0") == [{"id": 2}]
-        assert wire.api.volume("v1")["dataCenter"] == "EU-RO-1"
+        assert wire.api.gpus("COMMUNITY", 2) == [gpu("A40", 0.44)]
+        assert wire.api.gpus("COMMUNITY", 2, "13.0") == [gpu("H200", 3.59)]
+        assert wire.api.volume("v1") == volume_shown("v1")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_every_violation_of_a_422_is_told():
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_429_is_repeated_when_it_says_so(method, after, slept):
-    good = {"POST": answer(201, {"id": "a1"}), "GET": NONE}[method]
+    good = {"POST": MADE, "GET": NONE}[method]
     headers = {"retry_after": after} if after else {}
     with Wire((f"{method} /v2/pods", problem(429, "slow down", **headers)), (f"{method} /v2/pods", good)) as wire:
         wire.api.create(ORDER) if method == "POST" else wire.api.pods()
@@ -186,8 +189,9 @@ def test_what_may_be_repeated_is_repeated_with_growing_pauses(method, trouble):
 @pytest.mark.parametrize(
     ("reply", "unclear"),
     [
-        (problem(500, "oops"), True), (answer(504, b""), True), (DROPPED, True), (answer(200, b"<html>hi"), True),
-        (answer(201, {"no": "id"}), True), (answer(201, [1]), True), (answer(201), True), (problem(400, ""), False),
+        (problem(500, "oops"), True), (answer(504, b""), True), (DROPPED, True),
+        (wrong(answer(200, b"<html>hi"), HTML), True), (wrong(answer(201, {"no": "id"}), FORM), True),
+        (wrong(answer(201, [1]), FORM), True), (wrong(answer(201), FORM), True), (problem(400, ""), False),
         (problem(402, ""), False), (problem(409, ""), False), (problem(422, ""), False),
     ],
 )  # fmt: skip
@@ -210,13 +214,13 @@ def test_a_dropped_connection_and_pages_of_html_are_told_in_a_line():
     assert len(said) < 330
     with Wire(*[("GET /v2/pods", DROPPED)] * 4) as wire:
         assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no answer: connection reset by peer. {OUT}"
-    with Wire(("GET /v2/pods", answer(200, b"<html>Just a moment"))) as wire:
+    with Wire(("GET /v2/pods", wrong(answer(200, b"<html>Just a moment"), HTML))) as wire:
         assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no JSON: <html>Just a moment. {OUT}"
 
 
 @pytest.mark.parametrize("body", [{}, {"pods": None}, {"pods": {}}, [], "no", {"data": []}, None])
 def test_a_list_of_another_form_is_an_error_and_not_an_empty_list(body):
-    with Wire(("GET /v2/pods", answer(200, body))) as wire:
+    with Wire(("GET /v2/pods", wrong(answer(200, body), FORM))) as wire:
         assert "an answer of another form: it holds no list «pods»" in refused(wire, "GET")
 
 
@@ -231,16 +235,14 @@ def test_a_list_of_another_form_is_an_error_and_not_an_empty_list(body):
     ],
 )
 def test_other_answers_of_another_form_are_errors_of_ours(path, body, ask):
-    with Wire((f"GET {path}", answer(200, body))) as wire, pytest.raises(ApiError):
+    with Wire((f"GET {path}", wrong(answer(200, body), FORM))) as wire, pytest.raises(ApiError):
         ask(wire.api)
 
 
-def pod(name: str, **changes: Any) -> dict[str, Any]:
-    return {"id": name, "name": name, "status": "RUNNING", "cost": 0.5, **changes}
-
-
 def page(names: str, **pagination: Any) -> runpod.Answer:
-    return answer(200, {"pods": [pod(name) for name in names], **({"pagination": pagination} if pagination else {})})
+    return answer(
+        200, {"pods": [pod_shown(name) for name in names], **({"pagination": pagination} if pagination else {})}
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,10 +284,19 @@ def test_cursors_that_go_in_a_circle_end():
         wire.__enter__().api.pods()
 
 
+def known(pod_id: str, **changes: Any) -> dict[str, Any]:
+    """A pod as the client knows it: without its environment."""
+    return {name: value for name, value in pod_shown(pod_id, **changes).items() if name != "env"}
+
+
 @pytest.mark.parametrize(
-    ("reply", "found"), [(answer(200, {"id": "a1", "status": "RUNNING", "env": {}}), {"id": "a1", "status": "RUNNING"}),
-                         (answer(200, {"id": "a1", "status": "TERMINATED"}), None), (problem(404, "not found"), None)]
-)  # fmt: skip
+    ("reply", "found"),
+    [
+        (answer(200, pod_shown("a1")), known("a1")),
+        (answer(200, pod_shown("a1", status="TERMINATED")), None),
+        (problem(404, "not found"), None),
+    ],
+)
 def test_a_pod_that_is_gone_is_none(reply, found):
     with Wire(("GET /v2/pods/a1", reply)) as wire:
         assert wire.api.pod("a1") == found
@@ -296,26 +307,31 @@ def test_a_pod_that_is_gone_is_none(reply, found):
 
 def test_pods_come_without_their_environment_and_without_those_that_are_gone():
     env = {"RUNPOD_API_KEY": "rpa_2", "WANDB_API_KEY": "w", "LORA_FORGE_DEADLINE": "1764000000"}
-    listed = [pod("a", env=env), pod("b", status="TERMINATED"), pod("c", env=None), pod("d", env=env)]
-    listed[3]["env"] = {"LORA_FORGE_DEADLINE": "never"}
+    undated = pod_shown("c", env={"LORA_FORGE_DEADLINE": "never"})
+    listed = [pod_shown("a", env=env), pod_shown("b", status="TERMINATED"), undated]
+    without = wrong(answer(200, {"pods": [pod_shown("d", env=None)]}), "no environment at all is no reason to fail")
     with Wire(
-        ("GET /v2/pods", answer(200, {"pods": listed})), ("POST /v2/pods", answer(201, pod("e", env=env)))
+        ("GET /v2/pods", answer(200, {"pods": listed})),
+        ("GET /v2/pods", without),
+        ("POST /v2/pods", answer(201, pod_shown("e", env=env))),
     ) as wire:
-        assert wire.api.pods() == [pod("a", deadline=1764000000.0), pod("c"), pod("d")]
-        assert wire.api.create(ORDER) == pod("e", deadline=1764000000.0)
+        assert wire.api.pods() == [known("a", deadline=1764000000.0), known("c")]
+        assert wire.api.pods() == [known("d")]
+        assert wire.api.create(ORDER) == known("e", deadline=1764000000.0)
 
 
 def test_a_log_is_read_as_far_as_it_is_there():
     text = b'id: 1\ndata: {"line":"one","source":"container"}\n\n: ping\ndata: {"other":1}\ndata: {"line":"tw'
-    with Wire(("GET /v2/pods/a1/logs?source=container&tail=1000", answer(200, text))) as wire:
+    stream = answer(200, text, content_type="text/event-stream")
+    with Wire(("GET /v2/pods/a1/logs?source=container&tail=1000", stream)) as wire:
         assert wire.api.log("a1") == ["one"]
     assert (wire.sent[0]["stream"], wire.sent[0]["seconds"]) == (True, runpod.QUIET)
 
 
 def test_a_bill_is_that_of_the_pod_alone():
     asked = "GET /v2/billing/pods?podId=a1&bucketSize=hour"
-    records = [{"podId": "a1", "totalAmount": 0.5}, {"podId": "b", "totalAmount": 9}, {"podId": "a1", "totalAmount": 1}]
-    with Wire(*[(asked, answer(200, {"records": records[:n], "metadata": {}})) for n in (0, 2, 3)]) as wire:
+    bills = [("a1", 0.5), ("b", 9), ("a1", 1)]
+    with Wire(*[(asked, answer(200, bills_shown(*bills[:number]))) for number in (0, 2, 3)]) as wire:
         assert [wire.api.billed("a1") for _ in range(3)] == [None, 0.5, 1.5]
 
 
@@ -323,7 +339,7 @@ def test_a_bill_is_that_of_the_pod_alone():
     "reply",
     [
         problem(400, f"Bearer {KEY} is bad", (f"key {KEY}",)), answer(400, f"<p>{KEY}</p>".encode()),
-        NoAnswer(f"cannot send {KEY}"), answer(200, f"<p>{KEY}</p>".encode()),
+        NoAnswer(f"cannot send {KEY}"), wrong(answer(200, f"<p>{KEY}</p>".encode()), HTML),
         problem(400, "why", title=f"{KEY} is bad"), answer(400, b"x" * 150 + KEY.encode()),
     ],
 )  # fmt: skip

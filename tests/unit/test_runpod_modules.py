@@ -196,7 +196,7 @@ def test_a_bill_corrects_the_claim_of_a_pod_that_is_gone(desk):
     desk.pod()
     desk.leave()
     assert desk.call("runpod_pod_info", billing=True)["changed"] is False  # no bill yet
-    desk.cloud.bills = [{"podId": "pod1", "totalAmount": 0.25}]
+    desk.cloud.bills = [("pod1", 0.25)]
     for check, changed in ((True, True), (False, True), (False, False)):
         assert desk.call("runpod_pod_info", check=check, billing=True)["changed"] is changed
     assert desk.claims.spent(["witness-1"], desk.clock.now()) == 0.25

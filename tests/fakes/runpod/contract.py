@@ -1,24 +1,33 @@
-"""What the API promises: its problem answers, and its official OpenAPI description as a check of every exchange."""
+"""What the API promises: its problem answers, and its OpenAPI description as a check of every request and answer.
+
+contract.json is the description reduced to what is used (reduce.py); it is held to always. Where the environment's
+RUNPOD_OPENAPI names the official description, or a newer one, that is held to as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import http
 import json
+import os
 import pathlib
 import re
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jsonschema
 import referencing
 import referencing.jsonschema
 
-HERE = "urn:openapi"  # what the description is called among its own references
-UNDESCRIBED = "pagination"  # lists have it when they are asked to page; it is newer than the description
+OWN = pathlib.Path(__file__).with_name("contract.json")
+HERE = "urn:openapi"  # what a description is called among its own references
+CLOSED = "urn:closed"  # the same, where no object has a property that is not described
+# Lists page when they are asked to. That is newer than the description.
+PAGING, PAGES = ("limit", "cursor"), "pagination"
 
 
 class Problem(Exception):
@@ -52,20 +61,74 @@ class Operation:
 
 
 class Contract:
-    """The official description.
+    """All that requests and answers are held to.
 
     Args:
-        path: The OpenAPI 3.1 file.
+        openapi: A description beside our own, or None.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is not JSON.
     """
 
+    def __init__(self, openapi: pathlib.Path | None = None) -> None:
+        self.descriptions = [_description(path) for path in (OWN, openapi) if path]
+
+    @classmethod
+    def given(cls) -> Contract:
+        """With the description that RUNPOD_OPENAPI names, if it does."""
+        named = os.environ.get("RUNPOD_OPENAPI")
+        return cls(pathlib.Path(named) if named else None)
+
+    def request_errors(
+        self, method: str, path: str, query: Mapping[str, list[str]], headers: Mapping[str, str], body: Any
+    ) -> list[str]:
+        """What is wrong with a request, so that the API refuses it.
+
+        Args:
+            method: In capitals.
+            path: As it was sent, without the query.
+            query: Each parameter's values.
+            headers: Of the request; names in any case.
+            body: Parsed, or None when there was none.
+        """
+        return _first(each.request_errors(method, path, query, headers, body) for each in self.descriptions)
+
+    def undeclared(self, method: str, path: str, query: Mapping[str, list[str]]) -> list[str]:
+        """Query parameters that are not described; the API ignores them, so that nobody else would tell."""
+        return _first(each.undeclared(method, path, query) for each in self.descriptions)
+
+    def answer_errors(self, method: str, path: str, status: int, media: str, body: Any) -> list[str]:
+        """What is wrong with an answer; a field that is not described is, as it would be of our own invention.
+
+        Args:
+            method: Of the request, in capitals.
+            path: Of the request, without the query.
+            status: The HTTP status.
+            media: The Content-Type.
+            body: Parsed; None when there is none, or it is a stream.
+        """
+        return _first(each.answer_errors(method, path, status, media, body) for each in self.descriptions)
+
+
+def _first(errors: Iterable[list[str]]) -> list[str]:
+    """What the first description finds that finds anything: two would say the same twice."""
+    return next(filter(None, errors), [])
+
+
+class Description:
+    """One OpenAPI 3.1 file; the methods are those of :class:`Contract`."""
+
     def __init__(self, path: pathlib.Path) -> None:
         self.document = json.loads(path.read_text(encoding="utf-8"))
-        resource = referencing.jsonschema.DRAFT202012.create_resource(self.document)
-        self.registry: referencing.Registry[Any] = referencing.Registry().with_resource(HERE, resource)
+        closed = {**self.document, "components": {**self.document["components"]}}
+        closed["components"]["schemas"] = {
+            name: _closed(schema) for name, schema in self.document["components"]["schemas"].items()
+        }
+        resource = referencing.jsonschema.DRAFT202012.create_resource
+        self.registry: referencing.Registry[Any] = referencing.Registry().with_resources(
+            [(HERE, resource(self.document)), (CLOSED, resource(closed))]
+        )
         self.validators: dict[str, jsonschema.Draft202012Validator] = {}
         self.lock = threading.Lock()
 
@@ -89,24 +152,17 @@ class Contract:
     def request_errors(
         self, method: str, path: str, query: Mapping[str, list[str]], headers: Mapping[str, str], body: Any
     ) -> list[str]:
-        """What is wrong with a request; a query parameter that is not described is ignored, as the real API does.
-
-        Args:
-            method: In capitals.
-            path: As it was sent, without the query.
-            query: Each parameter's values.
-            headers: Of the request; names in any case.
-            body: Parsed, or None when there was none.
-        """
         operation = self.operation(method, path)
         if operation is None:
-            return []
+            return [f"{method} {path} is not described"]
         errors = []
         for parameter in operation.parameters:
             name = parameter["name"]
             sent = query.get(name, [])[-1:] if parameter["in"] == "query" else []
             if parameter["in"] == "header" and headers.get(name):
                 sent = [headers[name].split("/")[0]]  # the ids of log events are a time and a number
+            if parameter.get("required") and parameter["in"] in ("query", "header") and not sent:
+                errors.append(f"{parameter['in']}.{name}: is required")
             for word in sent:
                 value = self._typed(word, parameter)
                 errors += [
@@ -119,12 +175,17 @@ class Contract:
             errors += self._at(f"{operation.pointer}/requestBody/content/application~1json/schema", body)
         return errors
 
+    def undeclared(self, method: str, path: str, query: Mapping[str, list[str]]) -> list[str]:
+        operation = self.operation(method, path)
+        parameters = operation.parameters if operation else []
+        known = {*PAGING, *(parameter["name"] for parameter in parameters if parameter["in"] == "query")}
+        return [f"query.{name}: is not described" for name in query if name not in known]
+
     def answer_errors(self, method: str, path: str, status: int, media: str, body: Any) -> list[str]:
-        """What is wrong with an answer of the simulator's own; nothing for a path that is not described."""
         operation = self.operation(method, path)
         if operation is None:
-            return []
-        response = operation.responses.get(str(status)) or operation.responses.get("default")
+            return [] if status >= 400 else [f"{method} {path} is not described"]
+        response = operation.responses.get(str(status), operation.responses.get("default"))
         if response is None:
             return [f"status {status} is not described"]
         content = self.resolved(response).get("content")
@@ -133,8 +194,10 @@ class Contract:
         if media not in content:
             return [f"{media} is not described for status {status}"]
         if isinstance(body, dict):
-            body = {key: value for key, value in body.items() if key != UNDESCRIBED}
-        return [] if media == "text/event-stream" else self._errors(content[media]["schema"], body)
+            body = {key: value for key, value in body.items() if key != PAGES}
+        if media == "text/event-stream":
+            return []
+        return self._errors(_closed(content[media]["schema"]) | {"unevaluatedProperties": False}, body, CLOSED)
 
     def resolved(self, part: dict[str, Any]) -> dict[str, Any]:
         """A part of the description, or what it refers to."""
@@ -159,20 +222,20 @@ class Contract:
     def _at(self, pointer: str, value: Any) -> list[str]:
         return self._errors({"$ref": f"#{urllib.parse.quote(pointer)}"}, value)
 
-    def _errors(self, schema: dict[str, Any], value: Any) -> list[str]:
+    def _errors(self, schema: dict[str, Any], value: Any, where: str = HERE) -> list[str]:
         """What breaks a schema of the description, in the words of the API («$.name: …»)."""
-        key = json.dumps(schema, sort_keys=True)
+        # The schema stands alone, so its references must name the document.
+        key = json.dumps(schema, sort_keys=True).replace('"$ref": "#', f'"$ref": "{where}#')
         with self.lock:
             if key not in self.validators:
-                # The schema stands alone, so its references must name the document.
-                whole = json.loads(key.replace('"$ref": "#', f'"$ref": "{HERE}#'))
                 self.validators[key] = jsonschema.Draft202012Validator(
-                    whole, registry=self.registry, format_checker=FORMATS
+                    json.loads(key), registry=self.registry, format_checker=FORMATS
                 )
             validator = self.validators[key]
         return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
+_description = functools.cache(Description)  # tests start many simulators
 FORMATS = jsonschema.FormatChecker(())
 
 
@@ -180,6 +243,22 @@ FORMATS = jsonschema.FormatChecker(())
 def _is_date_time(value: object) -> bool:
     """Whether a text is a time with its zone; ValueError when it is no time at all."""
     return not isinstance(value, str) or datetime.datetime.fromisoformat(value).tzinfo is not None
+
+
+def _closed(schema: Any) -> Any:
+    """A schema that allows no property it does not name, in any object below it; its own object stays open."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {key: _closed(part) for key, part in schema.items()}
+    if "properties" in schema:
+        shut["properties"] = {
+            name: _closed(part) | {"unevaluatedProperties": False} for name, part in schema["properties"].items()
+        }
+    if "items" in schema:
+        shut["items"] |= {"unevaluatedProperties": False}
+    return shut
 
 
 def _pointer(*keys: str) -> str:

@@ -5,7 +5,7 @@
     simulator.py run --state DIR [--pods podman|none] -- COMMAND…       for as long as COMMAND runs
 
 Environment:
-    RUNPOD_OPENAPI: The official OpenAPI description; every request and answer is held to it.
+    RUNPOD_OPENAPI: An OpenAPI description of RunPod's; every request and answer is held to it, beside contract.json.
     SIMULATED_KEY: The account's key, simulated-key when it is not set.
 
 What goes wrong is ordered below /sim/ (faults.py lists the faults, api.py the paths). When it ends, what happened
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import functools
 import http.server
 import json
 import os
@@ -48,12 +47,12 @@ class Simulator:
         state: A folder that only this simulator uses at a time.
         pods: podman or none.
         port: 0 for one that is free.
-        openapi: The official description, or None.
         key: The account's.
 
     Raises:
         BackendError: The containers' image could not be made.
-        OSError: The port or the state folder is in use.
+        OSError: The port or the state folder is in use, or what RUNPOD_OPENAPI names cannot be read.
+        ValueError: What RUNPOD_OPENAPI names is not JSON.
     """
 
     def __init__(
@@ -61,18 +60,16 @@ class Simulator:
         state: pathlib.Path,
         pods: str = "podman",
         port: int = 0,
-        openapi: pathlib.Path | None = None,
         key: str = KEY,
     ) -> None:
         self.state = state.absolute()
         self.state.mkdir(parents=True, exist_ok=True)
         self.claim = _claim(self.state / "lock")
-        contract = _contract(openapi) if openapi else None
         backend = Podman(self.state) if pods == "podman" else Nothing()
         backend.prepare()
         faults = Faults()
         self.cloud = Cloud(self.state, backend, faults)
-        self.api = Api(self.cloud, faults, key, contract)
+        self.api = Api(self.cloud, faults, key, Contract.given())
         # Containers come through a bridge of this machine, so the loopback address alone would not do for them.
         self.server = _Server(("0.0.0.0" if pods == "podman" else "127.0.0.1", port), _handler(self.api))
         self.cloud.port = self.server.server_port
@@ -95,9 +92,6 @@ class Simulator:
         (self.state / "state.json").write_text(json.dumps(state, indent=1) + "\n")
         self.claim.close()
         return state
-
-
-_contract = functools.cache(Contract)  # tests start many simulators
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -191,9 +185,8 @@ def _hung_up(connection: socket.socket) -> bool:
 
 
 def _open(options: argparse.Namespace, port: int) -> Simulator:
-    openapi = os.environ.get("RUNPOD_OPENAPI")
     key = os.environ.get("SIMULATED_KEY") or KEY
-    return Simulator(options.state, options.pods, port, pathlib.Path(openapi) if openapi else None, key)
+    return Simulator(options.state, options.pods, port, key)
 
 
 def serve(options: argparse.Namespace) -> int:

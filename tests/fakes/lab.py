@@ -17,9 +17,10 @@ import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fakes" / "trainer.py"
+PATIENCE = 120.0  # seconds; what has not happened by then, on however slow a machine, never will
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """The first true value of a condition; fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -109,7 +110,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     return rundir.read_json(run_dir / "status.json")
 
 
-def until(run_dir: pathlib.Path, *states: str, seconds: float = 10.0) -> dict[str, Any]:
+def until(run_dir: pathlib.Path, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
     """Wait until status.json says one of the states."""
     try:
         eventually(lambda: status(run_dir).get("state") in states, seconds)

@@ -192,21 +192,6 @@ def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path):
     assert found["text"] == "step 12/12\nfinished\n"
 
 
-@pytest.mark.parametrize("log", ["train", "supervisor"])
-def test_a_real_run_is_followed_to_its_end(lab, log):
-    run = lab.make(steps=40, delay=0.05, say="hello")
-    lab.supervise(run)
-    text, offset, state = "", 0, ""
-    while state not in logs.OVER:
-        found = logs.read(run, log, offset=offset, seconds=30)
-        text, offset, state = text + found["text"], found["offset"], found["state"]
-        if state == "absent":  # its supervisor has not come up yet
-            state = ""
-    assert state == "finished"
-    assert text == (run / f"{log}.log").read_text()
-    assert ("hello" if log == "train" else " finished\n") in text
-
-
 # --- following it from the controller -------------------------------------------------------------------------
 
 

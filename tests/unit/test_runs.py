@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 
 import numpy
@@ -86,17 +85,18 @@ def test_observe_concludes_from_processes_and_clocks(lab, values, state, detail)
     assert found["detail"].startswith(detail)
 
 
-def test_waiting_goes_on_without_news_even_when_a_stall_grows_longer(lab):
-    run = alive_run(lab, heartbeat=1.0)
-    token = runs.observe(run)["token"]
-    began = time.monotonic()
-    assert runs.wait_for_news(run, token, 1.2)["token"] == token
-    assert time.monotonic() - began >= 1.2
+def test_waiting_goes_on_without_news_even_when_a_stall_grows_longer(lab, clock):
+    run, began = alive_run(lab, heartbeat=clock.now() - 100), clock.now()
+    before = runs.observe(run)
+    found = runs.wait_for_news(run, before["token"], 600)
+    assert found["token"] == before["token"]
+    assert found["detail"] != before["detail"]
+    assert clock.now() == began + 600
 
 
 @pytest.mark.parametrize("news", ["event", "state"])
-def test_waiting_ends_early_on_news(lab, news):
-    run = alive_run(lab)
+def test_waiting_ends_early_on_news(lab, clock, news):
+    run, began = alive_run(lab), clock.now()
     token = runs.observe(run)["token"]
 
     def tell():
@@ -105,12 +105,10 @@ def test_waiting_ends_early_on_news(lab, news):
         else:
             rundir.write_json(run / "status.json", {**status(run), "state": "finished"})
 
-    timer = threading.Timer(0.2, tell)
-    timer.start()
-    began = time.monotonic()
+    clock.later(7, tell)
     found = runs.wait_for_news(run, token, 20)
-    timer.join()
-    assert time.monotonic() - began < 5
+    gathered = runs.SETTLE if news == "event" else 0
+    assert clock.now() - began == 7 + gathered
     assert found["token"] != token
     assert len(found["events"]) == (news == "event")
 

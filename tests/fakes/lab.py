@@ -131,6 +131,18 @@ def reached(run_dir: pathlib.Path, step: int) -> None:
     eventually(lambda: any(event["step"] >= step for event in events(run_dir, "log")))
 
 
+def go_on(run_dir: pathlib.Path) -> None:
+    """Let a trainer go on from where it hangs or stays."""
+    (run_dir / "go").touch()
+
+
+def one_after_the_other(*run_dirs: pathlib.Path) -> bool:
+    """Whether each run's last training had ended, by its own word, when the next one's began."""
+    begins = [events(run_dir, "begin")[0]["time"] for run_dir in run_dirs]
+    ends = [events(run_dir, "end")[-1]["time"] for run_dir in run_dirs]
+    return all(end <= begin for end, begin in zip(ends, begins[1:]))
+
+
 def starts(run_dir: pathlib.Path) -> list[int]:
     """The step each trainer of the run started from."""
     path = run_dir / "starts.txt"

@@ -12,15 +12,15 @@ import rundir
 from ansible.module_utils.lora_forge import backend
 from ansible.module_utils.lora_forge.backend import Choice
 from ansible.module_utils.lora_forge.errors import ForgeError
-from lab import eventually, status, until
+from lab import eventually, go_on, status, until
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
 def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path))  # a server of its own
     monkeypatch.delenv("TMUX", raising=False)
-    run = lab.make("test-tmux-1", where=tmp_path / "a folder", steps=20)
-    other = lab.make("test-tmux-1", where=tmp_path / "another", steps=2)
+    run = lab.make("test-tmux-1", where=tmp_path / "a folder", stay_at=1)
+    other = lab.make("test-tmux-1", where=tmp_path / "another", lane="GPU-2", steps=2)
     tmux = Choice("tmux", "", "")
     try:
         look = backend.start(tmux, run.name, run, 10)
@@ -30,6 +30,7 @@ def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
             backend.start(tmux, run.name, run, 10)
         assert backend.start(tmux, other.name, other, 10) != look  # of another checkout
         until(other, "finished")
+        go_on(run)
         until(run, "finished")
         eventually(lambda: backend.run_command(["tmux", "has-session", "-t", look.split()[-1]])[0] != 0)
         assert backend.start(tmux, run.name, run, 10)  # the name is free again

@@ -8,7 +8,7 @@ from ansible.module_utils.lora_forge import logs
 
 @pytest.mark.parametrize("log", ["train", "supervisor"])
 def test_a_real_run_is_followed_to_its_end(lab, log):
-    run = lab.make(steps=40, delay=0.05, say="hello")
+    run = lab.make(steps=12, delay=0.05, say="hello")
     lab.supervise(run)
     text, offset, state = "", 0, ""
     while state not in logs.OVER:

@@ -7,12 +7,13 @@ import os
 import signal
 import stat
 import time
+import types
 
 import pytest
 import rundir
 from ansible.module_utils.lora_forge import backend, runs
 from ansible.module_utils.lora_forge.errors import ForgeError
-from lab import eventually, reached, starts, status, until
+from lab import PATIENCE, eventually, go_on, reached, starts, status, until
 
 
 def start(lab, run, secrets=None, check=False, **settings):
@@ -24,12 +25,13 @@ def start(lab, run, secrets=None, check=False, **settings):
 
 def test_start_attaches_to_what_is_alive_or_finished(lab):
     run = lab.stage()
-    first = start(lab, run, {"HF_TOKEN": "x"}, steps=30)
+    first = start(lab, run, {"HF_TOKEN": "x"}, stay_at=1)
     assert first["changed"] is True
     assert "after a reboot" in first["word"]
     assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
     again = start(lab, run)
     assert (again["changed"], again["backend"], again["look"]) == (False, "process", first["look"])
+    go_on(run)
     until(run, "finished")
     assert not (run / "env").exists()
     assert start(lab, run)["changed"] is False
@@ -40,8 +42,9 @@ def test_start_attaches_to_what_is_alive_or_finished(lab):
 def test_two_starts_at_once_make_one_supervisor(lab):
     run = lab.stage()
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        answers = [one.result() for one in [pool.submit(start, lab, run, steps=30) for _ in range(4)]]
+        answers = [one.result() for one in [pool.submit(start, lab, run, stay_at=1) for _ in range(4)]]
     assert sorted(answer["changed"] for answer in answers) == [False, False, False, True]
+    go_on(run)
     until(run, "finished")
     assert starts(run) == [0]
 
@@ -61,7 +64,7 @@ def test_each_launch_has_its_turn_and_what_was_cut_off_keeps_it(lab):
     eventually(lambda: not runs.observe(second)["alive"])
     assert start(lab, second)["changed"]
     assert turns() == [1, 2]
-    runs.stop(second, 20)
+    runs.stop(second, PATIENCE)
     start(lab, second)
     assert turns() == [1, 3]
 
@@ -77,9 +80,9 @@ def test_a_clock_that_was_set_back_does_not_keep_a_failed_run_from_starting(lab)
 
 def test_start_resumes_what_was_stopped_and_what_failed(lab):
     run = lab.stage()
-    start(lab, run, steps=400)
+    start(lab, run, stay_at=3)
     reached(run, 3)
-    assert runs.stop(run, 10) is True
+    assert runs.stop(run, PATIENCE) is True
     assert runs.observe(run)["state"] == "stopped"
     assert start(lab, run, crash_at=6, save_every=6)["changed"] is True
     until(run, "failed")
@@ -106,8 +109,13 @@ def test_start_takes_over_an_orphaned_trainer(lab):
 def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monkeypatch):
     run = lab.stage()
     (run / "supervisor.py").write_text("raise SystemExit('boom')")
-    clock = time.monotonic
-    monkeypatch.setattr(runs.time, "monotonic", lambda: clock() * 20)
+    log = run / "supervisor.log"
+
+    def now() -> float:
+        """The time is up once it has said its last word."""
+        return time.time() if log.exists() and "boom" in log.read_text() else 0.0
+
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))
     with pytest.raises(ForgeError, match=r"did not come up within 20 s \(process\)\. boom"):
         start(lab, run)
 
@@ -135,19 +143,19 @@ def test_stop_in_check_mode_stops_nothing(lab):
 
 def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
     run = lab.stage()
-    start(lab, run, {"HF_TOKEN": "x"}, steps=400, save_every=400)
+    start(lab, run, {"HF_TOKEN": "x"}, save_every=8, stay_at=2)
     reached(run, 2)
-    assert runs.stop(run, 10) is True
-    assert rundir.last_complete(run / "output") >= 2
+    assert runs.stop(run, PATIENCE) is True
+    assert rundir.last_complete(run / "output") == 2
     assert runs.observe(run)["detail"].startswith("stopped: on request")
     assert not (run / "env").exists()
-    assert runs.stop(run, 10) is False
+    assert runs.stop(run, PATIENCE) is False
 
 
 @pytest.mark.parametrize("orphan", [True, False])
 def test_stop_without_a_supervisor_takes_the_secrets_and_the_orphan(lab, orphan):
     run = lab.stage()
-    start(lab, run, {"HF_TOKEN": "x"}, steps=400, ignore_term=int(orphan))
+    start(lab, run, {"HF_TOKEN": "x"}, stay_at=1, ignore_term=int(orphan))
     reached(run, 1)
     os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
     if not orphan:
@@ -162,16 +170,16 @@ def test_remove_stops_and_deletes(lab, monkeypatch):
     forgotten = []
     monkeypatch.setattr(backend, "forget", forgotten.append)
     run = lab.stage()
-    start(lab, run, steps=400)
+    start(lab, run, stay_at=1)
     reached(run, 1)
-    assert runs.remove(run, 10, check=True) is True
+    assert runs.remove(run, PATIENCE, check=True) is True
     assert run.exists()
     pid = status(run)["trainer"]["pid"]
-    assert runs.remove(run, 10) is True
+    assert runs.remove(run, PATIENCE) is True
     assert not run.exists()
     assert rundir.process_start(pid) is None
     assert forgotten == [run.name]
-    assert runs.remove(run, 10) is False
+    assert runs.remove(run, PATIENCE) is False
 
 
 # --- an exit code of 0 proves nothing -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from lab import ROOT
+from lab import PATIENCE, ROOT, eventually
 
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 
@@ -45,7 +45,22 @@ def bench(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "speed_train.jsonl").touch()
     forge.save(tmp_path / "results/tiny/ceiling.json", {"flops_per_second": 1.0, "gpu": forge.gpu_facts()})
-    return speed.Bench(tmp_path, tmp_path / "results/tiny", 1, True, time.monotonic() + 60)
+    return speed.Bench(tmp_path, tmp_path / "results/tiny", 1, True, time.monotonic() + 3600)
+
+
+@pytest.fixture
+def hangs(bench, monkeypatch):
+    """Lets the stand-in hang at a step; its time is up as soon as it does."""
+    wait = subprocess.Popen.wait
+
+    def until_it_hangs(process: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout and "axolotl.cli.train" in process.args:
+            eventually(lambda: [*bench.work.glob("processes/*/hangs")])
+            timeout = 0.1
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_it_hangs)
+    return lambda step: monkeypatch.setenv("HANGS_AT", str(step))
 
 
 def test_what_is_measured_is_kept_and_not_measured_again(bench):
@@ -75,10 +90,9 @@ def test_what_cannot_run_here_may_run_elsewhere(bench):
 
 
 @pytest.mark.parametrize(("at", "status"), [(11, "measured"), (10, "cut off")])
-def test_the_steps_until_the_time_was_up_are_kept(bench, monkeypatch, at, status):
+def test_the_steps_until_the_time_was_up_are_kept(bench, hangs, at, status):
     """One for warming up and ten that count make a figure; it is measured again, and no shorter one takes its place."""
-    monkeypatch.setenv("HANGS_AT", str(at))
-    bench.deadline = time.monotonic() + 4
+    hangs(at)
     wish = speed.Wish("baseline", 1, 50)
     assert not bench.measure(wish)
     found = forge.load(bench.path(wish))
@@ -89,9 +103,9 @@ def test_the_steps_until_the_time_was_up_are_kept(bench, monkeypatch, at, status
     assert len(forge.load(bench.path(wish))["steps"]) == (at if status == "measured" else 0)
 
 
-def test_one_that_is_too_slow_does_not_hold_up_the_others(bench, monkeypatch):
-    monkeypatch.setenv("HANGS_AT", "2")
-    monkeypatch.setattr(speed, "CAP", 2.0)
+def test_one_that_is_too_slow_does_not_hold_up_the_others(bench, hangs, monkeypatch):
+    hangs(2)
+    monkeypatch.setattr(speed, "CAP", 0.0)
     monkeypatch.setattr(speed, "CAP_STEP", 0.0)
     wish = speed.Wish("baseline", 1, 13)
     assert bench.measure(wish)
@@ -134,13 +148,13 @@ def test_the_ceiling_is_that_of_this_very_card(bench, monkeypatch):
 
 def program(bench, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_the_same_command_goes_on_when_the_time_was_up(bench, monkeypatch):
     only = ("--only", "baseline,mb4x2", "--repeats", "1", "--steps", "13")
     monkeypatch.setenv("HANGS_AT", "5")
-    first = program(bench, *only, "--seconds", "5")
+    first = program(bench, *only, "--seconds", "2")
     assert first.returncode == forge.AGAIN == 3, first.stderr
     assert "the time is up; the same command goes on with: baseline (1), mb4x2 (1)" in first.stdout
     monkeypatch.delenv("HANGS_AT")
@@ -154,13 +168,9 @@ def test_a_program_that_is_told_to_end_keeps_its_steps(bench, monkeypatch):
     monkeypatch.setenv("HANGS_AT", "11")
     command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), "--only", "baseline"]
     with subprocess.Popen([*command, "--steps", "50"], stdout=subprocess.DEVNULL) as running:
-        deadline = time.monotonic() + 30
-        while not (bench.work / "processes/baseline-1/hangs").exists():
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: (bench.work / "processes/baseline-1/hangs").exists() or running.poll() is not None)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == forge.AGAIN
+        assert running.wait(PATIENCE) == forge.AGAIN
     assert len(forge.load(bench.path(speed.Wish("baseline", 1, 50)))["steps"]) == 11
 
 
@@ -175,7 +185,7 @@ def test_a_measurement_has_the_gpu_to_itself(tmp_path, monkeypatch):
     answers = iter(["70000", "70000", "3"])
     monkeypatch.setattr(forge, "smi", lambda *query: [next(answers)])
     forge.make_idle(tmp_path)
-    assert left.wait(10) == -signal.SIGKILL
+    assert left.wait(PATIENCE) == -signal.SIGKILL
     left.stdout.close()
     monkeypatch.setattr(forge, "smi", lambda *query: ["123, python, 69000"] if "apps" in query[0] else ["70000"])
     with pytest.raises(SystemExit, match=r"the GPU is in use: 70000 MiB, by 123, python, 69000\. Nothing is"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import importlib
 import json
 import os
 import pathlib
@@ -54,6 +55,13 @@ def server() -> Iterator[WandbServer]:
     with WandbServer() as made:
         yield made
         assert made.unknown == [], "the client asked for what the server does not know"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def client() -> None:
+    """Imports the client once: the processes that ask are forked from this one, and need not do it again."""
+    with mock.patch.dict(os.environ, WANDB_ERROR_REPORTING="false"):
+        importlib.import_module("wandb.apis.public")
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,11 @@ UV := $(BIN)/uv
 # Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train image rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
+LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format # the slowest first
+# The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
+named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
+
+.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration e2e molecule faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,21 +48,37 @@ image: $(VENV)/.controller ## Build the training image (IMAGE=name:tag BASE=imag
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
 
-test: $(VENV)/.dev ## Everything: lint, unit tests, real rehearsals and faults, real hosts
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory unit
+test: $(VENV)/.dev ## Everything: check, integration tests, real rehearsals and faults, real hosts
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory integration
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
-lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/yamllint --strict .
+check: $(VENV)/.dev ## Lint and unit tests, side by side: a minute or so
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint
+
+lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production)
+
+lint-ansible: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
-unit: $(VENV)/.dev ## Unit tests: no host, no training
-	$(BIN)/pytest -q --numprocesses 2 tests/unit
+lint-mypy: $(VENV)/.dev
+	$(BIN)/mypy
+
+lint-yaml: $(VENV)/.dev
+	$(BIN)/yamllint --strict .
+
+lint-ruff: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+lint-format: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+
+unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; ARGS go to pytest
+	$(BIN)/pytest -q --numprocesses 2 $(call named_or,tests/unit)
+
+integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
+	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh

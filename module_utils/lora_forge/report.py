@@ -7,6 +7,7 @@ The page depends on what was read alone, not on the clock: the same data give th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -611,16 +612,22 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
     Raises:
         ForgeError: The template does not hold up.
     """
+    try:
+        return _compiled(template.read_text(encoding="utf-8")).render(facts)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise ForgeError(f"{template}{f', line {line}' if line else ''}: {error}") from None
+
+
+@functools.cache
+def _compiled(text: str) -> jinja2.Template:
+    """A template, ready to be filled in; that takes longer than to fill it in."""
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {
         one.__name__: one for one in (figure, whole, span, when, usd, cost, dashes, link, objects, texts, pairs)
     }
     made.globals |= {"fact": fact, "nothing": NOTHING, "own": OWN}
-    try:
-        return made.from_string(template.read_text(encoding="utf-8")).render(facts)
-    except jinja2.TemplateError as error:
-        line = getattr(error, "lineno", None)
-        raise ForgeError(f"{template}{f', line {line}' if line else ''}: {error}") from None
+    return made.from_string(text)
 
 
 def write(path: pathlib.Path, data: bytes, check: bool = False) -> bool:

@@ -17,9 +17,10 @@ import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fakes" / "trainer.py"
+PATIENCE = 120.0  # seconds; what has not happened by then, on however slow a machine, never will
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """The first true value of a condition; fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -114,7 +115,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     return rundir.read_json(run_dir / "status.json")
 
 
-def until(run_dir: pathlib.Path, *states: str, seconds: float = 10.0) -> dict[str, Any]:
+def until(run_dir: pathlib.Path, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
     """Wait until status.json says one of the states."""
     try:
         eventually(lambda: status(run_dir).get("state") in states, seconds)
@@ -133,6 +134,18 @@ def events(run_dir: pathlib.Path, kind: str = "") -> list[dict[str, Any]]:
 def reached(run_dir: pathlib.Path, step: int) -> None:
     """Wait until a step was logged."""
     eventually(lambda: any(event["step"] >= step for event in events(run_dir, "log")))
+
+
+def go_on(run_dir: pathlib.Path) -> None:
+    """Let a trainer go on from where it hangs or stays."""
+    (run_dir / "go").touch()
+
+
+def one_after_the_other(*run_dirs: pathlib.Path) -> bool:
+    """Whether each run's last training had ended, by its own word, when the next one's began."""
+    begins = [events(run_dir, "begin")[0]["time"] for run_dir in run_dirs]
+    ends = [events(run_dir, "end")[-1]["time"] for run_dir in run_dirs]
+    return all(end <= begin for end, begin in zip(ends, begins[1:]))
 
 
 def starts(run_dir: pathlib.Path) -> list[int]:

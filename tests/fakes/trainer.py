@@ -1,7 +1,8 @@
 """A stand-in for Axolotl: "trains" with short delays and reports as roles/run/files/lora_forge_axolotl.py does.
 
 It runs in the run directory, with ``rundir`` on PYTHONPATH, and reads its settings from the environment as
-``FAKE_<NAME>`` (see SETTINGS). Like Axolotl it resumes from the highest checkpoint number without looking.
+``FAKE_<NAME>`` (see SETTINGS). A file ``go`` in the run directory lets it go on from where it hangs or stays. Like
+Axolotl it resumes from the highest checkpoint number without looking.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SETTINGS: dict[str, Any] = {
     "EXIT0_AT": 0,  # exit 0 at this step without a word
     "EXIT0_RESUMED": 0,  # 1: a resumed start exits 0 at once
     "EARLY_STOP_AT": 0,
-    "HANG_AT": 0,
+    "HANG_AT": 0,  # hear nothing any more, after this step
+    "STAY_AT": 0,  # go no further than this step, until a stop is wanted
     "HANG_FIRST": 0,  # 1: it never begins, as one that waits for other hosts
     "BACK_TO": 0,  # the first resume goes back to this step, as a gang does where another host has no later one
     "NAN_AT": 0,
@@ -40,6 +42,7 @@ SETTINGS: dict[str, Any] = {
 }
 METRICS = pathlib.Path("metrics.jsonl")
 OUTPUT = pathlib.Path("output")
+GO = pathlib.Path("go")
 
 
 def safetensors(tensors: dict[str, Any], data: bytes) -> bytes:
@@ -115,8 +118,12 @@ class Trainer:
             raise SystemExit(self.set["CRASH_SAY"])
         if self.step == self.set["EXIT0_AT"]:
             raise SystemExit(0)
-        while self.step == self.set["HANG_AT"]:
-            time.sleep(0.05)
+        while self.step == self.set["HANG_AT"] and not GO.exists():
+            time.sleep(0.02)
+
+    def stay(self) -> None:
+        while self.step == self.set["STAY_AT"] and not self.stop_wanted and not GO.exists():
+            time.sleep(0.02)
 
     def train(self) -> None:
         steps = self.set["STEPS"]
@@ -138,6 +145,7 @@ class Trainer:
             self.misbehave()
             loss = "nan" if self.step == self.set["NAN_AT"] else 2.0 / self.step
             self.report("log", epoch=self.step / steps, loss=loss, tokens_per_second=100.0)
+            self.stay()
             if self.stop_wanted:
                 self.report("stop", reason="SIGTERM")
             if self.step % self.set["EVAL_EVERY"] == 0 or self.step == steps:

@@ -74,6 +74,7 @@ class WandbServer:
         runs: By id; see :meth:`new_run`. «history», «events» and «console» hold lines as they were sent.
         faults: As :data:`FAULTS`; :meth:`fail` sets them.
         operations: How often each GraphQL operation, and the file stream, was asked.
+        struck: How many requests a fault has met.
         unknown: What was asked and is not known.
     """
 
@@ -83,6 +84,7 @@ class WandbServer:
         self.faults: dict[str, Any] = dict(FAULTS)
         self.operations: collections.Counter[str] = collections.Counter()
         self.unknown: list[str] = []
+        self.struck = 0
         self.lock = threading.RLock()
         self.http = _Http(("127.0.0.1", port), _handler(self))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -305,6 +307,7 @@ class WandbServer:
             if self.faults["only"] not in ("all", kind):
                 return dict(FAULTS)
             met = dict(self.faults)
+            self.struck += any(met[fault] for fault in ("down", "status", "slow", "bad_key"))
             if met["times"]:
                 self.faults["times"] -= 1
                 if not self.faults["times"]:

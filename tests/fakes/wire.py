@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import fcntl
 import importlib.util
 import json
 import pathlib
 import subprocess
+import threading
 import types
 import urllib.parse
 from typing import Any, Callable
@@ -126,17 +128,57 @@ class Wire:
 
 
 class Clock:
-    """A time that goes on only by sleeping."""
+    """A time that goes on only by sleeping, and what happens meanwhile."""
 
     def __init__(self) -> None:
         self.time = 1_764_000_000.0
+        self.plans: list[tuple[float, Callable[[], Any]]] = []
 
     def now(self) -> float:
         return self.time
 
+    def later(self, seconds: float, happens: Callable[[], Any]) -> None:
+        """Let something happen so many seconds from now, while somebody sleeps."""
+        self.plans.append((self.time + seconds, happens))
+
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
-        self.time += seconds
+        until = self.time + seconds
+        due = sorted((plan for plan in self.plans if plan[0] <= until), key=lambda plan: plan[0])
+        self.plans = [plan for plan in self.plans if plan[0] > until]
+        for self.time, happens in due:
+            happens()
+        self.time = until
+
+
+class Rivals:
+    """Two threads that want one file lock: who has it goes on only once the other one wants it too.
+
+    Args:
+        monkeypatch: To see who asks for a lock.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.came: set[int] = set()
+        self.both = threading.Event()
+        lock = fcntl.flock
+
+        def flock(file: Any, operation: int) -> None:
+            self.here()
+            lock(file, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    def here(self) -> None:
+        """Say that this thread has come as far as the lock, or further where there is none."""
+        self.came.add(threading.get_ident())
+        if len(self.came) == 2:
+            self.both.set()
+
+    def meet(self) -> None:
+        """Wait until both are there."""
+        self.here()
+        assert self.both.wait(120), "the other one never came"
 
 
 def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48, **changes: Any) -> dict[str, Any]:

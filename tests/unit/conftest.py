@@ -1,6 +1,8 @@
-"""A controller with an account of RunPod in memory."""
+"""A controller with an account of RunPod in memory; a clock that is set by hand."""
 
 from __future__ import annotations
+
+import types
 
 import pytest
 
@@ -21,3 +23,19 @@ def desk(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("os.fsync", lambda file: None)
     return Desk(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
+    import rundir
+    from ansible.module_utils.lora_forge import logs, model, runs
+    from wire import Clock
+
+    made = Clock()
+    still = types.SimpleNamespace(monotonic=made.now, time=made.now, sleep=made.sleep)
+    for waiting in (logs, model, runs):
+        monkeypatch.setattr(waiting, "time", still)
+    for uptimes in (rundir, runs.rundir):
+        monkeypatch.setattr(uptimes, "uptime", made.now)
+    return made

@@ -6,11 +6,8 @@ import json
 import math
 import pathlib
 import random
-import signal
-import subprocess
 import sys
 import tarfile
-import time
 
 import pytest
 
@@ -233,155 +230,7 @@ def test_the_reason_of_a_failure(tmp_path):
     assert speed.reason(log, -9) == "exit code -9: one\ntwo"
 
 
-# Measurements, with a stand-in for Axolotl: what is done in which order, what is kept, what is gone on with
-
-STAND_IN = """
-import json, os, pathlib, sys, time
-keys = pathlib.Path("axolotl.yml").read_text()
-steps = int(keys.split("max_steps: ")[1].split()[0])
-pathlib.Path("measured.json").write_text('{"resolved": {}}')
-if "lora_mlp_kernel: false" in keys and "lora_embedding_kernel: false" in keys:
-    sys.exit("ValueError: not today")
-micro = int(keys.split("micro_batch_size: ")[1].split()[0])
-with open("steps.jsonl", "a") as file:
-    for step in range(1, steps + 1):
-        row = {"tokens": 1000 * micro, "positions": 1000, "squares": 1, "data": 1, "seconds": 1.0, "loss": 1.0}
-        print(json.dumps(row), file=file, flush=True)
-        if os.environ.get("HANGS_AT") == str(step):
-            pathlib.Path("hangs").touch()
-            time.sleep(600)
-"""
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    """A bench whose model, data and ceiling are there; of Axolotl it has the stand-in."""
-    (tmp_path / "axolotl/cli").mkdir(parents=True)
-    for name in ("__init__", "cli/__init__"):
-        (tmp_path / f"axolotl/{name}.py").touch()
-    (tmp_path / "axolotl/cli/train.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delenv("HANGS_AT", raising=False)
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "speed_train.jsonl").touch()
-    forge.save(tmp_path / "results/tiny/ceiling.json", {"flops_per_second": 1.0, "gpu": forge.gpu_facts()})
-    return speed.Bench(tmp_path, tmp_path / "results/tiny", 1, True, time.monotonic() + 60)
-
-
-def test_what_is_measured_is_kept_and_not_measured_again(bench):
-    wish = speed.Wish("baseline", 1, 13)
-    assert not bench.done(wish)
-    assert bench.measure(wish)
-    assert bench.done(wish)
-    found = forge.load(bench.path(wish))
-    assert (found["status"], len(found["steps"]), found["tiny"]) == ("measured", 13, True)
-    assert found["commit"]
-    assert speed.rate(found) == 2000
-    assert not bench.done(speed.Wish("baseline", 1, 50))
-
-
-def test_a_failure_has_its_reason_and_is_not_tried_again(bench):
-    wish = speed.Wish("no-lora-kernels", 1, 13)
-    assert bench.measure(wish)
-    assert forge.load(bench.path(wish))["reason"] == "exit code 1: ValueError: not today"
-    assert bench.done(wish)
-
-
-def test_what_cannot_run_here_may_run_elsewhere(bench):
-    wish = speed.Wish("flex", 1, 13)
-    assert bench.measure(wish)
-    assert forge.load(bench.path(wish))["reason"] == "a CPU cannot run it"
-    assert not bench.done(wish)
-
-
-@pytest.mark.parametrize(("at", "status"), [(11, "measured"), (10, "cut off")])
-def test_the_steps_until_the_time_was_up_are_kept(bench, monkeypatch, at, status):
-    """One for warming up and ten that count make a figure; it is measured again, and no shorter one takes its place."""
-    monkeypatch.setenv("HANGS_AT", str(at))
-    bench.deadline = time.monotonic() + 4
-    wish = speed.Wish("baseline", 1, 50)
-    assert not bench.measure(wish)
-    found = forge.load(bench.path(wish))
-    assert (found["status"], len(found["steps"])) == (status, at)
-    assert not bench.done(wish)
-    assert bench.done(speed.Wish("baseline", 1, 11)) == (status == "measured")
-    bench.keep(wish, found | {"status": "cut off", "reason": "the time was up", "steps": []})
-    assert len(forge.load(bench.path(wish))["steps"]) == (at if status == "measured" else 0)
-
-
-def test_one_that_is_too_slow_does_not_hold_up_the_others(bench, monkeypatch):
-    monkeypatch.setenv("HANGS_AT", "2")
-    monkeypatch.setattr(speed, "CAP", 2.0)
-    monkeypatch.setattr(speed, "CAP_STEP", 0.0)
-    wish = speed.Wish("baseline", 1, 13)
-    assert bench.measure(wish)
-    assert forge.load(bench.path(wish))["reason"].startswith("it took too long: 2 of 13 steps in ")
-    assert bench.done(wish)
-    assert bench.needed(wish) == 0  # and is no measure for what others need
-
-
-def test_what_a_process_needs_is_told_by_the_median(bench):
-    for repeat, start in enumerate((40, 45, 400), 1):
-        step = {"seconds": 5.0, "tokens": 1}
-        one = {"status": "measured", "seconds": start + 65, "steps": [step] * 13}
-        forge.save(bench.path(speed.Wish("baseline", repeat, 13)), one)
-    assert bench.needed(speed.Wish("liger", 1, 13)) == 45 + 11 * 5
-    bench.deadline = time.monotonic() + 90
-    assert not bench.measure(speed.Wish("mb4x2", 1, 13))
-    assert not bench.path(speed.Wish("mb4x2", 1, 13)).exists()
-
-
-def test_the_fastest_is_the_one_that_was_measured(bench):
-    wish = speed.Wish(speed.FASTEST, 2, 13)
-    assert bench.resolved(wish) is None
-    bench.measure(speed.Wish("baseline", 1, 13))
-    assert bench.resolved(wish) is None
-    for name in ("mb4x2", "mb1x8", "bf16-lora"):
-        bench.measure(speed.Wish(name, 1, 13))
-    assert bench.resolved(wish) == speed.Wish("mb4x2", 2, 13)
-
-
-def test_the_ceiling_is_that_of_this_very_card(bench, monkeypatch):
-    (bench.work / "ceiling.py").write_text("print('{\"flops_per_second\": 2.0}')")
-    monkeypatch.setattr(speed, "HERE", bench.work)
-    bench.prepare()
-    assert forge.load(bench.results / "ceiling.json")["flops_per_second"] == 1
-    forge.save(bench.results / "ceiling.json", {"flops_per_second": 1.0, "gpu": {"uuid": "GPU-of-another-machine"}})
-    bench.prepare()
-    found = forge.load(bench.results / "ceiling.json")
-    assert (found["flops_per_second"], found["gpu"]) == (2, forge.gpu_facts())
-
-
-def program(bench, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def test_the_same_command_goes_on_when_the_time_was_up(bench, monkeypatch):
-    only = ("--only", "baseline,mb4x2", "--repeats", "1", "--steps", "13")
-    monkeypatch.setenv("HANGS_AT", "5")
-    first = program(bench, *only, "--seconds", "5")
-    assert first.returncode == forge.AGAIN == 3, first.stderr
-    assert "the time is up; the same command goes on with: baseline (1), mb4x2 (1)" in first.stdout
-    monkeypatch.delenv("HANGS_AT")
-    second = program(bench, *only)
-    assert (second.returncode, second.stdout.count("2000 tokens/s")) == (0, 1), second.stderr
-    assert second.stdout.endswith("results/tiny\n")
-    assert program(bench, *only).stdout.startswith("all is measured: ")
-
-
-def test_a_program_that_is_told_to_end_keeps_its_steps(bench, monkeypatch):
-    monkeypatch.setenv("HANGS_AT", "11")
-    command = [sys.executable, speed.__file__, "--tiny", "--work", str(bench.work), "--only", "baseline"]
-    with subprocess.Popen([*command, "--steps", "50"], stdout=subprocess.DEVNULL) as running:
-        deadline = time.monotonic() + 30
-        while not (bench.work / "processes/baseline-1/hangs").exists():
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == forge.AGAIN
-    assert len(forge.load(bench.path(speed.Wish("baseline", 1, 50)))["steps"]) == 11
+# What is measured in which order; what is kept, and what is gone on with, is in tests/integration
 
 
 def test_the_order_is_one_of_worth():
@@ -425,24 +274,6 @@ def test_a_visit_packs_its_results_and_its_logs(tmp_path):
     assert forge.load(work / "results/card/baseline-1.json") == {"steps": [1, 2]}
     visit.bring_back(tmp_path / "unpacked", tmp_path / "next")
     assert forge.load(tmp_path / "next/card/baseline-1.json") == {"steps": [1]}
-
-
-def test_a_measurement_has_the_gpu_to_itself(tmp_path, monkeypatch):
-    """What a run of this work folder left is ended; anybody else is named."""
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
-    left = subprocess.Popen(
-        command, env={"LORA_FORGE_RUN_DIR": str(tmp_path / "runs/witness-1")}, stdout=subprocess.PIPE
-    )
-    left.stdout.readline()
-    (tmp_path / "runs/witness-1").mkdir(parents=True)
-    answers = iter(["70000", "70000", "3"])
-    monkeypatch.setattr(forge, "smi", lambda *query: [next(answers)])
-    forge.make_idle(tmp_path)
-    assert left.wait(10) == -signal.SIGKILL
-    left.stdout.close()
-    monkeypatch.setattr(forge, "smi", lambda *query: ["123, python, 69000"] if "apps" in query[0] else ["70000"])
-    with pytest.raises(SystemExit, match=r"the GPU is in use: 70000 MiB, by 123, python, 69000\. Nothing is"):
-        forge.make_idle(tmp_path, 0)
 
 
 # The table

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
-import threading
-import time
 from typing import Any
 from unittest import mock
 
@@ -137,26 +135,26 @@ def test_a_log_that_was_replaced_is_read_from_its_start(tmp_path):
 # --- waiting ------------------------------------------------------------------------------------------------
 
 
-def test_the_end_is_not_waited_for(tmp_path):
-    run = made(tmp_path, log=b"")
-    began = time.monotonic()
+def test_the_end_is_not_waited_for(tmp_path, clock):
+    run, began = made(tmp_path, log=b""), clock.now()
     assert logs.read(run, seconds=30)["text"] == ""
     add(run, b"unfinished")
     assert logs.read(run, seconds=30) == {"text": "", "offset": 0, "state": "running", "more": False}
-    assert time.monotonic() - began < 5
+    assert clock.now() == began
 
 
-def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_path):
-    run = made(tmp_path, log=b"whole\n 10%|#")
+def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_path, clock):
+    run, began = made(tmp_path, log=b"whole\n 10%|#"), clock.now()
     assert logs.read(run)["text"] == "whole\n 10%|#\n"
+    assert clock.now() == began
     found = logs.read(run, offset=0, seconds=30)
     assert (found["text"], found["offset"]) == ("whole\n", 6)
-    began = time.monotonic()
-    assert logs.read(run, offset=6, seconds=0.7)["text"] == " 10%|#\n"
-    assert time.monotonic() - began >= 0.7
+    began = clock.now()
+    assert logs.read(run, offset=6, seconds=20)["text"] == " 10%|#\n"
+    assert clock.now() == began + 20
     made(tmp_path, "failed", alive=False)
     assert logs.read(run, offset=6, seconds=30)["text"] == " 10%|#\n"
-    assert time.monotonic() - began < 10
+    assert clock.now() == began + 20
 
 
 @pytest.mark.parametrize(
@@ -166,18 +164,15 @@ def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_pa
         (lambda run: made(run.parent, "stopped", alive=False), "the end of\n", "stopped"),
     ],
 )
-def test_waiting_ends_early_on_news(tmp_path, news, text, state):
-    run = made(tmp_path, log=b"the end of")
-    timer = threading.Timer(0.2, news, [run])
-    timer.start()
-    began = time.monotonic()
+def test_waiting_ends_early_on_news(tmp_path, clock, news, text, state):
+    run, began = made(tmp_path, log=b"the end of"), clock.now()
+    clock.later(7, lambda: news(run))
     found = logs.read(run, offset=0, seconds=30)
-    timer.join()
     assert (found["text"], found["state"]) == (text, state)
-    assert time.monotonic() - began < 5
+    assert 7 <= clock.now() - began < 10
 
 
-def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path):
+def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path, clock):
     run = made(tmp_path, "finished")
     add(run, b"step 12/12\n", "supervisor.log")
 
@@ -185,26 +180,9 @@ def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path):
         add(run, b"finished\n", "supervisor.log")
         made(tmp_path, "finished", alive=False)
 
-    timer = threading.Timer(0.2, leave)
-    timer.start()
+    clock.later(7, leave)
     found = logs.read(run, "supervisor", offset=0, seconds=30)
-    timer.join()
     assert found["text"] == "step 12/12\nfinished\n"
-
-
-@pytest.mark.parametrize("log", ["train", "supervisor"])
-def test_a_real_run_is_followed_to_its_end(lab, log):
-    run = lab.make(steps=40, delay=0.05, say="hello")
-    lab.supervise(run)
-    text, offset, state = "", 0, ""
-    while state not in logs.OVER:
-        found = logs.read(run, log, offset=offset, seconds=30)
-        text, offset, state = text + found["text"], found["offset"], found["state"]
-        if state == "absent":  # its supervisor has not come up yet
-            state = ""
-    assert state == "finished"
-    assert text == (run / f"{log}.log").read_text()
-    assert ("hello" if log == "train" else " finished\n") in text
 
 
 # --- following it from the controller -------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import threading
@@ -13,7 +12,7 @@ from ansible.module_utils.lora_forge import pods
 from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.runpod import NoAnswer
-from wire import CAPACITY, answer, gpu, problem, wrong
+from wire import CAPACITY, Rivals, answer, gpu, problem, wrong
 
 RULE = problem(400, "disk must be at least 10")
 POOL = problem(403, "no access to this pool")
@@ -262,13 +261,12 @@ def test_another_owners_or_hosts_pod_is_not_taken(rig):
     assert len(rig.orders) == 1
 
 
-def test_two_controllers_at_once_order_one_pod(rig):
-    meet, adopt = threading.Barrier(2, timeout=0.3), rig.pods.adopt
+def test_two_controllers_at_once_order_one_pod(rig, monkeypatch):
+    rivals, adopt = Rivals(monkeypatch), rig.pods.adopt
 
     def late(wanted: Any) -> Any:
         found = adopt(wanted)
-        with contextlib.suppress(threading.BrokenBarrierError):  # the other one is held up elsewhere
-            meet.wait()
+        rivals.meet()
         return found
 
     rig.pods.adopt = late

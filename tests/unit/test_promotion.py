@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -297,26 +295,6 @@ def test_a_share_that_makes_no_sense(home, share) -> None:
         home.train("witness-a", regression=share)
 
 
-def test_two_at_a_time(home) -> None:
-    """Real processes, each of which delivers one run of the agent."""
-    names = [f"witness-{letter}" for letter in "bcdefg"]
-    for name in names:
-        home.deliver(name, 0.88)
-    code = (
-        "import sys, pathlib, ansible.module_utils as m; m.__path__.append(sys.argv[1])\n"
-        "from ansible.module_utils.lora_forge import promotion\n"
-        "promotion.promote(pathlib.Path(sys.argv[2]), sys.argv[3], 0.02)"
-    )
-    root = pathlib.Path(__file__).resolve().parents[2] / "module_utils"
-    started = [subprocess.Popen([sys.executable, "-c", code, str(root), str(home.path), name]) for name in names]
-    assert [process.wait(60) for process in started] == [0] * len(names)
-    told = home.told("run_id", "from")
-    assert sorted(run_id for run_id, _ in told) == names
-    assert told[0][1] is None
-    assert [before for _, before in told[1:]] == [run_id for run_id, _ in told[:-1]]
-    assert home.latest == told[-1][0]
-
-
 # --- by hand
 
 
@@ -436,34 +414,6 @@ def test_an_agent_that_is_none(home, capsys, agent, says) -> None:
     found = play(home, capsys, agent=agent)
     assert found["failed"]
     assert found["msg"].startswith(says)
-
-
-def test_the_playbook(home) -> None:
-    home.train("witness-a", 0.882)
-    home.train("witness-b", 0.912)
-    root = pathlib.Path(__file__).resolve().parents[2]
-
-    def run(*arguments: str) -> tuple[int, str]:
-        command = [str(root / ".venv/bin/ansible-playbook"), "playbooks/promote.yml", "-e", "role=witness"]
-        output = ["-e", f"output_dir={home.path.parents[1]}"]
-        done = subprocess.run(
-            [*command, *output, *arguments], cwd=root, capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.returncode, done.stdout
-
-    code, text = run()
-    rows = [line.split() for line in text.splitlines() if line.startswith("  witness-")]
-    assert (code, [(row[0], row[1], row[2], row[-1]) for row in rows]) == (
-        0,
-        [("witness-b", "0.912", "12/12", "yes"), ("witness-a", "0.882", "12/12", "latest")],
-    )
-    for changed, latest, options in ((1, "witness-a", ["--check"]), (1, "witness-b", []), (0, "witness-b", [])):
-        code, text = run("-e", "run_id=witness-b", *options)
-        assert (code, home.latest) == (0, latest)
-        assert f"changed={changed} " in text
-    code, text = run("-e", "run_id=witness-bb")
-    assert code == 2
-    assert "did you mean «witness-b»?" in text
 
 
 # --- what people read at the end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
-import contextlib
 import pathlib
 import shlex
 import stat
@@ -15,6 +14,7 @@ from typing import Callable
 import pytest
 from ansible.module_utils.lora_forge import reach
 from ansible.module_utils.lora_forge.errors import ForgeError
+from wire import Rivals
 
 NAME, HOST, PORT = "lora-forge-3f9a2c1b-pod-1-0c1d2e", "195.26.233.3", 34446
 AT = f"{HOST}:{PORT}"
@@ -101,14 +101,13 @@ def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
         reach.key_pair(str(named), tmp_path)
 
 
-def test_two_pods_at_once_make_one_key_pair(tmp_path):
-    meet, one = threading.Barrier(2, timeout=0.3), threading.Lock()
+def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
+    rivals, one_by_one = Rivals(monkeypatch), threading.Lock()
 
     def runner(command: list[str]) -> subprocess.CompletedProcess[str]:
         if "-t" in command:
-            with contextlib.suppress(threading.BrokenBarrierError):  # the other one is held up elsewhere
-                meet.wait()
-        with one:
+            rivals.meet()
+        with one_by_one:
             return reach.run(command)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, claims, gpu, promotion, report, runs, status, verdict, wandb_api
-from lab import ROOT, until
+from ansible.module_utils.lora_forge import adapter, claims, gpu, promotion, report, status, verdict, wandb_api
+from lab import ROOT
 from wire import load
 
 RUN = "witness-0123456789ab"
@@ -241,17 +241,6 @@ def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
     home = tmp_path / "adapters/witness"
     promotion.promote(home, "witness-00000000000e", 0.02)
     assert promotion.overview(home)
-
-
-def test_all_runs_of_a_trainer(lab):
-    run = lab.stage(where=lab.root / "runs")
-    runs.start(run, {**lab.spec(run.name), "agent": "witness"}, {}, "process")
-    until(run, "finished")
-    (run.parent / "never-started").mkdir()
-    (found,) = runs.observe_all(run.parents[1], [CARD])
-    assert (found["run_id"], found["agent"], found["state"]) == (run.name, "witness", "finished")
-    assert "events" not in found
-    assert (found["gpu"], found["gpu_busy"]) == (None, None)
 
 
 @pytest.mark.parametrize(("word", "use"), [("a100", 0), ("busy", 97)])

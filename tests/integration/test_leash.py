@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from ansible.module_utils.lora_forge import leash as outside
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
-from lab import eventually
+from lab import PATIENCE, eventually
 from wire import hold_answer, hold_request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -150,7 +151,7 @@ class Pod:
     def train(self, run_id: str = "witness-0", role: str = "supervisor", deaf: bool = False) -> pathlib.Path:
         """A run whose supervisor, or trainer, lives; a deaf one does not mind SIGTERM."""
         deafen = (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)) if deaf else None  # lasts through exec
-        process = subprocess.Popen(["sleep", "60"], preexec_fn=deafen)
+        process = subprocess.Popen(["sleep", "3600"], preexec_fn=deafen)
         self.processes.append(process)
         run_dir = self.root / "runs" / run_id
         run_dir.mkdir(parents=True)
@@ -341,7 +342,7 @@ def test_a_training_is_stopped_on_request_and_a_controller_has_time_to_fetch(pod
         "the deadline is reached; trainings asked for a checkpoint: 1",
     )
     assert (run_dir / "stop").exists()
-    assert pod.processes[0].wait(5) == -signal.SIGTERM
+    assert pod.processes[0].wait(PATIENCE) == -signal.SIGTERM
     assert pod.after(5)["state"] == "stopping"
     assert pod.after(119)["state"] == "stopping"
     assert runpod.requests == []
@@ -489,7 +490,7 @@ def test_without_a_key_or_an_id_it_says_so_and_stops_the_training_all_the_same(p
     assert capsys.readouterr().out == f"lora-forge leash: {said}\n"
     assert rundir.read_json(own)["word"] == said
     pod.at_deadline()
-    assert pod.processes[0].wait(5) == -signal.SIGTERM
+    assert pod.processes[0].wait(PATIENCE) == -signal.SIGTERM
     pod.after(5)
     pod.after(120)
     assert rundir.read_json(own)["state"] == "refused"
@@ -564,7 +565,7 @@ def test_a_volume_that_hangs_does_not_keep_the_pod(pod, runpod):
     assert len(runpod.requests) == 1
     assert stuck.is_alive()
     (pod.root / "leash" / f"{POD}.renewed").write_text("")  # let it go
-    stuck.join(5)
+    stuck.join(PATIENCE)
     assert not stuck.is_alive()
 
 
@@ -656,7 +657,7 @@ def test_the_leash_starts_again_and_again_and_the_image_starts_what_it_always_st
     nap = tmp_path / "bin" / "sleep"
     nap.write_text(f"#!/bin/sh\necho $1 >>{tmp_path}/naps\nexec /bin/sleep 0.01\n")
     image = tmp_path / "start.sh"
-    image.write_text(f'#!/bin/sh\necho "$$ $1" >{tmp_path}/image\nexec /bin/sleep 60\n')
+    image.write_text(f'#!/bin/sh\necho "$$ $1" >{tmp_path}/image\nexec /bin/sleep 3600\n')
     for path in (nap, image):
         path.chmod(0o755)
     args, value = outside.wrap(fake, f'{image} "as always"')
@@ -703,11 +704,13 @@ def test_a_deadline_in_the_past_or_in_other_units_is_refused(tmp_path, ahead, un
         outside.renew(tmp_path, POD, deadline)
 
 
-def test_a_leash_is_alive_while_it_beats(tmp_path):
+def test_a_leash_is_alive_while_it_beats(tmp_path, monkeypatch):
     assert outside.read(tmp_path, POD) == {"alive": False}
     (tmp_path / "leash").mkdir()
+    now = time.time()
+    monkeypatch.setattr(outside, "time", types.SimpleNamespace(time=lambda: now))
     for age, alive in ((0, True), (140, True), (160, False), (-3600, False)):
-        word = {"state": "waiting", "beat": time.time() - age}
+        word = {"state": "waiting", "beat": now - age}
         rundir.write_json(tmp_path / "leash" / f"{POD}.json", word)
         assert outside.read(tmp_path, POD) == {**word, "alive": alive}
 

@@ -7,7 +7,19 @@ import signal
 
 import pytest
 import rundir
-from lab import alive, counted_steps, events, eventually, reached, starts, status, until
+from lab import (
+    PATIENCE,
+    alive,
+    counted_steps,
+    events,
+    eventually,
+    go_on,
+    one_after_the_other,
+    reached,
+    starts,
+    status,
+    until,
+)
 
 
 def no_overlap(run_dir):
@@ -19,7 +31,7 @@ def no_overlap(run_dir):
 
 def test_a_run_finishes(lab):
     run = lab.make()
-    assert lab.supervise(run).wait(15) == 0
+    assert lab.supervise(run).wait(PATIENCE) == 0
     end = status(run)
     assert (end["state"], end["reason"], end["exit_code"], end["starts"]) == ("finished", None, 0, 1)
     assert end["finished_at"] >= end["started_at"] == end["first_started_at"]
@@ -40,16 +52,16 @@ def test_the_heartbeat_moves_and_the_lane_is_told(lab):
 
 def test_a_finished_run_is_left_alone(lab):
     run = lab.make(steps=2)
-    lab.supervise(run).wait(15)
+    lab.supervise(run).wait(PATIENCE)
     before = status(run)
-    assert lab.supervise(run).wait(15) == 0
+    assert lab.supervise(run).wait(PATIENCE) == 0
     assert status(run) == before
     assert starts(run) == [0]
 
 
 def test_early_stopping_is_an_end(lab):
     run = lab.make(early_stop_at=4)
-    lab.supervise(run).wait(15)
+    lab.supervise(run).wait(PATIENCE)
     assert status(run)["state"] == "finished"
 
 
@@ -57,7 +69,7 @@ def test_early_stopping_is_an_end(lab):
 
 
 def test_two_runs_on_one_lane_queue(lab):
-    first, second = lab.make("a-1", steps=30), lab.make("b-1", steps=2)
+    first, second = lab.make("a-1", stay_at=1), lab.make("b-1", steps=2)
     lab.supervise(first)
     until(first, "running")
     lab.supervise(second)
@@ -65,11 +77,13 @@ def test_two_runs_on_one_lane_queue(lab):
     eventually(lambda: status(second)["heartbeat"] > beat)  # a queued run has a pulse too
     assert status(first)["state"] == "running"
     assert starts(second) == []
-    assert until(second, "finished")["started_at"] >= until(first, "finished")["finished_at"] - 0.1
+    go_on(first)
+    until(second, "finished")
+    assert one_after_the_other(first, second)
 
 
 def test_a_run_on_two_gpus_waits_for_both_and_keeps_others_from_both(lab):
-    first, both = lab.make("a-1", lane="GPU-3", steps=30), lab.make("b-1", lane="GPU-3,GPU-2", steps=10)
+    first, both = lab.make("a-1", lane="GPU-3", stay_at=1), lab.make("b-1", lane="GPU-3,GPU-2", steps=2)
     third = lab.make("c-1", lane="GPU-2", steps=2)
     lab.supervise(first)
     until(first, "running")
@@ -78,8 +92,10 @@ def test_a_run_on_two_gpus_waits_for_both_and_keeps_others_from_both(lab):
     eventually(lambda: log.exists() and "waiting for lane GPU-3,GPU-2" in log.read_text())
     lab.supervise(third)
     until(third, "queued")
-    assert until(both, "finished")["started_at"] >= until(first, "finished")["finished_at"] - 0.1
-    assert until(third, "finished")["started_at"] >= status(both)["finished_at"] - 0.1
+    assert starts(both) == starts(third) == []
+    go_on(first)
+    until(third, "finished")
+    assert one_after_the_other(first, both, third)
 
 
 def test_a_lane_is_first_come_first_served_whoever_asks_first_for_its_lock(lab):
@@ -95,7 +111,8 @@ def test_a_lane_is_first_come_first_served_whoever_asks_first_for_its_lock(lab):
         eventually(lambda log=log: log.exists() and "waiting for lane GPU-2" in log.read_text())
     process.send_signal(signal.SIGKILL)
     os.kill(status(holder)["trainer"]["pid"], signal.SIGKILL)
-    assert until(third, "finished")["started_at"] >= until(second, "finished")["finished_at"] - 0.1
+    until(third, "finished")
+    assert one_after_the_other(second, third)
 
 
 def test_who_is_launched_again_comes_last_and_nobody_waits_for_it(lab):
@@ -113,7 +130,8 @@ def test_who_is_launched_again_comes_last_and_nobody_waits_for_it(lab):
     until(again, "queued")
     process.send_signal(signal.SIGKILL)
     os.kill(status(holder)["trainer"]["pid"], signal.SIGKILL)
-    assert until(again, "finished")["started_at"] >= until(waiting, "finished")["finished_at"] - 0.1
+    until(again, "finished")
+    assert one_after_the_other(waiting, again)
 
 
 def test_other_lanes_do_not_wait(lab):
@@ -131,7 +149,7 @@ def test_a_queued_run_can_be_stopped(lab):
     waiting = lab.supervise(second)
     until(second, "queued")
     waiting.send_signal(signal.SIGTERM)
-    assert waiting.wait(5) == 0
+    assert waiting.wait(PATIENCE) == 0
     assert status(second)["reason"]["detail"] == "while it waited for its lane"
 
 
@@ -154,7 +172,7 @@ def test_the_lane_stays_taken_while_an_orphaned_trainer_lives(lab):
 def test_two_supervisors_make_one_trainer(lab):
     run = lab.make(steps=20)
     both = [lab.supervise(run) for _ in range(4)]
-    assert [process.wait(15) for process in both] == [0, 0, 0, 0]
+    assert [process.wait(PATIENCE) for process in both] == [0, 0, 0, 0]
     assert starts(run) == [0]
     assert status(run)["state"] == "finished"
     assert no_overlap(run)
@@ -164,44 +182,45 @@ def test_two_supervisors_make_one_trainer(lab):
 
 
 def test_a_killed_trainer_resumes_from_the_last_whole_checkpoint(lab):
-    run = lab.make(steps=20, save_every=4)
+    run = lab.make(steps=9, save_every=4, stay_at=6)
     lab.supervise(run)
     reached(run, 6)
     os.kill(status(run)["trainer"]["pid"], signal.SIGKILL)
+    go_on(run)
     end = until(run, "finished")
     assert end["starts"] == 2
-    assert starts(run)[1] >= 4
-    assert starts(run)[1] == end["resumed_from"] == events(run, "begin")[1]["step"]
-    assert counted_steps(run) == list(range(1, 21))
+    assert starts(run) == [0, 4]
+    assert end["resumed_from"] == events(run, "begin")[1]["step"] == 4
+    assert counted_steps(run) == list(range(1, 10))
     assert no_overlap(run)
 
 
 def test_a_killed_supervisor_takes_its_trainer_along_with_a_checkpoint(lab):
-    run = lab.make(steps=400, save_every=400)
+    run = lab.make(save_every=8, stay_at=3)
     process = lab.supervise(run)
     reached(run, 3)
     trainer = status(run)["trainer"]
     process.kill()
     eventually(lambda: not rundir.is_alive(trainer))
-    (stop,) = events(run, "stop")
-    assert rundir.last_complete(run / "output") == stop["step"]
-    lab.change(run, steps=stop["step"] + 3)
+    assert [stop["step"] for stop in events(run, "stop")] == [3]
+    assert rundir.last_complete(run / "output") == 3
     lab.supervise(run)
-    assert until(run, "finished")["resumed_from"] == stop["step"]
-    assert counted_steps(run) == list(range(1, stop["step"] + 4))
+    assert until(run, "finished")["resumed_from"] == 3
+    assert counted_steps(run) == list(range(1, 9))
 
 
 def test_a_leftover_that_ignores_sigterm_is_killed_before_the_next_start(lab):
-    run = lab.make(steps=40, ignore_term=1)
+    run = lab.make(ignore_term=1, stay_at=3)
     process = lab.supervise(run)
-    reached(run, 2)
+    reached(run, 3)
     leftover = status(run)["trainer"]
     process.kill()
     process.wait()
     assert rundir.is_alive(leftover)
     lab.supervise(run)
+    eventually(lambda: not rundir.is_alive(leftover))
+    go_on(run)
     until(run, "finished")
-    assert not rundir.is_alive(leftover)
     assert len(starts(run)) == 2
     assert no_overlap(run)
 
@@ -301,7 +320,7 @@ def test_several_processes_that_have_not_begun_have_nothing_to_save(lab):
     process = lab.supervise(run)
     eventually((run / "workers.txt").exists)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
     assert status(run)["state"] == "stopped"
     assert not alive(int((run / "workers.txt").read_text()))
 
@@ -328,18 +347,18 @@ def test_exit_0_without_the_planned_steps_is_not_finished(lab):
 
 
 def test_the_end_of_an_earlier_start_is_not_believed(lab):
-    run = lab.make(steps=400)
+    run = lab.make(stay_at=3)
     process = lab.supervise(run)
     reached(run, 3)
     process.send_signal(signal.SIGTERM)
     until(run, "stopped")
-    lab.change(run, steps=400, exit0_resumed=1)
+    lab.change(run, exit0_resumed=1)
     lab.supervise(run)
     assert until(run, "failed", "finished")["reason"]["detail"] == "exit code 0, but the training never ended"
 
 
 def test_sigterm_from_somebody_else_is_an_interruption(lab):
-    run = lab.make(steps=400)
+    run = lab.make(stay_at=3)
     lab.supervise(run)
     reached(run, 3)
     os.kill(status(run)["trainer"]["pid"], signal.SIGTERM)
@@ -347,7 +366,7 @@ def test_sigterm_from_somebody_else_is_an_interruption(lab):
 
 
 def test_a_lane_file_that_was_tidied_away_leaves_nobody_waiting_for_ever(lab):
-    first, second = lab.make("a-1", steps=60), lab.make("b-1", steps=2)
+    first, second = lab.make("a-1", stay_at=1), lab.make("b-1", steps=2)
     lab.supervise(first)
     until(first, "running")
     lab.supervise(second)
@@ -357,8 +376,9 @@ def test_a_lane_file_that_was_tidied_away_leaves_nobody_waiting_for_ever(lab):
     third = lab.make("c-1", steps=2)
     lab.supervise(third)
     until(third, "finished")  # it made a new file; that is why the holder keeps the file young
-    until(first, "finished", seconds=30)
-    until(second, "finished", seconds=30)
+    go_on(first)
+    until(first, "finished")
+    until(second, "finished")
     assert lock.exists()
 
 
@@ -366,5 +386,5 @@ def test_a_link_is_no_lane(lab):
     run = lab.make()
     (lab.root / "lora-forge-cpu.lock").symlink_to(lab.root / "elsewhere")
     process = lab.supervise(run)
-    assert process.wait(10) != 0
+    assert process.wait(PATIENCE) != 0
     assert not (lab.root / "elsewhere").exists()

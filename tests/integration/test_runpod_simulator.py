@@ -6,12 +6,13 @@ import contextlib
 import http.client
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 import urllib.parse
 from typing import Any
 
@@ -19,9 +20,9 @@ import pytest
 import simulator
 from ansible.module_utils.lora_forge import runpod
 from api import PROBLEM, Answer
+from lab import PATIENCE, ROOT, eventually
 from wire import load
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "fakes" / "runpod" / "simulator.py"
 PAGE = {"pods": [], "pagination": {"nextCursor": None, "hasNextPage": False}}
 GPU = "NVIDIA GeForce RTX 4090"
@@ -43,7 +44,7 @@ class Client:
         """Status and body (parsed when it is JSON) of one request."""
         sent = {"User-Agent": "test", "Content-Type": "application/json", **headers}
         sent |= {"Authorization": f"Bearer {key}"} if key else {}
-        connection = http.client.HTTPConnection(self.host, timeout=60)
+        connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
         with contextlib.closing(connection):
             text = body if isinstance(body, (str, type(None))) else json.dumps(body)
             connection.request(method, path, text, {name: value for name, value in sent.items() if value})
@@ -73,11 +74,7 @@ class Client:
 
     def until(self, pod_id: str, status: str) -> dict[str, Any]:
         """Wait for a status."""
-        end = time.monotonic() + 60
-        while (pod := self.pod(pod_id))["status"] != status:
-            assert time.monotonic() < end, pod
-            time.sleep(0.01)
-        return pod
+        return eventually(lambda: next((pod for pod in [self.pod(pod_id)] if pod["status"] == status), None))
 
     def running(self, **changes: Any) -> dict[str, Any]:
         """A new pod that runs."""
@@ -93,9 +90,33 @@ class Client:
         return self.call("GET", "/sim/state", key="")[1]
 
 
+class Pace(threading.Event):
+    """In place of the cloud's ``closing``: what takes an hour goes on when a test says so.
+
+    Attributes:
+        on: Set for going on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout != 3600:
+            return super().wait(timeout)
+        while not self.on.wait(0.01) and not self.is_set():
+            pass
+        return self.is_set()
+
+
 @pytest.fixture
-def sim(tmp_path):
+def sim(tmp_path, monkeypatch):
+    """A simulator whose time stands still."""
+    now = time.time()
+    for name in ("api", "cloud"):
+        monkeypatch.setattr(sys.modules[name], "time", types.SimpleNamespace(time=lambda: now))
     with simulator.Simulator(tmp_path / "state", "none") as made:
+        made.cloud.closing = Pace()
         yield made
 
 
@@ -105,6 +126,13 @@ def api(sim):
     client.fault(status_delay=0.01)
     yield client
     assert client.state()["violations"] == []
+
+
+@pytest.fixture
+def pace(api, sim):
+    """Pods that change their status when a test says so."""
+    api.fault(status_delay=3600)
+    return sim.cloud.closing.on
 
 
 # --- who may ask, and how -------------------------------------------------------------------------------------
@@ -161,11 +189,12 @@ def test_a_pods_own_key_is_for_itself(api, sim):
 # --- ordering -------------------------------------------------------------------------------------------------
 
 
-def test_a_pod_comes_up(api):
+def test_a_pod_comes_up(api, pace):
     pod = api.order(env={"TOKEN": "clear"}, args="bash -c 'x'", mounts={"persistent": {"size": 10, "path": "/data"}})
     assert (pod["status"], pod["actions"]) == ("PROVISIONING", ["stop", "terminate"])
     assert (pod["ssh"], pod["runtime"], pod["startedAt"]) == ({"proxy": None, "direct": None}, None, None)
     assert (pod["env"], pod["args"], pod["cost"]) == ({"TOKEN": "clear"}, "bash -c 'x'", 0.69)
+    pace.set()
     pod = api.until(pod["id"], "RUNNING")
     direct = pod["ssh"]["direct"]
     assert (direct["host"], direct["username"]) == ("127.0.0.10", "root")
@@ -370,18 +399,24 @@ def test_every_request_of_the_leashs_is_described(api, sim, tmp_path, monkeypatc
 # --- a pod's life ---------------------------------------------------------------------------------------------
 
 
-def test_actions_go_by_status(api):
+def test_actions_go_by_status(api, pace):
+    pace.set()
     pod = api.running(ports=["22/tcp"])
+    pace.clear()
     first = pod["ssh"]["direct"]["port"]
     api.act(pod["id"], "start", 409)
     assert api.act(pod["id"], "restart")["status"] == "STARTING"
+    api.act(pod["id"], "restart", 409)
+    pace.set()
     second = api.until(pod["id"], "RUNNING")["ssh"]["direct"]["port"]
     assert second != first
     stopped = api.act(pod["id"], "stop")
     assert (stopped["status"], stopped["cost"], stopped["runtime"]) == ("EXITED", 0.0, None)
     assert (stopped["ssh"]["direct"], stopped["actions"]) == (None, ["start", "terminate"])
     api.act(pod["id"], "stop", 409)
+    pace.clear()
     assert api.act(pod["id"], "start")["status"] == "STARTING"
+    pace.set()
     api.until(pod["id"], "RUNNING")
     assert api.act(pod["id"], "terminate", 204) == ""
     api.act(pod["id"], "terminate", 404)
@@ -418,10 +453,7 @@ def test_what_a_volume_keeps(api, sim):
         file.write_text("x")
 
     def left(*kinds: str) -> None:
-        deadline = time.monotonic() + 3
-        while (there := {kind for kind, file in files.items() if file.exists()}) != set(kinds):
-            assert time.monotonic() < deadline, there
-            time.sleep(0.01)
+        eventually(lambda: {kind for kind, file in files.items() if file.exists()} == set(kinds))
 
     for pod in pods.values():
         api.act(pod, "stop")
@@ -440,7 +472,7 @@ def test_what_a_volume_keeps(api, sim):
 def age(sim: simulator.Simulator, pod_id: str) -> None:
     """Let the time pass that the API goes on with a pod's old port."""
     pod = sim.cloud.pods[pod_id]
-    assert pod.stale[0] > time.time() + 50
+    assert pod.stale[0] == sys.modules["cloud"].time.time() + 60
     pod.stale = (0.0, pod.stale[1])
 
 
@@ -455,8 +487,7 @@ def test_behind_our_back(api, sim):
     assert api.state()["pods"][0]["restarts"] == 1
     do(pod, "move_port", stale_seconds=60)
     assert api.pod(pod["id"])["ssh"]["direct"]["port"] == port
-    while api.state()["pods"][0]["port"] is None:
-        time.sleep(0.01)
+    eventually(lambda: api.state()["pods"][0]["port"] is not None)
     assert api.pod(pod["id"])["ssh"]["direct"]["port"] == port
     age(sim, pod["id"])
     assert api.pod(pod["id"])["ssh"]["direct"]["port"] == api.state()["pods"][0]["port"] == port + 1
@@ -487,7 +518,7 @@ def test_it_costs_from_creation_until_it_is_stopped(api, sim):
 
 def stream(api: Client, path: str, count: int, **headers: str) -> list[dict[str, Any]]:
     """So many events of a log; the connection is left open until they are there."""
-    connection = http.client.HTTPConnection(api.host, timeout=3)
+    connection = http.client.HTTPConnection(api.host, timeout=PATIENCE)
     events: list[dict[str, Any]] = []
     with contextlib.closing(connection):
         connection.request("GET", path, None, {"User-Agent": "t", "Authorization": "Bearer simulated-key", **headers})
@@ -519,7 +550,7 @@ def test_logs_are_a_stream(api):
 
 def test_a_stream_goes_on_until_the_pod_is_gone(api):
     pod = api.running()["id"]
-    connection = http.client.HTTPConnection(api.host, timeout=3)
+    connection = http.client.HTTPConnection(api.host, timeout=PATIENCE)
     headers = {"User-Agent": "t", "Authorization": "Bearer simulated-key"}
     with contextlib.closing(connection):
         connection.request("GET", f"/v2/pods/{pod}/logs?tail=0", None, headers)
@@ -656,7 +687,7 @@ def test_an_order_can_be_carried_out_all_the_same(api, sim):
     assert [request["status"] for request in api.state()["requests"]] == [502, 200, 200, 0, 200]
 
 
-def test_any_request_can_be_refused(api):
+def test_any_request_can_be_refused(api, monkeypatch):
     api.fault(refuse={"method": "GET", "path_contains": "/v2/pods", "status": 503, "retry_after": 1, "times": 1})
     status, problem = api.call("GET", "/v2/pods")
     assert (status, problem["status"], api.headers["Retry-After"]) == (503, 503, "1")
@@ -665,9 +696,10 @@ def test_any_request_can_be_refused(api):
     api.fault(html_error={"status": 520, "times": 1} | {"status": 504})
     assert api.call("GET", "/v2/pods")[0] == 504
     api.fault(slow={"seconds": 0.2, "times": 1}, rate_limit={"per_minute": 4})
-    began = time.monotonic()
+    slept: list[float] = []
+    monkeypatch.setattr(simulator, "time", types.SimpleNamespace(sleep=slept.append))
     assert api.call("GET", "/v2/pods")[0] == 200
-    assert time.monotonic() - began > 0.2
+    assert slept == [0.2]
     assert api.call("GET", "/v2/pods")[0] == 429
     assert int(api.headers["Retry-After"]) > 50
 
@@ -731,9 +763,9 @@ def test_run_lends_a_simulator_to_a_command(tmp_path):
         "print(u.urlopen(u.Request(os.environ['RUNPOD_API_URL'] + '/v2/pods', b, h)).status); raise SystemExit(7)"
     )
     words = ["run", "--state", str(tmp_path / "s"), "--pods", "none", "--", sys.executable, "-c", script]
-    done = subprocess.run(**command(*words, SIMULATED_KEY="other"), capture_output=True, timeout=20)
+    done = subprocess.run(**command(*words, SIMULATED_KEY="other"), capture_output=True, timeout=PATIENCE)
     assert done.returncode == 7, done.stderr
-    assert re.fullmatch(r"201\nsimulator: 1 pods ordered, 1 still there, \$0\.00\d\d by its clock\n", done.stdout)
+    assert re.fullmatch(r"201\nsimulator: 1 pods ordered, 1 still there, \$\d+\.\d{4} by its clock\n", done.stdout)
     (pod,) = json.loads((tmp_path / "s" / "state.json").read_text())["pods"]
     assert pod["name"] == "one"
 
@@ -743,7 +775,7 @@ def test_serve_ends_with_a_signal_and_owns_its_folder(tmp_path):
     with subprocess.Popen(**command(*words), stdout=subprocess.PIPE) as process:
         url = process.stdout.readline().strip().removeprefix("listening on ")
         assert Client(url).call("GET", "/v2/pods")[0] == 200
-        second = subprocess.run(**command(*words), capture_output=True, timeout=20)
+        second = subprocess.run(**command(*words), capture_output=True, timeout=PATIENCE)
         assert (second.returncode, "is in use by another simulator" in second.stderr) == (1, True)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge import runs
-from lab import ROOT, Lab, eventually, reached
+from lab import PATIENCE, ROOT, Lab, eventually, reached
 
 PYTHON = """#!/bin/sh
 [ -e "{away}" ] && echo "no route to the host" >&2 && exit 1
@@ -37,9 +37,10 @@ class Desk:
 
     def watch(self) -> subprocess.Popen[bytes]:
         command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(self.home / "hosts.yml")]
+        at_once = {"ANSIBLE_NOCOLOR": "1", "PYTHONUNBUFFERED": "1"}  # a file is no screen: it would come in blocks
         return subprocess.Popen(
             [*command, "playbooks/status.yml", "-e", "watch=true"], cwd=ROOT, stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+            stderr=subprocess.STDOUT, env=os.environ | at_once,
         )  # fmt: skip
 
     def rows(self) -> list[str]:
@@ -54,24 +55,24 @@ def desk(tmp_path: pathlib.Path) -> Desk:
 
 
 def test_the_screen_outlives_a_blink_and_ends_when_nothing_runs(desk: Desk, lab: Lab) -> None:
-    run_dir = lab.make("witness-0", desk.home / "far/runs", hang_at=3, stop_timeout=1)
+    run_dir = lab.make("witness-0", desk.home / "far/runs", stay_at=3)
     lab.supervise(run_dir)
-    reached(run_dir, 2)
+    reached(run_dir, 3)
     (desk.home / "output/runs").mkdir(parents=True)
     placed = {"run_id": "witness-0", "trainer": "far", "state": "launched", "final": False}
     (desk.home / "output/runs/witness-0.json").write_text(json.dumps(placed))
     watching = desk.watch()
     try:
-        eventually(lambda: desk.rows() == ["running"], 60)
+        eventually(lambda: desk.rows() == ["running"])
         desk.away.touch()
-        eventually(lambda: desk.rows() == ["unknown"], 60)
+        eventually(lambda: desk.rows() == ["unknown"])
         before = desk.log.read_text().count("unknown")
-        eventually(lambda: desk.log.read_text().count("unknown") > before + 2, 60)
+        eventually(lambda: desk.log.read_text().count("unknown") > before + 2)
         assert watching.poll() is None
         desk.away.unlink()
-        eventually(lambda: desk.rows() == ["running"], 60)
-        assert runs.stop(run_dir, 1)
-        assert watching.wait(60) == 0, desk.log.read_text()
+        eventually(lambda: desk.rows() == ["running"])
+        assert runs.stop(run_dir, PATIENCE)
+        assert watching.wait(PATIENCE) == 0, desk.log.read_text()
     finally:
         watching.kill()
         watching.wait()
@@ -81,5 +82,5 @@ def test_the_screen_outlives_a_blink_and_ends_when_nothing_runs(desk: Desk, lab:
 
 def test_where_nothing_runs_it_is_shown_once(desk: Desk) -> None:
     watching = desk.watch()
-    assert watching.wait(60) == 0, desk.log.read_text()
+    assert watching.wait(PATIENCE) == 0, desk.log.read_text()
     assert desk.log.read_text().count("no run is known") == 1

@@ -1,0 +1,144 @@
+"""The playbooks and modules as Ansible itself reads them, what inventories declare, and hosts of which none answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.lora_forge import promotion
+from delivered import deliver, events
+from lab import ROOT
+
+PATIENCE = 600  # seconds after which a command of Ansible's counts as one that hangs
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Ansible's in the checkout."""
+    program, *arguments = words
+    called = [str(ROOT / ".venv/bin" / program), *arguments]
+    return subprocess.run(called, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+
+
+# --- what Ansible can read ------------------------------------------------------------------------------------------
+
+
+def test_ansible_doc_reads_every_module() -> None:
+    modules = sorted(path.stem for path in (ROOT / "library").glob("*.py"))
+    done = command("ansible-doc", "--json", "-t", "module", "-M", "library", *modules)
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(done.stdout)) == modules
+
+
+def test_playbooks_parse() -> None:
+    playbooks = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "playbooks").glob("*.yml"))
+    done = command("ansible-playbook", "--syntax-check", "-e", "role=witness", "train.yml", *playbooks)
+    assert done.returncode == 0, done.stderr + done.stdout
+    read = [line.removeprefix("playbook: ") for line in done.stdout.splitlines() if line.startswith("playbook: ")]
+    assert read == ["train.yml", *playbooks]
+
+
+# --- inventories ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plans a whole inventory, or plays something else; returns what was printed, and the runs by agent."""
+
+    def play(
+        inventory: dict[str, Any] | str, *options: str, playbook: str = "playbooks/plan.yml", code: int = 0
+    ) -> tuple[str, dict[str, Any]]:
+        if isinstance(inventory, dict):
+            (tmp_path / "fleet.yml").write_text(yaml.safe_dump(inventory))
+            inventory = str(tmp_path / "fleet.yml")
+        places = ["-e", f"datasets_dir={ROOT}/examples/datasets", "-e", f"output_dir={tmp_path}"]
+        done = command("ansible-playbook", "-i", inventory, playbook, *places, *options)
+        assert done.returncode == code, done.stdout
+        plan = tmp_path / "plan.json"
+        runs = json.loads(plan.read_text())["runs"] if plan.exists() else []
+        return " ".join(done.stdout.split()), {run["agent"]: run for run in runs}
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("inventory", "trainer"),
+    [
+        ("inventory/ssh.example.yml", "gpu-1.example.org"),
+        ("inventory/this-gpu.example.yml", "localhost"),
+        ("gpu.example.org,", "gpu.example.org"),
+    ],
+)
+def test_the_example_inventories_plan(planned, inventory, trainer):
+    _, runs = planned(inventory, "-e", "role=witness")
+    assert list(runs) == ["witness"]
+    run = runs["witness"]
+    assert (run["trainer"], run["rehearsal"], run["estimate"]["memory_gib"]) == (trainer, False, 23.8)
+
+
+def test_agents_lanes_and_forks(planned):
+    hosts = {
+        "a": {"agents": "mayor, crew", "run_gpus": 2, "run_lanes": ["GPU-1", "GPU-2", "GPU-3", "GPU-4"]},
+        "b": {"agents": ["deacon"]},
+    }
+    text, runs = planned({"trainers": {"hosts": hosts}}, "-f", "1")
+    placed = {agent: (run["trainer"], run["lane"], run["gpus"]) for agent, run in runs.items()}
+    assert {placed.pop("crew"), placed.pop("mayor")} == {("a", 0, 2), ("a", 1, 2)}
+    assert placed == {"deacon": ("b", 0, 1)}
+    assert "2 hosts have work, and Ansible looks after 1 at a time: nothing is launched on b before" in text
+
+
+def test_a_gang_is_one_group(planned):
+    gang = {"hosts": {"a": {}, "b": {}}, "vars": {"run_hosts": 2}}
+    trainers = {"children": {"gang": gang, "rest": {"hosts": {"c": {"agents": ["mayor"]}}}}}
+    _, runs = planned({"trainers": trainers})
+    assert (runs["crew"]["hosts"], runs["mayor"]["hosts"]) == (["a", "b"], ["c"])
+    text, _ = planned({"trainers": trainers, "rack": {"hosts": {"b": {}, "c": {}}}}, code=2)
+    assert "b: run_hosts is 2, and the groups rack, gang each hold it and so many hosts" in text
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+def test_where_no_host_answers_the_summary_says_so(planned, detach):
+    dead = {"ansible_host": "127.0.0.1", "ansible_port": 9}  # nobody listens there
+    gang = {"hosts": {"a": {}, "b": {}}, "vars": {"run_hosts": 2, "agents": ["crew"]}}
+    trainers = {"children": {"gang": gang, "rest": {"hosts": {"c": {"agents": ["mayor"]}}}}, "vars": dead}
+    text, runs = planned({"trainers": trainers}, "-e", f"detach={detach}", playbook="train.yml", code=2)
+    refused = "does not answer: ssh: connect to host 127.0.0.1 port 9: Connection refused"
+    assert f"crew is not ready: {runs['crew']['run_id']} on a: b {refused}" in text
+    assert f"mayor is not ready: {runs['mayor']['run_id']} on c: c {refused}" in text
+    assert "-e move=c gives it up, and starts what it had on another trainer" in text
+    assert "0 of 2 are verified" in text
+
+
+# --- promote.yml ----------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_promoted_by_hand(tmp_path):
+    home = tmp_path / "adapters/witness"
+    for run_id, loss in (("witness-a", 0.882), ("witness-b", 0.912)):
+        logged = events([(1, 2.0), (12, 1.0)], [(12, loss)])
+        manifest = json.loads((deliver(tmp_path, "witness", run_id, logged) / "manifest.json").read_text())
+        evaluation = promotion.evaluation(manifest["recipe"], manifest["datasets"], loss)
+        (home / run_id / "manifest.json").write_text(json.dumps(manifest | {"evaluation": evaluation}))
+        promotion.promote(home, run_id, 0.02)
+
+    def play(*options: str) -> tuple[int, str]:
+        given = ["-e", "role=witness", "-e", f"output_dir={tmp_path}"]
+        done = command("ansible-playbook", "playbooks/promote.yml", *given, *options)
+        return done.returncode, done.stdout
+
+    code, text = play()
+    rows = [line.split() for line in text.splitlines() if line.startswith("  witness-")]
+    assert (code, sorted((row[0], row[1], row[2], row[-1]) for row in rows)) == (
+        0,
+        [("witness-a", "0.882", "12/12", "latest"), ("witness-b", "0.912", "12/12", "yes")],
+    )
+    for changed, latest, options in ((1, "witness-a", ["--check"]), (1, "witness-b", []), (0, "witness-b", [])):
+        code, text = play("-e", "run_id=witness-b", *options)
+        assert (code, (home / "latest").readlink().name) == (0, latest)
+        assert f"changed={changed} " in text
+    code, text = play("-e", "run_id=witness-bb")
+    assert code == 2
+    assert "did you mean «witness-b»?" in text

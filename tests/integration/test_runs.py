@@ -1,0 +1,215 @@
+"""A run on its trainer, as modules see it, with real supervisors and a pretended trainer."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import stat
+import time
+import types
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge import backend, runs
+from ansible.module_utils.lora_forge.errors import ForgeError
+from lab import PATIENCE, eventually, go_on, reached, starts, status, until
+
+
+def start(lab, run, secrets=None, check=False, **settings):
+    return runs.start(run, lab.spec(run.name, **settings), secrets or {}, "process", check)
+
+
+# --- start --------------------------------------------------------------------------------------------------------
+
+
+def test_start_attaches_to_what_is_alive_or_finished(lab):
+    run = lab.stage()
+    first = start(lab, run, {"HF_TOKEN": "x"}, stay_at=1)
+    assert first["changed"] is True
+    assert "after a reboot" in first["word"]
+    assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
+    again = start(lab, run)
+    assert (again["changed"], again["backend"], again["look"]) == (False, "process", first["look"])
+    go_on(run)
+    until(run, "finished")
+    assert not (run / "env").exists()
+    assert start(lab, run)["changed"] is False
+    assert runs.observe(run)["state"] == "finished"
+    assert starts(run) == [0]
+
+
+def test_two_starts_at_once_make_one_supervisor(lab):
+    run = lab.stage()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answers = [one.result() for one in [pool.submit(start, lab, run, stay_at=1) for _ in range(4)]]
+    assert sorted(answer["changed"] for answer in answers) == [False, False, False, True]
+    go_on(run)
+    until(run, "finished")
+    assert starts(run) == [0]
+
+
+def test_each_launch_has_its_turn_and_what_was_cut_off_keeps_it(lab):
+    first, second = lab.stage("a-1"), lab.stage("b-1")
+    start(lab, first, hang_at=1)
+    until(first, "running")
+    start(lab, second)
+    until(second, "queued")
+
+    def turns():
+        return [rundir.read_json(run / "run.json")["turn"] for run in (first, second)]
+
+    assert turns() == [1, 2]
+    os.kill(status(second)["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: not runs.observe(second)["alive"])
+    assert start(lab, second)["changed"]
+    assert turns() == [1, 2]
+    runs.stop(second, PATIENCE)
+    start(lab, second)
+    assert turns() == [1, 3]
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_failed_run_from_starting(lab):
+    run = lab.stage()
+    start(lab, run, crash_at=2)
+    failed = until(run, "failed")
+    rundir.write_json(run / "status.json", {**failed, "finished_at": failed["finished_at"] + 86400})
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+
+
+def test_start_resumes_what_was_stopped_and_what_failed(lab):
+    run = lab.stage()
+    start(lab, run, stay_at=3)
+    reached(run, 3)
+    assert runs.stop(run, PATIENCE) is True
+    assert runs.observe(run)["state"] == "stopped"
+    assert start(lab, run, crash_at=6, save_every=6)["changed"] is True
+    until(run, "failed")
+    assert "made to crash" in runs.observe(run)["log_tail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert len(starts(run)) == 3
+
+
+def test_start_takes_over_an_orphaned_trainer(lab):
+    run = lab.stage()
+    start(lab, run, ignore_term=1, hang_at=3)
+    reached(run, 2)
+    os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: runs.observe(run)["state"] == "stopped")
+    found = runs.observe(run)
+    assert found["alive"] is True
+    assert "its trainer still runs" in found["detail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert not (run / "overlap").exists()
+
+
+def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monkeypatch):
+    run = lab.stage()
+    (run / "supervisor.py").write_text("raise SystemExit('boom')")
+    log = run / "supervisor.log"
+
+    def now() -> float:
+        """The time is up once it has said its last word."""
+        return time.time() if log.exists() and "boom" in log.read_text() else 0.0
+
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))
+    with pytest.raises(ForgeError, match=r"did not come up within 20 s \(process\)\. boom"):
+        start(lab, run)
+
+
+# --- stop and remove ----------------------------------------------------------------------------------------------
+
+
+def test_stop_of_what_is_not_there_or_final_is_no_change(lab):
+    run = lab.stage()
+    assert runs.stop(run, 1) is False
+    start(lab, run, steps=1)
+    until(run, "finished")
+    eventually(lambda: not runs.observe(run)["alive"])
+    assert runs.stop(run, 1) is False
+    assert not (run / "stop").exists()
+
+
+def test_stop_in_check_mode_stops_nothing(lab):
+    run = lab.stage()
+    start(lab, run, hang_at=1)
+    assert runs.stop(run, 1, check=True) is True
+    assert not (run / "stop").exists()
+    assert runs.observe(run)["alive"]
+
+
+def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
+    run = lab.stage()
+    start(lab, run, {"HF_TOKEN": "x"}, save_every=8, stay_at=2)
+    reached(run, 2)
+    assert runs.stop(run, PATIENCE) is True
+    assert rundir.last_complete(run / "output") == 2
+    assert runs.observe(run)["detail"].startswith("stopped: on request")
+    assert not (run / "env").exists()
+    assert runs.stop(run, PATIENCE) is False
+
+
+@pytest.mark.parametrize("orphan", [True, False])
+def test_stop_without_a_supervisor_takes_the_secrets_and_the_orphan(lab, orphan):
+    run = lab.stage()
+    start(lab, run, {"HF_TOKEN": "x"}, stay_at=1, ignore_term=int(orphan))
+    reached(run, 1)
+    os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
+    if not orphan:
+        eventually(lambda: not rundir.run_processes(run))
+    assert runs.stop(run, 0.5) is True
+    assert rundir.run_processes(run) == []
+    assert not (run / "env").exists()
+    assert (run / "stop").exists()
+
+
+def test_remove_stops_and_deletes(lab, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(backend, "forget", forgotten.append)
+    run = lab.stage()
+    start(lab, run, stay_at=1)
+    reached(run, 1)
+    assert runs.remove(run, PATIENCE, check=True) is True
+    assert run.exists()
+    pid = status(run)["trainer"]["pid"]
+    assert runs.remove(run, PATIENCE) is True
+    assert not run.exists()
+    assert rundir.process_start(pid) is None
+    assert forgotten == [run.name]
+    assert runs.remove(run, PATIENCE) is False
+
+
+# --- an exit code of 0 proves nothing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"), [("none", "adapter_model.safetensors is missing"), ("empty", "holds no tensors")]
+)
+def test_a_run_that_ends_without_an_adapter_failed_and_may_start_again(lab, adapter, words):
+    run = lab.stage()
+    start(lab, run, adapter=adapter)
+    until(run, "finished")
+    found = runs.observe(run)
+    assert found["state"] == "failed"
+    assert words in found["detail"]
+    assert start(lab, run)["changed"] is True
+    until(run, "finished")
+    assert runs.observe(run)["state"] == "finished"
+    assert status(run)["starts"] == 2
+
+
+# --- all runs of a trainer ----------------------------------------------------------------------------------------
+
+
+def test_all_runs_of_a_trainer(lab):
+    run = lab.stage(where=lab.root / "runs")
+    runs.start(run, {**lab.spec(run.name), "agent": "witness"}, {}, "process")
+    until(run, "finished")
+    (run.parent / "never-started").mkdir()
+    (found,) = runs.observe_all(run.parents[1], [{"uuid": "GPU-1", "use": 97}])
+    assert (found["run_id"], found["agent"], found["state"]) == (run.name, "witness", "finished")
+    assert "events" not in found
+    assert (found["gpu"], found["gpu_busy"]) == (None, None)

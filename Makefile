@@ -80,9 +80,9 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
 
-e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
+e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 2 --dist loadscope --durations 12 tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 3 --dist loadscope --durations 20 $(call named_or,tests/e2e)
 
 molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
 molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -23,9 +22,6 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
-# This machine has one CPU lane. Tests that run beside each other take one each.
-OWN = os.environ.get("PYTEST_XDIST_WORKER", "only")
-LANE = ("-e", f"run_lanes=cpu-{OWN}", "-e", f"run_lane_dir={tempfile.gettempdir()}")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -126,7 +122,7 @@ class Checkout:
     def play(self, *arguments: str, playbook: str = "train.yml", timeout: float = CONVERGE) -> tuple[int, str]:
         """Run a playbook as a user would; returns its exit code and what it printed."""
         done = subprocess.run(
-            [str(PLAYBOOK), playbook, *LANE, *arguments],
+            [str(PLAYBOOK), playbook, "-e", f"run_lane_dir={self.home}", *arguments],
             cwd=self.home,
             env={
                 **os.environ,

@@ -24,7 +24,7 @@ LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format # the slowest 
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration e2e molecule faults lock schema clean bench
+.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration e2e molecule soak faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
 	$(BIN)/python tests/sandbox.py molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
+
+soak: $(VENV)/.dev ## The tests that a busy machine endangers most, twenty times beside four busy loops (an hour or so); TIMES, LOOPS
+	@tests/system-packages.sh
+	@TIMES=$(TIMES) LOOPS=$(LOOPS) $(BIN)/python tests/sandbox.py tests/soak.sh $(ARGS)
 
 bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman); BENCH=fleet ARGS='--hosts 5' for one
 	@tests/system-packages.sh

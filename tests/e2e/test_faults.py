@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from typing import Any, Callable
 
+import pytest
 import rundir
 import sandbox
 
@@ -174,6 +175,7 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
     )
 
 
+@pytest.mark.soak
 def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Free strategy: the fast one's adapter is on the controller while the slow one still trains."""
     bare = hosts["bare"]

@@ -304,6 +304,7 @@ def test_a_container_made_anew_is_reached_at_its_new_port(
          "the port is read again, the new key pinned from the log")  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:
     renter = renters(recipe={**SMALL, "plugins": ["hold.Hold"]})
     there = runpod.seed(f"lora-forge/runs/{renter.run_id('witness')}")
@@ -331,6 +332,7 @@ def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: Run
     seen("the pod is deleted in mid-run", "pod", "another one is ordered; resumed there from step 3; verified")
 
 
+@pytest.mark.soak
 def test_a_training_that_would_cost_too_much_stops_with_a_checkpoint_and_goes_on_with_a_higher_cap(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:

@@ -89,6 +89,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert len(left) < 3
 
 
+@pytest.mark.soak
 def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> None:
     """kill -9 of Axolotl, of its supervisor, and playbooks/stop.yml, in one run; its status is lost on the way, too."""
     recipe = SHORT | {"max_steps": 10, "eval_steps": 10, "plugins": ["hold.Hold"]}

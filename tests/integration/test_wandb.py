@@ -439,6 +439,7 @@ def test_a_key_that_is_wrong_uploads_nothing_and_the_right_one_does_later(server
     assert server.runs["witness-6"]["entity"] == "team"
 
 
+@pytest.mark.soak
 def test_an_upload_that_breaks_off_is_told_and_made_good_by_the_next(server, tmp_path, monkeypatch):
     record = log(server, tmp_path / "a", "witness-7", 3, "offline")
     server.fail(status=500, only="file_stream")

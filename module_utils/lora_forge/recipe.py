@@ -149,7 +149,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """« did you mean …?» with the best match, or nothing."""
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    match = difflib.get_close_matches(str(word), known)
     return f"; did you mean «{match[0]}»?" if match else ""
 
 
@@ -236,7 +236,7 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
     known = schema["$defs"]["SFTDataset"]["properties"]
     for number, item in enumerate(items, 1):
         at = f"{where}: datasets, item {number}"
-        kind = str(item.get("type", "chat_template"))
+        kind = str(item.get("type"))
         removed = REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
         if removed:
             found.append(f"{at}: «type: {kind}» was removed from Axolotl; use {removed}")

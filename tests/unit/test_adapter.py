@@ -663,3 +663,16 @@ def test_a_second_adapter_leaves_the_first_one_alone(run_dir, home):
     with pytest.raises(FileNotFoundError):
         adapter.deliver(run_dir / "nowhere", home, files, manifest("witness-3"))
     assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]
+
+
+def test_values_are_counted_over_all_chunks(build, monkeypatch):
+    monkeypatch.setattr(adapter, "CHUNK", 5)
+    tensors = good_tensors()
+    name = name_of(0, "q_proj", "B")
+    tensors[name][0, 0] = tensors[name][-1, 0] = np.inf
+    assert problems(build(tensors)) == [f"tensor {name} holds 2 values that are NaN or infinite"]
+
+
+@pytest.mark.parametrize("value", [2.0, -2.0, 1e-45])
+def test_a_value_of_a_single_bit_is_one(build, value):
+    assert problems(build(good_tensors() | {name_of(0, "q_proj", "B"): np.full((6, 4), value, np.float32)})) == []

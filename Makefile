@@ -20,7 +20,7 @@ UV := $(BIN)/uv
 # Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train image rehearse-runpod plan test lint unit e2e molecule faults lock schema clean bench
+.PHONY: help setup train image rehearse-runpod plan test lint unit mutants e2e molecule faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ lint: $(VENV)/.dev ## ruff, mypy, yamllint, ansible-lint (profile production)
 
 unit: $(VENV)/.dev ## Unit tests: no host, no training
 	$(BIN)/pytest -q --numprocesses 2 tests/unit
+
+mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=recipe for one, ARGS=--show for survivors
+	@$(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults
 	@tests/system-packages.sh

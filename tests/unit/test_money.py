@@ -681,7 +681,7 @@ def test_each_reason_is_told_with_its_cloud():
 
 def test_hours_of_a_known_run_to_the_second():
     assert money.hours(run(), "nvidia l40s") == money.hours(run(), "NVIDIA L40S") == 1.957
-    assert money.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.104
+    assert money.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
     unsaid = run()
     del unsaid["recipe"]["gradient_checkpointing"]
     assert pure(money.hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)

@@ -590,7 +590,7 @@ def test_a_later_bill_is_laid_over_what_the_clock_said(tmp_path):
     path.parent.mkdir(parents=True)
     rundir.write_json(path, {"cost": {"usd": 1.0, "pods": ["p1"]}})
     claims_of.correct(claims.all())
-    claims.write(claim, billed_usd=4.00001)
+    claims.write(claim, billed_usd=4.00004)
     claims_of.correct(claims.all())
     assert rundir.read_json(path)["cost"] == {
         "usd": 2.0, "usd_by_clock": 1.0, "pods": ["p1"], "source": "RunPod's bill",
@@ -697,3 +697,23 @@ def test_what_is_renewed_leaves_slack_for_the_collection():
     assert money.renewal(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
     assert money.renewal({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None  # a minute more is not worth it
     assert money.renewal({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
+
+
+def test_a_run_without_a_lane_is_on_the_first_one():
+    alone = money.hours(run(), "NVIDIA L40S")
+    first = {**run(), "lane": 0}
+    for runs in ([run(), run()], [run(), first], [first, run()]):
+        assert money.pod_hours(runs, "NVIDIA L40S") == pytest.approx(2 * alone)
+    assert money.pod_hours([run(), {**run(), "lane": 1}], "NVIDIA L40S") == alone
+
+
+@pytest.mark.parametrize(("now", "eta"), [(4 * H, None), (0.0, 4 * H), (2 * H, 2 * H)])
+def test_a_second_beyond_the_hours_is_too_long(now, eta):
+    budget = {**BUDGET, "max_usd": 0}
+    assert money.breach(budget, now, eta) == ""
+    late = money.breach(budget, now + 1, None) if eta is None else money.breach(budget, now, eta + 1)
+    assert late.endswith(" 4.00 h, and pod_max_hours is 4.00")
+
+
+def test_what_nobody_said_it_cost_is_nothing():
+    assert money.spent(BUDGET)["usd"] == 0

@@ -569,3 +569,13 @@ def test_a_verdict_of_a_sample_of_states_names_what_to_do():
     assert (
         verdict.next_step("mayor", both) == "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2"
     )
+
+
+def test_data_that_is_counted_late_takes_no_step_back():
+    late = {"event": "data", "time": 30, "examples": 4, "tokens": 40}
+    found = verdict.progress([event("begin", 0), event("log", 4, 8, loss=1.0), late])
+    assert (found["step"], found["planned"], found["last_event_at"]) == (4, 10, 30)
+
+
+def test_a_verified_run_asks_for_nothing_whatever_its_trainer_says():
+    assert verdict.next_step("mayor", judged(look("finished"), manifest=MANIFEST)) == ""

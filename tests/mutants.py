@@ -99,7 +99,7 @@ def copy(folder: pathlib.Path, module: str) -> None:
     (folder / "setup.cfg").write_text(
         f"[mutmut]\nsource_paths={SOURCE}\nonly_mutate={SOURCE}/{module}.py\nuse_git_change_detection=false\n"
         "track_dependencies=false\ntimeout_constant=5\ntimeout_multiplier=12\n"
-        "pytest_add_cli_args=\n  -k\n  not test_the_playbook\n"  # Ansible itself: such a test takes longer than all others
+        "pytest_add_cli_args=\n  -k\n  not test_the_playbook\n"  # it runs Ansible, longer than all others take
         "pytest_add_cli_args_test_selection=\n  " + "\n  ".join(tests_of(module)) + "\n"
     )
 

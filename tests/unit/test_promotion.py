@@ -760,3 +760,14 @@ def test_the_newest_decision_on_a_run_is_told(home) -> None:
     promotion.promote(home.path, "witness-b", 0.01, asked=True)
     assert "14 % worse than its 0.8 (adapter_max_regression 1 %)" in promotion.word(home.path, "witness-b")
     assert promotion.word(home.path, "witness-a").startswith("latest stays at witness-c. By hand")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_run_that_only_another_ones_line_names_is_known(home, moved) -> None:
+    home.deliver("witness-a", 0.5).deliver("witness-b", 0.9)
+    (home.path / "latest").symlink_to("witness-b" if moved else "witness-a")
+    line = {"run_id": "witness-b", "from": "witness-a", "moved": moved, "why": "x"}
+    (home.path / "history.jsonl").write_text(json.dumps(line) + "\n")
+    assert home.train("witness-a", 0.5) is False  # it held latest before there was a history
+    assert home.train("witness-c", 9.0) is False
+    assert home.told("run_id") == [("witness-b",), ("witness-c",)]

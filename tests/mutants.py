@@ -75,7 +75,7 @@ def tests_of(module: str) -> list[str]:
 def copy(folder: pathlib.Path, module: str) -> None:
     """Lay the checkout out for mutmut: what it mutates in ``folder``, what the tests run on in ``folder/mutants``.
 
-    A copy that is there already gets the tests and sources of now; what mutmut knows of unchanged functions stays.
+    A copy that is there already gets the tests and sources of now; what is known of a module stays until it changes.
     """
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -92,6 +92,9 @@ def copy(folder: pathlib.Path, module: str) -> None:
         target = folder / SOURCE / source.name if ours else inside / name
         if not source.exists() or (target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns):
             continue
+        if ours and source.stem == module:  # its mutants are others now
+            for old in (f"{module}.py", f"{module}.py.meta"):
+                (inside / SOURCE / old).unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         shutil.copy2(source, target, follow_symlinks=False)

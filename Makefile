@@ -24,7 +24,7 @@ LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format # the slowest 
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration e2e molecule soak faults lock schema clean bench
+.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
+
+mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=recipe for one, ARGS=--show for survivors
+	@$(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh

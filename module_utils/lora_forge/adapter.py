@@ -37,7 +37,7 @@ FORM: dict[str, Any] = {
     **dict.fromkeys(("datasets", "files"), list),
     **dict.fromkeys(("started_at", "finished_at"), (int, float)),
 }
-RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; kept with its folder
+RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; latest-run is none
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
@@ -74,8 +74,6 @@ def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any
         elif needed:
             raise ForgeError(f"{path} is missing, so the adapter is not whole")
     for path in sorted(run_dir.glob(RECORDS)):
-        if path.parent.is_symlink():
-            continue  # latest-run
         name = str(path.relative_to(run_dir))
         row = {"path": name, "name": name, "bytes": path.stat().st_size}
         rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))

@@ -192,7 +192,7 @@ def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
         return [agent for agent in AGENTS if agent in declared]
     folder = pathlib.Path(rest.datasets_dir)
     with_data = {agent for agent in AGENTS if dataset.find(folder, [agent], "train")}
-    if with_data and dataset.find(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
+    if dataset.find(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
         with_data.add(EVERYBODY)
     lacking = [agent for agent in AGENTS if agent not in declared | with_data]
     if lacking and declared | with_data:

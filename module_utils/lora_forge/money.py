@@ -56,7 +56,7 @@ def known(name: str, catalogue: list[dict[str, Any]]) -> str:
         if name.lower() in (one["id"].lower(), one["name"].lower()):
             return str(one["id"])
     ids = sorted({one["id"] for one in catalogue})
-    near = difflib.get_close_matches(name.lower(), {text.lower(): text for text in ids}, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(name.lower(), {text.lower(): text for text in ids}, cutoff=0.3)
     hint = f"; did you mean «{next(one for one in ids if one.lower() == near[0])}»?" if near else "."
     raise ForgeError(f"pod_gpus: RunPod has no GPU «{name}»{hint} There are: {', '.join(ids)}")
 

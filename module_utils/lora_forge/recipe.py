@@ -149,7 +149,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """« did you mean …?» with the best match, or nothing."""
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    match = difflib.get_close_matches(str(word), known)
     return f"; did you mean «{match[0]}»?" if match else ""
 
 
@@ -236,7 +236,7 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
     known = schema["$defs"]["SFTDataset"]["properties"]
     for number, item in enumerate(items, 1):
         at = f"{where}: datasets, item {number}"
-        kind = str(item.get("type", "chat_template"))
+        kind = str(item.get("type"))
         removed = REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
         if removed:
             found.append(f"{at}: «type: {kind}» was removed from Axolotl; use {removed}")
@@ -268,14 +268,14 @@ def _expected(part: dict[str, Any]) -> str:
     words: list[str] = []
     for option in options:
         if "$ref" in option:
-            option = part["$defs"].get(option["$ref"].rpartition("/")[2], {})
+            option = part["$defs"][option["$ref"].rpartition("/")[2]]
         if "enum" in option:
             words.append("one of " + ", ".join(map(str, option["enum"])))
         elif "const" in option:
             words.append(str(option["const"]))
         elif option.get("type") not in (None, "null"):
             limits = [f"{word} {option[name]}" for name, word in _LIMITS.items() if name in option]
-            words.append(" ".join([_TYPES.get(option["type"], option["type"]), *limits]))
+            words.append(" ".join([_TYPES[option["type"]], *limits]))
     return "expected " + (" or ".join(dict.fromkeys(words)) or "another form")
 
 
@@ -387,7 +387,7 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
         axolotl: The pinned version; its major.minor counts.
     """
     ignored = MACHINE_KEYS | RECORD_KEYS | COMPUTED_KEYS
-    keys = {key: value for key, value in recipe.items() if key not in ignored and key != "datasets"}
+    keys = {key: value for key, value in recipe.items() if key not in ignored}
     keys["datasets"] = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
     basis = {
         "training": keys,

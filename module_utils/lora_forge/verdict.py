@@ -315,7 +315,7 @@ def _wandb_contradictions(found: Evidence, state: str, look: dict[str, Any]) -> 
     elif state in ("stopped", "failed", "finished", "verified") and lives:
         if (ended is None or ended > WANDB_LAG) and not look.get("alive"):
             since = f" {duration(ended)} ago" if ended is not None else ""
-            code = look.get("status", {}).get("exit_code") if look else None
+            code = look["status"].get("exit_code") if look else None
             return [f"W&B says {says}, but the process ended{since}" + (f" with exit code {code}" if code else "")]
     elif state == "failed" and says == "finished" and look and look["status"].get("exit_code") != 0:
         # (With exit code 0 it is right about the process, and of the adapter it knows nothing.)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -311,3 +312,367 @@ def test_a_copy_with_new_times_is_still_whole(run_dir, home):
     final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
     os.utime(final / "train.log", (2e9, 2e9))
     assert adapter.missing(final) is None
+
+
+# --- verify, closer
+
+
+def test_names_with_an_adapters_name_in_them_are_the_same_matrices(build):
+    tensors = {name.replace(".weight", ".default.weight"): values for name, values in good_tensors().items()}
+    assert problems(build(tensors)) == []
+
+
+@pytest.mark.parametrize("name", ["x.base_model.model.a.lora_A.weight", "base_model.model.a.lora_C.weight"])
+def test_names_that_only_resemble_a_matrix(build, name):
+    assert f"tensor {name} is no LoRA matrix" in problems(build(good_tensors() | {name: np.ones((4, 4), np.float32)}))
+
+
+def test_the_b_matrix_alone(build):
+    tensors = good_tensors()
+    del tensors[name_of(0, "q_proj", "A")]
+    assert problems(build(tensors)) == ["model.layers.0.self_attn.q_proj has only its B matrix"]
+
+
+def test_a_wrong_rank_in_the_b_matrix(build):
+    tensors = good_tensors() | {name_of(0, "v_proj", "B"): np.ones((6, 2), np.float32)}
+    assert problems(build(tensors)) == ["model.layers.0.self_attn.v_proj: shapes [4, 8] and [6, 2] do not have rank 4"]
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_tensor_that_is_no_matrix(build, side):
+    name = name_of(1, "v_proj", side)
+    tensors = good_tensors() | {name: np.ones((4, 4, 4), np.float32)}
+    facts = adapter.verify(build(tensors), RECIPE)
+    assert [said.partition(":")[0] for said in facts["problems"]] == ["model.layers.1.self_attn.v_proj"]
+    assert facts["parameters"] == 4 * (4 * 8 + 6 * 4) - good_tensors()[name].size
+
+
+def test_layers_whose_shapes_differ(build):
+    tensors = good_tensors() | {name_of(1, "q_proj", "B"): np.ones((10, 4), np.float32)}
+    assert problems(build(tensors)) == ["q_proj has different shapes in different layers: [(8, 6), (8, 10)]"]
+    tensors = good_tensors() | {name_of(1, "q_proj", "A"): np.ones((4, 10), np.float32)}
+    assert problems(build(tensors)) == ["q_proj has different shapes in different layers: [(8, 6), (10, 6)]"]
+
+
+def test_a_target_that_no_layer_has(build):
+    folder = build({name: values for name, values in good_tensors().items() if "q_proj" in name})
+    (folder / "config.json").unlink()
+    assert problems(folder) == ["v_proj has no LoRA matrices in layer(s) 0, 1"]
+    assert problems(build({})) == [f"{kind} has no LoRA matrices in layer(s) 0, 1" for kind in ("q_proj", "v_proj")]
+    (folder / "config.json").unlink()
+    assert problems(folder) == [f"{kind} has no LoRA matrices in layer(s) at all" for kind in ("q_proj", "v_proj")]
+
+
+def test_a_module_that_is_no_target_is_told_beside_what_else_is_wrong(build):
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    assert problems(build(good_tensors() | {name: np.ones((4, 8), np.float32)})) == [
+        "model.layers.0.mlp.up_proj has only its A matrix",
+        "model.layers.0.mlp.up_proj is no target of the recipe",
+    ]
+
+
+def test_layers_that_are_said_come_before_those_of_the_config(build):
+    facts = adapter.verify(build(layers=7), RECIPE, 2)
+    assert (facts["problems"], facts["layers"]) == ([], 2)
+    assert adapter.verify(build(layers=2), RECIPE, 3)["problems"] == [
+        "q_proj has no LoRA matrices in layer(s) 2",
+        "v_proj has no LoRA matrices in layer(s) 2",
+    ]
+
+
+def test_what_is_known_of_an_adapter_that_cannot_be_read(build):
+    folder = build()
+    (folder / adapter.WEIGHTS).write_bytes(b"\x01")
+    facts = adapter.verify(folder, RECIPE, 2)
+    assert len(facts.pop("problems")) == 1
+    assert facts == {"pairs": 0, "rank": 4, "layers": 2, "parameters": 0}
+    (folder / "adapter_config.json").unlink()
+    facts = adapter.verify(folder, RECIPE, 2)
+    assert facts["rank"] is None
+    assert len(facts["problems"]) == 1
+
+
+def test_everything_that_is_wrong_is_told(build):
+    tensors = good_tensors(layers=1) | {name_of(0, "q_proj", "B"): np.zeros((6, 4), np.float32)}
+    found = problems(build(tensors, r=8, target_modules=None, base_model_name_or_path="Qwen/Other"))
+    assert found[:3] == [
+        "rank is 8, the recipe says 4",
+        "target modules are [], the recipe says ['q_proj', 'v_proj']",
+        "base model is Qwen/Other, the recipe says Qwen/Tiny",
+    ]
+    assert any("do not have rank 8" in said for said in found)
+    assert any("has no LoRA matrices in layer(s) 1" in said for said in found)
+    assert found[-1].endswith("is all zero: it was never trained")
+
+
+def test_the_same_name_of_another_owner_in_a_folder_is_the_same_model(build):
+    """A folder keeps the model's name alone."""
+    facts = adapter.verify(build(base_model_name_or_path="Qwen/Tiny"), RECIPE | {"base_model": "/models/Tiny"})
+    assert facts["problems"] == []
+
+
+def test_a_matrix_a_of_zeros_is_no_proof_against_a_training(build):
+    assert problems(build(good_tensors() | {name_of(0, "q_proj", "A"): np.zeros((4, 8), np.float32)})) == []
+
+
+def test_a_type_that_no_adapter_has(build):
+    name = name_of(0, "q_proj", "A")
+    tensors = good_tensors() | {
+        name: np.ones((4, 8), np.int64),
+        name_of(1, "v_proj", "B"): np.zeros((6, 4), np.float32),
+    }
+    assert problems(build(tensors)) == [
+        f"tensor {name} has type I64",
+        f"tensor {name_of(1, 'v_proj', 'B')} is all zero: it was never trained",
+    ]
+
+
+@pytest.mark.parametrize("at", [(0, 0), (3, 3), (5, 3)])
+def test_one_value_is_enough_for_a_matrix_b(build, monkeypatch, at):
+    monkeypatch.setattr(adapter, "CHUNK", 5)
+    values = np.zeros((6, 4), np.float32)
+    values[at] = -1e-30
+    assert problems(build(good_tensors() | {name_of(0, "q_proj", "B"): values})) == []
+
+
+def test_metadata_is_no_tensor(build):
+    def with_metadata(path, tensors):
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    folder = build(write=with_metadata)
+    assert problems(folder) == []
+    header = adapter.read_header(folder / adapter.WEIGHTS)
+    assert set(header) == set(good_tensors())
+    first = header[name_of(0, "q_proj", "A")]
+    assert (first["dtype"], first["shape"], first["end"] - first["begin"]) == ("F32", [4, 8], 128)
+
+
+# --- listing, closer
+
+
+def test_listing_without_checksums_and_with_what_may_be_there(run_dir):
+    (run_dir / "output/chat_template.jinja").write_text("{{ x }}")
+    rows = {row["path"]: row for row in adapter.listing(run_dir, checksums=False)}
+    assert rows["output/chat_template.jinja"] == {
+        "path": "output/chat_template.jinja",
+        "name": "chat_template.jinja",
+        "bytes": 7,
+    }
+    assert not any("sha256" in row for row in rows.values())
+
+
+def test_wandbs_records_come_with_their_folders(run_dir):
+    for start in ("offline-run-20260101_000000-a", "run-20260102_000000-a"):
+        folder = run_dir / "wandb" / start
+        folder.mkdir(parents=True)
+        (folder / "run-a.wandb").write_text(start)
+        (folder / "notes.txt").write_text("of no account")
+    (run_dir / "wandb/latest-run").symlink_to("run-20260102_000000-a")
+    names = ["wandb/offline-run-20260101_000000-a/run-a.wandb", "wandb/run-20260102_000000-a/run-a.wandb"]
+    rows = [row for row in adapter.listing(run_dir) if row["path"].startswith("wandb/")]
+    assert rows == [
+        {"path": name, "name": name, "bytes": len(text), "sha256": adapter.sha256_text(text)}
+        for name, text in ((name, name.split("/")[1]) for name in names)
+    ]
+    assert not any("sha256" in row for row in adapter.listing(run_dir, checksums=False))
+
+
+# --- what speaks against a run, and its manifest
+
+
+def observed(**changes: Any) -> dict[str, Any]:
+    """What training_run_info returns of a run that ended well."""
+    done = {
+        "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
+        "end_reason": None, "data": {"rows": 40}, "wandb": {"id": "w"},
+    }  # fmt: skip
+    status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 1060.26}
+    return {"state": "finished", "detail": "", "status": status, "progress": done, **changes}
+
+
+def test_a_run_that_is_not_finished_speaks_against_its_adapter():
+    assert adapter.run_problems(observed()) == []
+    assert adapter.run_problems(observed(state="stalled", detail="no step for 9 s")) == [
+        "the run is stalled: no step for 9 s"
+    ]
+    failed = observed(state="failed", detail="x")
+    failed["status"]["exit_code"] = 1
+    assert adapter.run_problems(failed) == ["the run is failed: x", "the trainer's exit code is 1"]
+
+
+def test_a_manifest_says_everything_that_is_known():
+    run = {
+        "run_id": "witness-1", "agent": "witness", "fingerprint": "f" * 64, "rehearsal": False, "recipe": RECIPE,
+        "recipe_sha256": "r" * 64, "state": "to attach",
+        "datasets": [{"path": "/d/witness_train.jsonl", "use": "train", "sha256": "d", "examples": 4, "entry": {}}],
+    }  # fmt: skip
+    lora = {"pairs": 4, "rank": 4, "layers": 2, "parameters": 224}
+    proof = {**lora, "problems": [], "versions": {"torch": "2"}}
+    known = {
+        "base_model": "/models/Tiny", "host": {"name": "gpu-1"}, "lock_sha256": "l", "evaluation": {"sha256": "e"},
+        "cost": {"usd": 1.5}, "git": {"commit": "c"},
+    }  # fmt: skip
+    made = adapter.manifest(run, observed(), proof, known)
+    assert made == {
+        "schema_version": adapter.SCHEMA_VERSION,
+        "run_id": "witness-1",
+        "agent": "witness",
+        "fingerprint": "f" * 64,
+        "verdict": "verified",
+        "rehearsal": False,
+        "base_model": "/models/Tiny",
+        "recipe": RECIPE,
+        "recipe_sha256": "r" * 64,
+        "lock_sha256": "l",
+        "datasets": [{"path": "/d/witness_train.jsonl", "use": "train", "sha256": "d", "examples": 4}],
+        "data": {"rows": 40},
+        "lora": lora,
+        "versions": {"torch": "2"},
+        "host": {"name": "gpu-1"},
+        "steps": {"reached": 12, "planned": 12},
+        "loss": {"first": 2.0, "last": 1.0, "eval_first": 1.9, "eval_last": 1.1},
+        "evaluation": {"sha256": "e"},
+        "starts": 2,
+        "started_at": 1000.0,
+        "finished_at": 1060.26,
+        "duration_s": 60.3,
+        "cost": {"usd": 1.5},
+        "wandb": {"id": "w"},
+        "git": {"commit": "c"},
+    }
+    bare = observed()
+    bare["progress"]["wandb"] = None
+    for gone in ("first_started_at", "finished_at"):
+        partial = {**bare, "status": {key: value for key, value in bare["status"].items() if key != gone}}
+        made = adapter.manifest(run, partial, proof, known)
+        assert made["duration_s"] is None
+        assert made["wandb"] == {}
+
+
+def test_where_a_checkout_stands(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e@x", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    checkout = tmp_path / "checkout"
+    inside = checkout / "configs"
+    inside.mkdir(parents=True)
+    assert adapter.git_facts(inside) == {}
+    git("init", "-q")
+    assert adapter.git_facts(inside) == {}  # nothing was ever committed
+    (inside / "base.yml").write_text("seed: 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    (checkout / "note.txt").write_text("of nobody's account")
+    assert adapter.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (inside / "base.yml").write_text("seed: 2\n")
+    assert adapter.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert adapter.git_facts(inside) == {}
+
+
+# --- what was delivered
+
+
+def test_every_delivered_adapter_once(tmp_path):
+    for name in ("witness/witness-1", "mayor/mayor-1", "mayor/mayor-2"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "witness/latest").symlink_to("witness-1")
+    (tmp_path / "witness/half").mkdir()
+    assert sorted(path.name for path in adapter.delivered(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
+
+
+def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
+    good = {"run_id": "witness-1", "recipe": {"seed": 1}, "files": [], "started_at": 1.5, "finished_at": 2, "other": 7}
+    (tmp_path / "manifest.json").write_text(json.dumps(good))
+    assert adapter.read_manifest(tmp_path) == good
+    bad = {"run_id": 7, "recipe": [], "files": {}, "started_at": "x", "finished_at": None, "other": 7}
+    (tmp_path / "manifest.json").write_text(json.dumps(bad))
+    assert adapter.read_manifest(tmp_path) == {"other": 7}
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"}, {"path": "train.log", "sha256": None}],
+)
+def test_a_manifest_whose_list_is_damaged(run_dir, home, row):
+    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    written = json.loads((final / "manifest.json").read_text())
+    written["files"].append(row)
+    (final / "manifest.json").write_text(json.dumps(written))
+    assert adapter.missing(final) == f"{final / 'manifest.json'} is damaged"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"verdict": "verified"}', '{"verdict": "verified", "files": {}}'])
+def test_a_manifest_that_says_nothing(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    assert adapter.missing(tmp_path) == f"{tmp_path} has no manifest of a verified adapter"
+
+
+def test_a_file_as_old_as_the_manifest_is_taken_by_its_size(run_dir, home):
+    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    log = final / "train.log"
+    log.write_text(log.read_text().upper())
+    written = (final / "manifest.json").stat().st_mtime_ns
+    os.utime(log, ns=(written, written))
+    assert adapter.missing(final) is None
+    os.utime(log, ns=(written, written + 1))
+    assert adapter.missing(final) == f"{log} has changed since it was verified"
+
+
+# --- deliver, closer
+
+
+def test_a_delivery_keeps_the_folders_of_records(run_dir, home):
+    record = run_dir / "wandb/run-1-a/run-a.wandb"
+    record.parent.mkdir(parents=True)
+    record.write_text("record")
+    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    assert (final / "wandb/run-1-a/run-a.wandb").read_text() == "record"
+    assert adapter.missing(final, hashes=True) is None
+
+
+def test_a_delivery_is_held_against_the_model_that_was_loaded_and_its_layers(run_dir, home):
+    files = adapter.listing(run_dir)
+    loaded = manifest(base_model="/models/Other")
+    with pytest.raises(ForgeError, match="does not hold up: base model is Qwen/Tiny, the recipe says /models/Other"):
+        adapter.deliver(run_dir, home, files, loaded)
+    with pytest.raises(ForgeError, match=r"q_proj has no LoRA matrices in layer\(s\) 2; v_proj has no LoRA matrices"):
+        adapter.deliver(run_dir, home, files, manifest(lora={"layers": 3}))
+    assert list(home.iterdir()) == []
+    recipe = RECIPE | {"base_model": "Qwen/Other"}
+    assert adapter.deliver(run_dir, home, files, manifest(recipe=recipe)).name == "witness-1"
+
+
+def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, home):
+    files = adapter.listing(run_dir)
+    adapter.deliver(run_dir, home, files, manifest())
+    (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
+    final = adapter.deliver(run_dir, home, files, manifest(loss={"last": 1}))
+    assert json.loads((final / "manifest.json").read_text())["loss"] == {"last": 1}
+    assert [path.name for path in home.iterdir()] == ["witness-1"]
+
+
+def test_a_second_adapter_leaves_the_first_one_alone(run_dir, home):
+    files = adapter.listing(run_dir)
+    adapter.deliver(run_dir, home, files, manifest())
+    adapter.deliver(run_dir, home, files, manifest("witness-2"))
+    assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]
+    with pytest.raises(FileNotFoundError):
+        adapter.deliver(run_dir / "nowhere", home, files, manifest("witness-3"))
+    assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]
+
+
+def test_values_are_counted_over_all_chunks(build, monkeypatch):
+    monkeypatch.setattr(adapter, "CHUNK", 5)
+    tensors = good_tensors()
+    name = name_of(0, "q_proj", "B")
+    tensors[name][0, 0] = tensors[name][-1, 0] = np.inf
+    assert problems(build(tensors)) == [f"tensor {name} holds 2 values that are NaN or infinite"]
+
+
+@pytest.mark.parametrize("value", [2.0, -2.0, 1e-45])
+def test_a_value_of_a_single_bit_is_one(build, value):
+    assert problems(build(good_tensors() | {name_of(0, "q_proj", "B"): np.full((6, 4), value, np.float32)})) == []

@@ -384,3 +384,336 @@ def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_pat
         rundir.write_json(tmp_path / "adapters/a/a-1/manifest.json", {})
     assert claims_of.live(claim, age) == (["a-1"] if live else [])
     assert claims_of.live({**claim, "released_at": 1.0}, age) == []
+
+
+# --- claims, closer ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    made = claims.make("pod-1", ["a-1", "b-1"], 12.5, gpu="NVIDIA L40S", attempt=2)
+    name = made["name"]
+    assert claims_of.parse_name(name) == ("cafe01", "pod-1")
+    assert made == {
+        "schema_version": rundir.SCHEMA_VERSION,
+        "name": name,
+        "owner": "cafe01",
+        "host": "pod-1",
+        "runs": ["a-1", "b-1"],
+        "output": "",
+        "made_at": 12.5,
+        "began_at": 12.5,
+        "wanted_at": 12.5,
+        "waiting_since": None,
+        "attempt": 2,
+        "state": "claimed",
+        "pod_id": None,
+        "gpu": "NVIDIA L40S",
+        "cloud": None,
+        "usd_per_hour": 0.0,
+        "asked_at": None,
+        "allowance_s": None,
+        "deadline": None,
+        "boot_since": None,
+        "ready_at": None,
+        "machine": None,
+        "word": "",
+        "bad": False,
+        "released_at": None,
+        "usd": 0.0,
+        "billed_usd": None,
+    }
+    path = tmp_path / "pods/claims" / f"{name}.json"
+    assert claims.path(name) == path
+    assert rundir.read_json(path) == made
+    assert (path.parent.stat().st_mode & 0o777) == 0o700
+    assert claims.write(made, state="ordered") == rundir.read_json(path)
+    assert rundir.read_json(path)["state"] == "ordered"
+
+
+def test_claims_of_one_host_have_names_of_their_own(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    assert len({claims.make("pod-1", [], 0)["name"] for _ in range(5)}) == 5
+
+
+def test_claims_are_told_from_the_oldest_on_and_what_is_none_is_passed_over(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    assert claims.all() == []
+    for host, now in (("b", 2), ("a", 3), ("c", 1)):
+        claims.make(host, [], now)
+    (tmp_path / "claims/odd.json").write_text("{}")
+    (tmp_path / "claims/cut.json").write_text("{")
+    assert [claim["host"] for claim in claims.all()] == ["c", "b", "a"]
+
+
+def test_the_open_claim_of_a_host_is_the_newest_of_this_owner_that_is_not_released(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    assert claims.open("a") is None
+    claims.make("a", ["old"], 1)
+    claims.make("a", ["new"], 2)
+    claims.make("a", ["released"], 3, released_at=4.0)
+    claims.make("b", ["of another host"], 5)
+    Claims(tmp_path, "deadbeef").make("a", ["of another owner"], 6)
+    assert claims.open("a")["runs"] == ["new"]
+    assert claims.open("c") is None
+
+
+@pytest.mark.parametrize("owner", ["a b", "a-b", "é", "a\n", "../x"])
+def test_an_owners_id_that_would_not_be_found_again(tmp_path, owner):
+    with pytest.raises(ForgeError) as caught:
+        Claims(tmp_path, owner)
+    assert str(caught.value) == f"owner is «{owner}»; an owner's id holds letters and digits only"
+    assert Claims(tmp_path, "aZ09").owner == "aZ09"
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("lora-forge-aB9-pod-1-0c1d2e", ("aB9", "pod-1")),
+        ("lora-forge-a-x-0c1d2e-0c1d2f", ("a", "x-0c1d2e")),
+        ("lora-forge-a-pod-1-0c1d2", None),
+        ("lora-forge-a-pod-1-0C1D2E", None),
+        ("lora-forge-a-pod-1-0c1d2ef", None),
+        ("lora-forge-a--0c1d2e", None),
+        ("lora-forge--pod-0c1d2e", None),
+        ("my-lora-forge-a-pod-1-0c1d2e", None),
+        ("lora-forge-a-pod-1-0c1d2e-x", None),
+    ],
+)
+def test_whose_a_pod_is_stands_in_its_name(name, parsed):
+    assert claims_of.parse_name(name) == parsed
+
+
+def pod_claim(**changes: Any) -> dict[str, Any]:
+    return {"pod_id": "a", "asked_at": 0.0, "usd_per_hour": 2.0, "released_at": None, "billed_usd": None, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "usd"),
+    [
+        ({"billed_usd": 0.5, "released_at": 3600.0}, 3600.0 + 86400, 2.0),
+        ({"billed_usd": 0.5, "released_at": 3600.0}, 3600.0 + 86401, 0.5),
+        ({"billed_usd": 0.0, "released_at": 3600.0}, 3600.0 + 86401, 0.0),
+        ({"billed_usd": 0.5}, 200 * H, 400.0),  # not released: it goes on costing
+        ({"billed_usd": "0.5", "released_at": 3600.0}, 3600.0 + 86401, 0.5),
+        ({"asked_at": 1800.0, "released_at": 3600.0}, 9e9, 1.0),
+        ({"usd_per_hour": "0.5"}, 3600.0, 0.5),
+        ({"pod_id": ""}, 3600.0, 0.0),
+    ],
+)
+def test_what_a_pod_costs_by_the_clock_and_by_the_bill(changes, now, usd):
+    assert claims_of.cost(pod_claim(**changes), now) == usd
+
+
+def test_a_pod_that_is_kept_says_what_it_costs_until_when_and_both_ways_on(monkeypatch):
+    monkeypatch.setattr(claims_of.time, "localtime", claims_of.time.gmtime)
+    claim = pod_claim(host="pod-1", deadline=1_764_000_000.0)
+    assert claims_of.keeps(claim) == (
+        "It costs 2.00 USD/h until its leash ends it at 2025-11-24 16:00. Either go on with the same command, or give "
+        "it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod=pod-1"
+    )
+
+
+def test_the_runs_that_a_pod_is_kept_for(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    claim = claims.make("h", ["d-1", "c-1", "b-1", "a-1", "e-1"], 1000.0, output=str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    placed = {
+        "a-1": {"state": "launched", "noted_at": 2000.0},
+        "b-1": {"state": "finished", "noted_at": 2000.0},
+        "c-1": {"state": "failed", "noted_at": 1000.0},  # when it was asked for: that is of this pod
+        "d-1": {"state": "failed", "noted_at": 999.0},  # before: it is about to be launched
+        "e-1": {"state": "stopped"},
+    }
+    for run_id, noted in placed.items():
+        rundir.write_json(tmp_path / f"runs/{run_id}.json", noted)
+    assert claims_of.live(claim, 1000.0 + claims_of.LAUNCH - 1) == ["a-1", "b-1", "d-1", "e-1"]
+    assert claims_of.live(claim, 1000.0 + claims_of.LAUNCH) == ["a-1", "b-1"]
+    (tmp_path / "adapters/b/b-1").mkdir(parents=True)
+    rundir.write_json(tmp_path / "adapters/b/b-1/manifest.json", {})
+    assert claims_of.live(claim, 9e9) == ["a-1"]
+    unknown = claims.make("h", ["a-1", "b-1"], 1000.0)  # of an earlier version: nobody knows where its output lies
+    assert claims_of.live(unknown, 1001.0) == ["a-1", "b-1"]
+    assert claims_of.live(unknown, 9e9) == []
+
+
+def test_what_is_left_of_shared_costs_is_rounded_and_split(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    claims.make("h", ["a-1", "b-1", "c-1"], 0, pod_id="p1", asked_at=0, usd_per_hour=1.0)
+    assert claims_of.shares(claims.all(), tmp_path, H) == {"a-1": 0.3333, "b-1": 0.3333, "c-1": 0.3333}
+    assert claims_of.shares([], tmp_path, H) == {}
+    folder = tmp_path / "a/a-1"
+    folder.mkdir(parents=True)
+    rundir.write_json(folder / "manifest.json", {"run_id": "a-1"})  # it says nothing of its cost
+    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": None}})
+    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": ["p1", "p9"]}})
+    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 0.75)]
+
+
+def test_a_corrected_manifest_keeps_everything_else(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    for pod, rate, billed in (("p1", 2.0, 3.0), ("p2", 1.0, 0.6), ("p0", 0.0, 1.0)):
+        claims.make("h", ["a-1"], 0, output=str(tmp_path), pod_id=pod, asked_at=0, usd_per_hour=rate,
+                    released_at=3600, billed_usd=billed)  # fmt: skip
+    claims.make("h", ["a-1"], 0)  # never ordered
+    path = tmp_path / "adapters/a/a-1/manifest.json"
+    path.parent.mkdir(parents=True)
+    cost = {"usd": 1.0, "usd_per_hour": 2.0, "pods": ["p1", "p2"], "source": "RunPod's price × time"}
+    rundir.write_json(path, {"run_id": "a-1", "agent": "a", "cost": cost})
+    right = {
+        "run_id": "a-1",
+        "agent": "a",
+        "cost": {**cost, "usd": 1.2, "usd_by_clock": 1.0, "source": "RunPod's bill"},
+    }
+    claims_of.correct(claims.all())
+    assert rundir.read_json(path) == right
+    written = path.stat().st_mtime_ns
+    claims_of.correct(claims.all())
+    assert path.stat().st_mtime_ns == written
+    free = {"run_id": "a-1", "cost": {"usd": 0.0, "pods": ["p0"]}}
+    rundir.write_json(path, free)  # by the clock it cost nothing: there is nothing to scale
+    claims_of.correct(claims.all())
+    assert rundir.read_json(path) == free
+    strange = {"run_id": "a-1", "cost": {"usd": 1.0, "pods": ["p1", "of another checkout"]}}
+    rundir.write_json(path, strange)
+    claims_of.correct(claims.all())
+    assert rundir.read_json(path) == strange
+
+
+def test_a_later_bill_is_laid_over_what_the_clock_said(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    claim = claims.make("h", ["a-1"], 0, output=str(tmp_path), pod_id="p1", asked_at=0, usd_per_hour=2.0,
+                        released_at=3600, billed_usd=3.0)  # fmt: skip
+    path = tmp_path / "adapters/a/a-1/manifest.json"
+    path.parent.mkdir(parents=True)
+    rundir.write_json(path, {"cost": {"usd": 1.0, "pods": ["p1"]}})
+    claims_of.correct(claims.all())
+    claims.write(claim, billed_usd=4.00004)
+    claims_of.correct(claims.all())
+    assert rundir.read_json(path)["cost"] == {
+        "usd": 2.0, "usd_by_clock": 1.0, "pods": ["p1"], "source": "RunPod's bill",
+    }  # fmt: skip
+
+
+def test_every_row_of_what_burns():
+    claim = pod_claim(name="lora-forge-cafe01-pod-1-0c1d2e", host="pod-1", asked_at=1000.0, deadline=1_764_000_000.0,
+                      runs=[], output="", wanted_at=0)  # fmt: skip
+    unleashed = {**claim, "name": "lora-forge-cafe01-pod-2-0c1d2e", "host": "pod-2", "deadline": None}
+    pods = [
+        {"name": "b", "id": "2", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": "0.5", "gpu": None},
+        {"name": "a", "id": "1", "status": "EXITED", "createdAt": "1970-01-01T00:30:00+00:00", "gpu": {"id": "L4"},
+         "cost": 2, "deadline": 99.0},
+        {"name": claim["name"], "id": "3", "status": "RUNNING", "cost": 1.23456},
+        {"name": unleashed["name"], "id": "4", "status": "RUNNING", "createdAt": "no time"},
+        {"name": "c", "id": "5", "status": "RUNNING", "cost": None, "createdAt": None},
+    ]  # fmt: skip
+    rows = claims_of.burning(pods, [claim, unleashed], "cafe01", 4600.0)
+    plain = {"host": "", "mine": False, "claimed": [], "deadline": None, "gpu": "CPU", "status": "RUNNING"}
+    assert rows == [
+        {**plain, "name": claim["name"], "id": "3", "host": "pod-1", "usd_per_hour": 1.23456, "age_h": 1.0,
+         "usd": 1.2346, "mine": True, "deadline": claim["deadline"], "keeps": claims_of.keeps(claim)},
+        {**plain, "name": "c", "id": "5", "usd_per_hour": 0.0, "age_h": 0.0, "usd": 0.0,
+         "keeps": "It costs 0.00 USD/h."},
+        {**plain, "name": "a", "id": "1", "status": "EXITED", "gpu": "L4", "usd_per_hour": 2.0, "age_h": 0.778,
+         "usd": 1.5556, "deadline": 99.0, "keeps": "It costs 2.00 USD/h."},
+        {**plain, "name": "b", "id": "2", "usd_per_hour": 0.5, "age_h": 0.278, "usd": 0.1389,
+         "keeps": "It costs 0.50 USD/h."},
+        {**plain, "name": unleashed["name"], "id": "4", "host": "pod-2", "usd_per_hour": 0.0, "age_h": 1.0, "usd": 0.0,
+         "mine": True, "keeps": "It costs 0.00 USD/h."},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1970-01-01T01:00:00Z", 3600.0), ("1970-01-01T01:00:00.5+01:00", 0.5), (None, None), ("soon", None), ("", None)],
+)
+def test_a_time_of_runpods(text, seconds):
+    assert claims_of.epoch(text) == seconds
+
+
+# --- money, closer -------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_gpu_is_named_as_runpod_writes_it():
+    with pytest.raises(ForgeError) as caught:
+        money.known("nvidia l40x", [*ALL, A40])
+    assert str(caught.value) == (
+        "pod_gpus: RunPod has no GPU «nvidia l40x»; did you mean «NVIDIA L40S»? There are: NVIDIA A100, NVIDIA A40, "
+        "NVIDIA L4, NVIDIA L40S"
+    )
+
+
+def test_an_offer_says_everything_that_is_known():
+    entry = gpu("L40S", 0.86) | {"memory": 48.0, "availability": None}
+    assert money.offers({"SECURE": [A40, entry]}, ["L40S"], 1, 5) == [
+        money.Offer("NVIDIA L40S", "SECURE", 0.86, "NONE", 48, "")
+    ]
+
+
+def test_among_gpus_that_may_be_too_small_all_are_offered_and_only_where_none_is_large_enough():
+    small = money.offers(SECURE, ["L4", "L40S"], 1, 5, 60)
+    assert [(offer.gpu, bool(offer.doubt)) for offer in small] == [("NVIDIA L4", True), ("NVIDIA L40S", True)]
+    assert [offer.gpu for offer in money.offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
+
+
+def test_why_nothing_will_do_without_a_cap_and_without_an_offer():
+    with pytest.raises(ForgeError) as caught:
+        money.offers({"SECURE": [gpu("B200")], "COMMUNITY": [gpu("B200")]}, ["B200"], 1, float("inf"))
+    assert str(caught.value) == "no GPU of pod_gpus will do: none is offered in SECURE or COMMUNITY."
+
+
+def test_a_gpu_that_one_cloud_does_not_know_is_offered_by_the_other():
+    assert order(money.offers({"SECURE": [L4], "COMMUNITY": [L40S, L4]}, ["L40S"], 1, 5)) == [("L40S", "C", 0.79)]
+
+
+def test_each_reason_is_told_with_its_cloud():
+    with pytest.raises(ForgeError) as caught:
+        money.offers(BOTH, ["L40S", "L4"], 5, 2.0, floor_gib=25)
+    assert str(caught.value) == (
+        "no GPU of pod_gpus will do within pod_max_usd_per_hour 2.00: NVIDIA L40S (SECURE): 4.30 USD/h; NVIDIA L40S "
+        "(COMMUNITY): at most 4 in a pod; NVIDIA L4: 24 GB, but the weights alone take 25 GiB. The cheapest of them is "
+        "NVIDIA L4 at 2.15 USD/h."
+    )
+
+
+def test_hours_of_a_known_run_to_the_second():
+    assert money.hours(run(), "nvidia l40s") == money.hours(run(), "NVIDIA L40S") == 1.957
+    assert money.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
+    unsaid = run()
+    del unsaid["recipe"]["gradient_checkpointing"]
+    assert pure(money.hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)
+
+
+def test_a_leash_counts_the_dollars_at_a_price_that_may_be_a_little_higher():
+    assert money.allowance(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
+    assert money.allowance(1.5, 2.0, 3.9, 0, 0) == 3.9
+
+
+def test_what_is_renewed_leaves_slack_for_the_collection():
+    budget = {**BUDGET, "max_usd": 0, "max_hours": 24.0}
+    assert money.renewal(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
+    assert money.renewal(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
+    assert money.renewal({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None  # a minute more is not worth it
+    assert money.renewal({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
+
+
+def test_a_run_without_a_lane_is_on_the_first_one():
+    alone = money.hours(run(), "NVIDIA L40S")
+    first = {**run(), "lane": 0}
+    for runs in ([run(), run()], [run(), first], [first, run()]):
+        assert money.pod_hours(runs, "NVIDIA L40S") == pytest.approx(2 * alone)
+    assert money.pod_hours([run(), {**run(), "lane": 1}], "NVIDIA L40S") == alone
+
+
+@pytest.mark.parametrize(("now", "eta"), [(4 * H, None), (0.0, 4 * H), (2 * H, 2 * H)])
+def test_a_second_beyond_the_hours_is_too_long(now, eta):
+    budget = {**BUDGET, "max_usd": 0}
+    assert money.breach(budget, now, eta) == ""
+    late = money.breach(budget, now + 1, None) if eta is None else money.breach(budget, now, eta + 1)
+    assert late.endswith(" 4.00 h, and pod_max_hours is 4.00")
+
+
+def test_what_nobody_said_it_cost_is_nothing():
+    assert money.spent(BUDGET)["usd"] == 0

@@ -634,3 +634,539 @@ def test_a_folder_and_another_commit_are_fine(make, data):
     assert make(recipe={"model_revision": "abc"})["runs"][0]["recipe"]["model_revision"] == "abc"
     own = {"base_model": "Acme/Tiny", "model_revision": "abc"}
     assert make(recipe=own)["runs"][0]["recipe"]["base_model"] == "Acme/Tiny"
+
+
+# --- the checkout that is planned from
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what a plan reads: configs and locks."""
+    root = tmp_path / "checkout"
+    for pattern in ("configs/**/*.*", "requirements/*.txt"):
+        for path in ROOT.glob(pattern):
+            copy = root / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return root
+
+
+def said(call: Any, *given: Any) -> str:
+    """The words of an error."""
+    with pytest.raises(ForgeError) as error:
+        call(*given)
+    return str(error.value)
+
+
+def test_locks_that_pin_different_versions(checkout, tmp_path):
+    lock = checkout / "requirements/trainer-cuda.txt"
+    lock.write_text(re.sub(r"^axolotl==\S+", "axolotl==0.1.0", lock.read_text(), flags=re.MULTILINE))
+    assert said(plan.Planner, checkout, tmp_path, {}) == (
+        "requirements/trainer-cpu.txt and requirements/trainer-cuda.txt pin different versions of axolotl; make both "
+        "anew: make lock"
+    )
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_schema_that_cannot_be_read(checkout, tmp_path, content):
+    path = checkout / "configs/schema.json"
+    path.unlink() if content is None else path.write_text(content)
+    words = said(plan.Planner, checkout, tmp_path, {})
+    assert words.startswith("configs/schema.json cannot be read (")
+    assert words.endswith("); make it anew with: make schema")
+
+
+def test_files_are_named_as_they_lie_in_the_checkout(checkout, tmp_path):
+    (checkout / "configs/agents/witness.yml").write_text("seed: 1\nsed: 2\n")
+    planner = plan.Planner(checkout, tmp_path, {"lora_r": 0.5})
+    assert said(planner.merged, "witness", "", "") == (
+        "-e '{\"recipe\": …}': «lora_r: 0.5» does not fit: expected a whole number\n"
+        "configs/agents/witness.yml, line 2: Axolotl knows no key «sed»; did you mean «seed»?"
+    )
+    (checkout / "configs/agents/witness.yml").unlink()
+    assert said(planner.merged, "witness", "", "") == "configs/agents/witness.yml is missing; every recipe needs it"
+
+
+def test_profiles_and_machines_go_by_their_names(checkout, tmp_path):
+    planner = plan.Planner(checkout, tmp_path, {})
+    for name in ("b", "a"):
+        (checkout / f"configs/machines/{name}.yml").write_text("tf32: false\n")
+    known = ", ".join(sorted(path.stem for path in (checkout / "configs/machines").glob("*.yml")))
+    assert said(planner.merged, "witness", "", "c") == f"trainer_machine is «c», but configs/machines holds: {known}"
+    assert said(planner.merged, "witness", "c", "a") == "run_profile is «c», but configs/profiles holds: rehearsal"
+    assert planner.merged("witness", "", "a")["tf32"] is False
+    (checkout / "configs/machines/a.yml").write_text("lora_r: 8\n")
+    assert "configs/machines/a.yml, line 1: «lora_r» decides what is learnt" in said(planner.merged, "witness", "", "a")
+    assert planner.merged("witness", "rehearsal", "a")["lora_r"] == 64  # a profile says everything about its machine
+
+
+def test_the_layers_of_a_recipe_lie_over_each_other(checkout, tmp_path):
+    (checkout / "configs/agents/witness.yml").write_text(
+        "seed: 1\nlora_alpha: 1\nlora_dropout: 0.1\nweight_decay: 0.1\n"
+    )
+    (checkout / "configs/machines/m.yml").write_text("tf32: false\nlogging_steps: 7\n")
+    planner = plan.Planner(checkout, tmp_path, {"lora_alpha": 2, "lora_dropout": 0.2, "logging_steps": 8})
+    keys = planner.merged("witness", "", "m", {"lora_dropout": 0.3})
+    names = ("seed", "lora_alpha", "lora_dropout", "weight_decay", "tf32", "logging_steps", "max_grad_norm")
+    assert [keys[name] for name in names] == [1, 2, 0.3, 0.1, False, 8, 1.0]
+
+
+def test_one_kind_of_mistake_is_told_before_the_next(checkout, tmp_path):
+    wrong = {"sead": 1, "lora_r": 0, "base_model": "Acme/Tiny", "model_revision": None}
+    for known, first in (("sead", "knows no key"), ("lora_r", "must be above 0"), ("base_model", "model_revision")):
+        words = said(plan.Planner(checkout, tmp_path, wrong).merged, "witness", "", "")
+        assert first in words
+        assert "\n" not in words
+        del wrong[known]
+
+
+def test_a_rehearsals_model_is_made_and_needs_no_commit(checkout, tmp_path):
+    planner = plan.Planner(checkout, tmp_path, {"model_revision": "abc"})
+    assert planner.merged("witness", "rehearsal", "")["model_revision"] == "abc"
+    folder = plan.Planner(checkout, tmp_path, {"base_model": "/models/mine", "model_revision": "abc"})
+    assert "model_revision" not in folder.merged("witness", "", "")
+    assert folder.merged("witness", "rehearsal", "")["model_revision"] == "abc"
+
+
+def test_deepspeed_is_looked_for_in_the_lock_of_its_trainer(checkout, tmp_path):
+    config = {"zero_optimization": {"stage": 2}}
+    planner = plan.Planner(checkout, tmp_path, {"deepspeed": config})
+    for profile, lock in (("rehearsal", "requirements/trainer-cpu"), ("", "requirements/trainer-cuda")):
+        assert said(planner.merged, "witness", profile, "") == (
+            f"«deepspeed» needs a package that {lock}.txt does not pin: add a line «deepspeed» to {lock}.in, then make "
+            "lock; or use fsdp_config, which needs nothing more"
+        )
+        with (checkout / f"{lock}.txt").open("a") as file:
+            file.write("deepspeed==0.19.0\n")
+        assert planner.merged("witness", profile, "")["deepspeed"] == config
+
+
+def test_a_deepspeed_file_that_cannot_be_read(checkout, tmp_path):
+    with (checkout / "requirements/trainer-cuda.txt").open("a") as file:
+        file.write("deepspeed==0.19.0\n")
+    planner = plan.Planner(checkout, tmp_path, {"deepspeed": "zero.json"})
+    path = checkout / "zero.json"
+    for content in (None, "{"):
+        if content:
+            path.write_text(content)
+        words = said(planner.merged, "witness", "", "")
+        assert words.startswith(f"«deepspeed: zero.json» must name a JSON file, from the checkout on: {path}: ")
+    path.write_text('{"stage": "α"}')
+    assert planner.merged("witness", "", "")["deepspeed"] == {"stage": "α"}
+
+
+# --- data, closer
+
+
+def test_a_file_is_read_once_and_warned_of_once(make, data, monkeypatch):
+    data(count=2), data("mayor", count=2)
+    read = []
+    check = plan.dataset.check
+
+    def counted(path, use, length):
+        read.append((path.name, use, length))
+        summary = check(path, use, length)
+        summary.warnings.append(f"{path.name} is odd")
+        return summary
+
+    monkeypatch.setattr(plan.dataset, "check", counted)
+    boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder))]
+    result = make("witness,mayor,gastown", boxes)
+    assert sorted(read) == [("mayor_train.jsonl", "train", 4096), ("witness_train.jsonl", "train", 4096)]
+    assert result["warnings"].count("witness_train.jsonl is odd") == 1
+    others = ", ".join(agent for agent in OTHERS if agent not in ("mayor", "witness"))
+    assert f"gastown is trained without {others}: no such file in {data.folder}" in result["warnings"]
+
+
+def test_the_shared_adapter_may_have_data_of_its_own(make, data):
+    data("crew"), data("gastown"), data("gastown", "val")
+    names = [pathlib.Path(item["path"]).name for item in one(make("gastown"))["datasets"]]
+    assert names == ["gastown_train.jsonl", "gastown_val.jsonl"]
+    (data.folder / "gastown_train.jsonl").unlink()
+    names = [pathlib.Path(item["path"]).name for item in one(make("gastown"))["datasets"]]
+    assert names == ["crew_train.jsonl"]
+    (data.folder / "crew_train.jsonl").unlink()
+    assert said(make, "gastown").startswith(f"no dataset for gastown: {data.folder / 'gastown_train.jsonl'} does not")
+
+
+def test_a_recipe_may_name_its_files(make, data):
+    mine, other = data("mine", count=3), data("other", count=2)
+    val = data(use="val", count=2, size=50)
+    items = [{"path": str(mine), "roles_to_train": ["assistant"]}, {"path": str(other)}]
+    run = one(make(recipe={"datasets": items}))
+    assert [(item["path"], item["use"]) for item in run["datasets"]] == [
+        (str(mine), "train"), (str(other), "train"), (str(val), "val"),
+    ]  # fmt: skip
+    assert {item["entry"]["roles_to_train"][0] for item in run["datasets"]} == {"assistant"}
+    assert "datasets" not in run["recipe"]
+    gone = [str(data.folder / name) for name in ("x.jsonl", "y.jsonl")]
+    words = said(lambda: make(recipe={"datasets": [{"path": gone[0]}, {"path": str(mine)}, {"path": gone[1]}]}))
+    assert words == f"no dataset for witness: {gone[0]}, {gone[1]} does not exist. -e datasets_dir=… says where to look"
+
+
+def test_a_datasets_entry_without_a_path_is_an_option_for_the_agents_file(make, data):
+    data()
+    [item] = one(make(recipe={"datasets": [{"roles_to_train": ["user"]}]}))["datasets"]
+    assert item["path"] == str(data.folder / "witness_train.jsonl")
+    assert item["entry"] == {
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "conversations",
+        "message_property_mappings": {"role": "from", "content": "value"},
+        "roles_to_train": ["user"],
+    }
+
+
+def test_what_is_longer_than_a_sequence_is_told_by_the_recipes_strategy(make, data):
+    path = data(count=3)
+    with path.open("a") as file:
+        turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "b" * 20_000}]
+        file.write(json.dumps({"conversations": turns}) + "\n")
+    [cut] = [said for said in make()["warnings"] if "longer" in said]
+    assert cut.endswith("about 1 of 4 examples are longer than sequence_len 4096 and will be cut at its end")
+    for strategy in ("drop", None):
+        result = make(recipe={"excess_length_strategy": strategy})
+        assert any(said.endswith("and will be dropped") for said in result["warnings"])
+    with pytest.raises(ForgeError, match="1 of 4 examples are longer than"):
+        make(recipe={"excess_length_strategy": "raise"})
+
+
+def test_an_evaluation_set_that_holds_what_is_trained_on(make, data):
+    train = data()
+    (data.folder / "witness_val.jsonl").write_bytes(train.read_bytes())
+    with pytest.raises(ForgeError, match=r"witness_val\.jsonl"):
+        make()
+
+
+# --- a planned run
+
+
+def test_everything_that_a_plan_says_of_a_run(make, data, note):
+    path = data(count=40, size=14000)
+    box = Trainer("here", machine="gpu-24gb", datasets_dir=str(data.folder), gpus=2)
+    run = one(make(trainers=[box], recipe={"liger_rms_norm": True}))
+    keys = run.pop("recipe")
+    mark = run.pop("fingerprint")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    basis = plan.Planner(ROOT, path.parent, {"liger_rms_norm": True})
+    merged = basis.merged("witness", "", "gpu-24gb")
+    files = [{"use": "train", "sha256": sha256}]
+    assert mark == plan.recipe.fingerprint(merged, False, files, basis.axolotl)
+    entry = plan.dataset.entry(plan.dataset.check(path, "train", 4096), {})
+    tokens = plan.dataset.check(path, "train", 4096).tokens
+    assert run == {
+        "run_id": f"witness-{mark[:12]}",
+        "agent": "witness",
+        "name": "witness",
+        "variant": {},
+        "trainer": "here",
+        "placed": False,
+        "lane": 0,
+        "state": "to train",
+        "why": "",
+        "rehearsal": False,
+        "recipe_sha256": hashlib.sha256(plan.recipe.canonical(keys).encode()).hexdigest(),
+        "axolotl": basis.axolotl,
+        "datasets": [{"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry}],
+        "gpus": 2,
+        "hosts": ["here"],
+        "estimate": {
+            "tokens": tokens,
+            "steps": 15,
+            "work": 15 * 8 * 4096,
+            "memory_gib": plan.memory.estimate(merged),
+            "memory_floor_gib": plan.memory.floor(merged),
+        },
+    }
+    assert plan.recipe.effective_batch(keys) == 4
+    assert any("Liger" in plugin for plugin in keys["plugins"])
+
+
+def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):
+    data(count=9), data(use="val", count=2)
+    box = Trainer("here", "rehearsal", datasets_dir=str(data.folder), gpus=4)
+    run = one(make(trainers=[box]))
+    assert (run["rehearsal"], run["gpus"], plan.recipe.effective_batch(run["recipe"])) == (True, 1, 8)
+    assert (run["estimate"]["memory_gib"], run["estimate"]["memory_floor_gib"]) == (None, None)
+    train, val = (plan.dataset.check(data.folder / f"witness_{use}.jsonl", use, 1024) for use in ("train", "val"))
+    assert run["estimate"]["tokens"] == train.tokens
+    mark = plan.recipe.fingerprint(
+        plan.Planner(ROOT, data.folder, {}).merged("witness", "rehearsal", "") | {"val_set_size": 0},
+        True,
+        [{"use": one.use, "sha256": one.sha256} for one in (train, val)],
+        run["axolotl"],
+    )
+    assert run["fingerprint"] == mark
+
+
+def test_a_variant_is_in_the_name_of_its_run(make, data):
+    data()
+    names = [run["name"] for run in make(variants=[{"lora_r": 8, "seed": 1}, {"lora_r": 16}])["runs"]]
+    assert names == ["witness lora_r 8, seed 1", "witness lora_r 16"]
+
+
+def test_what_is_placed_says_so(make, note, data, run_id):
+    assert (one(make())["placed"], one(make())["lane"]) == (False, 0)
+    note(run_id, final=False, lane=1)
+    two = [Trainer("here", datasets_dir=str(data.folder), lanes=2)]
+    run = one(make(trainers=two))
+    assert (run["placed"], run["lane"], run["state"]) == (True, 1, "to attach")
+    run = one(make(trainers=two, move=True))
+    assert (run["placed"], run["lane"], run["why"]) == (False, 0, "moved from here")
+
+
+def test_a_delivered_run_is_not_moved_and_not_placed(make, note, deliver, data, run_id):
+    deliver(run_id)
+    note(run_id, "pod-7", final=True, state="verified", lane=3)
+    run = one(make(trainers=trainers(data, "a", "b"), move=True))
+    assert (run["state"], run["why"], run["placed"], run["trainer"]) == ("ready", "", False, "a")
+
+
+# --- attempts, closer
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ({}, ("to train", "")),
+        ({"trainer": ""}, ("to attach", "launched before")),
+        ({"final": True}, ("to train", "")),
+        ({"final": True, "state": "verified"}, ("to train", "")),
+        ({"final": True, "state": "failed"}, ("to resume", "failed before")),
+        ({"final": False, "state": "failed"}, ("to attach", "launched before")),
+    ],
+)
+def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
+    runs_ = tmp_path / "runs"
+    runs_.mkdir()
+    if placement:
+        (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
+    found = plan.Planner(ROOT, tmp_path, {}).attempt("witness", "a" * 64, False, False)
+    assert found == (f"witness-{'a' * 12}", *expected, placement)
+
+
+def test_attempts_of_other_recipes_do_not_count(tmp_path):
+    first = f"witness-{'a' * 12}"
+    (tmp_path / "runs").mkdir()
+    for name in (f"{first}b", f"{first}-x", f"{first}-2-3", f"mayor-{'a' * 12}", f"x{first}-9"):
+        (tmp_path / f"runs/{name}.json").write_text('{"final": true, "state": "failed"}')
+    planner = plan.Planner(ROOT, tmp_path, {})
+    assert planner.attempt("witness", "a" * 64, False, False) == (first, "to train", "", {})
+    assert planner.attempt("witness", "a" * 64, True, False) == (first, "to train", "", {})
+
+
+def test_attempts_are_known_from_their_folders_too(tmp_path, deliver):
+    first = f"witness-{'a' * 12}"
+    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    folder = deliver(f"{first}-3")
+    (folder.parent / f"{first}-7").touch()  # no folder
+    assert planner.attempt("witness", "a" * 64, False, False) == (f"{first}-3", "ready", "", {})
+    (folder / "weights").unlink()
+    missing = f"{folder / 'weights'} is missing"
+    assert planner.attempt("witness", "a" * 64, False, False) == (f"{first}-3", "to train", missing, {})
+    assert planner.attempt("witness", "a" * 64, True, False) == (f"{first}-3", "to train", missing, {})
+
+
+def test_the_newest_of_the_earlier_ones_that_are_whole_stays_ready(tmp_path, deliver, note):
+    first = f"witness-{'a' * 12}"
+    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    for number in ("", "-2", "-3"):
+        folder = deliver(f"{first}{number}")
+    (folder / "weights").unlink()
+    note(f"{first}-4", final=True, state="failed")
+    assert planner.attempt("witness", "a" * 64, False, False)[:3] == (f"{first}-2", "ready", f"{first}-4 failed later")
+    assert planner.attempt("witness", "a" * 64, True, False)[:3] == (
+        f"{first}-5", "to train", "a fresh attempt was asked for",
+    )  # fmt: skip
+    note(f"{first}-4", final=False)
+    assert planner.attempt("witness", "a" * 64, False, False)[:2] == (f"{first}-4", "to attach")
+
+
+def test_whether_something_was_begun():
+    run = {"state": "to train", "placed": False, "why": ""}
+    assert plan.begun(run) is False
+    for change in ({"state": "ready"}, {"placed": True}, {"why": "moved from b"}):
+        assert plan.begun({**run, **change}) is True
+
+
+# --- how long it takes
+
+
+def rows(*counts: tuple[str, int, int]) -> list[Any]:
+    """Dataset files: use, examples and tokens."""
+    return [plan.dataset.Summary("p", use, "s", "messages", n, tokens, 0, 0, []) for use, n, tokens in counts]
+
+
+PACKED = {"sample_packing": True, "sequence_len": 100, "micro_batch_size": 2, "num_epochs": 3}
+LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "sets", "steps", "work"),
+    [
+        (PACKED, [("train", 9, 1000)], 15, 15 * 2 * 100),
+        (PACKED, [("train", 9, 1001)], 18, 18 * 2 * 100),
+        (PACKED, [("train", 4, 600), ("train", 5, 401)], 18, 18 * 2 * 100),
+        (PACKED | {"val_set_size": 0.1}, [("train", 9, 1000)], 15, 15 * 2 * 100),  # 9 rows
+        (PACKED | {"val_set_size": 0.2}, [("train", 9, 1000)], 12, 12 * 2 * 100),
+        (PACKED | {"val_set_size": 0.2}, [("train", 9, 1000), ("val", 9, 5000)], 15, 15 * 2 * 100),
+        (PACKED | {"max_steps": 7}, [("train", 9, 1000)], 7, 7 * 2 * 100),
+        (PACKED | {"max_steps": 70}, [("train", 9, 1000)], 15, 15 * 2 * 100),
+        (PACKED | {"num_epochs": 0.5}, [("train", 9, 1000)], 3, 3 * 2 * 100),
+        (LOOSE, [("train", 8, 160)], 2, 2 * 4 * 20),
+        (LOOSE, [("train", 9, 180)], 3, 3 * 4 * 20),
+        (LOOSE, [("train", 4, 80), ("train", 4, 240)], 2, 2 * 4 * 40),
+        (LOOSE, [("train", 8, 8000), ("val", 8, 1)], 2, 2 * 4 * 100),
+        (LOOSE | {"val_set_size": 0.5}, [("train", 8, 160)], 1, 4 * 20),
+    ],
+)
+def test_steps_and_tokens_of_a_run(keys, sets, steps, work):
+    assert plan.estimate_steps(keys, rows(*sets)) == steps
+    assert plan.estimate_work(keys, rows(*sets)) == work
+
+
+# --- what suits, closer
+
+
+def suited(changes: dict[str, Any], *sets: tuple[str, int, int]) -> tuple[dict[str, Any], list[str]]:
+    """What becomes of a recipe of 100-token rows, eight to a step, and what is told."""
+    planner = plan.Planner(ROOT, ROOT, {})
+    keys = {"sequence_len": 100, "micro_batch_size": 8, "sample_packing": True, "num_epochs": 1, **changes}
+    planner.suit("crew", keys, rows(*sets))
+    return keys, planner.warnings
+
+
+FORTY = ("train", 400, 32_000)  # steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"warmup_steps": 19}, None),
+        ({"warmup_steps": 20}, {"warmup_steps": 4}),
+        ({"warmup_steps": 1, "max_steps": 1}, None),
+        ({"warmup_steps": 2, "max_steps": 3}, {"warmup_steps": 1}),
+        ({"eval_steps": 40}, None),
+        ({"eval_steps": 41}, {"eval_steps": 10}),
+        ({"eval_steps": 4, "max_steps": 3}, {"eval_steps": 1}),
+        ({"eval_steps": 0.5}, None),
+        ({"eval_steps": 1, "max_steps": 1}, None),
+        ({"warmup_steps": 30, "eval_steps": 90}, {"warmup_steps": 4, "eval_steps": 10}),
+        ({}, None),
+    ],
+)
+def test_a_schedule_that_does_not_suit_is_told_with_one_that_does(changes, told):
+    _, warnings = suited(changes, FORTY)
+    if told is None:
+        assert warnings == []
+        return
+    steps = changes.get("max_steps", 40)
+    notes = []
+    if "warmup_steps" in told:
+        notes.append(f"warmup takes {changes['warmup_steps']} of about {steps} steps")
+    if "eval_steps" in told:
+        evaluation = changes["eval_steps"]
+        notes.append(f"no evaluation before the end falls within about {steps} steps (eval_steps {evaluation})")
+    better = json.dumps({"recipe": told})
+    assert warnings == [f"crew: {'; '.join(notes)}. Values that suit this data: -e '{better}'"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sets", "size", "packing"),
+    [
+        ({"val_set_size": 0.05}, [FORTY], 0.05, True),  # 1,600 of 32,000 tokens are held out: two steps' rows
+        ({"val_set_size": 0.0499}, [FORTY], 0.0499, False),
+        ({"val_set_size": 0.05}, [FORTY, ("val", 9, 1600)], 0, True),
+        ({"val_set_size": 0.05}, [FORTY, ("val", 9, 1599)], 0, False),
+        ({"val_set_size": 0.05}, [FORTY, ("val", 9, 800), ("val", 9, 800)], 0, True),
+        ({"val_set_size": 0.05}, [("train", 2, 10)], 0.05, False),
+        ({"val_set_size": 0.05}, [("train", 1, 10)], 0, False),
+        ({"val_set_size": 0}, [FORTY], 0, False),
+        ({}, [("train", 1, 10)], None, False),
+        ({"val_set_size": 0.05, "eval_sample_packing": True, "sample_packing": False}, [("train", 9, 90)], 0.05, False),
+        ({"val_set_size": 0.05, "eval_sample_packing": False}, [FORTY], 0.05, False),
+        ({"val_set_size": 0.05, "sample_packing": False}, [("train", 9, 90)], 0.05, None),
+    ],
+)
+def test_evaluations_are_packed_where_there_is_enough_to_pack(changes, sets, size, packing):
+    keys, warnings = suited(changes, *sets)
+    assert keys.get("val_set_size") == size
+    assert keys.get("eval_sample_packing", True if keys["sample_packing"] else None) == packing
+    single = len(sets) == 1 and sets[0][1] == 1 and changes.get("val_set_size")
+    told = "crew: a single conversation cannot be split, so there is no evaluation"
+    assert warnings == ([told] if single else [])
+
+
+# --- the whole, closer
+
+
+def test_a_trainer_needs_a_lane_and_a_root(make, data):
+    data()
+    boxes = trainers(data, "a", "b")
+    for changes, words in (
+        ({"lanes": 0}, "b has no lane: it has fewer GPUs than run_gpus asks for"),
+        ({"root": "here"}, "trainer_root of b is «here»; it must be an absolute path on that host"),
+    ):
+        bad = [boxes[0], dataclasses.replace(boxes[1], **changes)]
+        assert said(make, "witness", bad) == words
+
+
+def test_all_is_told_once_and_in_order(make, data):
+    data("crew"), data("mayor")
+    result = make(["mayor", "crew"], trainers(data, "a", "b"))
+    assert [run["agent"] for run in result["runs"]] == ["mayor", "crew"]
+    assert len(result["warnings"]) == len(set(result["warnings"]))
+
+
+def test_a_run_goes_to_the_machine_of_the_trainer_it_is_placed_on(make, data):
+    data("crew"), data("mayor")
+    small = Trainer("small", machine="gpu-24gb", datasets_dir=str(data.folder))
+    big = Trainer("big", datasets_dir=str(data.folder))
+    runs_ = {run["trainer"]: run["recipe"] for run in make("crew,mayor", [big, small])["runs"]}
+    planner = plan.Planner(ROOT, data.folder, {})
+    for name, machine in (("big", ""), ("small", "gpu-24gb")):
+        merged = planner.merged("crew", "", machine)
+        changed = {key for key in merged if key in plan.recipe.MACHINE_KEYS}
+        assert {key: runs_[name].get(key) for key in changed - {"eval_sample_packing"}} == {
+            key: merged[key] for key in changed - {"eval_sample_packing"}
+        }
+    assert runs_["big"] != runs_["small"]
+
+
+def test_sweeps_of_several_agents_are_named_by_their_own_variants(make, data):
+    data("crew"), data("mayor")
+    with pytest.raises(ForgeError) as error:
+        make("crew,mayor", variants=[{"seed": 1}, {"seed": 2}, {"seed": 1}])
+    assert re.fullmatch(
+        r"variants 1 and 3 of the sweep are the same training \(crew-[0-9a-f]{12}\): they differ in nothing that "
+        r"decides what is learnt",
+        str(error.value),
+    )
+    assert len(make("crew,mayor", variants=[{"seed": 1}, {"seed": 2}])["runs"]) == 4
+
+
+def test_where_no_way_has_the_data_the_first_one_is_told(make, data):
+    boxes = [Trainer(name, datasets_dir=str(data.folder / name)) for name in ("x", "y")]
+    assert said(make, "witness", boxes).startswith(f"no dataset for witness: {data.folder / 'x'}/witness_train.jsonl")
+
+
+def test_a_run_that_is_placed_on_a_trainer_that_is_gone_names_both_ways_on(make, note, data, run_id):
+    note(run_id, "pod-7", final=False)
+    assert said(make) == (
+        f"{run_id} was launched on pod-7, which this inventory does not hold. Use the inventory that does, or give the "
+        "run up there and start on another trainer with -e move=pod-7"
+    )
+    note(run_id, "b", final=False)
+    assert said(make, "witness", pair(data, "a", "b")) == (
+        f"{run_id} was launched on b alone, which now trains in a gang that a leads. Use the inventory of that time, "
+        "or give the run up there and start it anew with -e move=true"
+    )
+
+
+def test_giving_all_up_leaves_nobody(make, data, run_id):
+    assert said(lambda: make(trainers=trainers(data, "a", "b"), move="b,a")) == (
+        "-e move=b,a leaves no host to train on; add one to the inventory"
+    )
+    assert said(lambda: make(trainers=[])) == (
+        "the inventory holds no host to train on. See inventory/local.yml for the smallest one"
+    )

@@ -458,3 +458,266 @@ def test_the_summary_says_what_became_of_latest(home) -> None:
 def test_figures_that_are_text_do_not_break_the_summary(home) -> None:
     home.train("witness-a", "nan")
     assert "eval 2 → nan" in ready(home, "witness-a")
+
+
+# --- the parts, closer
+
+
+def test_what_a_run_without_a_word_on_its_split_was_evaluated_on() -> None:
+    bare = {key: value for key, value in KEYS.items() if key != "val_set_size"}
+    assert promotion.evaluation(bare, [TRAIN], 1)["source"] == "none"
+    two = [{"use": "train", "sha256": "b"}, {"use": "train", "sha256": "a"}, {"use": "other", "sha256": "c"}]
+    unseeded = {"val_set_size": 0.1, "base_model": "m", "chat_template": "chatml", "seed": None}
+    assert promotion.evaluation(unseeded, two, 1) == {
+        "source": "split",
+        "sha256": adapter.sha256_text(
+            '[{"seed":null,"train":["a","b"],"val_set_size":0.1},{"chat_template":"chatml"}]'
+        ),
+        "sequence_len": None,
+        "base_model": "m",
+        "eval_loss": 1,
+    }
+
+
+@pytest.mark.parametrize("key", promotion.MASKING)
+def test_what_is_masked_otherwise_is_another_set(key) -> None:
+    assert promotion.evaluation(KEYS | {key: "x"}, [VAL], 1)["sha256"] != promotion.evaluation(KEYS, [VAL], 1)["sha256"]
+
+
+@pytest.mark.parametrize("damage", [{"datasets": [{"use": "val"}]}, {"datasets": [7]}, {"recipe": []}, {"datasets": 7}])
+def test_a_manifest_that_is_damaged_has_no_evaluation_set_and_keeps_its_loss(damage) -> None:
+    found = promotion.evaluation_of({"loss": {"eval_last": 1.5}, **damage})
+    assert found == promotion.evaluation({}, [], 1.5)
+    assert (found["sha256"], found["eval_loss"]) == (None, 1.5)
+
+
+def test_what_a_manifest_says_of_its_evaluation_counts_and_nothing_else() -> None:
+    said = {"sha256": "s", "eval_loss": 3.0, "other": 1}
+    found = promotion.evaluation_of({**manifest("witness-a"), "evaluation": said})
+    assert (found["sha256"], found["eval_loss"], found["source"]) == ("s", 3.0, "file")
+    assert "other" not in found
+    assert promotion.evaluation_of({**manifest("witness-a"), "loss": None, "evaluation": None})["eval_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "than", "words"),
+    [
+        (0.1, 0, "eval 0.1 is 10 % worse than x's 0"),
+        (-0.5, -1.0, "eval -0.5 is 50 % worse than x's -1"),
+        (1.23456, 2.0, "eval 1.235 is 38.3 % better than x's 2"),
+        (0, 0, "eval 0 is as good as x's 0"),
+    ],
+)
+def test_two_losses_in_words(loss, than, words) -> None:
+    assert promotion.compared(loss, than, "x") == words
+
+
+def test_a_loss_at_the_limit_passes() -> None:
+    assert promotion.decide(manifest("b", 1.5), manifest("witness-a", 1.0), False, 0.5).move is True
+    assert promotion.decide(manifest("b", 1.51), manifest("witness-a", 1.0), False, 0.5).move is False
+    assert promotion.decide(manifest("b", -0.4), manifest("witness-a", -1.0), False, 0.5).move is False
+
+
+def test_a_manifest_that_does_not_say_is_a_rehearsals() -> None:
+    assert promotion.is_rehearsal({}) is True
+    assert promotion.is_rehearsal({"rehearsal": False}) is False
+
+
+def test_the_folder_of_an_agent(tmp_path) -> None:
+    assert promotion.home_of(tmp_path, "witness") == tmp_path / "witness"
+    for agent, words in (("", "say whose adapter to promote: -e role=witness. "), ("zz", "there is no agent «zz». ")):
+        with pytest.raises(ForgeError) as error:
+            promotion.home_of(tmp_path, agent)
+        assert str(error.value) == f"{words}Agents: {', '.join(promotion.recipe.AGENTS)}"
+
+
+def test_what_is_delivered_is_told_from_the_oldest_on(home) -> None:
+    for run_id in ("witness-c", "witness-a", "witness-b", "witness-d"):
+        home.deliver(run_id)
+    finished = {"witness-a": 5.0, "witness-b": None, "witness-c": 4.0, "witness-d": 5.0}
+    for run_id, at in finished.items():
+        path = home.path / run_id / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished_at": at}))
+    (home.path / "latest").symlink_to("witness-a")
+    home.deliver(".witness-e.partial")
+    failed = home.deliver("witness-f").path / "witness-f/manifest.json"
+    failed.write_text(json.dumps(json.loads(failed.read_text()) | {"verdict": "failed"}))
+    (home.path / "note.txt").write_text("x")
+    assert list(promotion.delivered(home.path)) == ["witness-b", "witness-c", "witness-a", "witness-d"]
+    assert promotion.delivered(home.path / "nobody") == {}
+
+
+def test_the_promoted_one_is_known_by_its_folder(home) -> None:
+    assert promotion.promoted_one(home.path) is None
+    home.deliver("witness-a")
+    (home.path / "latest").symlink_to("witness-a")
+    (home.path / "witness-a").rename(home.path / "witness-z")
+    assert promotion.promoted_one(home.path) is None
+    (home.path / "latest").unlink()
+    (home.path / "latest").symlink_to("witness-z")
+    assert promotion.promoted_one(home.path)["run_id"] == "witness-z"
+    assert promotion.promoted_one(home.path)["agent"] == "witness"
+    (home.path / "latest").unlink()
+    home.deliver("latest")  # a folder in its place
+    assert promotion.promoted_one(home.path) is None
+
+
+def test_a_line_of_the_history_says_everything(home, monkeypatch) -> None:
+    monkeypatch.setattr(promotion.time, "time", lambda: 1_764_000_000.12345)
+    home.train("witness-a", 0.882)
+    home.train("witness-b", 0.912)
+    home.train("witness-c", 9.0, keys=KEYS | {"sequence_len": 8})
+    promotion.promote_by_hand(home.path, "witness-b")
+    first, refused, other, hand = home.lines
+    assert first == {
+        "at": 1_764_000_000.123, "run_id": "witness-a", "from": None, "moved": True, "by": "training",
+        "why": "nothing was promoted", "comparable": None, "eval_loss": 0.882, "than": None,
+    }  # fmt: skip
+    assert refused == {
+        "at": 1_764_000_000.123, "run_id": "witness-b", "from": "witness-a", "moved": False, "by": "training",
+        "why": "eval 0.912 is 3.4 % worse than witness-a's 0.882 (adapter_max_regression 2 %)", "comparable": True,
+        "eval_loss": 0.912, "than": 0.882,
+    }  # fmt: skip
+    assert (other["moved"], other["comparable"]) == (True, False)
+    assert hand == {
+        "at": 1_764_000_000.123, "run_id": "witness-b", "from": "witness-c", "moved": True, "by": "hand",
+        "why": "by hand; not comparable with witness-c (sequence_len 4096 instead of 8)", "comparable": False,
+        "eval_loss": 0.912, "than": 9.0,
+    }  # fmt: skip
+
+
+def test_a_move_that_nobody_noted_gets_a_line_of_its_own(home) -> None:
+    home.train("witness-a", 0.882)
+    home.deliver("witness-b", 0.7)
+    (home.path / "latest").unlink()
+    (home.path / "latest").symlink_to("witness-b")
+    home.train("witness-c", 0.9)
+    line = home.lines[1]
+    assert {key: line[key] for key in line if key != "at"} == {
+        "run_id": "witness-b", "from": "witness-a", "moved": True, "by": "unknown",
+        "why": "latest was found there; nobody had noted it", "comparable": None, "eval_loss": 0.7, "than": None,
+    }  # fmt: skip
+    assert len(home.lines) == 3
+
+
+def test_an_unnoted_move_after_a_refusal_comes_from_the_one_that_was_promoted(home) -> None:
+    home.train("witness-a", 0.5)
+    home.train("witness-b", 0.9)
+    home.deliver("witness-d", 0.7)
+    (home.path / "latest").unlink()
+    (home.path / "latest").symlink_to("witness-d")
+    home.train("witness-c", 0.9)
+    assert home.told("run_id", "from")[2] == ("witness-d", "witness-a")
+
+
+def test_a_prediction_changes_nothing(home) -> None:
+    home.deliver("witness-a", 0.882)
+    assert promotion.promote(home.path, "witness-a", 0.02, check=True) is True
+    assert sorted(path.name for path in home.path.iterdir()) == ["witness-a"]
+    home.train("witness-a", 0.882)
+    home.deliver("witness-b", 0.912)
+    assert promotion.promote(home.path, "witness-b", 0.02, check=True) is False
+    assert promotion.promote(home.path, "witness-b", 0.5, check=True) is True
+    assert len(home.lines) == 1
+    assert promotion.promote(home.path, "witness-a", 0, check=True) is False
+
+
+def test_by_hand_where_nothing_was_promoted(home) -> None:
+    home.deliver("witness-a", 0.882)
+    assert promotion.promote_by_hand(home.path, "witness-a", check=True) is True
+    assert not (home.path / "latest").is_symlink()
+    assert promotion.promote_by_hand(home.path, "witness-a") is True
+    assert home.told("run_id", "from", "by", "why") == [("witness-a", None, "hand", "by hand; nothing was promoted")]
+
+
+def test_by_hand_a_rehearsal_where_there_is_no_real_one(home) -> None:
+    home.train("witness-r", 7.0, True)
+    home.train("witness-s", 9.0, True)
+    assert promotion.promote_by_hand(home.path, "witness-r") is True
+    assert home.latest == "witness-r"
+
+
+def test_by_hand_says_what_is_there(home) -> None:
+    home.deliver("witness-a").deliver("witness-r", 1.0, True)
+    words = {
+        "witness-aa": f"witness has no adapter «witness-aa» in {home.path}; did you mean «witness-a»? Delivered: "
+        "witness-a, witness-r",
+        "zzzzz": f"witness has no adapter «zzzzz» in {home.path}. Delivered: witness-a, witness-r",
+        "witness-r": "witness-r is a rehearsal, with a tiny random model, and witness has a real adapter (witness-a); "
+        "a rehearsal never displaces one",
+    }
+    for run_id, says in words.items():
+        with pytest.raises(ForgeError) as error:
+            promotion.promote_by_hand(home.path, run_id)
+        assert str(error.value) == says
+
+
+def test_by_hand_a_folder_in_the_place_of_latest_stops_it_before_anything_is_noted(home) -> None:
+    home.deliver("witness-a")
+    (home.path / "latest").mkdir()
+    for check in (True, False):
+        with pytest.raises(
+            ForgeError, match="latest is no symbolic link, so it cannot be moved to witness-a; put it else"
+        ):
+            promotion.promote_by_hand(home.path, "witness-a", check)
+    assert not (home.path / "history.jsonl").exists()
+
+
+def test_all_that_may_be_promoted(home) -> None:
+    home.train("witness-a", 0.882)
+    home.train("witness-b", 0.912)
+    home.train("witness-c", 0.8, keys=KEYS | {"sequence_len": 8})
+    (home.path / "witness-b/train.log").write_text("cut off")
+    rows = promotion.overview(home.path)
+    flaw = f"{home.path / 'witness-b/train.log'} has 7 bytes instead of 3"
+    assert rows == [
+        {
+            "run_id": run_id,
+            "rehearsal": False,
+            "eval_loss": loss,
+            "steps": {"reached": 12, "planned": 12},
+            "finished_at": 1_795_000_000.0 + ord(run_id[-1]),
+            "promoted": run_id == "witness-c",
+            "comparable": "" if run_id == "witness-c" else "no: sequence_len 4096 instead of 8",
+            "flaw": flaw if run_id == "witness-b" else None,
+        }
+        for run_id, loss in (("witness-c", 0.8), ("witness-b", 0.912), ("witness-a", 0.882))
+    ]
+    (home.path / "latest").unlink()
+    assert {(row["promoted"], row["comparable"]) for row in promotion.overview(home.path)} == {(False, "")}
+
+
+def test_what_became_of_latest_in_a_word(home) -> None:
+    hint = "By hand: ansible-playbook playbooks/promote.yml -e role=witness -e run_id="
+    home.deliver("witness-a", 0.882)
+    assert promotion.word(home.path, "witness-a") == f"latest points to nothing. {hint}witness-a"
+    home.train("witness-a", 0.882)
+    assert promotion.word(home.path, "witness-a") == ""
+    home.train("witness-b", 0.912)
+    home.train("witness-b", 0.912)
+    (home.path / "latest").unlink()
+    assert promotion.word(home.path, "witness-b") == f"latest points to nothing. {hint}witness-b"
+    home.deliver("witness-r", 1.0, True)
+    assert promotion.word(home.path, "witness-r") == "latest points to nothing"
+
+
+def test_the_newest_decision_on_a_run_is_told(home) -> None:
+    home.train("witness-a", 0.882)
+    home.train("witness-b", 0.912)
+    promotion.promote(home.path, "witness-b", 0.01, asked=True)
+    assert "worse than its 0.882 (adapter_max_regression 2 %)" in promotion.word(home.path, "witness-b")
+    home.train("witness-c", 0.8)
+    promotion.promote(home.path, "witness-b", 0.01, asked=True)
+    assert "14 % worse than its 0.8 (adapter_max_regression 1 %)" in promotion.word(home.path, "witness-b")
+    assert promotion.word(home.path, "witness-a").startswith("latest stays at witness-c. By hand")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_run_that_only_another_ones_line_names_is_known(home, moved) -> None:
+    home.deliver("witness-a", 0.5).deliver("witness-b", 0.9)
+    (home.path / "latest").symlink_to("witness-b" if moved else "witness-a")
+    line = {"run_id": "witness-b", "from": "witness-a", "moved": moved, "why": "x"}
+    (home.path / "history.jsonl").write_text(json.dumps(line) + "\n")
+    assert home.train("witness-a", 0.5) is False  # it held latest before there was a history
+    assert home.train("witness-c", 9.0) is False
+    assert home.told("run_id") == [("witness-b",), ("witness-c",)]

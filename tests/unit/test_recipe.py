@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -375,3 +376,325 @@ def test_kernels_bring_their_plugins():
     assert recipe.with_plugins({"cut_cross_entropy": True, "plugins": [cce]})["plugins"] == [cce]
     for without in ({}, {"liger_rms_norm": False}, {"plugins": ["mine"]}):
         assert recipe.with_plugins(without) == without
+
+
+# --- where something is wrong, and what would be right
+
+SMALL = {
+    "properties": {
+        "one_of": {"anyOf": [{"$ref": "#/$defs/Kind"}, {"type": "null"}]},
+        "constant": {"anyOf": [{"const": "auto"}, {"type": "boolean"}]},
+        "bounded": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        "above": {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "integer", "maximum": 9}]},
+        "twice": {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "array", "maxItems": 2}]},
+        "other": {"not": {"type": "string"}},
+        "lost": {"anyOf": [{"$ref": "#/$defs/Nowhere"}]},
+        "words": {"type": "string"},
+    },
+    "$defs": {"Kind": {"enum": ["fast", "slow"]}, "Nowhere": {"not": {}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("one_of", "middling", "expected one of fast, slow"),
+        ("constant", "never", "expected auto or true or false"),
+        ("bounded", 7, "expected a number of at least 0 below 1"),
+        ("above", "x", "expected a whole number above 0 or a whole number of at most 9"),
+        ("twice", 1, "expected a list"),
+        ("other", "x", "expected another form"),
+        ("lost", 1, "expected another form"),
+        ("words", {}, "expected text"),
+    ],
+)
+def test_what_would_fit_is_said(key, value, expected):
+    layer = recipe.Layer("-e", {key: value})
+    said = json.dumps(value)
+    assert recipe.problems(*recipe.merge([layer]), SMALL) == [f"-e: «{key}: {said}» does not fit: {expected}"]
+
+
+@pytest.mark.parametrize("value", ["+2e-4", "-1e3", "2.e5"])
+def test_odd_numbers_that_yaml_reads_as_text(value):
+    [found] = check(recipe.Layer("-e", {"weight_decay": value}))
+    assert f"YAML reads {value} as text, write " in found
+    assert float(found.rpartition(" ")[2]) == float(value)
+
+
+@pytest.mark.parametrize("value", ["1e", "e4", "x2e4", "2e4x", "4"])
+def test_text_that_is_no_number_gets_no_hint(value):
+    assert not any("YAML reads" in found for found in check(recipe.Layer("-e", {"weight_decay": value})))
+
+
+def test_text_that_looks_like_a_number_is_text_where_text_is_meant():
+    assert check(recipe.Layer("-e", {"wandb_name": "2e4"})) == []
+
+
+def test_the_nearest_word_is_named_and_no_other_one():
+    assert recipe.nearest("lora_alpah", ["lora_alpha", "lora_alphas", "seed"]) == "; did you mean «lora_alpha»?"
+    assert recipe.nearest("lora_alpah", {"seed": 1}) == ""
+    assert recipe.nearest(64, ["64"]) == "; did you mean «64»?"
+
+
+def test_a_wrong_value_of_a_dataset_is_shown_with_its_item(read):
+    [found] = check(read("datasets:\n  - path: x.jsonl\n    type: chat_template\n  - path: 7\n"))
+    assert found == "configs/agents/witness.yml, line 1: datasets, item 2: «path: 7» does not fit: expected text"
+
+
+def test_every_item_of_a_list_of_datasets_must_be_a_mapping():
+    items = [{"path": "x.jsonl"}, "y.jsonl"]
+    assert check(recipe.Layer("-e", {"datasets": items})) == ["-e: «datasets» must be a list of mappings"]
+
+
+def test_every_problem_of_every_dataset_is_told():
+    items = [{"path": "a", "fiel": 1, "type": "sharegpt"}, {"pth": "b"}]
+    found = check(recipe.Layer("-e", {"lora_rr": 1, "datasets": items, "sead": 2}))
+    assert [said.partition("«")[0] for said in found] == [
+        "-e: Axolotl knows no key ",
+        "-e: datasets, item 1: ",
+        "-e: datasets, item 1: Axolotl knows no key ",
+        "-e: datasets, item 2: Axolotl knows no key ",
+        "-e: Axolotl knows no key ",
+    ]
+
+
+def test_lines_are_counted_from_one_and_for_every_key(read):
+    layer = read("\nseed: 1\n\nlora_r: 8\n")
+    assert [layer.where(key) for key in ("seed", "lora_r", "sequence_len")] == [
+        "configs/agents/witness.yml, line 2",
+        "configs/agents/witness.yml, line 4",
+        "configs/agents/witness.yml",
+    ]
+
+
+def test_a_key_that_stands_twice_in_a_list_of_mappings_and_is_no_word(read):
+    with pytest.raises(ForgeError, match=r"lines 2 and 3: «1» stands twice"):
+        read("a:\n  1: x\n  1: y\n")
+
+
+def test_merge_keys_may_stand_beside_each_other(read):
+    layer = read("a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n  z: {deep: [1, {er: 2}]}\n")
+    assert layer.keys["c"] == {"x": 1, "y": 2, "z": {"deep": [1, {"er": 2}]}}
+
+
+def test_a_tab_is_looked_for_in_the_indentation_alone(read):
+    assert read("seed: 1\nwandb_name: 'a\tb'\n").keys == {"seed": 1, "wandb_name": "a\tb"}
+    with pytest.raises(ForgeError, match="line 3: a tab in the indentation"):
+        read("a: 1\nb:\n \tc: 1\n")
+
+
+def test_broken_yaml_is_told_with_the_parsers_words(read):
+    with pytest.raises(ForgeError) as error:
+        read("seed: 1\nlora_r: 4: 5\n")
+    assert str(error.value) == ("configs/agents/witness.yml, line 2: not YAML (mapping values are not allowed here)")
+    with pytest.raises(ForgeError, match=r"^configs/agents/witness\.yml: not YAML \(.*month must be in 1\.\.12.*\)$"):
+        read("wandb_name: 2025-13-01\n")
+
+
+# --- values that make no run
+
+WHOLE: dict[str, Any] = {
+    "base_model": "Acme/Tiny",
+    "model_revision": "abc",
+    "sequence_len": 4096,
+    "lora_r": 64,
+    "lora_target_modules": ["q_proj"],
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 3,
+}
+
+
+def out_of_range(changes: dict[str, Any]) -> list[str]:
+    layers = [recipe.Layer("base.yml", WHOLE), recipe.Layer("w.yml", changes, dict.fromkeys(changes, 7))]
+    return recipe.range_problems(*recipe.merge(layers))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_r": 1, "sequence_len": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 0.5},
+        {"micro_batch_size": None, "gradient_accumulation_steps": None, "num_epochs": None},
+        {"val_set_size": 0},
+        {"val_set_size": 0.999},
+        {"wandb_project": "lora-forge_1.0 «α»"},
+        {"wandb_project": "x" * 128},
+        {"wandb_project": 7},
+    ],
+)
+def test_values_at_the_edge_of_what_makes_a_run(changes):
+    assert out_of_range(changes) == []
+
+
+@pytest.mark.parametrize("key", recipe.NEEDED)
+def test_what_every_run_needs(key):
+    assert out_of_range({key: None}) == [f"the recipe has no «{key}»; every run needs it"]
+
+
+@pytest.mark.parametrize(
+    "key", ["sequence_len", "micro_batch_size", "gradient_accumulation_steps", "num_epochs", "lora_r"]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_are_above_nothing(key, value):
+    assert out_of_range({key: value}) == [f"w.yml, line 7: «{key}: {value}» must be above 0"]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1, 1.0, 200])
+def test_the_evaluation_set_is_a_share(value):
+    assert out_of_range({"val_set_size": value}) == [
+        f"w.yml, line 7: «val_set_size: {value}» must be a share from 0 to below 1"
+    ]
+
+
+@pytest.mark.parametrize("name", [*(f"team{sign}project" for sign in "/\\#?%:"), "x" * 129])
+def test_a_project_that_wandb_refuses(name):
+    assert out_of_range({"wandb_project": name}) == [
+        f"w.yml, line 7: «wandb_project: {name}» must have no / \\ # ? % : in it, and 128 characters at most"
+    ]
+
+
+def test_target_modules_are_names():
+    assert out_of_range({"lora_target_modules": "all-linear"}) == [
+        "w.yml, line 7: «lora_target_modules» must be a list of names; the adapter is held against it"
+    ]
+
+
+def test_all_that_is_out_of_range_is_told():
+    assert len(out_of_range({"lora_r": 0, "sequence_len": None, "val_set_size": 2, "wandb_project": "a/b"})) == 4
+
+
+# --- the base model
+
+
+def unpinned(*changes: dict[str, Any]) -> list[str]:
+    names = ("base.yml", "agent.yml", "-e")
+    layers = [recipe.Layer(name, keys, dict.fromkeys(keys, 3)) for name, keys in zip(names, (WHOLE, *changes))]
+    return recipe.model_problems(*recipe.merge(layers), layers)
+
+
+def test_a_model_needs_the_commit_that_is_meant():
+    assert unpinned() == []
+    assert unpinned({"model_revision": None}) == [
+        "base.yml, line 3: «base_model: Acme/Tiny» needs a «model_revision», the commit to fetch: nothing is "
+        "downloaded unpinned"
+    ]
+    assert unpinned({"model_revision": ""}) == unpinned({"model_revision": None})
+
+
+def test_another_model_brings_its_own_commit():
+    assert unpinned({"base_model": "Acme/Big"}) == [
+        "agent.yml, line 3: «base_model: Acme/Big» is another model than the one whose «model_revision» stands in "
+        "base.yml, line 3; give its own beside it"
+    ]
+    assert unpinned({"base_model": "Acme/Big", "model_revision": "def"}) == []
+    assert unpinned({"base_model": "Acme/Big"}, {"model_revision": "def"}) == []
+    assert unpinned({"model_revision": "def"}) == []  # a newer commit of the same model
+    assert len(unpinned({"model_revision": "def"}, {"base_model": "Acme/Big"})) == 1
+
+
+@pytest.mark.parametrize("name", ["~/model", "./model", "../model"])
+def test_a_folder_that_depends_on_who_looks(name):
+    assert unpinned({"base_model": name}) == [
+        f"agent.yml, line 3: «base_model: {name}» looks like a folder; give its absolute path on the trainer"
+    ]
+
+
+def test_a_folder_of_the_trainer_needs_no_commit():
+    assert unpinned({"base_model": "/models/mine", "model_revision": None}) == []
+    assert unpinned({"base_model": "/models/mine"}) == []
+
+
+# --- batches, plugins, fingerprints: the values themselves
+
+
+def test_a_batch_of_one_is_what_is_not_said():
+    assert recipe.effective_batch({}) == 1
+    assert recipe.effective_batch({"micro_batch_size": 3}) == 3
+    assert recipe.effective_batch({"gradient_accumulation_steps": "5"}) == 5
+
+
+@pytest.mark.parametrize(
+    ("keys", "processes", "expected"),
+    [
+        ({"gradient_accumulation_steps": 4}, 2, (1, 2)),
+        ({"micro_batch_size": 6}, 3, (2, 1)),
+        ({"micro_batch_size": 2, "gradient_accumulation_steps": 6}, 3, (2, 2)),
+        ({"micro_batch_size": 3, "gradient_accumulation_steps": 8}, 2, (3, 4)),
+        ({"micro_batch_size": 1, "gradient_accumulation_steps": 8}, 2, (1, 4)),
+        ({"micro_batch_size": 2, "gradient_accumulation_steps": 4, "context_parallel_size": 4}, 8, (2, 2)),
+    ],
+)
+def test_what_each_of_several_gpus_takes(keys, processes, expected):
+    made = recipe.divided(keys, processes)
+    assert (made["micro_batch_size"], made["gradient_accumulation_steps"]) == expected
+    assert all(isinstance(made[key], int) for key in recipe.BATCH)  # 2.0 would be refused by Axolotl
+    assert {key: made[key] for key in keys if key not in recipe.BATCH} == {
+        key: keys[key] for key in keys if key not in recipe.BATCH
+    }
+
+
+def test_groups_that_see_the_same_data_are_multiplied():
+    sizes = {"tensor_parallel_size": 2, "context_parallel_size": 2, **BATCH}
+    assert recipe.divided(sizes, 4) == sizes
+    with pytest.raises(ForgeError, match="run_gpus is 6, and tensor_parallel_size × context_parallel_size is 4"):
+        recipe.divided(sizes, 6)
+
+
+def test_the_counts_that_a_batch_can_be_divided_among():
+    with pytest.raises(ForgeError) as error:
+        recipe.divided({"micro_batch_size": 6}, 4)
+    assert str(error.value) == (
+        "an effective batch of 6 (micro_batch_size × gradient_accumulation_steps) cannot be divided among 4 GPUs. It "
+        "can among 1, 2, 3, 6: change run_gpus, or the batch in the recipe"
+    )
+
+
+def test_plugins_of_both_kernels_and_none_twice():
+    liger, cce = recipe.KERNEL_PLUGINS
+    both = {"liger_rope": True, "cut_cross_entropy": True, "seed": 1}
+    assert recipe.with_plugins(both) == {**both, "plugins": [liger, cce]}
+    assert recipe.with_plugins({**both, "plugins": [liger]})["plugins"] == [liger, cce]
+    given = {"liger_rope": True, "plugins": ["mine"]}
+    recipe.with_plugins(given)
+    assert given["plugins"] == ["mine"]
+
+
+def test_a_recipe_has_one_canonical_form():
+    data = {"b": 1.0, "a": [2.5, (3.0, None)], "c": {"é": True, 1: "x"}}
+    assert recipe.canonical(data) == '{"a":[2.5,[3,null]],"b":1,"c":{"1":"x","é":true}}'
+
+
+def test_a_fingerprint_is_one_for_good():
+    """Adapters are known by it: were it another one for the same recipe, all of them would train again."""
+    keys = {**WHOLE, "datasets": [{"path": "/x.jsonl", "roles_to_train": ["assistant"]}], "wandb_project": "p"}
+    sets = [{"use": "train", "sha256": "a" * 64, "path": "/x.jsonl"}]
+    basis = {
+        "training": {
+            "base_model": "Acme/Tiny",
+            "model_revision": "abc",
+            "sequence_len": 4096,
+            "lora_r": 64,
+            "lora_target_modules": ["q_proj"],
+            "num_epochs": 3,
+            "datasets": [{"roles_to_train": ["assistant"]}],
+        },
+        "effective_batch": 8,
+        "rehearsal": True,
+        "datasets": [{"use": "train", "sha256": "a" * 64}],
+        "axolotl": "0.19",
+    }
+    text = json.dumps(basis, sort_keys=True, separators=(",", ":"))
+    assert recipe.fingerprint(keys, True, sets, "0.19.0") == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_machine_file_is_told_of_every_training_key_and_of_the_product():
+    layer = recipe.Layer("m.yml", {"lora_r": 8, "seed": 1, "logging_steps": 5, "micro_batch_size": 4})
+    found = recipe.machine_problems(layer, BATCH)
+    assert [said.partition(";")[0] for said in found] == [
+        "m.yml: «lora_r» decides what is learnt",
+        "m.yml: «seed» decides what is learnt",
+        "m.yml: micro_batch_size × gradient_accumulation_steps becomes 16 instead of 8",
+    ]
+    odd = recipe.Layer("m.yml", {"lora_r": 8, "micro_batch_size": "two"})
+    assert len(recipe.machine_problems(odd, BATCH)) == 1

@@ -331,3 +331,251 @@ def test_progress_takes_back_what_a_resume_took_back():
 )
 def test_finite(value, finite):
     assert verdict.finite(value) is finite
+
+
+# --- progress, closer ---------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_known_of_a_progress():
+    found = verdict.progress(
+        [
+            {"event": "data", "time": 1, "examples": 10, "tokens": 100},
+            {"event": "data", "time": 2, "examples": 10, "tokens": 100, "longer": 9},  # tokenised again
+            {"event": "data", "time": 3, "examples": 10, "tokens": 50, "dropped": "2"},
+            {"event": "wandb", "time": 4},
+            event("begin", 3, 10),
+            event("log", 3, 11, loss=3.0),
+            event("log", 7, 18, loss=2.0, epoch=0.5),
+            event("eval", 7, 19, eval_loss=2.5),
+            event("eval", 8, 20, eval_loss=2.4),
+            event("end", 9, 22),
+        ]
+    )
+    assert found == {
+        "step": 9,
+        "planned": 10,
+        "epoch": 0.5,
+        "loss_first": 3.0,
+        "loss": 2.0,
+        "eval_first": 2.5,
+        "eval_loss": 2.4,
+        "tokens_per_second": None,
+        "seconds_per_step": 2.0,
+        "began_at": 10,
+        "last_event_at": 22,
+        "end_reason": None,
+        "wandb": {"mode": None, "run": None, "url": None},
+        "data": {"examples": 20, "tokens": 150, "longer": 9, "dropped": 2, "untrainable": 0},
+        "ended": True,
+        "measured": 6,
+    }
+
+
+def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():
+    begun = [event("begin", 0, 0), event("log", 2, 4, loss=1.0)]
+    for kind in ("eval", "save"):
+        assert verdict.progress([*begun, event(kind, 4, 100, eval_loss=1.0)])["seconds_per_step"] == 2.0
+    assert verdict.progress([event("log", 2, 4, loss=1.0)])["measured"] == 0  # nobody knows when it began
+    assert verdict.progress([*begun, event("end", 4, 6, reason=verdict.EARLY)])["end_reason"] == verdict.EARLY
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, 12.0), ({"planned": None}, None), ({"seconds_per_step": None}, None), ({"seconds_per_step": 0.0}, None),
+        ({"step": 10}, 0.0), ({"step": 12}, 0.0),
+    ],
+)  # fmt: skip
+def test_how_long_it_still_takes(changes, seconds):
+    assert verdict.eta_seconds({"step": 4, "planned": 10, "seconds_per_step": 2.0, **changes}) == seconds
+
+
+@pytest.mark.parametrize(
+    ("loss", "eval_loss", "words"),
+    [
+        (None, None, ""),
+        (1.0, 2.0, ""),
+        ("nan", None, "its loss is nan at step 4; it goes on, and would end as failed"),
+        ("nan", "inf", "its loss is nan at step 4; it goes on, and would end as failed"),
+        (1.0, "inf", "its eval loss is inf; it goes on, and latest would not move to it"),
+    ],
+)
+def test_losses_that_will_not_do_are_told_while_it_trains(loss, eval_loss, words):
+    assert verdict.doubt({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
+
+
+def test_everything_that_speaks_against_a_run_is_told():
+    done = verdict.progress([event("log", 5, loss="nan")])
+    assert verdict.unproven({"exit_code": None}, done, "the file is cut off") == [
+        "the trainer's exit code is None",
+        "5 of 10 steps were reached",
+        "the last loss is nan",
+        "the file is cut off",
+    ]
+    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 0, "planned": None}) == ["0 of None steps were reached"]
+    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
+    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 11}) == []
+    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
+        "9 of 10 steps were reached"
+    ]
+
+
+def test_several_reasons_stand_in_one_sentence():
+    found = verdict.conclude({**OVER, "exit_code": 1}, SHORT, False, False, 9, 9, 60, 1800, flaw="x is missing")
+    assert found[1] == f"{BUT} the trainer's exit code is 1 and 5 of 10 steps were reached and x is missing"
+
+
+@pytest.mark.parametrize(
+    ("comes_back", "age", "state"),
+    [
+        (True, 89.9, "running"), (True, verdict.RESTART_WITHIN, "stopped"), (True, None, "stopped"),
+        (False, 1.0, "stopped"),
+    ],
+)  # fmt: skip
+def test_how_long_systemd_is_waited_for(comes_back, age, state):
+    found = verdict.conclude({"state": "running"}, DONE, False, False, age, age, 60, 1800, comes_back=comes_back)
+    assert found[0] == state
+    if state == "running":
+        assert found[1] == "its supervisor is gone (killed, or the host restarted); systemd starts it again"
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_an_end_without_a_reason(state):
+    assert verdict.conclude({"state": state}, DONE, True, True, 9999, 9999, 60, 1800) == (state, "")
+
+
+def test_ages_that_nobody_knows_are_no_stall():
+    assert verdict.conclude({"state": "running"}, DONE, True, True, None, None, 60, 1800) == ("running", "")
+
+
+# --- judge, closer ------------------------------------------------------------------------------------------------
+
+
+def test_the_look_that_counts():
+    late = look("failed", "gpu-2", detail="late") | {"progress": {**look("failed")["progress"], "last_event_at": 99.0}}
+    never = look("failed", "gpu-1", detail="never") | {
+        "progress": {**look("failed")["progress"], "last_event_at": None}
+    }
+    for looks in ((late, never), (never, late)):
+        found = judged(*looks)
+        assert (found.trainer, found.detail, found.look) == ("gpu-2", "late", late)
+    assert judged(late, never, placement=LAUNCHED).look == never
+    assert judged(late, look("queued"), placement={**LAUNCHED, "trainer": "gpu-2"}).trainer == "gpu-1"
+
+
+@pytest.mark.parametrize(
+    ("known", "trainer"),
+    [
+        ({}, None),
+        ({"manifest": MANIFEST}, "gpu-1"),
+        ({"manifest": {**MANIFEST, "host": None}}, None),
+        ({"manifest": MANIFEST, "placement": {**LAUNCHED, "trainer": "gpu-2"}}, "gpu-2"),
+    ],
+)
+def test_where_a_run_is_or_was(known, trainer):
+    found = judged(**known)
+    assert (found.trainer, found.look) == (trainer, {})
+
+
+def test_what_was_moved_to_a_silent_trainer_and_is_final_is_known():
+    known = {"placement": {**BAD, "trainer": "gpu-3"}, "silent": {"gpu-3": "timed out"}}
+    found = judged(look("stopped"), **known)
+    assert (found.state, found.trainer) == ("stopped", "gpu-1")
+
+
+def test_an_end_that_was_noted_stands_where_nobody_has_the_run():
+    for placement, detail in ((BAD, "tensor q is all zero"), ({**BAD, "detail": None}, "")):
+        assert (judged(placement=placement).state, judged(placement=placement).detail) == ("failed", detail)
+    bare = {"trainer": "gpu-1", "state": "failed", "final": True}
+    assert judged(look("finished"), placement=bare).detail == "its adapter was not verified"
+    gone = {"trainer": "gone", "state": "finished", "final": True}
+    assert (judged(placement=gone).state, judged(placement=gone).detail) == ("finished", "")
+    silent = judged(placement={"trainer": "gpu-9"}, silent={"gpu-9": "refused"})
+    assert silent.detail == "gpu-9 does not answer: refused"
+
+
+def test_a_silent_trainer_and_a_wandb_that_cannot_be_asked():
+    found = judged(placement=LAUNCHED, silent={"gpu-1": "x"}, wandb={"error": {"kind": "server_down", "msg": "…"}})
+    assert found.detail == "gpu-1 does not answer: x; the last that is known: launched"
+    assert found.contradictions == ()
+
+
+def test_every_contradiction_is_told():
+    other = {"run_id": "mayor-1", "fingerprint": "f" * 64}
+    found = judged(
+        look("running", "gpu-2", facts=other),
+        look("queued", "gpu-1", facts={}),
+        manifest={**MANIFEST, "run_id": "crew-1"},
+        flaw="x is missing",
+        wandb={"state": "running", "fingerprint": "e" * 64},
+    )
+    assert found.verdict == "disputed"
+    assert found.contradictions == (
+        "the adapter was verified, but x is missing",
+        "it runs on gpu-1 and on gpu-2 at the same time",
+        "gpu-2: run.json is that of mayor-1",
+        "manifest.json is that of crew-1",
+        "the sources name different recipes: gpu-2 ffffffffffff, the manifest 0123456789ab",
+        "W&B's run of this name has another recipe: eeeeeeeeeeee instead of 0123456789ab",
+    )
+
+
+def test_a_recipe_that_only_a_manifest_knows_is_held_against_wandb():
+    found = judged(manifest=MANIFEST, wandb={"state": "finished", "fingerprint": "e" * 64})
+    assert found.contradictions == ("W&B's run of this name has another recipe: eeeeeeeeeeee instead of 0123456789ab",)
+    assert found.verdict == "verified"
+    assert judged(manifest=MANIFEST, wandb={"state": "finished", "fingerprint": MARK}).contradictions == ()
+    assert judged(look("running", facts={}), wandb={"state": "running", "fingerprint": "e" * 64}).contradictions == ()
+
+
+@pytest.mark.parametrize("says", ["running", "pending", "preempting"])
+@pytest.mark.parametrize("state", ["stopped", "failed", "finished"])
+def test_wandb_may_be_six_minutes_behind_an_end(state, says):
+    assert judged(look(state, silent_for=verdict.WANDB_LAG), wandb={"state": says}).contradictions == ()
+    late = judged(look(state, silent_for=verdict.WANDB_LAG + 1, exit_code=0), wandb={"state": says})
+    assert late.contradictions == (f"W&B says {says}, but the process ended 6:01 ago",)
+    unknown = judged(look(state, silent_for=None), wandb={"state": says})
+    assert unknown.contradictions == (f"W&B says {says}, but the process ended",)
+
+
+def test_wandb_runs_on_where_the_adapter_is_delivered_and_nobody_has_the_run():
+    found = judged(manifest=MANIFEST, wandb={"state": "running"})
+    assert found.contradictions == ("W&B says running, but the process ended",)
+    assert judged(look("running"), manifest=MANIFEST, wandb={"state": "running"}).contradictions == (
+        "its adapter is delivered, but it still runs on gpu-1",
+    )
+
+
+@pytest.mark.parametrize("says", ["failed", "crashed", "killed"])
+def test_wandb_saw_a_failure_where_the_training_ran_to_its_end(says):
+    found = judged(look("finished", exit_code=0), wandb={"state": says})
+    assert found.contradictions == (f"W&B says {says}, but the training ran to its end",)
+    assert judged(look("stopped"), wandb={"state": says}).contradictions == ()
+
+
+@pytest.mark.parametrize(
+    ("began_at", "started_at", "told"), [(5.0, 5.0, True), (5.0, 6.0, False), (None, None, True), (None, 1.0, False)]
+)
+def test_an_end_of_an_earlier_start_is_no_lie_until_the_new_one_trains(began_at, started_at, told):
+    seen = look("running", status={"started_at": started_at})
+    seen["progress"]["began_at"] = began_at
+    assert bool(judged(seen, wandb={"state": "failed"}).contradictions) is told
+
+
+def test_a_verdict_of_a_sample_of_states_names_what_to_do():
+    assert verdict.next_step("mayor", judged(look("stopped", checkpoint=None))) == "train.yml again"
+    assert verdict.next_step("mayor", judged(look("queued"))) == ""
+    both = judged(look("failed"), placement=BAD)
+    assert (
+        verdict.next_step("mayor", both) == "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2"
+    )
+
+
+def test_data_that_is_counted_late_takes_no_step_back():
+    late = {"event": "data", "time": 30, "examples": 4, "tokens": 40}
+    found = verdict.progress([event("begin", 0), event("log", 4, 8, loss=1.0), late])
+    assert (found["step"], found["planned"], found["last_event_at"]) == (4, 10, 30)
+
+
+def test_a_verified_run_asks_for_nothing_whatever_its_trainer_says():
+    assert verdict.next_step("mayor", judged(look("finished"), manifest=MANIFEST)) == ""

@@ -46,6 +46,8 @@ def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Pope
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", *options, str(home)],
         cwd=home,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        # Whose SIGINT is ignored, as in a background job, has children that ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=(home / "log").open("wb"),
         stderr=subprocess.STDOUT,
     )

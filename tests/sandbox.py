@@ -179,6 +179,8 @@ def clean(folder: pathlib.Path) -> str:
     """End and remove all that there is of a sandbox; returns what is left all the same, in words."""
     deadline = time.monotonic() + PATIENCE / 2
     remove_units(folder)
+    for server in (folder / "tmp").glob("tmux-*/*"):  # its server writes its title over its environment
+        subprocess.run(["tmux", "-S", str(server), "kill-server"], capture_output=True, check=False)
     while True:  # whoever is not killed yet may start the next one
         if left := containers(folder):
             subprocess.run(["podman", "rm", "--force", "--ignore", "--time", "0", *left], capture_output=True)

@@ -50,7 +50,13 @@ class Lab:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def spec(
-        self, run_id: str, lane: str = "cpu", stop_timeout: float = 20, turn: int = 0, processes: int = 1, **fake: Any
+        self,
+        run_id: str,
+        lane: str = "cpu",
+        stop_timeout: float = PATIENCE,
+        turn: int = 0,
+        processes: int = 1,
+        **fake: Any,
     ) -> dict[str, Any]:
         """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
         env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}

@@ -19,7 +19,7 @@ def test_a_process_of_a_run_is_known_by_its_marker(tmp_path, monkeypatch):
     with subprocess.Popen(["sleep", "600"], env={**os.environ, rundir.MARKER: run_dir}) as trainer:
         try:
             monkeypatch.setenv("FAKE_GPU", f"busy:{trainer.pid}")
-            answer = gpu.query(SMI)
+            answer = gpu.query(SMI, timeout=600)
         finally:
             trainer.kill()
     assert [(process["pid"], process["run"]) for process in answer["processes"]] == [(trainer.pid, run_dir)]

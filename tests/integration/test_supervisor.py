@@ -316,7 +316,7 @@ def test_progress_counts_from_where_a_gang_went_back_to(lab):
 
 
 def test_several_processes_that_have_not_begun_have_nothing_to_save(lab):
-    run = lab.make(processes=2, hang_first=1, worker="daemon", stop_timeout=60)
+    run = lab.make(processes=2, hang_first=1, worker="daemon", stop_timeout=3600)
     process = lab.supervise(run)
     eventually((run / "workers.txt").exists)
     process.send_signal(signal.SIGTERM)

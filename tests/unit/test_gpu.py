@@ -36,7 +36,7 @@ def ask(monkeypatch, tmp_path):
 
     def asker(word: str):
         monkeypatch.setenv("FAKE_GPU", word)
-        answer = gpu.query(SMI)
+        answer = gpu.query(SMI, timeout=600)
         return {**answer, "runs": [where for where in answer["runs"] if where.startswith(str(tmp_path))]}
 
     return asker
@@ -111,7 +111,7 @@ def test_names_with_commas_and_memory_that_is_not_told(script):
         *) echo '{UUID}, 7, a, b, c, [N/A]'; echo '{UUID}, [Insufficient Permissions], x, 5' ;;
         esac"""
     )
-    answer = gpu.query(program)
+    answer = gpu.query(program, timeout=600)
     assert answer["error"] is None
     [row] = answer["gpus"]
     assert (row["used_mib"], row["free_mib"], row["compute_capability"], row["ecc_errors"]) == (None, 7, "ERR!", None)
@@ -154,17 +154,17 @@ def test_failures_in_words(ask, word, sentence):
 )  # fmt: skip
 def test_other_failures(script, text, sentence):
     program = script(text)
-    assert gpu.query(program)["error"] == sentence.format(program=program)
+    assert gpu.query(program, timeout=600)["error"] == sentence.format(program=program)
 
 
 def test_no_program(tmp_path):
     program = str(tmp_path / "nvidia-smi")
-    assert gpu.query(program)["error"] == (
+    assert gpu.query(program, timeout=600)["error"] == (
         f"{program} is not here: no NVIDIA driver is installed. Install one, start the container with its GPUs "
         "(docker run --gpus all), or take a host that has a GPU"
     )
     (tmp_path / "nvidia-smi").touch()
-    assert gpu.query(program)["error"] == (
+    assert gpu.query(program, timeout=600)["error"] == (
         f"{program} cannot be started: Permission denied. Install the NVIDIA driver again"
     )
 
@@ -433,7 +433,7 @@ def module(monkeypatch, capsys):
 
     def runner(word: str, **arguments):
         monkeypatch.setenv("FAKE_GPU", word)
-        with patch_module_args({"program": SMI, **arguments}), pytest.raises(SystemExit) as ended:
+        with patch_module_args({"program": SMI, "timeout": 600, **arguments}), pytest.raises(SystemExit) as ended:
             load(ROOT / "library/gpu_info.py").main()
         return ended.value.code, json.loads(capsys.readouterr().out)
 

@@ -246,11 +246,11 @@ def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
 @pytest.mark.parametrize(("word", "use"), [("a100", 0), ("busy", 97)])
 def test_use_of_gpus(monkeypatch, word, use):
     monkeypatch.setenv("FAKE_GPU", word)
-    (found,) = gpu.use(str(ROOT / "tests/fakes/nvidia-smi"))
+    (found,) = gpu.use(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600)
     assert (found["use"], found["memory_mib"]) == (use, 81920)
 
 
 def test_a_host_without_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_GPU", "none")
-    assert gpu.use(str(ROOT / "tests/fakes/nvidia-smi")) == []
+    assert gpu.use(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600) == []
     assert gpu.use(str(tmp_path / "nvidia-smi")) == []

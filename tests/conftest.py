@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import signal
 import sys
@@ -23,8 +24,11 @@ SANDBOX = pytest.StashKey[sandbox.Sandbox]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Enter a sandbox before anything else; xdist's processes are born in it. SIGTERM ends tests as Ctrl-C does."""
-    if not hasattr(config, "workerinput"):
+    """Enter a sandbox before anything else, unless this process was born in one, as xdist's are.
+
+    SIGTERM ends tests as Ctrl-C does.
+    """
+    if "LORA_FORGE_SANDBOX" not in os.environ:
         config.stash[SANDBOX] = sandbox.Sandbox()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 

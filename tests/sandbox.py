@@ -106,11 +106,13 @@ def claim() -> tuple[pathlib.Path, int]:
 
 
 def abandoned(folder: pathlib.Path) -> bool:
-    """Whether a sandbox is left of tests whose janitor was killed, too."""
+    """Whether a sandbox of ours is left of tests whose janitor was killed, too. It is nothing that others put there."""
     try:
+        if folder.is_symlink() or folder.lstat().st_uid != os.geteuid():
+            return False
         with (folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # it is in use, just being made, or another user's
+    except OSError:  # it is in use, or just being made
         return False
     return True
 

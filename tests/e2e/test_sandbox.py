@@ -36,6 +36,11 @@ def test_that_hangs():
 """
 
 
+def outside() -> dict[str, str]:
+    """The environment of somebody who is in no sandbox."""
+    return {name: value for name, value in os.environ.items() if name != "LORA_FORGE_SANDBOX"}
+
+
 @contextlib.contextmanager
 def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], pathlib.Path]]:
     """A pytest that has begun to hang, as a user starts one, and the folder of its sandbox."""
@@ -45,7 +50,7 @@ def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Pope
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", *options, str(home)],
         cwd=home,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env=outside() | {"PYTHONPATH": str(ROOT / "tests")},
         # Whose SIGINT is ignored, as in a background job, has children that ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=(home / "log").open("wb"),
@@ -94,7 +99,7 @@ def test_two_at_once_and_one_ends(tmp_path: pathlib.Path) -> None:
 
 def test_a_command_in_a_sandbox() -> None:
     command = [sys.executable, str(ROOT / "tests/sandbox.py"), "sh", "-c", "sleep 3600 & echo $HOME; exit 7"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CONVERGE)
+    done = subprocess.run(command, env=outside(), stdout=subprocess.PIPE, text=True, timeout=CONVERGE)
     assert done.returncode == 7
     folder = pathlib.Path(done.stdout.strip()).parent
     assert folder.name.startswith("lora-forge-")

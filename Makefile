@@ -88,13 +88,12 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to p
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 3 --dist loadscope --durations 20 $(call named_or,tests/e2e)
 
 molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
-molecule: export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
-	$(BIN)/python tests/sandbox.py molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
+	$(BIN)/python tests/sandbox.py env ANSIBLE_CONFIG="$(CURDIR)/ansible.cfg" molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
 
-soak: $(VENV)/.dev ## The tests that a busy machine endangers most, twenty times beside four busy loops (an hour or so); TIMES, LOOPS
+soak: $(VENV)/.dev ## Five tests that a busy machine endangers, twenty times beside four busy loops (an hour or so); TIMES, LOOPS
 	@tests/system-packages.sh
 	@TIMES=$(TIMES) LOOPS=$(LOOPS) $(BIN)/python tests/sandbox.py tests/soak.sh $(ARGS)
 

@@ -33,10 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave nothing behind."""
-    if SANDBOX in config.stash:
-        sys.stderr.write(config.stash[SANDBOX].close())
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave nothing behind; what is left all the same is a failure."""
+    if SANDBOX in session.config.stash and (left := session.config.stash[SANDBOX].close()):
+        sys.stderr.write(f"\n{left}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 
     sandbox.py COMMAND…    runs a command in one; pytest makes one for itself (tests/conftest.py)
 
-Its folder is /tmp/lora-forge-<port>. Who makes that folder has the PORTS ports from <port> on, so that checkouts of one
-machine can test at once. In it lie the tests' home and temporary files. What they start is known by the folder in its
-environment (LORA_FORGE_SANDBOX), their containers by its name, with which theirs begin. A janitor, a process that
-outlives the tests by as much as it needs, ends and removes all of that when the pipe from them closes, which it also
-does when they are killed.
+Its folder is /tmp/lora-forge-<port>: making it claims the PORTS ports from <port> on, so that several checkouts can
+test at once. Home and temporary files lie in it. Whatever tests start is known by the folder in its environment
+(LORA_FORGE_SANDBOX); the names of their containers begin with the folder's name. A janitor, a process of its own, waits
+for the end of the pipe that leads to it from the tests, which comes even when they are killed, and then ends and
+removes all of that. LORA_FORGE_KEEP=1 keeps the files until the next run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import fcntl
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Optional
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = pathlib.Path("/tmp")  # the same for all checkouts, and short: sockets lie below it
@@ -32,17 +34,21 @@ PORTS = 64
 RANGE = range(20_000, 32_000, PORTS)  # below those that the kernel gives to outgoing connections
 PATIENCE = 120  # seconds for the janitor's work
 UNITS = pathlib.Path("/etc/systemd/system")
-# A user's own, which tests must not act on, and what would lead around the home.
-FOREIGN = ("WANDB_", "HF_", "RUNPOD_", "XDG_", "LORA_FORGE_PODS", "LORA_FORGE_OWNER", "TMUX", "ANSIBLE_VAULT")
+# What is a user's own, and no test may act on or report to, or what leads past the sandbox's home …
+FOREIGN = re.compile(
+    "(ANSIBLE|HF|HUGGING|WANDB|XDG|TMUX)(_|$)|SSH_AUTH_SOCK$|RUNPOD_API|LORA_FORGE_(PODS|OWNER|NOTIFY|PORT)"
+)
+# … but for the address of a mirror.
+WANTED = ("HF_ENDPOINT",)
 
 
 def name() -> str:
-    """With what the names of containers begin, in a sandbox or outside."""
+    """What the names of containers begin with, in a sandbox or outside."""
     return pathlib.PurePath(os.environ.get("LORA_FORGE_SANDBOX", NAME)).name
 
 
 def port(offset: int) -> int:
-    """A port of this sandbox, or of everybody outside one.
+    """A port of this sandbox; outside, one that is always the same.
 
     Args:
         offset: 0 is the simulated RunPod's, 1 to 9 are those of tests/hosts, 10 and more those of fleets.
@@ -51,7 +57,7 @@ def port(offset: int) -> int:
 
 
 def hosts_state() -> pathlib.Path:
-    """Where test hosts have their keys and disks: in the checkout, as uv links files on one file system only."""
+    """Where test hosts have their keys and disks: in the checkout, whose disk has room for them."""
     return ROOT / ".hosts" / name()
 
 
@@ -64,19 +70,23 @@ class Sandbox:
 
     def __init__(self) -> None:
         self.folder, lock = claim()
-        # Before the environment changes: the janitor must not find itself.
+        self.before = dict(os.environ)
+        outside = {name: value for name, value in self.before.items() if name != "LORA_FORGE_SANDBOX"}
         self.janitor = subprocess.Popen(
             [sys.executable, __file__, "--clean", str(self.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True, cwd="/", text=True,
+            stderr=subprocess.STDOUT, env=outside, pass_fds=[lock], start_new_session=True, cwd="/", text=True,
         )  # fmt: skip
         os.close(lock)
-        os.environ.update(environment(self.folder))
-        for variable in [variable for variable in os.environ if variable.startswith(FOREIGN)]:
+        made = environment(self.folder)
+        for variable in [name for name in self.before if FOREIGN.match(name) and name not in WANTED]:
             del os.environ[variable]
+        os.environ.update(made)
         tempfile.tempdir = None  # it is remembered, where somebody asked already
 
     def close(self) -> str:
-        """Wait until nothing is left; returns what is left all the same, in words."""
+        """Leave it, and wait until nothing is left of it; returns what is left all the same, in words."""
+        os.environ.clear()
+        os.environ.update(self.before)
         try:
             return self.janitor.communicate(timeout=PATIENCE)[0]
         except subprocess.TimeoutExpired:
@@ -85,36 +95,43 @@ class Sandbox:
 
 def claim() -> tuple[pathlib.Path, int]:
     """Make a sandbox's folder; returns it, and the descriptor of the lock that shows that somebody uses it."""
+    for folder in BASE.glob(f"{NAME}-*"):
+        if (lock := locked(folder)) is not None:  # left of tests whose janitor was killed, too
+            clean(folder)
+            os.close(lock)
     for first in random.sample(RANGE, len(RANGE)):
         folder = BASE / f"{NAME}-{first}"
-        try:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # somebody has it, or took it for left
             folder.mkdir(mode=0o711)  # others pass through: apt's own user, to what mmdebstrap makes
-        except FileExistsError:
-            if not abandoned(folder):
-                continue
-            clean(folder)
-            folder.mkdir(mode=0o711)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if all(map(free, range(first, first + PORTS))):
-            for part in ("home", "tmp"):
-                (folder / part).mkdir(mode=0o711)
-            return folder, lock
-        os.close(lock)
-        shutil.rmtree(folder)
+            (folder / "lock").write_text(str(ROOT))
+            lock = locked(folder)
+            if lock is not None and all(map(free, range(first, first + PORTS))):
+                shutil.rmtree(ROOT / ".hosts" / folder.name, ignore_errors=True)
+                for part in ("home", "tmp"):
+                    (folder / part).mkdir(mode=0o711)
+                return folder, lock
+            if lock is not None:
+                shutil.rmtree(folder)
+                os.close(lock)
     raise OSError(f"there is no room for a sandbox: {BASE}/{NAME}-* are all in use")
 
 
-def abandoned(folder: pathlib.Path) -> bool:
-    """Whether a sandbox of ours is left of tests whose janitor was killed, too. It is nothing that others put there."""
+def locked(folder: pathlib.Path) -> Optional[int]:
+    """Take the lock of a sandbox of ours; None where somebody has it, or where it is nothing that we made."""
     try:
-        if folder.is_symlink() or folder.lstat().st_uid != os.geteuid():
-            return False
-        with (folder / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # it is in use, or just being made
-        return False
-    return True
+        if not re.fullmatch(rf"{NAME}-\d+", folder.name) or folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return None
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino == (folder / "lock").stat().st_ino:  # and not one that was removed meanwhile
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
 
 
 def free(number: int) -> bool:
@@ -129,18 +146,31 @@ def free(number: int) -> bool:
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-    """The variables of a sandbox's processes."""
+    """The variables of a sandbox's processes, worked out from those of who makes it."""
     home = pathlib.Path.home()
-    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return {
+    made = {
         "LORA_FORGE_SANDBOX": str(folder),
         "LORA_FORGE_PORT": folder.name.rpartition("-")[2],
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "TMUX_TMPDIR": str(folder / "tmp"),
-        # Made to be shared, and gigabytes of downloads.
-        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR") or str(caches / "uv"),
     }
+    # What is found by the home, and is not the tests' own: downloads, interpreters, the way to a private index.
+    config, cache, data = (
+        pathlib.Path(os.environ.get(f"XDG_{name.upper()}_HOME") or home / default)
+        for name, default in (("config", ".config"), ("cache", ".cache"), ("data", ".local/share"))
+    )
+    kept = {
+        "UV_CACHE_DIR": cache / "uv",
+        "UV_PYTHON_INSTALL_DIR": data / "uv/python",
+        "UV_CONFIG_FILE": config / "uv/uv.toml",
+        "PIP_CONFIG_FILE": config / "pip/pip.conf",
+        "PYENV_ROOT": home / ".pyenv",
+        "NETRC": home / ".netrc",
+        "GIT_CONFIG_GLOBAL": home / ".gitconfig",
+    }
+    wanted = {name: path for name, path in kept.items() if path.exists() or name == "UV_CACHE_DIR"}
+    return made | {name: str(path) for name, path in wanted.items() if not os.environ.get(name)}
 
 
 def inhabitants(folder: pathlib.Path) -> list[int]:
@@ -169,12 +199,10 @@ def remove_units(folder: pathlib.Path) -> None:
             unit.unlink(missing_ok=True)
 
 
-def unmount(folder: pathlib.Path) -> None:
-    """Unmount what tests have mounted in a sandbox."""
+def mounts(folder: pathlib.Path) -> list[str]:
+    """What tests have mounted in a sandbox, the innermost first."""
     places = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
-    for place in reversed(places):
-        if place.startswith(f"{folder}/"):
-            subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
+    return [place for place in reversed(places) if place.startswith(f"{folder}/")]
 
 
 def clean(folder: pathlib.Path) -> str:
@@ -183,22 +211,27 @@ def clean(folder: pathlib.Path) -> str:
     remove_units(folder)
     for server in (folder / "tmp").glob("tmux-*/*"):  # its server writes its title over its environment
         subprocess.run(["tmux", "-S", str(server), "kill-server"], capture_output=True, check=False)
-    while True:  # whoever is not killed yet may start the next one
-        if left := containers(folder):
-            subprocess.run(["podman", "rm", "--force", "--ignore", "--time", "0", *left], capture_output=True)
-        there = inhabitants(folder)
-        for pid in there:
+    while True:  # who is not killed yet may start the next one
+        if boxes := containers(folder):
+            subprocess.run(["podman", "rm", "--force", "--ignore", "--time", "0", *boxes], capture_output=True)
+        processes = inhabitants(folder)
+        for pid in processes:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        if not left and not there:
+        for place in mounts(folder):
+            subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
+        if not boxes and not processes and not mounts(folder):
             break
         if time.monotonic() > deadline:
-            return f"{folder}: processes {there} and containers {left} are left\n"
+            return f"{folder}: processes {processes}, containers {boxes} and mounts {mounts(folder)} are left\n"
         time.sleep(0.05)
-    unmount(folder)
-    shutil.rmtree(ROOT / ".hosts" / folder.name, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    return f"{folder} could not be removed\n" if folder.exists() else ""
+    checkout = pathlib.Path((folder / "lock").read_text())
+    files = [checkout / ".hosts" / folder.name, *(checkout / ".hosts/shared").glob(f"{folder.name}-*")]
+    if not os.environ.get("LORA_FORGE_KEEP"):
+        files.append(folder)
+    for path in files:
+        shutil.rmtree(path, ignore_errors=True)
+    return "".join(f"{path} could not be removed\n" for path in files if path.exists())
 
 
 def run(command: list[str]) -> int:
@@ -207,16 +240,29 @@ def run(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        return 127
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
         sys.stderr.write(sandbox.close())
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "--clean":
+def main(words: list[str]) -> int:
+    """Run a command, or be a janitor."""
+    if words[:1] == ["--clean"] and len(words) == 2:
+        folder = pathlib.Path(words[1])
+        if folder.parent != BASE or not re.fullmatch(rf"{NAME}-\d+", folder.name):
+            sys.exit(f"{folder} is no sandbox")
         sys.stdin.read()  # until the tests are over
         with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(clean(pathlib.Path(sys.argv[2])))
-    else:
-        sys.exit(run(sys.argv[1:]))
+            sys.stdout.write(clean(folder))
+        return 0
+    if not words or words[0].startswith("-"):
+        sys.exit("usage: sandbox.py COMMAND…")
+    return run(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -268,14 +268,14 @@ def _expected(part: dict[str, Any]) -> str:
     words: list[str] = []
     for option in options:
         if "$ref" in option:
-            option = part["$defs"][option["$ref"].rpartition("/")[2]]
+            option = part["$defs"].get(option["$ref"].rpartition("/")[2], {})
         if "enum" in option:
             words.append("one of " + ", ".join(map(str, option["enum"])))
         elif "const" in option:
             words.append(str(option["const"]))
         elif option.get("type") not in (None, "null"):
             limits = [f"{word} {option[name]}" for name, word in _LIMITS.items() if name in option]
-            words.append(" ".join([_TYPES[option["type"]], *limits]))
+            words.append(" ".join([_TYPES.get(option["type"], option["type"]), *limits]))
     return "expected " + (" or ".join(dict.fromkeys(words)) or "another form")
 
 

@@ -46,15 +46,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_rehearsal.py" not in item.nodeid)
 
 
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until a condition holds, for as long as the slowest machine may take; returns what it returned."""
+def eventually(condition: Callable[[], Any], what: str | Callable[[], str]) -> Any:
+    """Wait until a condition holds, for as long as the slowest machine may take.
+
+    Args:
+        condition: What must become true.
+        what: It in words, for the failure; a function says it as it is then.
+
+    Returns:
+        What the condition returned.
+    """
     deadline = time.monotonic() + CONVERGE
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
         time.sleep(0.1)
-    raise AssertionError(f"not within {CONVERGE} s: {what}")
+    raise AssertionError(f"not within {CONVERGE} s: {what() if callable(what) else what}")
 
 
 def hold(run_dir: pathlib.Path, step: int | None) -> None:

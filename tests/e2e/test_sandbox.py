@@ -84,17 +84,17 @@ def test_nothing_is_left(how: signal.Signals, options: tuple[str, ...], tmp_path
         assert code != 0
         if how != signal.SIGKILL:  # they end when all is clean
             assert left(folder) == [], (tmp_path / "tests/log").read_text()
-        eventually(lambda: not left(folder), f"{left(folder)} goes")
+        eventually(lambda: not left(folder), lambda: f"{left(folder)} are left")
 
 
 def test_two_at_once_and_one_ends(tmp_path: pathlib.Path) -> None:
-    with hanging(tmp_path / "a") as (first, one), hanging(tmp_path / "b") as (_, other):
-        before = left(other)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(CONVERGE) != 0
-        assert left(one) == []
-        assert left(other) == before
-    eventually(lambda: not left(other), "the other one goes")
+    with hanging(tmp_path / "a") as (ended, its_folder), hanging(tmp_path / "b") as (_, other_folder):
+        before = left(other_folder)
+        ended.send_signal(signal.SIGTERM)
+        assert ended.wait(CONVERGE) != 0
+        assert left(its_folder) == []
+        assert left(other_folder) == before
+    eventually(lambda: not left(other_folder), "the other one goes")
 
 
 def test_a_command_in_a_sandbox() -> None:

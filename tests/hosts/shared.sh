@@ -9,8 +9,9 @@ mkdir -p "$shared"
 exec 9>"$shared/lock"
 flock 9
 if [ ! -e "$shared/uv-cache" ]; then
+  rm -rf "$shared/uv-cache.part" # of somebody who was killed
   # By links, on the same disk; on another one the hosts fill their own.
-  if ! cp --archive --link "$("$root/.venv/bin/uv" cache dir)" "$shared/uv-cache.part" 2>/dev/null; then
+  if ! cp -T --archive --link "$("$root/.venv/bin/uv" cache dir)" "$shared/uv-cache.part" 2>/dev/null; then
     rm -rf "$shared/uv-cache.part"
     mkdir -p "$shared/uv-cache.part"
   fi

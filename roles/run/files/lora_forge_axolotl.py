@@ -153,7 +153,7 @@ class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
 
     def pre_model_load(self, cfg: Any) -> None:
-        gc.freeze()
+        gc.freeze()  # what was imported since the data was loaded
         start_wandb(cfg)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -166,8 +166,7 @@ class LoraForgePlugin(BasePlugin):
         from axolotl.utils.data import sft
 
         # Axolotl collects garbage at every checkpoint, and often while it packs: what a million objects of imported
-        # modules are made of need not be looked at each time, half a second long. Later imports follow in
-        # pre_model_load.
+        # modules are made of need not be looked at each time, half a second long.
         gc.freeze()
         original = sft.handle_long_seq_in_dataset
         if getattr(original, "counted", False):

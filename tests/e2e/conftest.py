@@ -21,6 +21,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
+LONGEST = ("test_faults.py", "test_gang.py", "test_fleet.py", "test_rehearsal.py", "test_wandb.py")
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
 
 
@@ -38,12 +39,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 return "hosts"
             return file if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py")) else nodeid
 
+    config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or one of them is begun last, and runs alone."""
-    items.sort(key=lambda item: "test_rehearsal.py" not in item.nodeid)
+
+    def place(item: pytest.Item) -> int:
+        if item.path.name in LONGEST:
+            return LONGEST.index(item.path.name)
+        return len(LONGEST) + (item.get_closest_marker("soak") is None)
+
+    items.sort(key=place)
 
 
 def eventually(condition: Callable[[], Any], what: str | Callable[[], str]) -> Any:

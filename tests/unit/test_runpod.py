@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import http.server
-import json
-import threading
 import time
 from typing import Any
 
@@ -346,49 +343,3 @@ def test_a_bill_is_that_of_the_pod_alone():
 def test_the_key_is_in_no_error(reply):
     with Wire(("POST /v2/pods", reply)) as wire:
         assert KEY[:8] not in refused(wire)
-
-
-# --- the real transport --------------------------------------------------------------------------------------------
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        kind = self.path.strip("/")
-        if kind == "drop":
-            return
-        said = json.dumps({"agent": self.headers["User-Agent"], "detail": kind}).encode()
-        self.send_response(int(kind) if kind.isdigit() else 200)
-        self.send_header("Location", "/200")
-        if kind != "stream":
-            self.send_header("Content-Length", str(len(said) + (kind == "short")))
-        self.end_headers()
-        self.wfile.write(b"data: one\ndata: tw" if kind == "stream" else said)
-        self.wfile.flush()
-        if kind == "stream":
-            time.sleep(0.5)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def test_the_transport_gives_answers_as_they_are_and_names_what_was_dropped(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-
-        def ask(kind: str, stream: bool = False) -> runpod.Answer:
-            return runpod.open_url("GET", f"{url}/{kind}", {"User-Agent": runpod.AGENT}, None, 0.2, stream)
-
-        for status in (200, 302, 404, 500):  # a redirect would take the key elsewhere
-            found = ask(str(status))
-            assert found.status == status
-            assert json.loads(found.body) == {"agent": runpod.AGENT, "detail": str(status)}
-            assert found.headers["location"] == "/200"
-        for kind in ("drop", "short"):
-            with pytest.raises(NoAnswer, match=r"."):
-                ask(kind)
-        assert ask("stream", stream=True).body.startswith(b"data: one\n")
-        server.shutdown()
-    with pytest.raises(NoAnswer, match="refused"):
-        runpod.open_url("GET", f"{url}/200", {}, None, 1, False)

@@ -740,3 +740,13 @@ def test_the_stock_is_that_of_the_fullest_data_center():
 
 def test_where_more_was_spent_than_allowed_nothing_is_renewed():
     assert money.renewal({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
+
+
+def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):
+    assert Claims(tmp_path, "cafe01").make("pod-1", [], 0)["attempt"] == 1
+
+
+def test_a_pod_that_was_forgotten_is_as_old_as_it_is():
+    born = {"name": "x", "id": "1", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": 1.0}
+    [row] = claims_of.burning([born], [], "cafe01", 101 * H)
+    assert (row["age_h"], row["usd"]) == (100.0, 100.0)

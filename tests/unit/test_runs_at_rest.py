@@ -713,3 +713,22 @@ def test_a_run_whose_supervisor_lives_is_not_pruned(run):
     checkpoint(run, 3)
     say(run)
     assert runs.prune_plan(run, 1) == ([], "it is alive")
+
+
+def test_a_failed_second_attempt_among_all_runs_comes_without_its_log(tmp_path, clock):
+    run = tmp_path / "runs/witness-0a-2"
+    run.mkdir(parents=True)
+    say(run, state="failed", supervisor=GONE, trainer=GONE)
+    (run / "train.log").write_text("boom")
+    assert runs.observe(run)["log_tail"] == "boom"
+    [seen] = runs.observe_all(tmp_path, [])
+    assert (seen["run_id"], seen["agent"], seen["state"]) == ("witness-0a-2", "witness", "failed")
+    assert "log_tail" not in seen
+
+
+def test_who_waits_is_told_only_what_is_new(run, clock):
+    say(run)
+    tell(run, "begin", step=0)
+    token = runs.observe(run)["token"]
+    clock.then = lambda now: tell(run, "log", loss=1.0) if now == 50_001.0 else None
+    assert [event["event"] for event in runs.wait_for_news(run, token, 30)["events"]] == ["log"]

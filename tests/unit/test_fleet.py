@@ -292,3 +292,22 @@ def test_hosts_that_ansible_does_not_get_to_are_named():
     assert "is launched on b, c, d and 2 more before" in fleet.crowded(runs, 1)[0]
     runs[0]["hosts"] = ["a", "h"]
     assert fleet.crowded(runs, 6)[0].startswith("7 hosts have work")
+
+
+def test_a_job_goes_to_the_trainer_that_declares_its_agent():
+    boxes = [Trainer("a"), Trainer("b", agents=("crew",))]
+    assert fleet.place(boxes, {("crew", 0): 1}, {}) == {("crew", 0): Lane("b")}
+
+
+def test_a_run_keeps_its_very_lane_and_gets_another_one_there_where_that_is_gone():
+    boxes = [Trainer("a"), Trainer("b", lanes=3)]
+    weight = {("crew", 0): 5, ("mayor", 0): 1}
+    held = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 2)}
+    assert fleet.place(boxes, weight, held) == held
+    lost = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 7)}
+    assert fleet.place(boxes, weight, lost) == {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 0)}
+
+
+def test_one_more_than_three_is_counted():
+    runs = [planned("x", name) for name in "abcde"]
+    assert "is launched on b, c, d and 1 more before" in fleet.crowded(runs, 1)[0]

@@ -717,3 +717,36 @@ def test_a_second_beyond_the_hours_is_too_long(now, eta):
 
 def test_what_nobody_said_it_cost_is_nothing():
     assert money.spent(BUDGET)["usd"] == 0
+
+
+def test_as_many_gpus_as_a_pod_may_have_are_offered():
+    assert order(money.offers({"COMMUNITY": [L40S]}, ["L40S"], 4, 9)) == [("L40S", "C", 3.16)]
+
+
+def test_a_price_is_told_to_a_hundredth_of_a_cent():
+    assert money.offers({"SECURE": [gpu("A40", 0.123456)]}, ["A40"], 1, 5)[0].usd_per_hour == 0.1235
+
+
+def test_the_stock_is_that_of_the_fullest_data_center():
+    places = [
+        {"id": "a", "availability": "LOW"},
+        {"id": "b", "availability": "MEDIUM"},
+        {"id": "c", "availability": "HIGH"},
+    ]
+    assert money.stock({"dataCenters": places}, ["a", "b"]) == "MEDIUM"
+    assert money.stock({"dataCenters": places}, ["a", "b", "c"]) == "HIGH"
+    assert money.stock({"dataCenters": None}, ["a"]) == "NONE"
+
+
+def test_where_more_was_spent_than_allowed_nothing_is_renewed():
+    assert money.renewal({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
+
+
+def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):
+    assert Claims(tmp_path, "cafe01").make("pod-1", [], 0)["attempt"] == 1
+
+
+def test_a_pod_that_was_forgotten_is_as_old_as_it_is():
+    born = {"name": "x", "id": "1", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": 1.0}
+    [row] = claims_of.burning([born], [], "cafe01", 101 * H)
+    assert (row["age_h"], row["usd"]) == (100.0, 100.0)

@@ -721,3 +721,41 @@ def test_a_run_that_only_another_ones_line_names_is_known(home, moved) -> None:
     assert home.train("witness-a", 0.5) is False  # it held latest before there was a history
     assert home.train("witness-c", 9.0) is False
     assert home.told("run_id") == [("witness-b",), ("witness-c",)]
+
+
+def test_by_hand_even_one_whose_eval_loss_is_no_number(home) -> None:
+    home.train("witness-a", 0.5)
+    home.train("witness-b", "nan")
+    assert promotion.promote_by_hand(home.path, "witness-b") is True
+    assert home.latest == "witness-b"
+    assert home.told("run_id", "moved", "by")[-1] == ("witness-b", True, "hand")
+
+
+def test_by_hand_a_move_that_nobody_noted_is_noted_first(home) -> None:
+    home.deliver("witness-a", 0.5).deliver("witness-b", 0.9)
+    (home.path / "latest").symlink_to("witness-a")
+    promotion.promote_by_hand(home.path, "witness-b")
+    assert home.told("run_id", "from", "by") == [("witness-a", None, "unknown"), ("witness-b", "witness-a", "hand")]
+
+
+@pytest.mark.parametrize("line", ['{"run_id": "witness-a"}', '{"moved": true}'])
+def test_a_line_that_says_too_little_is_passed_over(home, line) -> None:
+    home.path.mkdir(parents=True)
+    (home.path / "history.jsonl").write_text(line + "\n")
+    assert promotion.history(home.path) == []
+    assert home.train("witness-a", 0.5) is True
+
+
+def test_the_history_is_written_as_people_read_it(home) -> None:
+    home.train("witness-a", 0.5)
+    home.train("witness-b", 0.5, keys=KEYS | {"base_model": "modèle"})
+    assert "base model modèle instead of None" in (home.path / "history.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("gone", ["recipe", "datasets"])
+def test_an_older_manifest_without_a_part_keeps_what_the_others_say(gone) -> None:
+    older = {"recipe": KEYS, "datasets": [VAL], "loss": {"eval_last": 1.5}}
+    del older[gone]
+    found = promotion.evaluation_of(older)
+    assert found["eval_loss"] == 1.5
+    assert (found["source"], found["sequence_len"]) == (("file", None) if gone == "recipe" else ("none", 4096))

@@ -698,3 +698,16 @@ def test_a_machine_file_is_told_of_every_training_key_and_of_the_product():
     ]
     odd = recipe.Layer("m.yml", {"lora_r": 8, "micro_batch_size": "two"})
     assert len(recipe.machine_problems(odd, BATCH)) == 1
+
+
+def test_a_key_that_stands_twice_behind_a_merge_key(read):
+    with pytest.raises(ForgeError, match=r"lines 4 and 5: «z» stands twice"):
+        read("a: &a {x: 1}\nc:\n  <<: *a\n  z: 1\n  z: 2\n")
+
+
+@pytest.mark.parametrize("value", ["2e-4", "2E-4"])
+def test_where_axolotl_takes_text_too_a_number_is_meant(value):
+    assert "string" in json.dumps(SCHEMA["properties"]["learning_rate"])
+    [found] = check(recipe.Layer("-e", {"learning_rate": value}))
+    assert found.endswith(f"; YAML reads {value} as text, write 2.0e-4")
+    assert check(recipe.Layer("-e", {"learning_rate": "0.1"})) == []

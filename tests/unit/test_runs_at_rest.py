@@ -73,6 +73,20 @@ def process(run):
         one.wait()
 
 
+@pytest.fixture
+def sent(monkeypatch):
+    """Every signal that is sent, with its process."""
+    signals: list[tuple[int, int]] = []
+    kill = os.kill
+
+    def noted(pid: int, number: int) -> None:
+        kill(pid, number)
+        signals.append((pid, number))
+
+    monkeypatch.setattr(os, "kill", noted)
+    return signals
+
+
 ME = rundir.identity(os.getpid())
 GONE = {"pid": 1, "start": 1, "boot": rundir.boot_id()}
 EARLIER = {**ME, "boot": "an earlier one"}
@@ -583,14 +597,14 @@ def test_what_was_never_started_is_not_stopped(run, clock):
     assert list(run.iterdir()) == []
 
 
-def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process):
+def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process, sent):
     told, trainer = process(of_the_run=False), process(of_the_run=False)
     say(run, supervisor=rundir.identity(told.pid), trainer=rundir.identity(trainer.pid))
     (run / "env").write_text("A=b\n")
     assert runs.stop(run, 5, check=True) is True
     assert told.poll() is None
     assert not (run / "stop").exists()
-    clock.then = lambda now: told.wait(60)
+    clock.then = lambda now: (told.pid, signal.SIGTERM) in sent and told.wait(60)
     assert runs.stop(run, 5) is True
     assert told.wait(60) == -signal.SIGTERM
     assert trainer.poll() is None  # its supervisor stops it, with a checkpoint
@@ -598,23 +612,23 @@ def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process):
     assert not (run / "env").exists()
 
 
-def test_a_trainer_without_a_supervisor_is_told_itself(run, clock, process):
+def test_a_trainer_without_a_supervisor_is_told_itself(run, clock, process, sent):
     trainer = process()
     say(run, supervisor=GONE, trainer=rundir.identity(trainer.pid))
     (run / "env").write_text("A=b\n")
-    clock.then = lambda now: trainer.wait(60)
+    clock.then = lambda now: (trainer.pid, signal.SIGTERM) in sent and trainer.wait(60)
     assert runs.stop(run, 5) is True
     assert trainer.wait(60) == -signal.SIGTERM
     assert not (run / "env").exists()
 
 
-def test_a_trainer_that_does_not_hear_is_killed_once_its_time_is_up(run, clock, process):
+def test_a_trainer_that_does_not_hear_is_killed_once_its_time_is_up(run, clock, process, sent):
     trainer = process(deaf=True)
     say(run, supervisor=GONE, trainer=rundir.identity(trainer.pid))
     lived: list[float] = []
 
     def look(now: float) -> None:
-        if now > 50_005.5:
+        if (trainer.pid, signal.SIGKILL) in sent:
             trainer.wait(60)
         elif trainer.poll() is None:
             lived.append(now)
@@ -625,10 +639,10 @@ def test_a_trainer_that_does_not_hear_is_killed_once_its_time_is_up(run, clock, 
     assert max(lived) >= 50_004.9
 
 
-def test_what_is_left_of_a_trainer_is_killed_at_once(run, clock, process):
+def test_what_is_left_of_a_trainer_is_killed_at_once(run, clock, process, sent):
     workers = [process(deaf=True), process(deaf=True)]
     say(run, supervisor=GONE, trainer=GONE)
-    clock.then = lambda now: [worker.wait(60) for worker in workers]
+    clock.then = lambda now: [one.wait(60) for one in workers if (one.pid, signal.SIGKILL) in sent]
     assert runs.stop(run, 1000) is True
     assert [worker.wait(60) for worker in workers] == [-signal.SIGKILL] * 2
     assert clock.now < 50_030.0
@@ -643,14 +657,14 @@ def test_while_its_supervisor_lives_nothing_is_killed(run, clock, process):
     assert clock.now == pytest.approx(50_035.0, abs=0.3)
 
 
-def test_a_run_that_is_removed_is_stopped_first(run, clock, process, monkeypatch):
+def test_a_run_that_is_removed_is_stopped_first(run, clock, process, sent, monkeypatch):
     forgotten: list[str] = []
     monkeypatch.setattr(backend, "forget", forgotten.append)
     worker = process(deaf=True)
     say(run, supervisor=GONE, trainer=rundir.identity(worker.pid))
     assert runs.remove(run, 5, check=True) is True
     assert (run.exists(), worker.poll(), forgotten) == (True, None, [])
-    clock.then = lambda now: worker.wait(60) if now > 50_005.5 else None
+    clock.then = lambda now: (worker.pid, signal.SIGKILL) in sent and worker.wait(60)
     assert runs.remove(run, 5) is True
     assert (run.exists(), worker.wait(60), forgotten) == (False, -signal.SIGKILL, ["witness-0"])
     assert runs.remove(run, 5) is runs.remove(run, 5, check=True) is False
@@ -713,3 +727,22 @@ def test_a_run_whose_supervisor_lives_is_not_pruned(run):
     checkpoint(run, 3)
     say(run)
     assert runs.prune_plan(run, 1) == ([], "it is alive")
+
+
+def test_a_failed_second_attempt_among_all_runs_comes_without_its_log(tmp_path, clock):
+    run = tmp_path / "runs/witness-0a-2"
+    run.mkdir(parents=True)
+    say(run, state="failed", supervisor=GONE, trainer=GONE)
+    (run / "train.log").write_text("boom")
+    assert runs.observe(run)["log_tail"] == "boom"
+    [seen] = runs.observe_all(tmp_path, [])
+    assert (seen["run_id"], seen["agent"], seen["state"]) == ("witness-0a-2", "witness", "failed")
+    assert "log_tail" not in seen
+
+
+def test_who_waits_is_told_only_what_is_new(run, clock):
+    say(run)
+    tell(run, "begin", step=0)
+    token = runs.observe(run)["token"]
+    clock.then = lambda now: tell(run, "log", loss=1.0) if now == 50_001.0 else None
+    assert [event["event"] for event in runs.wait_for_news(run, token, 30)["events"]] == ["log"]

@@ -579,3 +579,9 @@ def test_data_that_is_counted_late_takes_no_step_back():
 
 def test_a_verified_run_asks_for_nothing_whatever_its_trainer_says():
     assert verdict.next_step("mayor", judged(look("finished"), manifest=MANIFEST)) == ""
+
+
+def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_else():
+    found = judged(manifest=MANIFEST, flaw="x is missing")
+    assert (found.state, found.detail) == ("finished", "")
+    assert found.contradictions == ("the adapter was verified, but x is missing",)

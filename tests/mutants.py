@@ -9,6 +9,7 @@ they are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -21,6 +22,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+import sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what the tests import
@@ -102,7 +105,6 @@ def copy(folder: pathlib.Path, module: str) -> None:
     (folder / "setup.cfg").write_text(
         f"[mutmut]\nsource_paths={SOURCE}\nonly_mutate={SOURCE}/{module}.py\nuse_git_change_detection=false\n"
         "track_dependencies=false\ntimeout_constant=5\ntimeout_multiplier=12\n"
-        "pytest_add_cli_args=\n  -k\n  not test_the_playbook\n"  # it runs Ansible, longer than all others take
         "pytest_add_cli_args_test_selection=\n  " + "\n  ".join(tests_of(module)) + "\n"
     )
 
@@ -191,7 +193,8 @@ def main() -> None:
     unknown = set(asked.modules) - set(TESTS)
     if unknown:
         parser.error(f"no such module: {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
-    with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
+    place = sandbox.Sandbox()  # one for all the runs of pytest
+    with contextlib.closing(place), tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folder = asked.keep.resolve() if asked.keep else pathlib.Path(temporary)
         print(f"{'module':12}{'mutants':>8}{'killed':>8}{'survived':>10}{'%':>8}", flush=True)
         for module in asked.modules or TESTS:

@@ -14,6 +14,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.lora_forge import backend, rundir, runs
 from ansible.module_utils.lora_forge.errors import ForgeError
+from wire import Rivals
 
 
 class Clock:
@@ -484,21 +485,20 @@ def test_two_launches_at_once_do_not_get_one_turn(tmp_path, clock, supervisor, m
     paths = [tmp_path / "runs" / name for name in ("a-1", "b-1")]
     for path in paths:
         path.mkdir(parents=True)
-    noting, both = threading.Event(), threading.Event()
+    noting, rivals = threading.Event(), Rivals(monkeypatch)
     write = rundir.write_json
 
-    def slow(path: pathlib.Path, data: Any, *rest: Any) -> None:
+    def note(path: pathlib.Path, data: Any, *rest: Any) -> None:
         if path.name == "run.json" and path.parent.name == "a-1" and not noting.is_set():
             noting.set()
-            both.wait(0.3)  # time for the second one to count, if nothing held it
+            rivals.meet()
         write(path, data, *rest)
 
-    monkeypatch.setattr(rundir, "write_json", slow)
+    monkeypatch.setattr(rundir, "write_json", note)
     first = threading.Thread(target=launch, args=(paths[0],))
     first.start()
     assert noting.wait(60)
     launch(paths[1])
-    both.set()
     first.join()
     assert [rundir.read_json(path / "run.json")["turn"] for path in paths] == [1, 2]
 

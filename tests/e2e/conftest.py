@@ -21,7 +21,8 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
-LONGEST = ("test_faults.py", "test_gang.py", "test_fleet.py", "test_rehearsal.py", "test_wandb.py")
+# In this order; those of pods wait long, and leave the processor to others.
+LONGEST = ("test_faults.py", "test_gang.py", "test_fleet.py", "test_rehearsal.py", "test_wandb.py", "test_pods.py")
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
 
 
@@ -47,9 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or one of them is begun last, and runs alone."""
 
     def place(item: pytest.Item) -> int:
-        if item.path.name in LONGEST:
-            return LONGEST.index(item.path.name)
-        return len(LONGEST) + (item.get_closest_marker("soak") is None)
+        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
 

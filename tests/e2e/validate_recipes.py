@@ -1,6 +1,7 @@
 """Hold recipes against Axolotl's own validation, with an A100's capabilities. Runs in the trainer's environment.
 
-Reads a JSON list of recipes from standard input; prints the first error and ends with 1, or ``valid: N``.
+Reads a JSON list of recipes from standard input; the last line it prints is a JSON list of what is wrong with each of
+them, an empty text where nothing is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from axolotl.utils.dict import DictDefault
 
 A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_80"}
 
-recipes = json.load(sys.stdin)
-for recipe in recipes:
-    checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": "2.13.0"})
-    assert checked.lora_r == recipe["lora_r"]
-print(f"valid: {len(recipes)}")
+
+def problem(recipe: dict[str, object]) -> str:
+    """What Axolotl says against a recipe."""
+    try:
+        checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": "2.13.0"})
+    except ValueError as error:  # pydantic's is one
+        return str(error)
+    return "" if checked.lora_r == recipe["lora_r"] else f"lora_r became {checked.lora_r}"
+
+
+print(json.dumps([problem(recipe) for recipe in json.load(sys.stdin)]))

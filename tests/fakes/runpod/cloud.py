@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import os
 import pathlib
 import secrets
 import shutil
@@ -65,7 +64,6 @@ class Pod:
     order: dict[str, Any]
     place: Place
     key: str
-    core: int
     created: float
     listed_from: float
     factor: float
@@ -187,7 +185,6 @@ class Cloud:
                 order=order,
                 place=place,
                 key=f"pod-scoped-{secrets.token_hex(16)}",
-                core=len(self.pods) % (os.cpu_count() or 1),
                 created=now,
                 since=now,
                 listed_from=now + self.faults.number("late_list", 0, gpu=gpu),
@@ -476,7 +473,6 @@ class Cloud:
             gpu_word=pod.gpu_word,
             ssh_delay=self._number("ssh_delay", pod, SSH_DELAY),
             log=pod.log,
-            core=pod.core,
         )
 
     def _reachable(self, value: str) -> str:

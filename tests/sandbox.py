@@ -30,7 +30,8 @@ from typing import Optional
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = pathlib.Path("/tmp")  # the same for all checkouts, and short: sockets lie below it
 NAME = "lora-forge"
-PORTS = 64
+PORTS = 100
+SHARE = 20  # of them for each process of xdist
 RANGE = range(20_000, 32_000, PORTS)  # below those that the kernel gives to outgoing connections
 PATIENCE = 120  # seconds for the janitor's work
 UNITS = pathlib.Path("/etc/systemd/system")
@@ -43,17 +44,19 @@ WANTED = ("HF_ENDPOINT",)
 
 
 def name() -> str:
-    """What the names of containers begin with, in a sandbox or outside."""
-    return pathlib.PurePath(os.environ.get("LORA_FORGE_SANDBOX", NAME)).name
+    """What the names of this process's containers begin with; tests/hosts/inventory.yml says the same."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    return pathlib.PurePath(os.environ.get("LORA_FORGE_SANDBOX", NAME)).name + (f"-{worker}" if worker else "")
 
 
 def port(offset: int) -> int:
-    """A port of this sandbox; outside, one that is always the same.
+    """A port of this process's; outside of a sandbox, one that is always the same.
 
     Args:
         offset: 0 is the simulated RunPod's, 1 to 9 are those of tests/hosts, 10 and more those of fleets.
     """
-    return int(os.environ.get("LORA_FORGE_PORT", "22200")) + offset
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    return int(os.environ.get("LORA_FORGE_PORT", "22200")) + worker * SHARE + offset
 
 
 def hosts_state() -> pathlib.Path:
@@ -106,7 +109,6 @@ def claim() -> tuple[pathlib.Path, int]:
             (folder / "lock").write_text(str(ROOT))
             lock = locked(folder)
             if lock is not None and all(map(free, range(first, first + PORTS))):
-                shutil.rmtree(ROOT / ".hosts" / folder.name, ignore_errors=True)
                 for part in ("home", "tmp"):
                     (folder / part).mkdir(mode=0o711)
                 return folder, lock
@@ -226,7 +228,7 @@ def clean(folder: pathlib.Path) -> str:
             return f"{folder}: processes {processes}, containers {boxes} and mounts {mounts(folder)} are left\n"
         time.sleep(0.05)
     checkout = pathlib.Path((folder / "lock").read_text())
-    files = [checkout / ".hosts" / folder.name, *(checkout / ".hosts/shared").glob(f"{folder.name}-*")]
+    files = [path for part in (".hosts", ".hosts/shared") for path in (checkout / part).glob(f"{folder.name}*")]
     if not os.environ.get("LORA_FORGE_KEEP"):
         files.append(folder)
     for path in files:

@@ -29,6 +29,8 @@ CONVERGE = 600  # seconds that anything may take, on a slow machine and beside o
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests that share hosts, or a browser, stay in one process; all others go wherever there is room.
 
+    The longest one of them has hosts of its own.
+
     (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -36,7 +38,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.endswith(("test_faults.py", "test_gang.py")):
+            if file.endswith(("test_faults.py", "test_gang.py")) and "test_ssh_dies" not in nodeid:
                 return "hosts"
             return file if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py")) else nodeid
 

@@ -28,7 +28,7 @@ def test_that_hangs():
     subprocess.Popen(["sleep", "3600"], start_new_session=True)
     (pathlib.Path(tempfile.gettempdir()) / "file").touch()
     (pathlib.Path.home() / "file").touch()
-    state = pathlib.Path("{root}/.hosts") / here.name
+    state = pathlib.Path("{root}/.hosts") / (here.name + "-gw0")
     (state / "disk").mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tempfile.mkdtemp()])
     pathlib.Path("{said}").write_text(str(here))
@@ -67,8 +67,7 @@ def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Pope
 
 def left(folder: pathlib.Path) -> list[object]:
     """What there is of a sandbox."""
-    state = ROOT / ".hosts" / folder.name
-    here = [path for path in (folder, state) if path.exists()]
+    here = [*folder.parent.glob(folder.name), *(ROOT / ".hosts").glob(f"{folder.name}*")]
     mounts = [line for line in pathlib.Path("/proc/mounts").read_text().splitlines() if f"{folder}/" in line]
     return [*here, *sandbox.inhabitants(folder), *sandbox.containers(folder), *mounts]
 

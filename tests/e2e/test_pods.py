@@ -33,7 +33,7 @@ class RunPod:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=CONVERGE) as answer:
             return json.loads(answer.read() or b"null")
 
     def faults(self, **faults: Any) -> None:

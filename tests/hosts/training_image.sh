@@ -20,6 +20,7 @@ fi
 # A pod that is rented should not compile what it imports; here it would take longer than what it saves.
 options+=(--build-arg UV_COMPILE_BYTECODE=0)
 mkdir -p "$cache" "$root/.hosts"
-flock "$root/.hosts/training-image.lock" \
-  "$root/.venv/bin/python" "$root/image/build.py" --engine podman --lock trainer-cpu --base "$base" "$@" "${options[@]}"
+exec 9>/run/lock/lora-forge-training-image.lock # one for all checkouts: who prunes takes layers from who builds
+flock 9
+"$root/.venv/bin/python" "$root/image/build.py" --engine podman --lock trainer-cpu --base "$base" "$@" "${options[@]}"
 podman image prune --force --filter label=lora-forge.lock=trainer-cpu >/dev/null # the one before, of some gigabytes

@@ -51,8 +51,8 @@ plan: $(VENV)/.controller ## Show what a training would do; touches no host
 test: $(VENV)/.dev ## Everything: check, integration tests, real rehearsals and faults, real hosts
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory integration
-	@echo "end-to-end tests and Molecule, side by side; each is printed at its end, in ten minutes or so"
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going molecule e2e
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory molecule
 
 check: $(VENV)/.dev ## Lint and unit tests, side by side: a minute or so
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint

@@ -12,7 +12,7 @@ import pytest
 import rundir
 import sandbox
 
-from .conftest import Controller, Host, Seen, eventually, hold, release
+from .conftest import ROOT, Controller, Host, Seen, eventually, hold, release
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -68,10 +68,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     )
 
     # A user's own unit waits for the lane meanwhile.
-    lin, other = (
-        hosts["lin"],
-        controllers({"lin": {}}, max_steps=4, **SHORT),
-    )
+    lin, other = hosts["lin"], controllers({"lin": {}}, max_steps=4, **SHORT)
     code, text = other.play("-e", "role=refinery", "-e", "detach=true")
     assert code == 0, text
     queued = other.run_id("refinery")
@@ -181,11 +178,17 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
     bare = hosts["bare"]
     bare.sh(f"mv {SITE} /tmp/site.py; printf '%s' '{WRONG_CLOCK}' >{SITE}")
     try:
-        agents: dict[str, Any] = {"pod": {"agents": ["mayor"]}, "bare": {"agents": ["crew"]}}
+        # The fast one is Axolotl's stand-in: what is asked of it is that it was done before the other.
+        agents: dict[str, Any] = {
+            "pod": {"agents": ["mayor"], "run_module": "stub_axolotl"},
+            "bare": {"agents": ["crew"]},
+        }
         controller = controllers(agents, **{**HELD, "max_steps": 4})
         slow = controller.plan("crew,mayor")
         hold(bare.runs / slow, 1)
-        hold(hosts["pod"].runs / controller.run_id("mayor"), None)
+        fast = hosts["pod"].runs / controller.run_id("mayor")
+        fast.mkdir(parents=True)
+        shutil.copy(ROOT / "tests/fakes/stub_axolotl.py", fast)
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
         latest = controller.output / "adapters/mayor/latest/manifest.json"

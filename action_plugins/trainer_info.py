@@ -20,6 +20,10 @@ class ActionModule(ActionBase):
         except AnsibleError as error:  # no connection, no sudo
             found = {"failed": True, "msg": str(error)}
         if found.get("failed"):  # no Python, no rights: what is there is not known either
-            told = [str(found.get(key) or "").strip().splitlines() for key in ("msg", "module_stderr", "exception")]
+            # Of a module that could not say what it died of, its standard error tells most; of one that could, it is an
+            # object from ansible-core 2.19 on.
+            died = getattr(getattr(found.get("exception"), "event", None), "msg", None)
+            words = (found.get("module_stderr"), died, found.get("msg"), found.get("exception"))
+            told = [str(one or "").strip().splitlines() for one in words]
             return result | {"changed": False, "silent": next((lines[-1] for lines in told if lines), "no answer")}
         return result | found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -110,6 +112,20 @@ def test_where_no_host_answers_the_summary_says_so(planned, detach):
     assert f"mayor is not ready: {runs['mayor']['run_id']} on c: c {refused}" in text
     assert "-e move=c gives it up, and starts what it had on another trainer" in text
     assert "0 of 2 are verified" in text
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["import no_such_part", "AnsibleModule({'root': {}, 'stall_timeout': {}})\nimport no_such_part"],
+    ids=["at once", "in the midst"],
+)
+def test_a_trainer_whose_python_is_broken_does_not_answer(broken, planned, tmp_path, monkeypatch):
+    module = f"from ansible.module_utils.basic import AnsibleModule\n{broken}\n"
+    (tmp_path / "trainer_info.py").write_text(module)
+    monkeypatch.setenv("ANSIBLE_LIBRARY", f"{tmp_path}:{ROOT}/library")
+    known = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "trainer_root": str(tmp_path)}
+    text, _ = planned({"trainers": {"hosts": {"gpu-1": known}}}, playbook="playbooks/status.yml")
+    assert re.search("gpu-1 does not answer: (ModuleNotFoundError: )?No module named 'no_such_part' PLAY", text), text
 
 
 # --- promote.yml ----------------------------------------------------------------------------------------------------

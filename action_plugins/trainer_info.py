@@ -20,10 +20,10 @@ class ActionModule(ActionBase):
         except AnsibleError as error:  # no connection, no sudo
             found = {"failed": True, "msg": str(error)}
         if found.get("failed"):  # no Python, no rights: what is there is not known either
-            # Of a module that could not say what it died of, its standard error tells most; of one that could, it is an
-            # object from ansible-core 2.19 on.
-            died = getattr(getattr(found.get("exception"), "event", None), "msg", None)
-            words = (found.get("module_stderr"), died, found.get("msg"), found.get("exception"))
-            told = [str(one or "").strip().splitlines() for one in words]
-            return result | {"changed": False, "silent": next((lines[-1] for lines in told if lines), "no answer")}
+            # A module that broke before it could answer leaves its reason on standard error. One that could answer
+            # hands over an exception, which ansible-core 2.19 made an object with a message.
+            message = getattr(getattr(found.get("exception"), "event", None), "msg", None)
+            reasons = [str(one or "").strip() for one in (found.get("module_stderr"), message, found.get("msg"))]
+            reason = next(filter(None, reasons), "no answer")
+            return result | {"changed": False, "silent": reason.splitlines()[-1]}
         return result | found

@@ -75,17 +75,16 @@ def eventually(condition: Callable[[], Any], what: str | Callable[[], str]) -> A
     raise AssertionError(f"not within {CONVERGE} s: {what() if callable(what) else what}")
 
 
-def hold(run_dir: pathlib.Path, step: int | None) -> None:
+def hold(run_dir: pathlib.Path, step: int) -> None:
     """Have a training with the plugin ``hold.Hold`` wait after a step.
 
     Args:
         run_dir: Of the run, which may be planned only.
-        step: None for one that needs the plugin, and does not wait.
+        step: How many are done when it waits.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "tests/fakes/hold.py", run_dir)
-    if step is not None:
-        rundir.write_json(run_dir / "hold", step)
+    rundir.write_json(run_dir / "hold", step)
 
 
 def release(run_dir: pathlib.Path) -> None:

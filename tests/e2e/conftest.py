@@ -49,11 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or one of them is begun last, and runs alone."""
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        file = LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
-        return file, item.get_closest_marker("soak") is None
-
-    items.sort(key=place)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def eventually(condition: Callable[[], Any], what: str | Callable[[], str]) -> Any:

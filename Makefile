@@ -85,7 +85,7 @@ mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of tes
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 6 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 4 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak")
 
 molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
 molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from typing import Callable
 
+import pytest
 import rundir
 import sandbox
 
@@ -20,6 +21,7 @@ def address(name: str) -> str:
     return subprocess.check_output(command, text=True).strip()
 
 
+@pytest.mark.soak
 def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[..., Controller], seen: Seen) -> None:
     """They begin together, stop at one step, resume from one checkpoint, and a crash of one is a crash of both."""
     pair = {name: {"run_hosts": 2, "run_address": address(name), "run_module": "gang_job"} for name in ("bare", "pod")}

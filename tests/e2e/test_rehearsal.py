@@ -147,6 +147,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
     assert not (run_dir / "env").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="a small file system takes root to mount"
 )

@@ -1,7 +1,9 @@
 #!/bin/bash
 # Make the image of the test hosts unless it is there: a small Debian with systemd, sshd, sudo, Python, tmux, rsync.
 # Trainings get a thread each (units here, sessions by /etc/environment): several that take all cores spin in each other's
-# way, ten times slower. No image registry is asked; the packages come from Debian's mirrors. Prints the image's name.
+# way, ten times slower. A user's manager gets a second to end: under cgroup v1 no container hears that a group is empty,
+# and the user's next login would wait out the two minutes of Debian's unit. No image registry is asked; the packages come
+# from Debian's mirrors. Prints the image's name.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 export CONTAINERS_CONF=$here/containers.conf
@@ -25,6 +27,8 @@ if ! podman image exists "$image"; then
       >"$1"/etc/systemd/system/ssh.service.d/keys.conf' \
     --customize-hook='for manager in system user; do mkdir -p "$1"/etc/systemd/$manager.conf.d;
       printf "[Manager]\nDefaultEnvironment=OMP_NUM_THREADS=1\n" >"$1"/etc/systemd/$manager.conf.d/threads.conf; done' \
+    --customize-hook='mkdir "$1"/etc/systemd/system/user@.service.d
+      printf "[Service]\nTimeoutStopSec=1\n" >"$1"/etc/systemd/system/user@.service.d/stop.conf' \
     bookworm - >"$root" 2>"$log" || { cat "$log" >&2; exit 1; }
   podman import --quiet "$root" "$image" >/dev/null
 fi

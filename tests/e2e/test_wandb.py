@@ -118,6 +118,7 @@ def test_a_key_that_is_wrong_is_found_before_anything_starts(checkout: Checkout,
     assert code == 0, text
 
 
+@pytest.mark.soak
 def test_offline_when_wandb_is_down_and_uploaded_once_the_run_is_collected(
     checkout: Checkout, server: WandbServer, seen: Seen
 ) -> None:

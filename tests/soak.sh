@@ -3,7 +3,7 @@
 # first failure. TIMES is how often (once), LOOPS how many loops run beside them (4).
 set -eu
 cd "$(dirname "$0")/.."
-trap 'kill $(jobs -p) 2>/dev/null' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 for _ in $(seq "${LOOPS:-4}"); do (while :; do :; done) & done
 for round in $(seq "${TIMES:-1}"); do
   echo "round $round of ${TIMES:-1}"

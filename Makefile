@@ -93,7 +93,7 @@ molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults
 	@tests/system-packages.sh
 	$(BIN)/python tests/sandbox.py env ANSIBLE_CONFIG="$(CURDIR)/ansible.cfg" molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
 
-soak: $(VENV)/.dev ## Long faults and many kills, which test leaves out, beside four busy loops (six minutes or so); TIMES, LOOPS
+soak: $(VENV)/.dev ## Long faults and many kills, which test leaves out, beside four busy loops; TIMES, LOOPS
 	@tests/system-packages.sh
 	@TIMES=$(TIMES) LOOPS=$(LOOPS) $(BIN)/python tests/sandbox.py tests/soak.sh $(ARGS)
 

@@ -213,9 +213,9 @@ def test_what_does_not_arrive_is_a_warning(desk: Desk, hook: Hook) -> None:
         answers = [f"{hook.url}/{status}" for status in (404, 302, 500, 0)]
         wrong = [f"no-url-{SECRET}", f"http://[{SECRET}", f"gopher://{SECRET}/"]
         warned = desk.tell([*answers, nobody, *wrong]).splitlines()
-    told = "! «witness: failed» was not told: "
+    warning = "! «witness: failed» was not told: "
     assert warned[:5] == [
-        f"{told}the address in run_notify_url {words}"
+        f"{warning}the address in run_notify_url {words}"
         for words in (
             "answered with status 404",
             "answered with status 302",
@@ -224,7 +224,7 @@ def test_what_does_not_arrive_is_a_warning(desk: Desk, hook: Hook) -> None:
             "cannot be reached",
         )
     ]
-    assert [line.startswith(f"{told}the ") for line in warned[5:]] == [True] * 3
+    assert [line.startswith(f"{warning}the ") for line in warned[5:]] == [True] * 3
     asked = [path.rpartition("/")[2] for path in hook.paths]
     assert asked == ["404", "302", "500", "500", "500", "500", "0"]
 

@@ -87,11 +87,21 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to p
 	@tests/system-packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 4 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak")
 
-molecule: export PATH := $(CURDIR)/$(BIN):$(PATH)
-molecule: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
+# Side by side in two halves, each with hosts of its own: a scenario has one core waiting most of the time.
+SCENARIOS := $(filter-out default,$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))
+HALF := systemd training-image
+empty :=
+joined = molecule-$(subst $(empty) $(empty),+,$(strip $(1)))
+
 molecule: $(VENV)/.dev ## Real hosts: systemd, a pod, users without root, faults of a GPU; needs podman
 	@tests/system-packages.sh
-	$(BIN)/python tests/sandbox.py env ANSIBLE_CONFIG="$(CURDIR)/ansible.cfg" molecule -c tests/molecule/config.yml test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) --report
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going \
+	  $(if $(SCENARIO),$(call joined,$(SCENARIO)),$(call joined,$(filter-out $(HALF),$(SCENARIOS))) $(call joined,$(HALF)))
+
+molecule-%: export PATH := $(CURDIR)/$(BIN):$(PATH)
+molecule-%: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
+molecule-%: $(VENV)/.dev
+	$(BIN)/python tests/sandbox.py env ANSIBLE_CONFIG="$(CURDIR)/ansible.cfg" molecule -c tests/molecule/config.yml test $(addprefix --scenario-name ,$(subst +, ,$*)) --report
 
 soak: $(VENV)/.dev ## Long faults and many kills, which test leaves out, beside four busy loops; TIMES, LOOPS
 	@tests/system-packages.sh

@@ -77,7 +77,13 @@ def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
     yield made
     violations = made.state()["violations"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, (home / "log").read_text()
+    try:
+        code = process.wait(CONVERGE)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)  # it writes down where its threads are
+        eventually(lambda: "Thread 0x" in (home / "log").read_text(), "its threads")
+        code = None
+    assert code == 0, (home / "log").read_text()
     assert not violations
 
 

@@ -178,7 +178,7 @@ class Rivals:
     def meet(self) -> None:
         """Wait until both are there."""
         self.here()
-        assert self.both.wait(120), "the other one never came"
+        assert self.both.wait(600), "the other one never came"
 
 
 def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48, **changes: Any) -> dict[str, Any]:

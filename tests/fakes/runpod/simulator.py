@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import fcntl
 import http.server
 import json
@@ -194,6 +195,7 @@ def serve(options: argparse.Namespace) -> int:
     over = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, lambda *_: over.set())
+    faulthandler.register(signal.SIGUSR1)  # where all its threads are, should it not come to an end
     simulator = _open(options, options.port)
     try:
         print(f"listening on {simulator.url}", flush=True)

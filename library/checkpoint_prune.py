@@ -56,7 +56,7 @@ freed:
   returned: success
   type: int
   sample: 5242880
-skipped:
+left_alone:
   description: Why the run was not touched; empty otherwise.
   returned: success
   type: str
@@ -79,13 +79,13 @@ def main() -> None:
         if module.params["keep"] < 0:
             raise ForgeError(f"keep is {module.params['keep']}; it must be 0 or more")
         run_dir = pathlib.Path(module.params["run_dir"]).resolve()
-        rows, skipped = runs.prune_plan(run_dir, module.params["keep"])
+        rows, left_alone = runs.prune_plan(run_dir, module.params["keep"])
         going = [row for row in rows if not row["keep"]]
         if not module.check_mode:
             for row in going:
                 shutil.rmtree(row["path"])
         freed = sum(row["bytes"] for row in going)
-        module.exit_json(changed=bool(going), checkpoints=rows, freed=freed, skipped=skipped or "")
+        module.exit_json(changed=bool(going), checkpoints=rows, freed=freed, left_alone=left_alone or "")
 
 
 if __name__ == "__main__":

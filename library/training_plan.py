@@ -49,6 +49,10 @@ options:
       - Names of trainers, in a list or with commas, let go of those, and place nothing on them.
     type: raw
     default: false
+  keep_axolotl:
+    description: A version of Axolotl, such as V(0.19), whose adapters count as ready where nothing else has changed.
+    type: str
+    default: ''
   sweep:
     description:
       - Variants of the recipe, each of which is a run of its own. A list of mappings of Axolotl keys, or a grid, which
@@ -132,6 +136,7 @@ ARGUMENTS = {
     "recipe": {"type": "dict", "default": {}},
     "fresh": {"type": "bool", "default": False},
     "move": {"type": "raw", "default": False},
+    "keep_axolotl": {"type": "str", "default": ""},
     "sweep": {"type": "raw"},
     "verify": {"type": "bool", "default": False},
     "forks": {"type": "int"},
@@ -166,6 +171,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         trainers,
         given["recipe"],
         **{key: given[key] for key in ("fresh", "move", "verify")},
+        keep=given["keep_axolotl"],
         variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
     )
     if not check_mode:

@@ -38,12 +38,16 @@ class Planner:
         root: The checkout, with configs/ and requirements/.
         output: Where adapters and placements are kept.
         overrides: Axolotl keys from ``-e '{"recipe": {...}}'``.
+        keep: A version of Axolotl (``0.19``) whose adapters count as ready where nothing else has changed.
     """
 
-    def __init__(self, root: pathlib.Path, output: pathlib.Path, overrides: dict[str, Any]):
+    def __init__(self, root: pathlib.Path, output: pathlib.Path, overrides: dict[str, Any], keep: str = ""):
         self.root = root
         self.output = output
         self.overrides = overrides
+        if keep and not _minor(keep):
+            raise ForgeError(f"keep_axolotl is «{keep}»; it is a version of Axolotl, such as 0.19")
+        self.keep = _minor(keep)
         self.warnings: list[str] = []
         self.axolotl = recipe.pinned(root / LOCKS[0], "axolotl")
         for lock in LOCKS[1:]:
@@ -94,21 +98,21 @@ class Planner:
         if errors:
             raise ForgeError("\n".join(errors))
         if keys.get("deepspeed"):
-            keys["deepspeed"] = self.deepspeed(keys["deepspeed"], LOCKS[0] if profile == REHEARSAL else LOCKS[1])
+            keys["deepspeed"] = self.deepspeed(keys["deepspeed"])
         return keys
 
-    def deepspeed(self, given: Any, lock: str) -> Any:
+    def deepspeed(self, given: Any) -> Any:
         """DeepSpeed's configuration, from its file where one is named: no trainer has the files of a checkout.
 
         Raises:
             ForgeError: The file cannot be read, or the trainer's environment has no DeepSpeed.
         """
         try:
-            recipe.pinned(self.root / lock, "deepspeed")
+            recipe.pinned(self.root / LOCKS[1], "deepspeed")  # which the CPU lock is made of
         except ForgeError:
             raise ForgeError(
-                f"«deepspeed» needs a package that {lock} does not pin: add a line «deepspeed» to "
-                f"{lock.removesuffix('.txt')}.in, then make lock; or use fsdp_config, which needs nothing more"
+                f"«deepspeed» needs a package that {LOCKS[1]} does not pin: add a line «deepspeed» to "
+                f"{LOCKS[1].removesuffix('.txt')}.in, then make lock; or use fsdp_config, which needs nothing more"
             ) from None
         if not isinstance(given, str):
             return given
@@ -182,6 +186,19 @@ class Planner:
         files = [{"use": one.use, "sha256": one.sha256} for one in sets]
         mark = recipe.fingerprint(keys, rehearsal, files, self.axolotl)
         run_id, state, why, placement = self.attempt(agent, mark, fresh, verify)
+        axolotl = self.axolotl
+        older = {} if fresh or state in ("ready", "to attach") else self.older(agent, keys, rehearsal, files, verify)
+        if self.keep in older:
+            axolotl, mark, (run_id, state, why, placement) = older[self.keep]
+        elif older:
+            minor, (version, _, (kept, *_)) = max(older.items(), key=lambda one: [*map(int, one[0].split("."))])
+            words = f"{agent} has {kept}, of Axolotl {version}"
+            if self.keep:
+                raise ForgeError(f"keep_axolotl is {self.keep}, but {words}; -e keep_axolotl={minor} keeps that")
+            self.warnings.append(
+                f"{words}; the locks pin {self.axolotl} now. Nothing else has changed, and it is trained anew; "
+                f"-e keep_axolotl={minor} keeps what there is"
+            )
         placed = placement.get("trainer")
         if placed and state != "ready" and moved(str(placed)):
             state, why, placement = "to train", f"moved from {placed}", {}
@@ -212,7 +229,7 @@ class Planner:
             "rehearsal": rehearsal,
             "recipe": keys,
             "recipe_sha256": adapter.sha256_text(recipe.canonical(keys)),
-            "axolotl": self.axolotl,
+            "axolotl": axolotl,
             "datasets": [
                 {
                     "path": one.path,
@@ -227,6 +244,22 @@ class Planner:
             "hosts": list(trainer.members) or [trainer.name],
             "estimate": estimate,
         }
+
+    def older(
+        self, agent: str, keys: dict[str, Any], rehearsal: bool, files: list[dict[str, str]], verify: bool
+    ) -> dict[str, tuple[str, str, tuple[str, str, str, dict[str, Any]]]]:
+        """What is ready of a recipe by other versions of Axolotl: major.minor -> version, fingerprint, attempt."""
+        found: dict[str, tuple[str, str, tuple[str, str, str, dict[str, Any]]]] = {}
+        for path in (self.output / "adapters" / agent).glob("*/manifest.json"):
+            versions = rundir.read_json(path).get("versions")
+            version = str(versions.get("axolotl") or "") if isinstance(versions, dict) else ""
+            minor = _minor(version)
+            if minor and minor not in (_minor(self.axolotl), *found):
+                mark = recipe.fingerprint(keys, rehearsal, files, minor)
+                then = self.attempt(agent, mark, False, verify)
+                if then[1] == "ready":
+                    found[minor] = (version, mark, then)
+        return found
 
     def known(self, agent: str, ways: list[list[Trainer]], *asked: Any) -> tuple[dict[str, Any], list[Trainer]]:
         """Plan one agent in the way in which there is something of it already, or else in the first one.
@@ -344,6 +377,12 @@ def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
 
 
+def _minor(version: str) -> str:
+    """Major and minor of a version; empty where it is none."""
+    found = re.match(r"\d+\.\d+(?![^.+])", version)
+    return found.group() if found else ""
+
+
 def begun(run: dict[str, Any]) -> bool:
     """Whether there is something of a run already, be it an adapter, or that it was given up somewhere."""
     return run["state"] != "to train" or run["placed"] or bool(run["why"])
@@ -359,6 +398,7 @@ def make(
     move: Any = False,
     verify: bool = False,
     variants: Sequence[dict[str, Any]] = ({},),
+    keep: str = "",
 ) -> dict[str, Any]:
     """Plan everything.
 
@@ -372,6 +412,7 @@ def make(
         move: Let go of earlier placements: of all, or of those on the named trainers.
         verify: Hash adapters that are there.
         variants: Recipe overrides of a sweep; every agent is trained with each of them.
+        keep: See :class:`Planner`.
 
     Returns:
         ``runs`` and ``warnings``.
@@ -390,7 +431,7 @@ def make(
         if trainer.lanes < 1:
             raise ForgeError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
     everybody = gangs(trainers)
-    planner = Planner(root, output, overrides)
+    planner = Planner(root, output, overrides, keep)
     moved, left = moving(move, trainers, output)
     trainers = [trainer for trainer in everybody if trainer.name not in left]
     if not trainers:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import fleet, plan
+from ansible.module_utils.lora_forge import fleet, plan, recipe
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.recipe import AGENTS
@@ -728,16 +728,17 @@ def test_a_rehearsals_model_is_made_and_needs_no_commit(checkout, tmp_path):
     assert folder.merged("witness", "rehearsal", "")["model_revision"] == "abc"
 
 
-def test_deepspeed_is_looked_for_in_the_lock_of_its_trainer(checkout, tmp_path):
+def test_deepspeed_is_looked_for_in_the_lock_that_the_other_one_is_made_of(checkout, tmp_path):
     config = {"zero_optimization": {"stage": 2}}
     planner = plan.Planner(checkout, tmp_path, {"deepspeed": config})
-    for profile, lock in (("rehearsal", "requirements/trainer-cpu"), ("", "requirements/trainer-cuda")):
+    for profile in ("rehearsal", ""):
         assert said(planner.merged, "witness", profile, "") == (
-            f"«deepspeed» needs a package that {lock}.txt does not pin: add a line «deepspeed» to {lock}.in, then make "
-            "lock; or use fsdp_config, which needs nothing more"
+            "«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin: add a line «deepspeed» to "
+            "requirements/trainer-cuda.in, then make lock; or use fsdp_config, which needs nothing more"
         )
-        with (checkout / f"{lock}.txt").open("a") as file:
-            file.write("deepspeed==0.19.0\n")
+    with (checkout / "requirements/trainer-cuda.txt").open("a") as file:
+        file.write("deepspeed==0.19.0\n")
+    for profile in ("rehearsal", ""):
         assert planner.merged("witness", profile, "")["deepspeed"] == config
 
 
@@ -1170,3 +1171,103 @@ def test_giving_all_up_leaves_nobody(make, data, run_id):
     assert said(lambda: make(trainers=[])) == (
         "the inventory holds no host to train on. See inventory/local.yml for the smallest one"
     )
+
+
+# --- a new version of Axolotl
+
+
+@pytest.fixture
+def updated(make, data, deliver, monkeypatch, tmp_path):
+    """An adapter of Axolotl 0.19, and locks that pin the version of today; returns its run_id."""
+    data()
+    pinned = recipe.pinned
+    with monkeypatch.context() as then:
+        then.setattr(recipe, "pinned", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
+        run = one(make())
+    folder = deliver(run["run_id"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"run_id": run["run_id"], "fingerprint": run["fingerprint"], "versions": {"axolotl": "0.19.0"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder.parent / "latest").symlink_to(run["run_id"])
+    return run["run_id"]
+
+
+def test_the_plan_tells_what_is_trained_anew_because_of_axolotl(make, updated):
+    made = make()
+    assert one(made)["state"] == "to train"
+    assert one(made)["run_id"] != updated
+    assert one(made)["axolotl"] == recipe.pinned(ROOT / "requirements/trainer-cuda.txt", "axolotl")
+    [said] = [line for line in made["warnings"] if "Axolotl" in line]
+    assert said.startswith(f"witness has {updated}, of Axolotl 0.19.0; the locks pin {one(made)['axolotl']} now.")
+    assert said.endswith("-e keep_axolotl=0.19 keeps what there is")
+
+
+def test_an_adapter_of_an_older_axolotl_is_kept_when_asked(make, updated):
+    for keep in ("0.19", "0.19.0"):
+        made = make(keep=keep)
+        assert (one(made)["run_id"], one(made)["state"], one(made)["axolotl"]) == (updated, "ready", "0.19.0")
+        assert not [line for line in made["warnings"] if "Axolotl" in line]
+
+
+def test_it_need_not_be_what_latest_points_to(make, updated, tmp_path):
+    (tmp_path / "output/adapters/witness/latest").unlink()
+    assert one(make(keep="0.19"))["run_id"] == updated
+    assert [line for line in make()["warnings"] if line.startswith(f"witness has {updated}, of Axolotl 0.19.0")]
+
+
+def test_a_variant_is_kept_too(make, data, deliver, monkeypatch, tmp_path):
+    data()
+    variants = [{}, {"lora_alpha": 48}]
+    pinned = recipe.pinned
+    with monkeypatch.context() as then:
+        then.setattr(recipe, "pinned", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
+        runs = make(variants=variants)["runs"]
+    for run in runs:
+        folder = deliver(run["run_id"])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest |= {key: run[key] for key in ("run_id", "fingerprint")} | {"versions": {"axolotl": "0.19.0"}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    kept = make(variants=variants, keep="0.19")["runs"]
+    assert [(run["run_id"], run["state"]) for run in kept] == [(run["run_id"], "ready") for run in runs]
+
+
+@pytest.mark.parametrize("keep", ["0", "newest", "0.19beta", "v0.19"])
+def test_what_is_no_version_is_refused(make, data, keep):
+    data()
+    assert said(lambda: make(keep=keep)) == f"keep_axolotl is «{keep}»; it is a version of Axolotl, such as 0.19"
+
+
+def test_another_version_than_that_of_what_there_is_is_refused(make, updated):
+    """Somebody who wants to keep what there is does not want to pay for another one because of a slip."""
+    assert said(lambda: make(keep="0.18")) == (
+        f"keep_axolotl is 0.18, but witness has {updated}, of Axolotl 0.19.0; -e keep_axolotl=0.19 keeps that"
+    )
+
+
+def test_what_is_at_work_already_is_not_dropped_for_what_is_kept(make, updated, tmp_path):
+    run = one(make())
+    (tmp_path / "output/runs").mkdir(exist_ok=True)
+    (tmp_path / f"output/runs/{run['run_id']}.json").write_text(json.dumps({"trainer": run["trainer"]}))
+    assert (one(make(keep="0.19"))["run_id"], one(make(keep="0.19"))["state"]) == (run["run_id"], "to attach")
+
+
+@pytest.mark.parametrize("change", ["recipe", "data", "files", "fresh"])
+def test_nothing_else_is_kept(make, data, updated, tmp_path, change):
+    if change == "data":
+        data(count=5)
+    if change == "files":
+        (tmp_path / "output/adapters/witness" / updated / "weights").unlink()
+    made = make(
+        keep="0.19",
+        recipe={"lora_alpha": 48} if change == "recipe" else {},
+        fresh=change == "fresh",
+    )
+    assert one(made)["state"] == "to train"
+    assert one(made)["run_id"] != updated
+    assert not [line for line in made["warnings"] if "Axolotl" in line]
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"versions": 3}', '{"versions": {"axolotl": null}}'])
+def test_a_manifest_that_says_nothing_of_axolotl_is_passed_over(make, updated, tmp_path, manifest):
+    (tmp_path / "output/adapters/witness" / updated / "manifest.json").write_text(manifest)
+    assert one(make(keep="0.19"))["state"] == "to train"

@@ -14,7 +14,6 @@ BENCH ?= fleet staging idle_gpu environment
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 ifeq ($(strip $(UV_FIND_LINKS)),)
 unexport UV_FIND_LINKS
-TORCH_CPU := --torch-backend cpu
 endif
 UV := $(BIN)/uv
 # Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
@@ -89,7 +88,7 @@ e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to p
 
 # Side by side in two halves, each with hosts of its own: a scenario has one core waiting most of the time.
 SCENARIOS := $(filter-out default,$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))
-HALF := systemd training-image
+HALF := newcomer systemd training-image
 empty :=
 joined = molecule-$(subst $(empty) $(empty),+,$(strip $(1)))
 
@@ -119,20 +118,21 @@ lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/controller.txt requirements/uv.in -o requirements/uv.txt $(ARGS)
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/dev.in -o requirements/dev.txt $(ARGS)
-	$(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(TORCH_CPU) requirements/trainer-cpu.in -o requirements/trainer-cpu.txt $(ARGS)
-	env -u UV_FIND_LINKS $(UV) pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
-	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/trainer-cuda.txt requirements/hub.in -o requirements/hub.txt $(ARGS)
+	env -u UV_FIND_LINKS $(UV) pip compile -q --universal --generate-hashes --python-version 3.12 --override requirements/overrides.txt requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
+	$(BIN)/python requirements/make_cpu_lock.py requirements/trainer-cuda.txt requirements/trainer-cpu.in >requirements/trainer-cpu.txt.new
+	mv requirements/trainer-cpu.txt.new requirements/trainer-cpu.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.12 requirements/hub.in -o requirements/hub.txt $(ARGS)
 
 schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's environment
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role) -e run_all_wanted=true
-	AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 .trainer/env/$$(sha256sum requirements/trainer-cpu.txt | cut -c1-16)/bin/python configs/make_schema.py >configs/schema.json.new
+	AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 .trainer/env/trainer-cpu-$$(sha256sum requirements/trainer-cpu.txt | cut -c1-16)/bin/python configs/make_schema.py >configs/schema.json.new
 	mv configs/schema.json.new configs/schema.json
 
 clean: ## Remove environments and caches; output/ stays
 	rm -rf $(VENV) .trainer .hosts .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "lora-forge needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 …" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "lora-forge needs Python 3.11 to 3.14, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 …" % v)'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Python's venv module is missing; installing the package python3-venv"; \

@@ -25,7 +25,8 @@ CUDA = {"12": ("525.60.13", "6.0"), "13": ("580.65.06", "7.5")}
 
 # The compute capabilities an Axolotl attn_implementation runs on, from and to (""; no bound). A higher one does
 # not always do: FlashAttention 3 is made of instructions that Hopper alone has. FlashAttention's README;
-# Axolotl 0.19's own checks of sage, fp8 and FlashAttention 4 (utils/schemas/config.py, flash_attn_4.py).
+# Axolotl 0.21's own checks of sage, fp8 and FlashAttention 4 (utils/schemas/config.py, flash_attn_4.py); varlen is
+# FlashAttention 2 as torch has it.
 ATTENTION = {
     "eager": ("", ""),
     "sdpa": ("", ""),
@@ -34,6 +35,7 @@ ATTENTION = {
     "flash_attention_2": ("8.0", ""),
     "kernels-community/flash-attn2": ("8.0", ""),
     "flash_attention_torch": ("8.0", ""),
+    "varlen": ("8.0", ""),
     "flash_attention_3": ("9.0", "9.9"),
     "kernels-community/flash-attn3": ("9.0", "9.9"),
     "flash_attention_4": ("9.0", "11.9"),

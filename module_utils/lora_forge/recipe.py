@@ -22,21 +22,23 @@ EVERYBODY = "gastown"  # the shared adapter over all the others
 # configs/machines/ and are not part of a fingerprint. The batch sizes are here because only their product is.
 MACHINE_KEYS = frozenset(
     """
-    activation_offloading attn_implementation bf16 bfloat16 cut_cross_entropy dataloader_num_workers
-    dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc deepspeed ddp_find_unused_parameters
-    ddp_timeout device_map eval_batch_size eval_sample_packing flash_attn_cross_entropy flash_attn_fuse_mlp float16
-    fp16 fsdp_config fsdp_version gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
-    group_by_length include_tkps liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation
-    liger_layer_norm liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel
-    lora_o_kernel lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size pad_to_sequence_len
-    sample_packing_mp_start_method tf32 torch_compile torch_compile_backend torch_compile_mode
-    torch_empty_cache_steps gc_collect_steps unfrozen_parameters_on_cpu
+    activation_offloading attn_implementation bf16 bfloat16 cut_cross_entropy cut_cross_entropy_accum_c_fp32
+    cut_cross_entropy_c_grad_chunk_size dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
+    dataset_num_proc ddp_find_unused_parameters ddp_timeout deepspeed device_map eval_batch_size eval_sample_packing
+    fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp float16 fp16 fsdp_config fsdp_version
+    gc_collect_steps gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs group_by_length
+    include_tkps liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation liger_layer_norm
+    liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel lora_o_kernel
+    lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size nf4_backend pad_to_sequence_len
+    sample_packing_mp_start_method tf32 torch_compile torch_compile_backend torch_compile_mode torch_compile_regional
+    torch_empty_cache_steps unfrozen_parameters_on_cpu
     """.split()
 )
 # Bookkeeping: what is written where. Neither what is learnt nor how fast.
 RECORD_KEYS = frozenset(
-    "logging_steps save_only_model save_total_limit strict use_wandb wandb_entity wandb_log_model wandb_name "
-    "wandb_project wandb_watch use_tensorboard".split()
+    "export logging_nan_inf_filter logging_steps save_only_model save_total_limit strict sync_profiler_start_step "
+    "sync_profiler_steps use_tensorboard use_wandb wandb_entity wandb_log_model wandb_name wandb_project "
+    "wandb_watch".split()
 )
 # Computed for every run; a recipe that sets them would be overruled without a word.
 COMPUTED_KEYS = frozenset(

@@ -31,7 +31,8 @@ MIB = 1024 * 1024
 def hub_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Python of the small environment, made as a trainer makes it."""
     root, lock = tmp_path_factory.mktemp("hub"), ROOT / "requirements/hub.txt"
-    environment.ensure(root, lock, str(ROOT / ".venv/bin/uv"), "3.11", False, "")
+    python = environment.interpreter("", True, root.parent)
+    environment.ensure(root, lock, str(ROOT / ".venv/bin/uv"), python, "")
     return str(root / environment.key(lock) / "bin/python")
 
 

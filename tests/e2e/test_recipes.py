@@ -31,3 +31,24 @@ def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> N
     *answers, refusal = validate(environment, [*recipes, wrong])
     assert answers == [""] * 7
     assert "load qlora in 8bit" in refusal
+
+
+def test_a_package_that_brings_a_plugin_is_refused(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Axolotl loads what a package's entry points name, without a word in the recipe; our plugin ends that."""
+    (tmp_path / "stranger-1.dist-info").mkdir()
+    (tmp_path / "stranger-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    points = tmp_path / "stranger-1.dist-info/entry_points.txt"
+    code = "from lora_forge_axolotl import LoraForgePlugin; LoraForgePlugin().register({})"
+    path = os.pathsep.join(map(str, (tmp_path, ROOT / "roles/run/files", ROOT / "module_utils/lora_forge")))
+    said = []
+    for group in ("axolotl.plugins", "axolotl.model_support", "of.something.else"):
+        points.write_text(f"[{group}]\nmine = stranger:Plugin\n")
+        done = subprocess.run(
+            [str(environment), "-c", code],
+            env={**os.environ, "PYTHONPATH": path, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
+            capture_output=True, text=True, timeout=CONVERGE,
+        )  # fmt: skip
+        said.append("registered" if done.returncode == 0 else done.stderr.splitlines()[-1])
+    assert said[0] == said[1]
+    assert said[0].startswith("RuntimeError: Axolotl loads stranger:Plugin by itself")
+    assert said[2] == "registered"

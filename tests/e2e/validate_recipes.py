@@ -6,19 +6,21 @@ them, an empty text where nothing is.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
+TORCH = importlib.metadata.version("torch").partition("+")[0]
 A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_80"}
 
 
 def problem(recipe: dict[str, object]) -> str:
     """What Axolotl says against a recipe."""
     try:
-        checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": "2.13.0"})
+        checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": TORCH})
     except ValueError as error:  # pydantic's is one
         return str(error)
     return "" if checked.lora_r == recipe["lora_r"] else f"lora_r became {checked.lora_r}"

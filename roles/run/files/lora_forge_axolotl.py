@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -149,8 +150,23 @@ def start_wandb(cfg: Any) -> None:
     rundir.append_event(METRICS, "wandb", mode=mode, wanted=wanted, run=run.path, url=run.url)
 
 
+def foreign_plugins() -> list[str]:
+    """What other packages than Axolotl's own would have it load by itself, by the groups that Axolotl 0.21 looks at."""
+    groups = ("axolotl.plugins", "axolotl.model_support")
+    points = [point for group in groups for point in importlib.metadata.entry_points(group=group)]
+    return sorted(point.value for point in points if not point.value.startswith("axolotl."))
+
+
 class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        found = foreign_plugins()
+        if found:
+            raise RuntimeError(
+                f"Axolotl loads {', '.join(found)} by itself, because a package in this environment brings it. "
+                "Nothing trains that the recipe does not name. Delete the environment; it is made anew from its lock"
+            )
 
     def pre_model_load(self, cfg: Any) -> None:
         gc.freeze()  # what was imported since the data was loaded

@@ -20,7 +20,8 @@ RUN apt-get update \
 
 # Copied, not mounted: podman does not look whether a mounted file has changed since the layer was built.
 COPY image/environments.py /opt/lora-forge/build/
-COPY module_utils/lora_forge/environment.py module_utils/lora_forge/errors.py \
+COPY module_utils/lora_forge/cpython.py module_utils/lora_forge/environment.py module_utils/lora_forge/errors.py \
+     module_utils/lora_forge/rundir.py \
      /opt/lora-forge/build/ansible/module_utils/lora_forge/
 
 # What is large and rarely changes, out of the lock: torch, and CUDA's libraries.
@@ -31,14 +32,14 @@ RUN PYTHONPATH=/opt/lora-forge/build python3 /opt/lora-forge/build/environments.
 
 FROM base
 ARG LOCK
-ARG PYTHON=3.11
+# A version or a path. Empty: the base's, if the lock is for it, or else one that uv fetches.
+ARG PYTHON=
 # Of uv and pip: a folder of wheels, torch's build, certificates, a cache of one's own. Without a value they are not set.
 ARG UV_FIND_LINKS
 ARG UV_TORCH_BACKEND
 ARG UV_CACHE_DIR
 ARG SSL_CERT_FILE
 ARG PIP_CERT
-ARG UV_PYTHON_INSTALL_DIR=/opt/lora-forge/python
 ARG UV_LINK_MODE=copy
 ARG PYTHONDONTWRITEBYTECODE=1
 WORKDIR /opt/lora-forge/requirements

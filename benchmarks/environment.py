@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 
-from hosts import LOCK, ROOT, clock, environment, figures, goal, machine, median, sh, table
+from hosts import LOCK, ROOT, clock, environment, figures, goal, machine, median, table
 
 COLD_GOAL, WARM_GOAL = 8.0, 50.0  # times as fast as pip
 # What the trainer_environment module does, in a process of its own.
@@ -26,7 +26,7 @@ import pathlib, sys
 import ansible.module_utils
 ansible.module_utils.__path__.append(sys.argv[1])
 from ansible.module_utils.lora_forge import environment
-environment.ensure(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4], "3.11", True, sys.argv[5])
+environment.ensure(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4], sys.argv[6], sys.argv[5])
 """
 
 
@@ -40,7 +40,7 @@ class Bench:
 
     def __init__(self, home: pathlib.Path, wheels: str):
         self.home, self.wheels = home, wheels
-        self.python = sh("uv", "python", "find", "3.11")
+        self.python = environment.interpreter("", True, home)
         self.uv = str(ROOT / ".venv/bin/uv")
 
     def uv_once(self) -> float:
@@ -49,6 +49,7 @@ class Bench:
         shutil.rmtree(root, ignore_errors=True)
         command = [
             str(ROOT / ".venv/bin/python"), "-c", MAKE, str(ROOT / "module_utils"), str(root), str(LOCK), self.uv, "",
+            self.python,
         ]  # fmt: skip
         taken = clock(
             command, self.home / "log", {"UV_CACHE_DIR": str(self.home / "uv-cache"), "UV_FIND_LINKS": self.wheels}

@@ -22,7 +22,6 @@ from fleet_hosts import (  # noqa: F401  # noqa: E402, F401
     adapter,
     clock,
     environment,
-    ready_environment,
     sh,
 )
 

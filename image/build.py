@@ -109,7 +109,7 @@ def command(given: argparse.Namespace, options: list[str]) -> list[str]:
 
 def main(arguments: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Build the training image with docker or podman.", allow_abbrev=False)
-    parser.add_argument("--name", help="its name and tag (lora-forge:<16 hex of the lock's hash>)")
+    parser.add_argument("--name", help="its name and tag (lora-forge:<lock>-<16 hex of its hash>)")
     parser.add_argument("--base", default=default("BASE"), help="the image it is built on (%(default)s)")
     parser.add_argument("--lock", default=default("LOCK"), help="a lock of requirements/ (%(default)s)")
     parser.add_argument("--engine", choices=("docker", "podman"), help="what builds it (docker if it runs)")

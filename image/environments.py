@@ -1,8 +1,8 @@
 """Make the environments of the training image, by the code that makes them on a host. Run by the Dockerfile.
 
 ``environments.py large <lock>``: print what of a lock is large and rarely changes: torch, and what CUDA brings.
-``environments.py begin <Python version> <uv's lock> <that part>``: the trainer's environment, with this part alone.
-``environments.py end <Python version> <uv's lock> <trainer's lock> <other lock> …``: with all of its lock; the others.
+``environments.py begin <Python> <uv's lock> <that part>``: the trainer's environment, with this part alone.
+``environments.py end <Python> <uv's lock> <trainer's lock> <other lock> …``: with all of its lock; the others.
 
 Two steps make two layers. After a change to the lock that leaves torch alone, only the second one is built, pushed and
 pulled again. So the environment has a place of its own, and a link by the name that its lock gives it.
@@ -20,7 +20,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 TOOLS = pathlib.Path.home() / ".cache/lora-forge"  # uv itself stays in the cache that the build mounts
 ENVIRONMENTS = environment.IMAGE / "env"
 TRAINER = environment.IMAGE / "trainer"  # what the health check computes with
-LARGE = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
+LARGE = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)==")
 
 
 def large(lock: str) -> str:
@@ -39,12 +39,13 @@ def main(arguments: list[str]) -> int:
     if step == "large":
         print(large(pathlib.Path(rest[0]).read_text(encoding="utf-8")), end="")
         return 0
-    python, *names = rest
+    wanted, *names = rest
     uv_lock, *locks = [pathlib.Path(name) for name in names]
     try:
         uv = environment.find_uv("", TOOLS, uv_lock, sys.executable)
+        python = environment.interpreter(wanted, True, environment.IMAGE)
         if step == "begin":
-            environment.make(TRAINER, uv, python, download=True)
+            environment.make(TRAINER, uv, python, environment.IMAGE)
         environment.sync(TRAINER, locks[0], uv, torch_backend="")
         if step == "begin":
             return 0
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         ENVIRONMENTS.mkdir()
         (ENVIRONMENTS / environment.key(locks[0])).symlink_to(TRAINER)
         for lock in locks[1:]:
-            environment.ensure(ENVIRONMENTS, lock, uv, python, download=True, torch_backend="")
+            environment.ensure(ENVIRONMENTS, lock, uv, python, torch_backend="")
     except ForgeError as error:
         print(error, file=sys.stderr)
         return 1

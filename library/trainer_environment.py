@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: trainer_environment
 short_description: Make a Python environment from a hash-locked file with uv
 description:
-  - Builds C(<root>/env/<lock hash>) in place, under a lock, and marks it complete as the last thing.
+  - Builds C(<root>/env/<lock>-<hash>) in place, under a lock, and marks it complete as the last thing.
   - Does nothing when the environment of this lock is there. A build that was cut off is made whole.
   - On a host that was started from the training image, links to the image's environment if it is that of this lock,
     and installs nothing.
@@ -29,18 +29,21 @@ options:
     description: A hash-locked file that pins uv, on the trainer.
     type: path
   python:
-    description: The Python version of the environment.
+    description: A version (V(3.13)) or the path of the CPython that the environment is made with. Without it, the first
+      one of those that the locks are for, on PATH or where uv and pyenv keep theirs.
     type: str
-    required: true
+    default: ''
   python_download:
-    description: Whether uv may fetch that Python.
+    description: Whether uv may fetch one, to C(<root>/python), where the host has none.
     type: bool
     default: false
   torch_backend:
-    description: uv's torch backend, such as V(cpu). Ignored where a folder of wheels is named by UV_FIND_LINKS or
-      PIP_FIND_LINKS.
+    description: uv's torch backend, such as V(cpu), for what no folder of wheels has (UV_FIND_LINKS, PIP_FIND_LINKS).
     type: str
     default: ''
+  instead:
+    description: The lock that is taken where the builds of torch that O(lock) names cannot be had from here.
+    type: path
 attributes:
   check_mode:
     description: Predicts whether an environment would be made.
@@ -57,7 +60,6 @@ EXAMPLES = r"""
   trainer_environment:
     root: /workspace/lora-forge
     lock: /workspace/lora-forge/requirements/trainer-cpu.txt
-    python: "3.11"
     torch_backend: cpu
 """
 
@@ -66,12 +68,23 @@ python:
   description: The environment's Python.
   returned: success
   type: str
-  sample: /workspace/lora-forge/env/5c1e0a9d3b7f2c64/bin/python
+  sample: /workspace/lora-forge/env/trainer-cuda-5c1e0a9d3b7f2c64/bin/python
 adopted:
   description: Whether it was found in the training image, and only linked.
   returned: success
   type: bool
   sample: false
+built_from:
+  description: The name of the lock it was built from, O(lock)'s or O(instead)'s. Empty in check mode, where it would be
+    made.
+  returned: success
+  type: str
+  sample: trainer-cpu
+interpreter:
+  description: The CPython that it was made with.
+  returned: when it was made
+  type: str
+  sample: /usr/bin/python3.13
 packages:
   description: How many packages the lock pins.
   returned: success
@@ -98,9 +111,10 @@ ARGUMENTS = {
     "lock": {"type": "path", "required": True},
     "uv": {"type": "str", "default": ""},
     "uv_lock": {"type": "path"},
-    "python": {"type": "str", "required": True},
+    "python": {"type": "str", "default": ""},
     "python_download": {"type": "bool", "default": False},
     "torch_backend": {"type": "str", "default": ""},
+    "instead": {"type": "path"},
 }
 
 
@@ -111,26 +125,29 @@ def main() -> None:
         if sys.version_info < (3, 9):  # noqa: UP036 - a trainer may have an older one; here it is told
             raise ForgeError(f"a trainer needs Python 3.9 or newer for the supervisor; {sys.executable} is older")
         root, lock = pathlib.Path(given["root"]), pathlib.Path(given["lock"])
-        if module.check_mode and not lock.exists():
-            module.exit_json(
-                changed=True, adopted=False, python="", packages=0, seconds=0.0
-            )  # it would be staged, and then made
+        instead = pathlib.Path(given["instead"]) if given["instead"] else None
+        if module.check_mode and not lock.exists():  # it would be staged, and then made
+            module.exit_json(changed=True, adopted=False, python="", built_from="", packages=0, seconds=0.0)
         began = time.monotonic()
         home = root / "env" / environment.key(lock)
         changed = not environment.present(home)
         adopted = changed and not module.check_mode and environment.adopt(root / "env", lock)
+        made = {}
         if changed and not module.check_mode and not adopted:
             uv_lock = pathlib.Path(given["uv_lock"]) if given["uv_lock"] else None
             uv = environment.find_uv(given["uv"], root, uv_lock, sys.executable)
-            wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
-            backend = "" if wheels else given["torch_backend"]
-            changed = environment.ensure(root / "env", lock, uv, given["python"], given["python_download"], backend)
+            python = environment.interpreter(given["python"], given["python_download"], root)
+            changed = environment.ensure(root / "env", lock, uv, python, given["torch_backend"], instead)
+            made = {"interpreter": os.path.realpath(home / "bin/python")}
+        built = environment.built_from(home, [lock, *([instead] if instead else [])])
         module.exit_json(
             changed=changed,
             adopted=adopted,
             python=str(home / "bin/python"),
-            packages=environment.packages(lock),
+            built_from=built.stem if built else "",
+            packages=environment.packages(built or lock),
             seconds=round(time.monotonic() - began, 1),
+            **made,
         )
 
 

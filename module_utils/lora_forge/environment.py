@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -10,19 +11,31 @@ import re
 import shutil
 import subprocess
 import time
-from typing import Optional
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import cpython, rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 # Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
 IMAGE = pathlib.Path("/opt/lora-forge")
+NAME = re.compile(r"([\w-]+-)?[0-9a-f]{16}")  # of an environment: what key() makes, and what it made earlier
 COMPLETE = ".complete"  # written last; an environment cannot be renamed, so it is built in place
+# What uv says where PyTorch's index cannot be reached, or a folder of wheels has no such build, or not for this Python.
+TORCH = re.compile(r"download[\w-]*\.pytorch\.org|no version of torch(vision)?==|torch(vision)?==\S+ has no wheels")
+# What an environment takes on disk, by its lock, on x86_64. trainer-cuda was measured with CPython 3.12 and 3.13;
+# trainer-cpu is that without CUDA's libraries and with a smaller torch.
+GIGABYTES = {"trainer-cuda": 7.5, "trainer-cpu": 3.7}
 LOCK_TIMEOUT = 1800  # seconds to wait for another controller that builds the same environment
 
 
+class TorchUnreachableError(ForgeError):
+    """The builds of torch that a lock names cannot be had from here."""
+
+
 def key(lock: pathlib.Path) -> str:
-    """The name of a lock's environment: the first 16 hex digits of the file's SHA-256."""
-    return hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+    """The name of a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
+    return f"{lock.stem}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
 
 
 def packages(lock: pathlib.Path) -> int:
@@ -30,9 +43,28 @@ def packages(lock: pathlib.Path) -> int:
     return len(re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
+def unhashed(lock: pathlib.Path) -> list[str]:
+    """The packages of a lock whose files are not known by a hash."""
+    entries = re.split(r"^(?=[A-Za-z0-9])", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [entry.partition("==")[0] for entry in entries if "==" in entry and "--hash=" not in entry]
+
+
 def present(home: pathlib.Path) -> bool:
     """Whether an environment was built to its end."""
     return (home / COMPLETE).exists() and (home / "bin/python").exists()
+
+
+def built_from(home: pathlib.Path, locks: Sequence[pathlib.Path]) -> Optional[pathlib.Path]:
+    """Which of some locks an environment was built from; None while it was not built to its end.
+
+    Args:
+        home: ``<trainer_root>/env/<key>``, which may be a link to another lock's environment.
+        locks: The lock that names it, first.
+    """
+    if not present(home):
+        return None
+    target = os.readlink(home) if home.is_symlink() else home.name
+    return next((lock for lock in locks if pathlib.PurePath(target).name == key(lock)), locks[0])
 
 
 def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -> bool:
@@ -58,16 +90,24 @@ def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -
     return True
 
 
-def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, download: bool, torch_backend: str) -> bool:
+def ensure(
+    root: pathlib.Path,
+    lock: pathlib.Path,
+    uv: str,
+    python: str,
+    torch_backend: str,
+    instead: Optional[pathlib.Path] = None,
+) -> bool:
     """Build the environment of a lock unless it is there; what an earlier, cut-off build left is made whole.
 
     Args:
         root: ``<trainer_root>/env``.
         lock: The hash-locked requirements.
         uv: The uv program.
-        python: The version it needs, such as ``3.11``.
-        download: Whether uv may fetch that Python.
+        python: What :func:`interpreter` returned.
         torch_backend: uv's ``--torch-backend``; empty where torch comes from the registry or a wheel folder.
+        instead: The lock that is taken where this one's builds of torch cannot be had. Its environment has a folder of
+            its own, and this one's becomes a link to it.
 
     Returns:
         Whether anything was done.
@@ -84,31 +124,142 @@ def ensure(root: pathlib.Path, lock: pathlib.Path, uv: str, python: str, downloa
         if present(home):
             return False
         _clear(home)
-        make(home, uv, python, download)
-        sync(home, lock, uv, torch_backend)
-        complete(home)
+        try:
+            make(home, uv, python, root.parent)
+            sync(home, lock, uv, torch_backend)
+            complete(home)
+        except TorchUnreachableError:
+            if instead is None:
+                raise
+            adopt(root, instead) or ensure(root, instead, uv, python, "")
+            _clear(home)
+            home.symlink_to(key(instead))
     return True
 
 
-def make(home: pathlib.Path, uv: str, python: str, download: bool) -> None:
-    """Make an environment without packages; arguments and errors are those of :func:`ensure`."""
-    preference = [] if download else ["--no-python-downloads"]
+def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
+    """The interpreter that an environment is made with.
+
+    Args:
+        wanted: A version (``3.13``), a path, or empty for any that the locks are for.
+        download: Whether uv may fetch one where the host has none.
+        root: The trainer's root.
+
+    Returns:
+        A path, or else the version that uv is to fetch.
+
+    Raises:
+        ForgeError: There is none, and uv may fetch none.
+    """
+    if wanted.startswith("/"):
+        named = cpython.probe(wanted, cpython.VERSIONS)
+        if named is None:
+            raise ForgeError(f"trainer_python_version is {wanted}, which is no {_any()} here")
+        return named.path
+    if wanted and wanted not in cpython.VERSIONS:
+        raise ForgeError(f"trainer_python_version is {wanted}; it is a path, or a version of {_any()}, such as 3.13")
+    versions = (wanted,) if wanted else cpython.VERSIONS
+    found = cpython.find(versions, root, dict(os.environ))
+    if found:
+        return found.path
+    if download:
+        return versions[0]
+    looked = "on PATH, in /usr/bin, and where uv and pyenv keep theirs"
+    advice = (
+        "Let uv fetch it (-e trainer_python_download=true), or leave trainer_python_version empty for any that is there"
+        if wanted
+        else cpython.advice(_release())
+    )
+    raise ForgeError(f"no {_any(*versions)} was found ({looked}). {advice}")
+
+
+def _any(*versions: str) -> str:
+    first, *others = versions or cpython.VERSIONS
+    return f"CPython {first} to {others[-1]}" if others else f"CPython {first}"
+
+
+def _release() -> str:
+    try:
+        return pathlib.Path("/etc/os-release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def make(home: pathlib.Path, uv: str, python: str, root: pathlib.Path) -> None:
+    """Make an environment without packages.
+
+    Args:
+        home: Where.
+        uv: The uv program.
+        python: What :func:`interpreter` returned.
+        root: The trainer's root; an interpreter that is fetched goes to ``<root>/python``.
+
+    Raises:
+        ForgeError: uv could not fetch the interpreter, or not use it.
+    """
+    if python.startswith("/"):
+        _uv([uv, "venv", "--quiet", "--python", python, str(home)], f"{python} makes no environment")
+        return
     _uv(
-        [uv, "venv", "--quiet", "--python", python, *preference, str(home)],
-        f"no environment with Python {python} could be made. If there is none, install it (Debian, Ubuntu: "
-        f"apt-get install python{python} "
-        f"python{python}-venv), or let uv fetch one: -e trainer_python_download=true",
+        [uv, "venv", "--quiet", "--managed-python", "--python", python, str(home)],
+        f"this host has no {_any(python)}, and uv could not fetch it (UV_PYTHON_INSTALL_MIRROR names a mirror). "
+        f"Or install it yourself, and name it by trainer_python_version unless it is on PATH",
+        UV_PYTHON_INSTALL_DIR=str(root / "python"),
     )
 
 
 def sync(home: pathlib.Path, lock: pathlib.Path, uv: str, torch_backend: str) -> None:
-    """Give an environment the packages of a lock, and no others; what it has already is left as it is."""
+    """Give an environment the packages of a lock, and no others; what it has already is left as it is.
+
+    Raises:
+        TorchUnreachableError: The lock's builds of torch cannot be had here.
+        ForgeError: The disk has no room for it, which is told before anything is installed, or something else failed.
+    """
+    hashes = "--verify-hashes" if unhashed(lock) else "--require-hashes"  # one that is known is checked either way
+    command = [uv, "pip", "sync", hashes, "--python", str(home / "bin/python")]
+    failure = f"the packages of {lock.name} could not be installed"
+    # With a backend uv looks for torch on that one's index alone, and not in a folder of wheels.
     backend = ["--torch-backend", torch_backend] if torch_backend else []
-    into = ["--python", str(home / "bin/python")]
-    _uv(
-        [uv, "pip", "sync", "--quiet", "--require-hashes", *into, *backend, str(lock)],
-        f"the packages of {lock.name} could not be installed",
-    )
+    ways: list[list[str]] = [[], backend] if _wheels() and backend else [backend]
+    for way in ways:
+        with contextlib.suppress(ForgeError):
+            # What is in uv's cache is installed without a question to the registry, whose lists alone are 80 MB.
+            _uv([*command, *way, "--offline", "--quiet", str(lock)], failure)
+            return
+        _room(home, lock, uv)
+        try:
+            _uv([*command, *way, "--quiet", str(lock)], failure)
+            return
+        except TorchUnreachableError:
+            if way is ways[-1]:
+                raise
+
+
+def _room(home: pathlib.Path, lock: pathlib.Path, uv: str) -> None:
+    """Fail where torch, most of an environment, is still to come, and the disk has no room for the whole.
+
+    On one disk uv links the environment's files to those of its cache, and they need room once.
+    """
+    torch = re.search(r"^torch==([^\s;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    if torch is None or any(home.glob("lib/python*/site-packages/torch-*.dist-info")):
+        return
+    python = ["--python", str(home / "bin/python")]
+    with contextlib.suppress(ForgeError):
+        command = [uv, "pip", "install", "--offline", "--dry-run", "--no-deps", *python, f"torch=={torch.group(1)}"]
+        if "Would download" not in _uv(command, ""):
+            return
+    needed = GIGABYTES.get(lock.stem, 0.0)
+    cache = pathlib.Path(_uv([uv, "cache", "dir"], "uv has no cache").strip())
+    cache = next((path for path in (cache, *cache.parents) if path.exists()), cache)
+    for place in (home, *([] if os.stat(home).st_dev == os.stat(cache).st_dev else [cache])):
+        free = shutil.disk_usage(place).free / 1e9
+        if free < needed:
+            raise ForgeError(
+                f"{lock.name} takes about {needed:g} GB, and the disk of {place} has {free:.1f} GB left. Make room "
+                f"there (uv cache clean removes what uv has ever downloaded; playbooks/prune.yml tells of environments "
+                f"that no lock names), or {'put trainer_root' if place == home else 'set UV_CACHE_DIR to a folder'} on "
+                "a larger disk"
+            )
 
 
 def complete(home: pathlib.Path) -> None:
@@ -135,16 +286,23 @@ def _take(guard: object, home: pathlib.Path) -> None:
             time.sleep(0.5)
 
 
-def _uv(command: list[str], failure: str) -> None:
+def _uv(command: list[str], failure: str, **more: str) -> str:
     env = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
-    if not env.get("UV_FIND_LINKS") and env.get("PIP_FIND_LINKS"):
-        env["UV_FIND_LINKS"] = env["PIP_FIND_LINKS"]  # a folder of wheels, named for pip only
+    env |= more
+    if _wheels():
+        env["UV_FIND_LINKS"] = _wheels()
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         text = done.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
-        raise ForgeError(f"{failure}. uv says: {text[-1500:]}")
+        raise (TorchUnreachableError if TORCH.search(text) else ForgeError)(f"{failure}. uv says: {text[-1500:]}")
+    return done.stdout
+
+
+def _wheels() -> str:
+    """The folder of wheels that this host is told of, be it for pip only."""
+    return os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
 
 
 def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], python: str) -> str:
@@ -165,7 +323,7 @@ def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], pytho
         return wanted
     if lock is None:
         raise ForgeError("name uv by trainer_uv, or its lock by trainer_uv_lock")
-    home = root / "tools" / f"uv-{key(lock)}"
+    home = root / "tools" / key(lock)
     if not (home / "bin/uv").exists():
         partial = home.with_name(f"{home.name}.{os.getpid()}")
         _uv(
@@ -178,3 +336,108 @@ def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], pytho
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # another controller was first
     return str(home / "bin/uv")
+
+
+def unnamed(root: pathlib.Path, named: Sequence[str]) -> list[dict[str, Any]]:
+    """The environments of a trainer that some locks do not name, with what keeps each from being removed.
+
+    Args:
+        root: The trainer's root.
+        named: The keys of the locks.
+
+    Returns:
+        ``name``, ``path``, ``used_by`` (words, or empty), ``bytes`` on disk and ``shared``, those of them that uv's
+        cache has as well; of one that is used they are 0.
+    """
+    linked = {os.path.realpath(root / "env" / name) for name in named}
+    users = _users(root)
+    found = []
+    for home in sorted((root / "env").glob("*")):
+        if not NAME.fullmatch(home.name) or home.name in named or os.path.realpath(home) in linked:
+            continue
+        used = _used(home, users)
+        with contextlib.suppress(BlockingIOError), _locked(home):
+            own, shared = (0, 0) if used else _sizes(home)
+            found.append(
+                {"name": home.name, "path": str(home), "bytes": own + shared, "shared": shared, "used_by": used}
+            )
+            continue
+        found.append({"name": home.name, "path": str(home), "bytes": 0, "shared": 0, "used_by": "a build that goes on"})
+    return found
+
+
+def remove(root: pathlib.Path, home: pathlib.Path) -> bool:
+    """Remove an environment, unless it is used or built by now: its mark first, so that nobody takes a rest for whole.
+
+    Args:
+        root: The trainer's root.
+        home: From :func:`unnamed`.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        OSError: It could not be.
+    """
+    with contextlib.suppress(BlockingIOError), _locked(home):
+        if _used(home, _users(root)):
+            return False
+        if home.is_symlink():
+            home.unlink()
+        elif home.exists():
+            (home / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(home)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _locked(home: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of an environment's builders, or raise BlockingIOError at once."""
+    path = home.with_name(f"{home.name}.lock")
+    if not path.exists():  # of a time when they had none
+        yield
+        return
+    with path.open("r+") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _sizes(home: pathlib.Path) -> tuple[int, int]:
+    """Bytes on disk of an environment's files: of those that are nowhere else, and of those that uv's cache has."""
+    own = shared = 0
+    for folder, _, names in os.walk(home) if not home.is_symlink() else ():
+        for name in names:
+            file = os.lstat(os.path.join(folder, name))
+            own += 512 * file.st_blocks if file.st_nlink == 1 else 0
+            shared += 512 * file.st_blocks if file.st_nlink > 1 else 0
+    return own, shared
+
+
+def _used(home: pathlib.Path, users: Sequence[tuple[str, str]]) -> str:
+    inside = f"{os.path.realpath(home)}/"
+    return next((who for who, folder in users if f"{folder}/".startswith(inside)), "")
+
+
+def _users(root: pathlib.Path) -> list[tuple[str, str]]:
+    """Who runs a program, and the folder that it lies in, links resolved: this machine's processes, and runs.
+
+    A run that waits for its lane, or that another machine with this volume trains, has no process here.
+    """
+    found = [(f"process {pid}", folder) for pid, folder in _programs()]
+    for path in (root / "runs").glob("*/run.json"):
+        command = rundir.read_json(path).get("command")
+        state = rundir.read_json(path.with_name("status.json")).get("state")
+        if isinstance(command, list) and command and state not in rundir.FINAL_STATES:
+            found.append((f"run {path.parent.name}", os.path.realpath(os.path.dirname(str(command[0])))))
+    return found
+
+
+def _programs() -> list[tuple[int, str]]:
+    """The processes of this machine, each with the folder of the program that it was started by, links resolved."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            program = os.fsdecode((entry / "cmdline").read_bytes().split(b"\0")[0])
+            found.append((int(entry.name), os.path.realpath(os.path.dirname(program)) if "/" in program else ""))
+    return found

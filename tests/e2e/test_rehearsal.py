@@ -87,6 +87,21 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     left = [step for step, _ in rundir.checkpoints(folders)]
     assert 12 in left
     assert len(left) < 3
+    assert "no lock of this checkout names these" not in text
+
+    # Of the environments only the one that no lock names is told, and removed when asked.
+    environments = checkout.trainer / "env"
+    used = pathlib.Path(rundir.read_json(checkout.run_dir(run_id) / "run.json")["command"][0]).parents[1]
+    environments.unlink()
+    (environments / "0123456789abcdef").mkdir(parents=True)
+    (environments / used.name).symlink_to(used.resolve())
+    code, text = checkout.play(*WITNESS, playbook="playbooks/prune.yml")
+    assert code == 0, text
+    assert re.search(r"0123456789abcdef +0", text), text
+    assert "-e trainer_prune=true removes them" in text
+    code, text = checkout.play(*WITNESS, "-e", "trainer_prune=true", playbook="playbooks/prune.yml")
+    assert code == 0, text
+    assert [path.name for path in environments.iterdir()] == [used.name]
 
 
 @pytest.mark.soak
@@ -187,10 +202,11 @@ def test_environment_cut_off_half_way(tmp_path: pathlib.Path) -> None:
 
     lock = pathlib.Path(__file__).resolve().parents[2] / "requirements/uv.txt"
     uv = str(pathlib.Path(__file__).resolve().parents[2] / ".venv/bin/uv")
+    python = made.interpreter("", True, tmp_path)
     home = tmp_path / made.key(lock)
     (home / "bin").mkdir(parents=True)
     (home / "bin/python").write_text("cut off")
-    assert made.ensure(tmp_path, lock, uv, "3.11", False, "") is True
+    assert made.ensure(tmp_path, lock, uv, python, "") is True
     found = subprocess.check_output([str(home / "bin/uv"), "--version"], text=True)
     assert found.startswith("uv ")
-    assert made.ensure(tmp_path, lock, uv, "3.11", False, "") is False
+    assert made.ensure(tmp_path, lock, uv, python, "") is False

@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import rundir
 import yaml
+from ansible.module_utils.lora_forge import cpython
 from lab import FAKE, counted_steps, events, eventually, starts, status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -39,42 +40,20 @@ TERMINATE, DELETE = ("POST", f"/v2/pods/{POD}/action"), ("DELETE", f"/v2/pods/{P
 # --- a Python 3.9 ---------------------------------------------------------------------------------------------------
 
 
-def installed() -> Iterator[str]:
-    """Where a CPython 3.9 may be: on PATH, among pyenv's versions, among uv's."""
-    yield shutil.which("python3.9") or ""
-    for root in filter(None, (os.environ.get("PYENV_ROOT"), pathlib.Path.home() / ".pyenv")):
-        yield from map(str, sorted(pathlib.Path(root).glob("versions/3.9*/bin/python3.9")))
-    uv = pathlib.Path(sys.executable).with_name("uv")
-    if uv.exists():
-        command = [str(uv), "python", "find", "--managed-python", "3.9"]
-        environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
-        yield subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def real_path(program: str) -> str:
-    """The program itself where it is a CPython 3.9, and no link or shim; nothing where it is none."""
-    question = "import os, sys; print(sys.implementation.name, *sys.version_info[:2], os.path.realpath(sys.executable))"
-    try:
-        done = subprocess.run([program, "-c", question], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip().removeprefix("cpython 3 9 ") if done.stdout.startswith("cpython 3 9 ") else ""
-
-
 @pytest.fixture(scope="session")
 def python39():
     """The path of a CPython 3.9; without one the test is skipped, unless the one that is named will not do."""
     named = os.environ.get("LORA_FORGE_PYTHON39")
     if named:
-        assert real_path(named), f"LORA_FORGE_PYTHON39 is {named}, which is no CPython 3.9"
-        return real_path(named)
-    path = next(filter(None, map(real_path, filter(None, installed()))), None)
-    if path is None:
+        assert cpython.probe(named, ["3.9"]), f"LORA_FORGE_PYTHON39 is {named}, which is no CPython 3.9"
+        return os.path.realpath(named)
+    found = cpython.find(["3.9"], ROOT / ".trainer", dict(os.environ))
+    if found is None:
         pytest.skip(
             "NOTHING WAS RUN ON PYTHON 3.9: there is none on PATH, in pyenv or in uv. Install one (.venv/bin/uv python "
             "install 3.9, or pyenv install 3.9), or name one: LORA_FORGE_PYTHON39=/path/to/python3.9"
         )
-    return path
+    return os.path.realpath(found.path)
 
 
 @pytest.fixture
@@ -405,7 +384,8 @@ def test_a_leash_whose_volume_hangs_ends_its_pod(leash, runpod, tmp_path):
 
 # Each call is a task of a play, and its name is that of its answer too.
 FAILS = {"ignore_errors": True}
-ENVIRONMENT = {"root": "{{ root }}", "lock": "{{ root }}/lock.txt", "uv": "{{ uv }}", "python": sys.executable}
+ENVIRONMENT = {"root": "{{ root }}", "lock": "{{ root }}/lock.txt", "uv": "{{ uv }}", "python_download": True}
+OTHERS = {"root": "{{ root }}", "named": ["{{ made.python | dirname | dirname | basename }}"]}
 FETCH = {"model": "owner/name", "home": "{{ root }}/models", "hf_token": "hf_S3CR3T"}
 FETCH_STARTS = {**FETCH, "python": "{{ ansible_python_interpreter }}", "program": "{{ root }}/fetch.py"}
 ON_A_HOST: list[dict[str, Any]] = [
@@ -413,6 +393,10 @@ ON_A_HOST: list[dict[str, Any]] = [
     {"name": "would_be_made", "trainer_environment": ENVIRONMENT, "check_mode": True},
     {"name": "made", "trainer_environment": ENVIRONMENT},
     {"name": "made_again", "trainer_environment": ENVIRONMENT},
+    {"name": "would_be_removed", "environment_prune": {**OTHERS, "remove": True}, "check_mode": True},
+    {"name": "only_told", "environment_prune": OTHERS},
+    {"name": "removed", "environment_prune": {**OTHERS, "remove": True}},
+    {"name": "removed_again", "environment_prune": {**OTHERS, "remove": True}},
     {"name": "gpus", "gpu_info": {"lock": f"{ROOT}/requirements/trainer-cuda.txt", "count": 2}},
     {"name": "gpus_lacking", "gpu_info": {"count": 3}, **FAILS},
     {"name": "model_here", "base_model": {"model": "{{ root }}/model", "home": "{{ root }}/models"}},
@@ -446,7 +430,7 @@ ON_A_RUN: list[dict[str, Any]] = [
     {"name": "log", "training_log": RUN},
     {"name": "supervisor_log", "training_log": {**RUN, "log": "supervisor", "offset": 0, "wait": 120}},
     {"name": "left_alone", "checkpoint_prune": RUN},
-    {"name": "reason", "ansible.builtin.debug": {"msg": "{{ left_alone.skipped }}"}},
+    {"name": "reason", "ansible.builtin.debug": {"msg": "{{ left_alone.left_alone }}"}},
     {"name": "stopped", "training_run": STOP},
     {"name": "stopped_again", "training_run": STOP},
     {"name": "stopped_at", "training_run_info": RUN},
@@ -530,14 +514,22 @@ def test_a_host_is_made_fit_to_train(play, tmp_path):
     (root / "fetch.py").write_text(FETCHES)
     shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", root)
 
+    old = root / "env/0123456789abcdef"
+    old.mkdir(parents=True)
+
     told = play(root, ON_A_HOST)
     assert told["python"]["ansible_facts"]["ansible_python"]["version_info"][:2] == [3, 9]
 
-    home = root / "env" / hashlib.sha256((root / "lock.txt").read_bytes()).hexdigest()[:16]
+    home = root / "env" / f"lock-{hashlib.sha256((root / 'lock.txt').read_bytes()).hexdigest()[:16]}"
     assert [told[name]["changed"] for name in ("would_be_made", "made", "made_again")] == [True, True, False]
     for name in ("made", "made_again"):
         assert (told[name]["python"], told[name]["packages"]) == (f"{home}/bin/python", 1)
     assert list(home.glob("lib/python*/site-packages/nothing-1.0.dist-info"))
+
+    removals = [told[name] for name in ("would_be_removed", "only_told", "removed", "removed_again")]
+    assert [one["changed"] for one in removals] == [True, False, True, False]
+    assert [[found["name"] for found in one["environments"]] for one in removals] == [[old.name]] * 3 + [[]]
+    assert (old.exists(), home.exists()) == (False, True)
 
     assert [gpu["uuid"] for gpu in told["gpus"]["gpus"]][:1] == [GPU]
     assert (len(told["gpus"]["gpus"]), told["gpus"]["problems"]) == (2, [])

@@ -62,7 +62,7 @@ def adopt(lock, tmp_path):
 def test_an_environment_of_the_image_is_taken_once(adopt, lock, tmp_path):
     furnish(tmp_path / "image/env" / environment.key(lock))
     assert [adopt(), adopt()] == ["image", "image"]
-    assert not environment.ensure(tmp_path / "root", lock, "no uv is needed", "3.11", False, "")
+    assert not environment.ensure(tmp_path / "root", lock, "no uv is needed", "/no/python", "")
 
 
 def test_what_is_whole_on_the_volume_stays(adopt, lock, tmp_path):
@@ -100,7 +100,7 @@ def test_a_link_into_an_image_that_is_gone_is_built_anew(adopt, lock, tmp_path):
         '#!/bin/sh\n[ "$1" = venv ] || exit 0\nfor home; do :; done\nmkdir -p "$home/bin" && touch "$home/bin/python"\n'
     )
     uv.chmod(0o755)
-    assert environment.ensure(tmp_path / "root", lock, str(uv), "3.11", False, "")
+    assert environment.ensure(tmp_path / "root", lock, str(uv), "/no/python", "")
     home = tmp_path / "root" / environment.key(lock)
     assert environment.present(home)
     assert not home.is_symlink()
@@ -141,20 +141,22 @@ def test_the_environment_of_the_image_is_made_in_two_steps(lock, tmp_path, monke
     uv.write_text(UV)
     uv.chmod(0o755)
     monkeypatch.setattr(environment, "find_uv", lambda *arguments: str(uv))
+    monkeypatch.setattr(environment, "interpreter", lambda *arguments: "/usr/bin/python3.13")
     part, hub = tmp_path / "large.txt", tmp_path / "hub.txt"
     part.write_text(made.large(lock.read_text()))
     hub.touch()
-    assert made.main(["begin", "3.11", "uv.txt", str(part)]) == 0
+    assert made.main(["begin", "", "uv.txt", str(part)]) == 0
     assert not environment.adopt(tmp_path / "root", lock, tmp_path / "image")
-    assert made.main(["end", "3.11", "uv.txt", str(lock), str(hub)]) == 0
+    assert made.main(["end", "", "uv.txt", str(lock), str(hub)]) == 0
     for one in (lock, hub):
         assert environment.adopt(tmp_path / "root", one, tmp_path / "image")
     words = [line.split() for line in (tmp_path / "uv.calls").read_text().splitlines()]
+    words = [one for one in words if one[0] != "cache" and "--dry-run" not in one]  # which only ask
     assert [(one[0], one[-1]) for one in words] == [
         ("venv", str(made.TRAINER)), ("pip", str(part)), ("pip", str(lock)),
         ("venv", str(made.ENVIRONMENTS / environment.key(hub))), ("pip", str(hub)),
     ]  # fmt: skip
-    assert all("--require-hashes" in one for one in words if one[0] == "pip")
+    assert all({"--require-hashes", "--verify-hashes"} & set(one) for one in words if one[0] == "pip")
 
 
 def test_the_labels_come_from_the_lock(build, lock):
@@ -248,7 +250,8 @@ def test_the_base_has_the_cuda_of_the_lock(build):
 
 def test_the_image_has_the_python_and_the_folder_of_the_role(build):
     role = yaml.safe_load((ROOT / "roles/trainer/defaults/main.yml").read_text())
-    assert build.default("PYTHON") == role["trainer_python_version"]
+    assert role["trainer_python_version"] == ""
+    assert "\nARG PYTHON=\n" in (ROOT / "Dockerfile").read_text()
     assert build.default("LOCK") == role["trainer_lock"]
     assert f" {environment.IMAGE}/gpu_check.py" in (ROOT / "image/healthcheck.sh").read_text()
     assert f" {environment.IMAGE}/\n" in (ROOT / "Dockerfile").read_text()

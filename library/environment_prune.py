@@ -1,0 +1,94 @@
+#!/usr/bin/python
+"""Tell which environments no lock names any more, and remove them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: environment_prune
+short_description: Find the environments of a trainer that no lock names, and remove them
+description:
+  - An environment has some gigabytes, and every change of a lock makes a new one.
+  - Never removes one that a process runs in, that a run which is not over was launched with, or that is being built.
+options:
+  root:
+    description: The trainer's root folder.
+    type: path
+    required: true
+  named:
+    description: The names of the environments that stay, as M(trainer_environment) names them.
+    type: list
+    elements: str
+    required: true
+  remove:
+    description: Whether what is found is removed, too.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Tells what would be removed.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - lora-forge
+"""
+
+EXAMPLES = r"""
+- name: Look for environments that nobody needs
+  environment_prune:
+    root: /workspace/lora-forge
+    named: [trainer-cuda-5c1e0a9d3b7f2c64, hub-0f4fb8a8d3b5c2f1]
+"""
+
+RETURN = r"""
+environments:
+  description: Those that no lock names, with the bytes of each on disk, and how many of them uv's cache has, too; and
+    what uses one, whose bytes are not counted.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - bytes: 7100000000
+      name: trainer-cuda-9a0b1c2d3e4f5061
+      path: /workspace/lora-forge/env/trainer-cuda-9a0b1c2d3e4f5061
+      removed: false
+      shared: 7000000000
+      used_by: ''
+freed:
+  description: Bytes that were, or would be, freed; what uv's cache has, too, stays there.
+  returned: success
+  type: int
+  sample: 100000000
+"""
+
+import pathlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import environment
+from ansible.module_utils.lora_forge.errors import reported
+
+ARGUMENTS = {
+    "root": {"type": "path", "required": True},
+    "named": {"type": "list", "elements": "str", "required": True},
+    "remove": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    with reported(module):
+        root = pathlib.Path(given["root"])
+        found = environment.unnamed(root, given["named"])
+        for one in found:
+            going = given["remove"] and not one["used_by"]
+            one["removed"] = going and (module.check_mode or environment.remove(root, pathlib.Path(one["path"])))
+        gone = [one for one in found if one["removed"]]
+        freed = sum(one["bytes"] - one["shared"] for one in gone)
+        module.exit_json(changed=bool(gone), environments=found, freed=freed)
+
+
+if __name__ == "__main__":
+    main()

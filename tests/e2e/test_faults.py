@@ -16,7 +16,7 @@ from .conftest import ROOT, Controller, Host, Seen, eventually, hold, release
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
-SITE = "/etc/python3.11/sitecustomize.py"
+SITE = "/etc/python3.13/sitecustomize.py"
 # A container has the clock of its kernel, so it is set wrong for every Python process of the host: modules, supervisor
 # and trainer. (libfaketime reaches further, but stalls multiprocessing.)
 WRONG_CLOCK = "import time; right = time.time; time.time = lambda: right() - 86400"
@@ -39,7 +39,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     hold(vm.runs / run_id, 2)
     first = controller.start("-e", "role=witness")
     first.says(r"started \(systemd")
-    vm.sh("systemctl stop ssh; pkill -x sshd || true")
+    vm.sh("systemctl stop ssh; pkill '^sshd' || true")
     first.says("no connection for")
     assert rundir.read_json(vm.runs / run_id / "status.json")["state"] == "running"
     code, text = controller.play(playbook="playbooks/status.yml")
@@ -257,18 +257,18 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
         "refused; the message names the interpreter that is not there and the variable to set",
     )
 
-    lacking = {"bare": {"trainer_python_version": "3.10", "trainer_root": "/workspace/bare-python"}}
+    lacking = {"bare": {"trainer_python_version": "3.14", "trainer_root": "/workspace/bare-python"}}
     refused(
         "python of the environment",
         "bare",
-        "no environment with Python 3.10 could be made",
-        "apt-get install python3.10",
+        "no CPython 3.14 was found (on PATH, in /usr/bin, and where uv and pyenv keep theirs)",
+        "-e trainer_python_download=true",
         trainers=lacking,
     )
     seen(
         "no Python for the environment",
         "bare",
-        "refused; the message names the package and the option that lets uv fetch one",
+        "refused; the message says where it was looked for, and names the option that lets uv fetch one",
     )
 
     refused(
@@ -284,29 +284,41 @@ def test_hosts_that_are_not_as_they_should_be(hosts: Hosts, controllers: Control
         bare.sh("mv /tmp/rsync /usr/bin/rsync")
 
 
+# Installs one package of all, and then waits to be killed.
+SLOW_UV = """#!/bin/sh
+if [ "$1 $2" = "pip sync" ] && [ ! -e /workspace/let-go ]; then
+  {uv} pip install --quiet --no-deps --python "$5" packaging
+  touch /workspace/reached
+  exec sleep 4321
+fi
+exec {uv} "$@"
+"""
+
+
 def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     bare = hosts["bare"]
     root = f"{sandbox.name()}-cut"
-    controller = controllers({"bare": {"trainer_root": f"/shared/{root}"}}, max_steps=2)
+    (real,) = (bare.shared / "tools").glob("uv-*/bin/uv")
+    (bare.disk / "slow-uv").write_text(SLOW_UV.format(uv=f"/shared/{real.relative_to(bare.shared)}"))
+    (bare.disk / "slow-uv").chmod(0o755)
+    trainer = {"trainer_root": f"/shared/{root}", "trainer_lock": "trainer-cuda", "trainer_uv": "/workspace/slow-uv"}
+    controller = controllers({"bare": trainer}, max_steps=2)
     home = bare.shared / root / "env"
-    for _ in range(5):  # on a machine that was too quick for us, once more
-        shutil.rmtree(home.parent, ignore_errors=True)
-        played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
-        eventually(lambda: list(home.glob("*/lib/python3.11/site-packages/*.dist-info")), "a part of it")
-        bare.sh("pkill -9 -x uv", check=False)
-        if played.wait() != 0:
-            break
-    else:
-        raise AssertionError(f"uv was killed, and nobody noticed:\n{played.text()}")
+    played = controller.start("-e", "role=polecat", playbook="playbooks/provision.yml")
+    eventually(lambda: (bare.disk / "reached").exists(), "a part of it")
+    eventually(lambda: (bare.sh("pkill -9 -f '[s]leep 4321'", check=False), played.process.poll())[1], "the play ends")
+    assert played.wait() != 0
+    assert "the packages of trainer-cuda.txt could not be installed" in " ".join(played.text().split())
+    (bare.disk / "let-go").touch()
     made = [path for path in home.iterdir() if path.is_dir()]
     assert len(made) == 1
     assert not (made[0] / ".complete").exists()
-    part = sum(1 for _ in (made[0] / "lib/python3.11/site-packages").glob("*.dist-info"))
+    part = sum(1 for _ in made[0].glob("lib/python3*/site-packages/*.dist-info"))
     code, text = controller.play("-e", "role=polecat", playbook="playbooks/provision.yml")
     assert code == 0, text
     assert (made[0] / ".complete").exists()
-    whole = sum(1 for _ in (made[0] / "lib/python3.11/site-packages").glob("*.dist-info"))
-    assert whole > part
+    whole = sum(1 for _ in made[0].glob("lib/python3*/site-packages/*.dist-info"))
+    assert whole > part > 0
     shutil.rmtree(home.parent)
     seen(
         "environment install killed",

@@ -1,10 +1,10 @@
 """Containers with sshd as trainers, an inventory of them, and a clock around whole commands: for tests and benchmarks.
 
-A trainer's environment is the one that rehearsals on this machine use (``.trainer/env/``), mounted read-only, so that
+A trainer's environment is the one that all test hosts share (``tests/hosts/shared.sh``), mounted read-only, so that
 nothing is installed in a measurement. With a stub its interpreter runs ``stub.py`` where Axolotl is asked for, and is
 itself for everything else, the verification of adapters included.
 
-Needs root, podman, and an environment; one that is missing is made first.
+Needs root and podman.
 """
 
 from __future__ import annotations
@@ -120,14 +120,6 @@ def clock(
     return Taken(seconds, usage.ru_utime + usage.ru_stime, own, None, text, process.returncode)
 
 
-def ready_environment() -> pathlib.Path:
-    """The rehearsals' environment on this machine; made where there is none, which takes minutes."""
-    home = ROOT / ".trainer/env" / environment.key(LOCK)
-    if not environment.present(home):
-        sh("ansible-playbook", "playbooks/provision.yml", "-e", "role=witness", "-e", "run_all_wanted=true")
-    return home
-
-
 class Hosts:
     """Containers that sshd makes trainers, each with a root of its own, in a temporary folder.
 
@@ -160,7 +152,7 @@ class Hosts:
 
     def start(self) -> None:
         """Start the containers, pin their keys, and wait until they answer."""
-        libraries = ready_environment() / "lib"
+        libraries = pathlib.Path(sh("tests/hosts/shared.sh")) / "env" / environment.key(LOCK) / "lib"
         image = sh("tests/hosts/image.sh")
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.home / "key"))
         public = (self.home / "key.pub").read_text()

@@ -183,7 +183,7 @@ class Podman:
         """
         root = self.state / "disk" / spec.folder / "lora-forge"
         root.mkdir(parents=True, exist_ok=True)
-        if not (root / "env").is_symlink():  # all pods use one environment, which the first of them makes
+        if not (root / "env").is_symlink():  # all pods use one environment
             (root / "env").symlink_to("/shared/env")
         start_script = self.state / "mounted" / "no-sshd.sh" if "no-sshd" in spec.image else HOSTS / "pod.sh"
         mounts = {

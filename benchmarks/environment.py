@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/environment.py [--rounds 3] [--pip-rounds 1]
 
 Cold is with an empty cache, warm with the one that the cold run filled; each time into a new environment. Both look for
-packages in the default index, or in UV_DEFAULT_INDEX, and for torch's CPU build in the folder of PIP_FIND_LINKS. pip is
+packages in the default index, or in UV_DEFAULT_INDEX; the lock is the CUDA one, which has everything there. pip is
 given ``--no-deps``: the lock is complete, and pip takes a name with an extra for one that is not pinned; and
 ``--no-compile``, as uv leaves that to the first import.
 """
@@ -17,8 +17,9 @@ import shutil
 import tempfile
 import time
 
-from hosts import LOCK, ROOT, clock, environment, figures, goal, machine, median, table
+from hosts import ROOT, clock, environment, figures, goal, machine, median, table
 
+LOCK = ROOT / "requirements/trainer-cuda.txt"
 COLD_GOAL, WARM_GOAL = 8.0, 50.0  # times as fast as pip
 # What the trainer_environment module does, in a process of its own.
 MAKE = """
@@ -35,12 +36,11 @@ class Bench:
 
     Args:
         home: The folder.
-        wheels: A folder with the wheel of torch's CPU build.
     """
 
-    def __init__(self, home: pathlib.Path, wheels: str):
-        self.home, self.wheels = home, wheels
-        self.python = environment.interpreter("", True, home)
+    def __init__(self, home: pathlib.Path):
+        self.home = home
+        self.python = environment.interpreter("", False, ROOT / ".trainer")
         self.uv = str(ROOT / ".venv/bin/uv")
 
     def uv_once(self) -> float:
@@ -51,9 +51,7 @@ class Bench:
             str(ROOT / ".venv/bin/python"), "-c", MAKE, str(ROOT / "module_utils"), str(root), str(LOCK), self.uv, "",
             self.python,
         ]  # fmt: skip
-        taken = clock(
-            command, self.home / "log", {"UV_CACHE_DIR": str(self.home / "uv-cache"), "UV_FIND_LINKS": self.wheels}
-        )
+        taken = clock(command, self.home / "log", {"UV_CACHE_DIR": str(self.home / "uv-cache")})
         assert environment.present(root / environment.key(LOCK))
         return taken.seconds
 
@@ -64,7 +62,6 @@ class Bench:
         install = f"{root}/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r {LOCK}"
         variables = {
             "PIP_CACHE_DIR": str(self.home / "pip-cache"),
-            "PIP_FIND_LINKS": self.wheels,
             "PIP_CONFIG_FILE": os.devnull,  # uv does not read it either
         }
         if os.environ.get("UV_DEFAULT_INDEX"):
@@ -87,9 +84,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements with uv")
     parser.add_argument("--pip-rounds", type=int, default=1, help="measurements with pip, which takes minutes")
     given = parser.parse_args()
-    wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
-    if not wheels:
-        raise SystemExit("pip finds torch's CPU build only in a folder of wheels: name one in PIP_FIND_LINKS")
     print(
         f"environment: {environment.packages(LOCK)} packages of {LOCK.name}; {machine()}, {time.strftime('%Y-%m-%d')}"
     )
@@ -97,7 +91,7 @@ def main() -> None:
     home = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=ROOT / ".trainer"))
     taken: dict[str, list[float]] = {"uv cold": [], "uv warm": [], "pip cold": [], "pip warm": []}
     try:
-        bench = Bench(home, wheels)
+        bench = Bench(home)
         for tool, rounds in (("uv", given.rounds), ("pip", given.pip_rounds)):
             for _ in range(rounds):
                 taken[f"{tool} cold"].append(bench.cold(tool))

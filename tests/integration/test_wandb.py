@@ -41,10 +41,11 @@ run = wandb.init(project="lora-forge", resume="allow", **{name: given[name] for 
 print("a line for the console")
 for number in range(given["points"]):
     run.log({"train/loss": 3 - number / 10, "word": f"point {number}"})
+record = pathlib.Path(run.dir).parent / f"run-{run.id}.wandb"
+# The client takes the machine's figures by its own clock: a run that ends before it had time to has none.
+while not all(text.encode() in record.read_bytes() for text in (f"point {given['points'] - 1}", "memory_percent")):
+    time.sleep(0.05)
 if given["kill"]:
-    record = pathlib.Path(run.dir).parent / f"run-{run.id}.wandb"
-    while f"point {given['points'] - 1}".encode() not in record.read_bytes():
-        time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 run.finish(given["exit_code"])
 """

@@ -172,6 +172,13 @@ class LoraForgePlugin(BasePlugin):
         gc.freeze()  # what was imported since the data was loaded
         start_wandb(cfg)
 
+    def post_model_build(self, cfg: Any, model: Any) -> None:
+        # On a CPU with AVX512-BF16 an evaluation packs the weights for inference (bitsandbytes 0.50), and they stay
+        # packed: no gradient passes them any more, so that a rehearsal would learn in its last layers only.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """On several hosts each keeps its own checkpoints, as each resumes from its own disk."""
         several = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")

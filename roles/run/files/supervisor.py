@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import rundir
@@ -44,6 +45,96 @@ REASONS = (
         ),
     ),
 )
+
+
+# What another launcher left in this account's environment (RunPod's clusters set some of it, so do Kubeflow's jobs and
+# MPI): one process would wait for others that never come, or a gang meet at a wrong place. torchrun sets its own anew.
+# And a cache of models that goes before HF_HOME: what was fetched for this run would not be found.
+FOREIGN = re.compile(
+    r"RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE|NODE|CROSS)_(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|"
+    r"(TORCHELASTIC|PET|ACCELERATE|FSDP|PARALLELISM_CONFIG|OMPI|PMI|PMIX|MV2|MPI)_.*|"
+    r"HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE"
+)
+# What `axolotl train` sets before it starts what we start ourselves (set_pytorch_cuda_alloc_conf and set_misc_env in
+# axolotl/utils/__init__.py, Axolotl 0.21); whoever has set it already is heard.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# What Python and torchrun print between two exceptions of which one led to the other.
+LINKS = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+TRACEBACK = "Traceback (most recent call last):"
+BESIDE = ("Exception ignored in", "Exception in thread", "wandb: ")  # what is told after the end, or does not end it
+MESSAGE = 12  # lines of an exception that are told
+NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
+
+
+def failures(text: str) -> list[str]:
+    """The exception that ended a training, and before it, in this order, what led to it.
+
+    Args:
+        text: The end of its log.
+
+    Returns:
+        The words of each exception, the one that ended it first; empty where the log holds no traceback.
+    """
+    chains: list[list[str]] = []
+    linked, at = False, 0
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in re.split(r"[\r\n]+", text)]
+    while at < len(lines):
+        linked, begins = linked or lines[at] in LINKS, lines[at].endswith(TRACEBACK)
+        beside = at > 0 and lines[at - 1].startswith(BESIDE)
+        at += 1
+        if not begins:
+            continue
+        while at < len(lines) and lines[at].startswith((" ", "\t")):
+            at += 1
+        words = lines[at : at + 1]
+        at += 1
+        while at < len(lines) and len(words) < MESSAGE and not ends(lines[at]):
+            words.append(lines[at])
+            at += 1
+        if words and not beside and "ChildFailedError" not in words[0]:  # torchrun's: one of its processes failed
+            chains = chains if linked and chains else [*chains, []]
+            chains[-1].append("\n".join(words).rstrip())
+        linked = False
+    return chains[-1][::-1] if chains else []
+
+
+def ends(line: str) -> bool:
+    """Whether a line after an exception is none of its message."""
+    logged = re.match(r"\[\d{4}-|[EWI]\d{4} \d\d:|\s*\d+%\|", line)
+    return (
+        bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, "nanobind: "))
+    )
+
+
+def told(said: list[str]) -> str:
+    """The exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
+    if not said:
+        return ""
+    last, *others = said[0].split("\n")
+    cause = next((words.split("\n")[0] for words in reversed(said[1:]) if words.split("\n")[0] not in last), "")
+    return "\n".join([f"{last} (because of {cause})" if cause else last, *others])
+
+
+def last_words(text: str) -> str:
+    """The last lines of a log that has no traceback, without what libraries say while they are put away."""
+    return "\n".join([line for line in re.split(r"[\r\n]+", text) if not NOISE.match(line)][-6:])
+
+
+def inherited(account: Mapping[str, str]) -> dict[str, str]:
+    """What a training has of its account's environment: all but other launchers' variables, and what is missing.
+
+    Args:
+        account: The environment of the supervisor.
+    """
+    env = {name: value for name, value in account.items() if not FOREIGN.fullmatch(name)}
+    if not any(name in env for name in ALLOCATOR):
+        env[ALLOCATOR[0]] = "expandable_segments:True"
+    env.setdefault("XFORMERS_IGNORE_FLASH_VERSION_CHECK", "1")
+    return env
 
 
 def in_queue(run_dir: pathlib.Path) -> bool:
@@ -230,8 +321,8 @@ class Supervisor:
             self.say(f"{prepared} was not whole; deleted, it is made again")
 
     def environment(self) -> dict[str, str]:
-        """The trainer's environment: this one, what run.json adds, and the secrets of the env file."""
-        env = {**os.environ, **self.spec.get("env", {})}
+        """The trainer's environment: this one, other launchers' parts left out; run.json's; the secrets' of the env file."""
+        env = {**inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():
             for line in secrets.read_text(encoding="utf-8").splitlines():
@@ -324,17 +415,13 @@ class Supervisor:
         with log.open("rb") as file:
             file.seek(max(log_from, log.stat().st_size - TAIL))
             text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
-        # W&B's last words come after the error's.
-        lines = [line for line in re.split(r"[\r\n]+", text) if line.strip() and not line.startswith("wandb:")]
-        kind = next((kind for kind, pattern in REASONS if pattern.search(text)), None)
+        said = failures(text)
+        kind = next((kind for words in (*said, text) for kind, pattern in REASONS if pattern.search(words)), None)
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
             hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
-        last = next(
-            (i for i in range(len(lines) - 1, -1, -1) if re.match(r"\S*(Error|Warning|Exception)\b", lines[i])), -6
-        )
-        return {"kind": kind or "crashed", "detail": f"exit code {code}: " + "\n".join(lines[last:][:12])[:2000]}
+        return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(said) or last_words(text)}"[:2000]}
 
     def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:
         """Write a final state; the secrets go with it."""

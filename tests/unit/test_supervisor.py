@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "roles/run/files"))
 
 import supervisor  # noqa: E402
 
-FRAME = 'Traceback (most recent call last):\n  File "/env/axolotl/cli/train.py", line 120, in do_cli\n    train()\n    ^^^^^^^\n'
+FRAME = 'Traceback (most recent call last):\n  File "/env/axolotl/cli/train.py", line 120, in do_cli\n    train()\n'
 CAUSED = "\n\nThe above exception was the direct cause of the following exception:\n\n"
 MEANWHILE = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
 LEAK = '\nnanobind: leaked 1 functions!\n - leaked function ""\nnanobind: this is likely caused by a bug.\n'
@@ -76,6 +76,7 @@ def test_the_processes_of_a_gang_name_their_rank_before_each_line() -> None:
 
 def test_without_a_traceback_the_last_lines_are_told_without_the_noise_of_the_end() -> None:
     assert told("killed by its owner\n") == ""
+    assert supervisor.last_words("token: secret\nRuntimeError: it is so\nbye") == "RuntimeError: it is so\nbye"
     assert supervisor.last_words(f"one\rtwo\n\nkilled by its owner{LEAK}") == "one\ntwo\nkilled by its owner"
 
 

@@ -65,8 +65,9 @@ LINKS = (
     "During handling of the above exception, another exception occurred:",
 )
 TRACEBACK = "Traceback (most recent call last):"
-BESIDE = ("Exception ignored in", "Exception in thread", "wandb: ")  # what is told after the end, or does not end it
+BESIDE = ("Exception ignored in", "Exception in thread", "wandb: ", "nanobind: ")  # said after the end, or not the end
 MESSAGE = 12  # lines of an exception that are told
+EXCEPTION = re.compile(r"\S*(Error|Warning|Exception)\b")
 NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
 
 
@@ -105,9 +106,7 @@ def failures(text: str) -> list[str]:
 def ends(line: str) -> bool:
     """Whether a line after an exception is none of its message."""
     logged = re.match(r"\[\d{4}-|[EWI]\d{4} \d\d:|\s*\d+%\|", line)
-    return (
-        bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, "nanobind: "))
-    )
+    return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith(BESIDE)
 
 
 def told(said: list[str]) -> str:
@@ -120,8 +119,10 @@ def told(said: list[str]) -> str:
 
 
 def last_words(text: str) -> str:
-    """The last lines of a log that has no traceback, without what libraries say while they are put away."""
-    return "\n".join([line for line in re.split(r"[\r\n]+", text) if not NOISE.match(line)][-6:])
+    """The end of a log that has no traceback: from the last exception on, or else a few lines."""
+    lines = [line for line in re.split(r"[\r\n]+", text) if not NOISE.match(line)]
+    begin = next((at for at in reversed(range(len(lines))) if EXCEPTION.match(lines[at])), -6)
+    return "\n".join(lines[begin:][:MESSAGE])
 
 
 def inherited(account: Mapping[str, str]) -> dict[str, str]:
@@ -321,7 +322,7 @@ class Supervisor:
             self.say(f"{prepared} was not whole; deleted, it is made again")
 
     def environment(self) -> dict[str, str]:
-        """The trainer's environment: this one, other launchers' parts left out; run.json's; the secrets' of the env file."""
+        """The trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
         env = {**inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():

@@ -45,8 +45,7 @@ class Summary:
         use: ``train`` or ``val``.
         sha256: Of its bytes.
         form: ``conversations`` or ``messages``.
-        examples: Conversations.
-        tokens: Estimated tokens, each example cut to the sequence length.
+        lengths: Estimated tokens of each conversation, cut to the sequence length.
         longer: Examples estimated longer than the sequence length.
         hopeless: Examples with no assistant text within the sequence length.
         warnings: Sentences.
@@ -57,12 +56,21 @@ class Summary:
     use: str
     sha256: str
     form: str
-    examples: int
-    tokens: int
+    lengths: list[int] = dataclasses.field(repr=False)
     longer: int
     hopeless: int
     warnings: list[str]
     digests: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
+
+    @property
+    def examples(self) -> int:
+        """How many conversations."""
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens of all."""
+        return sum(self.lengths)
 
 
 def find(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
@@ -82,7 +90,7 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
         ForgeError: With the first errors, each with its line number.
     """
     raw = path.read_bytes()
-    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", 0, 0, 0, 0, [])
+    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], 0, 0, [])
     errors: list[str] = []
     secrets: list[int] = []
     repeated: list[int] = []
@@ -97,7 +105,6 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
             errors.append(f"{path}, line {number}: {problem}")
             continue
         found.form = form
-        found.examples += 1
         characters = sum(len(text) for _, text in turns)
         before = 0
         for speaker, text in turns:
@@ -106,7 +113,8 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
             before += len(text)
         found.hopeless += before >= limit
         found.longer += characters > limit
-        found.tokens += int(min(characters, limit) / CHARS_PER_TOKEN) + 4 * len(turns)
+        length = int(min(characters, limit) / CHARS_PER_TOKEN) + 4 * len(turns)
+        found.lengths.append(min(length, sequence_len))
         digest = hashlib.sha256(repr(turns).encode()).hexdigest()
         if digest in found.digests:
             repeated.append(number)

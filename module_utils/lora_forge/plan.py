@@ -28,6 +28,8 @@ from ansible.module_utils.lora_forge.fleet import (
 from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
+BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
+EXACT = 1000  # conversations that are packed one by one to count the rows
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
 
 
@@ -318,7 +320,24 @@ class Planner:
         return name(max(newest, 1)), "to train", reason, placement
 
     def suit(self, agent: str, keys: dict[str, Any], sets: list[dataset.Summary]) -> None:
-        """Warn where the schedule does not suit the data; switch off what Axolotl would die of."""
+        """Warn where the schedule does not suit the data; switch off what Axolotl would die of, or learn nothing by."""
+        val = [one for one in sets if one.use == "val"]
+        share = 0.0 if val else float(keys.get("val_set_size", 0))
+        train_tokens = sum(one.tokens for one in sets if one.use == "train")
+        held_out = sum(one.tokens for one in val) if val else share * train_tokens
+        if val:
+            keys["val_set_size"] = 0
+        elif share and sum(one.examples for one in sets) < 2:
+            keys["val_set_size"] = 0
+            self.warnings.append(f"{agent}: a single conversation cannot be split, so there is no evaluation")
+        batch, rows = recipe.effective_batch(keys), estimate_rows(keys, sets)
+        if keys.get("sample_packing") and rows < batch:
+            keys["sample_packing"] = keys["eval_sample_packing"] = False
+            self.warnings.append(
+                f"{agent}: packed into rows of {keys['sequence_len']} tokens this data makes about {rows}, and a step "
+                f"takes {batch}, so that little of it would be learnt, or nothing. It is trained without packing, in "
+                f"about {estimate_steps(keys, sets)} steps. More conversations are packed again"
+            )
         steps = estimate_steps(keys, sets)
         warmup, evaluation = int(keys.get("warmup_steps", 0)), keys.get("eval_steps")
         better: dict[str, int] = {}
@@ -333,35 +352,62 @@ class Planner:
             self.warnings.append(
                 f"{agent}: {'; '.join(notes)}. Values that suit this data: -e '{json.dumps({'recipe': better})}'"
             )
-        val = [one for one in sets if one.use == "val"]
-        share = 0.0 if val else float(keys.get("val_set_size", 0))
-        train_tokens = sum(one.tokens for one in sets if one.use == "train")
-        held_out = sum(one.tokens for one in val) if val else share * train_tokens
-        if val:
-            keys["val_set_size"] = 0
-        elif share and sum(one.examples for one in sets) < 2:
-            keys["val_set_size"] = 0
-            self.warnings.append(f"{agent}: a single conversation cannot be split, so there is no evaluation")
         if keys.get("eval_sample_packing", keys.get("sample_packing")):
             needed = 2 * recipe.effective_batch(keys) * int(keys["sequence_len"])  # twice, as tokens are estimated
             if held_out < needed:
                 keys["eval_sample_packing"] = False
 
 
-def estimate_steps(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
-    """Optimizer steps of a run, estimated.
+def estimate_rows(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+    """Rows of an epoch: packs of conversations, or conversations where they are not packed.
 
-    With packing, epochs × ceil(ceil(tokens / sequence_len) / (micro batch × accumulation)); without, examples
-    in the place of packs. ``max_steps`` caps it.
+    Axolotl holds out ceil(share × n) of n conversations, as Hugging Face's train_test_split does.
     """
-    train = [one for one in sets if one.use == "train"]
-    kept = 1.0 if any(one.use == "val" for one in sets) else 1 - float(keys.get("val_set_size", 0))
+    lengths = [length for one in sets if one.use == "train" for length in one.lengths]
+    if not any(one.use == "val" for one in sets):
+        lengths = lengths[: len(lengths) - math.ceil(float(keys.get("val_set_size", 0)) * len(lengths))]
+    if not keys.get("sample_packing"):
+        return len(lengths)
+    return packs(lengths, int(keys["sequence_len"]), int(keys.get("sample_packing_bin_size") or BIN_SIZE))
+
+
+def packs(lengths: list[int], room: int, most: int) -> int:
+    """How many rows conversations are packed into: each goes into the first one that has room for it.
+
+    As pack_group in axolotl/utils/samplers/multipack.py (0.21) does it, in another order of conversations. Of many
+    conversations their sum is near enough.
+
+    Args:
+        lengths: Tokens of each conversation.
+        room: Tokens of a row.
+        most: Conversations of a row.
+    """
+    if len(lengths) > EXACT:
+        return max(math.ceil(sum(lengths) / room), math.ceil(len(lengths) / most))
+    rows: list[list[int]] = []  # tokens and conversations that each can still take
+    for length in lengths:
+        fits = next((row for row in rows if row[0] >= length and row[1]), None)
+        if fits is None:
+            rows.append(fits := [room, most])
+        fits[0] -= length
+        fits[1] -= 1
+    return len(rows)
+
+
+def estimate_steps(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+    """Optimizer steps of a run, estimated as Axolotl counts them.
+
+    ``max_steps``, whatever the epochs are; else, packed, epochs × (micro batches of an epoch // accumulation), where
+    the last micro batch is dropped unless it is full, and otherwise ceil(epochs × conversations / effective batch).
+    From calculate_total_num_steps in axolotl/utils/trainer.py (0.21).
+    """
+    if keys.get("max_steps"):
+        return int(keys["max_steps"])
+    rows, epochs = estimate_rows(keys, sets), float(keys.get("num_epochs", 1))
+    micro, accumulation = (int(keys.get(key, 1)) for key in recipe.BATCH)
     if keys.get("sample_packing"):
-        rows = math.ceil(kept * sum(one.tokens for one in train) / int(keys["sequence_len"]))
-    else:
-        rows = math.ceil(kept * sum(one.examples for one in train))
-    steps = math.ceil(math.ceil(rows / recipe.effective_batch(keys)) * float(keys.get("num_epochs", 1)))
-    return min(steps, int(keys["max_steps"])) if keys.get("max_steps") else steps
+        return math.floor(max(rows // micro // accumulation, 1) * epochs)
+    return math.ceil(epochs * rows / (micro * accumulation))
 
 
 def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:

@@ -19,14 +19,15 @@ AGENTS = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"
 EVERYBODY = "gastown"  # the shared adapter over all the others
 
 # The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in
-# configs/machines/ and are not part of a fingerprint. The batch sizes are here because only their product is.
+# configs/machines/ and are not part of a fingerprint. The batch sizes are here because only their product is. How an
+# evaluation is batched is none of them: its loss is a mean over batches, and decides which adapter is the best one.
 MACHINE_KEYS = frozenset(
     """
     activation_offloading attn_implementation bf16 bfloat16 cut_cross_entropy cut_cross_entropy_accum_c_fp32
     cut_cross_entropy_c_grad_chunk_size dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
-    dataset_num_proc ddp_find_unused_parameters ddp_timeout deepspeed device_map eval_batch_size eval_sample_packing
+    dataset_num_proc ddp_find_unused_parameters ddp_timeout deepspeed device_map
     fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp float16 fp16 fsdp_config fsdp_version
-    gc_collect_steps gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs group_by_length
+    gc_collect_steps gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
     include_tkps liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation liger_layer_norm
     liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel lora_o_kernel
     lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size nf4_backend pad_to_sequence_len

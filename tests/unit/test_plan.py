@@ -24,7 +24,7 @@ OTHERS = [agent for agent in AGENTS if agent != "gastown"]
 def data(tmp_path):
     """Writes <agent>_<use>.jsonl with as many conversations of so many characters; the folder is its attribute."""
 
-    def writer(agent: str = "witness", use: str = "train", count: int = 4, size: int = 100) -> pathlib.Path:
+    def writer(agent: str = "witness", use: str = "train", count: int = 10, size: int = 14_000) -> pathlib.Path:
         path = tmp_path / "data" / f"{agent}_{use}.jsonl"
         path.parent.mkdir(exist_ok=True)
         turns = [[("human", f"{agent} {use} {n}"), ("gpt", "a" * size)] for n in range(count)]
@@ -199,7 +199,8 @@ def test_values_that_make_no_run(make, data, key, value, said):
 )
 def test_keys_that_may_be_removed(make, data, key):
     data()
-    assert one(make(recipe={key: None}))["estimate"]["steps"] == 3
+    steps = 12 if key == "gradient_accumulation_steps" else 3
+    assert one(make(recipe={key: None}))["estimate"]["steps"] == steps
 
 
 # --- which attempt
@@ -569,7 +570,7 @@ def test_warnings_for_a_small_set_suggest_values_that_suit(make, data):
 
 
 def test_warning_for_eval_steps_beyond_the_end(make, data):
-    data(count=40)
+    data()
     [warning] = make(recipe={"warmup_steps": 0})["warnings"]
     assert "no evaluation before the end falls within about 3 steps (eval_steps 50)" in warning
     assert '{"recipe": {"eval_steps": 1}}' in warning
@@ -850,7 +851,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
     mark = run.pop("fingerprint")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     basis = plan.Planner(ROOT, path.parent, {"liger_rms_norm": True})
-    merged = basis.merged("witness", "", "gpu-24gb")
+    merged = basis.merged("witness", "", "gpu-24gb") | {"eval_sample_packing": False}
     files = [{"use": "train", "sha256": sha256}]
     assert mark == plan.recipe.fingerprint(merged, False, files, basis.axolotl)
     entry = plan.dataset.entry(plan.dataset.check(path, "train", 4096), {})
@@ -873,8 +874,8 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "hosts": ["here"],
         "estimate": {
             "tokens": tokens,
-            "steps": 15,
-            "work": 15 * 8 * 4096,
+            "steps": 12,
+            "work": 12 * 8 * 4096,
             "memory_gib": plan.memory.estimate(merged),
             "memory_floor_gib": plan.memory.floor(merged),
         },
@@ -892,7 +893,8 @@ def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):
     train, val = (plan.dataset.check(data.folder / f"witness_{use}.jsonl", use, 1024) for use in ("train", "val"))
     assert run["estimate"]["tokens"] == train.tokens
     mark = plan.recipe.fingerprint(
-        plan.Planner(ROOT, data.folder, {}).merged("witness", "rehearsal", "") | {"val_set_size": 0},
+        plan.Planner(ROOT, data.folder, {}).merged("witness", "rehearsal", "")
+        | {"val_set_size": 0, "eval_sample_packing": False},
         True,
         [{"use": one.use, "sha256": one.sha256} for one in (train, val)],
         run["axolotl"],
@@ -995,7 +997,12 @@ def test_whether_something_was_begun():
 
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
     """Dataset files: use, examples and tokens."""
-    return [plan.dataset.Summary("p", use, "s", "messages", n, tokens, 0, 0, []) for use, n, tokens in counts]
+    return [plan.dataset.Summary("p", use, "s", "messages", lengths(n, tokens), 0, 0, []) for use, n, tokens in counts]
+
+
+def lengths(examples: int, tokens: int) -> list[int]:
+    """Lengths of examples that have so many tokens together."""
+    return [tokens // examples + (number < tokens % examples) for number in range(examples)]
 
 
 PACKED = {"sample_packing": True, "sequence_len": 100, "micro_batch_size": 2, "num_epochs": 3}
@@ -1005,15 +1012,21 @@ LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
 @pytest.mark.parametrize(
     ("keys", "sets", "steps", "work"),
     [
-        (PACKED, [("train", 9, 1000)], 15, 15 * 2 * 100),
-        (PACKED, [("train", 9, 1001)], 18, 18 * 2 * 100),
-        (PACKED, [("train", 4, 600), ("train", 5, 401)], 18, 18 * 2 * 100),
-        (PACKED | {"val_set_size": 0.1}, [("train", 9, 1000)], 15, 15 * 2 * 100),  # 9 rows
-        (PACKED | {"val_set_size": 0.2}, [("train", 9, 1000)], 12, 12 * 2 * 100),
-        (PACKED | {"val_set_size": 0.2}, [("train", 9, 1000), ("val", 9, 5000)], 15, 15 * 2 * 100),
-        (PACKED | {"max_steps": 7}, [("train", 9, 1000)], 7, 7 * 2 * 100),
-        (PACKED | {"max_steps": 70}, [("train", 9, 1000)], 15, 15 * 2 * 100),
-        (PACKED | {"num_epochs": 0.5}, [("train", 9, 1000)], 3, 3 * 2 * 100),
+        (PACKED, [("train", 10, 1000)], 15, 15 * 2 * 100),
+        (PACKED, [("train", 11, 1001)], 15, 15 * 2 * 100),  # a row without a second one is dropped
+        (PACKED, [("train", 12, 1092)], 18, 18 * 2 * 100),
+        (PACKED, [("train", 6, 600), ("train", 6, 400)], 18, 18 * 2 * 100),
+        (PACKED, [("train", 20, 500)], 6, 6 * 2 * 100),  # four in each of five rows
+        (PACKED | {"sample_packing_bin_size": 2}, [("train", 20, 500)], 15, 15 * 2 * 100),
+        (PACKED | {"gradient_accumulation_steps": 2}, [("train", 10, 1000)], 6, 6 * 4 * 100),
+        (PACKED | {"val_set_size": 0.1}, [("train", 10, 1000)], 12, 12 * 2 * 100),  # nine rows
+        (PACKED | {"val_set_size": 0.11}, [("train", 10, 1000)], 12, 12 * 2 * 100),  # eight
+        (PACKED | {"val_set_size": 0.2}, [("train", 10, 1000), ("val", 9, 5000)], 15, 15 * 2 * 100),
+        (PACKED | {"max_steps": 7}, [("train", 10, 1000)], 7, 7 * 2 * 100),
+        (PACKED | {"max_steps": 70}, [("train", 10, 1000)], 70, 70 * 2 * 100),  # more than its epochs
+        (PACKED | {"num_epochs": 0.5}, [("train", 10, 1000)], 2, 2 * 2 * 100),
+        (PACKED | {"num_epochs": 1}, [("train", 2000, 20_000)], 100, 100 * 2 * 100),
+        (PACKED | {"num_epochs": 1, "sample_packing_bin_size": 40}, [("train", 2000, 2000)], 25, 25 * 2 * 100),
         (LOOSE, [("train", 8, 160)], 2, 2 * 4 * 20),
         (LOOSE, [("train", 9, 180)], 3, 3 * 4 * 20),
         (LOOSE, [("train", 4, 80), ("train", 4, 240)], 2, 2 * 4 * 40),
@@ -1037,7 +1050,7 @@ def suited(changes: dict[str, Any], *sets: tuple[str, int, int]) -> tuple[dict[s
     return keys, planner.warnings
 
 
-FORTY = ("train", 400, 32_000)  # steps
+FORTY = ("train", 320, 32_000)  # steps
 
 
 @pytest.mark.parametrize(
@@ -1080,10 +1093,8 @@ def test_a_schedule_that_does_not_suit_is_told_with_one_that_does(changes, told)
         ({"val_set_size": 0.05}, [FORTY, ("val", 9, 1600)], 0, True),
         ({"val_set_size": 0.05}, [FORTY, ("val", 9, 1599)], 0, False),
         ({"val_set_size": 0.05}, [FORTY, ("val", 9, 800), ("val", 9, 800)], 0, True),
-        ({"val_set_size": 0.05}, [("train", 2, 10)], 0.05, False),
-        ({"val_set_size": 0.05}, [("train", 1, 10)], 0, False),
         ({"val_set_size": 0}, [FORTY], 0, False),
-        ({}, [("train", 1, 10)], None, False),
+        ({}, [FORTY], None, False),
         ({"val_set_size": 0.05, "eval_sample_packing": True, "sample_packing": False}, [("train", 9, 90)], 0.05, False),
         ({"val_set_size": 0.05, "eval_sample_packing": False}, [FORTY], 0.05, False),
         ({"val_set_size": 0.05, "sample_packing": False}, [("train", 9, 90)], 0.05, None),
@@ -1093,9 +1104,36 @@ def test_evaluations_are_packed_where_there_is_enough_to_pack(changes, sets, siz
     keys, warnings = suited(changes, *sets)
     assert keys.get("val_set_size") == size
     assert keys.get("eval_sample_packing", True if keys["sample_packing"] else None) == packing
-    single = len(sets) == 1 and sets[0][1] == 1 and changes.get("val_set_size")
-    told = "crew: a single conversation cannot be split, so there is no evaluation"
-    assert warnings == ([told] if single else [])
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sets", "rows", "steps"),
+    [
+        ({"num_epochs": 3}, [("train", 91, 637)], 7, 35),  # ceil(3 × 91 / 8)
+        ({"num_epochs": 3, "val_set_size": 0.05}, [("train", 30, 600)], 6, 11),  # 28 conversations
+        ({}, [("train", 7, 700)], 7, 1),
+        ({"val_set_size": 0.05}, [("train", 1, 10)], 1, 1),
+        ({"sample_packing": True, "eval_sample_packing": True}, [("train", 8, 799), ("val", 8, 1600)], 8, None),
+        ({"sample_packing_bin_size": 1}, [("train", 8, 10)], 8, None),
+        ({"sample_packing": False}, [("train", 7, 700)], 7, None),
+    ],
+)
+def test_data_that_fills_no_step_is_not_packed(changes, sets, rows, steps):
+    keys, warnings = suited(changes, *sets)
+    single = "crew: a single conversation cannot be split, so there is no evaluation"
+    assert (single in warnings) == (sets[0][1] == 1)
+    packing = [line for line in warnings if line != single]
+    if steps is None:
+        assert packing == []
+        assert keys["sample_packing"] == changes.get("sample_packing", True)
+        return
+    assert (keys["sample_packing"], keys["eval_sample_packing"]) == (False, False)
+    assert packing == [
+        f"crew: packed into rows of 100 tokens this data makes about {rows}, and a step takes 8, so that little of it "
+        f"would be learnt, or nothing. It is trained without packing, in about {steps} steps. More conversations are "
+        "packed again"
+    ]
 
 
 # --- the whole, closer
@@ -1254,7 +1292,7 @@ def test_what_is_at_work_already_is_not_dropped_for_what_is_kept(make, updated, 
 @pytest.mark.parametrize("change", ["recipe", "data", "files", "fresh"])
 def test_nothing_else_is_kept(make, data, updated, tmp_path, change):
     if change == "data":
-        data(count=5)
+        data(count=11)
     if change == "files":
         (tmp_path / "output/adapters/witness" / updated / "weights").unlink()
     made = make(

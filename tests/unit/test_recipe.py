@@ -250,7 +250,6 @@ def mark(changes: dict[str, Any] | None = None, rehearsal=False, sets=SETS, axol
         {"micro_batch_size": 1, "gradient_accumulation_steps": 8},
         {"micro_batch_size": 8, "gradient_accumulation_steps": None},
         {"logging_steps": 1, "wandb_project": "other"},
-        {"eval_sample_packing": False},
         {"datasets": [{"path": "/elsewhere.jsonl"}]},
     ],
     ids=lambda changes: "+".join(changes),

@@ -174,7 +174,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                 "git": adapter.git_facts(pathlib.Path(given["checkout"])),
                 "cost": cost,
                 "evaluation": promotion.evaluation(
-                    run["recipe"], run["datasets"], given["observed"]["progress"]["eval_loss"]
+                    run["recipe"], run["datasets"], given["observed"]["progress"]["eval_adapter"]
                 ),
             },
         )

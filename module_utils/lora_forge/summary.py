@@ -57,6 +57,11 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
         figures.append(f"trained in {duration(manifest['duration_s'])}" + (f" on {where}" if where else ""))
     figures.append("cost {usd:.2f} USD".format(**manifest["cost"]) if manifest["cost"]["usd"] else "cost 0")
     lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures), *([f"  {word}"] if word else [])]
+    best = steps.get("adapter")
+    if best is not None and best < steps["reached"]:
+        lines.append(
+            f"  the adapter is that of step {best}, the best evaluated one: {pair('eval', loss['eval_adapter'], None)}"
+        )
     data = manifest.get("data")
     if data and (data["longer"] or data["dropped"] or data["untrainable"]):
         cut = data["longer"] - data["dropped"]

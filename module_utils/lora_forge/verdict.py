@@ -25,12 +25,13 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
         step, planned (steps), measured (steps since the newest start), epoch, loss_first, loss, eval_first, eval_loss,
         tokens_per_second, seconds_per_step (of the newest start), began_at (the newest start) and last_event_at (epoch
         seconds), ended, end_reason, wandb (of the newest start: mode, run as entity/project/id, url), and data:
-        examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets. None where nothing
+        examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets; of what is
+        delivered in the end adapter_step (the step that it is of) and eval_adapter (its eval loss). None where nothing
         is known. What is no event of ours is passed over.
     """
     found: dict[str, Any] = dict.fromkeys(
         ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
-         "seconds_per_step", "began_at", "last_event_at", "end_reason", "wandb", "data")
+         "adapter_step", "eval_adapter", "seconds_per_step", "began_at", "last_event_at", "end_reason", "wandb", "data")
     )  # fmt: skip
     events = [event for event in events if _whole(event)]
     found["ended"] = False
@@ -38,6 +39,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     # Once for each set: a start that tokenises again counts the same again.
     data = list({(event["examples"], event["tokens"]): event for event in events if event["event"] == "data"}.values())
     found["measured"] = 0
+    evaluated: dict[Any, Any] = {}
     if data:
         keys = ("examples", "tokens", "longer", "dropped", "untrainable")
         found["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}
@@ -58,9 +60,12 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
                 found[key] = event.get(key)
         elif kind == "eval":
             found["eval_first"] = event["eval_loss"] if found["eval_first"] is None else found["eval_first"]
-            found["eval_loss"] = event["eval_loss"]
+            found["eval_loss"] = evaluated[event["step"]] = event["eval_loss"]
         elif kind == "end":
             found["ended"], found["end_reason"] = True, event.get("reason")
+            at = event.get("adapter")
+            found["adapter_step"] = at if isinstance(at, int) else event["step"]
+            found["eval_adapter"] = evaluated.get(found["adapter_step"])
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
             found["measured"] = event["step"] - began["step"]
             found["seconds_per_step"] = (event["time"] - began["time"]) / (event["step"] - began["step"])

@@ -484,7 +484,7 @@ def observed(**changes: Any) -> dict[str, Any]:
     """What training_run_info returns of a run that ended well."""
     done = {
         "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
-        "end_reason": None, "data": {"rows": 40}, "wandb": {"id": "w"},
+        "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": {"rows": 40}, "wandb": {"id": "w"},
     }  # fmt: skip
     status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 1060.26}
     return {"state": "finished", "detail": "", "status": status, "progress": done, **changes}
@@ -529,8 +529,8 @@ def test_a_manifest_says_everything_that_is_known():
         "lora": lora,
         "versions": {"torch": "2"},
         "host": {"name": "gpu-1"},
-        "steps": {"reached": 12, "planned": 12},
-        "loss": {"first": 2.0, "last": 1.0, "eval_first": 1.9, "eval_last": 1.1},
+        "steps": {"reached": 12, "planned": 12, "adapter": 8},
+        "loss": {"first": 2.0, "last": 1.0, "eval_first": 1.9, "eval_last": 1.1, "eval_adapter": 1.0},
         "evaluation": {"sha256": "e"},
         "starts": 2,
         "started_at": 1000.0,

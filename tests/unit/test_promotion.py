@@ -491,6 +491,16 @@ def test_a_manifest_that_is_damaged_has_no_evaluation_set_and_keeps_its_loss(dam
     assert (found["sha256"], found["eval_loss"]) == (None, 1.5)
 
 
+def test_the_loss_that_counts_is_that_of_the_adapter_which_was_delivered() -> None:
+    later = {"run_id": "witness-b", "recipe": KEYS, "datasets": [TRAIN, VAL]}
+    best, last = {"eval_adapter": 0.8, "eval_last": 1.2}, {"eval_adapter": None, "eval_last": 1.2}
+    assert promotion.evaluation_of({**later, "loss": best})["eval_loss"] == 0.8
+    assert promotion.evaluation_of({**later, "loss": last})["eval_loss"] == 1.2
+    promoted = manifest("witness-a", 0.882)
+    assert promotion.decide({**later, "loss": best}, promoted, True, 0.02).move
+    assert not promotion.decide({**later, "loss": last}, promoted, True, 0.02).move
+
+
 def test_what_a_manifest_says_of_its_evaluation_counts_and_nothing_else() -> None:
     said = {"sha256": "s", "eval_loss": 3.0, "other": 1}
     found = promotion.evaluation_of({**manifest("witness-a"), "evaluation": said})

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 
+import pytest
 from ansible.module_utils.lora_forge import promotion, summary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -105,6 +106,16 @@ def test_the_best_of_a_sweep_is_known_when_all_of_it_is_there(tmp_path):
     assert summed(tmp_path / "adapters", runs, False)["best"] == [{"agent": "crew", "run_id": "crew-8"}]
     runs[0]["state"] = "to train"  # damaged
     assert summed(tmp_path / "adapters", runs, False)["best"] == []
+
+
+@pytest.mark.parametrize(("adapter", "told"), [(6, True), (8, False), (None, False)])
+def test_an_adapter_that_is_not_of_the_last_step_is_told(tmp_path, adapter, told):
+    steps = {"reached": 8, "planned": 8} | ({} if adapter is None else {"adapter": adapter})
+    loss = {"first": 2.0, "last": 1.0, "eval_first": 2.0, "eval_last": 1.5, "eval_adapter": 1.25}
+    found = {"run_id": "crew-1", "steps": steps, "loss": loss, "duration_s": None, "cost": {"usd": 0}, "starts": 1}
+    found |= {"rehearsal": False}
+    lines = summary.ready({**RUN, "state": "to train"}, found, tmp_path, True, "")
+    assert ("  the adapter is that of step 6, the best evaluated one: eval 1.25" in lines) is told
 
 
 def test_a_run_that_was_never_launched_does_not_train(tmp_path):

@@ -368,7 +368,19 @@ def test_all_that_is_known_of_a_progress():
         "data": {"examples": 20, "tokens": 150, "longer": 9, "dropped": 2, "untrainable": 0},
         "ended": True,
         "measured": 6,
+        "adapter_step": 9,
+        "eval_adapter": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "step", "loss"), [(4, 4, 2.0), (6, 6, 2.5), (None, 6, 2.5), ([], 6, 2.5), (5, 5, None)]
+)
+def test_which_adapter_is_delivered_is_what_the_end_says(said, step, loss):
+    evaluated = [event("eval", 4, 5, eval_loss=2.0), event("eval", 6, 7, eval_loss=2.5)]
+    found = verdict.progress([event("begin", 0, 0), *evaluated, event("end", 6, 8, adapter=said)])
+    assert (found["adapter_step"], found["eval_adapter"]) == (step, loss)
+    assert (found["step"], found["eval_loss"]) == (6, 2.5)
 
 
 def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():

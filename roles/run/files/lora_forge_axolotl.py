@@ -84,6 +84,12 @@ class RunCallback(TrainerCallback):
         elif "eval_loss" in logs:
             self.report("eval", state, epoch=logs.get("epoch"), eval_loss=number(logs["eval_loss"]))
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        # Checkpoints and evaluations each have their own rhythm; without this the best one would seldom be on the disk.
+        loss = (metrics or {}).get("eval_loss")
+        if args.load_best_model_at_end and state.global_step and loss is not None:
+            control.should_save |= loss < (float("inf") if state.best_metric is None else state.best_metric)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
         gang.barrier()  # of a sharded one each process writes its part
@@ -95,7 +101,13 @@ class RunCallback(TrainerCallback):
         early = not self.stop_wanted and state.global_step < state.max_steps
         if state.is_local_process_zero:
             state.save_to_json(str(pathlib.Path(args.output_dir) / "trainer_state.json"))
-        self.report("end", state, reason="early stopping" if early and control.should_training_stop else None)
+        best = args.load_best_model_at_end and state.best_model_checkpoint  # it has just been loaded
+        self.report(
+            "end",
+            state,
+            reason="early stopping" if early and control.should_training_stop else None,
+            adapter=state.best_global_step if best else state.global_step,
+        )
 
 
 def number(value: Any) -> Any:
@@ -215,6 +227,17 @@ class LoraForgePlugin(BasePlugin):
 
         counting.counted = True  # type: ignore[attr-defined]
         sft.handle_long_seq_in_dataset = counting
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Have the best evaluated adapter delivered, where the recipe wants it.
+
+        Axolotl, and the arguments of transformers when they are made, take that only where each save falls on an
+        evaluation; :meth:`RunCallback.on_evaluate` sees to it that there is a checkpoint of the best one.
+        """
+        if cfg.load_best_model_at_end and trainer.eval_dataset is not None and not cfg.save_only_model:
+            trainer.args.load_best_model_at_end = True
+            trainer.args.metric_for_best_model = trainer.args.metric_for_best_model or "loss"
+            trainer.args.greater_is_better = bool(trainer.args.greater_is_better)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         return [RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]

@@ -492,7 +492,7 @@ def test_a_manifest_that_is_damaged_has_no_evaluation_set_and_keeps_its_loss(dam
 
 
 def test_the_loss_that_counts_is_that_of_the_adapter_which_was_delivered() -> None:
-    later = {"run_id": "witness-b", "recipe": KEYS, "datasets": [TRAIN, VAL]}
+    later = {"run_id": "witness-b", "rehearsal": False, "recipe": KEYS, "datasets": [TRAIN, VAL]}
     best, last = {"eval_adapter": 0.8, "eval_last": 1.2}, {"eval_adapter": None, "eval_last": 1.2}
     assert promotion.evaluation_of({**later, "loss": best})["eval_loss"] == 0.8
     assert promotion.evaluation_of({**later, "loss": last})["eval_loss"] == 1.2

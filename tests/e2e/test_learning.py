@@ -1,0 +1,204 @@
+"""What a recipe's keys do to what is learnt: real Axolotl, QLoRA on a CPU, a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import rundir
+import yaml
+from ansible.module_utils.lora_forge import launch, plan, recipe
+
+from .conftest import CONVERGE, ROOT
+
+PROGRAMS = ("lora_forge_axolotl.py", "gang.py")
+SMALL = {"sequence_len": 128, "max_steps": 3, "eval_steps": 3, "save_steps": 3, "lora_dropout": 0}
+
+
+class Bench:
+    """A trainer's root with runs in it, and what became of them.
+
+    Args:
+        root: Its folder.
+        python: Of the trainer's environment.
+        datasets: The folder of the datasets.
+    """
+
+    def __init__(self, root: pathlib.Path, python: pathlib.Path, datasets: pathlib.Path):
+        self.root, self.python, self.datasets = root, python, datasets
+        self.folders: dict[str, pathlib.Path] = {}
+        self.planned: dict[str, dict[str, Any]] = {}
+
+    def lay(self, name: str, keys: dict[str, Any], agent: str = "witness") -> None:
+        """Plan a rehearsal with some keys changed, and lay it out as a launch does."""
+        trainer = plan.Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
+        [run] = plan.make(ROOT, self.root / "output", agent, [trainer], keys)["runs"]
+        folder = self.folders[name] = self.root / "runs" / name
+        folder.mkdir(parents=True)
+        for program in PROGRAMS:
+            shutil.copy(ROOT / "roles/run/files" / program, folder)
+        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", folder)
+        model = pathlib.Path(launch.base_model(run, str(self.root)))
+        if not model.exists():
+            model.parent.mkdir(exist_ok=True)
+            tiny = [str(self.python), str(ROOT / "roles/run/files/tiny_model.py"), str(model)]
+            subprocess.run([*tiny, *(one["path"] for one in run["datasets"])], check=True, timeout=CONVERGE)
+        given = launch.axolotl(run, str(self.root), "disabled")
+        for one in (*given["datasets"], *given["test_datasets"]):
+            one["path"] = str(self.datasets / pathlib.PurePath(one["path"]).name)
+        text = given["recipe"] | {key: given[key] for key in ("datasets", "test_datasets") if given[key]}
+        text |= {"output_dir": str(folder / "output"), "dataset_prepared_path": str(self.root / "prepared")}
+        text.pop("wandb_project", None)
+        (folder / "axolotl.yml").write_text(yaml.safe_dump(text))
+        rundir.write_json(folder / "run.json", {"run_id": name, "agent": agent, "host": "here", "rehearsal": True})
+        self.planned[name] = run
+
+    def train(self, *names: str, **environment: str) -> None:
+        """Train what was laid out: all, or some."""
+        told = {**launch.environment("cpu", str(self.root), "disabled", ""), **environment}
+        path = os.pathsep.join([str(ROOT / "roles/run/files"), str(ROOT / "module_utils/lora_forge")])
+        folders = [str(self.folders[name]) for name in names or self.folders]
+        done = subprocess.run(
+            [str(self.python), str(ROOT / "tests/e2e/trainings.py"), *folders],
+            env={**os.environ, **told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=2 * CONVERGE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def log(self, name: str) -> str:
+        return (self.folders[name] / "train.log").read_text(errors="replace")
+
+    def events(self, name: str, kind: str) -> list[dict[str, Any]]:
+        assert (self.folders[name] / "exit_code").read_text() == "0", f"{name}: {self.log(name)[-3000:]}"
+        events, _ = rundir.read_events(self.folders[name] / "metrics.jsonl")
+        return [event for event in events if event["event"] == kind]
+
+    def figures(self, name: str) -> list[float]:
+        """All that a training logged of loss, gradients and evaluations."""
+        steps = [(event["loss"], event["grad_norm"]) for event in self.events(name, "log")]
+        return [*(figure for pair in steps for figure in pair), *self.evaluated(name).values()]
+
+    def evaluated(self, name: str) -> dict[int, float]:
+        return {event["step"]: event["eval_loss"] for event in self.events(name, "eval")}
+
+    def weights(self, name: str, checkpoint: str = "") -> bytes:
+        return (self.folders[name] / "output" / checkpoint / "adapter_model.safetensors").read_bytes()
+
+
+# --- machine keys ---------------------------------------------------------------------------------------------------
+
+# Each machine key that a CPU can run, changed from what the others train with.
+CHANGES: dict[str, dict[str, Any]] = {
+    "1 × 8": {"micro_batch_size": 1, "gradient_accumulation_steps": 8},
+    "4 × 2": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
+    "8 × 1": {"micro_batch_size": 8, "gradient_accumulation_steps": 1},
+    "recomputed": {"gradient_checkpointing": True},
+    "recomputed the old way": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
+    "eager attention": {"attn_implementation": "eager"},
+    "data loaders": {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2, "dataloader_pin_memory": True},
+    "memory": {"low_cpu_mem_usage": True, "gc_collect_steps": 1, "torch_empty_cache_steps": 1},
+    "data": {"dataset_num_proc": 2, "pad_to_sequence_len": False, "sample_packing_mp_start_method": "spawn"},
+    "chunked loss": {"chunked_cross_entropy": True, "chunked_cross_entropy_num_chunks": 2},
+}
+# Those that need a GPU, several of them, or a package that the CPU does not have; or change nothing but what is told.
+ELSEWHERE = frozenset(
+    """
+    activation_offloading bf16 bfloat16 float16 fp16 tf32 nf4_backend torch_compile torch_compile_backend
+    torch_compile_mode torch_compile_regional cut_cross_entropy cut_cross_entropy_accum_c_fp32
+    cut_cross_entropy_c_grad_chunk_size liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation
+    liger_layer_norm liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel
+    lora_o_kernel lora_qkv_kernel fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp
+    ddp_find_unused_parameters ddp_timeout deepspeed fsdp_config fsdp_version device_map max_memory
+    unfrozen_parameters_on_cpu include_tkps
+    """.split()
+)
+
+
+def test_machine_keys_do_not_change_what_is_learnt(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
+    tried = {key for change in CHANGES.values() for key in change}
+    assert tried | ELSEWHERE >= recipe.MACHINE_KEYS, "a machine key that no training tries"
+    assert not tried & ELSEWHERE
+    bench = Bench(tmp_path, environment, ROOT / "examples/datasets")
+    bench.lay("as it is", SMALL)
+    for name, change in CHANGES.items():
+        bench.lay(name, SMALL | change)
+    bench.lay("not evaluated before", SMALL | {"eval_on_start": False})
+    bench.train()
+    expected = bench.figures("as it is")
+    assert len(expected) == 8  # three steps, and evaluations before the first and after the last
+    # bitsandbytes would pack the weights of a CPU at the first evaluation, and let no gradient pass from then on.
+    assert bench.figures("not evaluated before") == [*expected[:6], expected[7]]
+    found = {name: bench.figures(name) for name in CHANGES}
+    assert found == {name: pytest.approx(expected, rel=2e-6) for name in CHANGES}
+
+
+# --- the seed, and the best of a training ---------------------------------------------------------------------------
+
+
+def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(
+    tmp_path: pathlib.Path, environment: pathlib.Path
+) -> None:
+    bench = Bench(tmp_path, environment, ROOT / "examples/datasets")
+    drawn = SMALL | {"lora_dropout": 0.05}
+    bench.lay("once", drawn)
+    bench.lay("again", drawn)
+    bench.lay("another seed", drawn | {"seed": 7})
+    # So fast that it learns something, and then loses it.
+    wild = {
+        "learning_rate": 0.3,
+        "lr_scheduler": "constant_with_warmup",
+        "warmup_steps": 3,
+        "max_steps": 8,
+        "eval_steps": 1,
+    }
+    bench.lay("too fast", SMALL | wild)
+    bench.lay("too fast, and the last one is wanted", SMALL | wild | {"load_best_model_at_end": False})
+    bench.train()
+    assert bench.figures("once") == bench.figures("again")
+    assert bench.weights("once") == bench.weights("again")
+    assert bench.figures("once") != bench.figures("another seed")
+
+    evaluated = bench.evaluated("too fast")
+    best = min((loss, step) for step, loss in evaluated.items() if step)[1]
+    assert best < 8, f"nothing was lost, so this shows nothing: {evaluated}"
+    assert bench.events("too fast", "end")[0]["adapter"] == best
+    assert bench.weights("too fast") == bench.weights("too fast", f"checkpoint-{best}")
+    last = "too fast, and the last one is wanted"
+    assert bench.evaluated(last) == evaluated
+    assert bench.events(last, "end")[0]["adapter"] == 8
+    assert bench.weights(last) == bench.weights(last, "checkpoint-8")
+    assert bench.weights(last) != bench.weights("too fast")
+
+
+# --- small data -----------------------------------------------------------------------------------------------------
+
+
+def talk(number: int, size: int) -> str:
+    turns = [{"from": "human", "value": f"Question {number}?"}, {"from": "gpt", "value": f"answer {number} " * size}]
+    return json.dumps({"conversations": turns}) + "\n"
+
+
+def test_small_data_takes_the_steps_that_the_plan_says(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
+    whole = {"max_steps": None, "num_epochs": 3, "eval_steps": 2, "save_steps": 2, "warmup_steps": 1}
+    sizes = {"crew": (91, 2), "mayor": (30, 2), "deacon": (1, 2), "refinery": (20, 60)}
+    for agent, (count, size) in sizes.items():
+        (tmp_path / f"{agent}_train.jsonl").write_text("".join(talk(number, size) for number in range(count)))
+    bench = Bench(tmp_path, environment, tmp_path)
+    for agent in sizes:
+        length = 128 if agent == "refinery" else 4096  # there each conversation fills a row
+        bench.lay(agent, SMALL | whole | {"sequence_len": length}, agent)
+    bench.train()
+    planned = {agent: run["estimate"]["steps"] for agent, run in bench.planned.items()}
+    assert planned == {"crew": 33, "mayor": 11, "deacon": 3, "refinery": 6}
+    assert {agent: bench.events(agent, "end")[0]["step"] for agent in sizes} == planned
+    packed = {agent: run["recipe"]["sample_packing"] for agent, run in bench.planned.items()}
+    assert packed == {"crew": False, "mayor": False, "deacon": False, "refinery": True}
+    assert {agent: bool(bench.evaluated(agent)) for agent in sizes} == {**dict.fromkeys(sizes, True), "deacon": False}

@@ -415,11 +415,11 @@ class Bench:
             result |= {"status": "failed" if too_slow else "cut off", "reason": about}
         else:
             result |= {"status": "failed", "reason": reason(folder / "log", code).replace(str(self.work), "…")}
-            if not steps and "out of memory" not in result["reason"]:
-                # As likely the environment's fault as the variant's: nothing is known of it, and nothing is written.
-                self.not_begun[wish.name] = result["reason"]
-                print(f"  {wish.name} ({wish.repeat}): failed before its first step, {last(result)}", flush=True)
-                return
+        if result["status"] == "failed" and not steps and "out of memory" not in result["reason"]:
+            # As likely the environment's fault as the variant's: nothing is known of it, and nothing is written.
+            self.not_begun[wish.name] = result["reason"]
+            print(f"  {wish.name} ({wish.repeat}): failed before its first step, {last(result)}", flush=True)
+            return
         self.keep(wish, result)
 
     def keep(self, wish: Wish, result: dict[str, Any]) -> None:

@@ -27,10 +27,11 @@ if "FAILS" in os.environ:
     sys.exit(os.environ["FAILS"])
 micro = int(keys.split("micro_batch_size: ")[1].split()[0])
 with open("steps.jsonl", "a") as file:
-    for step in range(1, steps + 1):
+    for step in range(steps + 1):
         row = {"tokens": 1000 * micro, "positions": 1000, "squares": 1, "data": 1, "seconds": 1.0, "loss": 1.0}
-        print(json.dumps(row), file=file, flush=True)
-        if "lora_mlp_kernel: false" in keys and "lora_embedding_kernel: false" in keys:
+        if step:
+            print(json.dumps(row), file=file, flush=True)
+        if step and "lora_mlp_kernel: false" in keys and "lora_embedding_kernel: false" in keys:
             sys.exit("ValueError: not today")
         if os.environ.get("HANGS_AT") == str(step):
             pathlib.Path("hangs").touch()
@@ -145,6 +146,16 @@ def test_one_that_is_too_slow_does_not_hold_up_the_others(bench, hangs, monkeypa
     assert forge.load(bench.path(wish))["reason"].startswith("it took too long: 2 of 13 steps in ")
     assert bench.done(wish)
     assert bench.needed(wish) == 0  # and is no measure for what others need
+
+
+def test_one_that_never_begins_is_no_result(bench, hangs, monkeypatch):
+    hangs(0)
+    monkeypatch.setattr(speed, "CAP", 0.0)
+    monkeypatch.setattr(speed, "CAP_STEP", 0.0)
+    wish = speed.Wish("baseline", 1, 13)
+    assert bench.measure(wish)
+    assert bench.failure("baseline").startswith("it took too long: 0 of 13 steps in ")
+    assert not bench.path(wish).exists()
 
 
 def test_what_a_process_needs_is_told_by_the_median(bench):

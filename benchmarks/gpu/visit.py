@@ -56,6 +56,7 @@ def unpack(archive: pathlib.Path, site: pathlib.Path) -> None:
     subprocess.Popen(
         [sys.executable, "-m", "compileall", "-q", "-j", "0", str(site)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=forge.die_with_parent,
     )  # fmt: skip
 
 

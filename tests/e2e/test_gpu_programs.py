@@ -55,7 +55,7 @@ import {program} as made
 work = pathlib.Path({work!r})
 {call}.prepare()
 assert made.random_model.folder(work, True).is_dir()
-held = sorted({{"torch", "transformers", "bitsandbytes"}} & set(sys.modules))
+held = sorted({{"torch", "transformers", "bitsandbytes", "tiny_model"}} & set(sys.modules))  # what makes a model
 print("imported:", *held)
 """
 

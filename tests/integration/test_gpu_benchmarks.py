@@ -15,6 +15,8 @@ from lab import PATIENCE, ROOT, eventually
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 
 import forge
+import proof
+import random_model
 import speed
 import visit as visit_module
 
@@ -177,6 +179,39 @@ def test_the_fastest_is_the_one_that_was_measured(bench):
     for name in ("mb4x2", "mb1x8", "bf16-lora"):
         bench.measure(speed.Wish(name, 1, 13))
     assert bench.resolved(wish) == speed.Wish("mb4x2", 2, 13)
+
+
+MAKER = """
+import os, pathlib, sys
+if "FAILS" in os.environ:
+    sys.exit(os.environ["FAILS"])
+pathlib.Path(sys.argv[1]).mkdir()
+(pathlib.Path(sys.argv[1]) / "made").write_text(" ".join([str(os.getpid()), *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+def test_the_model_is_made_by_another_process_before_the_gpu_is_looked_at(tmp_path, monkeypatch, tiny):
+    """CUDA's context in this one would be memory that its own idle check takes for somebody else's."""
+    (tmp_path / "maker.py").write_text(MAKER)
+    monkeypatch.setattr(random_model, "__file__", str(tmp_path / "maker.py"))
+    prover = proof.Proof(tmp_path, "witness", 20, tiny)
+    looked = []
+    monkeypatch.setattr(proof, "make_idle", lambda work: looked.append(prover.model.is_dir()))
+    prover.prepare()
+    pid, *options = (prover.model / "made").read_text().split()
+    assert (pid == str(os.getpid()), options) == (False, ["--tiny"] * tiny)
+    assert looked == ([] if tiny else [True])
+    random_model.provide(tmp_path, tiny)  # what is there is left alone
+    assert (prover.model / "made").read_text().split()[0] == pid
+
+
+def test_a_model_that_cannot_be_made_ends_it_in_words(tmp_path, monkeypatch):
+    (tmp_path / "maker.py").write_text(MAKER)
+    monkeypatch.setattr(random_model, "__file__", str(tmp_path / "maker.py"))
+    monkeypatch.setenv("FAILS", "no room")
+    with pytest.raises(SystemExit, match=r"the model could not be made: .*maker\.py .*tiny --tiny ended with 1; see"):
+        random_model.provide(tmp_path, True)
 
 
 def test_the_ceiling_is_that_of_this_very_card(bench, monkeypatch):

@@ -593,6 +593,10 @@ def test_the_shim_reads_its_word_from_the_environment_first():
         ("CUDA out of memory. Tried to allocate 20.00 MiB.", "end it, or take another GPU"),
         ("CUDA error: uncorrectable ECC error encountered", "replace a rented host"),
         ("Torch not compiled with CUDA enabled", "trainer_lock: trainer-cuda"),
+        ("Failed to find C compiler. Please specify via CC", "Install one (Debian, Ubuntu: gcc and libc6-dev;"),
+        ("main.c:6:10: fatal error: Python.h: No such file or directory",
+         f"Debian, Ubuntu: python{sys.version_info[0]}.{sys.version_info[1]}-dev; Fedora"),
+        ("main.c:6:10: fatal error: 'Python.h' file not found", "which brings its own: trainer_python_download: true"),
         ("No module named 'torch'", "the environment is not whole (RuntimeError: No module named 'torch')"),
         ("No CUDA GPUs are available",
          "CUDA does not work on this host, even where nvidia-smi looks fine (RuntimeError: No CUDA GPUs are available)."

@@ -8,12 +8,12 @@ ARG BASE=nvidia/cuda:13.0.3-base-ubuntu24.04
 ARG LOCK=trainer-cuda
 FROM ${BASE} AS base
 
-# gcc and the C headers: Triton compiles when a kernel is first used. pip brings uv, should a lock have changed.
-# Host keys are made at boot; what the package made here would be everybody's.
+# gcc, and the headers of C and of Python: Triton compiles when a kernel is first used. pip brings uv, should a lock have
+# changed. Host keys are made at boot; what the package made here would be everybody's.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates gcc git git-lfs libc6-dev openssh-server procps python3 python3-pip rsync tmux \
+        ca-certificates gcc git git-lfs libc6-dev openssh-server procps python3 python3-dev python3-pip rsync tmux \
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*_key* \
     && useradd --no-log-init --create-home --shell /bin/bash trainer \
     && install -d -o trainer -g trainer /workspace

@@ -24,16 +24,15 @@ options:
     description: GiB of memory that the training is thought to need on each GPU. Less is a doubt, no problem.
     type: float
   memory_floor_gib:
-    description: GiB of memory that the training certainly needs on each GPU. Not checked when left out.
+    description: GiB of memory that the training certainly needs on each GPU. When left out, 1 GiB is.
     type: float
-  bf16:
-    description: Whether the recipe insists on bf16.
-    type: bool
-    default: false
-  attention:
-    description: Axolotl's attn_implementation. Empty to leave it unchecked.
-    type: str
-    default: ''
+  recipes:
+    description:
+      - The recipes of the trainings. Their keys on bf16, fp16, tf32, attention and packing decide which generation of
+        GPUs will do.
+    type: list
+    elements: dict
+    default: []
   lane:
     description: The UUID of the one GPU that is meant. Empty to check all of them.
     type: str
@@ -67,8 +66,10 @@ EXAMPLES = r"""
     lock: /workspace/lora-forge/requirements/trainer-cuda.txt
     memory_gib: 23.8
     memory_floor_gib: 5.3
-    bf16: true
-    attention: flash_attention_2
+    recipes:
+      - bf16: auto
+        tf32: true
+        attn_implementation: flash_attention_2
 
 - name: Only look
   gpu_info:
@@ -123,8 +124,8 @@ problems:
   type: list
   elements: str
   sample:
-    - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left, and the
-      training needs about 23.8 GiB. End what holds it, or take another GPU"
+    - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 78000 MiB; 3.2 of 79.4 GiB are left, and the weights
+      alone take 5.4 GiB. End what holds it, or take another GPU"
 doubts:
   description: What may end the training here, and keeps nobody from trying; a sentence each.
   returned: always
@@ -144,8 +145,7 @@ ARGUMENTS = {
     "count": {"type": "int", "default": 1},
     "memory_gib": {"type": "float"},
     "memory_floor_gib": {"type": "float"},
-    "bf16": {"type": "bool", "default": False},
-    "attention": {"type": "str", "default": ""},
+    "recipes": {"type": "list", "elements": "dict", "default": []},
     "lane": {"type": "str", "default": ""},
     "program": {"type": "path", "default": "nvidia-smi"},
     "timeout": {"type": "float", "default": 20},
@@ -166,9 +166,8 @@ def main() -> None:
             count=given["count"],
             memory_gib=given["memory_gib"],
             floor_gib=given["memory_floor_gib"],
-            bf16=given["bf16"],
-            attention=given["attention"],
             lane=given["lane"],
+            **gpu.asked(given["recipes"]),
         )
         problems = gpu.problems(found, wanted)
         facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")}

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- measured: written by benchmarks/gpu/gpu_table.py -->", "<!-- 
 NOTHING = "**Not measured.** Nothing here has run on a GPU yet, so there are no figures."
 SPEEDUP, MFU, WITHIN = 1.5, 0.45, 0.15  # goals: times the baseline's tokens/s, MFU on an H100, error of the estimate
 GIB = 2**30
+NO_VARIANTS = ("proof", "ceiling", "gpu_check")  # files of results that are not speed.py's
 HEAD = (
     "variant", "what it changes", "tokens/s", "× baseline", "MFU", "HFU", "peak GiB", "estimated GiB",
     "the same training?",
@@ -232,7 +233,7 @@ def proof_line(found: dict[str, Any]) -> str:
 def section(folder: pathlib.Path) -> str:
     """The text for one GPU."""
     proof, ceiling = load(folder / "proof.json"), load(folder / "ceiling.json")
-    found = [load(path) for path in sorted(folder.glob("*.json")) if path.stem not in ("proof", "ceiling")]
+    found = [load(path) for path in sorted(folder.glob("*.json")) if path.stem not in NO_VARIANTS]
     about: dict[str, Any] = next((one for one in (proof, ceiling, *found) if one.get("gpu")), {})
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     text = [f"### {about.get('gpu', {}).get('name') or folder.name}", ""]

@@ -49,7 +49,7 @@ class Proof:
 
     def __init__(self, work: pathlib.Path, agent: str, max_steps: int, tiny: bool):
         self.work, self.tiny = work, tiny
-        self.model = work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
+        self.model = random_model.folder(work, tiny)
         trainer = fleet.Trainer(
             "here", profile="rehearsal" if tiny else "", datasets_dir=str(ROOT / "examples/datasets")
         )
@@ -75,6 +75,12 @@ class Proof:
         beyond = self.changed.keys() - OVERRIDDEN - {"val_set_size", "eval_sample_packing"}  # the plan's, for this data
         if beyond:
             raise SystemExit(f"the recipe differs in {', '.join(sorted(beyond))} from the one in configs/")
+
+    def prepare(self) -> None:
+        """Have the model, and the GPU to itself, unless its training goes on there."""
+        random_model.provide(self.work, self.tiny)
+        if not self.tiny and not rundir.run_processes(self.run_dir):
+            make_idle(self.work)
 
     def stage(self) -> None:
         """Lay out datasets and run directory as the role ``run`` does, by its own functions."""
@@ -212,9 +218,7 @@ def main() -> None:
     path = results_folder(given, work) / "proof.json"
     proof = Proof(work, given.agent, given.max_steps, given.tiny)
     signal.signal(signal.SIGTERM, proof.stopped)
-    random_model.make(proof.model, given.tiny)
-    if not given.tiny and not rundir.run_processes(proof.run_dir):
-        make_idle(work)
+    proof.prepare()
     proof.stage()
     if "killed_at" not in proof.notes or "again_at" in proof.notes:
         proof.start()

@@ -14,10 +14,11 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 from typing import Any
 
-from forge import ROOT
+from forge import ROOT, die_with_parent
 
 sys.path.insert(0, str(ROOT / "roles/run/files"))
 
@@ -109,6 +110,28 @@ def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int = 0) -
     (folder / "model.safetensors.index.json").write_text(text)
 
 
+def folder(work: pathlib.Path, tiny: bool) -> pathlib.Path:
+    """Where the model lies in a work folder."""
+    return work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
+
+
+def provide(work: pathlib.Path, tiny: bool) -> pathlib.Path:
+    """Have the model made by a process of its own, unless it is there; its folder.
+
+    CUDA, once begun in a process, holds memory of the GPU until that process ends. Who measures must not.
+
+    Raises:
+        SystemExit: It could not be made.
+    """
+    out = folder(work, tiny)
+    if not out.exists():
+        command = [sys.executable, __file__, str(out), *(["--tiny"] if tiny else [])]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent).returncode
+        if code:
+            raise SystemExit(f"the model could not be made: {' '.join(command)} ended with {code}; see above")
+    return out
+
+
 def make(out: pathlib.Path, tiny: bool, config: dict[str, Any] = QWEN, corpus: list[pathlib.Path] = CORPUS) -> None:
     """Make the model's folder; what is there already is left alone.
 
@@ -120,6 +143,8 @@ def make(out: pathlib.Path, tiny: bool, config: dict[str, Any] = QWEN, corpus: l
     """
     if out.exists():
         return
+    for left in out.parent.glob(f"{out.name}.partial.*"):  # of one that was killed: gigabytes
+        shutil.rmtree(left, ignore_errors=True)
     import tiny_model
 
     if tiny:

@@ -261,7 +261,8 @@ class Bench:
     def __init__(self, work: pathlib.Path, results: pathlib.Path, warmup: int, tiny: bool, deadline: float):
         self.work, self.results, self.tiny, self.deadline = work, results, tiny, deadline
         self.warmup = warmup
-        self.model = work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
+        self.not_begun: dict[str, str] = {}  # variants that failed before their first step, with the reason
+        self.model = random_model.folder(work, tiny)
         self.data = work / "speed_train.jsonl"
 
     def left(self) -> float:
@@ -269,7 +270,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Make model and data, and measure the ceiling, each once; the ceiling once for each card."""
-        random_model.make(self.model, self.tiny)
+        random_model.provide(self.work, self.tiny)
         if not self.data.exists():
             keys = settings(VARIANTS["baseline"], self.tiny)
             step = recipe.effective_batch(keys) * int(keys["sequence_len"])
@@ -327,7 +328,13 @@ class Bench:
         found = load(self.path(wish))
         if found.get("status") == "measured":
             return len(found["steps"]) >= wish.steps or bool(found.get("too_slow"))
-        return found.get("status") == "failed"
+        return self.failure(wish.name) is not None
+
+    def failure(self, name: str) -> Optional[str]:
+        """How a variant failed, in any repeat, here or in an earlier visit; None where it has not."""
+        kept = (load(path) for path in sorted(self.results.glob(f"{name}-[0-9]*.json")))
+        reasons = [one["reason"] for one in kept if one.get("status") == "failed"]
+        return self.not_begun.get(name) or next(iter(reasons), None)
 
     def enough(self, wish: Wish) -> int:
         """How many steps of a process make a figure."""
@@ -408,6 +415,11 @@ class Bench:
             result |= {"status": "failed" if too_slow else "cut off", "reason": about}
         else:
             result |= {"status": "failed", "reason": reason(folder / "log", code).replace(str(self.work), "…")}
+        if result["status"] == "failed" and not steps and "out of memory" not in result["reason"]:
+            # As likely the environment's fault as the variant's: nothing is known of it, and nothing is written.
+            self.not_begun[wish.name] = result["reason"]
+            print(f"  {wish.name} ({wish.repeat}): failed before its first step, {last(result)}", flush=True)
+            return
         self.keep(wish, result)
 
     def keep(self, wish: Wish, result: dict[str, Any]) -> None:
@@ -421,8 +433,13 @@ class Bench:
             count = len(result["steps"]) - self.warmup
             said = f"{rate(result):.0f} tokens/s over {count} steps ({result['seconds']:.0f} s in all)"
         else:
-            said = f"{result['status']}, {result['reason'].splitlines()[-1]}"
+            said = f"{result['status']}, {last(result)}"
         print(f"  {wish.name} ({wish.repeat}): {said}", flush=True)
+
+
+def last(result: dict[str, Any]) -> str:
+    """The last line of a reason."""
+    return str(result["reason"]).splitlines()[-1]
 
 
 def rate(result: dict[str, Any]) -> float:
@@ -502,6 +519,16 @@ def main() -> None:
             left = dict.fromkeys(f"{one.name} ({one.repeat})" for one in wanted[number:] if not bench.done(one))
             print(f"the time is up; the same command goes on with: {', '.join(left)}")
             raise SystemExit(AGAIN)
+        why = bench.failure("baseline") if wish and wish.name == "baseline" else None
+        if why:
+            kept = "" if bench.not_begun else f" and delete {bench.results}/baseline-*.json"
+            raise SystemExit(
+                f"the baseline failed, and nothing is measured without it: {why}. The whole log is "
+                f"{work}/processes/baseline-*/log. Mend what it names{kept}; then the same command goes on"
+            )
+    if bench.not_begun:
+        print(f"failed before their first step, and tried again by the same command: {', '.join(bench.not_begun)}")
+        raise SystemExit(AGAIN)
     print(f"all is measured: {bench.results}")
 
 

@@ -1,4 +1,4 @@
-"""One visit to a machine with a GPU: proof, then speed, within a time; one file of results, whatever ends it.
+"""One visit to a machine with a GPU: check, proof, speed, within a time; one file of results, whatever ends it.
 
     python3 benchmarks/gpu/visit.py --work /tmp/gpu --out FOLDER [--site ARCHIVE] [--seconds 540]
 
@@ -6,12 +6,16 @@ Neither Ansible nor a network is needed. ``--site`` is an archive of site-packag
 Axolotl of its own. In ``--out`` two files are kept up to date while it measures: ``results.tar.gz``, to be unpacked
 into benchmarks/gpu/results/, and ``logs.tar.gz`` with what the processes said. What earlier visits brought into that
 folder is not done again, so that each visit goes on where the one before ended. Status 3: there is more to do.
+
+The GPU gate's own check (roles/trainer/files/gpu_check.py) runs while the model is made. What it says is kept, and
+nothing waits for its opinion: a visit is short, and the proof says more.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -20,12 +24,16 @@ import subprocess
 import sys
 import tarfile
 import time
-from typing import Optional
+from typing import Any, Optional
 
 import forge
+import random_model
 
 HERE = forge.ROOT / "benchmarks/gpu"
-PROOF_SECONDS = 300  # of the proof and what precedes it; then speed has its turn, and the proof the next visit
+CHECK = forge.ROOT / "roles/trainer/files/gpu_check.py"
+CHECK_SECONDS = 120  # of it, as a CUDA call can hang for ever
+PROOF_SECONDS = 300  # of the proof; then speed has its turn, and the proof the next visit
+ROOM = 40e9  # bytes of a work folder: packages, a model of 15 GB, checkpoints, tokenised data, kernels
 SPARE = 10  # seconds at the end, to pack
 PACK_EVERY = 15  # seconds
 TAIL = 400_000  # bytes of a log that are kept
@@ -39,6 +47,8 @@ def unpack(archive: pathlib.Path, site: pathlib.Path) -> None:
     """Unpack an archive of site-packages, once, and let its bytecode be made while the model is."""
     if site.exists():
         return
+    for left in site.parent.glob(f"{site.name}.partial.*"):  # of a visit that was cut off
+        shutil.rmtree(left, ignore_errors=True)
     part = site.with_name(f"{site.name}.partial.{os.getpid()}")
     with tarfile.open(archive) as packed:
         packed.extractall(part, filter="data")
@@ -46,7 +56,23 @@ def unpack(archive: pathlib.Path, site: pathlib.Path) -> None:
     subprocess.Popen(
         [sys.executable, "-m", "compileall", "-q", "-j", "0", str(site)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=forge.die_with_parent,
     )  # fmt: skip
+
+
+def room(work: pathlib.Path) -> None:
+    """Refuse a work folder that the visit would fill, before it has cost minutes.
+
+    Raises:
+        SystemExit: It has less room than :data:`ROOM`, with what lies there already.
+    """
+    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file() and not path.is_symlink())
+    free = shutil.disk_usage(work).free
+    if free + there < ROOM:
+        raise SystemExit(
+            f"{work} has {free / 1e9:.0f} GB of room, and a visit needs {ROOM / 1e9:.0f} GB. Name another folder by "
+            "--work; one in memory will do, such as /dev/shm/gpu where that has the room"
+        )
 
 
 def bring_back(earlier: pathlib.Path, results: pathlib.Path) -> None:
@@ -60,7 +86,7 @@ def bring_back(earlier: pathlib.Path, results: pathlib.Path) -> None:
 
 def pack(work: pathlib.Path, out: pathlib.Path) -> None:
     """Write both archives anew, each in one piece."""
-    results = [path for path in sorted((work / "results").glob("*/*.json")) if path.is_file()]
+    results = [path for path in sorted((work / "results").glob("*/*.*")) if path.suffix in (".json", ".txt")]
     logs = [path for pattern in LOGS for path in sorted(work.glob(pattern)) if path.is_file()]
     for name, top, paths in (("results", work / "results", results), ("logs", work, logs)):
         part = out / f".{name}.part"
@@ -79,39 +105,111 @@ class Visit:
     """What the parts of a visit share.
 
     Args:
-        work: The folder that both programs work in.
+        work: The folder that all programs work in.
         out: Where the archives go.
+        results: Where the results go that are of this kind of GPU.
         deadline: Monotonic seconds.
         env: Variables of the programs.
+        tiny: On a CPU.
     """
 
-    def __init__(self, work: pathlib.Path, out: pathlib.Path, deadline: float, env: dict[str, str]):
-        self.work, self.out, self.deadline, self.env = work, out, deadline, env
-        self.child: Optional[subprocess.Popen[bytes]] = None
+    def __init__(
+        self, work: pathlib.Path, out: pathlib.Path, results: pathlib.Path, deadline: float, env: dict[str, str],
+        tiny: bool,
+    ):  # fmt: skip
+        self.work, self.out, self.results, self.deadline, self.env = work, out, results, deadline, env
+        self.tiny = ["--tiny"] if tiny else []
+        self.began = time.monotonic()
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def program(self, name: str, *options: str) -> int:
-        """Run one of the programs beside this one, packing meanwhile; its exit status."""
-        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-        command = [sys.executable, "-u", str(HERE / f"{name}.py"), "--work", str(self.work), *options]
-        command += ["--results", str(self.work / "results")]
-        self.child = subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, preexec_fn=forge.die_with_parent)
-        while True:
-            try:
-                return self.child.wait(PACK_EVERY)
-            except subprocess.TimeoutExpired:
-                pack(self.work, self.out)
+    def say(self, what: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {time.monotonic() - self.began:4.0f} s {what}", flush=True)
 
-    def stopped(self, number: int, frame: object) -> None:
-        """SIGTERM: what runs now ends as at its deadline, and is packed."""
-        if self.child and self.child.poll() is None:
-            self.child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.child.wait(SPARE)
-        pack(self.work, self.out)
-        raise SystemExit(forge.AGAIN)
+    def start(self, command: list[str], **more: Any) -> subprocess.Popen[Any]:
+        return subprocess.Popen(
+            [sys.executable, "-u", *command], env=self.env, stdin=subprocess.DEVNULL,
+            preexec_fn=forge.die_with_parent, **more,
+        )  # fmt: skip
+
+    def program(self, name: str, *options: str, seconds: Optional[float] = None) -> int:
+        """Run one of the programs beside this one, packing meanwhile; its exit status.
+
+        Args:
+            name: Of the program.
+            options: Its own.
+            seconds: After which it is ended; None for one that sees to its time itself.
+        """
+        self.say(name)
+        began = time.monotonic()
+        child = self.start([str(HERE / f"{name}.py"), *options, *self.tiny])
+        try:
+            while True:
+                try:
+                    code = child.wait(PACK_EVERY)
+                    break
+                except subprocess.TimeoutExpired:
+                    pack(self.work, self.out)
+                if seconds is not None and time.monotonic() - began > seconds:
+                    return forge.AGAIN
+        finally:  # told to end, and it was not over: it ends as at its deadline
+            if child.poll() is None:
+                child.terminate()
+                try:
+                    child.wait(SPARE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+        self.say(f"{name} ended with {code} after {time.monotonic() - began:.0f} s")
+        return code
+
+    def model(self) -> int:
+        """Make the model; beside it the GPU is looked at, and checked."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True, timeout=60)
+            (self.results / "nvidia-smi.txt").write_text(asked.stdout + asked.stderr, encoding="utf-8")
+        log = self.work / "gpu_check.log"
+        device = ["--device", "cpu"] if self.tiny else []
+        with log.open("wb") as errors:
+            check = self.start([str(CHECK), *device], stdout=subprocess.PIPE, stderr=errors)
+            try:
+                model = random_model.folder(self.work, bool(self.tiny))
+                code = 0 if model.exists() else self.program("random_model", str(model), seconds=self.left())
+                said = check.communicate(timeout=max(1.0, min(CHECK_SECONDS, self.left())))[0].decode(errors="replace")
+                try:
+                    answer = dict(json.loads(said))
+                except ValueError:
+                    answer = {"ok": False, "error": f"it said no JSON, but: {said[-300:]}"}
+            except subprocess.TimeoutExpired:
+                answer = {"ok": False, "error": "the GPU does not answer: it computed nothing in time"}
+            finally:
+                check.kill()
+        forge.save(self.results / "gpu_check.json", answer | {"exit": check.wait(), **forge.facts()})
+        self.say(f"gpu_check: {'ok' if answer['ok'] else answer['error']}, {answer.get('seconds')} s")
+        return code
+
+    def go(self, only: Optional[str]) -> list[int]:
+        """All of it, in the order of worth; the exit statuses."""
+        shared = ["--work", str(self.work), "--results", str(self.work / "results")]
+        codes = [self.model()]
+        if codes != [0]:
+            return codes
+        if not forge.load(self.results / "proof.json").get("proven"):
+            seconds = min(PROOF_SECONDS, self.left())
+            codes.append(self.program("proof", *shared, "--seconds", f"{seconds:.0f}"))
+        if self.left() > 0:
+            named = ["--only", only] if only else []
+            codes.append(self.program("speed", *shared, "--seconds", f"{self.left():.0f}", *named))
+        else:
+            codes.append(forge.AGAIN)
+        return codes
+
+
+def told_to_end(number: int, frame: object) -> None:
+    """SIGTERM: what runs now ends as at its deadline, and is packed; a second one changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(forge.AGAIN)
 
 
 def main() -> None:
@@ -128,32 +226,26 @@ def main() -> None:
     work, out = given.work.resolve(), given.out.resolve()
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
+    given.results = work / "results"
+    results = forge.results(given, work)
+    if not given.tiny:
+        room(work)
+        bring_back(forge.RESULTS, work / "results")
     env = dict(os.environ) | ({forge.COMMIT: given.commit} if given.commit else {})
-    if given.site:
-        unpack(given.site, work / "site")
-        env["PYTHONPATH"] = os.pathsep.join([str(work / "site"), *filter(None, [env.get("PYTHONPATH")])])
     # Compiled kernels are kept from process to process.
     env |= {"TRITON_CACHE_DIR": str(work / "cache/triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "cache/inductor")}
-    if not given.tiny:
-        bring_back(forge.RESULTS, work / "results")
-    visit = Visit(work, out, deadline, env)
-    signal.signal(signal.SIGTERM, visit.stopped)
-    options = ["--tiny"] if given.tiny else []
-    given.results = work / "results"
-    proof = forge.results(given, work) / "proof.json"
-    codes = []
+    visit = Visit(work, out, results, deadline, env, given.tiny)
+    signal.signal(signal.SIGTERM, told_to_end)
     try:
-        if not forge.load(proof).get("proven"):
-            seconds = min(PROOF_SECONDS, visit.left())
-            codes.append(visit.program("proof", "--seconds", f"{seconds:.0f}", *options))
-        if visit.left() > 0:
-            only = ["--only", given.only] if given.only else []
-            codes.append(visit.program("speed", "--seconds", f"{visit.left():.0f}", *only, *options))
-        else:
-            codes.append(forge.AGAIN)
+        if given.site:
+            env["PYTHONPATH"] = os.pathsep.join([str(work / "site"), *filter(None, [env.get("PYTHONPATH")])])
+            visit.say("site")
+            unpack(given.site, work / "site")
+        codes = visit.go(given.only)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it could leave an archive of the time before
         pack(work, out)
-    print(f"{out / 'results.tar.gz'}: unpack it into benchmarks/gpu/results/")
+    visit.say(f"{out / 'results.tar.gz'}: unpack it into benchmarks/gpu/results/")
     raise SystemExit(next((code for code in codes if code not in (0, forge.AGAIN)), max(codes)))
 
 

@@ -12,6 +12,7 @@ import pathlib
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -25,8 +26,9 @@ CUDA = {"12": ("525.60.13", "6.0"), "13": ("580.65.06", "7.5")}
 
 # The compute capabilities an Axolotl attn_implementation runs on, from and to (""; no bound). A higher one does
 # not always do: FlashAttention 3 is made of instructions that Hopper alone has. FlashAttention's README;
-# Axolotl 0.21's own checks of sage, fp8 and FlashAttention 4 (utils/schemas/config.py, flash_attn_4.py); varlen is
-# FlashAttention 2 as torch has it.
+# Axolotl 0.21's own checks of sage, fp8 and FlashAttention 4 (utils/schemas/config.py, flash_attn_4.py); varlen and
+# flash_attention_torch are FlashAttention 2 as torch has it, which is refused below 8.0 («only supports gpu
+# architectures in the range [sm80, …]», libtorch_cuda.so of torch 2.14).
 ATTENTION = {
     "eager": ("", ""),
     "sdpa": ("", ""),
@@ -43,8 +45,13 @@ ATTENTION = {
     "kernels-community/sage-attention": ("8.0", "12.0"),
     "fp8": ("9.0", ""),
 }
-BF16 = "8.0"  # the first compute capability with bf16 units (Ampere)
-CROWDED = 1024  # MiB that others may hold when it is not known how much a training needs
+# The first compute capability with units for bf16 and tf32 (Ampere). Below it torch says that it has bf16, and emulates
+# it (torch.cuda.is_bf16_supported), and transformers refuses to begin with tf32 (TrainingArguments).
+AMPERE = "8.0"
+# MiB without which nothing is tried, as CUDA's context alone takes hundreds of them: the floor where the size of the
+# weights is not known.
+LEAST = 1024
+CROWDED = 1024  # MiB that others may hold without a word when it is not known how much a training needs
 
 # What nvidia-smi says when it fails, and what that means. The first match decides.
 FAILURES = (
@@ -104,8 +111,10 @@ class Wanted:
         cuda: The CUDA version of the environment's torch, such as ``13.0``; empty: the driver is not checked.
         count: How many GPUs.
         memory_gib: GiB of memory that the training is thought to need on each GPU; None: not known. Less is warned of.
-        bf16: The recipe insists on bf16.
-        attention: Axolotl's ``attn_implementation``; empty: not checked.
+        bf16: It computes in bf16.
+        tf32: It computes in tf32.
+        varlen: It packs samples with sdpa, which Axolotl then computes by torch's own FlashAttention.
+        attention: Axolotl's ``attn_implementation``, each that a recipe names.
         lane: The UUID of the one GPU that is meant; empty: any may get the training, so all are checked.
         floor_gib: GiB that it certainly needs; None: not known. Less is refused.
     """
@@ -114,9 +123,42 @@ class Wanted:
     count: int = 1
     memory_gib: Optional[float] = None
     bf16: bool = False
-    attention: str = ""
+    tf32: bool = False
+    varlen: bool = False
+    attention: tuple[str, ...] = ()
     lane: str = ""
     floor_gib: Optional[float] = None
+
+
+def asked(recipes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What recipes ask of the generation of a GPU, as Axolotl 0.21 reads their keys.
+
+    Args:
+        recipes: Of the runs that a host is for.
+
+    Returns:
+        Arguments of :class:`Wanted`: bf16, tf32, varlen, attention.
+    """
+    recipes = list(recipes)
+    return {
+        "bf16": any(_bf16(recipe) for recipe in recipes),
+        "tf32": any(recipe.get("tf32") is True for recipe in recipes),  # «auto» is what the GPU can do
+        "varlen": any(_varlen(recipe) for recipe in recipes),
+        "attention": tuple(dict.fromkeys(filter(None, (recipe.get("attn_implementation") for recipe in recipes)))),
+    }
+
+
+def _bf16(recipe: dict[str, Any]) -> bool:
+    # utils/config, resolve_dtype: left out it is «auto», and that is bf16 wherever torch has or emulates it
+    value = recipe.get("bf16", "auto")
+    return bool(recipe.get("bfloat16") or value in (True, "full") or (value == "auto" and not recipe.get("fp16")))
+
+
+def _varlen(recipe: dict[str, Any]) -> bool:
+    # loaders/patch_manager.py, _apply_sdpa_varlen_patch: in 16 bits only, or packing is left to a mask
+    packed_sdpa = recipe.get("attn_implementation") == "sdpa" and recipe.get("sample_packing")
+    half = _bf16(recipe) or any(recipe.get(key) for key in ("fp16", "float16", "load_in_8bit"))
+    return bool(packed_sdpa and half and recipe.get("sdpa_varlen") is not False)
 
 
 def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
@@ -305,7 +347,9 @@ def problems(found: dict[str, Any], wanted: Wanted) -> list[str]:
 
 
 def doubts(found: dict[str, Any], wanted: Wanted) -> list[str]:
-    """What may end a training on this host, and keeps nobody from trying: less memory than was estimated.
+    """What may end a training on this host, and keeps nobody from trying.
+
+    It is less memory than was estimated, on the GPU or beside what others hold there: a desktop's windows, too.
 
     Args:
         found: From :func:`query`.
@@ -314,18 +358,8 @@ def doubts(found: dict[str, Any], wanted: Wanted) -> list[str]:
     Returns:
         Sentences.
     """
-    said = []
-    for gpu in found["gpus"]:
-        usable = _usable(gpu)
-        if wanted.memory_gib is None or usable is None or wanted.lane not in ("", gpu["uuid"]) or gpu["mig"]:
-            continue
-        if (wanted.floor_gib or 0) * 1024 <= usable < wanted.memory_gib * 1024:
-            said.append(
-                f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and the training is thought to need "
-                f"{wanted.memory_gib:.1f} GiB (an estimate, not measured). It is tried; should it run out of memory, "
-                "take a larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
-            )
-    return said
+    meant = [gpu for gpu in found["gpus"] if wanted.lane in ("", gpu["uuid"])]
+    return [sentence for gpu in meant for sentence in _memory_doubts(gpu, found, wanted)]
 
 
 def _usable(gpu: dict[str, Any]) -> Optional[int]:
@@ -362,15 +396,19 @@ def _driver_problems(driver: Optional[str], cuda: str) -> list[str]:
 
 def _capability_problems(gpu: dict[str, Any], wanted: Wanted) -> list[str]:
     floor = CUDA.get(wanted.cuda.partition(".")[0], ("", ""))[1]
-    attention = re.split("[@:]", wanted.attention)[0]  # a kernel of the hub may name a revision and a function
-    least, most = ATTENTION.get(attention, ("", ""))
-    sdpa = "Set attn_implementation: sdpa for this machine (configs/machines/), or take"
+    ampere = "or take an Ampere GPU or newer"
     limits = [
         (f"CUDA {wanted.cuda}", floor, "", "Take a newer GPU"),
-        ("bf16", BF16 if wanted.bf16 else "", "",
-         "Set bf16: false and fp16: true for this machine (configs/machines/), or take an Ampere GPU or newer"),
-        (f"attn_implementation: {wanted.attention}", least, most, f"{sdpa} another GPU"),
+        ("bf16", AMPERE if wanted.bf16 else "", "",
+         f"Set bf16: false and fp16: true for this machine (configs/machines/), {ampere}"),
+        ("tf32", AMPERE if wanted.tf32 else "", "", f"Set tf32: false for this machine (configs/machines/), {ampere}"),
+        ("attn_implementation: sdpa with sample_packing", AMPERE if wanted.varlen else "", "",
+         f"Set sdpa_varlen: false in the recipe (configs/base.yml), {ampere}"),
     ]  # fmt: skip
+    for named in wanted.attention:
+        least, most = ATTENTION.get(re.split("[@:]", named)[0], ("", ""))  # a hub's kernel: with revision, function
+        remedy = "Set attn_implementation: sdpa for this machine (configs/machines/), or take another GPU"
+        limits.append((f"attn_implementation: {named}", least, most, remedy))
     have = gpu["compute_capability"]
     said = []
     for what, low, high, remedy in limits:
@@ -405,37 +443,66 @@ def _health_problems(gpu: dict[str, Any]) -> list[str]:
 
 
 def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -> list[str]:
-    usable, used, needed = _usable(gpu), gpu["used_mib"], wanted.memory_gib
     if gpu["mig"]:
         return []  # what is told of it is not what a training would see; said among the health problems
+    usable = _usable(gpu)
     if usable is None:
         return [f"{_name(gpu)}: nvidia-smi does not tell its memory. Reset it or reboot; replace a rented host"]
-    if wanted.floor_gib is not None and usable < wanted.floor_gib * 1024:
+    floor = LEAST if wanted.floor_gib is None else wanted.floor_gib * 1024
+    why = "no training fits into less than 1 GiB"
+    if wanted.floor_gib is not None:
+        why = f"the weights alone take {wanted.floor_gib:.1f} GiB"
+    if usable < floor:
+        return [f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and {why}. Take a larger GPU"]
+    held, who = _others(gpu, found)
+    if usable - held < floor:
+        return [f"{_name(gpu)}: {who}; {_left(usable, held)}, and {why}. End what holds it, or take another GPU"]
+    return []
+
+
+def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -> list[str]:
+    usable = _usable(gpu)
+    if gpu["mig"] or usable is None or _memory_problems(gpu, found, wanted):
+        return []  # it is refused
+    needed = None if wanted.memory_gib is None else wanted.memory_gib * 1024
+    estimate = (
+        f"the training is thought to need {wanted.memory_gib:.1f} GiB (an estimate, not measured)" if needed else ""
+    )
+    if needed is not None and usable < needed:
         return [
-            f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and the weights alone take {wanted.floor_gib:.1f} GiB. "
-            "Take a larger GPU"
+            f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and {estimate}. It is tried; should it run out of "
+            "memory, take a larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
         ]
+    held, who = _others(gpu, found)
+    if held <= CROWDED if needed is None else usable - held >= needed:
+        return []  # what others hold is little, or leaves enough
+    return [
+        f"{_name(gpu)}: {who}; {_left(usable, held)}"
+        + (f", and {estimate}" if estimate else "")
+        + ". It is tried; should it run out of memory, end what holds it, or take another GPU"
+    ]
+
+
+def _others(gpu: dict[str, Any], found: dict[str, Any]) -> tuple[int, str]:
+    """MiB that others than lora-forge's own runs hold on a GPU, and who they are, in words."""
     here = [process for process in found["processes"] if process["gpu_uuid"] == gpu["uuid"]]
     ours = [process for process in here if process["run"] is not None]
     others = [process for process in here if process["run"] is None]
     seen = _sum(others)
-    hidden = max(0, used - _sum(ours) - seen)
+    hidden = max(0, gpu["used_mib"] - _sum(ours) - seen)
     runs_are_seen = any(process["run"] is not None for process in found["processes"])
     if (found["runs"] and not runs_are_seen) or any(process["used_mib"] is None for process in ours):
         # A container hides processes, or gives them other pids: it is a lora-forge run's, for all that can be told.
         # That run holds the lane, ours will queue, and then its memory is free.
         hidden = 0
-    left = usable - seen - hidden
-    if seen + hidden <= CROWDED or (needed is not None and left >= needed * 1024):
-        return []  # what others hold is little, or leaves enough
     who = [f"process {one['pid']} ({one['name']}) holds {_mib(one['used_mib'])}" for one in others]
     if not others or (hidden > CROWDED and all(one["used_mib"] is not None for one in others)):
         who.append(f"{hidden} MiB are held by no process that can be seen from here (containers hide those of others)")
-    return [
-        f"{_name(gpu)}: {'; '.join(who)}; {left / 1024:.1f} of {usable / 1024:.1f} GiB are left"
-        + (f", and the training needs about {needed:.1f} GiB" if needed is not None else "")
-        + ". End what holds it, or take another GPU"
-    ]
+    return seen + hidden, "; ".join(who)
+
+
+def _left(usable: int, held: int) -> str:
+    return f"{(usable - held) / 1024:.1f} of {usable / 1024:.1f} GiB are left"
 
 
 def _sum(processes: list[dict[str, Any]]) -> int:

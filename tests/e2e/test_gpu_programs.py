@@ -46,3 +46,27 @@ def test_a_tiny_measurement(environment: pathlib.Path, tmp_path: pathlib.Path) -
     resolved = found["resolved"]
     assert (resolved["micro_batch_size"], resolved["attn_implementation"]) == (4, "sdpa")
     assert "all is measured" in run(environment, *command).stdout
+
+
+PREPARED = """
+import pathlib, sys, time
+sys.path.insert(0, "benchmarks/gpu")
+import {program} as made
+work = pathlib.Path({work!r})
+{call}.prepare()
+assert made.random_model.folder(work, True).is_dir()
+held = sorted({{"torch", "transformers", "bitsandbytes", "tiny_model"}} & set(sys.modules))  # what makes a model
+print("imported:", *held)
+"""
+
+
+def test_who_measures_has_not_begun_cuda(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its context would be memory of the GPU that its own idle check takes for somebody else's."""
+    calls = {
+        "proof": "made.Proof(work, 'witness', 20, True)",
+        "speed": "made.Bench(work, work / 'results', 1, True, time.monotonic() + 600)",
+    }
+    for program, call in calls.items():
+        work = tmp_path / program
+        done = run(environment, "-c", PREPARED.format(program=program, work=str(work), call=call))
+        assert done.stdout.splitlines()[-1:] == ["imported:"], done.stdout + done.stderr[-3000:]

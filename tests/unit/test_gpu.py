@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge import gpu
+from ansible.module_utils.lora_forge import gpu, recipe
 from ansible.module_utils.lora_forge.gpu import Wanted
 from ansible.module_utils.testing import patch_module_args
 
@@ -173,7 +173,8 @@ def test_no_program(tmp_path):
 
 
 def test_nothing_is_wrong_with_a_healthy_one(ask):
-    every = Wanted(cuda="13.0", count=1, memory_gib=79.3, bf16=True, attention="flash_attention_2", lane=UUID)
+    every = Wanted(cuda="13.0", count=1, memory_gib=79.3, bf16=True, tf32=True, varlen=True,
+                   attention=("sdpa", "flash_attention_2"), lane=UUID)  # fmt: skip
     assert gpu.problems(ask("a100"), every) == []
     assert gpu.problems(ask("a100"), Wanted()) == []
 
@@ -245,6 +246,15 @@ def test_an_estimate_warns_and_refuses_nothing(ask):
     ]
     assert gpu.doubts(ask("t4"), Wanted(memory_gib=14.5)) == []
     assert gpu.doubts(ask("t4"), Wanted()) == []
+    assert gpu.doubts(found(card(mig=True)), Wanted(memory_gib=90)) == []  # a problem in itself
+
+
+def test_a_gpu_of_nothing():
+    tiny = found(card(memory_mib=1024, used_mib=0, free_mib=1023))
+    assert gpu.problems(tiny, Wanted()) == [
+        f"{A100}: 1.0 GiB of memory, and no training fits into less than 1 GiB. Take a larger GPU"
+    ]
+    assert gpu.problems(tiny, Wanted(floor_gib=0.9)) == []
 
 
 def test_doubts_are_about_the_lane_alone():
@@ -254,12 +264,56 @@ def test_doubts_are_about_the_lane_alone():
     assert gpu.doubts(found(card(used_mib=None)), Wanted(memory_gib=23.8)) == []  # a problem in itself
 
 
-def test_bf16_on_a_t4(ask):
-    assert gpu.problems(ask("t4"), Wanted(cuda="13.0", bf16=True)) == [
-        "GPU 0, Tesla T4: compute capability 7.5, and bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this "
-        "machine (configs/machines/), or take an Ampere GPU or newer"
+T4 = "GPU 0, Tesla T4: compute capability 7.5, and"
+AMPERE = "or take an Ampere GPU or newer"
+
+
+def test_the_default_recipe_on_a_t4(ask):
+    """transformers refuses tf32 there, torch emulates bf16, and its varlen attention begins at 8.0."""
+    base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
+    assert gpu.problems(ask("t4"), Wanted(cuda="13.0", **gpu.asked([base]))) == [
+        f"{T4} bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this machine (configs/machines/), {AMPERE}",
+        f"{T4} tf32 needs 8.0 or newer. Set tf32: false for this machine (configs/machines/), {AMPERE}",
+        f"{T4} attn_implementation: sdpa with sample_packing needs 8.0 or newer. Set sdpa_varlen: false in the recipe "
+        f"(configs/base.yml), {AMPERE}",
     ]
-    assert gpu.problems(ask("t4"), Wanted(cuda="13.0")) == []
+    assert gpu.problems(ask("a100"), Wanted(cuda="13.0", **gpu.asked([base]))) == []
+    tried = base | {"bf16": False, "fp16": True, "tf32": False, "sdpa_varlen": False}
+    assert gpu.problems(ask("t4"), Wanted(cuda="13.0", **gpu.asked([tried]))) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "bf16"),
+    [
+        ({}, True), ({"bf16": "auto"}, True), ({"bf16": True}, True), ({"bf16": "full"}, True),
+        ({"bf16": False}, False), ({"bf16": None}, False), ({"bf16": "auto", "fp16": True}, False),
+        ({"bf16": True, "fp16": True}, True), ({"bf16": False, "bfloat16": True}, True),
+    ],
+)  # fmt: skip
+def test_what_computes_in_bf16(keys, bf16):
+    assert gpu.asked([keys])["bf16"] is bf16
+
+
+@pytest.mark.parametrize(
+    ("keys", "varlen"),
+    [
+        ({}, True), ({"sdpa_varlen": True}, True), ({"sdpa_varlen": False}, False), ({"sample_packing": False}, False),
+        ({"attn_implementation": "eager"}, False), ({"bf16": False}, False), ({"bf16": False, "fp16": True}, True),
+        ({"bf16": False, "load_in_8bit": True}, True),
+    ],
+)  # fmt: skip
+def test_what_packs_by_torchs_own_flash_attention(keys, varlen):
+    assert gpu.asked([{"attn_implementation": "sdpa", "sample_packing": True} | keys])["varlen"] is varlen
+
+
+def test_one_recipe_that_asks_is_enough():
+    quiet = {"bf16": False, "tf32": "auto"}
+    assert gpu.asked([]) == gpu.asked([quiet]) == {"bf16": False, "tf32": False, "varlen": False, "attention": ()}
+    packed = {"attn_implementation": "sdpa", "sample_packing": True, "tf32": True}
+    flash = {"attn_implementation": "flash_attention_2", "bf16": False}
+    assert gpu.asked([quiet, packed, flash, flash]) == {
+        "bf16": True, "tf32": True, "varlen": True, "attention": ("sdpa", "flash_attention_2"),
+    }  # fmt: skip
 
 
 def test_a_gpu_that_cuda_has_dropped():
@@ -271,7 +325,7 @@ def test_a_gpu_that_cuda_has_dropped():
 
 def test_a_compute_capability_that_is_not_told():
     unknown = found(card(compute_capability=None))
-    assert gpu.problems(unknown, Wanted(attention="sdpa")) == []
+    assert gpu.problems(unknown, Wanted(attention=("sdpa",))) == []
     assert gpu.problems(unknown, Wanted(bf16=True)) == [
         f"{A100}: the driver does not tell its compute capability; bf16 needs 8.0 or newer. Update the driver"
     ]
@@ -298,24 +352,23 @@ CAPABILITIES = ["7.5", "8.0", "8.9", "9.0", "10.0", "12.0", "12.1"]
         ("kernels-community/sage-attention", ["8.0", "8.9", "9.0", "10.0", "12.0"]),
         ("fp8", ["9.0", "10.0", "12.0", "12.1"]),
         ("somebody/their-kernel", CAPABILITIES),  # not known, so not checked
-        ("", CAPABILITIES),
     ],
 )
 def test_every_attention(attention, fits):
     good = [
         have
         for have in CAPABILITIES
-        if not gpu.problems(found(card(compute_capability=have)), Wanted(attention=attention))
+        if not gpu.problems(found(card(compute_capability=have)), Wanted(attention=(attention,)))
     ]
     assert good == fits
 
 
 def test_the_words_on_attention(ask):
-    assert gpu.problems(ask("t4"), Wanted(attention="flash_attention_2")) == [
+    assert gpu.problems(ask("t4"), Wanted(attention=("flash_attention_2",))) == [
         "GPU 0, Tesla T4: compute capability 7.5, and attn_implementation: flash_attention_2 needs 8.0 or newer. "
         + SDPA
     ]
-    assert gpu.problems(ask("a100"), Wanted(attention="flash_attention_3")) == [
+    assert gpu.problems(ask("a100"), Wanted(attention=("flash_attention_3",))) == [
         f"{A100}: compute capability 8.0, and attn_implementation: flash_attention_3 needs 9.0 to 9.9. {SDPA}"
     ]
 
@@ -347,37 +400,76 @@ def test_health(values, words):
     assert gpu.problems(found(card(**values)), Wanted()) == ([f"{A100}: {words}"] if words else [])
 
 
-def test_somebody_else_leaves_too_little(ask):
-    assert gpu.problems(ask("busy"), Wanted(memory_gib=23.8)) == [
-        f"{A100}: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left, and the training needs about "
-        "23.8 GiB. End what holds it, or take another GPU"
+HOLDS = "process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left"
+TRIED = "It is tried; should it run out of memory, end what holds it, or take another GPU"
+
+
+def thought(gib: str) -> str:
+    return f"the training is thought to need {gib} GiB (an estimate, not measured)"
+
+
+def test_somebody_else_leaves_less_than_the_weights(ask):
+    wanted = Wanted(memory_gib=40.0, floor_gib=20.9)
+    assert gpu.problems(ask("busy"), wanted) == [
+        f"{A100}: {HOLDS}, and the weights alone take 20.9 GiB. End what holds it, or take another GPU"
     ]
-    assert gpu.problems(ask("busy"), Wanted(memory_gib=20.0)) == []
+    assert gpu.doubts(ask("busy"), wanted) == []  # it is refused already
+    assert gpu.problems(ask("busy"), Wanted(memory_gib=40.0, floor_gib=20.7)) == []
+
+
+def test_somebody_else_leaves_less_than_was_estimated(ask):
+    wanted = Wanted(memory_gib=23.8, floor_gib=5.4)
+    assert gpu.problems(ask("busy"), wanted) == []
+    assert gpu.doubts(ask("busy"), wanted) == [f"{A100}: {HOLDS}, and {thought('23.8')}. {TRIED}"]
+    assert gpu.doubts(ask("busy"), Wanted(memory_gib=20.0, floor_gib=5.4)) == []
+
+
+def test_a_desktop_trains_beside_its_windows():
+    """24 GB, of which 1.3 GiB show windows: less is left than was estimated, and it is tried."""
+    windows = [process(1000 + number, "gnome-shell", 333) for number in range(4)]
+    desktop = found(card(memory_mib=24564, used_mib=1332, free_mib=22740), processes=windows)
+    wanted = Wanted(memory_gib=22.5, floor_gib=5.4)
+    assert gpu.problems(desktop, wanted) == []
+    [said] = gpu.doubts(desktop, wanted)
+    assert "process 1000 (gnome-shell) holds 333 MiB; process 1001" in said
+    assert said.endswith(f"22.2 of 23.5 GiB are left, and {thought('22.5')}. {TRIED}")
+    assert gpu.doubts(desktop, Wanted(memory_gib=16.6, floor_gib=5.4)) == []
 
 
 def test_somebody_else_and_no_estimate(ask):
-    assert gpu.problems(ask("busy"), Wanted()) == [
-        f"{A100}: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left. End what holds it, or take "
-        "another GPU"
+    assert gpu.problems(ask("busy"), Wanted()) == []
+    assert gpu.doubts(ask("busy"), Wanted()) == [f"{A100}: {HOLDS}. {TRIED}"]
+    assert gpu.problems(ask("full"), Wanted()) == [
+        f"{A100}: process 4242 (python) holds 80600 MiB; 0.7 of 79.4 GiB are left, and no training fits into less than "
+        "1 GiB. End what holds it, or take another GPU"
     ]
     small = found(card(used_mib=1020, free_mib=80262), processes=[process(used=1000)])
-    assert gpu.problems(small, Wanted()) == []
+    assert gpu.problems(small, Wanted()) == gpu.doubts(small, Wanted()) == []
 
 
 def test_a_run_of_ours_is_no_problem(ask):
     ours = ask("busy") | {"processes": [process(run="/runs/w")], "runs": ["/runs/w"]}
-    assert gpu.problems(ours, Wanted(memory_gib=70)) == []
+    assert gpu.problems(ours, Wanted(memory_gib=75, floor_gib=70)) == []
+    assert gpu.doubts(ours, Wanted(memory_gib=75, floor_gib=70)) == []
+
+
+HIDDEN = "are held by no process that can be seen from here (containers hide those of others)"
 
 
 def test_memory_that_nobody_is_seen_to_hold(ask):
-    assert gpu.problems(ask("hidden"), Wanted(memory_gib=23.8)) == [
-        f"{A100}: 60004 MiB are held by no process that can be seen from here (containers hide those of others); 20.8 "
-        "of 79.4 GiB are left, and the training needs about 23.8 GiB. End what holds it, or take another GPU"
+    assert gpu.problems(ask("hidden"), Wanted(floor_gib=23.8)) == [
+        f"{A100}: 60004 MiB {HIDDEN}; 20.8 of 79.4 GiB are left, and the weights alone take 23.8 GiB. End what holds "
+        "it, or take another GPU"
+    ]
+    assert gpu.doubts(ask("hidden"), Wanted(memory_gib=23.8)) == [
+        f"{A100}: 60004 MiB {HIDDEN}; 20.8 of 79.4 GiB are left, and {thought('23.8')}. {TRIED}"
     ]
 
 
 def test_hidden_memory_beside_a_live_run_is_taken_for_its_own(ask):
-    assert gpu.problems(ask("hidden") | {"runs": ["/runs/w"]}, Wanted(memory_gib=70)) == []
+    beside = ask("hidden") | {"runs": ["/runs/w"]}
+    assert gpu.problems(beside, Wanted(memory_gib=75, floor_gib=70)) == []
+    assert gpu.doubts(beside, Wanted(memory_gib=75, floor_gib=70)) == []
 
 
 def test_others_beside_a_run_of_ours():
@@ -386,21 +478,21 @@ def test_others_beside_a_run_of_ours():
         processes=[process(7, "axolotl", 20000, run="/runs/w"), process(8, "other", 30000)],
         runs=["/runs/w"],
     )
-    assert gpu.problems(both, Wanted(memory_gib=50)) == [
-        f"{A100}: process 8 (other) holds 30000 MiB; 10000 MiB are held by no process that can be seen from here "
-        "(containers hide those of others); 40.3 of 79.4 GiB are left, and the training needs about 50.0 GiB. End what "
-        "holds it, or take another GPU"
+    assert gpu.problems(both, Wanted(floor_gib=50)) == [
+        f"{A100}: process 8 (other) holds 30000 MiB; 10000 MiB {HIDDEN}; 40.3 of 79.4 GiB are left, and the weights "
+        "alone take 50.0 GiB. End what holds it, or take another GPU"
     ]
+    assert gpu.problems(both, Wanted(floor_gib=40)) == []
 
 
 def test_a_process_whose_memory_is_not_told():
     secret = found(card(used_mib=60000, free_mib=21282), processes=[process(used=None)])
-    assert gpu.problems(secret, Wanted(memory_gib=50)) == [
-        f"{A100}: process 4242 (python) holds an unknown amount of memory; 20.8 of 79.4 GiB are left, and the training "
-        "needs about 50.0 GiB. End what holds it, or take another GPU"
+    assert gpu.problems(secret, Wanted(floor_gib=50)) == [
+        f"{A100}: process 4242 (python) holds an unknown amount of memory; 20.8 of 79.4 GiB are left, and the weights "
+        "alone take 50.0 GiB. End what holds it, or take another GPU"
     ]
     ours = found(card(used_mib=60000, free_mib=21282), processes=[process(used=None, run="/r")], runs=["/r"])
-    assert gpu.problems(ours, Wanted(memory_gib=50)) == []
+    assert gpu.problems(ours, Wanted(floor_gib=50)) == []
 
 
 @pytest.mark.parametrize(
@@ -441,9 +533,7 @@ def module(monkeypatch, capsys):
 
 
 def test_the_module_on_a_fit_host(module):
-    code, answer = module(
-        "a100", lock=CUDA_LOCK, memory_gib=23.8, bf16=True, attention="sdpa", _ansible_check_mode=True
-    )
+    code, answer = module("a100", lock=CUDA_LOCK, memory_gib=23.8, recipes=[{"tf32": True}], _ansible_check_mode=True)
     assert code == 0
     assert (answer["changed"], answer["problems"], answer["driver"]) == (False, [], "580.95.05")
     assert (answer["gpus"], answer["processes"], answer["doubts"]) == ([card()], [], [])
@@ -463,10 +553,12 @@ def test_the_lock_decides_which_driver_will_do(module):
 
 
 def test_the_module_refuses_with_every_problem(module):
-    code, answer = module("t4", lock=CUDA_LOCK, memory_gib=23.8, memory_floor_gib=14.7, bf16=True)
+    code, answer = module(
+        "t4", lock=CUDA_LOCK, memory_gib=23.8, memory_floor_gib=14.7, recipes=[{"tf32": True, "bf16": False}]
+    )
     assert code == 1
     assert answer["msg"] == "2 problem(s) with the GPU of this host:\n" + "\n".join(answer["problems"])
-    assert len(answer["problems"]) == 2
+    assert ["tf32" in said for said in answer["problems"]] == [True, False]
     assert answer["gpus"][0]["name"] == "Tesla T4"
 
 
@@ -501,6 +593,10 @@ def test_the_shim_reads_its_word_from_the_environment_first():
         ("CUDA out of memory. Tried to allocate 20.00 MiB.", "end it, or take another GPU"),
         ("CUDA error: uncorrectable ECC error encountered", "replace a rented host"),
         ("Torch not compiled with CUDA enabled", "trainer_lock: trainer-cuda"),
+        ("Failed to find C compiler. Please specify via CC", "Install one (Debian, Ubuntu: gcc and libc6-dev;"),
+        ("main.c:6:10: fatal error: Python.h: No such file or directory",
+         f"Debian, Ubuntu: python{sys.version_info[0]}.{sys.version_info[1]}-dev; Fedora"),
+        ("main.c:6:10: fatal error: 'Python.h' file not found", "which brings its own: trainer_python_download: true"),
         ("No module named 'torch'", "the environment is not whole (RuntimeError: No module named 'torch')"),
         ("No CUDA GPUs are available",
          "CUDA does not work on this host, even where nvidia-smi looks fine (RuntimeError: No CUDA GPUs are available)."

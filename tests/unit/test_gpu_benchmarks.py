@@ -8,6 +8,7 @@ import pathlib
 import random
 import sys
 import tarfile
+import types
 
 import pytest
 
@@ -235,7 +236,8 @@ def test_the_reason_of_a_failure(tmp_path):
 
 def test_the_order_is_one_of_worth():
     order = speed.wishes([], 2, None, False)
-    assert [wish.name for wish in order[:4]] == ["baseline", *speed.PROMISING]
+    first = ["baseline", "liger+mb1x8+no-checkpointing", "liger+mb4x2"]  # what a visit of nine minutes comes to
+    assert [wish.name for wish in order[:4]] == [*first, "liger"] == ["baseline", *speed.PROMISING]
     assert order[4:6] == [speed.Wish("baseline", 2, 50), speed.Wish(speed.FASTEST, 2, 50)]
     assert {part for wish in order for part in wish.name.split("+")} == {*speed.VARIANTS, speed.FASTEST}
     assert all(wish.steps >= speed.WARMUP + speed.ENOUGH for wish in order)
@@ -259,6 +261,8 @@ def test_a_visit_packs_its_results_and_its_logs(tmp_path):
     work, out = tmp_path / "work", tmp_path / "out"
     out.mkdir()
     forge.save(work / "results/card/baseline-1.json", {"steps": [1]})
+    (work / "results/card/nvidia-smi.txt").write_text("a card")
+    (work / "results/card/baseline-2.part").write_text("half")
     (work / "processes/baseline-1").mkdir(parents=True)
     (work / "processes/baseline-1/log").write_text("x" * visit.TAIL + "the end")
     visit.pack(work, out)
@@ -266,6 +270,7 @@ def test_a_visit_packs_its_results_and_its_logs(tmp_path):
     with tarfile.open(out / "results.tar.gz") as packed:
         packed.extractall(tmp_path / "unpacked", filter="data")
     assert forge.load(tmp_path / "unpacked/card/baseline-1.json") == {"steps": [1]}
+    assert sorted(path.name for path in (tmp_path / "unpacked/card").iterdir()) == ["baseline-1.json", "nvidia-smi.txt"]
     with tarfile.open(out / "logs.tar.gz") as packed:
         text = packed.extractfile("processes/baseline-1/log").read()
     assert (len(text), text[-7:]) == (visit.TAIL, b"the end")
@@ -274,6 +279,24 @@ def test_a_visit_packs_its_results_and_its_logs(tmp_path):
     assert forge.load(work / "results/card/baseline-1.json") == {"steps": [1, 2]}
     visit.bring_back(tmp_path / "unpacked", tmp_path / "next")
     assert forge.load(tmp_path / "next/card/baseline-1.json") == {"steps": [1]}
+
+
+def test_a_work_folder_without_room_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(visit.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=39e9))
+    with pytest.raises(SystemExit, match=r"has 39 GB of room, and a visit needs 40 GB.*/dev/shm"):
+        visit.room(tmp_path)
+    with (tmp_path / "model").open("wb") as there:
+        there.truncate(1_000_000_000)  # what an earlier visit has made; it takes no room on the disk
+    visit.room(tmp_path)
+
+
+def test_a_model_that_was_cut_off_is_made_anew(tmp_path, monkeypatch):
+    left = tmp_path / "tiny.partial.1"
+    left.mkdir()
+    monkeypatch.setitem(sys.modules, "tiny_model", types.SimpleNamespace(main=lambda: (tmp_path / "tiny").mkdir()))
+    monkeypatch.setattr(sys, "argv", [])
+    random_model.make(tmp_path / "tiny", True)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 # The table
@@ -376,6 +399,7 @@ def test_the_document_says_that_nothing_is_measured_while_nothing_is(tmp_path):
     for number, one in enumerate(FOUND):
         forge.save(tmp_path / f"results/card/{number}.json", one)
     forge.save(tmp_path / "results/card/ceiling.json", {"flops_per_second": 7e14})
+    forge.save(tmp_path / "results/card/gpu_check.json", {"ok": True})
     gpu_table.write(tmp_path / "results", out)
     text = out.read_text()
     assert gpu_table.NOTHING not in text

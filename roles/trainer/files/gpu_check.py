@@ -1,7 +1,7 @@
 """Compute something real on each GPU: ``gpu_check.py [--device cuda|cpu] [--lane UUID,…]``.
 
-Runs in the trainer's environment, and answers what nvidia-smi cannot: whether this torch and this bitsandbytes
-compute, and compute rightly, on this very GPU. It prints one line of JSON on standard output
+Runs in the trainer's environment, and answers what nvidia-smi cannot: whether this torch, this Triton and this
+bitsandbytes compute, and compute rightly, on this very GPU. It prints one line of JSON on standard output
 
     {"ok": bool, "device": name, "bf16_tflops": of the slowest, "seconds": of everything, "error": sentence or null}
 
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from typing import Any, Optional
 
@@ -24,9 +25,39 @@ REPEATS = 20  # products that are timed on a GPU, after one that is not; a CPU t
 # Error of a result over the size of the exact one (Frobenius norms). bf16 has 8 bits: 0.002 is usual.
 BF16_TOLERANCE = 0.01
 NF4_TOLERANCE = 0.2  # 4 bits a weight: 0.09 is usual
+TRITON_TOLERANCE = 1e-6  # float32
 
-# What CUDA says when it fails, and what that means. The first match decides.
+# Before its first kernel Triton compiles C on the host (triton/backends/nvidia/driver.c). Here are the same headers of
+# the system, without CUDA's own, which Triton brings.
+STUB = """
+#include <dlfcn.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "lora_forge_stub", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_lora_forge_stub(void) { return PyModule_Create(&module); }
+"""
+NEEDS_C = "Triton compiles C before the first step of a training"
+
+# What CUDA says when it fails, and what that means. The first match decides. {said} is it, {python} the environment's.
 FAILURES = (
+    (
+        r"Failed to find C compiler",
+        "there is no C compiler on this host, and " + NEEDS_C + ". Install one (Debian, Ubuntu: gcc and libc6-dev; "
+        "Fedora: gcc), or name it by the variable CC",
+    ),
+    (
+        r"Python\.h: No such file|'Python\.h' file not found",
+        "the C headers of the environment's Python {python} are missing on this host (Python.h), and "
+        + NEEDS_C
+        + ". Install them (Debian, Ubuntu: python{python}-dev; Fedora: python{python}-devel), or take a CPython that "
+        "uv fetches, which brings its own: trainer_python_download: true, and delete the environment's folder below "
+        "env/ in the trainer's root",
+    ),
+    (
+        r"C does not compile",
+        "{said}, and " + NEEDS_C + ". Install a whole compiler (Debian, Ubuntu: gcc and libc6-dev; Fedora: gcc)",
+    ),
     (
         r"Error 804\b|forward compatibility",
         "the NVIDIA driver is older than the CUDA of this container's image (error 804, forward compatibility). "
@@ -80,15 +111,24 @@ class Unfit(Exception):
     """A result that is wrong; says how, and what to do."""
 
 
+class CannotCompile(Exception):
+    """The C compiler is missing, or failed; says what it said."""
+
+    def __init__(self, said: str):
+        super().__init__(f"C does not compile on this host ({said})")
+
+
 def sentence(error: BaseException) -> str:
     """A failure in words, with the remedy."""
     if isinstance(error, Unfit):
         return str(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, CannotCompile):
+        text = str(error)
     said = " ".join(text.split())[:300]
     for words, meaning in FAILURES:
         if re.search(words, text):
-            return meaning.format(said=said)
+            return meaning.format(said=said, python=f"{sys.version_info[0]}.{sys.version_info[1]}")
     return BROKEN.format(said=said)
 
 
@@ -145,11 +185,57 @@ def quantised(torch: Any, device: str) -> None:
     compare("the gradient of a 4-bit layer", torch, given.grad, pull.float() @ weight, NF4_TOLERANCE)
 
 
+def compile_c() -> None:
+    """Compile a C extension as Triton does it, with its compiler and its paths.
+
+    Raises:
+        CannotCompile: It does not compile; with what the compiler said.
+    """
+    from triton.runtime import build
+
+    with tempfile.TemporaryFile() as log:
+        kept = os.dup(2)
+        os.dup2(log.fileno(), 2)  # the compiler's own words go there, and Triton's error does not have them
+        try:
+            build.compile_module_from_src(STUB, "lora_forge_stub")
+        except Exception as error:
+            log.seek(0)
+            said = [line for line in log.read().decode(errors="replace").splitlines() if "error" in line]
+            raise CannotCompile(said[0] if said else str(error)) from error
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def line() -> Any:
+    """A Triton kernel: results = 2 × values + 1."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def compute(values, results, block: tl.constexpr):  # type: ignore[no-untyped-def]
+        places = tl.program_id(0) * block + tl.arange(0, block)
+        tl.store(results + places, 2 * tl.load(values + places) + 1)
+
+    return compute
+
+
+def kernel(torch: Any, device: str) -> None:
+    """Compile a Triton kernel for the device, and run it: Axolotl's LoRA kernels and Liger are made of such."""
+    values = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    given = values.to(device)
+    results = torch.zeros_like(given)
+    line()[(4096 // 256,)](given, results, block=256)
+    compare("the result of a Triton kernel", torch, results, 2 * values + 1, TRITON_TOLERANCE)
+
+
 def check(device: str, found: dict[str, Any]) -> None:
     """Do everything; what is found out is added to ``found`` as it goes."""
     import torch
 
     if device == "cuda":
+        if torch.version.cuda:
+            compile_c()
         torch.cuda.init()  # unlike is_available(), it says why it fails
     for number in range(torch.cuda.device_count() if device == "cuda" else 1):
         found["device"] = "cpu"
@@ -159,6 +245,8 @@ def check(device: str, found: dict[str, Any]) -> None:
         speed = round(multiply(torch, device), 3)
         found["bf16_tflops"] = min(speed, found["bf16_tflops"] or speed)
         quantised(torch, device)
+        if device == "cuda":
+            kernel(torch, device)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
@@ -173,11 +261,13 @@ def main(arguments: Optional[list[str]] = None) -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     began = time.monotonic()
-    try:
-        check(given.device, found)
-        found["ok"] = True
-    except Exception as error:  # whatever it is, the answer is a sentence
-        found["error"] = sentence(error)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache  # or a compiler that is gone would not be missed
+        try:
+            check(given.device, found)
+            found["ok"] = True
+        except Exception as error:  # whatever it is, the answer is a sentence
+            found["error"] = sentence(error)
     found["seconds"] = round(time.monotonic() - began, 1)
     sys.stdout.flush()
     with os.fdopen(answer, "w", encoding="utf-8") as out:

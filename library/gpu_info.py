@@ -65,7 +65,7 @@ EXAMPLES = r"""
 - name: Refuse a host that cannot train this
   gpu_info:
     lock: /workspace/lora-forge/requirements/trainer-cuda.txt
-    memory_gib: 23.8
+    memory_gib: 24.4
     memory_floor_gib: 5.3
     bf16: true
     attention: flash_attention_2
@@ -124,7 +124,7 @@ problems:
   elements: str
   sample:
     - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left, and the
-      training needs about 23.8 GiB. End what holds it, or take another GPU"
+      training needs about 24.4 GiB. End what holds it, or take another GPU"
 doubts:
   description: What may end the training here, and keeps nobody from trying; a sentence each.
   returned: always

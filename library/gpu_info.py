@@ -64,7 +64,7 @@ EXAMPLES = r"""
 - name: Refuse a host that cannot train this
   gpu_info:
     lock: /workspace/lora-forge/requirements/trainer-cuda.txt
-    memory_gib: 23.8
+    memory_gib: 24.4
     memory_floor_gib: 5.3
     recipes:
       - bf16: auto

@@ -333,6 +333,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         max((run["estimate"].get(key) or 0 for run in given["runs"]), default=0)
         for key in ("memory_gib", "memory_floor_gib")
     )
+    sizes = [run["estimate"].get("memory_classes") or {} for run in given["runs"]]
     return pods.Wanted(
         host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
@@ -341,6 +342,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         estimate=lambda gpu: money.pod_hours(given["runs"], gpu),
         order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
         attempts=given["attempts"], find_only=given["find_only"],
+        classes={name: max(one.get(name, 0) for one in sizes) for one in sizes[:1] for name in one},
     )  # fmt: skip
 
 

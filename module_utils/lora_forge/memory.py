@@ -1,11 +1,22 @@
-"""How much GPU memory a training needs, computed from its recipe before a host is touched. Pure functions."""
+"""How much GPU memory a training needs, computed from its recipe and the base model's config.json.
+
+What decides are pure functions; :func:`config_of` alone reads files, those of the controller.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
+import os
+import pathlib
 import re
+import struct
+from collections.abc import Mapping
 from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import bases
 
 GIB = 2**30
 
@@ -23,6 +34,13 @@ class Model:
         head_dim: Width of a head.
         vocab: Rows of the embedding, padding included.
         tied: The output head is the embedding itself.
+        norms: RMSNorms of a layer that are as wide as the hidden state.
+        head_norms: Queries and keys are normalised, too.
+        masked: Packed documents are told apart by a mask, because a window slides over them or a head is too wide.
+        together: Queries, keys and values are one module, gate and up another one.
+        capped: A tanh bounds the logits.
+        beside: Weights of linear modules outside the layers, such as a vision tower's.
+        counted: Weights of linear modules, and all others, where the files of the weights tell; else None.
     """
 
     layers: int
@@ -33,38 +51,73 @@ class Model:
     head_dim: int
     vocab: int
     tied: bool
+    norms: int = 2
+    head_norms: bool = False
+    masked: bool = False
+    together: bool = False
+    capped: bool = False
+    beside: int = 0
+    counted: Optional[tuple[int, int]] = None
+
+    @property
+    def queries(self) -> int:
+        """Width of all queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all keys, and of all values."""
+        return self.kv_heads * self.head_dim
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Input and output width of each linear module of a layer."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (self.hidden, queries),
-            "k_proj": (self.hidden, keys),
-            "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden),
+        both = {"o_proj": (self.queries, self.hidden), "down_proj": (self.intermediate, self.hidden)}
+        if self.together:
+            return both | {
+                "qkv_proj": (self.hidden, self.queries + 2 * self.keys),
+                "gate_up_proj": (self.hidden, 2 * self.intermediate),
+            }
+        return both | {
+            "q_proj": (self.hidden, self.queries),
+            "k_proj": (self.hidden, self.keys),
+            "v_proj": (self.hidden, self.keys),
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
         }
 
     def linear_weights(self) -> int:
-        """How many weights the linear modules of all layers have."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values())
+        """How many weights the linear modules have; those that are quantised."""
+        if self.counted:
+            return self.counted[0]
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values()) + self.beside
 
     def embedding_weights(self) -> int:
-        """How many weights the embedding and the output head have."""
-        return self.vocab * self.hidden * (1 if self.tied else 2)
+        """How many weights the embedding and the output head have, and what else is not quantised where it is known."""
+        return self.counted[1] if self.counted else self.vocab * self.hidden * (1 if self.tied else 2)
 
 
-MODELS = {
-    "Qwen2.5-0.5B": Model(24, 896, 4864, 14, 2, 64, 151936, True),
-    "Qwen2.5-1.5B": Model(28, 1536, 8960, 12, 2, 128, 151936, True),
-    "Qwen2.5-3B": Model(36, 2048, 11008, 16, 2, 128, 151936, True),
-    "Qwen2.5-7B": Model(28, 3584, 18944, 28, 4, 128, 152064, False),
-    "Qwen2.5-14B": Model(48, 5120, 13824, 40, 8, 128, 152064, False),
-    "Qwen2.5-32B": Model(64, 5120, 27648, 40, 8, 128, 152064, False),
-    "Qwen2.5-72B": Model(80, 8192, 29568, 64, 8, 128, 152064, False),
+# What config.json does not say of a kind of model: how its layers are built. Each kind has been followed through
+# transformers' own modules by benchmarks/gpu/memory_simulation.py; a kind that is not here may be built otherwise.
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_norms": True},
+    "gemma2": {"norms": 4},
+    "gemma3_text": {"norms": 4, "head_norms": True},
+    "phi3": {"together": True},
 }
+# What transformers takes where config.json leaves it out, as makers do with values that are its defaults.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+        "tie_word_embeddings": True, "sliding_window": 4096,
+    },
+    "gemma2": {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256, "final_logit_softcapping": 30.0},
+    "mistral": {"sliding_window": 4096},
+}  # fmt: skip
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+VARLEN_HEAD = 256  # Axolotl's varlen attention takes heads up to this width
 
 # Bytes of a frozen weight. NF4 with double quantisation: half a byte, one 8-bit constant for every 64 weights and
 # one 32-bit constant for every 256 of those.
@@ -76,18 +129,163 @@ ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for ever
 OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
 STASH = 5  # tensors that are on the GPU while they are copied to the host, where all activations go there (TRL)
 PINNED = 2  # PyTorch rounds pinned memory of the host up to a power of two
-LAYER_HIDDEN, LAYER_INTERMEDIATE = 16, 8  # bf16 tensors of either width that the backward pass of a layer keeps
-LOGIT = 2 + 4 + 4  # bytes of a logit: in bf16, upcast to fp32, and its log-probability or gradient in fp32
+LOGIT = 12  # bytes of a logit in the backward pass: its log-probability and two gradients, in fp32
 FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+QKV = ("q_proj", "k_proj", "v_proj")  # what a LoRA kernel computes at once
+MLP = ("gate_proj", "up_proj", "down_proj")
+DROPPED = 1.5  # tensors that a dropout keeps: what it lets through, and a mask of a byte each
 SHARDED = ("deepspeed", "fsdp_config")
-CONTEXT = 1.0 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS and bitsandbytes
-FRAGMENTATION = 1.10  # what PyTorch's allocator reserves over what is used
+USABLE = 0.91  # of the gigabytes that a card is named after, at least, in GiB: 14.6 of 16 on a T4, 22.0 of 24 on an L4
+CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; an assumption
+FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
+
+
+def named(base_model: Any) -> str:
+    """A model's name as :data:`bases.CONFIGS` has it: without its owner, and without what does not change its shape."""
+    name = str(base_model or "").rstrip("/").rpartition("/")[2].lower()
+    return re.sub(r"^meta-|-(instruct|chat|base|it|pt)(?=-|$)", "", name)
+
+
+def from_config(config: Mapping[str, Any]) -> Optional[Model]:
+    """The dimensions that a config.json tells.
+
+    Args:
+        config: What config.json holds. The language model of a multimodal one stands in its ``text_config``.
+
+    Returns:
+        None where they cannot be told for sure: a kind that is not in :data:`KINDS`, experts, weights that were
+        quantised beforehand, a dimension that is missing.
+    """
+    text = config.get("text_config") or config
+    if not isinstance(text, Mapping):
+        return None
+    kind = str(text.get("model_type") or "")
+    if kind not in KINDS or any(text.get(key) for key in EXPERTS):
+        return None
+    if config.get("quantization_config") or text.get("quantization_config"):
+        return None
+    said = DEFAULTS.get(kind, {}) | dict(text)
+    try:
+        hidden, heads = int(said["hidden_size"]), int(said["num_attention_heads"])
+        head_dim = int(said.get("head_dim") or hidden // heads)
+        windows, slides = said.get("layer_types"), said.get("sliding_window") and said.get("use_sliding_window", True)
+        model = Model(
+            layers=int(said["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=int(said["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(said.get("num_key_value_heads") or heads),
+            head_dim=head_dim,
+            vocab=int(said["vocab_size"]),
+            tied=bool(said.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            masked=head_dim > VARLEN_HEAD or bool(slides and (not windows or "sliding_attention" in windows)),
+            capped=bool(said.get("final_logit_softcapping")),
+            beside=_tower(config.get("vision_config")),
+            **KINDS[kind],
+        )
+        counts = (model.layers, model.hidden, model.intermediate, model.heads, model.kv_heads, head_dim, model.vocab)
+        return model if min(counts) > 0 else None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _tower(vision: Any) -> int:
+    """How many weights the layers of a vision tower have, about: attention, and an MLP that may be gated."""
+    try:
+        wide, inner = int(vision["hidden_size"]), int(vision["intermediate_size"])
+        return int(vision["num_hidden_layers"]) * (4 * wide * wide + 3 * wide * inner)
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Optional[pathlib.Path]:
+    """The folder of the base model on this machine, where there is one: the very folder, or the hub's cache.
+
+    Args:
+        recipe: With ``base_model``, and ``model_revision`` where it is none of a folder.
+        environ: Of the process: HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME say where the cache is (huggingface_hub's
+            documentation, «Environment variables»).
+    """
+    base = str(recipe.get("base_model") or "")
+    if base.startswith("/"):
+        return pathlib.Path(base)
+    revision = str(recipe.get("model_revision") or "")
+    name = r"\w[\w.-]*"
+    if not re.fullmatch(f"{name}/{name}", base) or not re.fullmatch(name, revision):
+        return None
+    home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    cache = pathlib.Path(environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    return cache / f"models--{base.replace('/', '--')}" / "snapshots" / revision
+
+
+def config_of(
+    recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> tuple[dict[str, Any], Optional[pathlib.Path]]:
+    """The config.json of a recipe's base model, from this machine, or else from :data:`bases.CONFIGS`.
+
+    Args:
+        recipe: As for :func:`snapshot`.
+        environ: As for :func:`snapshot`.
+
+    Returns:
+        What it holds, empty where the model is not known; and the folder that it lies in, None for the table.
+    """
+    folder = snapshot(recipe, environ)
+    if folder is not None:
+        try:
+            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found, folder
+        except (OSError, ValueError):
+            pass
+    return bases.CONFIGS.get(named(recipe.get("base_model")), {}), None
+
+
+def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:
+    """Weights of linear modules, and all others, from the headers of a model's safetensors files.
+
+    A header is JSON behind its length in 8 bytes (safetensors' documentation, «Format»). Linear are tensors of two
+    dimensions but the embedding and the head, which Axolotl does not quantise.
+
+    Returns:
+        None where a file is missing or cannot be read.
+    """
+    found = [0, 0]
+    try:
+        index = folder / "model.safetensors.index.json"
+        names = {"model.safetensors"}
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in names:
+            about = (folder / name).stat()
+            here = _header(str(folder / name), about.st_size, about.st_mtime_ns)
+            found = [found[0] + here[0], found[1] + here[1]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+    return found[0], found[1]
+
+
+@functools.cache
+def _header(path: str, _size: int, _changed: int) -> tuple[int, int]:
+    """The same for one file, which is read once for each plan: it asks for every agent and machine class."""
+    found = [0, 0]
+    with pathlib.Path(path).open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    for tensor, about in header.items():
+        if tensor != "__metadata__":
+            linear = len(about["shape"]) == 2 and not re.search(r"embed|lm_head", tensor)
+            found[0 if linear else 1] += math.prod(about["shape"])
+    return found[0], found[1]
 
 
 def known(recipe: dict[str, Any]) -> Optional[Model]:
-    """The dimensions of a recipe's model, by its name; None for one that is not in :data:`MODELS`."""
-    name = re.sub("-instruct$", "", str(recipe.get("base_model", "")).rstrip("/").rpartition("/")[2], flags=re.I)
-    return {one.lower(): found for one, found in MODELS.items()}.get(name.lower())
+    """The dimensions of a recipe's model; None where they are not known."""
+    config, folder = config_of(recipe)
+    model = from_config(config)
+    if model is None or folder is None:
+        return model
+    return dataclasses.replace(model, counted=counted(folder))
 
 
 def recomputes(recipe: dict[str, Any]) -> bool:
@@ -100,19 +298,101 @@ def recomputes(recipe: dict[str, Any]) -> bool:
     return bool(recipe.get("gradient_checkpointing")) and (not offloaded or offloaded == "hidden_states")
 
 
+def kernels(recipe: dict[str, Any]) -> dict[str, bool]:
+    """Which of its LoRA kernels Axolotl takes: those that a recipe names, or all where it names none.
+
+    As ``lora_kernels_auto_enable`` in Axolotl 0.21 has it. They fit only modules of which all have an adapter.
+    """
+    by_itself = (
+        recipe.get("adapter") in ("lora", "qlora")
+        and not recipe.get("rl")
+        and not recipe.get("trust_remote_code")
+        and not (recipe.get("adapter") == "lora" and recipe.get("load_in_8bit"))
+        and all(recipe.get(key) is None for key in KERNELS)
+    )
+    return {key: by_itself or bool(recipe.get(key)) for key in KERNELS}
+
+
+def targets(recipe: dict[str, Any], model: Model) -> list[str]:
+    """The linear modules of a layer that get an adapter."""
+    wanted, names = recipe.get("lora_target_modules") or [], list(model.linears())
+    if recipe.get("lora_target_linear") or wanted in ("all-linear", ["all-linear"]):
+        return names
+    if isinstance(wanted, str):  # PEFT takes a text as a regular expression for the whole path of a module
+        paths = {name: [f"model.layers.0.{part}.{name}" for part in ("self_attn", "mlp")] for name in names}
+        try:
+            return [name for name in names if any(re.fullmatch(wanted, path) for path in paths[name])]
+        except re.error:
+            return []
+    return [name for name in names if name in wanted]
+
+
 def on_host(recipe: dict[str, Any]) -> float:
     """Bytes of the host's memory that offloaded activations may take; 0 where nothing is offloaded or known."""
     model = known(recipe)
     if model is None or not recipe.get("activation_offloading"):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    each = tokens * model.hidden * BF16 if recomputes(recipe) else _layer(model, tokens)
+    each = tokens * model.hidden * BF16 if recomputes(recipe) else kept(model, recipe)
     return PINNED * model.layers * each
 
 
-def _layer(model: Model, tokens: int) -> float:
-    """Bytes of activations that the backward pass of one layer needs."""
-    return tokens * (LAYER_HIDDEN * model.hidden + LAYER_INTERMEDIATE * model.intermediate) * BF16
+def kept(model: Model, recipe: dict[str, Any]) -> float:
+    """Bytes of activations that the backward pass of one layer needs.
+
+    In bf16 tensors of T tokens; h: hidden, a: all queries, k: all keys, i: intermediate; d is 1.5 where LoRA has a
+    dropout (what is left, and a mask of a byte each), else 0::
+
+        norms        2 each, in fp32; 1 with Liger's RMSNorm. Of h, and of a and k where heads are normalised
+        attention    4 a: queries, keys and values repeated for all the heads, output; 2 a + 2 k with FlashAttention or
+                     flex attention. Where a mask tells documents apart, that too: rows × sequence_len²
+        q, k, v      with LoRA kernels (1 + d) h at once; without them d h for each adapter, or h where d is 0
+        o            d a
+        gate, up     with LoRA kernels (1 + d) h + 2 i, and nothing for down; without them as q, k, v, and 3 i
+        down         d i, or i where d is 0
+        LoRA         2 × rank × (inputs + outputs) of bf16 copies; without kernels rank × tokens for each adapter, too
+
+    Args:
+        model: The model.
+        recipe: The merged recipe.
+    """
+    rows, length = recipe.get("micro_batch_size", 1), recipe["sequence_len"]
+    tokens, rank, adapted = rows * length, recipe["lora_r"], targets(recipe, model)
+    hidden, inner, queries, keys = model.hidden, model.intermediate, model.queries, model.keys
+    on, drop = kernels(recipe), DROPPED if recipe.get("lora_dropout") else 0.0
+    norm = 1 if recipe.get("liger_rms_norm") else 2
+    wide: float = norm * (model.norms * hidden + (queries + keys if model.head_norms else 0))
+    flash = bool(re.search("flash|flex", str(recipe.get("attn_implementation", ""))) or recipe.get("flash_attention"))
+    masked = not flash and (model.masked or recipe.get("sdpa_varlen") is False)
+    unrepeated = flash or (masked and model.kv_heads == 1)  # a single one is repeated without a copy
+    wide += 2 * queries + 2 * keys if unrepeated else 4 * queries
+    wide += drop * queries if "o_proj" in adapted else 0
+    wide += rank if "o_proj" in adapted and not on["lora_o_kernel"] else 0
+    for names, kernel in ((QKV, "lora_qkv_kernel"), (MLP, "lora_mlp_kernel")):
+        if on[kernel] and set(names) <= set(adapted):
+            wide += (1 + drop) * hidden + (2 * inner if names is MLP else 0)
+            continue
+        own = [name for name in adapted if name in names + (("gate_up_proj",) if names is MLP else ("qkv_proj",))]
+        apart = len(own) - own.count("down_proj")
+        wide += apart * drop * hidden if drop else hidden * bool(apart)
+        wide += len(own) * rank
+        if names is MLP:
+            wide += 3 * inner + (drop or 1) * inner * own.count("down_proj")
+    copies = rank * sum(sum(model.linears()[name]) for name in adapted)
+    mask = rows * length * length if masked and recipe.get("sample_packing") else 0
+    return BF16 * (tokens * wide + copies + mask)
+
+
+def _at_work(model: Model, recipe: dict[str, Any]) -> float:
+    """Bytes that the backward pass of a layer takes beside what is kept.
+
+    The gradients of the hidden state and of what down_proj is given, (i + 2 h) × tokens, and the weights of one module
+    in bf16 where they are quantised.
+    """
+    tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
+    quantised = recipe.get("load_in_4bit") or recipe.get("load_in_8bit")
+    weights = max(inputs * outputs for inputs, outputs in model.linears().values()) if quantised else 0
+    return BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
 
 
 def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
@@ -121,71 +401,111 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
     With tokens = sequence_len × micro_batch_size::
 
         frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16)
-        embeddings   (embedding + head unless tied) weights × 2: Axolotl keeps both in bf16, never quantised
+        embeddings   all other weights × 2: Axolotl keeps them in bf16, never quantised
         LoRA         rank × (inputs + outputs) of every target module × 4, fp32
         gradients    the same again
         optimizer    twice the same for Adam's two moments; a quarter of that, and constants, with an 8-bit optimizer
-        checkpoints  layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays, and
+        kept         layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays, and
                      two of them with ``activation_offloading: hidden_states``. With any other offloading nothing is
                      made again, all activations go to the host, and 5 × tokens × intermediate × 2 are on their way
-                     there. Without checkpointing every layer's activations are there
-        layer        tokens × (16 × hidden + 8 × intermediate) × 2: what the backward pass of a layer needs, made
-                     again, or brought back, layer by layer
-        logits       tokens × vocabulary × 10: transformers upcasts them for the loss; nothing with a fused loss
-        allocator    a tenth of all that, which is reserved and not used
-        context      1 GiB
+                     there. Without checkpointing :func:`kept` of every layer
+        layer        what the backward pass of a layer takes: :func:`kept`, where that is made again or brought back,
+                     and gradients
+        logits       tokens × vocabulary × 12, or 14 where a tanh bounds them: log-probabilities and their gradients in
+                     fp32. With a fused loss tokens × hidden × 10: its gradient, chunks of logits, the last norm
+        allocator    3 % of all that, which is reserved and not used
+        context      0.7 GiB
 
-    Of layer and logits only the greater one counts with gradient checkpointing, because the logits are gone before the
-    first layer is made again: the other one is 0. Attention is taken as linear in tokens (sdpa, FlashAttention); eager
-    attention needs more.
+    Of layer and logits only the greater one counts, because the logits are gone before the first layer's turn: the
+    other one is 0. Attention is taken as linear in tokens, but for a mask.
+
+    Held against the tensors of real modules (benchmarks/gpu/memory_simulation.py, no GPU); the last two are assumed.
 
     Args:
         recipe: The merged recipe.
 
     Returns:
-        None where nothing can be said: a model that is not in :data:`MODELS`, another adapter than LoRA or QLoRA,
-        modules that are trained in full, a sharded model.
+        None where nothing can be said: see :func:`unknown`.
     """
     model = known(recipe)
-    if model is None or recipe.get("adapter") not in ("lora", "qlora") or recipe.get("lora_modules_to_save"):
-        return None
-    if any(recipe.get(key) for key in SHARDED):
-        return None
+    return None if model is None or unknown(recipe) else parts_of(model, recipe)
+
+
+def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
+    """The same for a model whose dimensions are given.
+
+    Args:
+        model: The model.
+        recipe: The merged recipe; a LoRA or QLoRA that is not sharded.
+    """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
     weight = NF4 if recipe.get("load_in_4bit") else INT8 if recipe.get("load_in_8bit") else BF16
     linears = model.linears()
-    targets = list(linears) if recipe.get("lora_target_linear") else recipe.get("lora_target_modules") or []
-    trained = model.layers * recipe["lora_r"] * sum(sum(linears[target]) for target in targets if target in linears)
+    trained = model.layers * recipe["lora_r"] * sum(sum(linears[name]) for name in targets(recipe, model))
     moment = ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else FP32
-    layer = _layer(model, tokens)
-    logits = 0.0 if any(recipe.get(key) for key in FUSED) else tokens * model.vocab * LOGIT
-    checkpoint = tokens * model.hidden * BF16
-    if recipe.get("gradient_checkpointing"):
-        if not recomputes(recipe):
-            kept = STASH * tokens * model.intermediate * BF16
-        else:
-            kept = checkpoint * (min(OFFLOADED, model.layers) if recipe.get("activation_offloading") else model.layers)
-        layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
+    layer = _at_work(model, recipe)
+    fused = any(recipe.get(key) for key in FUSED)
+    logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (LOGIT + (BF16 if model.capped else 0.0)))
+    held = tokens * model.hidden * BF16 * model.layers
+    if not recipe.get("gradient_checkpointing"):
+        held = kept(model, recipe) * model.layers
     else:
-        kept, layer = layer * model.layers, 0.0
+        layer += kept(model, recipe)
+        if not recomputes(recipe):
+            held = STASH * tokens * model.intermediate * BF16
+        elif recipe.get("activation_offloading"):
+            held *= min(OFFLOADED, model.layers) / model.layers
+    layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
     found = {
         "frozen": model.linear_weights() * weight,
         "embeddings": model.embedding_weights() * BF16,
         "LoRA": trained * FP32,
         "gradients": trained * FP32,
         "optimizer": trained * 2 * moment,
-        "checkpoints": kept,
+        "kept": held,
         "layer": layer,
         "logits": logits,
     }
     return found | {"allocator": sum(found.values()) * (FRAGMENTATION - 1), "context": CONTEXT}
 
 
+def unknown(recipe: dict[str, Any]) -> str:
+    """Why nothing can be said of a recipe's memory, in words; empty where something can.
+
+    Args:
+        recipe: The merged recipe.
+    """
+    if recipe.get("adapter") not in ("lora", "qlora"):
+        return "only LoRA and QLoRA are estimated"
+    if recipe.get("lora_modules_to_save"):
+        return "modules that are trained in full (lora_modules_to_save) are not estimated"
+    sharded = next((key for key in SHARDED if recipe.get(key)), "")
+    if sharded:
+        return f"a model that is divided among GPUs ({sharded}) is not estimated"
+    if recipe.get("attn_implementation") == "eager":
+        return "eager attention, which holds a number for each pair of tokens, is not estimated"
+    if from_config(config_of(recipe)[0]) is not None:
+        return ""
+    config, folder = config_of(recipe)
+    if config:
+        text = config.get("text_config") or config
+        kind = text.get("model_type") if isinstance(text, dict) else None
+        where = f"{folder}/config.json" if folder else "its config.json"
+        return (
+            f"{where} tells of a model («{kind}») that is not estimated: one with experts, with weights that were "
+            "quantised beforehand, or built in another way"
+        )
+    looked = snapshot(recipe)
+    return "its dimensions are not known here. They are as soon as this controller has " + (
+        f"{looked}/config.json" if looked else "its config.json"
+    )
+
+
 def estimate(recipe: dict[str, Any]) -> Optional[float]:
     """GiB of memory that one training needs on each of its GPUs (without sharding every GPU holds everything).
 
-    The sum of :func:`parts`. **It has not been checked against a measured peak yet**: the factors 16, 8, 1.10 and 1 GiB
-    are reasoned, not measured. So it may only warn, or choose between GPUs; what refuses is :func:`floor`.
+    The sum of :func:`parts`. **Simulated, not measured**: so it may only warn, or choose between GPUs; what refuses is
+    :func:`floor`.
 
     Args:
         recipe: The merged recipe.
@@ -211,3 +531,23 @@ def floor(recipe: dict[str, Any]) -> Optional[float]:
         return None
     # An adapter could be held in bf16. Rounded down: it refuses.
     return math.floor((found["frozen"] + found["embeddings"] + found["LoRA"] / 2) / GIB * 10) / 10
+
+
+def room(machine: str) -> Optional[float]:
+    """GiB that the GPUs of a machine class have at least, by its name, such as gpu-24gb; None for another name."""
+    found = re.fullmatch(r".*?(\d+)gb", machine)
+    return int(found.group(1)) * USABLE if found else None
+
+
+def fitting(usable: float, classes: Mapping[str, Optional[float]]) -> str:
+    """The machine class to take on a GPU: of those that fit, the one that makes most of it.
+
+    Args:
+        usable: GiB that the GPU has.
+        classes: A training's estimate with each file of configs/machines/, in GiB; None where it is not known.
+
+    Returns:
+        Its name; empty where none fits.
+    """
+    found = {name: gib for name, gib in classes.items() if gib is not None and gib <= usable}
+    return max(sorted(found), key=lambda name: (found[name], room(name) or 0), default="")

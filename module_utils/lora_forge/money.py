@@ -69,6 +69,7 @@ def offers(
     memory_gib: float = 0,
     data_centers: Optional[list[str]] = None,
     floor_gib: float = 0,
+    classes: Optional[dict[str, float]] = None,
 ) -> list[Offer]:
     """What may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
 
@@ -83,6 +84,7 @@ def offers(
         memory_gib: What a training is thought to need on a GPU; 0 where nothing is known.
         data_centers: Where the pod must be; empty for anywhere.
         floor_gib: What it certainly needs, see ``memory.floor``; 0 where nothing is known.
+        classes: The estimate with each file of configs/machines/, where that is known.
 
     Raises:
         ForgeError: No candidate will do; says why for each, and the cheapest that there is.
@@ -107,6 +109,8 @@ def offers(
             else:
                 small = one["memory"] < memory_gib
                 doubt = f"{one['memory']} GB may be too little: {memory_gib} GiB is the estimate" if small else ""
+                fits = memory.fitting(one["memory"] * memory.USABLE, classes or {}) if small else ""
+                doubt += f"; with trainer_machine: {fits} it is {(classes or {})[fits]} GiB" if fits else ""
                 here.append(Offer(gpu, cloud, price, stock(one, data_centers or []), int(one["memory"]), doubt))
         found += sorted(here, key=lambda offer: offer.usd_per_hour)
     found = [offer for offer in found if not offer.doubt] or found

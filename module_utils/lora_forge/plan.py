@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -206,13 +207,16 @@ class Planner:
             state, why, placement = "to train", f"moved from {placed}", {}
         elif placed and placed != trainer.name and state != "ready":
             why = f"placed on {placed}"
-        estimate = {
+        estimate: dict[str, Any] = {
             "tokens": sum(one.tokens for one in sets if one.use == "train"),
             "steps": estimate_steps(keys, sets),
             "work": estimate_work(keys, sets),
             "memory_gib": None if rehearsal else memory.estimate(keys),
             "memory_floor_gib": None if rehearsal else memory.floor(keys),
+            "memory_classes": {} if rehearsal else self.sizes(agent, keys, trainer, variant),
         }
+        if not rehearsal and state != "ready":
+            self.room(agent, keys, trainer, estimate["memory_classes"])
         if not rehearsal:
             keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
         keys = recipe.with_plugins(keys)
@@ -246,6 +250,42 @@ class Planner:
             "hosts": list(trainer.members) or [trainer.name],
             "estimate": estimate,
         }
+
+    def sizes(
+        self, agent: str, keys: dict[str, Any], trainer: Trainer, variant: Optional[dict[str, Any]]
+    ) -> dict[str, float]:
+        """GiB of GPU memory that an agent is thought to need with each machine class.
+
+        Only where another class may be wanted: on a pod, whose GPU is not chosen yet, and where the trainer's own class
+        is too small. Where nothing is known there is none.
+        """
+        needed, usable = memory.estimate(keys), memory.room(trainer.machine)
+        if needed is None or not (trainer.rented or (usable is not None and usable < needed)):
+            return {}
+        found: dict[str, float] = {}
+        for path in sorted((self.root / "configs/machines").glob("*.yml")):
+            with contextlib.suppress(ForgeError):  # in a class that nobody takes
+                size = memory.estimate(self.merged(agent, "", path.stem, variant))
+                found |= {} if size is None else {path.stem: size}
+        return found
+
+    def room(self, agent: str, keys: dict[str, Any], trainer: Trainer, sizes: dict[str, float]) -> None:
+        """Warn where the memory that is needed is not known, or more than the trainer's class of machine stands for."""
+        needed, usable = memory.estimate(keys), memory.room(trainer.machine)
+        if needed is None:
+            why = memory.unknown(keys)
+            self.warnings.append(f"{keys['base_model']}: how much GPU memory a training needs is not known: {why}")
+        elif usable is not None and usable < needed:
+            fits = memory.fitting(usable, sizes)
+            self.warnings.append(
+                f"{agent} on {trainer.name}: thought to need {needed:.1f} GiB of GPU memory (simulated, not measured), "
+                f"and a card of {trainer.machine} has {usable:.1f} GiB or little more. "
+                + (
+                    f"With trainer_machine: {fits} it is {sizes[fits]:.1f} GiB"
+                    if fits
+                    else "No file of configs/machines/ makes it fit: take a larger GPU, or a shorter sequence_len"
+                )
+            )
 
     def older(
         self, agent: str, keys: dict[str, Any], rehearsal: bool, files: list[dict[str, str]], verify: bool

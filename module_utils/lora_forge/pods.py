@@ -51,6 +51,7 @@ class Wanted:
         attempts: How many pods may be ordered until one boots.
         find_only: Nothing may be ordered or released: what is not there and well is an error.
         floor_gib: What a training certainly needs on one GPU; 0 where nothing is known.
+        classes: What a training is thought to need with each file of configs/machines/.
     """
 
     host: str
@@ -72,6 +73,7 @@ class Wanted:
     attempts: int
     find_only: bool = False
     floor_gib: float = 0.0
+    classes: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Pods:
@@ -226,7 +228,7 @@ class Pods:
         catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
         return money.offers(
             catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
-            wanted.floor_gib,
+            wanted.floor_gib, wanted.classes,
         )  # fmt: skip
 
     def fitting(self, wanted: Wanted, spent: float) -> list[tuple[Offer, float]]:

@@ -29,6 +29,26 @@ def test_what_they_rest_on(environment: pathlib.Path) -> None:
     assert "valid: 19" in done.stdout, done.stderr[-3000:]
 
 
+def test_memory_is_followed_through_the_real_modules(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Two layers, short rows: each way of training of one model, and the estimate of the same."""
+    out, page = tmp_path / "simulated.json", tmp_path / "page.md"
+    page.write_text("before\n<!-- simulated: written by benchmarks/gpu/memory_simulation.py -->\n"
+                    "<!-- end of what is simulated -->\nafter\n")  # fmt: skip
+    command = ("benchmarks/gpu/memory_simulation.py", "--only", "gemma-3-1b,llama-3.1-8b", "--layers", "2")
+    done = run(environment, *command, "--length", "512", "--out", str(out), "--page", str(page))
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["versions"]["axolotl"]
+    assert all(0.9 < row["ratio"] < 1.1 for row in found["rows"])
+    live = {row["case"]: row["live"] - row["static"] for row in found["rows"]}
+    assert len(live) == 5
+    # Rows of 512 tokens: the logits of Llama 3 are 512 × 128,256 × 12 bytes, and nothing else is as large.
+    assert 0.73 < live["llama-3.1-8b 1×512"] < 0.85
+    assert live["llama-3.1-8b 1×512 fused"] < 0.5
+    assert page.read_text().startswith("before\n")
+    assert "| llama-3.1-8b 1×512 fused |" in page.read_text()
+
+
 def test_a_tiny_measurement(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
     command = ("benchmarks/gpu/speed.py", "--tiny", "--work", str(tmp_path), "--only", "mb4x2,flex", "--repeats", "1")
     command += ("--steps", "3", "--seconds", "390")

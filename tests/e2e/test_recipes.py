@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 
-from ansible.module_utils.lora_forge import plan
+from ansible.module_utils.lora_forge import plan, recipe
 
 from .conftest import CONVERGE, ROOT
 
@@ -31,6 +31,15 @@ def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> N
     *answers, refusal = validate(environment, [*recipes, wrong])
     assert answers == [""] * 7
     assert "load qlora in 8bit" in refusal
+
+
+def test_axolotl_takes_every_machine_class(environment: pathlib.Path) -> None:
+    """As a run is given it, with the plugins that its keys need."""
+    planner = plan.Planner(ROOT, ROOT / "output", {})
+    paths = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "type": "chat_template"}]}
+    names = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"))
+    recipes = [recipe.with_plugins(planner.merged("witness", "", name)) | paths for name in names]
+    assert dict(zip(names, validate(environment, recipes))) == dict.fromkeys(names, "")
 
 
 def test_a_package_that_brings_a_plugin_is_refused(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:

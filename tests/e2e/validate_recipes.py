@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import sys
 
+from axolotl.cli.config import prepare_plugins
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
@@ -19,11 +20,16 @@ A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "comp
 
 def problem(recipe: dict[str, object]) -> str:
     """What Axolotl says against a recipe."""
+    cfg = DictDefault(recipe)
+    prepare_plugins(cfg)
     try:
-        checked = validate_config(DictDefault(recipe), capabilities=A100, env_capabilities={"torch_version": TORCH})
+        checked = validate_config(cfg, capabilities=A100, env_capabilities={"torch_version": TORCH})
     except ValueError as error:  # pydantic's is one
         return str(error)
-    return "" if checked.lora_r == recipe["lora_r"] else f"lora_r became {checked.lora_r}"
+    changed = [
+        key for key in recipe if key.startswith(("lora_r", "liger_", "gradient_c")) and checked[key] != recipe[key]
+    ]
+    return "; ".join(f"{key} became {checked[key]}" for key in changed)
 
 
 print(json.dumps([problem(recipe) for recipe in json.load(sys.stdin)]))

@@ -132,6 +132,16 @@ def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
     assert [offer.doubt for offer in money.offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
 
 
+def test_a_gpu_that_may_be_too_small_is_named_with_the_class_that_fits():
+    classes = {"gpu-16gb": 10.3, "gpu-24gb": 11.9, "gpu-48gb": 27.3}
+    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
+    assert offer.doubt == (
+        "24 GB may be too little: 30 GiB is the estimate; with trainer_machine: gpu-24gb it is 11.9 GiB"
+    )
+    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
+    assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
+
+
 # --- estimates -----------------------------------------------------------------------------------------------------
 
 

@@ -878,10 +878,58 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
             "work": 12 * 8 * 4096,
             "memory_gib": plan.memory.estimate(merged),
             "memory_floor_gib": plan.memory.floor(merged),
+            "memory_classes": {},
         },
     }
     assert plan.recipe.effective_batch(keys) == 4
     assert any("Liger" in plugin for plugin in keys["plugins"])
+
+
+def test_a_class_that_is_too_small_is_told_with_the_one_that_fits(make, data):
+    data(count=40)
+
+    def said(machine, **keys):
+        box = Trainer("here", machine=machine, datasets_dir=str(data.folder))
+        return [text for text in make(trainers=[box], recipe=keys)["warnings"] if "GPU memory" in text]
+
+    assert said("") == said("gpu-12gb") == said("gpu-24gb") == said("gpu-80gb") == []
+    assert said("gpu-24gb", liger_fused_linear_cross_entropy=False) == [
+        "witness on here: thought to need 24.4 GiB of GPU memory (simulated, not measured), and a card of gpu-24gb has "
+        "21.8 GiB or little more. With trainer_machine: gpu-16gb it is 16.5 GiB"
+    ]
+    assert said("gpu-24gb", sequence_len=65536) == [
+        "witness on here: thought to need 61.2 GiB of GPU memory (simulated, not measured), and a card of gpu-24gb has "
+        "21.8 GiB or little more. No file of configs/machines/ makes it fit: take a larger GPU, or a shorter "
+        "sequence_len"
+    ]
+
+
+def test_for_a_pod_each_class_is_estimated_because_its_gpu_is_not_chosen_yet(make, data):
+    path = data(count=40)
+    pod = Trainer("pod", datasets_dir=str(data.folder), rented=True)
+    merged = plan.Planner(ROOT, path.parent, {}).merged
+    assert one(make(trainers=[pod]))["estimate"]["memory_classes"] == {
+        path.stem: plan.memory.estimate(merged("witness", "", path.stem))
+        for path in (ROOT / "configs/machines").glob("*.yml")
+    }
+
+
+def test_a_model_of_which_nothing_is_known_is_told_with_what_would_change_that(make, data, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    data(count=40)
+    new = {"base_model": "owner/new", "model_revision": "abc"}
+    result = make(recipe=new)
+    folder = tmp_path / "models--owner--new/snapshots/abc"
+    assert (
+        "owner/new: how much GPU memory a training needs is not known: its dimensions are not known here. They are as "
+        f"soon as this controller has {folder}/config.json"
+    ) in result["warnings"]
+    assert (one(result)["estimate"]["memory_gib"], one(result)["estimate"]["memory_classes"]) == (None, {})
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(plan.memory.bases.CONFIGS["qwen3-8b"]))
+    result = make(recipe=new)
+    assert not any("GPU memory" in text for text in result["warnings"])
+    assert one(result)["estimate"]["memory_gib"] == plan.memory.estimate(one(result)["recipe"]) > 20
 
 
 def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleError
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import inventory_loader
-from wire import KEY, ROOT, Desk, problem
+from wire import KEY, ROOT, RUN, Desk, problem
 
 inventory_loader.add_directory(str(ROOT / "inventory_plugins"))
 POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API", "LORA_FORGE_DEADLINE",
@@ -34,6 +34,17 @@ def test_check_mode_orders_nothing_and_says_price_hours_and_leash(desk):
     assert found["diff"] == {"before": {"state": "absent"}, "after": after}
     assert (desk.cloud.asked, desk.state_dir.exists()) == (["GET /v2/catalog/gpus"], False)
     assert ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["word"]
+
+
+def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
+    runs = [
+        RUN
+        | {"run_id": name, "estimate": {"memory_gib": gib, "memory_classes": {"gpu-48gb": gib / 2, "gpu-80gb": gib}}}
+        for name, gib in (("a", 50.0), ("b", 60.0))
+    ]
+    assert desk.pod(check=True, runs=runs)["word"].endswith(
+        "48 GB may be too little: 60.0 GiB is the estimate; with trainer_machine: gpu-48gb it is 30.0 GiB"
+    )
 
 
 def test_a_pod_is_had_found_stopped_and_left(desk):

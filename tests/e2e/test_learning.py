@@ -197,7 +197,7 @@ def test_small_data_takes_the_steps_that_the_plan_says(tmp_path: pathlib.Path, e
         bench.lay(agent, SMALL | whole | {"sequence_len": length}, agent)
     bench.train()
     planned = {agent: run["estimate"]["steps"] for agent, run in bench.planned.items()}
-    assert planned == {"crew": 33, "mayor": 11, "deacon": 3, "refinery": 6}
+    assert planned == {"crew": 33, "mayor": 11, "deacon": 1, "refinery": 6}
     assert {agent: bench.events(agent, "end")[0]["step"] for agent in sizes} == planned
     packed = {agent: run["recipe"]["sample_packing"] for agent, run in bench.planned.items()}
     assert packed == {"crew": False, "mayor": False, "deacon": False, "refinery": True}

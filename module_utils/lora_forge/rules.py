@@ -127,8 +127,6 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
                 f"{at(key)} needs the package {package}, which no lock pins, and a trainer is offline. {instead}; or "
                 f"add {package} to requirements/trainer-cuda.in, then make lock"
             )
-    if "/" in str(recipe.get("attn_implementation")):
-        found.append(f"{at('attn_implementation')} is fetched from the hub, and a trainer is offline. Use sdpa")
     return found + _stopping_problems(recipe, at)
 
 
@@ -195,6 +193,11 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
                 f"{key} of {origin[key].source} does nothing beside {_list(covering)}, which Axolotl has for LoRA "
                 "unless the recipe says otherwise"
             )
+    if "/" in str(recipe.get("attn_implementation")):
+        said.append(
+            f"attn_implementation of {origin['attn_implementation'].source} is a kernel of the hub, and a trainer is "
+            "offline: it must lie in models/hub below trainer_root already"
+        )
     if recipe.get("lora_target_linear") and recipe.get("lora_target_modules"):
         said.append(
             f"lora_target_linear of {origin['lora_target_linear'].source} adds every linear layer to "

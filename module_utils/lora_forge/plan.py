@@ -58,7 +58,7 @@ class Planner:
         except (OSError, ValueError) as error:
             raise ForgeError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
         self.sets: dict[tuple[str, str, int], dataset.Summary] = {}
-        self.pinned = {package for _, _, package, _ in rules.PACKAGES if self.pins(package)}
+        self.pinned = {package for package in rules.PACKAGES if self.pins(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
 
     def pins(self, package: str) -> bool:
@@ -113,7 +113,7 @@ class Planner:
             errors = errors or recipe.model_problems(keys, origin, layers)
             if str(keys.get("base_model")).startswith("/"):
                 keys.pop("model_revision", None)  # a folder has none
-        said = [] if errors else recipe.replaced(layers) + rules.settle(keys, origin, layers)
+        said = [] if errors else recipe.replaced(layers) + rules.settle(keys, origin, layers, self.pinned)
         errors = errors or rules.problems(keys, origin, self.pinned)
         if errors:
             raise ForgeError("\n".join(errors))

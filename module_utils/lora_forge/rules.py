@@ -14,39 +14,34 @@ from ansible.module_utils.lora_forge.recipe import Layer
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
 PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
-# What needs a package besides Axolotl's own: the key, its values (none: whatever is set), the package, and what to do.
-PACKAGES: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
-    (
-        *("cut_cross_entropy", (), "cut-cross-entropy"),
-        "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more",
-    ),
-    (
-        *("attn_implementation", ("flash_attention_2",), "flash-attn"),
-        "Leave the key out: sdpa of configs/base.yml packs examples too",
-    ),
-    (
-        *("attn_implementation", ("flash_attention_3",), "flash-attn-3"),
-        "Leave the key out: sdpa of configs/base.yml packs examples too",
-    ),
-    (
-        *("attn_implementation", ("flash_attention_4",), "flash-attn-4"),
-        "Leave the key out: sdpa of configs/base.yml packs examples too",
-    ),
-)
+# Attention that needs a package besides Axolotl's own, or else a kernel of the hub. It is how fast, not what is learnt.
+FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
+# Axolotl's plugin switches it on by itself, unless the recipe says otherwise.
+CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+CUT_PACKAGE = "cut-cross-entropy"
+PACKAGES = (*FLASH.values(), CUT_PACKAGE)
 
 
-def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
+def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]) -> list[str]:
     """Put right what has one sensible meaning; the recipe is changed in place.
 
     Args:
         recipe: The merged recipe, without problems of its keys one by one.
         origin: The layer of each key.
         layers: All layers, the last one on top.
+        pinned: Of :data:`PACKAGES`, those that the locks pin.
 
     Returns:
         What was done, in sentences.
     """
     said = []
+    attention = str(recipe.get("attn_implementation"))
+    if attention in FLASH and FLASH[attention] not in pinned:
+        said.append(
+            f"attn_implementation is sdpa in place of {attention} of {origin['attn_implementation'].source}: that "
+            f"needs {FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
+        )
+        recipe["attn_implementation"] = "sdpa"
     pushes = [key for key in PUSHES if recipe.get(key)]
     if pushes:
         said.append(
@@ -100,7 +95,7 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
     Args:
         recipe: The settled recipe.
         origin: The layer of each key.
-        pinned: Of the packages that :data:`PACKAGES` names, those that the locks pin.
+        pinned: Of :data:`PACKAGES`, those that the locks pin.
     """
     found = []
 
@@ -121,12 +116,19 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
         )
     if recipe.get("save_strategy") == "best" and not recipe.get("metric_for_best_model"):
         found.append(f"{at('save_strategy')} needs «metric_for_best_model», such as eval_loss")
-    for key, values, package, instead in PACKAGES:
-        if recipe.get(key) and (not values or recipe[key] in values) and package not in pinned:
-            found.append(
-                f"{at(key)} needs the package {package}, which no lock pins, and a trainer is offline. {instead}; or "
-                f"add {package} to requirements/trainer-cuda.in, then make lock"
-            )
+    if recipe.get("rl") or recipe.get("reward_model") or recipe.get("process_reward_model"):
+        key = next(key for key in ("rl", "reward_model", "process_reward_model") if recipe.get(key))
+        found.append(f"{at(key)}: what is trained here learns from conversations alone (SFT)")
+    cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
+    if cut and CUT_PACKAGE not in pinned:
+        where = (
+            at("cut_cross_entropy") if "cut_cross_entropy" in recipe else f"{origin['plugins'].where('plugins')}: {CUT}"
+        )
+        found.append(
+            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, {CUT_PACKAGE} as Axolotl has it. "
+            "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more; or add it to "
+            "requirements/trainer-cuda.in, then make lock"
+        )
     return found + _stopping_problems(recipe, at)
 
 

@@ -285,15 +285,16 @@ def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         origin: The layer of each key.
     """
     return [
-        f"{origin[key].where(key)}: «{key}: {_short(recipe[key])}», and {origin[rival].where(rival)}: "
-        f"«{rival}: {_short(recipe[rival])}»: {why}. Keep one of them"
+        f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}», and {origin[rival].where(rival)}: "
+        f"«{rival}: {shown(recipe[rival])}»: {why}. Keep one of them"
         for key in recipe
         for rival, why in rivals(recipe, key)
         if key < rival
     ]
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message, as YAML has it, and not too long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:39]}…"
 

@@ -7,7 +7,7 @@ proven. What is known to Axolotl alone is asked of it, in validation.py.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.lora_forge import recipe as recipes
 from ansible.module_utils.lora_forge.recipe import Layer
@@ -100,7 +100,7 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
     found = []
 
     def at(key: str) -> str:
-        return f"{origin[key].where(key)}: «{key}: {recipe[key]}»" if key in origin else f"«{key}: {recipe[key]}»"
+        return f"{origin[key].where(key)}: «{key}: {recipes.shown(recipe[key])}»"
 
     adapter = recipe.get("adapter")
     if adapter not in ("lora", "qlora"):
@@ -121,18 +121,17 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
         found.append(f"{at(key)}: what is trained here learns from conversations alone (SFT)")
     cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
     if cut and CUT_PACKAGE not in pinned:
-        where = (
-            at("cut_cross_entropy") if "cut_cross_entropy" in recipe else f"{origin['plugins'].where('plugins')}: {CUT}"
-        )
+        named = "cut_cross_entropy" if "cut_cross_entropy" in recipe else "plugins"
+        where = at(named) if named != "plugins" else f"{origin[named].where(named)}: «{CUT}»"
         found.append(
-            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, {CUT_PACKAGE} as Axolotl has it. "
+            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, Axolotl's {CUT_PACKAGE}. "
             "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more; or add it to "
             "requirements/trainer-cuda.in, then make lock"
         )
     return found + _stopping_problems(recipe, at)
 
 
-def _stopping_problems(recipe: dict[str, Any], at: Any) -> list[str]:
+def _stopping_problems(recipe: dict[str, Any], at: Callable[[str], str]) -> list[str]:
     if not recipe.get("early_stopping_patience"):
         return []
     every, saves, need = recipe.get("eval_steps"), recipe.get("save_steps"), f"{at('early_stopping_patience')} needs"

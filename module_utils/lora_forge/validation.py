@@ -199,7 +199,7 @@ def check(
     agents = ", ".join(dict.fromkeys(one.run["agent"] for one in asked))
     say(f"  Axolotl checks what is new in the recipes of {agents}, which takes a while")
     try:
-        answer = _ask(python, checkout, asked, timeout)
+        answer = ask(python, checkout, asked, timeout)
     except ForgeError as error:
         return [f"Axolotl's own check of the recipes was left out: {error}"]
     if answer["axolotl"] != axolotl:
@@ -240,7 +240,7 @@ def _taken(output: pathlib.Path) -> list[str]:
     return []
 
 
-def _ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question], timeout: float) -> dict[str, Any]:
+def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question], timeout: float) -> dict[str, Any]:
     """Run the program in the trainers' environment.
 
     Raises:

@@ -96,9 +96,10 @@ class Planner:
             ForgeError: With everything that is wrong with it.
         """
         layers = [self.layer("configs/base.yml"), self.layer(f"configs/agents/{agent}.yml")]
-        errors = []
+        errors, rehearsed = [], None
         if profile:
-            layers.append(self.named_layer("configs/profiles", profile, "run_profile"))
+            rehearsed = self.named_layer("configs/profiles", profile, "run_profile")
+            layers.append(rehearsed)
         elif machine:
             layer = self.named_layer("configs/machines", machine, "trainer_machine")
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
@@ -108,12 +109,15 @@ class Planner:
             layers.append(Layer("-e '{\"sweep\": …}'", variant))
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
-        errors = errors or recipe.range_problems(keys, origin) + recipe.contradictions(keys, origin)
+        # What contradicts itself is found in a rehearsal too, which would replace half of it.
+        both = [recipe.merge(one for one in layers if one is not rehearsed), (keys, origin)]
+        against = [said for one in both for said in recipe.contradictions(*one)]
+        errors = errors or [*recipe.range_problems(keys, origin), *dict.fromkeys(against)]
         if profile != REHEARSAL:
             errors = errors or recipe.model_problems(keys, origin, layers)
             if str(keys.get("base_model")).startswith("/"):
                 keys.pop("model_revision", None)  # a folder has none
-        said = [] if errors else recipe.replaced(layers) + rules.settle(keys, origin, layers, self.pinned)
+        said = [] if errors else recipe.replaced(layers, rehearsed) + rules.settle(keys, origin, layers, self.pinned)
         errors = errors or rules.problems(keys, origin, self.pinned)
         if errors:
             raise ForgeError("\n".join(errors))

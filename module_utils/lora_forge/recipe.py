@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import jsonschema
 import yaml
@@ -263,17 +263,18 @@ def rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
     return [(other, why) for other, why in found if other in recipe]
 
 
-def replaced(layers: list[Layer]) -> list[str]:
+def replaced(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
     """A sentence for each key of an earlier layer that gave way to a rival which the merged recipe has.
 
     Args:
         layers: The layers, the last one on top.
+        quiet: A layer of which it is no news that it replaces what others say.
     """
     recipe, origin, removed = _lay(layers)
     return [
         f"{key} of {origin[key].source} takes the place of {rival} of {layer.source}"
         for key, rival, layer in removed
-        if key in recipe and rival not in recipe
+        if key in recipe and rival not in recipe and origin[key] is not quiet
     ]
 
 

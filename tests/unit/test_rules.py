@@ -140,6 +140,21 @@ def test_a_contradiction_that_a_later_layer_ends_is_none():
     assert recipe.merge(three)[0] == {"warmup_steps": 7}
 
 
+def test_a_rehearsal_replaces_without_a_word_and_hides_no_contradiction(tmp_path):
+    def rehearsed(text: str) -> dict[str, Any]:
+        (tmp_path / "configs/agents/crew.yml").write_text(text)
+        trainer = Trainer("here", profile="rehearsal", datasets_dir=str(ROOT / "examples/datasets"))
+        return plan.make(tmp_path, tmp_path / "output", "crew", [trainer], {})
+
+    Brought("", "{}\n").planned(tmp_path)
+    made = rehearsed("warmup_ratio: 0.1\nevals_per_epoch: 4\n")
+    keys = made["runs"][0]["recipe"]
+    assert (keys["warmup_steps"], keys["eval_steps"], keys["save_steps"]) == (2, 4, 4)
+    assert not [said for said in made["warnings"] if "takes the place" in said]
+    with pytest.raises(ForgeError, match=r"crew\.yml, line 2: «warmup_ratio: 0\.1», and .* Keep one of them$"):
+        rehearsed("warmup_steps: 5\nwarmup_ratio: 0.1\n")
+
+
 def test_a_machine_file_takes_no_training_keys_place():
     below = {"gpu_memory_limit": 20, "liger_cross_entropy": True}
     assert recipe.machine_problems(Layer("m.yml", {"chunked_cross_entropy": True}), below) == []

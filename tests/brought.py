@@ -24,6 +24,7 @@ class Brought:
         name: What it is.
         recipe: Its text.
         says: Pieces of what the plan tells of it.
+        becomes: Keys of the recipe that is run; None where there is none.
         refused: A piece of what the plan refuses it with; empty where it is taken.
         plainly: A piece of what Axolotl says when it is laid over the base without a rule between keys.
     """
@@ -31,6 +32,7 @@ class Brought:
     name: str
     recipe: str
     says: tuple[str, ...] = ()
+    becomes: dict[str, Any] = dataclasses.field(default_factory=dict)
     refused: str = ""
     plainly: str = ""
 

@@ -34,7 +34,10 @@ def test_what_the_plan_makes_of_it(one: Brought, tmp_path):
             one.planned(tmp_path)
         assert one.refused in str(error.value)
         return
-    warnings = one.planned(tmp_path)["warnings"]
+    made = one.planned(tmp_path)
+    warnings, [run] = made["warnings"], made["runs"]
+    assert {key: run["recipe"].get(key) for key in one.becomes} == one.becomes
+    assert run["recipe"].keys() <= SCHEMA["properties"].keys()
     for piece in one.says:
         assert any(said.startswith("crew: ") and piece in said for said in warnings), (piece, warnings)
 
@@ -209,6 +212,21 @@ def test_a_single_conversation_leaves_nothing_to_evaluate(planned):
     assert "crew: nothing is evaluated (val_set_size is 0), so eval_steps is left out" in made["warnings"]
     with pytest.raises(ForgeError, match=r"«early_stopping_patience» needs evaluations, and nothing is evaluated"):
         planned({"early_stopping_patience": 2}, train=1)
+
+
+def test_early_stopping_takes_the_place_of_what_earlier_layers_save_by():
+    keys = {"adapter": "lora", "eval_steps": 20}
+    for below, above, saves in (
+        ({"saves_per_epoch": 2}, {"early_stopping_patience": 3}, 20),
+        ({"early_stopping_patience": 3}, {"saves_per_epoch": 2}, None),
+        ({"save_strategy": "epoch"}, {"early_stopping_patience": 3}, 20),
+    ):
+        all_of = layers(keys, below, above)
+        merged, origin = recipe.merge(all_of)
+        said = rules.settle(merged, origin, all_of, ())
+        assert merged.get("save_steps") == saves
+        assert bool(said) == bool(saves) == (not rules.problems(merged, origin, ()))
+        assert origin.keys() == merged.keys()
 
 
 def test_a_single_evaluation_stops_nothing_early(planned):

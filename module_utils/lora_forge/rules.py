@@ -204,7 +204,7 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
             f"lora_target_linear of {origin['lora_target_linear'].source} adds every linear layer to "
             "lora_target_modules, and an adapter that has others than those named fails its proof; name them instead"
         )
-    if recipe.get("adapter") == "lora" and recipe.get("load_in_4bit") and not recipe.get("load_in_8bit"):
+    if recipe.get("adapter") == "lora" and recipe.get("load_in_4bit"):
         said.append(
             "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "
             f"of {origin['load_in_4bit'].source} does nothing"

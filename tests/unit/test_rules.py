@@ -111,6 +111,7 @@ def test_of_two_layers_the_later_one_is_meant(below, above):
         ({"eval_strategy": "steps"}, {"evals_per_epoch": 2}),
         ({"load_in_4bit": True}, {"load_in_8bit": False}),
         ({"bf16": "auto"}, {"fp16": True}),
+        ({"bf16": False}, {"fp16": True}),
         ({"sample_packing": True}, {"batch_flattening": "auto"}),
         ({"chat_template": "jinja"}, {"chat_template_jinja": "{{ x }}"}),
         ({"num_epochs": 3}, {"max_steps": 10}),
@@ -277,6 +278,8 @@ def test_a_kernel_of_the_hub_is_told_of():
         ({"adapter": "lora", "load_in_4bit": False}, True),
         ({"adapter": "lora", "load_in_8bit": True}, False),
         ({"trust_remote_code": True}, False),
+        ({"nvfp4_merge_aware": True}, False),
+        ({"rl": "dpo"}, False),
         ({"adapter": "mixlora"}, False),
     ],
 )

@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.fleet import Trainer
 PROGRAM = "roles/run/files/validate_recipes.py"
 TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
 KEPT = 1000
-TIMEOUT = 300  # seconds; measured 12 to 25 on two cores, nearly all of it imports
+TIMEOUT = 300  # seconds; one recipe took 15 and 29 on two shared cores, nearly all of it imports
 UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
 
 # Compute capabilities by the words that GPUs are called by, RunPod's and nvidia-smi's (NVIDIA's «CUDA GPU Compute

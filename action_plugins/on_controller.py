@@ -12,6 +12,7 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
@@ -44,7 +45,8 @@ class ActionModule(ActionBase):
         assert MODULE is not None, "this file is for links to it"
         self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
+        telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
         try:
-            return result | MODULE.answer(given, self._task.check_mode)
+            return result | MODULE.answer(given, self._task.check_mode, **telling)
         except (ForgeError, OSError) as error:
             return result | {"failed": True, "msg": sentence(error)}

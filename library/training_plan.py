@@ -23,7 +23,8 @@ options:
       - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
         C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
         runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which),
-        C(groups) (those of the inventory that they may be) and C(rented) (whether it is a pod).
+        C(groups) (those of the inventory that they may be), C(rented) (whether it is a pod) and C(gpu_names) (the GPUs
+        that it may have).
     type: list
     elements: dict
     required: true
@@ -63,12 +64,23 @@ options:
     description: Hash the files of adapters that are there, instead of comparing sizes and times.
     type: bool
     default: false
+  validate:
+    description:
+      - Have Axolotl check the recipes of runs that will be started, where this machine has an environment of the
+        trainers' locks. What it takes is noted in C(axolotl_takes.json) in O(output), and not asked again.
+      - Rehearsals alone are not checked; they begin with the same check.
+    type: bool
+    default: false
+  axolotl_environment:
+    description: An environment with the locks' Axolotl, or its Python, on this machine; by default one is looked for.
+    type: str
+    default: ''
   forks:
     description: How many hosts Ansible looks after at a time, where it waits for them; by default no matter.
     type: int
 attributes:
   check_mode:
-    description: Writes no plan.json in check mode.
+    description: Writes nothing in check mode.
     support: full
   diff_mode:
     description: Shows nothing.
@@ -122,10 +134,10 @@ warnings_found:
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import fleet, plan, rundir, sweep
+from ansible.module_utils.lora_forge import fleet, plan, rundir, sweep, validation
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
 
 ARGUMENTS = {
@@ -139,23 +151,28 @@ ARGUMENTS = {
     "keep_axolotl": {"type": "str", "default": ""},
     "sweep": {"type": "raw"},
     "verify": {"type": "bool", "default": False},
+    "validate": {"type": "bool", "default": False},
+    "axolotl_environment": {"type": "str", "default": ""},
     "forks": {"type": "int"},
 }
+TELLS = True  # answer() takes what tells people what they wait for
 
 
-def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """What the module returns.
 
     Args:
         given: Its options.
         check_mode: Whether nothing may be written.
+        say: Tells people what they wait for.
 
     Raises:
         ForgeError: Anything that is wrong with what is asked for.
     """
     try:
+        lists = ("agents", "members", "groups", "gpu_names")
         trainers = [
-            fleet.Trainer(**one | {key: tuple(fleet.names_of(one.get(key))) for key in ("agents", "members", "groups")})
+            fleet.Trainer(**one | {key: tuple(fleet.names_of(one.get(key))) for key in lists})
             for one in given["trainers"]
         ]
     except TypeError as error:
@@ -174,13 +191,19 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         keep=given["keep_axolotl"],
         variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
     )
+    unchecked = []
+    if given["validate"]:
+        named = given["axolotl_environment"]
+        unchecked = validation.check(
+            made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
+        )
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / "plan.json", {"runs": made["runs"]})
         if given["sweep"] is not None:
             sweep.note(output, made["runs"])
     queues = fleet.queues(made["runs"])
-    warnings = made["warnings"] + (fleet.crowded(made["runs"], given["forks"]) if given["forks"] else [])
+    warnings = made["warnings"] + unchecked + (fleet.crowded(made["runs"], given["forks"]) if given["forks"] else [])
     return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
 
 

@@ -29,7 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what the tests import
 # What decides, and the unit tests that belong to it.
 TESTS = {
-    "recipe": ("recipe",),
+    "recipe": ("recipe", "rules"),
+    "rules": ("rules",),
+    "validation": ("validation",),
     "adapter": ("adapter",),
     "runs": ("runs_at_rest",),
     "plan": ("plan",),

@@ -42,6 +42,7 @@ class Trainer:
         members: The hosts of its gang, itself among them; empty where a run takes one.
         groups: The groups of the inventory that may be its gang.
         rented: Whether it is a pod.
+        gpu_names: The GPUs that it may have, as RunPod calls them; empty where the inventory does not say.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Trainer:
     members: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     rented: bool = False
+    gpu_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

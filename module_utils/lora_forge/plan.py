@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rundir, sweep
+from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rules, rundir, sweep
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.fleet import (
     Job,
@@ -61,6 +61,15 @@ class Planner:
         except (OSError, ValueError) as error:
             raise ForgeError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
         self.sets: dict[tuple[str, str, int], dataset.Summary] = {}
+        self.pinned = {package for package in rules.PACKAGES if self.pins(package)}
+        self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
+
+    def pins(self, package: str) -> bool:
+        """Whether the trainers' locks have a package; the CPU lock is made of the CUDA one."""
+        try:
+            return bool(recipe.pinned(self.root / LOCKS[1], package))
+        except ForgeError:
+            return False
 
     def layer(self, name: str) -> Layer:
         return recipe.read_layer(self.root / name, name)
@@ -75,15 +84,25 @@ class Planner:
     def merged(
         self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
     ) -> dict[str, Any]:
+        """The recipe of :meth:`laid`."""
+        return self.laid(agent, profile, machine, variant)[0]
+
+    def laid(
+        self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
+    ) -> tuple[dict[str, Any], dict[str, Layer]]:
         """The recipe of an agent, checked; the overrides of a sweep's variant are its last layer.
+
+        Returns:
+            The recipe, and for each key the layer it comes from.
 
         Raises:
             ForgeError: With everything that is wrong with it.
         """
         layers = [self.layer("configs/base.yml"), self.layer(f"configs/agents/{agent}.yml")]
-        errors = []
+        errors, rehearsed = [], None
         if profile:
-            layers.append(self.named_layer("configs/profiles", profile, "run_profile"))
+            rehearsed = self.named_layer("configs/profiles", profile, "run_profile")
+            layers.append(rehearsed)
         elif machine:
             layer = self.named_layer("configs/machines", machine, "trainer_machine")
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
@@ -93,16 +112,22 @@ class Planner:
             layers.append(Layer("-e '{\"sweep\": …}'", variant))
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
-        errors = errors or recipe.range_problems(keys, origin)
+        # What contradicts itself is found in a rehearsal too, which would replace half of it.
+        both = [recipe.merge(one for one in layers if one is not rehearsed), (keys, origin)]
+        against = [said for one in both for said in recipe.contradictions(*one)]
+        errors = errors or [*recipe.range_problems(keys, origin), *dict.fromkeys(against)]
         if profile != REHEARSAL:
             errors = errors or recipe.model_problems(keys, origin, layers)
             if str(keys.get("base_model")).startswith("/"):
                 keys.pop("model_revision", None)  # a folder has none
+        said = [] if errors else recipe.replaced(layers, rehearsed) + rules.settle(keys, origin, layers, self.pinned)
+        errors = errors or rules.problems(keys, origin, self.pinned)
         if errors:
             raise ForgeError("\n".join(errors))
+        self.warnings += [f"{agent}: {one}" for one in said + rules.notes(keys, origin)]
         if keys.get("deepspeed"):
             keys["deepspeed"] = self.deepspeed(keys["deepspeed"])
-        return keys
+        return keys, origin
 
     def deepspeed(self, given: Any) -> Any:
         """DeepSpeed's configuration, from its file where one is named: no trainer has the files of a checkout.
@@ -110,13 +135,11 @@ class Planner:
         Raises:
             ForgeError: The file cannot be read, or the trainer's environment has no DeepSpeed.
         """
-        try:
-            recipe.pinned(self.root / LOCKS[1], "deepspeed")  # which the CPU lock is made of
-        except ForgeError:
+        if not self.pins("deepspeed"):
             raise ForgeError(
                 f"«deepspeed» needs a package that {LOCKS[1]} does not pin: add a line «deepspeed» to "
                 f"{LOCKS[1].removesuffix('.txt')}.in, then make lock; or use fsdp_config, which needs nothing more"
-            ) from None
+            )
         if not isinstance(given, str):
             return given
         path = self.root / given
@@ -182,9 +205,13 @@ class Planner:
         Returns:
             The run, as plan.json has it.
         """
-        keys = self.merged(agent, trainer.profile, trainer.machine, variant)
+        keys, origin = self.laid(agent, trainer.profile, trainer.machine, variant)
         sets = self.datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
         self.suit(agent, keys, sets)
+        said, errors = rules.unevaluated(keys, origin, any(one.use == "val" for one in sets))
+        if errors:
+            raise ForgeError("\n".join(errors))
+        self.warnings += [f"{agent}: {one}" for one in said]
         rehearsal = trainer.profile == REHEARSAL
         files = [{"use": one.use, "sha256": one.sha256} for one in sets]
         mark = recipe.fingerprint(keys, rehearsal, files, self.axolotl)
@@ -220,6 +247,7 @@ class Planner:
         if not rehearsal:
             keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
         keys = recipe.with_plugins(keys)
+        self.origins[run_id] = {key: layer.where(key) for key, layer in origin.items()}
         options = (keys.pop("datasets", None) or [{}])[0]
         return {
             "run_id": run_id,
@@ -501,7 +529,7 @@ def make(
         keep: See :class:`Planner`.
 
     Returns:
-        ``runs`` and ``warnings``.
+        ``runs``, ``warnings``, and ``origins``: of each run_id, where each key of its recipe stands.
 
     Raises:
         ForgeError: Anything that is wrong, before a host is touched.
@@ -568,4 +596,8 @@ def make(
             let_go = (lambda _: True) if gone else moved
             runs[job] = planner.run(job[0], by_name[lane.trainer], fresh, let_go, verify, variants[job[1]])
         runs[job]["lane"] = lane.number
-    return {"runs": list(runs.values()), "warnings": list(dict.fromkeys(planner.warnings))}
+    return {
+        "runs": list(runs.values()),
+        "warnings": list(dict.fromkeys(planner.warnings)),
+        "origins": planner.origins,
+    }

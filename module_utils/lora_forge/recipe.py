@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Callable, Optional
 
 import jsonschema
 import yaml
@@ -23,16 +23,16 @@ EVERYBODY = "gastown"  # the shared adapter over all the others
 # evaluation is batched is none of them: its loss is a mean over batches, and decides which adapter is the best one.
 MACHINE_KEYS = frozenset(
     """
-    activation_offloading attn_implementation bf16 bfloat16 cut_cross_entropy cut_cross_entropy_accum_c_fp32
-    cut_cross_entropy_c_grad_chunk_size dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
-    dataset_num_proc ddp_find_unused_parameters ddp_timeout deepspeed device_map
-    fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp float16 fp16 fsdp_config fsdp_version
-    gc_collect_steps gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
-    include_tkps liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation liger_layer_norm
-    liger_rms_norm liger_rope liger_use_token_scaling lora_embedding_kernel lora_mlp_kernel lora_o_kernel
-    lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size nf4_backend pad_to_sequence_len
-    sample_packing_mp_start_method tf32 torch_compile torch_compile_backend torch_compile_mode torch_compile_regional
-    torch_empty_cache_steps unfrozen_parameters_on_cpu
+    activation_offloading attn_implementation bf16 bfloat16 chunked_cross_entropy chunked_cross_entropy_num_chunks
+    cut_cross_entropy cut_cross_entropy_accum_c_fp32 cut_cross_entropy_c_grad_chunk_size dataloader_num_workers
+    dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc ddp_find_unused_parameters ddp_timeout
+    deepspeed device_map fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp float16 fp16
+    fsdp_config fsdp_version gc_collect_steps gradient_accumulation_steps gradient_checkpointing
+    gradient_checkpointing_kwargs include_tkps liger_cross_entropy liger_fused_linear_cross_entropy
+    liger_glu_activation liger_layer_norm liger_rms_norm liger_rope lora_embedding_kernel lora_mlp_kernel
+    lora_o_kernel lora_qkv_kernel low_cpu_mem_usage max_memory micro_batch_size nf4_backend pad_to_sequence_len
+    sample_packing_mp_start_method sdpa_varlen tf32 torch_compile torch_compile_backend torch_compile_mode
+    torch_compile_regional torch_empty_cache_steps unfrozen_parameters_on_cpu
     """.split()
 )
 # Bookkeeping: what is written where. Neither what is learnt nor how fast.
@@ -51,8 +51,91 @@ KERNEL_PLUGINS = {
     "axolotl.integrations.liger.LigerPlugin": "liger_",
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
 }
+# Axolotl's own LoRA kernels. A recipe that names none of them trains with all; one that names some, with those alone.
+LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel")
+# Those that draw a dropout otherwise than PEFT, which has a mask for each module: q, k and v share one, gate and up
+# share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
+# how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
+DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
+
+
+def _given(value: Any) -> bool:
+    return bool(value)
+
+
+def _not(*harmless: Any) -> Callable[[Any], bool]:
+    return lambda value: bool(value) and value not in harmless
+
+
+@dataclasses.dataclass(frozen=True)
+class Rivals:
+    """Keys that say the same thing in different ways: of two layers, the later one's is meant.
+
+    Attributes:
+        sides: The ways; each maps its keys to a test of whether a value takes part.
+        why: What goes wrong where two of them stand side by side, for messages.
+    """
+
+    sides: tuple[dict[str, Callable[[Any], bool]], ...]
+    why: str
+
+
+# Axolotl 0.21's axolotl/utils/schemas/validation.py refuses them side by side, where no other reason is given. A value
+# that Axolotl counts as not set (false, 0) takes no part.
+RIVALS = (
+    Rivals(({"warmup_steps": _given}, {"warmup_ratio": _given}), "each says how long the warmup is"),
+    # saves_per_epoch beside save_strategy is taken by Axolotl, and the strategy passed over without a word.
+    Rivals(
+        ({"save_steps": _given}, {"saves_per_epoch": _given}, {"save_strategy": _not("steps")}),
+        "each says when a checkpoint is saved",
+    ),
+    Rivals(
+        (
+            {"eval_steps": _given},
+            {"evals_per_epoch": _given},
+            {"eval_strategy": _not("steps"), "evaluation_strategy": _not("steps")},
+        ),
+        "each says when is evaluated",
+    ),
+    Rivals(({"eval_strategy": _given}, {"evaluation_strategy": _given}), "the second is the first one's old name"),
+    # `adapter: lora` takes both, and quantises to 8 bits.
+    Rivals(({"load_in_4bit": _given}, {"load_in_8bit": _given}), "a model is loaded in one of the two"),
+    Rivals(
+        ({"load_in_4bit": _given, "load_in_8bit": _given}, {"model_quantization_config": _given}),
+        "each says how the base model is quantised",
+    ),
+    # Axolotl takes both and trains in bf16. `bf16: auto` gives way to fp16 by itself.
+    Rivals(
+        ({"bf16": _not("auto"), "bfloat16": _given}, {"fp16": _given, "float16": _given}),
+        "a training has one precision, and bf16 would win without a word",
+    ),
+    Rivals(({"deepspeed": _given}, {"fsdp_config": _given}), "a model is divided by one of them"),
+    Rivals(
+        tuple(
+            {key: _given}
+            for key in (
+                *("chunked_cross_entropy", "cut_cross_entropy"),
+                *("liger_cross_entropy", "liger_fused_linear_cross_entropy"),
+            )
+        ),
+        "each is a cross entropy of its own",
+    ),
+    Rivals(({"use_dft": _given}, {"use_eaft": _given}), "each is a loss of its own"),
+    Rivals(({"max_memory": _given}, {"gpu_memory_limit": _given}), "each limits the GPU's memory"),
+    Rivals(({"lr_groups": _given}, {"loraplus_lr_ratio": _given}), "each gives groups of weights their learning rates"),
+    Rivals(
+        ({"neftune_noise_alpha": _given}, {"noisy_embedding_alpha": _given}), "the second is the first one's old name"
+    ),
+    Rivals(({"liger_glu_activation": _given}, {"liger_swiglu": _given}), "the second is the first one's old name"),
+    Rivals(({"sample_packing": _given}, {"batch_flattening": _not("auto")}), "each puts several examples into a row"),
+    # Axolotl reads chat_template_jinja only where chat_template does not name another one.
+    Rivals(
+        ({"chat_template": _not("jinja")}, {"chat_template_jinja": _given}),
+        "the second would be passed over without a word",
+    ),
+)
 
 REMOVED_TYPES = {
     "sharegpt": "type: chat_template (lora-forge adds field_messages: conversations and the mappings itself)",
@@ -133,13 +216,20 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
-    """Lay layers over each other, the last one on top; a null removes a key.
+    """Lay layers over each other, the last one on top: a null removes a key, and a key its rivals of earlier layers.
 
     Returns:
         The recipe, and for each key the layer it comes from.
     """
+    recipe, origin, _ = _lay(layers)
+    return recipe, origin
+
+
+def _lay(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer], list[tuple[str, str, Layer]]]:
+    """What :func:`merge` returns, and each key that took the place of a rival: it, the rival, and the rival's layer."""
     recipe: dict[str, Any] = {}
     origin: dict[str, Layer] = {}
+    removed: list[tuple[str, str, Layer]] = []
     for layer in layers:
         for key, value in layer.keys.items():
             origin[key] = layer
@@ -147,7 +237,95 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
                 recipe.pop(key, None)
             else:
                 recipe[key] = value
-    return recipe, {key: origin[key] for key in recipe}
+        for key in layer.keys:
+            for rival, _ in rivals(recipe, key):
+                if origin[rival] is not layer:
+                    removed.append((key, rival, origin[rival]))
+                    del recipe[rival]
+    return recipe, {key: origin[key] for key in recipe}, removed
+
+
+def rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
+    """The rivals of a key in a recipe, each with the reason.
+
+    Args:
+        recipe: Axolotl keys, be it of several layers.
+        key: One of them.
+    """
+    found = []
+    for group in RIVALS:
+        own = next((side for side in group.sides if key in side), {})
+        if key not in recipe or not own or not own[key](recipe[key]):
+            continue
+        for side in group.sides:
+            if side is not own:
+                found += [(other, group.why) for other, takes_part in side.items() if takes_part(recipe.get(other))]
+    return [(other, why) for other, why in found if other in recipe]
+
+
+def replaced(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
+    """A sentence for each key of an earlier layer that gave way to a rival which the merged recipe has.
+
+    Args:
+        layers: The layers, the last one on top.
+        quiet: A layer of which it is no news that it replaces what others say.
+    """
+    recipe, origin, removed = _lay(layers)
+    return [
+        f"{key} of {origin[key].source} takes the place of {rival} of {layer.source}"
+        for key, rival, layer in removed
+        if key in recipe and rival not in recipe and origin[key] is not quiet
+    ]
+
+
+def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
+    """Rivals that are left in a merged recipe: they stand in one layer, and nobody can say which is meant.
+
+    Args:
+        recipe: The merged recipe.
+        origin: The layer of each key.
+    """
+    return [
+        f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}», and {origin[rival].where(rival)}: "
+        f"«{rival}: {shown(recipe[rival])}»: {why}. Keep one of them"
+        for key in recipe
+        for rival, why in rivals(recipe, key)
+        if key < rival
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value for a message, as YAML has it, and not too long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def lora_kernels(recipe: dict[str, Any]) -> frozenset[str]:
+    """The LoRA kernels that a recipe trains with on a GPU.
+
+    Axolotl's rule (``lora_kernels_auto_enable`` in axolotl/utils/schemas/validation.py): all of them, where none is
+    named, unless the adapter is not (Q)LoRA, the model is loaded in 8 bits, or its code comes from elsewhere.
+    """
+    if any(recipe.get(key) is not None for key in LORA_KERNELS):
+        return frozenset(key for key in LORA_KERNELS if recipe.get(key))
+    unfit = recipe.get("rl") or recipe.get("nvfp4_merge_aware") or recipe.get("trust_remote_code")
+    if unfit or recipe.get("adapter") not in ("lora", "qlora"):
+        return frozenset()
+    return frozenset() if recipe["adapter"] == "lora" and recipe.get("load_in_8bit") else frozenset(LORA_KERNELS)
+
+
+def unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
+    """How a recipe draws its dropout, where its kernels make that another way than Axolotl has by default.
+
+    Returns:
+        Each of ``DROPOUT_KERNELS`` and whether it is on; empty without a dropout, or where all is as by default.
+    """
+    if not recipe.get("lora_dropout"):
+        return {}
+    have = lora_kernels(recipe)
+    default = lora_kernels({key: value for key, value in recipe.items() if key not in LORA_KERNELS})
+    on = {key: key in have for key in DROPOUT_KERNELS}
+    return {} if on == {key: key in default for key in DROPOUT_KERNELS} else on
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -300,8 +478,22 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
         for key in layer.keys
         if key not in MACHINE_KEYS | RECORD_KEYS
     ]
+    merged, _, removed = _lay([Layer("the recipe below", below), layer])
+    found += [
+        f"{layer.where(key)}: «{key}» would take the place of «{rival}», which decides what is learnt; a machine file "
+        "may not do that"
+        for key, rival, _ in removed
+        if rival not in MACHINE_KEYS | RECORD_KEYS
+    ]
+    if unusual_dropout(merged) != unusual_dropout(below):
+        named = next(key for key in layer.keys if key in LORA_KERNELS)
+        found.append(
+            f"{layer.where(named)}: «{named}» changes which LoRA kernels train. With «lora_dropout: "
+            f"{merged['lora_dropout']}» that decides what is learnt, as {' and '.join(DROPOUT_KERNELS)} draw the "
+            "dropout otherwise. Put it into configs/agents/ or configs/base.yml, or train without a dropout"
+        )
     try:
-        before, after = effective_batch(below), effective_batch(merge([Layer("", below), layer])[0])
+        before, after = effective_batch(below), effective_batch(merged)
     except (TypeError, ValueError):
         return found  # a wrong type, which problems() names
     if before != after:
@@ -391,6 +583,8 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
     """
     ignored = MACHINE_KEYS | RECORD_KEYS | COMPUTED_KEYS
     keys = {key: value for key, value in recipe.items() if key not in ignored}
+    if not rehearsal and unusual_dropout(recipe):  # a rehearsal is on a CPU, where there are no kernels
+        keys["dropout_kernels"] = unusual_dropout(recipe)
     keys["datasets"] = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
     basis = {
         "training": keys,

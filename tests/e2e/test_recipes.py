@@ -1,44 +1,84 @@
-"""Every agent's merged production recipe passes the pinned Axolotl's own validation."""
+"""Recipes, the project's own and those that people bring, before the pinned Axolotl's own validation."""
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import subprocess
+from typing import Any
 
-from ansible.module_utils.lora_forge import plan, recipe
+from ansible.module_utils.lora_forge import plan, recipe, validation
+from brought import brought
 
-from .conftest import CONVERGE, ROOT
+from .conftest import CONVERGE, ROOT, Checkout
+
+A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_80"}
+PATHS = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "type": "chat_template"}]}
 
 
-def validate(environment: pathlib.Path, recipes: list[dict[str, object]]) -> list[str]:
+def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[str]:
     """What Axolotl says against each recipe; nothing of one that it takes."""
-    quiet = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(environment), str(ROOT / "tests/e2e/validate_recipes.py")],
-        input=json.dumps(recipes), env={**os.environ, **quiet}, capture_output=True, text=True, timeout=CONVERGE,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    asked = [validation.Question({}, one, A100, "") for one in recipes]
+    return ["\n".join(said) for said in validation.ask(environment, ROOT, asked, CONVERGE)["problems"]]
 
 
 def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> None:
     planner = plan.Planner(ROOT, ROOT / "output", {})
-    paths = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "type": "chat_template"}]}
-    recipes = [planner.merged(agent, "", "") | paths for agent in plan.AGENTS]
+    recipes = [planner.merged(agent, "", "") | PATHS for agent in plan.AGENTS]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
     *answers, refusal = validate(environment, [*recipes, wrong])
     assert answers == [""] * 7
-    assert "load qlora in 8bit" in refusal
+    assert refusal == "Can't load qlora in 8bit"
+
+
+def test_what_the_plan_takes_axolotl_takes(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """And what the rules between keys put right, it refuses without them."""
+    taken = [one for one in brought() if not one.refused]
+    asked = [
+        question
+        for number, one in enumerate(taken)
+        for question in validation.questions(one.planned(tmp_path / str(number))["runs"], [], "")
+    ]
+    assert len(asked) == len(taken)
+    answers = validate(environment, [one.recipe for one in asked] + [one.plain() | PATHS for one in taken])
+    assert dict(zip((one.name for one in taken), answers)) == {one.name: "" for one in taken}
+    for one, said in zip(taken, answers[len(taken) :]):
+        assert one.plainly in said, one.name
+        assert bool(one.plainly) == bool(said), f"{one.name}: {said}"
+
+
+def test_the_plan_asks_axolotl_once_and_says_where_a_refused_key_stands(checkout: Checkout) -> None:
+    agent, asks = checkout.home / "configs/agents/crew.yml", "Axolotl checks what is new in the recipes of"
+
+    def planned() -> tuple[int, str]:
+        options = ("-i", "gpu-1,", "-e", "role=crew,mayor", "-e", "datasets_dir=examples/datasets")
+        code, text = checkout.play(*options, playbook="playbooks/plan.yml")
+        return code, " ".join(text.split())
+
+    agent.write_text("# as somebody brings it\nactivation_offloading: true\ngradient_checkpointing: false\n")
+    code, text = planned()
+    assert code != 0
+    assert f"{asks} crew, mayor" in text
+    assert (
+        "Axolotl refuses the recipe of crew: activation_offloading requires gradient_checkpointing "
+        "(activation_offloading: configs/agents/crew.yml, line 2; "
+        "gradient_checkpointing: configs/agents/crew.yml, line 3)"
+    ) in text
+    assert not (checkout.home / "output/plan.json").exists()
+    agent.write_text("# as it should be\nactivation_offloading: true\n")
+    code, text = planned()
+    assert code == 0, text
+    assert f"{asks} crew, which" in text  # the mayor's was taken the first time
+    code, text = planned()
+    assert code == 0, text
+    assert asks not in text
 
 
 def test_axolotl_takes_every_machine_class(environment: pathlib.Path) -> None:
     """As a run is given it, with the plugins that its keys need."""
     planner = plan.Planner(ROOT, ROOT / "output", {})
-    paths = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "type": "chat_template"}]}
     names = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"))
-    recipes = [recipe.with_plugins(planner.merged("witness", "", name)) | paths for name in names]
+    recipes = [recipe.with_plugins(planner.merged("witness", "", name)) | PATHS for name in names]
     assert dict(zip(names, validate(environment, recipes))) == dict.fromkeys(names, "")
 
 

@@ -1,0 +1,221 @@
+"""Rules between the keys of a recipe: what is put right with a sentence, what is refused, what is worth a word.
+
+Whatever is wrong here, Axolotl would refuse on the trainer, or a training would end without an adapter that can be
+proven. What is known to Axolotl alone is asked of it, in validation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Callable
+
+from ansible.module_utils.lora_forge import recipe as recipes
+from ansible.module_utils.lora_forge.recipe import Layer
+
+# A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
+PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
+# Attention that needs a package besides Axolotl's own, or else a kernel of the hub. It is how fast, not what is learnt.
+FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
+# Axolotl's plugin switches it on by itself, unless the recipe says otherwise.
+CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+CUT_PACKAGE = "cut-cross-entropy"
+PACKAGES = (*FLASH.values(), CUT_PACKAGE)
+
+
+def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]) -> list[str]:
+    """Put right what has one sensible meaning; the recipe is changed in place.
+
+    Args:
+        recipe: The merged recipe, without problems of its keys one by one.
+        origin: The layer of each key.
+        layers: All layers, the last one on top.
+        pinned: Of :data:`PACKAGES`, those that the locks pin.
+
+    Returns:
+        What was done, in sentences.
+    """
+    said = []
+    attention = str(recipe.get("attn_implementation"))
+    if attention in FLASH and FLASH[attention] not in pinned:
+        said.append(
+            f"attn_implementation is sdpa in place of {attention} of {origin['attn_implementation'].source}: that "
+            f"needs {FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
+        )
+        recipe["attn_implementation"] = "sdpa"
+    pushes = [key for key in PUSHES if recipe.get(key)]
+    if pushes:
+        said.append(
+            f"{_list(pushes)} of {origin[pushes[0]].source} {_are(pushes)} left out: a trainer is offline and pushes "
+            "nothing. The adapter is delivered to this machine; publish it from here"
+        )
+        for key in pushes:
+            del recipe[key]
+    if not recipe.get("sample_packing"):
+        recipe.pop("eval_sample_packing", None)  # Axolotl would pack the evaluation of a training that does not pack
+    said += _early_stopping(recipe, origin, layers)
+    return said
+
+
+def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
+    """Give early stopping the steps that Axolotl wants of it, where an earlier layer counts by epochs.
+
+    Axolotl turns evaluations an epoch into this same share of all steps, but after it has asked for the steps.
+    """
+    if not recipe.get("early_stopping_patience"):
+        return []
+    own, said = layers.index(origin["early_stopping_patience"]), []
+    evaluations = recipe.get("evals_per_epoch")
+    if evaluations and not recipe.get("eval_steps"):
+        share = 1 / (float(evaluations) * float(recipe.get("num_epochs", 1)))
+        if share < 1:
+            recipe["eval_steps"] = share
+            origin["eval_steps"] = origin.pop("evals_per_epoch")
+            del recipe["evals_per_epoch"]
+            said.append(
+                f"early stopping counts in steps: eval_steps is {share:.4g} of the training in place of "
+                f"evals_per_epoch {evaluations}, which is the same"
+            )
+    if not recipe.get("eval_steps") or recipe.get("save_steps"):
+        return said
+    saves = next((key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key)), "")
+    if saves and layers.index(origin[saves]) >= own and recipe[saves] != "steps":
+        return said  # the user's own word, which problems() holds against early stopping
+    recipe["save_steps"] = recipe["eval_steps"]
+    origin["save_steps"] = origin["early_stopping_patience"]
+    place = f", in place of {saves} of {origin[saves].source}" if saves and recipe[saves] != "steps" else ""
+    if place:
+        del recipe[saves], origin[saves]
+    said.append(f"early stopping needs a checkpoint at its evaluations: save_steps is eval_steps{place}")
+    return said
+
+
+def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collection[str]) -> list[str]:
+    """What makes no training, however each key is right by itself.
+
+    Args:
+        recipe: The settled recipe.
+        origin: The layer of each key.
+        pinned: Of :data:`PACKAGES`, those that the locks pin.
+    """
+    found = []
+
+    def at(key: str) -> str:
+        return f"{origin[key].where(key)}: «{key}: {recipes.shown(recipe[key])}»"
+
+    adapter = recipe.get("adapter")
+    if adapter not in ("lora", "qlora"):
+        where = at("adapter") if adapter else "the recipe has no «adapter»"
+        found.append(f"{where}; what is trained here is «lora» or «qlora»")
+    if adapter == "qlora" and recipe.get("load_in_8bit"):
+        found.append(f"{at('load_in_8bit')} and «adapter: qlora»: QLoRA is in 4 bits; for 8 bits write «adapter: lora»")
+    elif adapter == "qlora" and not recipe.get("load_in_4bit"):
+        found.append(f"{at('adapter')} needs «load_in_4bit: true»; without quantisation write «adapter: lora»")
+    if recipe.get("batch_size"):
+        found.append(
+            f"{at('batch_size')}: write gradient_accumulation_steps instead, which is batch_size / micro_batch_size"
+        )
+    if recipe.get("save_strategy") == "best" and not recipe.get("metric_for_best_model"):
+        found.append(f"{at('save_strategy')} needs «metric_for_best_model», such as eval_loss")
+    if recipe.get("rl") or recipe.get("reward_model") or recipe.get("process_reward_model"):
+        key = next(key for key in ("rl", "reward_model", "process_reward_model") if recipe.get(key))
+        found.append(f"{at(key)}: what is trained here learns from conversations alone (SFT)")
+    cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
+    if cut and CUT_PACKAGE not in pinned:
+        named = "cut_cross_entropy" if "cut_cross_entropy" in recipe else "plugins"
+        where = at(named) if named != "plugins" else f"{origin[named].where(named)}: «{CUT}»"
+        found.append(
+            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, Axolotl's {CUT_PACKAGE}. "
+            "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more; or add it to "
+            "requirements/trainer-cuda.in, then make lock"
+        )
+    return found + _stopping_problems(recipe, at)
+
+
+def _stopping_problems(recipe: dict[str, Any], at: Callable[[str], str]) -> list[str]:
+    if not recipe.get("early_stopping_patience"):
+        return []
+    every, saves, need = recipe.get("eval_steps"), recipe.get("save_steps"), f"{at('early_stopping_patience')} needs"
+    if recipe.get("evals_per_epoch") and not every:
+        return [f"{need} more than one evaluation, and {at('evals_per_epoch')} makes a single one. Give eval_steps"]
+    if not every:
+        other = next((key for key in ("eval_strategy", "evaluation_strategy") if recipe.get(key)), "")
+        return [f"{need} «eval_steps»" + (f" in place of {at(other)}" if other else "")]
+    if not saves:
+        other = next(key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key))
+        return [f"{need} «save_steps», a multiple of eval_steps, in place of {at(other)}"]
+    if saves % every:
+        return [f"{need} a save_steps that is a multiple of eval_steps; {at('save_steps')}, {at('eval_steps')}"]
+    return []
+
+
+def unevaluated(recipe: dict[str, Any], origin: dict[str, Layer], held_out: bool) -> tuple[list[str], list[str]]:
+    """Leave out when to evaluate where nothing is evaluated: Axolotl refuses it; the recipe is changed in place.
+
+    Args:
+        recipe: The recipe, after it was suited to its data.
+        origin: The layer of each key.
+        held_out: Whether there are datasets to evaluate with.
+
+    Returns:
+        What was done, and what is wrong, in sentences.
+    """
+    if held_out or recipe.get("val_set_size") != 0:
+        return [], []
+    if recipe.get("early_stopping_patience"):
+        where = origin["early_stopping_patience"].where("early_stopping_patience")
+        return [], [
+            f"{where}: «early_stopping_patience» needs evaluations, and nothing is evaluated: «val_set_size: 0», and "
+            "there is no dataset for validation"
+        ]
+    keys = [key for key in ("eval_steps", "eval_strategy", "evaluation_strategy") if recipe.get(key) not in (None, 0)]
+    keys = [key for key in keys if recipe[key] != "no"]
+    for key in keys:
+        del recipe[key]
+    if not keys:
+        return [], []
+    return [f"nothing is evaluated (val_set_size is 0), so {_list(keys)} {_are(keys)} left out"], []
+
+
+def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
+    """What a recipe holds that does not do what it says.
+
+    Args:
+        recipe: The settled recipe.
+        origin: The layer of each key.
+    """
+    said, kernels = [], recipes.lora_kernels(recipe)
+    # patch_manager rewrites the attention before Liger's plugin gives its module another rotary embedding, and the
+    # rewritten one keeps what it found; the kernel for the MLP is put in the place of the forward that Liger brought.
+    for key, others in (("liger_rope", ("lora_qkv_kernel", "lora_o_kernel")),
+                        ("liger_glu_activation", ("lora_mlp_kernel",))):  # fmt: skip
+        covering = [other for other in others if other in kernels]
+        if recipe.get(key) and covering:
+            said.append(
+                f"{key} of {origin[key].source} does nothing beside {_list(covering)}, which Axolotl has for LoRA "
+                "unless the recipe says otherwise"
+            )
+    if "/" in str(recipe.get("attn_implementation")):
+        said.append(
+            f"attn_implementation of {origin['attn_implementation'].source} is a kernel of the hub, and a trainer is "
+            "offline: it must lie in models/hub below trainer_root already"
+        )
+    if recipe.get("lora_target_linear") and recipe.get("lora_target_modules"):
+        said.append(
+            f"lora_target_linear of {origin['lora_target_linear'].source} adds every linear layer to "
+            "lora_target_modules, and an adapter that has others than those named fails its proof; name them instead"
+        )
+    if recipe.get("adapter") == "lora" and recipe.get("load_in_4bit"):
+        said.append(
+            "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "
+            f"of {origin['load_in_4bit'].source} does nothing"
+        )
+    return said
+
+
+def _list(words: Collection[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _are(words: Collection[str]) -> str:
+    return "are" if len(words) > 1 else "is"

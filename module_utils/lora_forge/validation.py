@@ -1,0 +1,284 @@
+"""Axolotl's own validation of planned recipes, on the controller, before anything is rented.
+
+Only Axolotl knows all of its rules between keys, and only an environment of the trainers' locks has Axolotl. Where this
+machine has one, it is asked in a process of its own; what it has taken once is not asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.lora_forge import environment, launch, recipe, rundir
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.fleet import Trainer
+
+PROGRAM = "roles/run/files/validate_recipes.py"
+TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
+KEPT = 1000
+TIMEOUT = 300  # seconds; one recipe took 15 and 29 on two shared cores, nearly all of it imports
+UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
+
+# Compute capabilities by the words that GPUs are called by, RunPod's and nvidia-smi's (NVIDIA's «CUDA GPU Compute
+# Capability»). Of two that fit, the first one decides.
+CAPABILITIES = (
+    (r"B300", "10.3"),
+    (r"B200|GB200", "10.0"),
+    (r"H100|H200|GH200", "9.0"),
+    (r"RTX PRO \d000|RTX 50\d0", "12.0"),
+    (r"\bL4\b|\bL40S?\b|RTX 40\d0|Ada\b", "8.9"),
+    (r"A100|A30\b", "8.0"),
+    (r"A40\b|A10G?\b|A16\b|RTX 30\d0|RTX A\d000", "8.6"),
+    (r"\bT4\b|RTX 20\d0|Quadro RTX", "7.5"),
+    (r"V100", "7.0"),
+)
+
+
+def compute_capability(names: Sequence[str]) -> str:
+    """The least compute capability among GPUs, of which any may be taken; an A100's where one is not known.
+
+    Args:
+        names: As RunPod or nvidia-smi calls them; empty where nobody knows.
+    """
+    found = [next((one for words, one in CAPABILITIES if re.search(words, name)), UNKNOWN) for name in names]
+    return min(found, key=_number) if found else UNKNOWN
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
+
+
+def capabilities(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What Axolotl would find of the GPU that a run is for (``gpu_capabilities`` in axolotl/cli/config.py).
+
+    Args:
+        run: The run's plan.
+        names: The GPUs that it may get; empty where nobody knows.
+    """
+    if run["rehearsal"]:
+        return {"bf16": False, "fp8": False, "tf32": False, "n_gpu": 1, "compute_capability": None}
+    have = compute_capability(names)
+    return {
+        "bf16": _number(have) >= (8, 0),
+        "fp8": _number(have) >= (9, 0),
+        "tf32": _number(have) >= (8, 0),
+        "n_gpu": run.get("gpus", 1) * len(run.get("hosts") or [""]),
+        "compute_capability": f"sm_{have.replace('.', '')}",
+    }
+
+
+def rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
+    """What the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
+
+    Args:
+        run: The run's plan.
+        root: The trainer's root.
+    """
+    variables = launch.axolotl(run, root, "offline")
+    sets = {key: [{**one, "path": "data.jsonl"} for one in variables[key]] for key in ("datasets", "test_datasets")}
+    places = {"output_dir": "output", "dataset_prepared_path": "prepared"}
+    return {**variables["recipe"], **places, **{key: value for key, value in sets.items() if value}}
+
+
+def find(checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], named: str) -> Optional[pathlib.Path]:
+    """The Python of an environment of the present locks on this machine, or None.
+
+    Args:
+        checkout: The project's folder; the default inventory's trainer is in it.
+        roots: The trainers' roots, one of which may be this machine's.
+        locks: The lock files, from the checkout on.
+        named: An environment, or its Python, that the user names; it goes before all others.
+
+    Raises:
+        ForgeError: What is named is no environment.
+    """
+    if named:
+        path = pathlib.Path(named).expanduser()
+        python = path / "bin/python" if path.is_dir() else path
+        if not os.access(python, os.X_OK):
+            raise ForgeError(f"axolotl_environment is {named}; name an environment, or its Python, on this machine")
+        return python
+    names = [environment.key(checkout / lock) for lock in locks]
+    places = [checkout / ".trainer", *map(pathlib.Path, dict.fromkeys(roots)), environment.IMAGE]
+    homes = [place / "env" / name for place in places for name in names]
+    return next((home / "bin/python" for home in homes if environment.present(home)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A recipe that Axolotl is asked about.
+
+    Attributes:
+        run: The run's plan.
+        recipe: What its axolotl.yml will hold.
+        capabilities: From :func:`capabilities`.
+        mark: What its answer is known by.
+    """
+
+    run: dict[str, Any]
+    recipe: dict[str, Any]
+    capabilities: dict[str, Any]
+    mark: str
+
+
+def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], axolotl: str) -> list[Question]:
+    """What to ask about the runs that will be started.
+
+    Args:
+        runs: The plan.
+        trainers: Who trains.
+        axolotl: The pinned version.
+
+    Returns:
+        Nothing where all of them are rehearsals: they cost nothing, and begin with the same validation.
+    """
+    by_name = {trainer.name: trainer for trainer in trainers}
+    starting = [run for run in runs if run["state"] in ("to train", "to resume")]
+    if all(run["rehearsal"] for run in starting):
+        return []
+    found = []
+    for run in starting:
+        trainer = by_name.get(run["trainer"], Trainer(run["trainer"]))
+        given, have = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
+        mark = hashlib.sha256(recipe.canonical([given, have, axolotl]).encode()).hexdigest()
+        found.append(Question(run, given, have, mark))
+    return found
+
+
+def check(
+    made: dict[str, Any],
+    trainers: Sequence[Trainer],
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    locks: Sequence[str],
+    *,
+    named: str = "",
+    remember: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+    timeout: float = TIMEOUT,
+) -> list[str]:
+    """Have Axolotl check what is planned; what it has taken before is not asked again.
+
+    Args:
+        made: From ``plan.make``.
+        trainers: Who trains.
+        checkout: The project's folder.
+        output: Where adapters and placements are kept, and what Axolotl has taken.
+        locks: The lock files, from the checkout on.
+        named: See :func:`find`.
+        remember: Whether what it takes is noted.
+        say: Tells people what they wait for.
+        timeout: Seconds it may take.
+
+    Returns:
+        Why it was not asked, in a sentence; nothing where all is well.
+
+    Raises:
+        ForgeError: With everything that Axolotl says against the recipes.
+    """
+    axolotl = recipe.pinned(checkout / locks[0], "axolotl")
+    taken = _taken(output)
+    asked = [one for one in questions(made["runs"], trainers, axolotl) if one.mark not in taken]
+    if not asked:
+        return []
+    python = find(checkout, [trainer.root for trainer in trainers], locks, named)
+    if python is None:
+        return [
+            "Axolotl's own check of the recipes was left out: no environment of requirements/trainer-*.txt is on this "
+            "machine. A rehearsal makes one (ansible-playbook train.yml); -e axolotl_environment=… names one elsewhere"
+        ]
+    agents = ", ".join(dict.fromkeys(one.run["agent"] for one in asked))
+    say(f"  Axolotl checks what is new in the recipes of {agents}, which takes a while")
+    try:
+        answer = ask(python, checkout, asked, timeout)
+    except ForgeError as error:
+        return [f"Axolotl's own check of the recipes was left out: {error}"]
+    if answer["axolotl"] != axolotl:
+        return [
+            f"Axolotl's own check of the recipes was left out: {python} has Axolotl {answer['axolotl']}, and the locks "
+            f"pin {axolotl}"
+        ]
+    refused = [
+        f"Axolotl refuses the recipe of {one.run['name']}: {located(said, made['origins'].get(one.run['run_id'], {}))}"
+        for one, problems in zip(asked, answer["problems"])
+        for said in problems
+    ]
+    accepted = [one.mark for one, problems in zip(asked, answer["problems"]) if not problems]
+    if remember:
+        output.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
+    if refused:
+        raise ForgeError("\n".join(dict.fromkeys(refused)))
+    return []
+
+
+def located(said: str, origins: Mapping[str, str]) -> str:
+    """A sentence of Axolotl's, with where the keys that it names stand.
+
+    Args:
+        said: The sentence.
+        origins: Of each key of the recipe, where it stands.
+    """
+    named = dict.fromkeys(word for word in re.findall(r"[a-z]\w*_\w+|(?<=`)\w+(?=`)", said) if word in origins)
+    places = "; ".join(f"{word}: {origins[word]}" for word in named)
+    return f"{' '.join(said.split())}" + (f" ({places})" if places else "")
+
+
+def _taken(output: pathlib.Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((output / TAKEN).read_text(encoding="utf-8"))
+        return [mark for mark in known if isinstance(mark, str)] if isinstance(known, list) else []
+    return []
+
+
+def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question], timeout: float) -> dict[str, Any]:
+    """Run the program in the trainers' environment.
+
+    Raises:
+        ForgeError: It gave no answer.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    paths = (checkout / "roles/run/files", checkout / "module_utils/lora_forge")  # our plugin, and what it imports
+    quiet = {
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # what this machine has is not what the run is for
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # what is compiled once saves a training on this machine seconds too
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PYTHONWARNINGS": "ignore",
+    }
+    given = json.dumps([{"recipe": one.recipe, "capabilities": one.capabilities} for one in asked])
+    try:
+        process = subprocess.Popen(
+            [str(python), str(checkout / PROGRAM)],
+            env=kept | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise ForgeError(f"{python} could not be started ({error.strerror})") from None
+    try:
+        printed, errors = process.communicate(given, timeout)
+    except subprocess.TimeoutExpired:
+        raise ForgeError(f"{python} gave no answer within {timeout:g} s") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    try:
+        answer = json.loads(printed.strip().splitlines()[-1])
+        complete = len(answer["problems"]) == len(asked) and bool(answer["axolotl"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {last[:300]}")
+    return answer

@@ -403,7 +403,7 @@ def _capability_problems(gpu: dict[str, Any], wanted: Wanted) -> list[str]:
          f"Set bf16: false and fp16: true for this machine (configs/machines/), {ampere}"),
         ("tf32", AMPERE if wanted.tf32 else "", "", f"Set tf32: false for this machine (configs/machines/), {ampere}"),
         ("attn_implementation: sdpa with sample_packing", AMPERE if wanted.varlen else "", "",
-         f"Set sdpa_varlen: false in the recipe (configs/base.yml), {ampere}"),
+         f"Set sdpa_varlen: false for this machine (configs/machines/), {ampere}"),
     ]  # fmt: skip
     for named in wanted.attention:
         least, most = ATTENTION.get(re.split("[@:]", named)[0], ("", ""))  # a hub's kernel: with revision, function

@@ -21,6 +21,7 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 from hub import Hub, Model, tiny_model
 
 from .conftest import CONVERGE, PLAYBOOK, ROOT, Checkout, eventually
+from .test_learning import SMALL, Bench
 
 NAME = "Acme/Tiny"
 SECOND = "model-00002-of-00002.safetensors"
@@ -124,6 +125,14 @@ def test_a_commit_is_a_revision(site: Site) -> None:
     found = site.fetch(revision=commit)
     assert found["folder"].endswith(f"/snapshots/{commit}")
     assert site.look()["state"] == "absent"  # main is another question
+    main = site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main"
+    assert main.read_text() == commit  # and still the answer where Axolotl asks for the name alone
+    main.write_text("f" * 40)
+    (site.state_dir(commit) / "complete.json").unlink()
+    assert site.fetch(revision=commit)["state"] == "present"
+    assert main.read_text() == "f" * 40  # somebody fetched it as it was then
+    assert site.fetch()["state"] == "present"
+    assert main.read_text() == commit
 
 
 def test_weights_in_one_file(site: Site) -> None:
@@ -372,3 +381,57 @@ def test_a_real_run_trains_on_what_was_fetched(
     assert manifest["base_model"] == "Acme/Tiny"
     assert manifest["rehearsal"] is False
     assert json.loads((checkout.latest() / "adapter_config.json").read_text())["base_model_name_or_path"] == "Acme/Tiny"
+
+
+# A Qwen2 as small as the rehearsal's model: Qwen2.5 is what the base recipe trains.
+QWEN2 = """
+import json, pathlib, sys
+import numpy as np
+import tiny_model
+from safetensors.numpy import save_file
+
+made, corpus = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sys.argv = ["tiny_model.py", str(made), str(corpus)]
+tiny_model.main()
+config = json.loads((made / "config.json").read_text())
+config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+(made / "config.json").write_text(json.dumps(config))
+weights = tiny_model.make_weights(config["vocab_size"], 0)
+weights = {name: weight for name, weight in weights.items() if not name.endswith(("q_norm.weight", "k_norm.weight"))}
+biases = {name.replace("weight", "bias"): np.zeros(len(weight), np.float32) for name, weight in weights.items()
+          if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")}
+save_file(weights | biases, made / "model.safetensors", metadata={"format": "pt"})
+"""
+
+
+def test_a_pinned_model_is_loaded_and_patched_with_lora_kernels(
+    site: Site, tmp_path: pathlib.Path, environment: pathlib.Path
+) -> None:
+    """The way that a GPU takes, and a rehearsal does not: offline, a pinned commit, Axolotl's LoRA kernels."""
+    corpus = ROOT / "examples/datasets/witness_train.jsonl"
+    made = tmp_path / "qwen2"
+    path = os.pathsep.join([str(ROOT / "roles/run/files"), str(ROOT / "module_utils/lora_forge")])
+    quiet = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([str(environment), "-c", QWEN2, str(made), str(corpus)], check=True, timeout=CONVERGE, env=quiet)
+    site.hub.models[NAME] = Model({file.name: file.read_bytes() for file in made.iterdir()})
+    commit = site.hub.models[NAME].commit
+    assert site.fetch(revision=commit)["state"] == "present"
+    requests = len(site.hub.requests)
+
+    bench = Bench(tmp_path / "trainer", environment, corpus.parent)
+    kernels = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), True)
+    for name, pinned in (("by its name", {}), ("by its commit", {"model_revision": commit})):
+        bench.lay(name, SMALL | kernels)
+        config = bench.folders[name] / "axolotl.yml"
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"base_model": NAME} | pinned))
+        if pinned:  # so that whatever asks without the commit finds nothing
+            (site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main").unlink()
+        bench.train(name, HF_HOME=str(site.home), HF_ENDPOINT=site.hub.url)
+        log = bench.log(name)
+        events, _ = rundir.read_events(bench.folders[name] / "metrics.jsonl")
+        kinds = [event["event"] for event in events if event["event"] in ("begin", "log", "end")]
+        assert kinds == ["begin"], log[-3000:]
+        # Loaded, patched, and in the forward pass of its first batch, where the kernels want a GPU.
+        assert "in axolotl_attn_forward" in log, log[-3000:]
+        assert "RuntimeError: invalid argument to getCurrentStream" in log.splitlines()[-1], log[-3000:]
+    assert len(site.hub.requests) == requests

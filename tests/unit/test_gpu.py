@@ -274,8 +274,8 @@ def test_the_default_recipe_on_a_t4(ask):
     assert gpu.problems(ask("t4"), Wanted(cuda="13.0", **gpu.asked([base]))) == [
         f"{T4} bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this machine (configs/machines/), {AMPERE}",
         f"{T4} tf32 needs 8.0 or newer. Set tf32: false for this machine (configs/machines/), {AMPERE}",
-        f"{T4} attn_implementation: sdpa with sample_packing needs 8.0 or newer. Set sdpa_varlen: false in the recipe "
-        f"(configs/base.yml), {AMPERE}",
+        f"{T4} attn_implementation: sdpa with sample_packing needs 8.0 or newer. Set sdpa_varlen: false for this "
+        f"machine (configs/machines/), {AMPERE}",
     ]
     assert gpu.problems(ask("a100"), Wanted(cuda="13.0", **gpu.asked([base]))) == []
     tried = base | {"bf16": False, "fp16": True, "tf32": False, "sdpa_varlen": False}

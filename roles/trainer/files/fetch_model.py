@@ -182,10 +182,13 @@ class Fetch:
                     f"{snapshot / name} has {self.on_disk(name)} bytes instead of {self.files[name].size}. "
                     "Run the same command again."
                 )
-        if self.commit != self.revision:  # so that the name of the model alone finds it with HF_HUB_OFFLINE, too
-            ref = self.home / "refs" / (self.revision or constants.DEFAULT_REVISION)
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(self.commit, encoding="utf-8")
+        # What asks for the model by its name alone finds this commit with HF_HUB_OFFLINE, too. Axolotl 0.21 does so of
+        # models whose code comes with them (monkeypatch/multipack.py, patch_remote) and of DeepSeek V2 with Liger.
+        for name in {self.revision or constants.DEFAULT_REVISION, constants.DEFAULT_REVISION} - {self.commit}:
+            ref = self.home / "refs" / name
+            if name == (self.revision or constants.DEFAULT_REVISION) or not ref.exists():
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                ref.write_text(self.commit, encoding="utf-8")
         sizes = {str(snapshot / name): self.on_disk(name) for name in wanted}
         rundir.write_json(self.state_dir / rundir.COMPLETE, {"files": sizes})
         return snapshot

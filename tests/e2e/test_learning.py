@@ -105,11 +105,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "eager attention": {"attn_implementation": "eager"},
     "data loaders": {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2, "dataloader_pin_memory": True},
     "memory": {"low_cpu_mem_usage": True, "gc_collect_steps": 1, "torch_empty_cache_steps": 1},
-    "data": {"dataset_num_proc": 2, "pad_to_sequence_len": False, "sample_packing_mp_start_method": "spawn"},
+    "data": {"dataset_num_proc": 2, "pad_to_sequence_len": False},
     "packed by a mask": {"sdpa_varlen": False},
     "chunked loss": {"chunked_cross_entropy": True, "chunked_cross_entropy_num_chunks": 2},
 }
-# Those that need a GPU, several of them, or a package that the CPU does not have; or change nothing but what is told.
+# Those that need a GPU, several of them, or a package that is not there; and what is only told, or how packing starts.
 ELSEWHERE = frozenset(
     """
     activation_offloading bf16 bfloat16 float16 fp16 tf32 nf4_backend torch_compile torch_compile_backend
@@ -118,7 +118,7 @@ ELSEWHERE = frozenset(
     liger_layer_norm liger_rms_norm liger_rope lora_embedding_kernel lora_mlp_kernel
     lora_o_kernel lora_qkv_kernel fa_varlen_kwargs_in_collator flash_attn_cross_entropy flash_attn_fuse_mlp
     ddp_find_unused_parameters ddp_timeout deepspeed fsdp_config fsdp_version device_map max_memory
-    unfrozen_parameters_on_cpu include_tkps
+    unfrozen_parameters_on_cpu include_tkps sample_packing_mp_start_method
     """.split()
 )
 

@@ -54,6 +54,7 @@ import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from ansible.module_utils.lora_forge import bases, memory  # noqa: E402
+from ansible.module_utils.lora_forge.recipe import LORA_KERNELS  # noqa: E402
 from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches, patch_self_attn_lora  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
 from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # noqa: E402
@@ -120,7 +121,7 @@ class Case:
             "optimizer": "adamw_torch_fused",
             **({"liger_fused_linear_cross_entropy": True} if self.fused else {}),
             **({"liger_rms_norm": True} if self.norm else {}),
-            **({} if self.kernels else dict.fromkeys(memory.KERNELS, False)),
+            **({} if self.kernels else dict.fromkeys(LORA_KERNELS, False)),
         }
 
     def config(self) -> dict[str, Any]:
@@ -381,7 +382,7 @@ def build(case: Case) -> tuple[Any, dict[str, int]]:
     config = transformers.AutoConfig.for_model(**case.config())
     kind = config.model_type
     cfg = DictDefault(
-        dict.fromkeys(memory.KERNELS, case.kernels) | {"base_model": "", "model_config_type": kind, "adapter": "qlora"}
+        dict.fromkeys(LORA_KERNELS, case.kernels) | {"base_model": "", "model_config_type": kind, "adapter": "qlora"}
     )
     if case.kernels:
         with tempfile.TemporaryDirectory() as folder:

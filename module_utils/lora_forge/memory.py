@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import bases
+from ansible.module_utils.lora_forge import recipe as recipes
 
 GIB = 2**30
 
@@ -131,7 +132,6 @@ STASH = 5  # tensors that are on the GPU while they are copied to the host, wher
 PINNED = 2  # PyTorch rounds pinned memory of the host up to a power of two
 LOGIT = 12  # bytes of a logit in the backward pass: its log-probability and two gradients, in fp32
 FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
-KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 QKV = ("q_proj", "k_proj", "v_proj")  # what a LoRA kernel computes at once
 MLP = ("gate_proj", "up_proj", "down_proj")
 DROPPED = 1.5  # tensors that a dropout keeps: what it lets through, and a mask of a byte each
@@ -298,21 +298,6 @@ def recomputes(recipe: dict[str, Any]) -> bool:
     return bool(recipe.get("gradient_checkpointing")) and (not offloaded or offloaded == "hidden_states")
 
 
-def kernels(recipe: dict[str, Any]) -> dict[str, bool]:
-    """Which of its LoRA kernels Axolotl takes: those that a recipe names, or all where it names none.
-
-    As ``lora_kernels_auto_enable`` in Axolotl 0.21 has it. They fit only modules of which all have an adapter.
-    """
-    by_itself = (
-        recipe.get("adapter") in ("lora", "qlora")
-        and not recipe.get("rl")
-        and not recipe.get("trust_remote_code")
-        and not (recipe.get("adapter") == "lora" and recipe.get("load_in_8bit"))
-        and all(recipe.get(key) is None for key in KERNELS)
-    )
-    return {key: by_itself or bool(recipe.get(key)) for key in KERNELS}
-
-
 def targets(recipe: dict[str, Any], model: Model) -> list[str]:
     """The linear modules of a layer that get an adapter."""
     wanted, names = recipe.get("lora_target_modules") or [], list(model.linears())
@@ -359,7 +344,7 @@ def kept(model: Model, recipe: dict[str, Any]) -> float:
     rows, length = recipe.get("micro_batch_size", 1), recipe["sequence_len"]
     tokens, rank, adapted = rows * length, recipe["lora_r"], targets(recipe, model)
     hidden, inner, queries, keys = model.hidden, model.intermediate, model.queries, model.keys
-    on, drop = kernels(recipe), DROPPED if recipe.get("lora_dropout") else 0.0
+    on, drop = recipes.lora_kernels(recipe), DROPPED if recipe.get("lora_dropout") else 0.0
     norm = 1 if recipe.get("liger_rms_norm") else 2
     wide: float = norm * (model.norms * hidden + (queries + keys if model.head_norms else 0))
     flash = bool(re.search("flash|flex", str(recipe.get("attn_implementation", ""))) or recipe.get("flash_attention"))
@@ -367,9 +352,9 @@ def kept(model: Model, recipe: dict[str, Any]) -> float:
     unrepeated = flash or (masked and model.kv_heads == 1)  # a single one is repeated without a copy
     wide += 2 * queries + 2 * keys if unrepeated else 4 * queries
     wide += drop * queries if "o_proj" in adapted else 0
-    wide += rank if "o_proj" in adapted and not on["lora_o_kernel"] else 0
+    wide += rank if "o_proj" in adapted and "lora_o_kernel" not in on else 0
     for names, kernel in ((QKV, "lora_qkv_kernel"), (MLP, "lora_mlp_kernel")):
-        if on[kernel] and set(names) <= set(adapted):
+        if kernel in on and set(names) <= set(adapted):
             wide += (1 + drop) * hidden + (2 * inner if names is MLP else 0)
             continue
         own = [name for name in adapted if name in names + (("gate_up_proj",) if names is MLP else ("qkv_proj",))]

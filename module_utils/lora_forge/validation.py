@@ -110,7 +110,12 @@ def find(checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], nam
     names = [environment.key(checkout / lock) for lock in locks]
     places = [checkout / ".trainer", *map(pathlib.Path, dict.fromkeys(roots)), environment.IMAGE]
     homes = [place / "env" / name for place in places for name in names]
-    return next((home / "bin/python" for home in homes if environment.present(home)), None)
+    return next((home / "bin/python" for home in homes if environment.present(home) and _trusted(home)), None)
+
+
+def _trusted(home: pathlib.Path) -> bool:
+    """Whether it is this user's or root's; a folder named like a trainer's root may be anybody's."""
+    return home.stat().st_uid in (os.getuid(), 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import bases, memory
+from ansible.module_utils.lora_forge import bases, memory, recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = yaml.safe_load((ROOT / "configs/base.yml").read_text())
@@ -17,7 +17,7 @@ SIMULATED = json.loads((ROOT / "benchmarks/gpu/memory_simulated.json").read_text
 LIGER = {"liger_fused_linear_cross_entropy": True, "liger_rms_norm": True}
 OPEN = LIGER | {"gradient_checkpointing": False}
 ONE = {"micro_batch_size": 1}
-OFF = dict.fromkeys(memory.KERNELS, False)
+OFF = dict.fromkeys(recipe.LORA_KERNELS, False)
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ def test_kernels_fit_only_where_all_their_modules_have_an_adapter():
     ids=str,
 )
 def test_axolotl_switches_its_kernels_on_by_itself(changed, on):
-    assert memory.kernels(BASE | changed)["lora_mlp_kernel"] is on
+    assert ("lora_mlp_kernel" in recipe.lora_kernels(BASE | changed)) is on
 
 
 def test_what_the_parts_depend_on():

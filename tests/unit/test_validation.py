@@ -106,6 +106,18 @@ def test_the_checkouts_own_environment_goes_before_a_trainers(checkout, tmp_path
     assert found() is None
 
 
+def test_an_environment_of_somebody_elses_is_not_started(checkout, tmp_path, monkeypatch):
+    """A trainer's root, /workspace/lora-forge, may be a folder that anybody of this machine could make."""
+    home = build(tmp_path / "data", checkout / plan.LOCKS[1]).parents[1]
+    monkeypatch.setattr(environment, "IMAGE", tmp_path / "image")
+    assert validation.find(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is not None
+    if os.getuid():
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+    else:
+        os.chown(home, 4321, -1)
+    assert validation.find(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is None
+
+
 def test_one_that_is_named_goes_before_all(checkout, tmp_path):
     python = build(tmp_path / "mine", checkout / plan.LOCKS[0])
     for named in (python, python.parents[1]):

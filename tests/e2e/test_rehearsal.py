@@ -36,6 +36,14 @@ def tree(folder: pathlib.Path) -> dict[str, int]:
 
 
 def test_one_command_and_once_more(checkout: Checkout) -> None:
+    # As RunPod's clusters have it in every account: whoever believed it would wait for seven others.
+    checkout.environment |= {
+        "RANK": "3",
+        "LOCAL_RANK": "3",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "10.65.0.2",
+        "NODE_RANK": "3",
+    }
     code, text = checkout.play(*WITNESS, "--check")
     assert code == 0, text
     assert "witness would be trained" in text
@@ -48,7 +56,10 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert os.readlink(checkout.latest()) == run_id
     assert manifest["verdict"] == "verified"
     assert manifest["rehearsal"] is True
-    assert manifest["steps"] == {"reached": 12, "planned": 12}
+    events, _ = rundir.read_events(checkout.run_dir(run_id) / "metrics.jsonl")
+    evaluated = {one["eval_loss"]: one["step"] for one in events if one["event"] == "eval" and one["step"]}
+    assert manifest["steps"] == {"reached": 12, "planned": 12, "adapter": evaluated[min(evaluated)]}
+    assert manifest["loss"]["eval_adapter"] == min(evaluated)
     assert manifest["loss"]["last"] < manifest["loss"]["first"]
     assert manifest["data"]["examples"] == sum(one["examples"] for one in manifest["datasets"])
     assert manifest["data"]["longer"] > 0

@@ -111,6 +111,9 @@ class Unfit(Exception):
     """A result that is wrong; says how, and what to do."""
 
 
+NO_COMPILER = 2  # exit status: no fault of the GPU, and another machine with the same image has it too
+
+
 class CannotCompile(Exception):
     """The C compiler is missing, or failed; says what it said."""
 
@@ -260,7 +263,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     found: dict[str, Any] = {"ok": False, "device": None, "bf16_tflops": None, "seconds": None, "error": None}
     answer = os.dup(1)
     os.dup2(2, 1)
-    began = time.monotonic()
+    began, status = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # or a compiler that is gone would not be missed
         try:
@@ -268,11 +271,12 @@ def main(arguments: Optional[list[str]] = None) -> int:
             found["ok"] = True
         except Exception as error:  # whatever it is, the answer is a sentence
             found["error"] = sentence(error)
+            status = NO_COMPILER if isinstance(error, CannotCompile) else 1
     found["seconds"] = round(time.monotonic() - began, 1)
     sys.stdout.flush()
     with os.fdopen(answer, "w", encoding="utf-8") as out:
         out.write(json.dumps(found, ensure_ascii=False) + "\n")
-    return 0 if found["ok"] else 1
+    return status
 
 
 if __name__ == "__main__":

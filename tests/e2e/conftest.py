@@ -22,7 +22,15 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 # In this order; those of pods wait long, and leave the processor to others.
-LONGEST = ("test_faults.py", "test_gang.py", "test_fleet.py", "test_rehearsal.py", "test_wandb.py", "test_pods.py")
+LONGEST = (
+    "test_faults.py",
+    "test_learning.py",
+    "test_gang.py",
+    "test_fleet.py",
+    "test_rehearsal.py",
+    "test_wandb.py",
+    "test_pods.py",
+)
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
 
 

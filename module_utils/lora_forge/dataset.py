@@ -46,8 +46,8 @@ class Summary:
         sha256: Of its bytes.
         form: ``conversations`` or ``messages``.
         lengths: Estimated tokens of each conversation, cut to the sequence length.
-        longer: Examples estimated longer than the sequence length.
-        hopeless: Examples with no assistant text within the sequence length.
+        longer: Which of them are estimated longer than the sequence length, by their place.
+        hopeless: Which of them have no assistant text within the sequence length.
         warnings: Sentences.
         digests: One per conversation, to compare files.
     """
@@ -57,8 +57,8 @@ class Summary:
     sha256: str
     form: str
     lengths: list[int] = dataclasses.field(repr=False)
-    longer: int
-    hopeless: int
+    longer: set[int] = dataclasses.field(repr=False)
+    hopeless: set[int] = dataclasses.field(repr=False)
     warnings: list[str]
     digests: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
 
@@ -71,6 +71,19 @@ class Summary:
     def tokens(self) -> int:
         """Estimated tokens of all."""
         return sum(self.lengths)
+
+    def lost(self, strategy: str) -> set[int]:
+        """Which conversations are not trained on, by their place.
+
+        Args:
+            strategy: Axolotl's excess_length_strategy.
+        """
+        return self.hopeless if strategy == "truncate" else self.longer
+
+    def trained(self, strategy: str) -> list[int]:
+        """The lengths of the others."""
+        lost = self.lost(strategy)
+        return [length for at, length in enumerate(self.lengths) if at not in lost]
 
 
 def find(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
@@ -90,7 +103,7 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
         ForgeError: With the first errors, each with its line number.
     """
     raw = path.read_bytes()
-    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], 0, 0, [])
+    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
     errors: list[str] = []
     secrets: list[int] = []
     repeated: list[int] = []
@@ -111,8 +124,10 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
             if speaker == "assistant":
                 break
             before += len(text)
-        found.hopeless += before >= limit
-        found.longer += characters > limit
+        if before >= limit:
+            found.hopeless.add(found.examples)
+        if characters > limit:
+            found.longer.add(found.examples)
         length = int(min(characters, limit) / CHARS_PER_TOKEN) + 4 * len(turns)
         found.lengths.append(min(length, sequence_len))
         digest = hashlib.sha256(repr(turns).encode()).hexdigest()
@@ -188,7 +203,7 @@ def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list
     """
     warnings = []
     for found in sets:
-        lost = found.hopeless if strategy == "truncate" else found.longer
+        lost = len(found.lost(strategy))
         if lost == found.examples or (strategy == "raise" and lost):
             cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
             raise ForgeError(
@@ -199,7 +214,7 @@ def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list
         if found.longer:
             fate = "cut at its end" if strategy == "truncate" else "dropped"
             warnings.append(
-                f"{found.path}: about {found.longer} of {found.examples} examples are longer than sequence_len "
+                f"{found.path}: about {len(found.longer)} of {found.examples} examples are longer than sequence_len "
                 f"{sequence_len} and will be {fate}"
             )
     return warnings

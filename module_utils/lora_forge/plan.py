@@ -89,11 +89,11 @@ class Planner:
 
     def laid(
         self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
-    ) -> tuple[dict[str, Any], dict[str, Layer]]:
+    ) -> tuple[dict[str, Any], dict[str, Layer], list[str]]:
         """The recipe of an agent, checked; the overrides of a sweep's variant are its last layer.
 
         Returns:
-            The recipe, and for each key the layer it comes from.
+            The recipe, for each key the layer it comes from, and what is to be said of it.
 
         Raises:
             ForgeError: With everything that is wrong with it.
@@ -124,10 +124,9 @@ class Planner:
         errors = errors or rules.problems(keys, origin, self.pinned)
         if errors:
             raise ForgeError("\n".join(errors))
-        self.warnings += [f"{agent}: {one}" for one in said + rules.notes(keys, origin)]
         if keys.get("deepspeed"):
             keys["deepspeed"] = self.deepspeed(keys["deepspeed"])
-        return keys, origin
+        return keys, origin, said + rules.notes(keys, origin)
 
     def deepspeed(self, given: Any) -> Any:
         """DeepSpeed's configuration, from its file where one is named: no trainer has the files of a checkout.
@@ -205,7 +204,8 @@ class Planner:
         Returns:
             The run, as plan.json has it.
         """
-        keys, origin = self.laid(agent, trainer.profile, trainer.machine, variant)
+        keys, origin, notes = self.laid(agent, trainer.profile, trainer.machine, variant)
+        self.warnings += [f"{agent}: {one}" for one in notes]
         sets = self.datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
         self.suit(agent, keys, sets)
         said, errors = rules.unevaluated(keys, origin, any(one.use == "val" for one in sets))
@@ -238,14 +238,16 @@ class Planner:
             "tokens": sum(one.tokens for one in sets if one.use == "train"),
             "steps": estimate_steps(keys, sets),
             "work": estimate_work(keys, sets),
+        }
+        if not rehearsal:
+            keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
+        estimate |= {
             "memory_gib": None if rehearsal else memory.estimate(keys),
             "memory_floor_gib": None if rehearsal else memory.floor(keys),
             "memory_classes": {} if rehearsal else self.sizes(agent, keys, trainer, variant),
         }
         if not rehearsal and state != "ready":
             self.room(agent, keys, trainer, estimate["memory_classes"])
-        if not rehearsal:
-            keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
         keys = recipe.with_plugins(keys)
         self.origins[run_id] = {key: layer.where(key) for key, layer in origin.items()}
         options = (keys.pop("datasets", None) or [{}])[0]
@@ -293,7 +295,8 @@ class Planner:
         found: dict[str, float] = {}
         for path in sorted((self.root / "configs/machines").glob("*.yml")):
             with contextlib.suppress(ForgeError):  # in a class that nobody takes
-                size = memory.estimate(self.merged(agent, "", path.stem, variant))
+                laid = recipe.divided(self.merged(agent, "", path.stem, variant), trainer.gpus * trainer.hosts)
+                size = memory.estimate(laid)
                 found |= {} if size is None else {path.stem: size}
         return found
 
@@ -399,6 +402,11 @@ class Planner:
             keys["val_set_size"] = 0
             self.warnings.append(f"{agent}: a single conversation cannot be split, so there is no evaluation")
         batch, rows = recipe.effective_batch(keys), estimate_rows(keys, sets)
+        if not rows:
+            raise ForgeError(
+                f"{agent}: nothing is left to train on: of the conversations that fit into sequence_len, val_set_size "
+                f"{keys.get('val_set_size', 0)} holds out all. Make it smaller"
+            )
         if keys.get("sample_packing") and rows < batch:
             keys["sample_packing"] = keys["eval_sample_packing"] = False
             self.warnings.append(
@@ -407,13 +415,18 @@ class Planner:
                 f"about {estimate_steps(keys, sets)} steps. More conversations are packed again"
             )
         steps = estimate_steps(keys, sets)
+        if not steps:
+            raise ForgeError(
+                f"{agent}: num_epochs {keys.get('num_epochs', 1)} of this data is no step at all; raise it"
+            )
         warmup, evaluation = int(keys.get("warmup_steps", 0)), keys.get("eval_steps")
         better: dict[str, int] = {}
         notes = []
         if warmup * 2 >= steps and warmup > 1:
             better["warmup_steps"] = max(1, steps // 10)
             notes.append(f"warmup takes {warmup} of about {steps} steps")
-        if isinstance(evaluation, int) and evaluation > 1 and evaluation > steps:
+        evaluated = bool(val or keys.get("val_set_size"))
+        if evaluated and isinstance(evaluation, int) and evaluation > 1 and evaluation > steps:
             better["eval_steps"] = max(1, steps // 4)
             notes.append(f"no evaluation before the end falls within about {steps} steps (eval_steps {evaluation})")
         if better:
@@ -426,12 +439,18 @@ class Planner:
                 keys["eval_sample_packing"] = False
 
 
+def trained_lengths(keys: dict[str, Any], sets: list[dataset.Summary]) -> list[int]:
+    """Tokens of each conversation that is trained on, or held out of the training set; what is dropped left out."""
+    strategy = keys.get("excess_length_strategy", "drop")
+    return [length for one in sets if one.use == "train" for length in one.trained(strategy)]
+
+
 def estimate_rows(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     """Rows of an epoch: packs of conversations, or conversations where they are not packed.
 
     Axolotl holds out ceil(share × n) of n conversations, as Hugging Face's train_test_split does.
     """
-    lengths = [length for one in sets if one.use == "train" for length in one.lengths]
+    lengths = trained_lengths(keys, sets)
     if not any(one.use == "val" for one in sets):
         lengths = lengths[: len(lengths) - math.ceil(float(keys.get("val_set_size", 0)) * len(lengths))]
     if not keys.get("sample_packing"):
@@ -443,15 +462,17 @@ def packs(lengths: list[int], room: int, most: int) -> int:
     """How many rows conversations are packed into: each goes into the first one that has room for it.
 
     As pack_group in axolotl/utils/samplers/multipack.py (0.21) does it, in another order of conversations. Of many
-    conversations their sum is near enough.
+    conversations every second one is packed, every third, and so on, and the others are taken to be like these.
 
     Args:
         lengths: Tokens of each conversation.
         room: Tokens of a row.
         most: Conversations of a row.
     """
-    if len(lengths) > EXACT:
-        return max(math.ceil(sum(lengths) / room), math.ceil(len(lengths) / most))
+    every = math.ceil(len(lengths) / EXACT)
+    if every > 1:
+        some = lengths[::every]
+        return round(packs(some, room, most) * len(lengths) / len(some))
     rows: list[list[int]] = []  # tokens and conversations that each can still take
     for length in lengths:
         fits = next((row for row in rows if row[0] >= length and row[1]), None)
@@ -483,11 +504,8 @@ def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
 
     A packed row is ``sequence_len`` long; otherwise it is an example.
     """
-    train = [one for one in sets if one.use == "train"]
-    length = int(keys["sequence_len"])
-    row = (
-        length if keys.get("sample_packing") else sum(one.tokens for one in train) / sum(one.examples for one in train)
-    )
+    lengths, length = trained_lengths(keys, sets), int(keys["sequence_len"])
+    row = length if keys.get("sample_packing") else sum(lengths) / len(lengths)
     return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
 
 
@@ -495,6 +513,16 @@ def _minor(version: str) -> str:
     """Major and minor of a version; empty where it is none."""
     found = re.match(r"\d+\.\d+(?![^.+])", version)
     return found.group() if found else ""
+
+
+def together(warnings: list[str], agents: Sequence[str]) -> list[str]:
+    """Warnings, each once: what is said of several agents in the same words is said of all of them at once."""
+    said: dict[tuple[bool, str], list[str]] = {}
+    for warning in warnings:
+        agent, colon, words = warning.partition(": ")
+        known = bool(colon) and agent in agents
+        said.setdefault((known, words if known else warning), []).append(agent)
+    return [f"{', '.join(dict.fromkeys(names))}: {words}" if known else words for (known, words), names in said.items()]
 
 
 def begun(run: dict[str, Any]) -> bool:
@@ -598,6 +626,6 @@ def make(
         runs[job]["lane"] = lane.number
     return {
         "runs": list(runs.values()),
-        "warnings": list(dict.fromkeys(planner.warnings)),
+        "warnings": together(planner.warnings, agents),
         "origins": planner.origins,
     }

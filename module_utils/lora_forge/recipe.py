@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterable
@@ -57,6 +58,7 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 # share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
 # how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
 DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
+MOST = 100_000_000  # of what is counted in a recipe; more is a slip, and no float
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
@@ -349,7 +351,9 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     known = schema["properties"]
     for key, value in recipe.items():
         where = origin[key].where(key)
-        if key in COMPUTED_KEYS:
+        if unfit(value):
+            found.append(f"{where}: «{key}» holds {unfit(value)}; Axolotl reads numbers, text, lists and mappings")
+        elif key in COMPUTED_KEYS:
             found.append(f"{where}: «{key}» is computed for every run; take it out")
         elif key not in known:
             found.append(f"{where}: Axolotl knows no key «{key}»{nearest(key, known)}")
@@ -362,6 +366,16 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     return found
 
 
+def unfit(value: Any) -> str:
+    """What of a value no recipe can hold, though YAML can: a date, infinity; empty where there is nothing."""
+    if isinstance(value, (dict, list)):
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(unfit, inside)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is no number"
+    return "" if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__} ({value})"
+
+
 def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
     """What fits Axolotl's schema and still makes no run: keys that the plan and the proof of an adapter need.
 
@@ -370,9 +384,11 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         origin: The layer of each key.
     """
     found = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
-    for key in ("sequence_len", *BATCH, "num_epochs", "lora_r"):
-        if not recipe.get(key, 1) > 0:
-            found.append(f"{origin[key].where(key)}: «{key}: {recipe[key]}» must be above 0")
+    for key in ("sequence_len", *BATCH, "num_epochs", "lora_r", "max_steps"):
+        if not 0 < recipe.get(key, 1) <= MOST:
+            more = f" and {MOST:,} at most" if recipe[key] > MOST else ""
+            more += "; leave it out for all epochs" if key == "max_steps" else ""
+            found.append(f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}» must be above 0{more}")
     if not 0 <= recipe.get("val_set_size", 0) < 1:
         where = origin["val_set_size"].where("val_set_size")
         found.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
@@ -383,6 +399,9 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
     if isinstance(recipe.get("lora_target_modules"), str):
         where = origin["lora_target_modules"].where("lora_target_modules")
         found.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")
+    elif "lora_target_modules" in recipe and not recipe["lora_target_modules"] and not recipe.get("lora_target_linear"):
+        where = origin["lora_target_modules"].where("lora_target_modules")
+        found.append(f"{where}: «lora_target_modules» names no module, so that nothing would be trained")
     return found
 
 
@@ -485,8 +504,8 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
         for key, rival, _ in removed
         if rival not in MACHINE_KEYS | RECORD_KEYS
     ]
-    if unusual_dropout(merged) != unusual_dropout(below):
-        named = next(key for key in layer.keys if key in LORA_KERNELS)
+    named = next((key for key in layer.keys if key in LORA_KERNELS), "")
+    if named and not found and unusual_dropout(merged) != unusual_dropout(below):
         found.append(
             f"{layer.where(named)}: «{named}» changes which LoRA kernels train. With «lora_dropout: "
             f"{merged['lora_dropout']}» that decides what is learnt, as {' and '.join(DROPOUT_KERNELS)} draw the "
@@ -494,8 +513,8 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
         )
     try:
         before, after = effective_batch(below), effective_batch(merged)
-    except (TypeError, ValueError):
-        return found  # a wrong type, which problems() names
+    except (TypeError, ValueError, OverflowError):
+        return found  # a wrong type or no number, which problems() names
     if before != after:
         found.append(
             f"{layer.source}: micro_batch_size × gradient_accumulation_steps becomes {after} instead of {before}; "

@@ -16,6 +16,15 @@ from ansible.module_utils.lora_forge.recipe import Layer
 PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
 # Attention that needs a package besides Axolotl's own, or else a kernel of the hub. It is how fast, not what is learnt.
 FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
+# Attention with which Axolotl packs rows of micro_batch_size × sequence_len, unless multipack_real_batches is set
+# (ATTN_IMPLS_SUPPORTING_PACKING in axolotl/utils/schemas/enums.py, 0.21).
+LONG_ROWS = frozenset(
+    {
+        *("flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch", "flex_attention"),
+        *("xformers", "sage", "kernels-community/flash-attn2", "kernels-community/flash-attn3"),
+        "kernels-community/sage-attention",
+    }
+)
 # Axolotl's plugin switches it on by itself, unless the recipe says otherwise.
 CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 CUT_PACKAGE = "cut-cross-entropy"
@@ -52,6 +61,20 @@ def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]
             del recipe[key]
     if not recipe.get("sample_packing"):
         recipe.pop("eval_sample_packing", None)  # Axolotl would pack the evaluation of a training that does not pack
+    micro, accumulation = (int(recipe.get(key, 1)) for key in recipes.BATCH)
+    if (
+        recipe.get("sample_packing")
+        and recipe.get("attn_implementation") in LONG_ROWS
+        and not recipe.get("multipack_real_batches")
+        and micro > 1
+    ):
+        recipe |= {recipes.BATCH[0]: 1, recipes.BATCH[1]: micro * accumulation}
+        origin |= dict.fromkeys(recipes.BATCH, origin["attn_implementation"])
+        said.append(
+            f"{' and '.join(recipes.BATCH)} are 1 and {micro * accumulation} in place of {micro} and {accumulation}: "
+            f"with {recipe['attn_implementation']} Axolotl packs rows as long as a whole micro batch, and steps would "
+            "hold other data than with sdpa"
+        )
     said += _early_stopping(recipe, origin, layers)
     return said
 
@@ -159,7 +182,7 @@ def unevaluated(recipe: dict[str, Any], origin: dict[str, Layer], held_out: bool
     Returns:
         What was done, and what is wrong, in sentences.
     """
-    if held_out or recipe.get("val_set_size") != 0:
+    if held_out or recipe.get("val_set_size"):
         return [], []
     if recipe.get("early_stopping_patience"):
         where = origin["early_stopping_patience"].where("early_stopping_patience")

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -25,6 +26,7 @@ from ansible.module_utils.lora_forge.fleet import Trainer
 PROGRAM = "roles/run/files/validate_recipes.py"
 TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
 KEPT = 1000
+PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "USER")  # of our environment
 TIMEOUT = 300  # seconds; one recipe took 15 and 29 on two shared cores, nearly all of it imports
 UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
 
@@ -102,7 +104,7 @@ def find(checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], nam
         ForgeError: What is named is no environment.
     """
     if named:
-        path = pathlib.Path(named).expanduser()
+        path = pathlib.Path(os.path.expanduser(named))
         python = path / "bin/python" if path.is_dir() else path
         if not os.access(python, os.X_OK):
             raise ForgeError(f"axolotl_environment is {named}; name an environment, or its Python, on this machine")
@@ -135,13 +137,13 @@ class Question:
     mark: str
 
 
-def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], axolotl: str) -> list[Question]:
+def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked_of: str) -> list[Question]:
     """What to ask about the runs that will be started.
 
     Args:
         runs: The plan.
         trainers: Who trains.
-        axolotl: The pinned version.
+        asked_of: What an answer depends on besides: the locks, and the program that asks.
 
     Returns:
         Nothing where all of them are rehearsals: they cost nothing, and begin with the same validation.
@@ -154,7 +156,7 @@ def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], axolo
     for run in starting:
         trainer = by_name.get(run["trainer"], Trainer(run["trainer"]))
         given, have = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
-        mark = hashlib.sha256(recipe.canonical([given, have, axolotl]).encode()).hexdigest()
+        mark = hashlib.sha256(recipe.canonical([given, have, asked_of]).encode()).hexdigest()
         found.append(Question(run, given, have, mark))
     return found
 
@@ -192,7 +194,9 @@ def check(
     """
     axolotl = recipe.pinned(checkout / locks[0], "axolotl")
     taken = _taken(output)
-    asked = [one for one in questions(made["runs"], trainers, axolotl) if one.mark not in taken]
+    basis = b"".join((checkout / one).read_bytes() for one in (*locks, PROGRAM))
+    asked_of = hashlib.sha256(basis + named.encode()).hexdigest()  # what is named may be another environment
+    asked = [one for one in questions(made["runs"], trainers, asked_of) if one.mark not in taken]
     if not asked:
         return []
     python = find(checkout, [trainer.root for trainer in trainers], locks, named)
@@ -223,7 +227,8 @@ def check(
         rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
     if refused:
         raise ForgeError("\n".join(dict.fromkeys(refused)))
-    return []
+    left_out = ", ".join(map(printable, answer["left_out"]))
+    return [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
 
 
 def located(said: str, origins: Mapping[str, str]) -> str:
@@ -233,9 +238,15 @@ def located(said: str, origins: Mapping[str, str]) -> str:
         said: The sentence.
         origins: Of each key of the recipe, where it stands.
     """
+    said = printable(said)
     named = dict.fromkeys(word for word in re.findall(r"[a-z]\w*_\w+|(?<=`)\w+(?=`)", said) if word in origins)
     places = "; ".join(f"{word}: {origins[word]}" for word in named)
-    return f"{' '.join(said.split())}" + (f" ({places})" if places else "")
+    return said + (f" ({places})" if places else "")
+
+
+def printable(text: str) -> str:
+    """A foreign text in one line, without what a terminal would obey."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 def _taken(output: pathlib.Path) -> list[str]:
@@ -251,7 +262,8 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
     Raises:
         ForgeError: It gave no answer.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    # No token and no key goes into what imports all of Axolotl, and the plugins of a recipe that somebody brought.
+    kept = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith("LC_")}
     paths = (checkout / "roles/run/files", checkout / "module_utils/lora_forge")  # our plugin, and what it imports
     quiet = {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -264,9 +276,9 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
     given = json.dumps([{"recipe": one.recipe, "capabilities": one.capabilities} for one in asked])
     try:
         process = subprocess.Popen(
-            [str(python), str(checkout / PROGRAM)],
+            [str(python), str(checkout / PROGRAM), str(os.getpid()), str(math.ceil(timeout))],
             env=kept | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            encoding="utf-8", errors="replace", start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         raise ForgeError(f"{python} could not be started ({error.strerror})") from None
@@ -280,10 +292,12 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
             process.communicate()
     try:
         answer = json.loads(printed.strip().splitlines()[-1])
-        complete = len(answer["problems"]) == len(asked) and bool(answer["axolotl"])
+        said = [*answer["problems"], answer["left_out"]]
+        complete = len(said) == len(asked) + 1 and bool(answer["axolotl"])
+        complete = complete and all(isinstance(one, str) for words in said for one in words)
     except (ValueError, IndexError, KeyError, TypeError):
         complete = False
     if not complete:
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {last[:300]}")
+        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {printable(last)[:300]}")
     return answer

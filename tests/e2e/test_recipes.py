@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
+import sys
 from typing import Any
 
 from ansible.module_utils.lora_forge import plan, recipe, validation
 from brought import brought
 
-from .conftest import CONVERGE, ROOT, Checkout
+from .conftest import CONVERGE, ROOT, Checkout, eventually
 
 A100 = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_80"}
 PATHS = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "type": "chat_template"}]}
@@ -26,9 +27,27 @@ def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> N
     planner = plan.Planner(ROOT, ROOT / "output", {})
     recipes = [planner.merged(agent, "", "") | PATHS for agent in plan.AGENTS]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
-    *answers, refusal = validate(environment, [*recipes, wrong])
+    misspelt = recipes[0] | {"plugins": ["axolotl.integrations.ligr.LigerPlugin"]}
+    *answers, refusal, unknown = validate(environment, [*recipes, wrong, misspelt])
     assert answers == [""] * 7
     assert refusal == "Can't load qlora in 8bit"
+    assert "axolotl.integrations.ligr" in unknown
+
+
+def test_what_asks_axolotl_ends_with_who_wants_to_know(environment: pathlib.Path) -> None:
+    """Ctrl-C ends Ansible's worker, which has no time to end others."""
+    code = (
+        "import os, subprocess, sys\n"
+        "command = [*sys.argv[1:], str(os.getpid()), '600']\n"
+        "child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)\n"
+        "print(child.pid, flush=True)\nchild.wait()\n"
+    )
+    program = str(ROOT / validation.PROGRAM)
+    with subprocess.Popen([sys.executable, "-c", code, str(environment), program], stdout=subprocess.PIPE) as asking:
+        assert asking.stdout
+        child = pathlib.Path(f"/proc/{asking.stdout.readline().decode().strip()}")
+        asking.kill()
+    eventually(lambda: not (child / "cmdline").exists() or not (child / "cmdline").read_bytes(), "it ends, too")
 
 
 def test_what_the_plan_takes_axolotl_takes(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -1045,7 +1045,10 @@ def test_whether_something_was_begun():
 
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
     """Dataset files: use, examples and tokens."""
-    return [plan.dataset.Summary("p", use, "s", "messages", lengths(n, tokens), 0, 0, []) for use, n, tokens in counts]
+    return [
+        plan.dataset.Summary("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
+        for use, n, tokens in counts
+    ]
 
 
 def lengths(examples: int, tokens: int) -> list[int]:
@@ -1087,6 +1090,61 @@ def test_steps_and_tokens_of_a_run(keys, sets, steps, work):
     assert plan.estimate_work(keys, rows(*sets)) == work
 
 
+def test_of_many_conversations_as_many_rows_are_counted_as_of_few():
+    """2,500 tokens of 4,096: one in a row, whatever their sum is."""
+    for count in (1000, 1001, 5000):
+        keys = {"sequence_len": 4096, "sample_packing": True, "micro_batch_size": 1}
+        assert plan.estimate_rows(keys, rows(("train", count, 2500 * count))) == count
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("drop", 1), ("truncate", 24), (None, 1)])
+def test_conversations_that_axolotl_drops_take_no_steps(make, data, strategy, steps):
+    path = data(count=200, size=20_000)
+    short = json.dumps({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}) + "\n"
+    path.write_text("".join([*path.read_text().splitlines(True)[:192], short]))
+    made = make(recipe={"excess_length_strategy": strategy, "val_set_size": 0, "num_epochs": 1, "max_steps": None})
+    run = one(made)
+    assert run["estimate"]["steps"] == steps
+    assert run["recipe"]["sample_packing"] == (strategy == "truncate")
+    assert (run["estimate"]["work"] < 100) == (strategy != "truncate")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"val_set_size": 0.95}, "crew: nothing is left to train on"),
+        ({"num_epochs": 0.001}, "crew: num_epochs 0.001 of this data is no step at all; raise it"),
+    ],
+)
+def test_what_takes_no_step_is_refused(keys, words):
+    with pytest.raises(ForgeError, match=re.escape(words)):
+        suited(keys, ("train", 10, 1000))
+
+
+def test_what_is_said_of_several_agents_in_the_same_words_is_said_once():
+    said = ["crew: warmup", "mayor: warmup", "crew: warmup", "note: warmup", "mayor: other", "plain", "plain"]
+    assert plan.together(said, ("crew", "mayor")) == [
+        "crew, mayor: warmup", "note: warmup", "mayor: other", "plain",
+    ]  # fmt: skip
+
+
+def test_of_machine_classes_that_nobody_takes_nothing_is_said(make, data):
+    data()
+    box = Trainer("pod", datasets_dir=str(data.folder), rented=True)
+    made = make(trainers=[box], recipe={"chunked_cross_entropy": True})
+    assert one(made)["estimate"]["memory_classes"]
+    assert not [line for line in made["warnings"] if "takes the place" in line]
+
+
+def test_memory_is_that_of_one_process_of_several(make, data):
+    data()
+    alone = one(make(trainers=[Trainer("box", datasets_dir=str(data.folder))]))
+    gang = one(make(trainers=[Trainer("box", datasets_dir=str(data.folder), gpus=8)]))
+    assert gang["recipe"]["micro_batch_size"] == 1
+    single = one(make(recipe={"micro_batch_size": 1, "gradient_accumulation_steps": 8}))
+    assert gang["estimate"]["memory_gib"] == single["estimate"]["memory_gib"] < alone["estimate"]["memory_gib"]
+
+
 # --- what suits, closer
 
 
@@ -1118,7 +1176,7 @@ FORTY = ("train", 320, 32_000)  # steps
     ],
 )
 def test_a_schedule_that_does_not_suit_is_told_with_one_that_does(changes, told):
-    _, warnings = suited(changes, FORTY)
+    _, warnings = suited(changes, FORTY, ("val", 9, 5000))
     if told is None:
         assert warnings == []
         return

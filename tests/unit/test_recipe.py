@@ -174,7 +174,12 @@ def test_a_number_yaml_reads_as_text_gets_a_hint(read, text, better):
 
 def test_a_date_is_a_wrong_type_and_no_traceback(read):
     [found] = check(read("wandb_name: 2025-01-15\n"))
-    assert found == 'configs/agents/witness.yml, line 1: «wandb_name: "2025-01-15"» does not fit: expected text'
+    reads = "Axolotl reads numbers, text, lists and mappings"
+    assert found == f"configs/agents/witness.yml, line 1: «wandb_name» holds a date (2025-01-15); {reads}"
+    [found] = check(read("lr_scheduler_kwargs: {a: [1, {b: 2020-01-01}]}\n"))
+    assert "«lr_scheduler_kwargs» holds a date (2020-01-01)" in found
+    [found] = check(read("learning_rate: .nan\n"))
+    assert "«learning_rate» holds nan, which is no number" in found
 
 
 @pytest.mark.parametrize("key", sorted(recipe.COMPUTED_KEYS))
@@ -710,3 +715,37 @@ def test_where_axolotl_takes_text_too_a_number_is_meant(value):
     [found] = check(recipe.Layer("-e", {"learning_rate": value}))
     assert found.endswith(f"; YAML reads {value} as text, write 2.0e-4")
     assert check(recipe.Layer("-e", {"learning_rate": "0.1"})) == []
+
+
+RANGES = {"base_model": "a/b", "sequence_len": 64, "lora_r": 8, "lora_target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_epochs", 10**400, "must be above 0 and 100,000,000 at most"),
+        ("lora_r", 0, "must be above 0"),
+        ("max_steps", -1, "must be above 0; leave it out for all epochs"),
+        ("lora_target_modules", [], "names no module, so that nothing would be trained"),
+    ],
+)
+def test_numbers_that_make_no_run(key, value, words):
+    found = recipe.range_problems({**RANGES, key: value}, {name: recipe.Layer("x.yml", {}) for name in [*RANGES, key]})
+    assert len(found) == 1
+    assert words in found[0]
+    assert len(found[0]) < 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "below"),
+    [
+        ({"lora_dropout": 0}, {"lora_mlp_kernel": False}),
+        ({"lora_dropout": None}, {"lora_mlp_kernel": False}),
+        ({"load_in_8bit": True}, {"adapter": "lora", "lora_mlp_kernel": True, "lora_qkv_kernel": True}),
+        ({"micro_batch_size": float("inf")}, {}),
+    ],
+)
+def test_a_machine_file_that_is_wrong_is_told_and_no_traceback(keys, below):
+    base = {"adapter": "qlora", "load_in_4bit": True, "lora_dropout": 0.05, **BATCH, **below}
+    found = recipe.machine_problems(recipe.Layer("m.yml", keys), base)
+    assert bool(found) == ("micro_batch_size" not in keys)  # which problems() names

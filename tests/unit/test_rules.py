@@ -207,6 +207,14 @@ def test_a_validation_set_of_its_own_keeps_the_evaluations(planned):
     assert "saves_per_epoch" not in keys
 
 
+def test_nothing_is_held_out_where_its_share_was_removed():
+    keys = QLORA | {"early_stopping_patience": 3, "eval_steps": 5, "save_steps": 5}
+    layer = Layer("mine", keys)
+    _, errors = rules.unevaluated(dict(keys), dict.fromkeys(keys, layer), False)
+    assert "needs evaluations, and nothing is evaluated" in errors[0]
+    assert rules.unevaluated(dict(keys), dict.fromkeys(keys, layer), True) == ([], [])
+
+
 def test_a_single_conversation_leaves_nothing_to_evaluate(planned):
     made = planned({}, train=1)
     assert "eval_steps" not in made["runs"][0]["recipe"]
@@ -238,6 +246,26 @@ def test_a_single_evaluation_stops_nothing_early(planned):
 def test_strategies_by_epochs_stop_nothing_early(planned):
     with pytest.raises(ForgeError, match=r"needs «eval_steps» in place of .*«eval_strategy: \"epoch\"»"):
         planned({"early_stopping_patience": 2, "eval_strategy": "epoch"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [
+        ({"attn_implementation": "flex_attention"}, (1, 8)),
+        ({"attn_implementation": "sdpa"}, (2, 4)),
+        ({"attn_implementation": "flex_attention", "sample_packing": False}, (2, 4)),
+        ({"attn_implementation": "flex_attention", "multipack_real_batches": True}, (2, 4)),
+        ({"attn_implementation": "flex_attention", "micro_batch_size": 1}, (1, 4)),
+    ],
+)
+def test_attention_that_packs_long_rows_takes_one_at_a_time(changes, batch):
+    """So that each step holds the same rows as with sdpa: that is what makes attention a machine key."""
+    keys = QLORA | {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4} | changes
+    mine = [Layer("mine", keys)]
+    said = rules.settle(keys, dict.fromkeys(keys, mine[0]), mine, set())
+    assert tuple(keys[key] for key in recipe.BATCH) == batch
+    told = [one for one in said if one.startswith("micro_batch_size and gradient_accumulation_steps are 1 and 8")]
+    assert bool(told) == (batch == (1, 8))
 
 
 def test_what_the_locks_pin_stays():

@@ -25,7 +25,7 @@ LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 def stand_in(tmp_path):
     """An environment whose Python answers as it is told: a problem for every recipe with this key and value."""
 
-    def maker(problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL) -> str:
+    def maker(problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = ()) -> str:
         home = tmp_path / "environment"
         (home / "bin").mkdir(parents=True, exist_ok=True)
         (home / "bin/python").write_text(
@@ -34,7 +34,8 @@ def stand_in(tmp_path):
             f"open({str(tmp_path / 'asked')!r}, 'a').write(json.dumps([given, dict(os.environ)]) + '\\n')\n"
             f"found = [{problem!r}] if {problem!r} else []\n"
             f"said = [found if one['recipe'].get({key!r}) == {value!r} else [] for one in given]\n"
-            f"print('Axolotl talks')\nprint(json.dumps({{'axolotl': {version!r}, 'problems': said}}))\n"
+            f"print('Axolotl talks')\nanswer = {{'axolotl': {version!r}, 'problems': said, 'left_out': {left_out!r}}}\n"
+            "print(json.dumps(answer))\n"
         )
         (home / "bin/python").chmod(0o755)
         return str(home)
@@ -171,7 +172,9 @@ def test_what_axolotl_would_find_of_the_gpu():
 # --- what is asked
 
 
-def test_a_recipe_is_asked_about_as_it_will_be_run(check, stand_in, asked):
+def test_a_recipe_is_asked_about_as_it_will_be_run(check, stand_in, asked, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("RUNPOD_API_KEY", "rpa_secret")
     pod = Trainer("pod-1", datasets_dir=EXAMPLES, gpu_names=("NVIDIA H200",))
     assert check("witness", [pod], {"liger_rms_norm": True, "warmup_ratio": 0.1}, named=stand_in()) == []
     [[[one], variables]] = asked()
@@ -180,6 +183,7 @@ def test_a_recipe_is_asked_about_as_it_will_be_run(check, stand_in, asked):
     assert keys["plugins"] == ["axolotl.integrations.liger.LigerPlugin", "lora_forge_axolotl.LoraForgePlugin"]
     assert (keys["warmup_ratio"], "warmup_steps" in keys, keys["auto_resume_from_checkpoints"]) == (0.1, False, True)
     assert [item["type"] for item in keys["datasets"]] == ["chat_template"]
+    assert not {"HF_TOKEN", "RUNPOD_API_KEY"} & variables.keys()
     wanted = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": ""}
     assert {name: variables[name] for name in wanted} == wanted
 
@@ -201,7 +205,7 @@ def test_what_is_ready_or_runs_already_is_not_asked_about(check, stand_in, asked
 def test_what_was_taken_is_not_asked_again(check, stand_in, asked, tmp_path):
     named = stand_in()
     check("witness", [GPU], named=named)
-    check("witness", [GPU], named="/wherever")  # nobody has to be there
+    check("witness", [GPU], named=named)
     check("witness,polecat,mayor", [GPU], named=named)  # the mayor's recipe is the witness's
     assert [len(given) for given, _ in asked()] == [1, 1], "the second time the polecat's alone"
     assert check.said == [
@@ -246,7 +250,20 @@ def test_what_is_noted_is_bounded_and_a_broken_note_is_none(check, stand_in, ask
     assert len(asked()) == 1, "the newest is kept"
 
 
+def test_another_environment_or_program_or_lock_is_another_question(check, stand_in, asked, tmp_path):
+    check("witness", [GPU], named=stand_in())
+    other = tmp_path / "other"
+    other.symlink_to(stand_in())
+    check("witness", [GPU], named=str(other))
+    assert len(asked()) == 2
+
+
 # --- what becomes of the answer
+
+
+def test_plugins_that_are_not_here_are_said(check, stand_in):
+    [said] = check("witness", [GPU], named=stand_in(left_out=["mine.Plugin", "\x1b[2Jevil"]))
+    assert said == "Axolotl's own check left out plugins that are not on this machine: mine.Plugin, [2Jevil"
 
 
 def test_a_refusal_names_agent_file_and_line(check, stand_in, asked):
@@ -296,6 +313,10 @@ def test_another_version_is_no_judge(check, stand_in, tmp_path):
         ("echo '{}'", "ended with 0 and without an answer: it said nothing"),
         ("exit 0", "ended with 0 and without an answer: it said nothing"),
         ('echo \'{"axolotl": "0.21.0", "problems": []}\'', "ended with 0 and without an answer"),
+        (
+            'echo \'{"axolotl": "0.21.0", "problems": [[5]], "left_out": []}\'; printf "\\033[2Jevil\\377" >&2',
+            "ended with 0 and without an answer: [2Jevil\ufffd",
+        ),
         ("sleep 600", "gave no answer within 0.2 s"),
     ],
 )

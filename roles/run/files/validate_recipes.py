@@ -1,30 +1,48 @@
 """Hold recipes against Axolotl's own validation. Runs on the controller, in an environment of the trainers' locks.
 
-Reads from standard input a JSON list of {"recipe": …, "capabilities": …}: what axolotl.yml holds, and what Axolotl
-would find of the GPU. The last line that it prints is JSON: the version of Axolotl, and of each recipe a list of
-sentences against it, empty where it is taken. Nothing is loaded or asked of a hub.
+``validate_recipes.py <pid of who asks> <seconds>`` reads from standard input a JSON list of {"recipe": …,
+"capabilities": …}: what axolotl.yml holds, and what Axolotl would find of the GPU. The last line that it prints is
+JSON: the version of Axolotl, of each recipe a list of sentences against it, empty where it is taken, and the plugins
+that are not here. Nothing is loaded or asked of a hub. It ends with who asks, and after the seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
+import os
+import signal
 import sys
 from typing import Any
 
-from axolotl.integrations.base import PluginManager
-from axolotl.utils.config import prepare_plugins, validate_config
-from axolotl.utils.dict import DictDefault
-from pydantic import ValidationError
+
+def bound(parent: int, seconds: int) -> None:
+    """End with the process that asks, and after a time: whoever interrupts it does not wait for its children."""
+    with contextlib.suppress(AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit("whoever asked is gone")
+    signal.alarm(seconds)
+
+
+if __name__ == "__main__":
+    bound(int(sys.argv[1]), int(sys.argv[2]))  # before what takes long
+
+from axolotl.integrations.base import PluginManager  # noqa: E402
+from axolotl.utils.config import prepare_plugins, validate_config  # noqa: E402
+from axolotl.utils.dict import DictDefault  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
 TORCH = importlib.metadata.version("torch").partition("+")[0]
 
 
 def there(plugin: str) -> bool:
-    """Whether a plugin can be loaded here; one of the user's own may lie on the trainer alone."""
+    """Whether a plugin is to be loaded here: Axolotl's own always, and one of the user's, unless it is only there."""
     try:
-        return importlib.util.find_spec(plugin.rpartition(".")[0]) is not None
+        return plugin.startswith("axolotl.") or importlib.util.find_spec(plugin.rpartition(".")[0]) is not None
     except (ImportError, ValueError):
         return False
 
@@ -52,8 +70,11 @@ def sentence(error: Any) -> str:
 
 
 def main() -> None:
-    said = [problems(one["recipe"], one["capabilities"]) for one in json.load(sys.stdin)]
-    print(json.dumps({"axolotl": importlib.metadata.version("axolotl"), "problems": said}))
+    asked = json.load(sys.stdin)
+    named = {plugin for one in asked for plugin in one["recipe"].get("plugins") or []}
+    said = [problems(one["recipe"], one["capabilities"]) for one in asked]
+    left_out = sorted(plugin for plugin in named if not there(plugin))
+    print(json.dumps({"axolotl": importlib.metadata.version("axolotl"), "problems": said, "left_out": left_out}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How much GPU memory a training needs, computed from its recipe and the base model's config.json.
 
-What decides are pure functions; :func:`config_of` alone reads files, those of the controller.
+What decides are pure functions. :func:`snapshot`, :func:`config_of` and :func:`counted` alone read files, those of the
+controller. Others wrote these files, so nothing in them is believed before its size, type and bounds are checked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import stat
 import struct
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -136,6 +138,15 @@ QKV = ("q_proj", "k_proj", "v_proj")  # what a LoRA kernel computes at once
 MLP = ("gate_proj", "up_proj", "down_proj")
 DROPPED = 1.5  # tensors that a dropout keeps: what it lets through, and a mask of a byte each
 SHARDED = ("deepspeed", "fsdp_config")
+FIGURES = {"lora_r": None, "sequence_len": None, "micro_batch_size": 1}  # what is multiplied, and Axolotl's default
+
+# Bounds of what is read, far beyond any model's. They keep every product a number that a float can hold.
+MOST = 10**7  # a dimension, or a figure of a recipe
+MOST_WEIGHTS = 10**13
+JSON_BYTES = 10 * 10**6  # a config.json, or an index of weights
+HEADER_BYTES = 100 * 10**6  # a header of safetensors, whose own bound this is
+REF_BYTES = 100  # a branch's file in the hub's cache: a commit, and perhaps a line's end
+COMMIT = r"[0-9a-f]{40}"
 USABLE = 0.91  # of the gigabytes that a card is named after, at least, in GiB: 14.6 of 16 on a T4, 22.0 of 24 on an L4
 CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; an assumption
 FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
@@ -147,6 +158,13 @@ def named(base_model: Any) -> str:
     return re.sub(r"^meta-|-(instruct|chat|base|it|pt)(?=-|$)", "", name)
 
 
+def _int(value: Any, least: int = 1, most: int = MOST) -> int:
+    """A whole number within its bounds; a ValueError for anything else, a text or a boolean too."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"no whole number from {least} to {most}")
+    return value
+
+
 def from_config(config: Mapping[str, Any]) -> Optional[Model]:
     """The dimensions that a config.json tells.
 
@@ -155,48 +173,77 @@ def from_config(config: Mapping[str, Any]) -> Optional[Model]:
 
     Returns:
         None where they cannot be told for sure: a kind that is not in :data:`KINDS`, experts, weights that were
-        quantised beforehand, a dimension that is missing.
+        quantised beforehand, a dimension that is missing or no whole number within :data:`MOST`.
     """
     text = config.get("text_config") or config
     if not isinstance(text, Mapping):
         return None
-    kind = str(text.get("model_type") or "")
-    if kind not in KINDS or any(text.get(key) for key in EXPERTS):
+    kind = text.get("model_type")
+    if not isinstance(kind, str) or kind not in KINDS or any(text.get(key) for key in EXPERTS):
         return None
     if config.get("quantization_config") or text.get("quantization_config"):
         return None
     said = DEFAULTS.get(kind, {}) | dict(text)
     try:
-        hidden, heads = int(said["hidden_size"]), int(said["num_attention_heads"])
-        head_dim = int(said.get("head_dim") or hidden // heads)
+        hidden, heads = _int(said["hidden_size"]), _int(said["num_attention_heads"])
+        kv_heads, head_dim = said.get("num_key_value_heads"), said.get("head_dim")
+        head_dim = _int(hidden // heads if head_dim is None else head_dim)
         windows, slides = said.get("layer_types"), said.get("sliding_window") and said.get("use_sliding_window", True)
-        model = Model(
-            layers=int(said["num_hidden_layers"]),
+        full = isinstance(windows, list) and windows and "sliding_attention" not in windows
+        return Model(
+            layers=_int(said["num_hidden_layers"]),
             hidden=hidden,
-            intermediate=int(said["intermediate_size"]),
+            intermediate=_int(said["intermediate_size"]),
             heads=heads,
-            kv_heads=int(said.get("num_key_value_heads") or heads),
+            kv_heads=heads if kv_heads is None else _int(kv_heads),
             head_dim=head_dim,
-            vocab=int(said["vocab_size"]),
+            vocab=_int(said["vocab_size"]),
             tied=bool(said.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            masked=head_dim > VARLEN_HEAD or bool(slides and (not windows or "sliding_attention" in windows)),
+            masked=head_dim > VARLEN_HEAD or bool(slides and not full),
             capped=bool(said.get("final_logit_softcapping")),
             beside=_tower(config.get("vision_config")),
             **KINDS[kind],
         )
-        counts = (model.layers, model.hidden, model.intermediate, model.heads, model.kv_heads, head_dim, model.vocab)
-        return model if min(counts) > 0 else None
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError):
         return None
 
 
 def _tower(vision: Any) -> int:
-    """How many weights the layers of a vision tower have, about: attention, and an MLP that may be gated."""
-    try:
-        wide, inner = int(vision["hidden_size"]), int(vision["intermediate_size"])
-        return int(vision["num_hidden_layers"]) * (4 * wide * wide + 3 * wide * inner)
-    except (KeyError, TypeError, ValueError):
+    """How many weights the layers of a vision tower have, about: attention, and an MLP that may be gated.
+
+    0 where there is none, or its config leaves a width out; a ValueError where that makes no sense.
+    """
+    if vision is None:
         return 0
+    if not isinstance(vision, Mapping):
+        raise ValueError("vision_config is no mapping")
+    said = [vision.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+    layers, wide, inner = (0 if value is None else _int(value, 0) for value in said)
+    return layers * (4 * wide * wide + 3 * wide * inner) if None not in said else 0
+
+
+def _regular(path: pathlib.Path) -> os.stat_result:
+    """What the system tells of a file; a ValueError for a folder, or a pipe or device, which would keep its reader."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    return about
+
+
+def _read(path: pathlib.Path, most: int) -> bytes:
+    """All bytes of a regular file; a ValueError where these are more than ``most``."""
+    if _regular(path).st_size > most:
+        raise ValueError(f"{path} has more than {most} bytes")
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+def _json(found: bytes) -> Any:
+    """What a JSON text holds; a ValueError for one that is broken or nested too deep."""
+    try:
+        return json.loads(found)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Optional[pathlib.Path]:
@@ -206,17 +253,29 @@ def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ)
         recipe: With ``base_model``, and ``model_revision`` where it is none of a folder.
         environ: Of the process: HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME say where the cache is (huggingface_hub's
             documentation, «Environment variables»).
+
+    Returns:
+        The folder, which need not exist. None where it has no name: a model that is none of the hub, or a branch or tag
+        of which the cache does not tell the commit. It has a folder for each commit, and in ``refs`` a file with the
+        commit for each other revision (huggingface_hub's documentation, «Understand caching»).
     """
     base = str(recipe.get("base_model") or "")
     if base.startswith("/"):
         return pathlib.Path(base)
     revision = str(recipe.get("model_revision") or "")
     name = r"\w[\w.-]*"
-    if not re.fullmatch(f"{name}/{name}", base) or not re.fullmatch(name, revision):
+    if not re.fullmatch(f"{name}/{name}", base) or not re.fullmatch(f"{name}(/{name})*", revision):
         return None
     home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    cache = pathlib.Path(environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-    return cache / f"models--{base.replace('/', '--')}" / "snapshots" / revision
+    # Not pathlib's, which raises where there is no such user.
+    cache = os.path.expanduser(environ.get("HF_HUB_CACHE") or f"{home}/hub")
+    folder = pathlib.Path(cache) / f"models--{base.replace('/', '--')}"
+    if not re.fullmatch(COMMIT, revision):
+        try:
+            revision = _read(folder / "refs" / revision, REF_BYTES).decode().strip()
+        except (OSError, ValueError):
+            return None
+    return folder / "snapshots" / revision if re.fullmatch(COMMIT, revision) else None
 
 
 def config_of(
@@ -234,7 +293,7 @@ def config_of(
     folder = snapshot(recipe, environ)
     if folder is not None:
         try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            found = _json(_read(folder / "config.json", JSON_BYTES))
             if isinstance(found, dict):
                 return found, folder
         except (OSError, ValueError):
@@ -249,33 +308,43 @@ def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:
     dimensions but the embedding and the head, which Axolotl does not quantise.
 
     Returns:
-        None where a file is missing or cannot be read.
+        None where a file is missing or cannot be read, or what it tells can be no model.
     """
     found = [0, 0]
     try:
         index = folder / "model.safetensors.index.json"
         names = {"model.safetensors"}
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if index.exists():
+            names = set(_json(_read(index, JSON_BYTES))["weight_map"].values())
         for name in names:
-            about = (folder / name).stat()
+            if pathlib.PurePath(name).name != name:
+                raise ValueError(f"{index} names a file elsewhere")
+            about = _regular(folder / name)
             here = _header(str(folder / name), about.st_size, about.st_mtime_ns)
             found = [found[0] + here[0], found[1] + here[1]]
+        return _int(found[0], most=MOST_WEIGHTS), _int(found[1], most=MOST_WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
-    return found[0], found[1]
 
 
 @functools.cache
-def _header(path: str, _size: int, _changed: int) -> tuple[int, int]:
-    """The same for one file, which is read once for each plan: it asks for every agent and machine class."""
+def _header(path: str, size: int, _changed: int) -> tuple[int, int]:
+    """The same for one file, which is read once for each plan: it asks for every agent and machine class.
+
+    The length is held against the file's size: a pointer of git-lfs, read so, would tell of 2 billion gigabytes.
+    """
     found = [0, 0]
     with pathlib.Path(path).open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = _json(file.read(_int(length, most=min(size - 8, HEADER_BYTES))))
     for tensor, about in header.items():
-        if tensor != "__metadata__":
-            linear = len(about["shape"]) == 2 and not re.search(r"embed|lm_head", tensor)
-            found[0 if linear else 1] += math.prod(about["shape"])
+        if tensor == "__metadata__":
+            continue
+        shape = about["shape"]
+        if not isinstance(shape, list) or len(shape) > 8:
+            raise ValueError(f"{path}: a shape that no weight has")
+        linear = len(shape) == 2 and not re.search(r"embed|lm_head", tensor)
+        found[0 if linear else 1] += math.prod(_int(one, 0, MOST_WEIGHTS) for one in shape)
     return found[0], found[1]
 
 
@@ -286,6 +355,30 @@ def known(recipe: dict[str, Any]) -> Optional[Model]:
     if model is None or folder is None:
         return model
     return dataclasses.replace(model, counted=counted(folder))
+
+
+def _odd(recipe: Mapping[str, Any]) -> str:
+    """The key of a recipe's figure with which nothing can be computed; empty where all are sound."""
+    for key, default in FIGURES.items():
+        try:
+            _int(recipe.get(key, default))
+        except ValueError:
+            return key
+    return ""
+
+
+def weight_bytes(recipe: Mapping[str, Any]) -> float:
+    """Bytes of a frozen weight of a linear module, as Axolotl loads it.
+
+    It quantises by the adapter's name (``_set_quantization_config`` in axolotl/loaders/model.py): ``load_in_4bit``
+    counts for QLoRA only, ``load_in_8bit`` for LoRA only. Elsewhere they are left aside, and the model is in bf16.
+
+    Args:
+        recipe: The merged recipe.
+    """
+    if recipe.get("adapter") in ("qlora", "mixlora") and recipe.get("load_in_4bit"):
+        return NF4
+    return INT8 if recipe.get("adapter") == "lora" and recipe.get("load_in_8bit") else BF16
 
 
 def recomputes(recipe: dict[str, Any]) -> bool:
@@ -307,7 +400,7 @@ def targets(recipe: dict[str, Any], model: Model) -> list[str]:
         paths = {name: [f"model.layers.0.{part}.{name}" for part in ("self_attn", "mlp")] for name in names}
         try:
             return [name for name in names if any(re.fullmatch(wanted, path) for path in paths[name])]
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             return []
     return [name for name in names if name in wanted]
 
@@ -315,7 +408,7 @@ def targets(recipe: dict[str, Any], model: Model) -> list[str]:
 def on_host(recipe: dict[str, Any]) -> float:
     """Bytes of the host's memory that offloaded activations may take; 0 where nothing is offloaded or known."""
     model = known(recipe)
-    if model is None or not recipe.get("activation_offloading"):
+    if model is None or not recipe.get("activation_offloading") or _odd(recipe):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
     each = tokens * model.hidden * BF16 if recomputes(recipe) else kept(model, recipe)
@@ -375,7 +468,7 @@ def _at_work(model: Model, recipe: dict[str, Any]) -> float:
     in bf16 where they are quantised.
     """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    quantised = recipe.get("load_in_4bit") or recipe.get("load_in_8bit")
+    quantised = weight_bytes(recipe) < BF16
     weights = max(inputs * outputs for inputs, outputs in model.linears().values()) if quantised else 0
     return BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
 
@@ -385,7 +478,7 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
 
     With tokens = sequence_len × micro_batch_size::
 
-        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16)
+        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16): :func:`weight_bytes`
         embeddings   all other weights × 2: Axolotl keeps them in bf16, never quantised
         LoRA         rank × (inputs + outputs) of every target module × 4, fp32
         gradients    the same again
@@ -424,7 +517,6 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
         recipe: The merged recipe; a LoRA or QLoRA that is not sharded.
     """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    weight = NF4 if recipe.get("load_in_4bit") else INT8 if recipe.get("load_in_8bit") else BF16
     linears = model.linears()
     trained = model.layers * recipe["lora_r"] * sum(sum(linears[name]) for name in targets(recipe, model))
     moment = ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else FP32
@@ -442,7 +534,7 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
             held *= min(OFFLOADED, model.layers) / model.layers
     layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
     found = {
-        "frozen": model.linear_weights() * weight,
+        "frozen": model.linear_weights() * weight_bytes(recipe),
         "embeddings": model.embedding_weights() * BF16,
         "LoRA": trained * FP32,
         "gradients": trained * FP32,
@@ -469,20 +561,25 @@ def unknown(recipe: dict[str, Any]) -> str:
         return f"a model that is divided among GPUs ({sharded}) is not estimated"
     if recipe.get("attn_implementation") == "eager":
         return "eager attention, which holds a number for each pair of tokens, is not estimated"
-    if from_config(config_of(recipe)[0]) is not None:
-        return ""
+    odd = _odd(recipe)
+    if odd:
+        return f"«{odd}» is no whole number from 1 to {MOST}"
     config, folder = config_of(recipe)
+    if from_config(config) is not None:
+        return ""
     if config:
         text = config.get("text_config") or config
-        kind = text.get("model_type") if isinstance(text, dict) else None
+        kind = text.get("model_type") if isinstance(text, Mapping) else None
+        shown = isinstance(kind, str) and re.fullmatch(r"[\w.-]{1,40}", kind, re.ASCII)  # a stranger's, on a terminal
         where = f"{folder}/config.json" if folder else "its config.json"
         return (
-            f"{where} tells of a model («{kind}») that is not estimated: one with experts, with weights that were "
-            "quantised beforehand, or built in another way"
+            f"{where} tells of a model {f'(«{kind}»)' if shown else 'of another kind'} that is not estimated: one with "
+            "experts, with weights that were quantised beforehand, with a dimension that is missing or makes no sense, "
+            "or built in another way"
         )
     looked = snapshot(recipe)
     return "its dimensions are not known here. They are as soon as this controller has " + (
-        f"{looked}/config.json" if looked else "its config.json"
+        f"{looked}/config.json" if looked else "the config.json of that model"
     )
 
 
@@ -520,7 +617,7 @@ def floor(recipe: dict[str, Any]) -> Optional[float]:
 
 def room(machine: str) -> Optional[float]:
     """GiB that the GPUs of a machine class have at least, by its name, such as gpu-24gb; None for another name."""
-    found = re.fullmatch(r".*?(\d+)gb", machine)
+    found = re.fullmatch(r"(?:.*\D)?(\d{1,6})gb", machine)
     return int(found.group(1)) * USABLE if found else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import struct
 
@@ -18,6 +19,7 @@ LIGER = {"liger_fused_linear_cross_entropy": True, "liger_rms_norm": True}
 OPEN = LIGER | {"gradient_checkpointing": False}
 ONE = {"micro_batch_size": 1}
 OFF = dict.fromkeys(recipe.LORA_KERNELS, False)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +259,7 @@ def test_what_is_offloaded_must_fit_on_the_host():
     [
         ({}, 5.4),
         ({"adapter": "lora", "load_in_4bit": False}, 14.4),
+        ({"adapter": "lora"}, 14.4),  # the base's load_in_4bit is for QLoRA
         ({"micro_batch_size": 64}, 5.4),  # what is certain does not depend on the batch
         ({"base_model": "other"}, None),
     ],
@@ -268,12 +271,50 @@ def test_what_is_needed_for_certain(changed, gib):
 
 
 @pytest.mark.parametrize(
+    ("changed", "size"),
+    [
+        ({}, memory.NF4),
+        ({"adapter": "lora"}, 2),
+        ({"adapter": "lora", "load_in_4bit": False}, 2),
+        ({"adapter": "lora", "load_in_8bit": True}, 1),
+        ({"adapter": "lora", "load_in_4bit": False, "load_in_8bit": True}, 1),
+        ({"load_in_4bit": False}, 2),
+        ({"load_in_4bit": False, "load_in_8bit": True}, 2),
+    ],
+    ids=str,
+)
+def test_a_model_is_quantised_by_the_name_of_its_adapter(changed, size):
+    """Axolotl's model loader: 4 bits for QLoRA alone, 8 bits for LoRA alone."""
+    changed = BASE | LIGER | changed
+    parts, bits = memory.parts(changed), {"load_in_4bit": size < 1, "load_in_8bit": size == 1}
+    assert parts["frozen"] == 6_525_288_448 * size
+    backward = parts["layer"] - memory.kept(named("qwen2.5-7b"), changed)
+    module = 2 * 3584 * 18944 if any(bits.values()) else 0  # one that is quantised is made bf16 for its turn
+    assert backward == 2 * 8192 * (18944 + 2 * 3584) + module
+
+
+@pytest.mark.parametrize("key", ["lora_r", "sequence_len", "micro_batch_size"])
+@pytest.mark.parametrize("value", [10**399, 10**7 + 1, 0, -1, None], ids=["400 digits", "many", "0", "-1", "null"])
+def test_a_recipe_with_an_absurd_figure_has_no_estimate(key, value):
+    absurd = BASE | {key: value}
+    assert (memory.estimate(absurd), memory.floor(absurd)) == (None, None)
+    assert memory.unknown(absurd) == f"«{key}» is no whole number from 1 to 10000000"
+    assert memory.on_host(absurd | {"activation_offloading": True}) == 0
+
+
+def test_the_greatest_figures_that_are_taken_have_an_estimate():
+    greatest = BASE | dict.fromkeys(["lora_r", "sequence_len", "micro_batch_size"], 10**7)
+    assert memory.estimate(greatest | {"gradient_checkpointing": False, "sdpa_varlen": False}) > 10**9
+
+
+@pytest.mark.parametrize(
     ("targets", "found"),
     [
         (["q_proj", "v_proj", "nothing"], ["q_proj", "v_proj"]),
         (r".*self_attn\.(q|k)_proj", ["k_proj", "q_proj"]),
         ("all-linear", sorted([*memory.QKV, *memory.MLP, "o_proj"])),
         ("(", []),
+        ("a{99999999999}", []),  # more than Python's expressions can count
     ],
     ids=str,
 )
@@ -388,12 +429,40 @@ def test_what_a_config_tells(config, changed):
         {"num_attention_heads": 0},
         {"vocab_size": "many"},
         {"quantization_config": {"quant_method": "awq"}},
+        {"model_type": ["qwen2"]},
         {"text_config": "no mapping"},
+        {"vision_config": "no mapping"},
     ],
     ids=str,
 )
 def test_what_is_not_sure_is_not_known(changed):
     assert memory.from_config(QWEN | changed) is None
+
+
+ABSURD = ["Infinity", "-Infinity", "NaN", "1e400", "9" * 400, "-1", "10000001", "3.5", '"28"', "[28]", "{}", "true"]
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=lambda value: value[:12])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
+        "intermediate_size", "vocab_size",
+    ],
+)  # fmt: skip
+def test_a_dimension_is_a_whole_number_of_a_model(key, value):
+    assert (
+        memory.from_config(json.loads(json.dumps(QWEN | {key: 1}).replace(f'"{key}": 1', f'"{key}": {value}'))) is None
+    )
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=lambda value: value[:12])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "intermediate_size"])
+def test_so_it_is_for_a_vision_tower(key, value):
+    tower = {"hidden_size": 10, "intermediate_size": 20, "num_hidden_layers": 3}
+    assert memory.from_config({"text_config": QWEN, "vision_config": tower}).beside
+    assert memory.from_config({"text_config": QWEN, "vision_config": tower | {key: 0}}).beside < 3 * 1000
+    assert memory.from_config({"text_config": QWEN, "vision_config": tower | {key: json.loads(value)}}) is None
 
 
 def test_a_config_may_leave_out_what_is_a_default():
@@ -409,8 +478,8 @@ def test_a_config_may_leave_out_what_is_a_default():
 
 
 def test_the_table_only_counts_where_the_hub_has_nothing(tmp_path):
-    recipe = {"base_model": "Qwen/Qwen2.5-7B-Instruct", "model_revision": "abc"}
-    folder = tmp_path / "hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/abc"
+    recipe = {"base_model": "Qwen/Qwen2.5-7B-Instruct", "model_revision": COMMIT}
+    folder = tmp_path / "hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots" / COMMIT
     assert memory.config_of(recipe) == (QWEN, None)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{")
@@ -421,20 +490,52 @@ def test_the_table_only_counts_where_the_hub_has_nothing(tmp_path):
 
 
 def test_where_the_hub_keeps_its_models(tmp_path):
-    recipe = {"base_model": "owner/new", "model_revision": "abc"}
-    end = "models--owner--new/snapshots/abc"
+    recipe = {"base_model": "owner/new", "model_revision": COMMIT}
+    end = f"models--owner--new/snapshots/{COMMIT}"
     assert memory.snapshot(recipe, {"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == pathlib.Path("/c") / end
     assert memory.snapshot(recipe, {"HF_HOME": "/h"}) == pathlib.Path("/h/hub") / end
     assert memory.snapshot(recipe, {"XDG_CACHE_HOME": "/x"}) == pathlib.Path("/x/huggingface/hub") / end
     assert memory.snapshot(recipe, {}) == pathlib.Path.home() / ".cache/huggingface/hub" / end
+    assert memory.snapshot(recipe, {"HF_HUB_CACHE": "~nosuch/x"}) == pathlib.Path("~nosuch/x") / end  # as for the hub
+    assert memory.config_of(recipe, {"HF_HUB_CACHE": "~nosuch/x"}) == ({}, None)
     assert memory.snapshot({"base_model": "owner/new"}, {}) is None
-    assert memory.snapshot({"base_model": "../x", "model_revision": "abc"}, {}) is None
+    assert memory.snapshot({"base_model": "../x", "model_revision": COMMIT}, {}) is None
     assert memory.snapshot({"base_model": "a/b", "model_revision": "../../x"}, {}) is None
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", "0123456", "refs/pr/3"])
+def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
+    """As huggingface_hub does: a file in refs, named as the revision is, and none of these is a folder of snapshots."""
+    recipe = BASE | {"base_model": "owner/new", "model_revision": revision}
+    model = tmp_path / "hub/models--owner--new"
+    assert memory.snapshot(recipe) is None
+    assert memory.unknown(recipe) == (
+        "its dimensions are not known here. They are as soon as this controller has the config.json of that model"
+    )
+    ref, folder = model / "refs" / revision, model / "snapshots" / COMMIT
+    ref.parent.mkdir(parents=True)
+    for wrong in ("", "main", COMMIT[:-1], "../../../" + COMMIT, COMMIT + "\n" * 100, "\N{SNOWMAN}", "\x00" * 40):
+        ref.write_text(wrong, encoding="utf-8")
+        assert memory.snapshot(recipe) is None
+    ref.write_bytes(b"\xff" * 40)
+    assert memory.snapshot(recipe) is None
+    ref.write_text(COMMIT)
+    assert memory.snapshot(recipe) == folder
+    assert memory.unknown(recipe).endswith(f"{folder}/config.json")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(QWEN))
+    assert memory.known(recipe) == named("qwen2.5-7b")
+    ref.unlink()
+    ref.mkdir()
+    assert memory.snapshot(recipe) is None
+    ref.rmdir()
+    os.mkfifo(ref)
+    assert memory.snapshot(recipe) is None
+
+
 def test_any_model_is_known_once_its_config_is_there(tmp_path):
-    recipe = BASE | {"base_model": "owner/new", "model_revision": "abc"}
-    folder = tmp_path / "hub/models--owner--new/snapshots/abc"
+    recipe = BASE | {"base_model": "owner/new", "model_revision": COMMIT}
+    folder = tmp_path / "hub/models--owner--new/snapshots" / COMMIT
     assert memory.unknown(recipe) == (
         f"its dimensions are not known here. They are as soon as this controller has {folder}/config.json"
     )
@@ -445,8 +546,44 @@ def test_any_model_is_known_once_its_config_is_there(tmp_path):
     (folder / "config.json").write_text(json.dumps(QWEN | {"model_type": "mamba"}))
     assert memory.unknown(recipe) == (
         f"{folder}/config.json tells of a model («mamba») that is not estimated: one with experts, with weights that "
-        "were quantised beforehand, or built in another way"
+        "were quantised beforehand, with a dimension that is missing or makes no sense, or built in another way"
     )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["\x1b[2Jmamba", "mam\nba", "A" * 3000, "A" * 41, "mamba\n", "", "\N{RIGHT-TO-LEFT OVERRIDE}x", ["mamba"], None, 7],
+    ids=lambda kind: repr(kind)[:12],
+)
+def test_a_stranger_writes_nothing_on_the_terminal(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN | {"model_type": kind}))
+    assert memory.unknown(BASE | {"base_model": str(tmp_path)}).startswith(
+        f"{tmp_path}/config.json tells of a model of another kind that is not estimated"
+    )
+
+
+DEEP = b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+LARGE = json.dumps(QWEN).encode() + b" " * 10**7
+
+
+@pytest.mark.parametrize("content", [DEEP, LARGE, b"\xff", b"[]"], ids=["deep", "large", "no text", "a list"])
+def test_a_config_that_cannot_be_read_is_none(tmp_path, content):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(content)
+    assert memory.config_of({"base_model": str(folder)}) == ({}, None)
+    assert memory.estimate(BASE | {"base_model": str(folder)}) is None
+
+
+@pytest.mark.parametrize("make", [pathlib.Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors"])
+def test_what_is_no_regular_file_is_never_opened(tmp_path, name, make):
+    """Neither a pipe, at which a reader waits, nor a device, which has no end."""
+    if name != "config.json":
+        (tmp_path / "config.json").write_text(json.dumps(QWEN))
+    make(tmp_path / name)
+    model = memory.known({"base_model": str(tmp_path)})
+    assert model == (None if name == "config.json" else named("qwen2.5-7b"))
 
 
 def safetensors(path, tensors):
@@ -472,12 +609,85 @@ def test_a_folder_is_read_where_it_exists_and_its_weights_are_counted(tmp_path):
     assert memory.counted(tmp_path) is None
 
 
+LINEAR, NORM = '"a": {"shape": [16, 8]}', '"b": {"shape": [8]}'
+
+
+def headed(text, length=None):
+    return struct.pack("<Q", len(text) if length is None else length) + text.encode()
+
+
+def test_a_header_by_hand(tmp_path):
+    """What the broken ones of the next test are made of counts."""
+    (tmp_path / "model.safetensors").write_bytes(headed("{" + LINEAR + "," + NORM + "}"))
+    assert memory.counted(tmp_path) == (128, 8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3087467144\n",
+        b"",
+        headed("{" + LINEAR + "," + NORM + "}", 10_000),  # longer than the file
+        headed("{" + LINEAR + "," + NORM + "}", 2**64 - 1),
+        headed(""),
+        headed("[]"),
+        headed("{}"),  # of no weights at all
+        headed("{" + LINEAR + "}"),
+        headed("{" + NORM + "}"),
+        headed(DEEP.decode()),
+        *(
+            headed("{" + LINEAR + "," + NORM + ', "c": {"shape": ' + shape + "}}")
+            for shape in ("[1e400, 8]", "[-8, 8]", "[NaN, 8]", '["8", 8]', "[true, 8]", "[[8], 8]", "8", "null", '"88"',
+                          "[" + "9" * 400 + ", 8]", "[10000000, 10000000]", "[" + "8," * 8 + "8]")
+        ),
+        headed("{" + LINEAR + "," + NORM + ', "c": 7}'),
+        headed("{" + LINEAR + "," + NORM + ', "c": {}}'),
+    ],
+    ids=lambda content: repr(content[-40:]),
+)  # fmt: skip
+def test_weights_that_can_be_none_are_not_counted(tmp_path, content):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN))
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert memory.counted(tmp_path) is None
+    assert memory.estimate(BASE | {"base_model": str(tmp_path)}) == memory.estimate(BASE)
+
+
+def test_a_header_has_the_bound_that_safetensors_has(tmp_path, monkeypatch):
+    header = headed("{" + LINEAR + "," + NORM + "}")
+    assert memory.HEADER_BYTES == 100_000_000
+    monkeypatch.setattr(memory, "HEADER_BYTES", len(header) - 8)
+    (tmp_path / "model.safetensors").write_bytes(header)
+    assert memory.counted(tmp_path) == (128, 8)
+    (tmp_path / "model.safetensors").write_bytes(headed("{" + LINEAR + "," + NORM + "} "))
+    assert memory.counted(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"weight_map": {}}', b'{"weight_map": []}', b'{"weight_map": {"a": 7}}', b'{"weight_map": {"a": []}}',
+        b'{"weight_map": {"a": "../model.safetensors"}}', b'{"weight_map": {"a": "/dev/zero"}}', b"{}", b"[]",
+        b'{"weight_map": {"a": "\\u0000"}}', b'{"weight_map": {"a": "\\ud800"}}',
+        b'{"weight_map": {"a": "model.safetensors"}}' + b" " * 10**7, DEEP,
+    ],
+    ids=lambda content: repr(content[-40:]),
+)  # fmt: skip
+def test_an_index_that_names_no_weights_of_its_folder(tmp_path, content):
+    for folder in (tmp_path, tmp_path / "model"):
+        folder.mkdir(exist_ok=True)
+        safetensors(folder / "model.safetensors", {"a": [16, 8], "b": [8]})
+    (tmp_path / "model/model.safetensors.index.json").write_bytes(b'{"weight_map": {"a": "model.safetensors"}}')
+    assert memory.counted(tmp_path / "model") == (128, 8)
+    (tmp_path / "model/model.safetensors.index.json").write_bytes(content)
+    assert memory.counted(tmp_path / "model") is None
+
+
 # --- which machine class fits
 
 
 def test_the_room_of_a_class_and_the_class_for_a_gpu():
     assert memory.room("gpu-24gb") == pytest.approx(21.84)
-    assert (memory.room("fast"), memory.room("")) == (None, None)
+    assert (memory.room("fast"), memory.room(""), memory.room(f"gpu-{'9' * 5000}gb")) == (None, None, None)
     sizes = {"gpu-12gb": 10.3, "gpu-16gb": 10.3, "gpu-24gb": 12.3, "gpu-48gb": 27.3, "odd": None}
     assert memory.fitting(21.8, sizes) == "gpu-24gb"
     assert memory.fitting(11, sizes) == "gpu-16gb"

@@ -917,9 +917,9 @@ def test_for_a_pod_each_class_is_estimated_because_its_gpu_is_not_chosen_yet(mak
 def test_a_model_of_which_nothing_is_known_is_told_with_what_would_change_that(make, data, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     data(count=40)
-    new = {"base_model": "owner/new", "model_revision": "abc"}
+    new = {"base_model": "owner/new", "model_revision": "abc0" * 10}
     result = make(recipe=new)
-    folder = tmp_path / "models--owner--new/snapshots/abc"
+    folder = tmp_path / "models--owner--new/snapshots" / ("abc0" * 10)
     assert (
         "owner/new: how much GPU memory a training needs is not known: its dimensions are not known here. They are as "
         f"soon as this controller has {folder}/config.json"

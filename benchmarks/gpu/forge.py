@@ -71,6 +71,12 @@ def environment(tiny: bool) -> dict[str, str]:
     }
 
 
+def left_behind(out: pathlib.Path) -> list[pathlib.Path]:
+    """Half-made ``<out>.partial.<pid>`` of processes that are gone."""
+    parts = out.parent.glob(f"{out.name}.partial.*")
+    return [part for part in parts if not pathlib.Path("/proc", part.suffix[1:]).exists()]
+
+
 def smi(*query: str) -> list[str]:
     """The lines of nvidia-smi's answer to a query; none where it gives none."""
     try:

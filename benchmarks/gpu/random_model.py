@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import Any
 
-from forge import ROOT, die_with_parent
+from forge import ROOT, die_with_parent, left_behind
 
 sys.path.insert(0, str(ROOT / "roles/run/files"))
 
@@ -143,7 +143,7 @@ def make(out: pathlib.Path, tiny: bool, config: dict[str, Any] = QWEN, corpus: l
     """
     if out.exists():
         return
-    for left in out.parent.glob(f"{out.name}.partial.*"):  # of one that was killed: gigabytes
+    for left in left_behind(out):  # by one that was killed: gigabytes
         shutil.rmtree(left, ignore_errors=True)
     import tiny_model
 

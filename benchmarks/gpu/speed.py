@@ -415,8 +415,10 @@ class Bench:
             result |= {"status": "failed" if too_slow else "cut off", "reason": about}
         else:
             result |= {"status": "failed", "reason": reason(folder / "log", code).replace(str(self.work), "…")}
-        if result["status"] == "failed" and not steps and "out of memory" not in result["reason"]:
-            # As likely the environment's fault as the variant's: nothing is known of it, and nothing is written.
+        slow = too_slow and wish.name != "baseline"
+        if result["status"] == "failed" and not steps and not slow and "out of memory" not in result["reason"]:
+            # As likely the environment's fault as the variant's: nothing is known of it, and nothing is written. What
+            # is only slow to begin, such as torch.compile, would be again.
             self.not_begun[wish.name] = result["reason"]
             print(f"  {wish.name} ({wish.repeat}): failed before its first step, {last(result)}", flush=True)
             return

@@ -47,7 +47,7 @@ def unpack(archive: pathlib.Path, site: pathlib.Path) -> None:
     """Unpack an archive of site-packages, once, and let its bytecode be made while the model is."""
     if site.exists():
         return
-    for left in site.parent.glob(f"{site.name}.partial.*"):  # of a visit that was cut off
+    for left in forge.left_behind(site):  # by a visit that was cut off
         shutil.rmtree(left, ignore_errors=True)
     part = site.with_name(f"{site.name}.partial.{os.getpid()}")
     with tarfile.open(archive) as packed:
@@ -185,7 +185,11 @@ class Visit:
                 answer = {"ok": False, "error": "the GPU does not answer: it computed nothing in time"}
             finally:
                 check.kill()
-        forge.save(self.results / "gpu_check.json", answer | {"exit": check.wait(), **forge.facts()})
+        try:
+            status = check.wait(5)
+        except subprocess.TimeoutExpired:  # stuck in the driver, it outlives its signal
+            status = None
+        forge.save(self.results / "gpu_check.json", answer | {"exit": status, **forge.facts()})
         self.say(f"gpu_check: {'ok' if answer['ok'] else answer['error']}, {answer.get('seconds')} s")
         return code
 

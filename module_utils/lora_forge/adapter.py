@@ -272,6 +272,14 @@ def manifest(
     }
 
 
+def adapter_loss(manifest: dict[str, Any]) -> Any:
+    """The eval loss of a delivered adapter, as it was logged; of an older one's training the last one."""
+    losses = manifest.get("loss") if isinstance(manifest, dict) else None
+    if not isinstance(losses, dict):
+        return None  # damaged
+    return losses["eval_adapter"] if losses.get("eval_adapter") is not None else losses.get("eval_last")
+
+
 def git_facts(folder: pathlib.Path) -> dict[str, Any]:
     """Commit of the checkout a folder lies in, and whether tracked files differ from it; empty outside of one."""
     found = []

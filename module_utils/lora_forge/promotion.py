@@ -75,15 +75,9 @@ def evaluation(keys: dict[str, Any], datasets: list[dict[str, Any]], eval_loss: 
     }
 
 
-def adapter_loss(manifest: dict[str, Any]) -> Any:
-    """The eval loss of a delivered adapter, as it was logged; of an older one's training the last one."""
-    losses = manifest.get("loss") or {}
-    return losses["eval_adapter"] if losses.get("eval_adapter") is not None else losses.get("eval_last")
-
-
 def evaluation_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The evaluation in a manifest; computed from its recipe and datasets where it is older than that entry."""
-    loss = adapter_loss(manifest)
+    loss = adapter.adapter_loss(manifest)
     try:
         found = evaluation(manifest.get("recipe", {}), manifest.get("datasets", []), loss)
         return found | {key: value for key, value in (manifest.get("evaluation") or {}).items() if key in found}
@@ -132,7 +126,7 @@ def decide(
 
     if is_rehearsal(candidate) and (real_exists or (promoted and not is_rehearsal(promoted))):
         return decision(False, "a rehearsal never displaces a real adapter")
-    loss = adapter_loss(candidate)
+    loss = adapter.adapter_loss(candidate)
     if loss is not None and not verdict.finite(loss):
         return decision(False, f"its eval loss is {loss}", False)
     if promoted is None:

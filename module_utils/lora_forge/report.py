@@ -626,7 +626,7 @@ def _compiled(text: str) -> jinja2.Template:
     made.filters |= {
         one.__name__: one for one in (figure, whole, span, when, usd, cost, dashes, link, objects, texts, pairs)
     }
-    made.globals |= {"fact": fact, "nothing": NOTHING, "own": OWN}
+    made.globals |= {"fact": fact, "adapter_loss": adapter.adapter_loss, "nothing": NOTHING, "own": OWN}
     return made.from_string(text)
 
 

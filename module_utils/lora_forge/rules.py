@@ -137,6 +137,10 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
         found.append(
             f"{at('batch_size')}: write gradient_accumulation_steps instead, which is batch_size / micro_batch_size"
         )
+    metric = recipe.get("metric_for_best_model")
+    if metric not in (None, "loss", "eval_loss") or (metric and recipe.get("greater_is_better")):
+        key = "greater_is_better" if metric in ("loss", "eval_loss") else "metric_for_best_model"
+        found.append(f"{at(key)}: adapters are compared by their evaluation loss, the lower the better; take it out")
     if recipe.get("save_strategy") == "best" and not recipe.get("metric_for_best_model"):
         found.append(f"{at('save_strategy')} needs «metric_for_best_model», such as eval_loss")
     if recipe.get("rl") or recipe.get("reward_model") or recipe.get("process_reward_model"):

@@ -316,8 +316,8 @@ def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
 def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], Optional[str]]:
     """Which checkpoints of a run would go.
 
-    The best by eval loss stay (a checkpoint's is that of the last evaluation at or before its step), and
-    always the newest whole one. What was set aside as not whole goes.
+    The best by eval loss stay (a checkpoint's is that of the last evaluation at or before its step), always the one
+    whose adapter would be delivered as the best, and the newest whole one. What was set aside as not whole goes.
 
     Args:
         run_dir: The run directory.
@@ -349,6 +349,10 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
         row["keep"] = place < keep
         row["why"] = f"number {place + 1} by eval loss"
     if whole:
+        best = rundir.read_json(whole[-1]["path"] / "trainer_state.json").get("best_global_step")
+        for row in whole:
+            if row["step"] == best:
+                row["keep"], row["why"] = True, "the best evaluated one"
         whole[-1]["keep"] = True
         whole[-1]["why"] = "the newest whole one"
     if output.is_dir():

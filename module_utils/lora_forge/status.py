@@ -142,7 +142,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[floa
         "step": done.get("step") if done else steps.get("reached"),
         "planned": done.get("planned") if done else steps.get("planned"),
         "loss": done.get("loss") if done else loss.get("last"),
-        "eval_loss": done.get("eval_loss") if done else loss.get("eval_last"),
+        "eval_loss": adapter.adapter_loss({"loss": {**done, "eval_last": done.get("eval_loss")}} if done else manifest),
         "tokens_per_second": done.get("tokens_per_second") if lives else None,
         "gpu": look.get("gpu") if lives else None,
         "eta_seconds": look.get("eta_seconds"),

@@ -101,7 +101,7 @@ def doubt(done: dict[str, Any]) -> str:
     if done["loss"] is not None and not finite(done["loss"]):
         return f"its loss is {done['loss']} at step {done['step']}; it goes on, and would end as failed"
     if done["eval_loss"] is not None and not finite(done["eval_loss"]):
-        return f"its eval loss is {done['eval_loss']}; it goes on, and latest would not move to it"
+        return f"its eval loss is {done['eval_loss']}; it goes on, and latest moves to no adapter of such a loss"
     return ""
 
 

@@ -289,6 +289,22 @@ def test_a_crash_without_progress_gives_up_with_a_reason(lab, last_words, kind):
     assert (end["exit_code"], starts(run)) == (1, [0])
 
 
+SURVIVED = "Traceback (most recent call last):\n  File x\nValueError: no dataset card: config.json"
+
+
+def test_a_failure_that_was_survived_before_does_not_name_the_kind(lab):
+    """What is taken for a wrong configuration is not tried again."""
+    last = "Traceback (most recent call last):\n  File x\nRuntimeError: NCCL error"
+    run = lab.make(say=SURVIVED, crash_at=5, crash_once=1, crash_say=last)
+    lab.supervise(run)
+    assert until(run, "finished")["starts"] == 2
+    run = lab.make("witness-1", say=SURVIVED, hang_at=1)
+    lab.supervise(run)
+    eventually(lambda: events(run, "begin"))
+    os.kill(status(run)["trainer"]["pid"], signal.SIGKILL)
+    assert until(run, "failed")["reason"]["kind"] == "killed"
+
+
 def test_a_killed_trainer_without_progress_gives_up(lab):
     run = lab.make(hang_at=1)
     lab.supervise(run)

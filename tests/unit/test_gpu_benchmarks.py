@@ -291,7 +291,7 @@ def test_a_work_folder_without_room_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_model_that_was_cut_off_is_made_anew(tmp_path, monkeypatch):
-    left = tmp_path / "tiny.partial.1"
+    left = tmp_path / "tiny.partial.999999999"
     left.mkdir()
     monkeypatch.setitem(sys.modules, "tiny_model", types.SimpleNamespace(main=lambda: (tmp_path / "tiny").mkdir()))
     monkeypatch.setattr(sys, "argv", [])

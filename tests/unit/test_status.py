@@ -118,7 +118,7 @@ def test_an_adapter_that_was_changed_is_disputed(tmp_path):
     ("losses", "words"),
     [
         ({"loss": "nan"}, "its loss is nan at step 412; it goes on, and would end as failed"),
-        ({"eval_loss": "inf"}, "its eval loss is inf; it goes on, and latest would not move to it"),
+        ({"eval_loss": "inf"}, "its eval loss is inf; it goes on, and latest moves to no adapter of such a loss"),
     ],
 )
 def test_a_loss_that_is_no_number_is_told_while_the_run_goes_on(tmp_path, losses, words):

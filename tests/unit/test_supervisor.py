@@ -94,3 +94,22 @@ def test_what_axolotls_own_command_sets_is_set_unless_it_is_there() -> None:
     assert supervisor.inherited({})["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     old = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "XFORMERS_IGNORE_FLASH_VERSION_CHECK": "0"}
     assert supervisor.inherited(old) == old
+
+
+@pytest.mark.parametrize("line", ["wandb: WARNING no URL", "nanobind: leaked", "[rank0]: bye"])
+def test_what_libraries_say_before_a_traceback_does_not_hide_it(line: str) -> None:
+    assert told(f"{FRAME}ValueError: survived\n{line}\n{FRAME}RuntimeError: why\n") == "RuntimeError: why"
+
+
+@pytest.mark.parametrize(
+    "line", ["--- Logging error ---", "Process SpawnProcess-1:", "Task exception was never retrieved"]
+)
+def test_what_is_told_of_others_at_the_end_is_not_what_ended_it(line: str) -> None:
+    assert told(f"{FRAME}RuntimeError: why\n{line}\n{FRAME}OSError: closed\n") == "RuntimeError: why"
+
+
+def test_processes_that_fail_at_once_and_write_among_each_other() -> None:
+    both = f"Traceback (most recent call last):\n{FRAME}RuntimeError: no driver\n{FRAME}RuntimeError: no driver\n"
+    assert told(both) == "RuntimeError: no driver"
+    group = "  + Exception Group Traceback (most recent call last):\n  |   File x\n  | ExceptionGroup: two\n"
+    assert told(f"{FRAME}RuntimeError: why\n{group}wandb: View run\n") == "RuntimeError: why"

@@ -409,7 +409,7 @@ def test_how_long_it_still_takes(changes, seconds):
         (1.0, 2.0, ""),
         ("nan", None, "its loss is nan at step 4; it goes on, and would end as failed"),
         ("nan", "inf", "its loss is nan at step 4; it goes on, and would end as failed"),
-        (1.0, "inf", "its eval loss is inf; it goes on, and latest would not move to it"),
+        (1.0, "inf", "its eval loss is inf; it goes on, and latest moves to no adapter of such a loss"),
     ],
 )
 def test_losses_that_will_not_do_are_told_while_it_trains(loss, eval_loss, words):

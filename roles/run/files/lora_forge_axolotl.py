@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 METRICS = pathlib.Path("metrics.jsonl")
 TAG = 64  # characters that W&B takes
+FIRST = 1  # the step that a warmup takes with a learning rate of 0: what is evaluated after it has learnt nothing
 WANDB_TIMEOUT = 30  # seconds a GPU waits for W&B, at the beginning and at the end
 
 
@@ -45,14 +46,32 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Axolotl handles SIGINT and nothing else; before this line a SIGTERM simply ends the process.
         signal.signal(signal.SIGTERM, self.on_sigterm)
+        if state.global_step:
+            # What a checkpoint is worth is known; once more would count against early stopping's patience.
+            args.eval_on_start = False
+            self.judge_anew(args, state)
         if state.is_local_process_zero and self.prepared.is_dir():
             rundir.write_json(self.prepared / rundir.COMPLETE, {})  # the tokenised data is whole
         self.report("begin", state, epoch=state.epoch)
+
+    def judge_anew(self, args: Any, state: Any) -> None:
+        """Forget a best adapter whose checkpoint is not here, as on another trainer: nothing could be as good again."""
+        output = pathlib.Path(args.output_dir)
+        best, own = (output / f"checkpoint-{step}" for step in (state.best_global_step, state.global_step))
+        if not gang.agreed(bool(state.best_global_step and rundir.flaw(best)), args.device):
+            return
+        print(f"the best adapter so far, {best.name}, is not here; the best of what follows is delivered", flush=True)
+        evaluated = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        state.best_metric = evaluated.get(state.global_step)
+        state.best_global_step = state.global_step if state.best_metric is not None else None
+        state.best_model_checkpoint = str(own) if state.best_metric is not None else None
 
     def on_sigterm(self, number: int, frame: Any) -> None:
         self.stop_wanted = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step == FIRST:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         self.step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,6 +79,9 @@ class RunCallback(TrainerCallback):
         # Whoever was told, all processes stop at the same step, or they would wait for each other for ever.
         self.stop_wanted = gang.agreed(self.stop_wanted or gang.stop_wanted(), args.device)
         if self.stop_wanted:
+            # It goes on from here: nothing is delivered, and transformers must not tidy this checkpoint away.
+            args.load_best_model_at_end = False
+            args.save_total_limit = max(args.save_total_limit, 2) if args.save_total_limit else None
             self.report("stop", state, reason="SIGTERM")
             control.should_save = True
             control.should_training_stop = True
@@ -87,8 +109,10 @@ class RunCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         # Checkpoints and evaluations each have their own rhythm; without this the best one would seldom be on the disk.
         loss = (metrics or {}).get("eval_loss")
-        if args.load_best_model_at_end and state.global_step and loss is not None:
-            control.should_save |= loss < (float("inf") if state.best_metric is None else state.best_metric)
+        if not args.load_best_model_at_end or state.global_step <= FIRST or loss is None or args.save_strategy == "no":
+            return
+        best = state.best_metric if state.best_global_step not in (None, FIRST) else None
+        control.should_save |= gang.agreed(loss < (float("inf") if best is None else best), args.device)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -234,10 +258,11 @@ class LoraForgePlugin(BasePlugin):
         Axolotl, and the arguments of transformers when they are made, take that only where each save falls on an
         evaluation; :meth:`RunCallback.on_evaluate` sees to it that there is a checkpoint of the best one.
         """
-        if cfg.load_best_model_at_end and trainer.eval_dataset is not None and not cfg.save_only_model:
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if cfg.load_best_model_at_end and trainer.eval_dataset is not None and not (cfg.save_only_model and sharded):
             trainer.args.load_best_model_at_end = True
-            trainer.args.metric_for_best_model = trainer.args.metric_for_best_model or "loss"
-            trainer.args.greater_is_better = bool(trainer.args.greater_is_better)
+            trainer.args.metric_for_best_model = "loss"  # what promotion compares; rules.py refuses any other
+            trainer.args.greater_is_better = False
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         return [RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]

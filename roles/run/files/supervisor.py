@@ -65,7 +65,10 @@ LINKS = (
     "During handling of the above exception, another exception occurred:",
 )
 TRACEBACK = "Traceback (most recent call last):"
-BESIDE = ("Exception ignored in", "Exception in thread", "wandb: ", "nanobind: ")  # said after the end, or not the end
+# Said before a traceback that did not end the training: it is told at the exit, or was of a thread, a task, a child.
+BESIDE = ("Exception ignored in", "Exception in thread", "Error in atexit", "--- Logging error ---",
+          "Task exception was never retrieved", "future: ", "Process ")  # fmt: skip
+AFTER = ("wandb: ", "nanobind: ", '  File "')  # what is no part of the message of an exception before it
 MESSAGE = 12  # lines of an exception that are told
 EXCEPTION = re.compile(r"\S*(Error|Warning|Exception)\b")
 NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
@@ -91,6 +94,8 @@ def failures(text: str) -> list[str]:
             continue
         while at < len(lines) and lines[at].startswith((" ", "\t")):
             at += 1
+        if at == len(lines) or ends(lines[at]):  # another process's words among these, or a group of exceptions
+            continue
         words = lines[at : at + 1]
         at += 1
         while at < len(lines) and len(words) < MESSAGE and not ends(lines[at]):
@@ -106,7 +111,7 @@ def failures(text: str) -> list[str]:
 def ends(line: str) -> bool:
     """Whether a line after an exception is none of its message."""
     logged = re.match(r"\[\d{4}-|[EWI]\d{4} \d\d:|\s*\d+%\|", line)
-    return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith(BESIDE)
+    return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, *AFTER))
 
 
 def told(said: list[str]) -> str:
@@ -417,7 +422,10 @@ class Supervisor:
             file.seek(max(log_from, log.stat().st_size - TAIL))
             text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
         said = failures(text)
-        kind = next((kind for words in (*said, text) for kind, pattern in REASONS if pattern.search(words)), None)
+        # An exception that ended it tells the kind, and no other one that was survived before. A signal leaves none.
+        searched = said if said and code > 0 else [text]
+        kind = next((kind for words in searched for kind, pattern in REASONS if pattern.search(words)), None)
+        kind = None if kind == "configuration" and code < 0 else kind
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
             hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
@@ -488,7 +496,7 @@ class Supervisor:
             if code == 0:
                 return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
-            if reason["kind"] == "configuration" or reached <= resumed_from:
+            if reached <= resumed_from:  # a configuration that Axolotl refuses never makes progress
                 return self.end("failed", reason, code)
             self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {reached}")
 

@@ -188,7 +188,9 @@ class Fetch:
             ref = self.home / "refs" / name
             if name == (self.revision or constants.DEFAULT_REVISION) or not ref.exists():
                 ref.parent.mkdir(parents=True, exist_ok=True)
-                ref.write_text(self.commit, encoding="utf-8")
+                new = ref.with_name(f"{ref.name}.{os.getpid()}")
+                new.write_text(self.commit, encoding="utf-8")
+                os.replace(new, ref)
         sizes = {str(snapshot / name): self.on_disk(name) for name in wanted}
         rundir.write_json(self.state_dir / rundir.COMPLETE, {"files": sizes})
         return snapshot

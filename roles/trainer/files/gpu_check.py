@@ -111,7 +111,7 @@ class Unfit(Exception):
     """A result that is wrong; says how, and what to do."""
 
 
-NO_COMPILER = 2  # exit status: no fault of the GPU, and another machine with the same image has it too
+NO_COMPILER = 86  # exit status: no fault of the GPU, and another machine with the same image has it too
 
 
 class CannotCompile(Exception):

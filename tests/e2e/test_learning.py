@@ -17,6 +17,10 @@ from ansible.module_utils.lora_forge import launch, plan, recipe
 from .conftest import CONVERGE, ROOT
 
 PROGRAMS = ("lora_forge_axolotl.py", "gang.py")
+# So fast that it learns something, and loses it again: evaluations of 7.56, 7.56, 7.38, 7.35, 7.58 and 7.55.
+WILD = {
+    "learning_rate": 0.03, "lr_scheduler": "constant_with_warmup", "warmup_steps": 3, "max_steps": 5, "eval_steps": 1,
+}  # fmt: skip
 SMALL = {"sequence_len": 128, "max_steps": 3, "eval_steps": 3, "save_steps": 3, "lora_dropout": 0}
 
 
@@ -34,8 +38,15 @@ class Bench:
         self.folders: dict[str, pathlib.Path] = {}
         self.planned: dict[str, dict[str, Any]] = {}
 
-    def lay(self, name: str, keys: dict[str, Any], agent: str = "witness") -> None:
-        """Plan a rehearsal with some keys changed, and lay it out as a launch does."""
+    def lay(self, name: str, keys: dict[str, Any], agent: str = "witness", halt: int = 0) -> None:
+        """Plan a rehearsal with some keys changed, and lay it out as a launch does.
+
+        Args:
+            name: Of the training.
+            keys: Of its recipe, besides the rehearsal's.
+            agent: Whose data it has.
+            halt: The step at which it is told to stop.
+        """
         trainer = plan.Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
         [run] = plan.make(ROOT, self.root / "output", agent, [trainer], keys)["runs"]
         folder = self.folders[name] = self.root / "runs" / name
@@ -43,6 +54,8 @@ class Bench:
         for program in PROGRAMS:
             shutil.copy(ROOT / "roles/run/files" / program, folder)
         shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", folder)
+        if halt:
+            (folder / "halt").write_text(str(halt))
         model = pathlib.Path(launch.base_model(run, str(self.root)))
         if not model.exists():
             model.parent.mkdir(exist_ok=True)
@@ -54,6 +67,7 @@ class Bench:
         text = given["recipe"] | {key: given[key] for key in ("datasets", "test_datasets") if given[key]}
         text |= {"output_dir": str(folder / "output"), "dataset_prepared_path": str(self.root / "prepared")}
         text.pop("wandb_project", None)
+        text["plugins"] = [*text["plugins"], *(["halt.Halt"] if halt else [])]
         (folder / "axolotl.yml").write_text(yaml.safe_dump(text))
         rundir.write_json(folder / "run.json", {"run_id": name, "agent": agent, "host": "here", "rehearsal": True})
         self.planned[name] = run
@@ -61,7 +75,8 @@ class Bench:
     def train(self, *names: str, **environment: str) -> None:
         """Train what was laid out: all, or some."""
         told = {**launch.environment("cpu", str(self.root), "disabled", ""), **environment}
-        path = os.pathsep.join([str(ROOT / "roles/run/files"), str(ROOT / "module_utils/lora_forge")])
+        places = ("roles/run/files", "module_utils/lora_forge", "tests/fakes")
+        path = os.pathsep.join(str(ROOT / place) for place in places)
         folders = [str(self.folders[name]) for name in names or self.folders]
         done = subprocess.run(
             [str(self.python), str(ROOT / "tests/e2e/trainings.py"), *folders],
@@ -153,16 +168,8 @@ def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(
     bench.lay("once", drawn)
     bench.lay("again", drawn)
     bench.lay("another seed", drawn | {"seed": 7})
-    # So fast that it learns something, and then loses it.
-    wild = {
-        "learning_rate": 0.3,
-        "lr_scheduler": "constant_with_warmup",
-        "warmup_steps": 3,
-        "max_steps": 8,
-        "eval_steps": 1,
-    }
-    bench.lay("too fast", SMALL | wild)
-    bench.lay("too fast, and the last one is wanted", SMALL | wild | {"load_best_model_at_end": False})
+    bench.lay("too fast", SMALL | WILD)
+    bench.lay("too fast, and the last one is wanted", SMALL | WILD | {"load_best_model_at_end": False})
     bench.train()
     assert bench.figures("once") == bench.figures("again")
     assert bench.weights("once") == bench.weights("again")
@@ -170,14 +177,68 @@ def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(
 
     evaluated = bench.evaluated("too fast")
     best = min((loss, step) for step, loss in evaluated.items() if step)[1]
-    assert best < 8, f"nothing was lost, so this shows nothing: {evaluated}"
+    assert best < 5, f"nothing was lost, so this shows nothing: {evaluated}"
     assert bench.events("too fast", "end")[0]["adapter"] == best
     assert bench.weights("too fast") == bench.weights("too fast", f"checkpoint-{best}")
     last = "too fast, and the last one is wanted"
     assert bench.evaluated(last) == evaluated
-    assert bench.events(last, "end")[0]["adapter"] == 8
-    assert bench.weights(last) == bench.weights(last, "checkpoint-8")
+    assert bench.events(last, "end")[0]["adapter"] == 5
+    assert bench.weights(last) == bench.weights(last, "checkpoint-5")
     assert bench.weights(last) != bench.weights("too fast")
+
+
+def test_a_stop_in_the_middle_changes_nothing_of_what_is_delivered(
+    tmp_path: pathlib.Path, environment: pathlib.Path
+) -> None:
+    bench = Bench(tmp_path, environment, ROOT / "examples/datasets")
+    falling = SMALL | {"learning_rate": 0.002, "max_steps": 8, "eval_steps": 2, "save_steps": 2}
+    wild = SMALL | WILD
+    patient = falling | {"early_stopping_patience": 1}
+    bench.lay("patient", patient)
+    bench.lay("patient, and stopped", patient, halt=4)
+    bench.lay("wild", wild)
+    bench.lay("wild, and stopped", wild, halt=4)
+    bench.lay("wild, stopped and moved", wild, halt=4)
+    bench.lay("wild, with one checkpoint", wild | {"save_total_limit": 1}, halt=4)
+    bench.train()
+
+    # With one checkpoint to keep, the one of the stop stays, and not only the best.
+    assert (bench.folders["wild, with one checkpoint"] / "output/checkpoint-4").is_dir()
+    stopped = [name for name in bench.folders if "stopped" in name]
+    for name in stopped:
+        assert bench.events(name, "end")[0]["step"] == 4
+        (bench.folders[name] / "halt").unlink()
+    moved = bench.folders["wild, stopped and moved"] / "output"
+    for checkpoint in moved.glob("checkpoint-*"):  # another pod is given the newest one alone
+        if checkpoint.name != "checkpoint-4":
+            shutil.rmtree(checkpoint)
+    bench.train(*stopped)
+
+    for name in ("patient", "wild"):
+        assert bench.evaluated(f"{name}, and stopped") == bench.evaluated(name)
+        ends = bench.events(name, "end")[-1], bench.events(f"{name}, and stopped", "end")[-1]
+        assert [(end["step"], end["adapter"], end["reason"]) for end in ends[:1]] == [
+            (end["step"], end["adapter"], end["reason"]) for end in ends[1:]
+        ]
+        assert bench.weights(f"{name}, and stopped") == bench.weights(name)
+    [*_, end] = bench.events("wild, stopped and moved", "end")
+    left = {step: loss for step, loss in bench.evaluated("wild, stopped and moved").items() if step >= 4}
+    assert end["adapter"] == min(left, key=lambda step: left[step])
+    assert "is not here; the best of what follows is delivered" in bench.log("wild, stopped and moved")
+
+
+def test_what_has_learnt_nothing_yet_is_never_the_best(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
+    """The first step of a warmup has a learning rate of 0: its adapter does nothing, and could not be proven."""
+    (tmp_path / "witness_train.jsonl").write_text("".join(talk(number, 4) for number in range(80)))
+    unlike = json.dumps({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x y z " * 200}]})
+    (tmp_path / "witness_val.jsonl").write_text(unlike + "\n")
+    bench = Bench(tmp_path, environment, tmp_path)
+    bench.lay("worse", SMALL | {**WILD, "learning_rate": 3, "warmup_steps": 2, "max_steps": 2})
+    bench.train()
+    evaluated = bench.evaluated("worse")
+    assert evaluated[0] == evaluated[1] < evaluated[2], "this shows nothing"
+    assert bench.events("worse", "end")[0]["adapter"] == 2
+    assert not (bench.folders["worse"] / "output/checkpoint-1").exists()
 
 
 # --- small data -----------------------------------------------------------------------------------------------------

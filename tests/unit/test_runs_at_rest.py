@@ -709,6 +709,23 @@ def test_without_an_evaluation_only_the_newest_whole_one_stays(run):
     ]
 
 
+def test_the_checkpoint_whose_adapter_is_the_best_so_far_stays(run):
+    """Evaluated at 100 only: by their loss alone the later ones would go before it."""
+    for step in (100, 130, 160, 195):
+        folder = checkpoint(run, step)
+    rundir.append_event(run / "metrics.jsonl", "begin", step=0, planned=200)
+    rundir.append_event(run / "metrics.jsonl", "eval", step=100, planned=200, eval_loss=0.5)
+    rundir.write_json(folder / "trainer_state.json", {"best_global_step": 100})
+    rundir.mark_complete(folder, 195)
+    rows, _ = runs.prune_plan(run, 2)
+    assert [(row["step"], row["keep"], row["why"]) for row in rows] == [
+        (100, True, "the best evaluated one"),
+        (130, False, "number 3 by eval loss"),
+        (160, True, "number 2 by eval loss"),
+        (195, True, "the newest whole one"),
+    ]
+
+
 def test_nothing_is_pruned_where_nothing_is(run):
     assert runs.prune_plan(run, 1) == ([], None)
     checkpoint(run, 3, whole=False)

@@ -35,7 +35,7 @@ CONVERGE = 600  # seconds that anything may take, on a slow machine and beside o
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share hosts, or a browser, stay in one process; all others go wherever there is room.
+    """Tests that share hosts, a browser or trainings stay in one process; all others go wherever there is room.
 
     The longest one of them has hosts of its own.
 
@@ -48,7 +48,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.endswith(("test_faults.py", "test_gang.py")) and "test_ssh_dies" not in nodeid:
                 return "hosts"
-            return file if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py")) else nodeid
+            return (
+                file
+                if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py", "test_learning.py"))
+                else nodeid
+            )
 
     config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
     return Scheduling(config, log)

@@ -420,18 +420,18 @@ def test_a_pinned_model_is_loaded_and_patched_with_lora_kernels(
 
     bench = Bench(tmp_path / "trainer", environment, corpus.parent)
     kernels = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), True)
-    for name, pinned in (("by its name", {}), ("by its commit", {"model_revision": commit})):
-        bench.lay(name, SMALL | kernels)
-        config = bench.folders[name] / "axolotl.yml"
-        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"base_model": NAME} | pinned))
-        if pinned:  # so that whatever asks without the commit finds nothing
-            (site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main").unlink()
-        bench.train(name, HF_HOME=str(site.home), HF_ENDPOINT=site.hub.url)
-        log = bench.log(name)
-        events, _ = rundir.read_events(bench.folders[name] / "metrics.jsonl")
-        kinds = [event["event"] for event in events if event["event"] in ("begin", "log", "end")]
-        assert kinds == ["begin"], log[-3000:]
-        # Loaded, patched, and in the forward pass of its first batch, where the kernels want a GPU.
-        assert "in axolotl_attn_forward" in log, log[-3000:]
-        assert "RuntimeError: invalid argument to getCurrentStream" in log.splitlines()[-1], log[-3000:]
+    bench.lay("pinned", SMALL | kernels)
+    config = bench.folders["pinned"] / "axolotl.yml"
+    pinned = {"base_model": NAME, "model_revision": commit}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | pinned))
+    # Whatever asks without the commit finds nothing.
+    (site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main").unlink()
+    bench.train(HF_HOME=str(site.home), HF_ENDPOINT=site.hub.url)
+    log = bench.log("pinned")
+    events, _ = rundir.read_events(bench.folders["pinned"] / "metrics.jsonl")
+    kinds = [event["event"] for event in events if event["event"] in ("begin", "log", "end")]
+    assert kinds == ["begin"], log[-3000:]
+    # Loaded, patched, and in the forward pass of its first batch, where the kernels want a GPU.
+    assert "in axolotl_attn_forward" in log, log[-3000:]
+    assert "RuntimeError: invalid argument to getCurrentStream" in log.splitlines()[-1], log[-3000:]
     assert len(site.hub.requests) == requests

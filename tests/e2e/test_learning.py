@@ -74,16 +74,7 @@ class Bench:
 
     def train(self, *names: str, **environment: str) -> None:
         """Train what was laid out: all, or some."""
-        told = {**launch.environment("cpu", str(self.root), "disabled", ""), **environment}
-        places = ("roles/run/files", "module_utils/lora_forge", "tests/fakes")
-        path = os.pathsep.join(str(ROOT / place) for place in places)
-        folders = [str(self.folders[name]) for name in names or self.folders]
-        done = subprocess.run(
-            [str(self.python), str(ROOT / "tests/e2e/trainings.py"), *folders],
-            env={**os.environ, **told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=2 * CONVERGE,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        train(self.python, [self.folders[name] for name in names or self.folders], **environment)
 
     def log(self, name: str) -> str:
         return (self.folders[name] / "train.log").read_text(errors="replace")
@@ -103,6 +94,31 @@ class Bench:
 
     def weights(self, name: str, checkpoint: str = "") -> bytes:
         return (self.folders[name] / "output" / checkpoint / "adapter_model.safetensors").read_bytes()
+
+
+def train(python: pathlib.Path, folders: list[pathlib.Path], **environment: str) -> None:
+    """Train in some folders, one after the other, by a process that imports Axolotl once."""
+    told = {**launch.environment("cpu", str(folders[0].parents[1]), "disabled", ""), **environment}
+    places = ("roles/run/files", "module_utils/lora_forge", "tests/fakes")
+    path = os.pathsep.join(str(ROOT / place) for place in places)
+    done = subprocess.run(
+        [str(python), str(ROOT / "tests/e2e/trainings.py"), *map(str, folders)],
+        env={**os.environ, **told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=2 * CONVERGE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, environment: pathlib.Path) -> dict[str, Bench]:
+    """All trainings of the quick tests, of one process: each of them imported Axolotl anew else."""
+    examples, benches = ROOT / "examples/datasets", {}
+    for lay, data in ((machine_keys, None), (one_seed, examples), (worse, None), (small_data, None)):
+        root = tmp_path_factory.mktemp(lay.__name__)
+        benches[lay.__name__] = Bench(root, environment, data or root)
+        lay(benches[lay.__name__])
+    train(environment, [folder for bench in benches.values() for folder in bench.folders.values()])
+    return benches
 
 
 # --- machine keys ---------------------------------------------------------------------------------------------------
@@ -138,20 +154,23 @@ ELSEWHERE = frozenset(
 )
 
 
-def test_machine_keys_do_not_change_what_is_learnt(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
-    tried = {key for change in CHANGES.values() for key in change}
-    assert tried | ELSEWHERE >= recipe.MACHINE_KEYS, "a machine key that no training tries"
-    assert not tried & ELSEWHERE
-    (tmp_path / "witness_train.jsonl").write_text("".join(talk(number, 4) for number in range(150)))
-    bench = Bench(tmp_path, environment, tmp_path)  # four or so of them in a row
+def machine_keys(bench: Bench) -> None:
+    conversations = "".join(talk(number, 4) for number in range(150))  # four or so of them in a row
+    (bench.datasets / "witness_train.jsonl").write_text(conversations)
     bench.lay("as it is", SMALL)
     for name, change in CHANGES.items():
         bench.lay(name, SMALL | change)
     bench.lay("not evaluated before", SMALL | {"eval_on_start": False})
-    bench.train()
+
+
+def test_machine_keys_do_not_change_what_is_learnt(trained: dict[str, Bench]) -> None:
+    bench, tried = trained["machine_keys"], {key for change in CHANGES.values() for key in change}
+    assert tried | ELSEWHERE >= recipe.MACHINE_KEYS, "a machine key that no training tries"
+    assert not tried & ELSEWHERE
     expected = bench.figures("as it is")
     assert len(expected) == 8  # three steps, and evaluations before the first and after the last
-    # bitsandbytes would pack the weights of a CPU at the first evaluation, and let no gradient pass from then on.
+    # bitsandbytes would pack the weights at the first evaluation, and let no gradient pass from then on. (A CPU without
+    # AVX512-BF16 cannot show it.)
     assert bench.figures("not evaluated before") == [*expected[:6], expected[7]]
     found = {name: bench.figures(name) for name in CHANGES}
     assert found == {name: pytest.approx(expected, rel=2e-6) for name in CHANGES}
@@ -160,17 +179,17 @@ def test_machine_keys_do_not_change_what_is_learnt(tmp_path: pathlib.Path, envir
 # --- the seed, and the best of a training ---------------------------------------------------------------------------
 
 
-def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(
-    tmp_path: pathlib.Path, environment: pathlib.Path
-) -> None:
-    bench = Bench(tmp_path, environment, ROOT / "examples/datasets")
+def one_seed(bench: Bench) -> None:
     drawn = SMALL | {"lora_dropout": 0.05}
     bench.lay("once", drawn)
     bench.lay("again", drawn)
     bench.lay("another seed", drawn | {"seed": 7})
     bench.lay("too fast", SMALL | WILD)
     bench.lay("too fast, and the last one is wanted", SMALL | WILD | {"load_best_model_at_end": False})
-    bench.train()
+
+
+def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(trained: dict[str, Bench]) -> None:
+    bench = trained["one_seed"]
     assert bench.figures("once") == bench.figures("again")
     assert bench.weights("once") == bench.weights("again")
     assert bench.figures("once") != bench.figures("another seed")
@@ -187,6 +206,7 @@ def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(
     assert bench.weights(last) != bench.weights("too fast")
 
 
+@pytest.mark.soak
 def test_a_stop_in_the_middle_changes_nothing_of_what_is_delivered(
     tmp_path: pathlib.Path, environment: pathlib.Path
 ) -> None:
@@ -227,14 +247,16 @@ def test_a_stop_in_the_middle_changes_nothing_of_what_is_delivered(
     assert "is not here; the best of what follows is delivered" in bench.log("wild, stopped and moved")
 
 
-def test_what_has_learnt_nothing_yet_is_never_the_best(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
-    """The first step of a warmup has a learning rate of 0: its adapter does nothing, and could not be proven."""
-    (tmp_path / "witness_train.jsonl").write_text("".join(talk(number, 4) for number in range(80)))
+def worse(bench: Bench) -> None:
+    (bench.datasets / "witness_train.jsonl").write_text("".join(talk(number, 4) for number in range(80)))
     unlike = json.dumps({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x y z " * 200}]})
-    (tmp_path / "witness_val.jsonl").write_text(unlike + "\n")
-    bench = Bench(tmp_path, environment, tmp_path)
+    (bench.datasets / "witness_val.jsonl").write_text(unlike + "\n")
     bench.lay("worse", SMALL | {**WILD, "learning_rate": 3, "warmup_steps": 2, "max_steps": 2})
-    bench.train()
+
+
+def test_what_has_learnt_nothing_yet_is_never_the_best(trained: dict[str, Bench]) -> None:
+    """The first step of a warmup has a learning rate of 0: its adapter does nothing, and could not be proven."""
+    bench = trained["worse"]
     evaluated = bench.evaluated("worse")
     assert evaluated[0] == evaluated[1] < evaluated[2], "this shows nothing"
     assert bench.events("worse", "end")[0]["adapter"] == 2
@@ -249,19 +271,22 @@ def talk(number: int, size: int) -> str:
     return json.dumps({"conversations": turns}) + "\n"
 
 
-def test_small_data_takes_the_steps_that_the_plan_says(tmp_path: pathlib.Path, environment: pathlib.Path) -> None:
+SIZES = {"crew": (91, 2), "mayor": (30, 2), "deacon": (1, 2), "refinery": (20, 60)}
+
+
+def small_data(bench: Bench) -> None:
     whole = {"max_steps": None, "num_epochs": 3, "eval_steps": 2, "save_steps": 2, "warmup_steps": 1}
-    sizes = {"crew": (91, 2), "mayor": (30, 2), "deacon": (1, 2), "refinery": (20, 60)}
-    for agent, (count, size) in sizes.items():
-        (tmp_path / f"{agent}_train.jsonl").write_text("".join(talk(number, size) for number in range(count)))
-    bench = Bench(tmp_path, environment, tmp_path)
-    for agent in sizes:
+    for agent, (count, size) in SIZES.items():
+        (bench.datasets / f"{agent}_train.jsonl").write_text("".join(talk(number, size) for number in range(count)))
         length = 128 if agent == "refinery" else 4096  # there each conversation fills a row
         bench.lay(agent, SMALL | whole | {"sequence_len": length}, agent)
-    bench.train()
+
+
+def test_small_data_takes_the_steps_that_the_plan_says(trained: dict[str, Bench]) -> None:
+    bench = trained["small_data"]
     planned = {agent: run["estimate"]["steps"] for agent, run in bench.planned.items()}
     assert planned == {"crew": 33, "mayor": 11, "deacon": 1, "refinery": 6}
-    assert {agent: bench.events(agent, "end")[0]["step"] for agent in sizes} == planned
+    assert {agent: bench.events(agent, "end")[0]["step"] for agent in SIZES} == planned
     packed = {agent: run["recipe"]["sample_packing"] for agent, run in bench.planned.items()}
     assert packed == {"crew": False, "mayor": False, "deacon": False, "refinery": True}
-    assert {agent: bool(bench.evaluated(agent)) for agent in sizes} == {**dict.fromkeys(sizes, True), "deacon": False}
+    assert {agent: bool(bench.evaluated(agent)) for agent in SIZES} == {**dict.fromkeys(SIZES, True), "deacon": False}

@@ -21,6 +21,7 @@ PROGRAMS = ("lora_forge_axolotl.py", "gang.py")
 WILD = {
     "learning_rate": 0.03, "lr_scheduler": "constant_with_warmup", "warmup_steps": 3, "max_steps": 5, "eval_steps": 1,
 }  # fmt: skip
+SAME = 1e-5  # 8e-8 was seen; sums in another order differ, and a leak between packed conversations is 0.1
 SMALL = {"sequence_len": 128, "max_steps": 3, "eval_steps": 3, "save_steps": 3, "lora_dropout": 0}
 
 
@@ -171,9 +172,9 @@ def test_machine_keys_do_not_change_what_is_learnt(trained: dict[str, Bench]) ->
     assert len(expected) == 8  # three steps, and evaluations before the first and after the last
     # bitsandbytes would pack the weights at the first evaluation, and let no gradient pass from then on. (A CPU without
     # AVX512-BF16 cannot show it.)
-    assert bench.figures("not evaluated before") == [*expected[:6], expected[7]]
+    assert bench.figures("not evaluated before") == pytest.approx([*expected[:6], expected[7]], rel=SAME)
     found = {name: bench.figures(name) for name in CHANGES}
-    assert found == {name: pytest.approx(expected, rel=2e-6) for name in CHANGES}
+    assert found == {name: pytest.approx(expected, rel=SAME) for name in CHANGES}
 
 
 # --- the seed, and the best of a training ---------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def test_a_training_outlives_its_pod(renters: Callable[..., Renter], runpod: Run
     assert played.wait() == 0, played.text()
     text = played.text()
     manifest = rundir.read_json(renter.output / "adapters/witness/latest/manifest.json")
-    assert manifest["steps"] == {"planned": 6, "reached": 6}
+    assert manifest["steps"] == {"planned": 6, "reached": 6, "adapter": 6}
     assert not renter.rented()
     assert len(renter.claims()) == 3
     assert set(re.findall(r"resumed from step (\d+)", text)) == {"3"}

@@ -167,7 +167,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
 
     release(run_dir)
     train(checkout, *slow)
-    assert checkout.manifest()["steps"] == {"reached": 10, "planned": 10}
+    assert checkout.manifest()["steps"] == {"reached": 10, "planned": 10, "adapter": 10}
     begins = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "begin"]
     assert [begin["step"] for begin in begins] == [0, *resumed]
     assert not (run_dir / "env").exists()
@@ -192,7 +192,7 @@ def test_disk_full_in_mid_run(checkout: Checkout, seen: Seen) -> None:
         assert not checkout.latest().exists()
         subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
         train(checkout, *QUICK)
-        assert checkout.manifest()["steps"] == {"reached": 4, "planned": 4}
+        assert checkout.manifest()["steps"] == {"reached": 4, "planned": 4, "adapter": 4}
         seen("disk full in mid-run", "localhost", "an error that names it, nothing promoted; with room, verified")
     finally:
         checkout.kill_everything()

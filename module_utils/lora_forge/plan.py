@@ -241,13 +241,14 @@ class Planner:
         }
         if not rehearsal:
             keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
+        needed = None if rehearsal else memory.estimate(keys)
         estimate |= {
-            "memory_gib": None if rehearsal else memory.estimate(keys),
+            "memory_gib": needed,
             "memory_floor_gib": None if rehearsal else memory.floor(keys),
-            "memory_classes": {} if rehearsal else self.sizes(agent, keys, trainer, variant),
+            "memory_classes": self.sizes(agent, needed, trainer, variant),
         }
         if not rehearsal and state != "ready":
-            self.room(agent, keys, trainer, estimate["memory_classes"])
+            self.room(agent, keys, trainer, estimate)
         keys = recipe.with_plugins(keys)
         self.origins[run_id] = {key: layer.where(key) for key, layer in origin.items()}
         options = (keys.pop("datasets", None) or [{}])[0]
@@ -282,14 +283,14 @@ class Planner:
         }
 
     def sizes(
-        self, agent: str, keys: dict[str, Any], trainer: Trainer, variant: Optional[dict[str, Any]]
+        self, agent: str, needed: Optional[float], trainer: Trainer, variant: Optional[dict[str, Any]]
     ) -> dict[str, float]:
         """GiB of GPU memory that an agent is thought to need with each machine class.
 
         Only where another class may be wanted: on a pod, whose GPU is not chosen yet, and where the trainer's own class
         is too small. Where nothing is known there is none.
         """
-        needed, usable = memory.estimate(keys), memory.room(trainer.machine)
+        usable = memory.room(trainer.machine)
         if needed is None or not (trainer.rented or (usable is not None and usable < needed)):
             return {}
         found: dict[str, float] = {}
@@ -300,9 +301,9 @@ class Planner:
                 found |= {} if size is None else {path.stem: size}
         return found
 
-    def room(self, agent: str, keys: dict[str, Any], trainer: Trainer, sizes: dict[str, float]) -> None:
+    def room(self, agent: str, keys: dict[str, Any], trainer: Trainer, estimate: dict[str, Any]) -> None:
         """Warn where the memory that is needed is not known, or more than the trainer's class of machine stands for."""
-        needed, usable = memory.estimate(keys), memory.room(trainer.machine)
+        needed, sizes, usable = estimate["memory_gib"], estimate["memory_classes"], memory.room(trainer.machine)
         if needed is None:
             why = memory.unknown(keys)
             self.warnings.append(f"{keys['base_model']}: how much GPU memory a training needs is not known: {why}")

@@ -101,7 +101,7 @@ def failures(text: str) -> list[str]:
         while at < len(lines) and len(words) < MESSAGE and not ends(lines[at]):
             words.append(lines[at])
             at += 1
-        if words and not beside and "ChildFailedError" not in words[0]:  # torchrun's: one of its processes failed
+        if not beside and "ChildFailedError" not in words[0]:  # torchrun's: one of its processes failed
             chains = chains if linked and chains else [*chains, []]
             chains[-1].append("\n".join(words).rstrip())
         linked = False

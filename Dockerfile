@@ -20,9 +20,9 @@ RUN apt-get update \
 
 # Copied, not mounted: podman does not look whether a mounted file has changed since the layer was built.
 COPY image/environments.py /opt/lora-forge/build/
-COPY module_utils/lora_forge/cpython.py module_utils/lora_forge/environment.py module_utils/lora_forge/errors.py \
-     module_utils/lora_forge/rundir.py \
-     /opt/lora-forge/build/ansible/module_utils/lora_forge/
+COPY module_utils/lora_forge/errors.py module_utils/lora_forge/rundir.py /opt/lora-forge/build/ansible/module_utils/lora_forge/
+COPY module_utils/lora_forge/trainer/cpython.py module_utils/lora_forge/trainer/environment.py \
+     /opt/lora-forge/build/ansible/module_utils/lora_forge/trainer/
 
 # What is large and rarely changes, out of the lock: torch, and CUDA's libraries.
 FROM base AS large

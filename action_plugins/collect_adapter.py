@@ -15,8 +15,9 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge import launch, staging  # noqa: E402
-from ansible.module_utils.lora_forge.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 
 display = Display()
 # What is called is loaded here, once: what a task's process loads is lost with it.
@@ -41,7 +42,7 @@ class ActionModule(ActionBase):
         try:
             return result | self.collect(self._task.args, task_vars)
         except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
-            flaw = staging.no_answer(self.host, str(error))
+            flaw = transfer.no_answer(self.host, str(error))
             return result | {"failed": True, "msg": flaw, "step": "fetch", "problems": []}
 
     def collect(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:

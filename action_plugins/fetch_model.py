@@ -12,8 +12,8 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
-from ansible.module_utils.lora_forge.summary import duration  # noqa: E402
+from ansible.module_utils.lora_forge.controller.retry import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.text import duration  # noqa: E402
 
 display = Display()
 

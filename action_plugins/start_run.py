@@ -15,8 +15,10 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import launch, runs, staging, verdict  # noqa: E402
-from ansible.module_utils.lora_forge.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
 # What is called is loaded here, once: what a task's process loads is lost with it.
@@ -42,7 +44,7 @@ class ActionModule(ActionBase):
         try:
             return result | self.start(self._task.args, task_vars)
         except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
-            return result | {"failed": True, "msg": staging.no_answer(self.host, str(error))}
+            return result | {"failed": True, "msg": transfer.no_answer(self.host, str(error))}
 
     def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """The steps; the first one that fails is the answer."""
@@ -51,9 +53,9 @@ class ActionModule(ActionBase):
         if found.get("failed"):
             return found
         before = {"changed": False, "state": found["state"]}
-        if found["state"] in verdict.LIVING:
+        if found["state"] in run_state.LIVING:
             display.display(f"  {self.host}: {run['run_id']} is {found['state']} already; attached to it")
-        if found["state"] in (*verdict.LIVING, "finished"):
+        if found["state"] in (*run_state.LIVING, "finished"):
             return before
         if args["refuse"]:
             return {"failed": True, "refused": True, "msg": f"{run['run_id']} is not started: {args['refuse']}"}

@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import staging  # noqa: E402
+from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa: E402
 
 display = Display()
@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
         except (
             AnsibleConnectionFailure
         ) as error:  # the first contact: «unreachable» would pass by whoever notes failures
-            return result | {"failed": True, "msg": staging.no_answer(self.host, str(error))}
+            return result | {"failed": True, "msg": transfer.no_answer(self.host, str(error))}
         except (ForgeError, OSError) as error:
             return result | {"failed": True, "msg": sentence(error)}
 
@@ -50,19 +50,19 @@ class ActionModule(ActionBase):
         dry, to = self._task.check_mode, str(args["to"])
         with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
             tree = pathlib.Path(folder)
-            staging.lay_out(tree, args["files"])
-            made = self._low_level_execute_command("true" if dry else staging.prepare(to, args["files"]))
+            transfer.lay_out(tree, args["files"])
+            made = self._low_level_execute_command("true" if dry else transfer.prepare(to, args["files"]))
             if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
-                raise ForgeError(staging.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))
+                raise ForgeError(transfer.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
-                copied = staging.copy(tree, pathlib.Path(to), dry)
+                copied = transfer.copy(tree, pathlib.Path(to), dry)
                 return {"changed": bool(copied), "sent": copied, "bytes": 0}
             options = [
                 "--recursive",
                 "--copy-links",
                 "--checksum",
                 "--chmod=D755,F644",
-                f"--partial-dir={staging.PARTIAL}",
+                f"--partial-dir={transfer.PARTIAL}",
             ]
             options += ["--stats", *(["--dry-run"] if dry else [])]
             text = self.rsync(args, options, f"{tree}/", f"{self.there()}{to}/")
@@ -109,7 +109,7 @@ class ActionModule(ActionBase):
         try:
             done = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
-            raise ForgeError(staging.failed(self.host, "rsync is not found on the controller")) from None
+            raise ForgeError(transfer.failed(self.host, "rsync is not found on the controller")) from None
         if done.returncode:
-            raise ForgeError(staging.failed(self.host, done.stderr.strip()[-2000:]))
+            raise ForgeError(transfer.failed(self.host, done.stderr.strip()[-2000:]))
         return done.stdout

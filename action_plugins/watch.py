@@ -14,10 +14,12 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge import money, rundir, runs, verdict  # noqa: E402
-from ansible.module_utils.lora_forge.actions import call  # noqa: E402
-from ansible.module_utils.lora_forge.patience import ride_out  # noqa: E402
-from ansible.module_utils.lora_forge.summary import duration, short  # noqa: E402
+from ansible.module_utils.lora_forge import rundir  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller.retry import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
+from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
 action_loader.get("run_placement", class_only=True)  # here once: what a task's process loads is lost with it
@@ -117,7 +119,7 @@ class ActionModule(ActionBase):
             if seen["state"] in FINAL or seen["state"] == "stalled":
                 return seen | {"failed": True, "msg": self.trouble(args, seen), "changed": False}
             eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
-            breach = money.breach(budget, time.time(), eta) if budget else ""
+            breach = costs.breach(budget, time.time(), eta) if budget else ""
             if breach:
                 return seen | {"failed": True, "breach": breach, "msg": breach}
             self.renew(agent, budget, eta, task_vars)
@@ -126,7 +128,7 @@ class ActionModule(ActionBase):
 
     def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
-        deadline = money.renewal(budget, time.time(), eta) if budget else None
+        deadline = costs.renewal(budget, time.time(), eta) if budget else None
         if deadline is None:
             return
         asked = {"root": budget["root"], "pod": budget["pod"], "deadline": deadline}
@@ -149,7 +151,7 @@ class ActionModule(ActionBase):
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
-        doubt = verdict.doubt(seen["progress"])
+        doubt = run_state.doubt(seen["progress"])
         if doubt and not self.doubted:
             display.display(f"  {agent}  {doubt}")
         self.doubted = bool(doubt)

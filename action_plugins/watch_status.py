@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
 
 
 class ActionModule(ActionBase):

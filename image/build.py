@@ -20,8 +20,9 @@ import ansible.module_utils
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.lora_forge import environment, gpu, recipe  # noqa: E402
 from ansible.module_utils.lora_forge.errors import ForgeError  # noqa: E402
+from ansible.module_utils.lora_forge.planning import recipe  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import environment, gpu  # noqa: E402
 
 
 def default(argument: str) -> str:

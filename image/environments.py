@@ -14,8 +14,8 @@ import pathlib
 import re
 import sys
 
-from ansible.module_utils.lora_forge import environment
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import environment
 
 TOOLS = pathlib.Path.home() / ".cache/lora-forge"  # uv itself stays in the cache that the build mounts
 ENVIRONMENTS = environment.IMAGE / "env"

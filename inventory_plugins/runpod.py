@@ -65,9 +65,10 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge import reach, recipe, runpod
-from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.pods import runpod, ssh
+from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
+from ansible.module_utils.lora_forge.text import nearest
 
 display = Display()
 
@@ -116,7 +117,7 @@ class InventoryModule(BaseInventoryPlugin):
             variables = {**shared, **(own or {})}
             for name in variables:
                 if name.startswith("pod_") and name not in options:
-                    hint = recipe.nearest(name, options)
+                    hint = nearest(name, options)
                     raise ForgeError(f"{path}: {host}: there is no option {name}{hint}")
             self.inventory.add_host(host, group="trainers")
             for name, value in variables.items():
@@ -141,12 +142,12 @@ class InventoryModule(BaseInventoryPlugin):
             whose = parse_name(pod["name"])
             if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
                 continue
-            host, ssh = whose[1], runpod.address(pod)
+            host, reached = whose[1], runpod.address(pod)
             self.inventory.add_host(host, group="pods_live")
             facts = {"pod_id": pod["id"], "pod_status": pod["status"], "pod_usd_per_hour": pod.get("cost")}
-            if ssh:
+            if reached:
                 key = self.inventory.get_host(host).vars.get("pod_ssh_key") or self.state_dir / "id_ed25519"
-                door = reach.Door(self.state_dir / "known_hosts", pathlib.Path(str(key)).expanduser())
-                facts |= reach.connection(ssh, pod["name"], door)
+                door = ssh.Door(self.state_dir / "known_hosts", pathlib.Path(str(key)).expanduser())
+                facts |= ssh.connection(reached, pod["name"], door)
             for name, value in facts.items():
                 self.inventory.set_variable(host, name, value)

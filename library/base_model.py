@@ -111,8 +111,8 @@ mark:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import model
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import base_model
 
 ARGUMENTS = {
     "model": {"type": "str", "required": True},
@@ -133,10 +133,10 @@ def main() -> None:
         if given["python"] and not given["program"]:
             module.fail_json(msg="python is given without program: name fetch_model.py on the trainer")
         wanted = (given["model"], given["revision"], pathlib.Path(given["home"]))
-        changed = bool(given["python"]) and model.begin(
+        changed = bool(given["python"]) and base_model.begin(
             *wanted, given["python"], given["program"], given["hf_token"], module.check_mode
         )
-        found = model.wait(*wanted, given["since"], given["wait"])
+        found = base_model.wait(*wanted, given["since"], given["wait"])
         if found["state"] == "failed" and not (changed and module.check_mode):
             module.fail_json(msg=found["error"], **found)
         module.exit_json(changed=changed, **found)

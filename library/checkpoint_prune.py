@@ -67,8 +67,8 @@ import pathlib
 import shutil
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import runs
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.trainer import runs
 
 ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "keep": {"type": "int", "default": 2}}
 

@@ -66,8 +66,8 @@ freed:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import environment
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import environment
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},

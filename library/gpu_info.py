@@ -137,8 +137,8 @@ doubts:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import gpu
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import gpu
 
 ARGUMENTS = {
     "lock": {"type": "path"},

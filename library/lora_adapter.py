@@ -121,9 +121,10 @@ from typing import Any
 import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, claims, money, promotion, summary
-from ansible.module_utils.lora_forge.claims import Claims
+from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.pods import claims, costs
+from ansible.module_utils.lora_forge.pods.claims import Claims
 
 ARGUMENTS = {
     "source": {"type": "path", "required": True},
@@ -154,40 +155,40 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """
     run, run_id = given["run"], given["run"]["run_id"]
     home = pathlib.Path(given["adapters"]) / run["agent"]
-    problems = adapter.run_problems(given["observed"]) + given["delivered"]["problems"]
+    problems = store.run_problems(given["observed"]) + given["delivered"]["problems"]
     if problems:
         found = f"{run_id} is not verified: {'; '.join(problems)}"
         raise ForgeError(f"{found}. Nothing was promoted; -e fresh=true trains again")
-    known = adapter.missing(home / run_id) is None
+    known = store.missing(home / run_id) is None
     if check_mode:
         return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
     if not known:
         ordered = Claims(pathlib.Path(given["budget"]["claim"]).parents[1]).all() if given["budget"] else []
         left = claims.unaccounted(ordered, home.parent, time.time())
-        cost = money.spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
-        manifest = adapter.manifest(
+        cost = costs.spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
+        manifest = store.manifest(
             run,
             given["observed"],
             given["delivered"],
             {key: given[key] for key in ("base_model", "host", "lock_sha256")}
             | {
-                "git": adapter.git_facts(pathlib.Path(given["checkout"])),
+                "git": store.git_facts(pathlib.Path(given["checkout"])),
                 "cost": cost,
                 "evaluation": promotion.evaluation(
                     run["recipe"], run["datasets"], given["observed"]["progress"]["eval_adapter"]
                 ),
             },
         )
-        adapter.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
+        store.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
     moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
     return {
         "changed": moved or not known,
         "path": str(home / run_id),
-        "promoted": summary.points_to(home / promotion.LATEST) == run_id,
+        "promoted": promotion.points_to(home / promotion.LATEST) == run_id,
         "word": promotion.word(home, run_id),
-        "manifest": adapter.rundir.read_json(home / run_id / adapter.MANIFEST),
+        "manifest": store.rundir.read_json(home / run_id / store.MANIFEST),
     }
 
 

@@ -85,7 +85,7 @@ import pathlib
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "recipe": {"type": "dict", "required": True}}
@@ -96,14 +96,14 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     run_dir = pathlib.Path(module.params["run_dir"])
     with reported(module):
-        facts = adapter.verify(run_dir / "output", module.params["recipe"])
+        facts = store.verify(run_dir / "output", module.params["recipe"])
         versions = {"python": platform.python_version()}
         for name in PACKAGES:
             try:
                 versions[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        files = [] if facts["problems"] else adapter.listing(run_dir)
+        files = [] if facts["problems"] else store.listing(run_dir)
         module.exit_json(changed=False, files=files, versions=versions, **facts)
 
 

@@ -81,7 +81,7 @@ word:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import promotion
+from ansible.module_utils.lora_forge.adapters import promotion
 from ansible.module_utils.lora_forge.errors import reported
 
 ARGUMENTS = {

@@ -93,8 +93,9 @@ import pathlib
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, promotion, summary, sweep
+from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.results import leaderboard, summary
 
 ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
@@ -122,10 +123,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         there = (
             run["state"] == "ready" or run["run_id"] in given["delivered"]
         )  # a manifest alone may be a damaged one's
-        manifest = adapter.rundir.read_json(home / run["run_id"] / adapter.MANIFEST) if there else {}
+        manifest = store.rundir.read_json(home / run["run_id"] / store.MANIFEST) if there else {}
         if manifest:
             whole.add(run["run_id"])
-        promoted = summary.points_to(home / promotion.LATEST) == run["run_id"]
+        promoted = promotion.points_to(home / promotion.LATEST) == run["run_id"]
         if manifest and run.get("variant"):
             continue  # the leader board tells of it
         if manifest:
@@ -138,13 +139,13 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             lines += summary.not_ready(run, given["failures"])
             lacking.append(run["run_id"])
     lines += summary.tally(given["runs"], lacking)
-    boards = sweep.boards(adapters.parent, given["runs"])
+    boards = leaderboard.boards(adapters.parent, given["runs"])
     return {
         "changed": False,
         "lines": lines,
         "lacking": lacking,
-        "columns": sweep.COLUMNS if boards else [],
-        "rows": [sweep.cells(row) for board in boards.values() for row in board],
+        "columns": leaderboard.COLUMNS if boards else [],
+        "rows": [leaderboard.cells(row) for board in boards.values() for row in board],
         "best": [
             {"agent": agent, "run_id": board[0]["run_id"]}
             for agent, board in boards.items()

@@ -72,8 +72,8 @@ leash:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import leash
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.pods import leash
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},

@@ -80,8 +80,8 @@ offers:
 import dataclasses
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge import money, runpod
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.pods import costs, runpod
 
 ARGUMENTS = {
     "gpus": {"type": "list", "elements": "str", "default": []},
@@ -102,7 +102,7 @@ def main() -> None:
     with reported(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         catalogues = {cloud: api.gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
-        found = money.offers(
+        found = costs.offers(
             catalogues,
             given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),
             given["gpu_count"],

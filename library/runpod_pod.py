@@ -244,9 +244,9 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge import leash, money, pods, reach, runpod
-from ansible.module_utils.lora_forge.claims import Claims, cost, keeps, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.pods import costs, leash, lifecycle, runpod, ssh
+from ansible.module_utils.lora_forge.pods.claims import Claims, cost, keeps, parse_name
 
 ARGUMENTS = {
     "host": {"type": "str", "required": True},
@@ -287,7 +287,7 @@ ARGUMENTS = {
 }
 
 
-def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.Wanted:
+def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecycle.Wanted:
     """What the arguments ask for, checked as far as that goes without ordering.
 
     Raises:
@@ -334,12 +334,12 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> pods.W
         for key in ("memory_gib", "memory_floor_gib")
     )
     sizes = [run["estimate"].get("memory_classes") or {} for run in given["runs"]]
-    return pods.Wanted(
+    return lifecycle.Wanted(
         host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
         max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=size, floor_gib=floor,
         min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),
-        estimate=lambda gpu: money.pod_hours(given["runs"], gpu),
+        estimate=lambda gpu: costs.pod_hours(given["runs"], gpu),
         order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
         attempts=given["attempts"], find_only=given["find_only"],
         classes={name: max(one.get(name, 0) for one in sizes) for one in sizes[:1] for name in one},
@@ -350,18 +350,18 @@ def foretold(host: str, found: dict[str, Any]) -> str:
     """What would happen, in a sentence, with prices."""
     if found["pod"]:
         claim = found["claim"]
-        until = money.clock(max(0.0, claim["deadline"] - time.time()) / 3600)
+        until = costs.clock(max(0.0, claim["deadline"] - time.time()) / 3600)
         return (
             f"{host} is there: {claim['gpu']} at {claim['usd_per_hour']:.2f} USD/h, "
             f"{cost(claim, time.time()):.2f} USD so far; its leash ends it in {until}"
         )
     offer, hours, limit = found["offer"], found["hours"], found["allowance"]
     about = "how long it takes is not known" if hours is None else (
-        f"about {money.clock(hours)}, {hours * offer.usd_per_hour:.2f} USD (an estimate, not measured)"
+        f"about {costs.clock(hours)}, {hours * offer.usd_per_hour:.2f} USD (an estimate, not measured)"
     )  # fmt: skip
     return (
         f"{host} would be {offer.gpu} ({offer.cloud}, stock {offer.stock}) at {offer.usd_per_hour:.2f} USD/h: {about}; "
-        f"its leash ends it after {money.clock(limit)}, {limit * offer.usd_per_hour:.2f} USD, at the latest"
+        f"its leash ends it after {costs.clock(limit)}, {limit * offer.usd_per_hour:.2f} USD, at the latest"
         + (f". {offer.doubt}" if offer.doubt else "")
     )
 
@@ -388,8 +388,8 @@ def main() -> None:
         if module.check_mode and not given["ssh_key"] and not own.exists():
             key, public = own, "ssh-ed25519 made-with-the-first-pod"
         else:
-            key, public = reach.key_pair(given["ssh_key"], folder)
-        door = reach.Door(folder / "known_hosts", key)
+            key, public = ssh.key_pair(given["ssh_key"], folder)
+        door = ssh.Door(folder / "known_hosts", key)
 
         def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
             ssh = runpod.address(pod)
@@ -398,7 +398,7 @@ def main() -> None:
             except runpod.ApiError as error:
                 return f"its log cannot be read yet: {error.status} {error.detail}"
 
-        able = pods.Pods(api, claims, closed)
+        able = lifecycle.Pods(api, claims, closed)
         asked = wanted(given, api, public)
         if module.check_mode:
             found = able.predict(asked)
@@ -413,9 +413,9 @@ def main() -> None:
         claim = found["claim"]
         found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
         if found["phase"] == "ready":
-            found["budget"] = pods.budget(asked, claim, claims, time.time()) | {"root": given["root"]}
+            found["budget"] = lifecycle.budget(asked, claim, claims, time.time()) | {"root": given["root"]}
             found["keeps"] = keeps(claim)
-            found["connection"] = reach.connection(runpod.address(found["pod"]), claim["name"], door)
+            found["connection"] = ssh.connection(runpod.address(found["pod"]), claim["name"], door)
             if found["changed"]:
                 found["diff"] = {"before": view(None), "after": view(found["pod"])}
         module.exit_json(**found, usd=round(cost(claim, time.time()), 4))
@@ -434,7 +434,7 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str
     answer = {"changed": bool(found), "phase": "stopped" if stop else "absent", "word": "", "pod": after,
               "diff": {"before": view(pod), "after": view(after)}}  # fmt: skip
     if not module.check_mode:
-        able = pods.Pods(api, claims, lambda pod, claim: None)
+        able = lifecycle.Pods(api, claims, lambda pod, claim: None)
         for one in found:
             if stop:
                 api.stop(one["id"])
@@ -442,7 +442,7 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str
                 api.release(one["id"])
         if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
-            reach.Door(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
+            ssh.Door(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
     return answer | ({"claim": claim, "usd": round(cost(claim, time.time()), 4)} if claim else {})
 
 

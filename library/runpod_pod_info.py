@@ -81,9 +81,9 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge import runpod
-from ansible.module_utils.lora_forge.claims import FINAL_BILL, Claims, burning, correct
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods.claims import FINAL_BILL, Claims, burning, correct
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},

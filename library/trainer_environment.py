@@ -103,8 +103,8 @@ import sys
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import environment
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.trainer import environment
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},

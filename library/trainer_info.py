@@ -61,8 +61,8 @@ silent:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import gpu, runs
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import gpu, runs
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},

@@ -89,8 +89,8 @@ more:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import logs
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import logs
 
 ARGUMENTS = {
     "run_dir": {"type": "path", "required": True},

@@ -137,8 +137,9 @@ import pathlib
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import fleet, plan, rundir, sweep, validation
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.planning import fleet, plan, validation, variants
 
 ARGUMENTS = {
     "agents": {"type": "raw", "default": ""},
@@ -189,7 +190,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         given["recipe"],
         **{key: given[key] for key in ("fresh", "move", "verify")},
         keep=given["keep_axolotl"],
-        variants=[{}] if given["sweep"] is None else sweep.expand(given["sweep"]),
+        variants=[{}] if given["sweep"] is None else variants.expand(given["sweep"]),
     )
     unchecked = []
     if given["validate"]:
@@ -201,7 +202,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / "plan.json", {"runs": made["runs"]})
         if given["sweep"] is not None:
-            sweep.note(output, made["runs"])
+            variants.note(output, made["runs"])
     queues = fleet.queues(made["runs"])
     warnings = made["warnings"] + unchecked + (fleet.crowded(made["runs"], given["forks"]) if given["forks"] else [])
     return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}

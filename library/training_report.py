@@ -79,8 +79,9 @@ warnings_found:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import adapter, report
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.results import report
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
@@ -96,7 +97,7 @@ def main() -> None:
     output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
     path = pathlib.Path(given["dest"] or output / "report.html").absolute()
     with reported(module):
-        facts = report.read(output, given["agents"]) | {"git": adapter.git_facts(template.parent)}
+        facts = report.read(output, given["agents"]) | {"git": store.git_facts(template.parent)}
         page = report.render(template, facts).encode("utf-8", "replace")
         module.exit_json(
             changed=report.write(path, page, module.check_mode),

@@ -105,8 +105,8 @@ word:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import runs
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.trainer import runs
 
 ARGUMENTS = {
     "run_dir": {"type": "path", "required": True},

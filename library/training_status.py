@@ -100,9 +100,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import claims, fleet, rundir, status, sweep
-from ansible.module_utils.lora_forge.claims import Claims
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.planning import fleet
+from ansible.module_utils.lora_forge.pods import claims
+from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.results import leaderboard, status
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
@@ -151,7 +154,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "runs": meant,
         "columns": status.COLUMNS,
         "rows": status.table(meant, silent),
-        "lines": status.words(meant, silent, notes) + sweep.words(output, agents),
+        "lines": status.words(meant, silent, notes) + leaderboard.words(output, agents),
         "costs": costs,
         "busy": status.busy(meant, silent, given["busy"]),
     }

@@ -122,8 +122,8 @@ kind:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import wandb_api
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.results import wandb
 
 ARGUMENTS = {
     "runs": {"type": "list", "elements": "str", "default": []},
@@ -142,10 +142,10 @@ def main() -> None:
     given = module.params
     with reported(module):
         if given["record"]:
-            found = wandb_api.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
+            found = wandb.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
         else:
             names = ("entity", "project", "base_url", "timeout", "history")
-            found = wandb_api.ask(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
+            found = wandb.ask(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
         error = found.pop("error")
         if error:
             module.fail_json(**error, **found)

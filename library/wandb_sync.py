@@ -83,8 +83,8 @@ kind:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge import wandb_api
 from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.results import wandb
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
@@ -99,7 +99,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with reported(module):
-        found = wandb_api.sync(
+        found = wandb.sync(
             pathlib.Path(given["path"]),
             given["entity"],
             given["base_url"],

@@ -9,8 +9,8 @@ import shutil
 from typing import Any
 
 import yaml
-from ansible.module_utils.lora_forge import plan, recipe
-from ansible.module_utils.lora_forge.fleet import Trainer
+from ansible.module_utils.lora_forge.planning import plan, recipe
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGENT = "crew"

@@ -29,17 +29,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what the tests import
 # What decides, and the unit tests that belong to it.
 TESTS = {
-    "recipe": ("recipe", "rules"),
-    "rules": ("rules",),
-    "validation": ("validation",),
-    "adapter": ("adapter",),
-    "runs": ("runs_at_rest",),
-    "plan": ("plan",),
-    "fleet": ("fleet",),
-    "claims": ("money", "pods"),
-    "money": ("money", "pods"),
-    "verdict": ("verdict",),
-    "promotion": ("promotion",),
+    "planning/recipe": ("recipe", "rules"),
+    "planning/rules": ("rules",),
+    "planning/validation": ("validation",),
+    "planning/plan": ("plan",),
+    "planning/fleet": ("fleet",),
+    "adapters/store": ("adapter",),
+    "adapters/promotion": ("promotion",),
+    "pods/claims": ("money", "pods"),
+    "pods/costs": ("money", "pods"),
+    "trainer/runs": ("runs_at_rest",),
+    "trainer/run_state": ("verdict",),
+    "results/verdict": ("verdict",),
 }
 NOTICED = ("killed", "timeout")  # what mutmut calls a change that made a test fail, or run without end
 SEED = 1  # of --sample: the same mutants each time
@@ -67,7 +68,7 @@ class Outcome:
     def row(self) -> str:
         tried = len(self.states)
         return (
-            f"{self.module:12}{tried:8}{self.killed:8}{tried - self.killed:10}{100 * self.killed / (tried or 1):8.1f}"
+            f"{self.module:20}{tried:8}{self.killed:8}{tried - self.killed:10}{100 * self.killed / (tried or 1):8.1f}"
         )
 
 
@@ -94,10 +95,11 @@ def copy(folder: pathlib.Path, module: str) -> None:
     for name in filter(None, listed.stdout.split("\0")):
         source = ROOT / name
         ours = name.startswith("module_utils/lora_forge/")
-        target = folder / SOURCE / source.name if ours else inside / name
+        part = source.relative_to(ROOT / "module_utils/lora_forge") if ours else pathlib.Path()
+        target = folder / SOURCE / part if ours else inside / name
         if not source.exists() or (target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns):
             continue
-        if ours and source.stem == module:  # its mutants are others now
+        if ours and str(part.with_suffix("")) == module:  # its mutants are others now
             for old in (f"{module}.py", f"{module}.py.meta"):
                 (inside / SOURCE / old).unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +200,7 @@ def main() -> None:
     place = sandbox.Sandbox()  # one for all the runs of pytest
     with contextlib.closing(place), tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folder = asked.keep.resolve() if asked.keep else pathlib.Path(temporary)
-        print(f"{'module':12}{'mutants':>8}{'killed':>8}{'survived':>10}{'%':>8}", flush=True)
+        print(f"{'module':20}{'mutants':>8}{'killed':>8}{'survived':>10}{'%':>8}", flush=True)
         for module in asked.modules or TESTS:
             found = outcome(folder / module, module, asked.sample)
             print(found.row(), flush=True)

@@ -16,7 +16,7 @@ import flops
 from forge import RESULTS, ROOT, import_forge, load
 
 import_forge()
-from ansible.module_utils.lora_forge import memory  # noqa: E402
+from ansible.module_utils.lora_forge.planning import memory  # noqa: E402
 
 BEGIN, END = "<!-- measured: written by benchmarks/gpu/gpu_table.py -->", "<!-- end of what is measured -->"
 NOTHING = "**Not measured.** Nothing here has run on a GPU yet, so there are no figures."

@@ -53,8 +53,8 @@ import liger_kernel.ops.rms_norm as rms  # noqa: E402
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from ansible.module_utils.lora_forge import bases, memory  # noqa: E402
-from ansible.module_utils.lora_forge.recipe import LORA_KERNELS  # noqa: E402
+from ansible.module_utils.lora_forge.planning import base_models, memory  # noqa: E402
+from ansible.module_utils.lora_forge.planning.recipe import LORA_KERNELS  # noqa: E402
 from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches, patch_self_attn_lora  # noqa: E402
 from axolotl.utils.dict import DictDefault  # noqa: E402
 from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # noqa: E402
@@ -126,11 +126,11 @@ class Case:
 
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
-        return bases.CONFIGS[self.base] | ({"num_hidden_layers": self.layers} if self.layers else {})
+        return base_models.CONFIGS[self.base] | ({"num_hidden_layers": self.layers} if self.layers else {})
 
     def targets(self) -> list[str]:
         """All the linear modules of a layer, by their names in this model."""
-        return TOGETHER if bases.CONFIGS[self.base]["model_type"] == "phi3" else SEPARATE
+        return TOGETHER if base_models.CONFIGS[self.base]["model_type"] == "phi3" else SEPARATE
 
     def words(self) -> str:
         """The case, short: 7b 2x4096 fused norm, and what is off."""

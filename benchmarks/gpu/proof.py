@@ -31,7 +31,11 @@ from forge import AGAIN, RESULTS, ROOT, end, environment, facts, import_forge, l
 from forge import results as results_folder
 
 import_forge()
-from ansible.module_utils.lora_forge import adapter, fleet, launch, memory, plan, recipe, rundir, runs, staging, verdict  # noqa: E402
+from ansible.module_utils.lora_forge import rundir  # noqa: E402
+from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
+from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
+from ansible.module_utils.lora_forge.planning import fleet, launch, memory, plan, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
@@ -89,8 +93,8 @@ class Proof:
         keys = {**variables["recipe"], "base_model": str(self.model), **sets}
         files = launch.files(self.plan, ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, [])
         with tempfile.TemporaryDirectory() as tree:
-            staging.lay_out(pathlib.Path(tree), files)
-            staging.copy(pathlib.Path(tree), self.work)
+            transfer.lay_out(pathlib.Path(tree), files)
+            transfer.copy(pathlib.Path(tree), self.work)
 
     def start(self) -> bool:
         """Start the supervisor, or attach; whether something was started."""
@@ -153,7 +157,7 @@ class Proof:
             if "killed_at" in self.notes and "again_at" not in self.notes:
                 assert self.start()
                 self.note(again_at=time.time())
-            elif seen["state"] not in verdict.LIVING:
+            elif seen["state"] not in run_state.LIVING:
                 return seen
             if time.monotonic() > deadline:
                 end(self.run_dir)
@@ -171,7 +175,7 @@ class Proof:
     def conclude(self, seen: dict[str, Any]) -> dict[str, Any]:
         """Verify the adapter, and say what was proven."""
         problems = [] if seen["state"] == "finished" else [f"the run is {seen['state']}: {seen['detail']}"]
-        verified = adapter.verify(self.run_dir / "output", self.plan["recipe"]) if not problems else {"problems": []}
+        verified = store.verify(self.run_dir / "output", self.plan["recipe"]) if not problems else {"problems": []}
         problems += verified["problems"]
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
         begins = [event["step"] for event in events if event["event"] == "begin"]

@@ -55,7 +55,7 @@ from forge import (
 from forge import results as results_folder
 
 import_forge()
-from ansible.module_utils.lora_forge import memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import memory, recipe  # noqa: E402
 
 HERE = ROOT / "benchmarks/gpu"
 SHORT, LONG, WARMUP = 13, curves.STEPS, 3  # steps of a process; of them those that are not counted

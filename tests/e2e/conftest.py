@@ -197,7 +197,7 @@ def environment() -> pathlib.Path:
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    import ansible.module_utils.lora_forge.environment as made
+    from ansible.module_utils.lora_forge.trainer import environment as made
 
     return ROOT / ".trainer/env" / made.key(ROOT / "requirements/trainer-cpu.txt") / "bin/python"
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge import environment, model
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import base_model, environment
 from hub import Hub, Model, tiny_model
 
 from .conftest import CONVERGE, PLAYBOOK, ROOT, Checkout, eventually
@@ -53,13 +53,13 @@ class Site:
         shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", staged)
 
     def state_dir(self, revision: str = "") -> pathlib.Path:
-        return model.state_dir(NAME, revision, self.home)
+        return base_model.state_dir(NAME, revision, self.home)
 
     def begin(self, revision: str = "", token: str = "") -> bool:
-        return model.begin(NAME, revision, self.home, self.python, str(self.program), token)
+        return base_model.begin(NAME, revision, self.home, self.python, str(self.program), token)
 
     def look(self, revision: str = "") -> dict[str, Any]:
-        return model.look(NAME, revision, self.home)
+        return base_model.look(NAME, revision, self.home)
 
     def until(self, *states: str, revision: str = "") -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ def test_it_is_fetched_once(site: Site) -> None:
     assert there == {name: content for name, content in files.items() if name not in {*more, "README.md"}}
     assert found["bytes"] == found["total_bytes"] == sum(map(len, there.values()))
     assert (snapshot.parents[1] / "refs/main").read_text() == snapshot.name == site.hub.models[NAME].commit
-    assert model.local_size(snapshot) == 6 * MIB
+    assert base_model.local_size(snapshot) == 6 * MIB
 
     site.hub.requests.clear()
     assert not site.begin()

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from ansible.module_utils.lora_forge import gpu
+from ansible.module_utils.lora_forge.trainer import gpu
 
 from .conftest import CONVERGE, ROOT
 

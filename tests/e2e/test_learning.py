@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge import launch, plan, recipe
+from ansible.module_utils.lora_forge.planning import launch, plan, recipe
 
 from .conftest import CONVERGE, ROOT
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from ansible.module_utils.lora_forge import plan, recipe, validation
+from ansible.module_utils.lora_forge.planning import plan, recipe, validation
 from brought import brought
 
 from .conftest import CONVERGE, ROOT, Checkout, eventually

@@ -209,7 +209,7 @@ def test_real_conversations(checkout: Checkout) -> None:
 
 def test_environment_cut_off_half_way(tmp_path: pathlib.Path) -> None:
     """An environment without its mark is made whole, not believed."""
-    from ansible.module_utils.lora_forge import environment as made
+    from ansible.module_utils.lora_forge.trainer import environment as made
 
     lock = pathlib.Path(__file__).resolve().parents[2] / "requirements/uv.txt"
     uv = str(pathlib.Path(__file__).resolve().parents[2] / ".venv/bin/uv")

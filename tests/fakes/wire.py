@@ -19,11 +19,11 @@ import urllib.parse
 from typing import Any, Callable
 
 import pytest
-from ansible.module_utils.lora_forge import pods, reach, runpod
-from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.pods import Pods, Wanted
-from ansible.module_utils.lora_forge.runpod import Answer, NoAnswer, RunPod
+from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
+from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.pods.lifecycle import Pods, Wanted
+from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.testing import patch_module_args
 from contract import Contract
 
@@ -302,7 +302,7 @@ class Cloud:
             pod["status"] = "TERMINATED"
             return answer(204)
         if split.path.endswith("/logs"):
-            line = {"source": "container", "line": f"256 {reach.fingerprint(host_key(pod))} root@x (ED25519)", "ts": ""}
+            line = {"source": "container", "line": f"256 {ssh.fingerprint(host_key(pod))} root@x (ED25519)", "ts": ""}
             return answer(200, f"id: 1\ndata: {json.dumps(line)}\n\n".encode(), content_type="text/event-stream")
         assert (method, json.loads(body or b"")) == ("POST", {"action": "stop"})
         pod["status"] = "EXITED"
@@ -453,8 +453,8 @@ class Desk(Rig):
         self.capsys, self.state_dir = capsys, folder / "pods"
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
-        monkeypatch.setattr(pods.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
-        monkeypatch.setattr(reach.Door.__init__, "__defaults__", (self.program,))
+        monkeypatch.setattr(lifecycle.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
+        monkeypatch.setattr(ssh.Door.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))
         for name in ("RUNPOD_API_URL", "LORA_FORGE_PODS", "LORA_FORGE_OWNER"):

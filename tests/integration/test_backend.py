@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import backend
-from ansible.module_utils.lora_forge.backend import Choice
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import backend
+from ansible.module_utils.lora_forge.trainer.backend import Choice
 from lab import eventually, go_on, status, until
 
 
@@ -45,7 +45,7 @@ def test_a_real_detached_process_outlives_the_one_that_started_it(lab):
         "m.__path__.append(sys.argv[2]); from ansible.module_utils.lora_forge import backend as b; "
         "print(b.start(b.Choice('process', '', ''), 'w', pathlib.Path(sys.argv[1]), 9))"
     )
-    utils = str(backend.__file__).rpartition("/lora_forge/")[0]
+    utils = str(backend.__file__).partition("/lora_forge/")[0]
     done = subprocess.run([sys.executable, "-c", code, str(run), utils], capture_output=True, text=True, check=True)
     assert done.stdout == f"tail -f {run}/supervisor.log\n"
     noted = until(run, "running")["supervisor"]

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import rundir
-from ansible.module_utils.lora_forge import gpu
+from ansible.module_utils.lora_forge.trainer import gpu
 from lab import ROOT, eventually
 
 SMI = str(ROOT / "tests/fakes/nvidia-smi")

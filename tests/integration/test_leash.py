@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import leash as outside
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.runpod import Answer
+from ansible.module_utils.lora_forge.pods import leash as outside
+from ansible.module_utils.lora_forge.pods.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
 from lab import PATIENCE, eventually
 from wire import hold_answer, hold_request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.lora_forge import logs
+from ansible.module_utils.lora_forge.trainer import logs
 
 
 @pytest.mark.parametrize("log", ["train", "supervisor"])

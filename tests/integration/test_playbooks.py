@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import promotion
+from ansible.module_utils.lora_forge.adapters import promotion
 from delivered import deliver, events
 from lab import ROOT
 

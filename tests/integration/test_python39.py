@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge import cpython
+from ansible.module_utils.lora_forge.trainer import cpython
 from lab import FAKE, counted_steps, events, eventually, starts, status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

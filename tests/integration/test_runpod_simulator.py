@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import simulator
-from ansible.module_utils.lora_forge import runpod
+from ansible.module_utils.lora_forge.pods import runpod
 from api import PROBLEM, Answer
 from lab import PATIENCE, ROOT, eventually
 from wire import load

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import runpod
-from ansible.module_utils.lora_forge.runpod import NoAnswer
+from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
 from lab import PATIENCE
 
 STREAM = 5  # seconds after which a log that has no end is cut

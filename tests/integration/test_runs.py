@@ -11,8 +11,8 @@ import types
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import backend, runs
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import backend, runs
 from lab import PATIENCE, eventually, go_on, reached, starts, status, until
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge.trainer import runs
 from lab import PATIENCE, ROOT, Lab, eventually, reached
 
 PYTHON = """#!/bin/sh

@@ -29,12 +29,12 @@ def desk(tmp_path, monkeypatch, capsys):
 def clock(monkeypatch):
     """The time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
     import rundir
-    from ansible.module_utils.lora_forge import logs, model, runs
+    from ansible.module_utils.lora_forge.trainer import base_model, logs, runs
     from wire import Clock
 
     made = Clock()
     still = types.SimpleNamespace(monotonic=made.now, time=made.now, sleep=made.sleep)
-    for waiting in (logs, model, runs):
+    for waiting in (logs, base_model, runs):
         monkeypatch.setattr(waiting, "time", still)
     for uptimes in (rundir, runs.rundir):
         monkeypatch.setattr(uptimes, "uptime", made.now)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ansible.module_utils.lora_forge import adapter
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import ForgeError
 from safetensors.numpy import save_file
 
@@ -53,16 +53,16 @@ def build(tmp_path):
         (folder / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
         tensors = good_tensors() if tensors is None else tensors
         if write is save_file:
-            save_file(tensors, folder / adapter.WEIGHTS)
+            save_file(tensors, folder / store.WEIGHTS)
         else:
-            write(folder / adapter.WEIGHTS, tensors)
+            write(folder / store.WEIGHTS, tensors)
         return folder
 
     return builder
 
 
 def problems(folder: pathlib.Path) -> list[str]:
-    return adapter.verify(folder, RECIPE)["problems"]
+    return store.verify(folder, RECIPE)["problems"]
 
 
 # --- verify
@@ -70,7 +70,7 @@ def problems(folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
 def test_a_good_adapter(build, kind):
-    facts = adapter.verify(build(good_tensors(kind=kind)), RECIPE)
+    facts = store.verify(build(good_tensors(kind=kind)), RECIPE)
     assert facts == {"problems": [], "pairs": 4, "rank": 4, "layers": 2, "parameters": 4 * (4 * 8 + 6 * 4)}
 
 
@@ -89,7 +89,7 @@ def test_a_header_of_odd_length_is_read(build):
         path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
     folder = build(write=odd)
-    assert int.from_bytes((folder / adapter.WEIGHTS).read_bytes()[:8], "little") % 2 == 1
+    assert int.from_bytes((folder / store.WEIGHTS).read_bytes()[:8], "little") % 2 == 1
     assert problems(folder) == []
 
 
@@ -139,7 +139,7 @@ def test_a_layer_missing_for_one_module_is_seen_without_a_model_config(build):
 def test_layers_of_a_multimodal_model_are_found(build):
     folder = build()
     (folder / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 3}}))
-    assert adapter.verify(folder, RECIPE)["layers"] == 3
+    assert store.verify(folder, RECIPE)["layers"] == 3
     assert len(problems(folder)) == 2
 
 
@@ -177,7 +177,7 @@ def test_values_that_are_not_finite(build, bad, side, kind, write):
 
 
 def test_tensors_longer_than_a_chunk_are_read_to_the_end(build, monkeypatch):
-    monkeypatch.setattr(adapter, "CHUNK", 5)
+    monkeypatch.setattr(store, "CHUNK", 5)
     tensors = good_tensors()
     tensors[name_of(0, "q_proj", "B")][-1, -1] = np.nan
     assert problems(build(tensors)) == [f"tensor {name_of(0, 'q_proj', 'B')} holds 1 values that are NaN or infinite"]
@@ -185,7 +185,7 @@ def test_tensors_longer_than_a_chunk_are_read_to_the_end(build, monkeypatch):
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_file(build, keep):
-    path = build() / adapter.WEIGHTS
+    path = build() / store.WEIGHTS
     path.write_bytes(path.read_bytes()[:keep])
     [found] = problems(path.parent)
     assert found.startswith(f"{path} cannot be read: ")
@@ -193,8 +193,8 @@ def test_truncated_file(build, keep):
 
 def test_files_that_are_missing(build):
     folder = build()
-    (folder / adapter.WEIGHTS).unlink()
-    assert problems(folder)[0].startswith(f"{folder / adapter.WEIGHTS} cannot be read: ")
+    (folder / store.WEIGHTS).unlink()
+    assert problems(folder)[0].startswith(f"{folder / store.WEIGHTS} cannot be read: ")
     (folder / "adapter_config.json").write_text("{")
     assert problems(folder) == [f"{folder / 'adapter_config.json'} is missing or not JSON"]
 
@@ -208,7 +208,7 @@ def run_dir(build, tmp_path):
     source = tmp_path / "run"
     source.mkdir()
     build().rename(source / "output")
-    for name, needed in adapter.FILES.items():
+    for name, needed in store.FILES.items():
         if needed and not (source / name).exists():
             (source / name).write_text(f"this is {name}")
     return source
@@ -225,93 +225,93 @@ def manifest(run_id: str = "witness-1", **changes: Any) -> dict[str, Any]:
 
 
 def test_listing_names_what_is_there(run_dir):
-    rows = {row["path"]: row for row in adapter.listing(run_dir)}
-    assert set(rows) == {name for name, needed in adapter.FILES.items() if needed}
+    rows = {row["path"]: row for row in store.listing(run_dir)}
+    assert set(rows) == {name for name, needed in store.FILES.items() if needed}
     assert rows["train.log"] == {
         "path": "train.log",
         "name": "train.log",
         "bytes": 17,
-        "sha256": adapter.sha256_text("this is train.log"),
+        "sha256": store.sha256_text("this is train.log"),
     }
 
 
 def test_listing_names_the_file_that_is_missing(run_dir):
     (run_dir / "output/tokenizer.json").unlink()
     with pytest.raises(ForgeError, match=r"output/tokenizer\.json is missing, so the adapter is not whole"):
-        adapter.listing(run_dir)
+        store.listing(run_dir)
 
 
 def test_deliver_brings_it_whole(run_dir, home):
-    files = adapter.listing(run_dir)
-    final = adapter.deliver(run_dir, home, files, manifest())
+    files = store.listing(run_dir)
+    final = store.deliver(run_dir, home, files, manifest())
     assert final == home / "witness-1"
     assert {path.name for path in final.iterdir()} == {row["name"] for row in files} | {"manifest.json"}
     written = json.loads((final / "manifest.json").read_text())
     assert written["files"] == [{"path": r["name"], "sha256": r["sha256"], "bytes": r["bytes"]} for r in files]
     assert [path.name for path in home.iterdir()] == ["witness-1"]
-    assert adapter.missing(final) is None
-    assert adapter.missing(final, hashes=True) is None
+    assert store.missing(final) is None
+    assert store.missing(final, hashes=True) is None
 
 
 def test_a_hash_mismatch_leaves_nothing_half_made(run_dir, home):
-    files = adapter.listing(run_dir)
+    files = store.listing(run_dir)
     (run_dir / "train.log").write_text("another text here")
     with pytest.raises(ForgeError, match=r"train\.log is not what the trainer listed; run the same command again"):
-        adapter.deliver(run_dir, home, files, manifest())
+        store.deliver(run_dir, home, files, manifest())
     assert list(home.iterdir()) == []
 
 
 def test_an_adapter_that_does_not_hold_up_is_not_delivered(run_dir, home):
-    save_file(good_tensors(layers=1), run_dir / "output" / adapter.WEIGHTS)
+    save_file(good_tensors(layers=1), run_dir / "output" / store.WEIGHTS)
     with pytest.raises(
         ForgeError, match=r"witness-1 does not hold up: q_proj has no LoRA matrices in layer\(s\) 1; v_"
     ):
-        adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+        store.deliver(run_dir, home, store.listing(run_dir), manifest())
     assert list(home.iterdir()) == []
 
 
 def test_deliver_replaces_a_damaged_one_and_leftovers(run_dir, home):
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
-    (final / adapter.WEIGHTS).write_bytes(b"cut")
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    (final / store.WEIGHTS).write_bytes(b"cut")
     (final / "stray").write_text("x")
     (home / ".witness-1.partial").mkdir()
     (home / ".witness-1.partial" / "old").write_text("x")
-    adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
-    assert adapter.missing(final, hashes=True) is None
+    store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    assert store.missing(final, hashes=True) is None
     assert not (final / "stray").exists()
     assert not (final / "old").exists()
     assert [path.name for path in home.iterdir()] == ["witness-1"]
 
 
 def test_missing(run_dir, home):
-    assert adapter.missing(home / "witness-1") == "never trained"
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    assert store.missing(home / "witness-1") == "never trained"
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     log = final / "train.log"
     whole = log.read_text()
     log.write_text("short")
-    assert adapter.missing(final) == f"{log} has 5 bytes instead of 17"
+    assert store.missing(final) == f"{log} has 5 bytes instead of 17"
     log.unlink()
-    assert adapter.missing(final) == f"{log} is missing"
+    assert store.missing(final) == f"{log} is missing"
     log.write_text(whole)
-    assert adapter.missing(final) is None
+    assert store.missing(final) is None
     (final / "manifest.json").write_text(json.dumps({"verdict": "failed", "files": []}))
-    assert adapter.missing(final) == f"{final} has no manifest of a verified adapter"
+    assert store.missing(final) == f"{final} has no manifest of a verified adapter"
 
 
 @pytest.mark.parametrize(("newer", "hashes", "seen"), [(True, False, True), (False, False, False), (False, True, True)])
 def test_changed_content_of_the_same_size(run_dir, home, newer, hashes, seen):
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     log = final / "train.log"
     log.write_text(log.read_text().upper())
     written = (final / "manifest.json").stat().st_mtime + (9 if newer else -9)
     os.utime(log, (written, written))
-    assert adapter.missing(final, hashes) == (f"{log} has changed since it was verified" if seen else None)
+    assert store.missing(final, hashes) == (f"{log} has changed since it was verified" if seen else None)
 
 
 def test_a_copy_with_new_times_is_still_whole(run_dir, home):
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     os.utime(final / "train.log", (2e9, 2e9))
-    assert adapter.missing(final) is None
+    assert store.missing(final) is None
 
 
 # --- verify, closer
@@ -342,7 +342,7 @@ def test_a_wrong_rank_in_the_b_matrix(build):
 def test_a_tensor_that_is_no_matrix(build, side):
     name = name_of(1, "v_proj", side)
     tensors = good_tensors() | {name: np.ones((4, 4, 4), np.float32)}
-    facts = adapter.verify(build(tensors), RECIPE)
+    facts = store.verify(build(tensors), RECIPE)
     assert [said.partition(":")[0] for said in facts["problems"]] == ["model.layers.1.self_attn.v_proj"]
     assert facts["parameters"] == 4 * (4 * 8 + 6 * 4) - good_tensors()[name].size
 
@@ -372,9 +372,9 @@ def test_a_module_that_is_no_target_is_told_beside_what_else_is_wrong(build):
 
 
 def test_layers_that_are_said_come_before_those_of_the_config(build):
-    facts = adapter.verify(build(layers=7), RECIPE, 2)
+    facts = store.verify(build(layers=7), RECIPE, 2)
     assert (facts["problems"], facts["layers"]) == ([], 2)
-    assert adapter.verify(build(layers=2), RECIPE, 3)["problems"] == [
+    assert store.verify(build(layers=2), RECIPE, 3)["problems"] == [
         "q_proj has no LoRA matrices in layer(s) 2",
         "v_proj has no LoRA matrices in layer(s) 2",
     ]
@@ -382,12 +382,12 @@ def test_layers_that_are_said_come_before_those_of_the_config(build):
 
 def test_what_is_known_of_an_adapter_that_cannot_be_read(build):
     folder = build()
-    (folder / adapter.WEIGHTS).write_bytes(b"\x01")
-    facts = adapter.verify(folder, RECIPE, 2)
+    (folder / store.WEIGHTS).write_bytes(b"\x01")
+    facts = store.verify(folder, RECIPE, 2)
     assert len(facts.pop("problems")) == 1
     assert facts == {"pairs": 0, "rank": 4, "layers": 2, "parameters": 0}
     (folder / "adapter_config.json").unlink()
-    facts = adapter.verify(folder, RECIPE, 2)
+    facts = store.verify(folder, RECIPE, 2)
     assert facts["rank"] is None
     assert len(facts["problems"]) == 1
 
@@ -407,7 +407,7 @@ def test_everything_that_is_wrong_is_told(build):
 
 def test_the_same_name_of_another_owner_in_a_folder_is_the_same_model(build):
     """A folder keeps the model's name alone."""
-    facts = adapter.verify(build(base_model_name_or_path="Qwen/Tiny"), RECIPE | {"base_model": "/models/Tiny"})
+    facts = store.verify(build(base_model_name_or_path="Qwen/Tiny"), RECIPE | {"base_model": "/models/Tiny"})
     assert facts["problems"] == []
 
 
@@ -429,7 +429,7 @@ def test_a_type_that_no_adapter_has(build):
 
 @pytest.mark.parametrize("at", [(0, 0), (3, 3), (5, 3)])
 def test_one_value_is_enough_for_a_matrix_b(build, monkeypatch, at):
-    monkeypatch.setattr(adapter, "CHUNK", 5)
+    monkeypatch.setattr(store, "CHUNK", 5)
     values = np.zeros((6, 4), np.float32)
     values[at] = -1e-30
     assert problems(build(good_tensors() | {name_of(0, "q_proj", "B"): values})) == []
@@ -441,7 +441,7 @@ def test_metadata_is_no_tensor(build):
 
     folder = build(write=with_metadata)
     assert problems(folder) == []
-    header = adapter.read_header(folder / adapter.WEIGHTS)
+    header = store.read_header(folder / store.WEIGHTS)
     assert set(header) == set(good_tensors())
     first = header[name_of(0, "q_proj", "A")]
     assert (first["dtype"], first["shape"], first["end"] - first["begin"]) == ("F32", [4, 8], 128)
@@ -452,7 +452,7 @@ def test_metadata_is_no_tensor(build):
 
 def test_listing_without_checksums_and_with_what_may_be_there(run_dir):
     (run_dir / "output/chat_template.jinja").write_text("{{ x }}")
-    rows = {row["path"]: row for row in adapter.listing(run_dir, checksums=False)}
+    rows = {row["path"]: row for row in store.listing(run_dir, checksums=False)}
     assert rows["output/chat_template.jinja"] == {
         "path": "output/chat_template.jinja",
         "name": "chat_template.jinja",
@@ -469,12 +469,12 @@ def test_wandbs_records_come_with_their_folders(run_dir):
         (folder / "notes.txt").write_text("of no account")
     (run_dir / "wandb/latest-run").symlink_to("run-20260102_000000-a")
     names = ["wandb/offline-run-20260101_000000-a/run-a.wandb", "wandb/run-20260102_000000-a/run-a.wandb"]
-    rows = [row for row in adapter.listing(run_dir) if row["path"].startswith("wandb/")]
+    rows = [row for row in store.listing(run_dir) if row["path"].startswith("wandb/")]
     assert rows == [
-        {"path": name, "name": name, "bytes": len(text), "sha256": adapter.sha256_text(text)}
+        {"path": name, "name": name, "bytes": len(text), "sha256": store.sha256_text(text)}
         for name, text in ((name, name.split("/")[1]) for name in names)
     ]
-    assert not any("sha256" in row for row in adapter.listing(run_dir, checksums=False))
+    assert not any("sha256" in row for row in store.listing(run_dir, checksums=False))
 
 
 # --- what speaks against a run, and its manifest
@@ -491,13 +491,13 @@ def observed(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_run_that_is_not_finished_speaks_against_its_adapter():
-    assert adapter.run_problems(observed()) == []
-    assert adapter.run_problems(observed(state="stalled", detail="no step for 9 s")) == [
+    assert store.run_problems(observed()) == []
+    assert store.run_problems(observed(state="stalled", detail="no step for 9 s")) == [
         "the run is stalled: no step for 9 s"
     ]
     failed = observed(state="failed", detail="x")
     failed["status"]["exit_code"] = 1
-    assert adapter.run_problems(failed) == ["the run is failed: x", "the trainer's exit code is 1"]
+    assert store.run_problems(failed) == ["the run is failed: x", "the trainer's exit code is 1"]
 
 
 def test_a_manifest_says_everything_that_is_known():
@@ -512,9 +512,9 @@ def test_a_manifest_says_everything_that_is_known():
         "base_model": "/models/Tiny", "host": {"name": "gpu-1"}, "lock_sha256": "l", "evaluation": {"sha256": "e"},
         "cost": {"usd": 1.5}, "git": {"commit": "c"},
     }  # fmt: skip
-    made = adapter.manifest(run, observed(), proof, known)
+    made = store.manifest(run, observed(), proof, known)
     assert made == {
-        "schema_version": adapter.SCHEMA_VERSION,
+        "schema_version": store.SCHEMA_VERSION,
         "run_id": "witness-1",
         "agent": "witness",
         "fingerprint": "f" * 64,
@@ -544,7 +544,7 @@ def test_a_manifest_says_everything_that_is_known():
     bare["progress"]["wandb"] = None
     for gone in ("first_started_at", "finished_at"):
         partial = {**bare, "status": {key: value for key, value in bare["status"].items() if key != gone}}
-        made = adapter.manifest(run, partial, proof, known)
+        made = store.manifest(run, partial, proof, known)
         assert made["duration_s"] is None
         assert made["wandb"] == {}
 
@@ -558,18 +558,18 @@ def test_where_a_checkout_stands(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     inside = checkout / "configs"
     inside.mkdir(parents=True)
-    assert adapter.git_facts(inside) == {}
+    assert store.git_facts(inside) == {}
     git("init", "-q")
-    assert adapter.git_facts(inside) == {}  # nothing was ever committed
+    assert store.git_facts(inside) == {}  # nothing was ever committed
     (inside / "base.yml").write_text("seed: 1\n")
     git("add", ".")
     git("commit", "-q", "-m", "first")
     (checkout / "note.txt").write_text("of nobody's account")
-    assert adapter.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert store.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (inside / "base.yml").write_text("seed: 2\n")
-    assert adapter.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert store.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert adapter.git_facts(inside) == {}
+    assert store.git_facts(inside) == {}
 
 
 # --- what was delivered
@@ -581,16 +581,16 @@ def test_every_delivered_adapter_once(tmp_path):
         (tmp_path / name / "manifest.json").write_text("{}")
     (tmp_path / "witness/latest").symlink_to("witness-1")
     (tmp_path / "witness/half").mkdir()
-    assert sorted(path.name for path in adapter.delivered(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
+    assert sorted(path.name for path in store.delivered(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
 
 
 def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
     good = {"run_id": "witness-1", "recipe": {"seed": 1}, "files": [], "started_at": 1.5, "finished_at": 2, "other": 7}
     (tmp_path / "manifest.json").write_text(json.dumps(good))
-    assert adapter.read_manifest(tmp_path) == good
+    assert store.read_manifest(tmp_path) == good
     bad = {"run_id": 7, "recipe": [], "files": {}, "started_at": "x", "finished_at": None, "other": 7}
     (tmp_path / "manifest.json").write_text(json.dumps(bad))
-    assert adapter.read_manifest(tmp_path) == {"other": 7}
+    assert store.read_manifest(tmp_path) == {"other": 7}
 
 
 @pytest.mark.parametrize(
@@ -598,28 +598,28 @@ def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
     ["text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"}, {"path": "train.log", "sha256": None}],
 )
 def test_a_manifest_whose_list_is_damaged(run_dir, home, row):
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     written = json.loads((final / "manifest.json").read_text())
     written["files"].append(row)
     (final / "manifest.json").write_text(json.dumps(written))
-    assert adapter.missing(final) == f"{final / 'manifest.json'} is damaged"
+    assert store.missing(final) == f"{final / 'manifest.json'} is damaged"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"verdict": "verified"}', '{"verdict": "verified", "files": {}}'])
 def test_a_manifest_that_says_nothing(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
-    assert adapter.missing(tmp_path) == f"{tmp_path} has no manifest of a verified adapter"
+    assert store.missing(tmp_path) == f"{tmp_path} has no manifest of a verified adapter"
 
 
 def test_a_file_as_old_as_the_manifest_is_taken_by_its_size(run_dir, home):
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     log = final / "train.log"
     log.write_text(log.read_text().upper())
     written = (final / "manifest.json").stat().st_mtime_ns
     os.utime(log, ns=(written, written))
-    assert adapter.missing(final) is None
+    assert store.missing(final) is None
     os.utime(log, ns=(written, written + 1))
-    assert adapter.missing(final) == f"{log} has changed since it was verified"
+    assert store.missing(final) == f"{log} has changed since it was verified"
 
 
 # --- deliver, closer
@@ -629,44 +629,44 @@ def test_a_delivery_keeps_the_folders_of_records(run_dir, home):
     record = run_dir / "wandb/run-1-a/run-a.wandb"
     record.parent.mkdir(parents=True)
     record.write_text("record")
-    final = adapter.deliver(run_dir, home, adapter.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
     assert (final / "wandb/run-1-a/run-a.wandb").read_text() == "record"
-    assert adapter.missing(final, hashes=True) is None
+    assert store.missing(final, hashes=True) is None
 
 
 def test_a_delivery_is_held_against_the_model_that_was_loaded_and_its_layers(run_dir, home):
-    files = adapter.listing(run_dir)
+    files = store.listing(run_dir)
     loaded = manifest(base_model="/models/Other")
     with pytest.raises(ForgeError, match="does not hold up: base model is Qwen/Tiny, the recipe says /models/Other"):
-        adapter.deliver(run_dir, home, files, loaded)
+        store.deliver(run_dir, home, files, loaded)
     with pytest.raises(ForgeError, match=r"q_proj has no LoRA matrices in layer\(s\) 2; v_proj has no LoRA matrices"):
-        adapter.deliver(run_dir, home, files, manifest(lora={"layers": 3}))
+        store.deliver(run_dir, home, files, manifest(lora={"layers": 3}))
     assert list(home.iterdir()) == []
     recipe = RECIPE | {"base_model": "Qwen/Other"}
-    assert adapter.deliver(run_dir, home, files, manifest(recipe=recipe)).name == "witness-1"
+    assert store.deliver(run_dir, home, files, manifest(recipe=recipe)).name == "witness-1"
 
 
 def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, home):
-    files = adapter.listing(run_dir)
-    adapter.deliver(run_dir, home, files, manifest())
+    files = store.listing(run_dir)
+    store.deliver(run_dir, home, files, manifest())
     (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
-    final = adapter.deliver(run_dir, home, files, manifest(loss={"last": 1}))
+    final = store.deliver(run_dir, home, files, manifest(loss={"last": 1}))
     assert json.loads((final / "manifest.json").read_text())["loss"] == {"last": 1}
     assert [path.name for path in home.iterdir()] == ["witness-1"]
 
 
 def test_a_second_adapter_leaves_the_first_one_alone(run_dir, home):
-    files = adapter.listing(run_dir)
-    adapter.deliver(run_dir, home, files, manifest())
-    adapter.deliver(run_dir, home, files, manifest("witness-2"))
+    files = store.listing(run_dir)
+    store.deliver(run_dir, home, files, manifest())
+    store.deliver(run_dir, home, files, manifest("witness-2"))
     assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]
     with pytest.raises(FileNotFoundError):
-        adapter.deliver(run_dir / "nowhere", home, files, manifest("witness-3"))
+        store.deliver(run_dir / "nowhere", home, files, manifest("witness-3"))
     assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]
 
 
 def test_values_are_counted_over_all_chunks(build, monkeypatch):
-    monkeypatch.setattr(adapter, "CHUNK", 5)
+    monkeypatch.setattr(store, "CHUNK", 5)
     tensors = good_tensors()
     name = name_of(0, "q_proj", "B")
     tensors[name][0, 0] = tensors[name][-1, 0] = np.inf

@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge import backend
-from ansible.module_utils.lora_forge.backend import Choice, Host
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import backend
+from ansible.module_utils.lora_forge.trainer.backend import Choice, Host
 
 BY_ITSELF = "resumes by itself after a reboot"
 BY_COMMAND = "does not resume by itself after a reboot; the same command resumes it"

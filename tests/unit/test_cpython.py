@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge import cpython
+from ansible.module_utils.lora_forge.trainer import cpython
 
 VERSIONS = cpython.VERSIONS
 

@@ -8,8 +8,8 @@ import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import dataset
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.planning import dataset
 
 
 def talk(question: str = "Why?", answer: str = "Because.", system: str = "") -> dict[str, Any]:

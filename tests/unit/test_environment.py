@@ -13,8 +13,8 @@ import sys
 import types
 
 import pytest
-from ansible.module_utils.lora_forge import cpython, environment
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import cpython, environment
 from wire import load
 
 PYTHON = "/usr/bin/python3.13"

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import fleet
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import Lane, Trainer
-from ansible.module_utils.lora_forge.recipe import AGENTS
+from ansible.module_utils.lora_forge.planning import fleet
+from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 
 
 def said(call: Any, *given: Any) -> str:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge import gpu, recipe
-from ansible.module_utils.lora_forge.gpu import Wanted
+from ansible.module_utils.lora_forge.planning import recipe
+from ansible.module_utils.lora_forge.trainer import gpu
+from ansible.module_utils.lora_forge.trainer.gpu import Wanted
 from ansible.module_utils.testing import patch_module_args
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -208,7 +209,7 @@ def test_the_driver_is_not_told():
 
 def test_a_cuda_that_nobody_noted():
     assert gpu.problems(found(card()), Wanted(cuda="14.0")) == [
-        "no minimum driver is noted for CUDA 14.0. Add it to CUDA in module_utils/lora_forge/gpu.py"
+        "no minimum driver is noted for CUDA 14.0. Add it to CUDA in module_utils/lora_forge/trainer/gpu.py"
     ]
 
 

@@ -23,7 +23,7 @@ import proof  # noqa: E402
 import random_model  # noqa: E402
 import speed  # noqa: E402
 import visit  # noqa: E402
-from ansible.module_utils.lora_forge import memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import memory, recipe  # noqa: E402
 from curves import Curve  # noqa: E402
 from flops import Load, Shape  # noqa: E402
 

@@ -12,8 +12,8 @@ import shutil
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge import environment, gpu
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import environment, gpu
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CUDA_LOCK = ROOT / "requirements/trainer-cuda.txt"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import launch
+from ansible.module_utils.lora_forge.planning import launch
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 

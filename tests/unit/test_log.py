@@ -11,8 +11,9 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge import logs, patience
+from ansible.module_utils.lora_forge.controller import retry
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -200,7 +201,7 @@ class Task:
         self.asked: list[dict[str, Any]] = []
         self.answers = list(answers)
         monkeypatch.setattr(plugin.display, "display", self.told.append)
-        monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
         self.args = {"run_dir": "/runs/witness-0", "log": "train", "lines": 50, "follow": True, "agent": "witness",
                      "prefix": False, "unreachable_timeout": 60, **args}  # fmt: skip
 

@@ -10,7 +10,7 @@ import struct
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import bases, memory, recipe
+from ansible.module_utils.lora_forge.planning import base_models, memory, recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = yaml.safe_load((ROOT / "configs/base.yml").read_text())
@@ -29,7 +29,7 @@ def no_cache(monkeypatch, tmp_path):
 
 
 def named(name):
-    return memory.from_config(bases.CONFIGS[name])
+    return memory.from_config(base_models.CONFIGS[name])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_it_holds_other_makers_models_as_they_are(name, all_of_them):
 
 
 def test_every_model_of_the_table_is_of_a_kind_that_is_estimated():
-    assert [name for name in bases.CONFIGS if named(name) is None] == []
+    assert [name for name in base_models.CONFIGS if named(name) is None] == []
 
 
 def test_the_frozen_model_has_the_size_that_was_measured_elsewhere():
@@ -104,7 +104,7 @@ def test_the_estimate_is_within_a_tenth_of_the_simulation(row):
 def test_the_simulation_covers_families_and_ways():
     recipes = [row["recipe"] for row in SIMULATED["rows"]]
     assert len(recipes) >= 30
-    assert {bases.CONFIGS[recipe["base_model"]]["model_type"] for recipe in recipes} == set(memory.KINDS)
+    assert {base_models.CONFIGS[recipe["base_model"]]["model_type"] for recipe in recipes} == set(memory.KINDS)
     assert {recipe["gradient_checkpointing"] for recipe in recipes} == {True, False}
 
 
@@ -390,7 +390,7 @@ def test_nothing_is_said_where_nothing_is_known(changed):
     assert memory.unknown(BASE | changed)
 
 
-QWEN = bases.CONFIGS["qwen2.5-7b"]
+QWEN = base_models.CONFIGS["qwen2.5-7b"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge import model, patience
+from ansible.module_utils.lora_forge.controller import retry
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import base_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAME = "Acme/Tiny"
@@ -37,8 +38,8 @@ def put(folder: pathlib.Path, *names: str) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_bytes(b"12345")
-    if model.INDEX in names:
-        (folder / model.INDEX).write_text(json.dumps({"weight_map": dict(zip("ab", SHARDS))}))
+    if base_model.INDEX in names:
+        (folder / base_model.INDEX).write_text(json.dumps({"weight_map": dict(zip("ab", SHARDS))}))
     return folder
 
 
@@ -48,82 +49,82 @@ def put(folder: pathlib.Path, *names: str) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("names", "size"),
     [
-        (["config.json", "tokenizer.json", model.SINGLE], 5),
-        (["config.json", "tokenizer.model", model.INDEX, *SHARDS], 10),
-        (["config.json", "qwen.tiktoken", model.SINGLE, "consolidated.safetensors"], 5),
+        (["config.json", "tokenizer.json", base_model.SINGLE], 5),
+        (["config.json", "tokenizer.model", base_model.INDEX, *SHARDS], 10),
+        (["config.json", "qwen.tiktoken", base_model.SINGLE, "consolidated.safetensors"], 5),
     ],
 )
 def test_a_folder_is_present(tmp_path, names, size):
     folder = put(tmp_path / "model", *names)
-    found = model.look(str(folder), "", tmp_path)
+    found = base_model.look(str(folder), "", tmp_path)
     assert found == {
         "state": "present", "folder": str(folder), "bytes": size, "total_bytes": size, "bytes_per_second": None,
         "error": "", "mark": "present:20",
     }  # fmt: skip
-    assert not model.begin(str(folder), "", tmp_path, "/no/python", "/no/program")
+    assert not base_model.begin(str(folder), "", tmp_path, "/no/python", "/no/program")
 
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
         ([], "it lacks config.json, a tokenizer (tokenizer.json, tokenizer.model or the like), its weights"),
-        (["config.json", "tokenizer.json", "pytorch_model.bin"], f"it lacks its weights ({model.SINGLE}, or"),
-        (["config.json", "tokenizer.json", *SHARDS], f"or {model.INDEX} with its shards)"),
-        (["config.json", "tokenizer.json", model.INDEX, SHARDS[0]], f"it lacks {SHARDS[1]}. Copy what is missing"),
-        (["config.json", "tokenizer_config.json", model.SINGLE], "it lacks a tokenizer"),
+        (["config.json", "tokenizer.json", "pytorch_model.bin"], f"it lacks its weights ({base_model.SINGLE}, or"),
+        (["config.json", "tokenizer.json", *SHARDS], f"or {base_model.INDEX} with its shards)"),
+        (["config.json", "tokenizer.json", base_model.INDEX, SHARDS[0]], f"it lacks {SHARDS[1]}. Copy what is missing"),
+        (["config.json", "tokenizer_config.json", base_model.SINGLE], "it lacks a tokenizer"),
     ],
 )
 def test_a_folder_that_lacks_something(tmp_path, names, words):
     folder = put(tmp_path / "model", *names)
     with pytest.raises(ForgeError) as failure:
-        model.look(str(folder), "", tmp_path)
+        base_model.look(str(folder), "", tmp_path)
     assert f"the folder {folder} is no whole base model: " in str(failure.value)
     assert words in str(failure.value)
 
 
 def test_a_folder_that_is_not_there_or_has_a_cut_index(tmp_path):
     with pytest.raises(ForgeError, match="is no folder on this trainer"):
-        model.look(str(tmp_path / "model"), "", tmp_path)
-    folder = put(tmp_path / "model", "config.json", "tokenizer.json", model.INDEX)
-    (folder / model.INDEX).write_text('{"weight_map": {"a"')
+        base_model.look(str(tmp_path / "model"), "", tmp_path)
+    folder = put(tmp_path / "model", "config.json", "tokenizer.json", base_model.INDEX)
+    (folder / base_model.INDEX).write_text('{"weight_map": {"a"')
     with pytest.raises(ForgeError, match=r"index\.json is no index of weights"):
-        model.look(str(folder), "", tmp_path)
+        base_model.look(str(folder), "", tmp_path)
 
 
 # --- a model of the hub -------------------------------------------------------------------------------------
 
 
 def noted(home: pathlib.Path, revision: str = "", **status: Any) -> pathlib.Path:
-    folder = model.state_dir(NAME, revision, home)
+    folder = base_model.state_dir(NAME, revision, home)
     folder.mkdir(parents=True, exist_ok=True)
     rundir.write_json(folder / "status.json", status)
     return folder
 
 
 def test_each_revision_has_its_state(tmp_path):
-    assert model.state_dir(NAME, "", tmp_path) == tmp_path / "lora-forge/Acme--Tiny--main"
-    assert model.state_dir(NAME, "refs/pr/1", tmp_path) == tmp_path / "lora-forge/Acme--Tiny--refs--pr--1"
+    assert base_model.state_dir(NAME, "", tmp_path) == tmp_path / "lora-forge/Acme--Tiny--main"
+    assert base_model.state_dir(NAME, "refs/pr/1", tmp_path) == tmp_path / "lora-forge/Acme--Tiny--refs--pr--1"
 
 
 def test_nothing_is_absent_and_would_be_fetched(tmp_path):
-    assert model.look(NAME, "", tmp_path)["state"] == "absent"
-    assert model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
+    assert base_model.look(NAME, "", tmp_path)["state"] == "absent"
+    assert base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fetch_that_lives_is_followed(tmp_path):
     noted(tmp_path, state="fetching", process=rundir.identity(os.getpid()), bytes=31, total_bytes=100,
           bytes_per_second=7)  # fmt: skip
-    found = model.look(NAME, "", tmp_path)
+    found = base_model.look(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["bytes_per_second"]) == ("fetching", 31, 7)
     assert found["mark"] == "fetching:6"
-    assert not model.begin(NAME, "", tmp_path, "/no/python", "/no/program")
+    assert not base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program")
 
 
 def test_a_fetch_that_died_is_absent_with_its_bytes(tmp_path):
     gone = rundir.identity(os.getpid()) | {"boot": "another"}
     noted(tmp_path, state="fetching", process=gone, bytes=31, total_bytes=100)
-    found = model.look(NAME, "", tmp_path)
+    found = base_model.look(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["error"]) == ("absent", 31, "")
 
 
@@ -131,28 +132,28 @@ def test_present_is_believed_as_long_as_every_file_is_whole(tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"123")
     folder = noted(tmp_path, state="present", folder=str(tmp_path), bytes=3, total_bytes=3)
-    assert "no complete.json" in model.look(NAME, "", tmp_path)["error"]
+    assert "no complete.json" in base_model.look(NAME, "", tmp_path)["error"]
     rundir.write_json(folder / rundir.COMPLETE, {"files": {str(weights): 3}})
-    assert model.look(NAME, "", tmp_path)["folder"] == str(tmp_path)
+    assert base_model.look(NAME, "", tmp_path)["folder"] == str(tmp_path)
     weights.write_bytes(b"1")
-    found = model.look(NAME, "", tmp_path)
+    found = base_model.look(NAME, "", tmp_path)
     assert (found["state"], found["folder"]) == ("absent", "")
     assert found["error"] == f"{weights} has 1 bytes instead of 3; it has to be fetched again"
 
 
 def test_a_failure_is_told_and_tried_again(tmp_path):
     noted(tmp_path, state="failed", error="it is gated.", heartbeat=1.0)
-    assert model.look(NAME, "", tmp_path)["error"] == "it is gated."
-    assert model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
+    assert base_model.look(NAME, "", tmp_path)["error"] == "it is gated."
+    assert base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
 
 
 def test_only_a_fetch_that_goes_on_is_waited_for(tmp_path, clock):
     began = clock.now()
-    assert model.wait(NAME, "", tmp_path, model.look(NAME, "", tmp_path)["mark"], 60)["state"] == "absent"
+    assert base_model.wait(NAME, "", tmp_path, base_model.look(NAME, "", tmp_path)["mark"], 60)["state"] == "absent"
     noted(tmp_path, state="fetching", process=rundir.identity(os.getpid()), bytes=31, total_bytes=100)
-    assert model.wait(NAME, "", tmp_path, "fetching:5", 60)["mark"] == "fetching:6"
+    assert base_model.wait(NAME, "", tmp_path, "fetching:5", 60)["mark"] == "fetching:6"
     assert clock.now() == began
-    assert model.wait(NAME, "", tmp_path, "fetching:6", 60)["mark"] == "fetching:6"
+    assert base_model.wait(NAME, "", tmp_path, "fetching:6", 60)["mark"] == "fetching:6"
     assert clock.now() == began + 60
 
 
@@ -211,19 +212,19 @@ def test_a_lost_connection_is_ridden_out(monkeypatch):
     told: list[str] = []
     ask = mock.Mock(side_effect=[Away("no route"), Away("no route"), "here"])
     now = iter([100.0, 100.0, 130.0])
-    monkeypatch.setattr(patience.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: told.append(f"{seconds:.1f} s"))
-    assert patience.ride_out(ask, Away, 60, told.append) == "here"
+    monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: told.append(f"{seconds:.1f} s"))
+    assert retry.ride_out(ask, Away, 60, told.append) == "here"
     words = "; what runs there goes on; trying again (no route)"
     assert told == [f"no connection for 0:00{words}", "2.0 s", f"no connection for 0:30{words}", "9.5 s"]
 
 
 def test_a_connection_that_stays_away_is_raised(monkeypatch):
     now = iter([100.0, 100.0, 161.0])
-    monkeypatch.setattr(patience.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     with pytest.raises(Away):
-        patience.ride_out(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
+        retry.ride_out(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
 
 
 def seen(state: str, done: float = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:
@@ -252,7 +253,7 @@ class Task:
         self.asked: list[dict[str, Any]] = []
         self.answers = list(answers)
         monkeypatch.setattr(plugin.display, "display", self.told.append)
-        monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
         self.args = {"model": NAME, "home": "/hf", "python": "/env/bin/python", "program": "/fetch_model.py",
                      "hf_token": "hush", "unreachable_timeout": 60}  # fmt: skip
 

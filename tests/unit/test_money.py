@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import claims as claims_of
-from ansible.module_utils.lora_forge import money
-from ansible.module_utils.lora_forge.claims import Claims
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.pods import claims as claims_of
+from ansible.module_utils.lora_forge.pods import costs
+from ansible.module_utils.lora_forge.pods.claims import Claims
 from wire import Rig, gpu
 
 L40S, A40, A100, L4 = (
@@ -20,7 +20,7 @@ BOTH = {"SECURE": ALL, "COMMUNITY": ALL}
 SECURE = {"SECURE": ALL}
 
 
-def order(found: list[money.Offer]) -> list[tuple[str, str, float]]:
+def order(found: list[costs.Offer]) -> list[tuple[str, str, float]]:
     return [(offer.gpu.removeprefix("NVIDIA "), offer.cloud[0], offer.usd_per_hour) for offer in found]
 
 
@@ -29,7 +29,7 @@ def order(found: list[money.Offer]) -> list[tuple[str, str, float]]:
 
 @pytest.mark.parametrize("name", ["NVIDIA L40S", "nvidia l40s", "L40S", "l40s"])
 def test_a_gpu_is_known_by_its_id_and_by_its_name(name):
-    assert money.known(name, ALL) == "NVIDIA L40S"
+    assert costs.known(name, ALL) == "NVIDIA L40S"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_gpu_is_known_by_its_id_and_by_its_name(name):
 )
 def test_an_unknown_gpu_is_an_error_that_names_the_nearest(name, words):
     with pytest.raises(ForgeError) as caught:
-        money.offers(SECURE, [name], 1, 9)
+        costs.offers(SECURE, [name], 1, 9)
     assert str(caught.value).startswith(f"pod_gpus: RunPod has no GPU «{name}»{words}")
     assert "There are: NVIDIA A100, NVIDIA A40" in str(caught.value)
 
@@ -68,13 +68,13 @@ def test_what_may_be_ordered_in_the_order_of_preference_and_the_cheaper_cloud_fi
 ):
     given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
     floor = given.get("floor", 0.0)
-    found = money.offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
+    found = costs.offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
     assert order(found) == expected
 
 
 def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     none, unsaid = L40S | {"availability": "NONE"}, {k: v for k, v in A40.items() if k != "availability"}
-    found = money.offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
+    found = costs.offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
     assert [(offer.gpu, offer.stock) for offer in found] == [
         ("NVIDIA A100", "HIGH"), ("NVIDIA L40S", "NONE"), ("NVIDIA A40", "NONE"),
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
 def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, stock):
     places = {"dataCenters": [{"id": one, "availability": level} for one, level in levels.items()]} if levels else {}
     entry = {k: v for k, v in L40S.items() if k != "dataCenters"} | {"availability": "MEDIUM"} | places
-    assert money.offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
+    assert costs.offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
 
 
 @pytest.mark.parametrize(
@@ -112,33 +112,33 @@ def test_when_none_will_do_it_says_why_for_each_and_names_the_cheapest(gpus, opt
     given = {"count": 1, "cap": 5.0, "floor": 0.0, **options}
     catalogue = {"SECURE": [*ALL, gpu("B200"), gpu("GB200", 9.0) | {"secure": False}]}
     with pytest.raises(ForgeError) as caught:
-        money.offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
+        costs.offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
     assert str(caught.value) == f"no GPU of pod_gpus will do within pod_max_usd_per_hour {why}"
 
 
 def test_a_cap_is_met_to_the_cent():
-    assert order(money.offers({"SECURE": [gpu("A40", 1.1)]}, ["A40"], 3, 3.3)) == [("A40", "S", 3.3)]
+    assert order(costs.offers({"SECURE": [gpu("A40", 1.1)]}, ["A40"], 3, 3.3)) == [("A40", "S", 3.3)]
 
 
 def test_too_little_memory_is_said_once():
     with pytest.raises(ForgeError) as caught:
-        money.offers(BOTH, ["L40S"], 1, 5, floor_gib=60)
+        costs.offers(BOTH, ["L40S"], 1, 5, floor_gib=60)
     assert str(caught.value).count("L40S: 48 GB") == 1
 
 
 def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
-    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30)
+    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30)
     assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
-    assert [offer.doubt for offer in money.offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
+    assert [offer.doubt for offer in costs.offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
 
 
 def test_a_gpu_that_may_be_too_small_is_named_with_the_class_that_fits():
     classes = {"gpu-16gb": 10.3, "gpu-24gb": 11.9, "gpu-48gb": 27.3}
-    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
+    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
     assert offer.doubt == (
         "24 GB may be too little: 30 GiB is the estimate; with trainer_machine: gpu-24gb it is 11.9 GiB"
     )
-    (offer,) = money.offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
+    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
     assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
 
 
@@ -154,13 +154,13 @@ def run(**changes: Any) -> dict[str, Any]:
 
 def pure(found: float | None) -> float:
     assert found is not None
-    return found - money.OVERHEAD
+    return found - costs.OVERHEAD
 
 
 def test_hours_follow_from_steps_tokens_and_weights():
     # 7.62 B weights, of which the embedding (0.545 B) is looked up and not multiplied
     flops = 400 * 8 * 4096 * 6 * (7.6156e9 - 152064 * 3584)
-    assert pure(money.hours(run(), "NVIDIA L40S")) == pytest.approx(flops / (362e12 * 0.25) / 3600, rel=2e-3)
+    assert pure(costs.hours(run(), "NVIDIA L40S")) == pytest.approx(flops / (362e12 * 0.25) / 3600, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_hours_follow_from_steps_tokens_and_weights():
     ],
 )  # fmt: skip
 def test_hours_go_by_the_recipe(changes, times):
-    assert pure(money.hours(run(**changes), "NVIDIA A40")) == pytest.approx(
-        times * pure(money.hours(run(), "NVIDIA A40")), rel=1e-3
+    assert pure(costs.hours(run(**changes), "NVIDIA A40")) == pytest.approx(
+        times * pure(costs.hours(run(), "NVIDIA A40")), rel=1e-3
     )
 
 
@@ -187,28 +187,28 @@ def test_hours_go_by_the_recipe(changes, times):
     ],
 )  # fmt: skip
 def test_hours_go_by_the_gpu(gpu_id, tflops):
-    assert pure(money.hours(run(), gpu_id)) == pytest.approx(
-        pure(money.hours(run(), "NVIDIA L40S")) * 362 / tflops, rel=2e-2
+    assert pure(costs.hours(run(), gpu_id)) == pytest.approx(
+        pure(costs.hours(run(), "NVIDIA L40S")) * 362 / tflops, rel=2e-2
     )
 
 
 def test_gpus_share_a_run_and_lanes_a_pod():
-    alone = money.hours(run(), "NVIDIA L40S")
-    assert pure(money.hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
+    alone = costs.hours(run(), "NVIDIA L40S")
+    assert pure(costs.hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
     three = [{**run(), "lane": lane} for lane in (0, 0, 1)]
-    assert money.pod_hours(three, "NVIDIA L40S") == pytest.approx(2 * alone)
-    assert money.pod_hours([*three, run(base_model="Acme/Other-7B")], "NVIDIA L40S") is None
-    assert money.pod_hours([], "NVIDIA L40S") is None
+    assert costs.pod_hours(three, "NVIDIA L40S") == pytest.approx(2 * alone)
+    assert costs.pod_hours([*three, run(base_model="Acme/Other-7B")], "NVIDIA L40S") is None
+    assert costs.pod_hours([], "NVIDIA L40S") is None
 
 
 def test_a_gpu_is_not_taken_for_one_whose_name_begins_alike():
-    assert money.hours(run(), "NVIDIA RTX A4000") != money.hours(run(), "NVIDIA A40")
+    assert costs.hours(run(), "NVIDIA RTX A4000") != costs.hours(run(), "NVIDIA A40")
 
 
 def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
-    assert money.hours(run(base_model="Acme/Other-7B"), "NVIDIA L40S") is None
-    assert money.hours(run(), "AMD Instinct MI300X OAM") is None
-    assert money.hours({"rehearsal": True}, "anything") == money.REHEARSAL
+    assert costs.hours(run(base_model="Acme/Other-7B"), "NVIDIA L40S") is None
+    assert costs.hours(run(), "AMD Instinct MI300X OAM") is None
+    assert costs.hours({"rehearsal": True}, "anything") == costs.REHEARSAL
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
 def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
     estimate, max_hours, max_usd, spent, hours
 ):
-    found = money.allowance(estimate, 1.0, max_hours, max_usd, spent)  # the dollars hold for 1.05 times the price too
+    found = costs.allowance(estimate, 1.0, max_hours, max_usd, spent)  # the dollars hold for 1.05 times the price too
     assert found == pytest.approx(hours)
 
 
@@ -247,7 +247,7 @@ H = 3600.0
     ],
 )  # fmt: skip
 def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_fits_goes_on(changes, now, eta, words):
-    assert money.breach({**BUDGET, **changes}, now, eta) == words
+    assert costs.breach({**BUDGET, **changes}, now, eta) == words
 
 
 @pytest.mark.parametrize(
@@ -265,18 +265,18 @@ def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_
     ],
 )  # fmt: skip
 def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(changes, now, eta, deadline):
-    assert money.renewal({**BUDGET, **changes}, now, eta) == deadline
+    assert costs.renewal({**BUDGET, **changes}, now, eta) == deadline
 
 
 def test_what_a_run_cost_is_its_share_of_the_pods():
-    assert money.spent({}) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    assert costs.spent({}) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pods": ["a0", "a1"]}
-    assert money.spent(BUDGET, 0.50001) == {"usd": 0.5, **cost}
+    assert costs.spent(BUDGET, 0.50001) == {"usd": 0.5, **cost}
 
 
 @pytest.mark.parametrize(("hours", "words"), [(0, "0:00 h"), (2.4, "2:24 h"), (0.999, "1:00 h"), (30.25, "30:15 h")])
 def test_hours_as_people_read_them(hours, words):
-    assert money.clock(hours) == words
+    assert costs.clock(hours) == words
 
 
 # --- what pods cost ------------------------------------------------------------------------------------------------
@@ -648,7 +648,7 @@ def test_a_time_of_runpods(text, seconds):
 
 def test_the_nearest_gpu_is_named_as_runpod_writes_it():
     with pytest.raises(ForgeError) as caught:
-        money.known("nvidia l40x", [*ALL, A40])
+        costs.known("nvidia l40x", [*ALL, A40])
     assert str(caught.value) == (
         "pod_gpus: RunPod has no GPU «nvidia l40x»; did you mean «NVIDIA L40S»? There are: NVIDIA A100, NVIDIA A40, "
         "NVIDIA L4, NVIDIA L40S"
@@ -657,30 +657,30 @@ def test_the_nearest_gpu_is_named_as_runpod_writes_it():
 
 def test_an_offer_says_everything_that_is_known():
     entry = gpu("L40S", 0.86) | {"memory": 48.0, "availability": None}
-    assert money.offers({"SECURE": [A40, entry]}, ["L40S"], 1, 5) == [
-        money.Offer("NVIDIA L40S", "SECURE", 0.86, "NONE", 48, "")
+    assert costs.offers({"SECURE": [A40, entry]}, ["L40S"], 1, 5) == [
+        costs.Offer("NVIDIA L40S", "SECURE", 0.86, "NONE", 48, "")
     ]
 
 
 def test_among_gpus_that_may_be_too_small_all_are_offered_and_only_where_none_is_large_enough():
-    small = money.offers(SECURE, ["L4", "L40S"], 1, 5, 60)
+    small = costs.offers(SECURE, ["L4", "L40S"], 1, 5, 60)
     assert [(offer.gpu, bool(offer.doubt)) for offer in small] == [("NVIDIA L4", True), ("NVIDIA L40S", True)]
-    assert [offer.gpu for offer in money.offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
+    assert [offer.gpu for offer in costs.offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
 
 
 def test_why_nothing_will_do_without_a_cap_and_without_an_offer():
     with pytest.raises(ForgeError) as caught:
-        money.offers({"SECURE": [gpu("B200")], "COMMUNITY": [gpu("B200")]}, ["B200"], 1, float("inf"))
+        costs.offers({"SECURE": [gpu("B200")], "COMMUNITY": [gpu("B200")]}, ["B200"], 1, float("inf"))
     assert str(caught.value) == "no GPU of pod_gpus will do: none is offered in SECURE or COMMUNITY."
 
 
 def test_a_gpu_that_one_cloud_does_not_know_is_offered_by_the_other():
-    assert order(money.offers({"SECURE": [L4], "COMMUNITY": [L40S, L4]}, ["L40S"], 1, 5)) == [("L40S", "C", 0.79)]
+    assert order(costs.offers({"SECURE": [L4], "COMMUNITY": [L40S, L4]}, ["L40S"], 1, 5)) == [("L40S", "C", 0.79)]
 
 
 def test_each_reason_is_told_with_its_cloud():
     with pytest.raises(ForgeError) as caught:
-        money.offers(BOTH, ["L40S", "L4"], 5, 2.0, floor_gib=25)
+        costs.offers(BOTH, ["L40S", "L4"], 5, 2.0, floor_gib=25)
     assert str(caught.value) == (
         "no GPU of pod_gpus will do within pod_max_usd_per_hour 2.00: NVIDIA L40S (SECURE): 4.30 USD/h; NVIDIA L40S "
         "(COMMUNITY): at most 4 in a pod; NVIDIA L4: 24 GB, but the weights alone take 25 GiB. The cheapest of them is "
@@ -689,52 +689,52 @@ def test_each_reason_is_told_with_its_cloud():
 
 
 def test_hours_of_a_known_run_to_the_second():
-    assert money.hours(run(), "nvidia l40s") == money.hours(run(), "NVIDIA L40S") == 1.957
-    assert money.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
+    assert costs.hours(run(), "nvidia l40s") == costs.hours(run(), "NVIDIA L40S") == 1.957
+    assert costs.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
     unsaid = run()
     del unsaid["recipe"]["gradient_checkpointing"]
-    assert pure(money.hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)
+    assert pure(costs.hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)
 
 
 def test_a_leash_counts_the_dollars_at_a_price_that_may_be_a_little_higher():
-    assert money.allowance(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
-    assert money.allowance(1.5, 2.0, 3.9, 0, 0) == 3.9
+    assert costs.allowance(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
+    assert costs.allowance(1.5, 2.0, 3.9, 0, 0) == 3.9
 
 
 def test_what_is_renewed_leaves_slack_for_the_collection():
     budget = {**BUDGET, "max_usd": 0, "max_hours": 24.0}
-    assert money.renewal(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
-    assert money.renewal(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
-    assert money.renewal({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None  # a minute more is not worth it
-    assert money.renewal({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
+    assert costs.renewal(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
+    assert costs.renewal(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
+    assert costs.renewal({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None  # a minute more is not worth it
+    assert costs.renewal({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
 
 
 def test_a_run_without_a_lane_is_on_the_first_one():
-    alone = money.hours(run(), "NVIDIA L40S")
+    alone = costs.hours(run(), "NVIDIA L40S")
     first = {**run(), "lane": 0}
     for runs in ([run(), run()], [run(), first], [first, run()]):
-        assert money.pod_hours(runs, "NVIDIA L40S") == pytest.approx(2 * alone)
-    assert money.pod_hours([run(), {**run(), "lane": 1}], "NVIDIA L40S") == alone
+        assert costs.pod_hours(runs, "NVIDIA L40S") == pytest.approx(2 * alone)
+    assert costs.pod_hours([run(), {**run(), "lane": 1}], "NVIDIA L40S") == alone
 
 
 @pytest.mark.parametrize(("now", "eta"), [(4 * H, None), (0.0, 4 * H), (2 * H, 2 * H)])
 def test_a_second_beyond_the_hours_is_too_long(now, eta):
     budget = {**BUDGET, "max_usd": 0}
-    assert money.breach(budget, now, eta) == ""
-    late = money.breach(budget, now + 1, None) if eta is None else money.breach(budget, now, eta + 1)
+    assert costs.breach(budget, now, eta) == ""
+    late = costs.breach(budget, now + 1, None) if eta is None else costs.breach(budget, now, eta + 1)
     assert late.endswith(" 4.00 h, and pod_max_hours is 4.00")
 
 
 def test_what_nobody_said_it_cost_is_nothing():
-    assert money.spent(BUDGET)["usd"] == 0
+    assert costs.spent(BUDGET)["usd"] == 0
 
 
 def test_as_many_gpus_as_a_pod_may_have_are_offered():
-    assert order(money.offers({"COMMUNITY": [L40S]}, ["L40S"], 4, 9)) == [("L40S", "C", 3.16)]
+    assert order(costs.offers({"COMMUNITY": [L40S]}, ["L40S"], 4, 9)) == [("L40S", "C", 3.16)]
 
 
 def test_a_price_is_told_to_a_hundredth_of_a_cent():
-    assert money.offers({"SECURE": [gpu("A40", 0.123456)]}, ["A40"], 1, 5)[0].usd_per_hour == 0.1235
+    assert costs.offers({"SECURE": [gpu("A40", 0.123456)]}, ["A40"], 1, 5)[0].usd_per_hour == 0.1235
 
 
 def test_the_stock_is_that_of_the_fullest_data_center():
@@ -743,13 +743,13 @@ def test_the_stock_is_that_of_the_fullest_data_center():
         {"id": "b", "availability": "MEDIUM"},
         {"id": "c", "availability": "HIGH"},
     ]
-    assert money.stock({"dataCenters": places}, ["a", "b"]) == "MEDIUM"
-    assert money.stock({"dataCenters": places}, ["a", "b", "c"]) == "HIGH"
-    assert money.stock({"dataCenters": None}, ["a"]) == "NONE"
+    assert costs.stock({"dataCenters": places}, ["a", "b"]) == "MEDIUM"
+    assert costs.stock({"dataCenters": places}, ["a", "b", "c"]) == "HIGH"
+    assert costs.stock({"dataCenters": None}, ["a"]) == "NONE"
 
 
 def test_where_more_was_spent_than_allowed_nothing_is_renewed():
-    assert money.renewal({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
+    assert costs.renewal({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
 
 
 def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):

@@ -10,10 +10,11 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import fleet, plan, recipe
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import Lane, Trainer
-from ansible.module_utils.lora_forge.recipe import AGENTS
+from ansible.module_utils.lora_forge.planning import fleet, plan, recipe
+from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
+from ansible.module_utils.lora_forge.text import canonical
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
@@ -603,7 +604,7 @@ def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypa
     boxes = [Trainer(name, datasets_dir=str(data.folder)) for name in ("one", "two")]
     run_id = make(trainers=boxes)["runs"][0]["run_id"]
     note(run_id, "two", state="finished", final=True)
-    monkeypatch.setattr(plan.adapter, "missing", lambda folder, verify=False: None)
+    monkeypatch.setattr(plan.store, "missing", lambda folder, verify=False: None)
     (made,) = make(trainers=boxes)["runs"]
     assert (made["state"], made["trainer"]) == ("ready", "two")
     (made,) = make(trainers=boxes[:1])["runs"]
@@ -867,7 +868,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "state": "to train",
         "why": "",
         "rehearsal": False,
-        "recipe_sha256": hashlib.sha256(plan.recipe.canonical(keys).encode()).hexdigest(),
+        "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
         "datasets": [{"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry}],
         "gpus": 2,
@@ -926,7 +927,7 @@ def test_a_model_of_which_nothing_is_known_is_told_with_what_would_change_that(m
     ) in result["warnings"]
     assert (one(result)["estimate"]["memory_gib"], one(result)["estimate"]["memory_classes"]) == (None, {})
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(plan.memory.bases.CONFIGS["qwen3-8b"]))
+    (folder / "config.json").write_text(json.dumps(plan.memory.base_models.CONFIGS["qwen3-8b"]))
     result = make(recipe=new)
     assert not any("GPU memory" in text for text in result["warnings"])
     assert one(result)["estimate"]["memory_gib"] == plan.memory.estimate(one(result)["recipe"]) > 20

@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import pods
-from ansible.module_utils.lora_forge.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.runpod import NoAnswer
+from ansible.module_utils.lora_forge.pods import lifecycle
+from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
+from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
 from wire import CAPACITY, Rivals, answer, gpu, problem, wrong
 
 RULE = problem(400, "disk must be at least 10")
@@ -121,7 +121,7 @@ def test_where_there_is_no_capacity_it_waits_between_rounds_and_then_takes_what_
     rig.cloud.fate = [problem(400, words)] * 4
     found = rig.go()
     assert (found["phase"], found["word"]) == ("waiting", f"no capacity for L40S, A100 ({words.rstrip('.')})")
-    assert rig.go(pods.RETRY - 3)["phase"] == "waiting"
+    assert rig.go(lifecycle.RETRY - 3)["phase"] == "waiting"
     assert len(rig.orders) == 2
     rig.go(3)
     assert len(rig.orders) == 4
@@ -189,7 +189,7 @@ def test_an_order_whose_answer_was_lost_is_found_by_its_name_and_not_repeated(ri
 @pytest.mark.parametrize("fate", [problem(500, "oops"), answer(502, b"<html>"), NoAnswer("reset"), NO_POD])
 def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_come_any_more(rig, fate):
     rig.cloud.fate = [fate]
-    assert rig.go(pods.SETTLE - 6)["phase"] == "ordering"
+    assert rig.go(lifecycle.SETTLE - 6)["phase"] == "ordering"
     assert rig.orders == ["L40S"]
     rig.ready()
     assert [order["name"] for order in rig.cloud.orders] == [rig.claims.open("pod-1")["name"]] * 2
@@ -197,7 +197,7 @@ def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_co
 
 def test_of_twins_the_known_one_stays(rig):
     rig.cloud.fate = [problem(502, "oops")]
-    rig.go(pods.SETTLE)
+    rig.go(lifecycle.SETTLE)
     ready = rig.ready()
     rig.cloud.add(ready["claim"]["name"], born=rig.clock.now() - 60)  # the first order, after all
     found = rig.go()

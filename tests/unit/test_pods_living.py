@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible.module_utils.lora_forge import money, pods
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.pods import costs, lifecycle
 from wire import CAPACITY, problem
 
 # --- booting and living --------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_a_bad_machine_is_not_taken_again_for_an_hour_and_that_is_no_attempt(rig
     assert found["done"][1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
     assert (rig.ids, found["phase"], found["claim"]["attempt"]) == (["pod3"], "ready", 2)
     rig.pods.release(found["claim"], "done")
-    rig.clock.sleep(pods.BAD_FOR)
+    rig.clock.sleep(lifecycle.BAD_FOR)
     rig.shut = lambda pod: None
     assert rig.ready()["claim"]["machine"] == bad
 
@@ -104,11 +104,11 @@ def test_a_pod_that_vanished_is_replaced_and_what_it_cost_counts(rig):
     rig.cloud.live[0]["status"] = "TERMINATED"
     found = rig.ready()
     assert found["done"] == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
-    budget = pods.budget(rig.wanted, found["claim"], rig.claims, rig.clock.now())
+    budget = lifecycle.budget(rig.wanted, found["claim"], rig.claims, rig.clock.now())
     assert budget["spent"] == pytest.approx(0.86, abs=0.01)
     assert (budget["pod"], budget["max_usd"], budget["since"]) == ("pod2", 3.0, found["claim"]["asked_at"])
     assert budget["claim"] == str(rig.claims.path(found["claim"]["name"]))
-    left = (3.0 - budget["spent"]) / (0.86 * money.TOLERANCE)
+    left = (3.0 - budget["spent"]) / (0.86 * costs.TOLERANCE)
     assert budget["deadline"] - budget["since"] == pytest.approx(left * 3600, abs=30)
 
 

@@ -8,8 +8,10 @@ import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import adapter, promotion, summary
+from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.testing import patch_module_args
 from wire import load
 
@@ -50,7 +52,7 @@ class Home:
         folder = self.path / run_id
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.log").write_text("log")
-        files = [{"path": "train.log", "bytes": 3, "sha256": adapter.sha256_text("log")}]
+        files = [{"path": "train.log", "bytes": 3, "sha256": store.sha256_text("log")}]
         (folder / "manifest.json").write_text(json.dumps(manifest(run_id, *given, **changes) | {"files": files}))
         return self
 
@@ -83,13 +85,13 @@ def test_equal_sets_have_equal_sums() -> None:
     found = promotion.evaluation(KEYS, [VAL, TRAIN, {"use": "val", "sha256": "a"}], 1.5)
     assert found == {
         "source": "file",
-        "sha256": adapter.sha256_text('[["a","v"],{}]'),
+        "sha256": store.sha256_text('[["a","v"],{}]'),
         "sequence_len": 4096,
         "base_model": None,
         "eval_loss": 1.5,
     }
     assert promotion.evaluation(SPLIT, [TRAIN], 1.5) | {"sha256": None} == found | {"source": "split", "sha256": None}
-    assert promotion.evaluation(SPLIT, [TRAIN], 1.5)["sha256"] == adapter.sha256_text(
+    assert promotion.evaluation(SPLIT, [TRAIN], 1.5)["sha256"] == store.sha256_text(
         '[{"seed":42,"train":["t"],"val_set_size":0.05},{}]'
     )
     assert promotion.evaluation(KEYS, [TRAIN], None) == {
@@ -420,7 +422,7 @@ def test_an_agent_that_is_none(home, capsys, agent, says) -> None:
 
 
 def ready(home: Home, run_id: str, state: str = "to train") -> str:
-    promoted = summary.points_to(home.path / "latest") == run_id
+    promoted = promotion.points_to(home.path / "latest") == run_id
     found = json.loads((home.path / run_id / "manifest.json").read_text())
     word = promotion.word(home.path, run_id)
     return "\n".join(summary.ready({"agent": "witness", "state": state}, found, home.path, promoted, word))
@@ -470,9 +472,7 @@ def test_what_a_run_without_a_word_on_its_split_was_evaluated_on() -> None:
     unseeded = {"val_set_size": 0.1, "base_model": "m", "chat_template": "chatml", "seed": None}
     assert promotion.evaluation(unseeded, two, 1) == {
         "source": "split",
-        "sha256": adapter.sha256_text(
-            '[{"seed":null,"train":["a","b"],"val_set_size":0.1},{"chat_template":"chatml"}]'
-        ),
+        "sha256": store.sha256_text('[{"seed":null,"train":["a","b"],"val_set_size":0.1},{"chat_template":"chatml"}]'),
         "sequence_len": None,
         "base_model": "m",
         "eval_loss": 1,
@@ -538,7 +538,7 @@ def test_the_folder_of_an_agent(tmp_path) -> None:
     for agent, words in (("", "say whose adapter to promote: -e role=witness. "), ("zz", "there is no agent «zz». ")):
         with pytest.raises(ForgeError) as error:
             promotion.home_of(tmp_path, agent)
-        assert str(error.value) == f"{words}Agents: {', '.join(promotion.recipe.AGENTS)}"
+        assert str(error.value) == f"{words}Agents: {', '.join(AGENTS)}"
 
 
 def test_what_is_delivered_is_told_from_the_oldest_on(home) -> None:

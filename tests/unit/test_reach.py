@@ -12,8 +12,8 @@ import threading
 from typing import Callable
 
 import pytest
-from ansible.module_utils.lora_forge import reach
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.pods import ssh
 from wire import Rivals
 
 NAME, HOST, PORT = "lora-forge-3f9a2c1b-pod-1-0c1d2e", "195.26.233.3", 34446
@@ -29,7 +29,7 @@ OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
 
 def log_of(*keys: str) -> list[str]:
     """A container's log that shows some keys."""
-    return ["starting", *(f"256 {reach.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
+    return ["starting", *(f"256 {ssh.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
 
 
 def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
@@ -44,22 +44,22 @@ def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
 def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
     public = pathlib.Path(f"{made(tmp_path)}.pub")
     said = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
-    assert reach.FINGERPRINT.findall(said) == [reach.fingerprint(public.read_text())]
+    assert ssh.FINGERPRINT.findall(said) == [ssh.fingerprint(public.read_text())]
 
 
 def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
-    private, public = reach.key_pair("", tmp_path / "pods")
+    private, public = ssh.key_pair("", tmp_path / "pods")
     assert private == tmp_path / "pods" / "id_ed25519"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     assert public.startswith("ssh-ed25519 ")
     assert public.endswith(" lora-forge")
-    assert reach.key_pair("", tmp_path / "pods") == (private, public)
+    assert ssh.key_pair("", tmp_path / "pods") == (private, public)
 
 
 def test_the_users_key_is_taken_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     named = made(tmp_path, "mine")
-    private, public = reach.key_pair("~/mine", tmp_path / "pods")
+    private, public = ssh.key_pair("~/mine", tmp_path / "pods")
     assert (private, public.split()[2]) == (named, "user")
     assert not (tmp_path / "pods").exists()
 
@@ -77,28 +77,28 @@ def test_a_key_that_will_not_do_is_told_before_anything_is_ordered(tmp_path, pub
     public = pathlib.Path(f"{named}.pub")
     public.unlink() if pub is None else public.write_text(pub)
     with pytest.raises(ForgeError) as caught:
-        reach.key_pair(str(named), tmp_path)
+        ssh.key_pair(str(named), tmp_path)
     assert str(caught.value) == "pod_ssh_key: " + words.format(key=named)
 
 
 def test_a_key_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ForgeError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
-        reach.key_pair(str(tmp_path / "none"), tmp_path)
+        ssh.key_pair(str(tmp_path / "none"), tmp_path)
 
 
 def test_openssh_that_is_missing_or_fails_is_told(tmp_path):
     with pytest.raises(ForgeError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
-        reach.run(["no-such-ssh"])
+        ssh.run(["no-such-ssh"])
     refuse = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
     with pytest.raises(ForgeError, match=r"could not make .*/id_ed25519: No space left on device$"):
-        reach.key_pair("", tmp_path, lambda command: refuse)
+        ssh.key_pair("", tmp_path, lambda command: refuse)
 
 
 def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
     named = made(tmp_path)
     pathlib.Path(f"{named}.pub").write_text(named.read_text())
     with pytest.raises(ForgeError, match="holds no public key"):
-        reach.key_pair(str(named), tmp_path)
+        ssh.key_pair(str(named), tmp_path)
 
 
 def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
@@ -108,10 +108,10 @@ def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
         if "-t" in command:
             rivals.meet()
         with one_by_one:
-            return reach.run(command)
+            return ssh.run(command)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first, second = [pool.submit(reach.key_pair, "", tmp_path, runner) for _ in range(2)]
+        first, second = [pool.submit(ssh.key_pair, "", tmp_path, runner) for _ in range(2)]
     assert first.result() == second.result()
 
 
@@ -125,7 +125,7 @@ class Host:
         self.keys, self.log, self.reads = list(keys), log or [], 0
         self.answer = (0, "")
         self.asked: list[list[str]] = []
-        self.door = reach.Door(folder / "known_hosts", folder / "id", self.run)
+        self.door = ssh.Door(folder / "known_hosts", folder / "id", self.run)
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         self.asked.append(command)
@@ -231,14 +231,14 @@ def test_a_program_that_hangs_is_an_answer(monkeypatch):
     def hang(command, **_):
         raise subprocess.TimeoutExpired(command, 60)
 
-    monkeypatch.setattr(reach.subprocess, "run", hang)
-    assert (reach.run(["ssh"]).returncode, reach.run(["ssh"]).stderr) == (255, "no answer within 60 s")
+    monkeypatch.setattr(ssh.subprocess, "run", hang)
+    assert (ssh.run(["ssh"]).returncode, ssh.run(["ssh"]).stderr) == (255, "no answer within 60 s")
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space"])
 def test_ansible_reaches_a_pod_as_the_door_does(tmp_path, folder):
-    door = reach.Door(tmp_path / folder, tmp_path / "id")
-    facts = reach.connection({"host": HOST, "port": PORT, "username": "root"}, NAME, door)
+    door = ssh.Door(tmp_path / folder, tmp_path / "id")
+    facts = ssh.connection({"host": HOST, "port": PORT, "username": "root"}, NAME, door)
     common = facts.pop("ansible_ssh_common_args")
     assert facts == {
         "ansible_host": HOST, "ansible_port": PORT, "ansible_user": "root",

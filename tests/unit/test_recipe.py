@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import plan, recipe
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.planning import plan, recipe
+from ansible.module_utils.lora_forge.text import canonical, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "configs/schema.json").read_text(encoding="utf-8"))
@@ -229,7 +231,7 @@ def test_machine_file_with_a_batch_that_is_no_number(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/machines").glob("*.yml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("agent", recipe.AGENTS)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_shipped_machine_files_keep_the_fingerprint(planner, path, agent):
     plain, tuned = planner.merged(agent, "", ""), planner.merged(agent, "", path.stem)
     assert recipe.fingerprint(plain, False, [], "0.19.0") == recipe.fingerprint(tuned, False, [], "0.19.0")
@@ -324,7 +326,7 @@ TABLE = {
 SCHEDULE = {"gastown": (3, 100, 100), "polecat": (4, 30, 25)}
 
 
-@pytest.mark.parametrize("agent", recipe.AGENTS)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_the_users_table(planner, agent):
     keys = planner.merged(agent, "", "")
     assert {key: keys.get(key) for key in TABLE} == TABLE
@@ -338,7 +340,7 @@ def test_the_base_schedule():
     assert (keys["num_epochs"], keys["warmup_steps"], keys["eval_steps"]) == (3, 100, 100)
 
 
-@pytest.mark.parametrize("agent", recipe.AGENTS)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_a_rehearsal_changes_only_what_its_profile_lists(planner, agent):
     listed = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text(encoding="utf-8"))
     real, rehearsed = planner.merged(agent, "", ""), planner.merged(agent, "rehearsal", "")
@@ -435,9 +437,9 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_meant():
 
 
 def test_the_nearest_word_is_named_and_no_other_one():
-    assert recipe.nearest("lora_alpah", ["lora_alpha", "lora_alphas", "seed"]) == "; did you mean «lora_alpha»?"
-    assert recipe.nearest("lora_alpah", {"seed": 1}) == ""
-    assert recipe.nearest(64, ["64"]) == "; did you mean «64»?"
+    assert nearest("lora_alpah", ["lora_alpha", "lora_alphas", "seed"]) == "; did you mean «lora_alpha»?"
+    assert nearest("lora_alpah", {"seed": 1}) == ""
+    assert nearest(64, ["64"]) == "; did you mean «64»?"
 
 
 def test_a_wrong_value_of_a_dataset_is_shown_with_its_item(read):
@@ -666,7 +668,7 @@ def test_plugins_of_both_kernels_and_none_twice():
 
 def test_a_recipe_has_one_canonical_form():
     data = {"b": 1.0, "a": [2.5, (3.0, None)], "c": {"é": True, 1: "x"}}
-    assert recipe.canonical(data) == '{"a":[2.5,[3,null]],"b":1,"c":{"1":"x","é":true}}'
+    assert canonical(data) == '{"a":[2.5,[3,null]],"b":1,"c":{"1":"x","é":true}}'
 
 
 def test_a_fingerprint_is_one_for_good():

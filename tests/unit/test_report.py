@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import report
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.results import report
 from ansible.module_utils.testing import patch_module_args
 from delivered import OWN, RECIPE, START, deliver, events, losses, promote, sha, workshop
 

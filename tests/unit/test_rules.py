@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge import plan, recipe, rules
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import Trainer
-from ansible.module_utils.lora_forge.recipe import Layer
+from ansible.module_utils.lora_forge.planning import plan, recipe, rules
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from ansible.module_utils.lora_forge.planning.recipe import Layer
 from brought import Brought, brought
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

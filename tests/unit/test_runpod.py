@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import runpod
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.runpod import ApiError, NoAnswer, RunPod
+from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods.runpod import ApiError, NoAnswer, RunPod
 from wire import KEY, Wire, answer, bills_shown, gpu, pod_shown, problem, volume_shown, wrong
 
 ORDER = {"name": "pod", "image": "i", "gpu": {"id": "NVIDIA L40S", "count": 1}}

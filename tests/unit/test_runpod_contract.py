@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.runpod import ApiError
+from ansible.module_utils.lora_forge.pods.runpod import ApiError
 from api import Api
 from contract import OWN, Contract
 from reduce import OPERATIONS, laid_out, reduced

@@ -8,7 +8,7 @@ import time
 import numpy
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import runs
+from ansible.module_utils.lora_forge.trainer import runs
 from lab import events, status
 
 

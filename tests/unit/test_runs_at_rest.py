@@ -12,8 +12,9 @@ import threading
 from typing import Any, Callable
 
 import pytest
-from ansible.module_utils.lora_forge import backend, rundir, runs
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import backend, runs
 from wire import Rivals
 
 

@@ -6,7 +6,10 @@ import json
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import adapter, claims, gpu, promotion, report, status, verdict, wandb_api
+from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.pods import claims
+from ansible.module_utils.lora_forge.results import report, status, wandb
+from ansible.module_utils.lora_forge.trainer import gpu, run_state
 from lab import ROOT
 from wire import load
 
@@ -15,13 +18,13 @@ CARD = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_
 
 
 def seen(state="running", run_id=RUN, **more):
-    done = {**verdict.progress([]), "step": 412, "planned": 1216, "loss": 0.8123, "eval_loss": 0.894, "measured": 9}
+    done = {**run_state.progress([]), "step": 412, "planned": 1216, "loss": 0.8123, "eval_loss": 0.894, "measured": 9}
     return {
         "run_id": run_id,
         "agent": run_id.partition("-")[0],
         "state": state,
         "detail": "",
-        "alive": state in verdict.LIVING,
+        "alive": state in run_state.LIVING,
         "progress": {**done, "tokens_per_second": 9812.0, "last_event_at": 50.0},
         "status": {"exit_code": None, "first_started_at": 10.0},
         "silent_for": 1.0,
@@ -38,7 +41,7 @@ def deliver(output, run_id=RUN, latest=False, **manifest):
     folder = output / "adapters" / run_id.partition("-")[0] / run_id
     folder.mkdir(parents=True)
     (folder / "a.bin").write_bytes(b"12345")
-    files = [{"path": "a.bin", "bytes": 5, "sha256": adapter.sha256_file(folder / "a.bin")}]
+    files = [{"path": "a.bin", "bytes": 5, "sha256": store.sha256_file(folder / "a.bin")}]
     known = {
         "run_id": run_id, "agent": run_id.partition("-")[0], "verdict": "verified", "rehearsal": False, "files": files,
         "steps": {"reached": 12, "planned": 12}, "loss": {"last": 0.5, "eval_last": 0.6}, "started_at": 1.0,
@@ -156,7 +159,7 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
         runs_ = [{"asked": name, "state": "running", "error": None} for name in names]
         return {"runs": runs_, "error": {"kind": "timeout", "msg": "W&B: late"} if project == "q" else None}
 
-    monkeypatch.setattr(wandb_api, "ask", ask)
+    monkeypatch.setattr(wandb, "ask", ask)
     deliver(tmp_path, "witness-00000000000d")
     names = [f"witness-00000000000{letter}" for letter in "abcd"]
     own = "https://wandb.ai/e/p/runs/x"

@@ -7,7 +7,9 @@ import json
 import pathlib
 
 import pytest
-from ansible.module_utils.lora_forge import promotion, summary
+from ansible.module_utils.lora_forge.adapters import promotion
+from ansible.module_utils.lora_forge.results import summary
+from ansible.module_utils.lora_forge.text import short
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -37,7 +39,7 @@ def test_several_runs_are_counted_where_some_are_lacking():
 
 def test_rates_in_few_digits():
     figures = (950, 1500, 21_000, 999_499, 999_500, 3_240_000, 12_000_000)
-    assert [summary.short(one) for one in figures] == ["950", "1.5 k", "21 k", "999 k", "1.0 M", "3.2 M", "12 M"]
+    assert [short(one) for one in figures] == ["950", "1.5 k", "21 k", "999 k", "1.0 M", "3.2 M", "12 M"]
 
 
 GANG = {**RUN, "trainer": "gpu-1", "hosts": ["gpu-1", "gpu-2"]}

@@ -7,35 +7,37 @@ import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import promotion, sweep
+from ansible.module_utils.lora_forge.adapters import promotion
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.planning import variants
+from ansible.module_utils.lora_forge.results import leaderboard
 
 DATA = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
 
 
 def test_a_grid_is_every_combination():
-    assert sweep.expand({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
+    assert variants.expand({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
         {"lora_r": 16, "num_epochs": 3}, {"lora_r": 16, "num_epochs": 4},
         {"lora_r": 64, "num_epochs": 3}, {"lora_r": 64, "num_epochs": 4},
     ]  # fmt: skip
-    variants = [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]
-    assert sweep.expand(variants) == variants
+    given = [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]
+    assert variants.expand(given) == given
 
 
 @pytest.mark.parametrize("given", [{}, [], "lora_r=16", [16, 64], [{}], None])
 def test_what_is_no_sweep(given):
     with pytest.raises(ForgeError, match=r"sweep must be a grid: .* or a list: "):
-        sweep.expand(given)
+        variants.expand(given)
 
 
 @pytest.mark.parametrize("values", [16, [], "16,64"])
 def test_a_grid_needs_lists(values):
     with pytest.raises(ForgeError, match=r"sweep: «lora_r» needs a list of values, such as lora_r: \[1, 2\]"):
-        sweep.expand({"lora_r": values})
+        variants.expand({"lora_r": values})
 
 
 def test_a_variant_in_words():
-    said = sweep.label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
+    said = variants.label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
     assert said == "lora_r 16, learning_rate 0.0001, optimizer adamw_8bit"
 
 
@@ -60,7 +62,7 @@ def deliver(tmp_path):
 
 
 def board(output: pathlib.Path, *ranks: int) -> list[tuple[Any, str, str]]:
-    rows = sweep.boards(output, planned(*ranks))["witness"]
+    rows = leaderboard.boards(output, planned(*ranks))["witness"]
     return [(row["place"], row["run_id"], row["why"]) for row in rows]
 
 
@@ -86,20 +88,20 @@ def test_what_was_evaluated_otherwise_is_not_ranked(tmp_path, deliver):
 def test_the_cells(tmp_path, deliver):
     deliver("witness-8", 0.9)
     (tmp_path / "adapters/witness/latest").symlink_to("witness-8")
-    first, second = (sweep.cells(row) for row in sweep.boards(tmp_path, planned(8, 16))["witness"])
+    first, second = (leaderboard.cells(row) for row in leaderboard.boards(tmp_path, planned(8, 16))["witness"])
     assert first == [1, "lora_r 8", "witness-8 *", "0.9000", "0.5000", 8, "1:01", "$0.25"]
     assert second == ["–", "lora_r 16", "witness-16", "not verified", "–", "–", "–", "–"]
-    assert len(first) == len(sweep.COLUMNS)
+    assert len(first) == len(leaderboard.COLUMNS)
 
 
 def test_what_belongs_together_is_noted_once(tmp_path):
-    sweep.note(tmp_path, planned(8, 16))
-    (known,) = sweep.noted(tmp_path)
+    variants.note(tmp_path, planned(8, 16))
+    (known,) = variants.noted(tmp_path)
     assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
-    sweep.note(tmp_path, planned(8, 16))
-    assert sweep.noted(tmp_path) == [known]
-    sweep.note(tmp_path, planned(8, 32))
-    assert len(sweep.noted(tmp_path)) == 2
-    assert len(sweep.words(tmp_path, ["witness"])) == 2
-    assert len(sweep.words(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
-    assert sweep.words(tmp_path) == sweep.words(tmp_path, ["witness"])[:1]
+    variants.note(tmp_path, planned(8, 16))
+    assert variants.noted(tmp_path) == [known]
+    variants.note(tmp_path, planned(8, 32))
+    assert len(variants.noted(tmp_path)) == 2
+    assert len(leaderboard.words(tmp_path, ["witness"])) == 2
+    assert len(leaderboard.words(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
+    assert leaderboard.words(tmp_path) == leaderboard.words(tmp_path, ["witness"])[:1]

@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge import environment, plan, validation
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import Trainer
+from ansible.module_utils.lora_forge.planning import plan, validation
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from ansible.module_utils.lora_forge.trainer import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")

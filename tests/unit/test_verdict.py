@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge import verdict
+from ansible.module_utils.lora_forge.results import verdict
+from ansible.module_utils.lora_forge.trainer import run_state
 
 
 def event(kind, step, time=0.0, **values):
     return {"event": kind, "step": step, "planned": 10, "time": time, **values}
 
 
-DONE = verdict.progress([event("begin", 0), event("log", 10, loss=0.5), event("end", 10, reason=None)])
-NAN = verdict.progress([event("begin", 0), event("log", 10, loss="nan"), event("end", 10, reason=None)])
-SHORT = verdict.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason=None)])
-EARLY = verdict.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason="early stopping")])
+DONE = run_state.progress([event("begin", 0), event("log", 10, loss=0.5), event("end", 10, reason=None)])
+NAN = run_state.progress([event("begin", 0), event("log", 10, loss="nan"), event("end", 10, reason=None)])
+SHORT = run_state.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason=None)])
+EARLY = run_state.progress([event("begin", 0), event("log", 5, loss=0.5), event("end", 5, reason="early stopping")])
 OVER = {"state": "finished", "reason": None, "exit_code": 0}
 BUT = "not proven: it says finished, but"
 CRASH = {"kind": "crashed", "detail": "exit code 1: boom"}
@@ -29,7 +30,7 @@ GONE = "the supervisor is gone (killed, or the host restarted)"
         (OVER, EARLY, (0, 0), (0, 0), "finished", ""),
         (OVER, NAN, (0, 0), (0, 0), "failed", f"{BUT} the last loss is nan"),
         (OVER, SHORT, (0, 0), (0, 0), "failed", f"{BUT} 5 of 10 steps were reached"),
-        (OVER, verdict.progress([]), (0, 0), (0, 0), "failed",
+        (OVER, run_state.progress([]), (0, 0), (0, 0), "failed",
          f"{BUT} None of None steps were reached and the last loss is None"),
         ({**OVER, "exit_code": 137}, DONE, (0, 0), (0, 0), "failed", f"{BUT} the trainer's exit code is 137"),
         ({"state": "failed", "reason": CRASH}, DONE, (0, 0), (0, 0), "failed", "crashed: exit code 1: boom"),
@@ -50,12 +51,12 @@ GONE = "the supervisor is gone (killed, or the host restarted)"
 )  # fmt: skip
 def test_conclude(status, done, alive, ages, state, detail):
     supervisor, trainer = map(bool, alive)
-    found = verdict.conclude(status, done, supervisor, trainer, *ages, heartbeat_timeout=60, stall_timeout=1800)
+    found = run_state.conclude(status, done, supervisor, trainer, *ages, heartbeat_timeout=60, stall_timeout=1800)
     assert found == (state, detail)
 
 
 def test_a_finished_run_without_weights_failed():
-    found = verdict.conclude(
+    found = run_state.conclude(
         OVER, DONE, False, False, 9, 9, 60, 1800, flaw="adapter_model.safetensors holds no tensors"
     )
     assert found == ("failed", f"{BUT} adapter_model.safetensors holds no tensors")
@@ -74,7 +75,7 @@ def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=No
         "state": state,
         "detail": detail,
         "alive": state in LIVES if alive is None else alive,
-        "progress": verdict.progress([])
+        "progress": run_state.progress([])
         | {"step": step, "planned": 10, "measured": step, "last_event_at": 9.0, "began_at": 5.0},
         "status": {"exit_code": exit_code},
         "silent_for": silent_for,
@@ -246,10 +247,10 @@ def test_what_to_do_next(found, words):
 
 
 def test_progress_of_nothing():
-    found = verdict.progress([])
+    found = run_state.progress([])
     assert (found["ended"], found["measured"]) == (False, 0)
     assert {value for key, value in found.items() if key not in ("ended", "measured")} == {None}
-    assert verdict.eta_seconds(found) is None
+    assert run_state.eta_seconds(found) is None
 
 
 @pytest.mark.parametrize(
@@ -261,12 +262,12 @@ def test_progress_of_nothing():
 )
 def test_measured_are_the_steps_since_the_newest_begin(newest, measured):
     before = [event("begin", 0), event("log", 4, loss=2.0)]
-    assert verdict.progress(before)["measured"] == 4
-    assert verdict.progress([*before, *newest])["measured"] == measured
+    assert run_state.progress(before)["measured"] == 4
+    assert run_state.progress([*before, *newest])["measured"] == measured
 
 
 def test_progress_sums_up():
-    found = verdict.progress(
+    found = run_state.progress(
         [
             {"event": "data", "time": 1, "examples": 10, "tokens": 100, "longer": 2, "dropped": 1, "untrainable": 0},
             {"event": "data", "time": 2, "examples": 4, "tokens": 40, "longer": 0, "dropped": 0, "untrainable": 1},
@@ -282,11 +283,11 @@ def test_progress_sums_up():
     assert (found["loss_first"], found["loss"], found["eval_first"], found["eval_loss"]) == (2.0, 1.0, 2.2, 1.2)
     assert (found["tokens_per_second"], found["seconds_per_step"], found["last_event_at"]) == (60.0, 2.5, 21)
     assert found["data"] == {"examples": 14, "tokens": 140, "longer": 2, "dropped": 1, "untrainable": 1}
-    assert verdict.eta_seconds(found) == 15.0
+    assert run_state.eta_seconds(found) == 15.0
 
 
 def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
-    found = verdict.progress(
+    found = run_state.progress(
         [
             {"event": "wandb", "time": 1, "mode": "offline", "run": "e/p/r", "url": None},
             event("begin", 0, 2),
@@ -306,7 +307,7 @@ def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
 )  # fmt: skip
 def test_progress_passes_over_what_is_no_event_of_ours(line):
     history = [event("begin", 0), event("log", 3, loss=1.0)]
-    assert verdict.progress([*history, line]) == verdict.progress(history)
+    assert run_state.progress([*history, line]) == run_state.progress(history)
 
 
 def test_progress_takes_back_what_a_resume_took_back():
@@ -319,25 +320,25 @@ def test_progress_takes_back_what_a_resume_took_back():
         event("end", 4, 4, reason="early stopping"),
         event("begin", 2, 100),
     ]
-    found = verdict.progress(rundir.surviving(history))
+    found = run_state.progress(rundir.surviving(history))
     assert (found["step"], found["loss"], found["eval_loss"], found["ended"]) == (2, 2.0, None, False)
     assert found["end_reason"] is None
     history += [event("log", 3, 105, loss=1.5)]
-    assert verdict.progress(rundir.surviving(history))["seconds_per_step"] == 5.0  # of the newest start
+    assert run_state.progress(rundir.surviving(history))["seconds_per_step"] == 5.0  # of the newest start
 
 
 @pytest.mark.parametrize(
     ("value", "finite"), [(1, True), (0.5, True), ("nan", False), (float("inf"), False), (None, False)]
 )
 def test_finite(value, finite):
-    assert verdict.finite(value) is finite
+    assert run_state.finite(value) is finite
 
 
 # --- progress, closer ---------------------------------------------------------------------------------------------
 
 
 def test_all_that_is_known_of_a_progress():
-    found = verdict.progress(
+    found = run_state.progress(
         [
             {"event": "data", "time": 1, "examples": 10, "tokens": 100},
             {"event": "data", "time": 2, "examples": 10, "tokens": 100, "longer": 9},  # tokenised again
@@ -378,7 +379,7 @@ def test_all_that_is_known_of_a_progress():
 )
 def test_which_adapter_is_delivered_is_what_the_end_says(said, step, loss):
     evaluated = [event("eval", 4, 5, eval_loss=2.0), event("eval", 6, 7, eval_loss=2.5)]
-    found = verdict.progress([event("begin", 0, 0), *evaluated, event("end", 6, 8, adapter=said)])
+    found = run_state.progress([event("begin", 0, 0), *evaluated, event("end", 6, 8, adapter=said)])
     assert (found["adapter_step"], found["eval_adapter"]) == (step, loss)
     assert (found["step"], found["eval_loss"]) == (6, 2.5)
 
@@ -386,9 +387,9 @@ def test_which_adapter_is_delivered_is_what_the_end_says(said, step, loss):
 def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():
     begun = [event("begin", 0, 0), event("log", 2, 4, loss=1.0)]
     for kind in ("eval", "save"):
-        assert verdict.progress([*begun, event(kind, 4, 100, eval_loss=1.0)])["seconds_per_step"] == 2.0
-    assert verdict.progress([event("log", 2, 4, loss=1.0)])["measured"] == 0  # nobody knows when it began
-    assert verdict.progress([*begun, event("end", 4, 6, reason=verdict.EARLY)])["end_reason"] == verdict.EARLY
+        assert run_state.progress([*begun, event(kind, 4, 100, eval_loss=1.0)])["seconds_per_step"] == 2.0
+    assert run_state.progress([event("log", 2, 4, loss=1.0)])["measured"] == 0  # nobody knows when it began
+    assert run_state.progress([*begun, event("end", 4, 6, reason=run_state.EARLY)])["end_reason"] == run_state.EARLY
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():
     ],
 )  # fmt: skip
 def test_how_long_it_still_takes(changes, seconds):
-    assert verdict.eta_seconds({"step": 4, "planned": 10, "seconds_per_step": 2.0, **changes}) == seconds
+    assert run_state.eta_seconds({"step": 4, "planned": 10, "seconds_per_step": 2.0, **changes}) == seconds
 
 
 @pytest.mark.parametrize(
@@ -413,39 +414,40 @@ def test_how_long_it_still_takes(changes, seconds):
     ],
 )
 def test_losses_that_will_not_do_are_told_while_it_trains(loss, eval_loss, words):
-    assert verdict.doubt({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
+    assert run_state.doubt({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
 
 
 def test_everything_that_speaks_against_a_run_is_told():
-    done = verdict.progress([event("log", 5, loss="nan")])
-    assert verdict.unproven({"exit_code": None}, done, "the file is cut off") == [
+    done = run_state.progress([event("log", 5, loss="nan")])
+    assert run_state.unproven({"exit_code": None}, done, "the file is cut off") == [
         "the trainer's exit code is None",
         "5 of 10 steps were reached",
         "the last loss is nan",
         "the file is cut off",
     ]
-    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 0, "planned": None}) == ["0 of None steps were reached"]
-    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
-    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 11}) == []
-    assert verdict.unproven({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
+    begun = {**DONE, "step": 0, "planned": None}
+    assert run_state.unproven({"exit_code": 0}, begun) == ["0 of None steps were reached"]
+    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
+    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 11}) == []
+    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
         "9 of 10 steps were reached"
     ]
 
 
 def test_several_reasons_stand_in_one_sentence():
-    found = verdict.conclude({**OVER, "exit_code": 1}, SHORT, False, False, 9, 9, 60, 1800, flaw="x is missing")
+    found = run_state.conclude({**OVER, "exit_code": 1}, SHORT, False, False, 9, 9, 60, 1800, flaw="x is missing")
     assert found[1] == f"{BUT} the trainer's exit code is 1 and 5 of 10 steps were reached and x is missing"
 
 
 @pytest.mark.parametrize(
     ("comes_back", "age", "state"),
     [
-        (True, 89.9, "running"), (True, verdict.RESTART_WITHIN, "stopped"), (True, None, "stopped"),
+        (True, 89.9, "running"), (True, run_state.RESTART_WITHIN, "stopped"), (True, None, "stopped"),
         (False, 1.0, "stopped"),
     ],
 )  # fmt: skip
 def test_how_long_systemd_is_waited_for(comes_back, age, state):
-    found = verdict.conclude({"state": "running"}, DONE, False, False, age, age, 60, 1800, comes_back=comes_back)
+    found = run_state.conclude({"state": "running"}, DONE, False, False, age, age, 60, 1800, comes_back=comes_back)
     assert found[0] == state
     if state == "running":
         assert found[1] == "its supervisor is gone (killed, or the host restarted); systemd starts it again"
@@ -453,11 +455,11 @@ def test_how_long_systemd_is_waited_for(comes_back, age, state):
 
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_an_end_without_a_reason(state):
-    assert verdict.conclude({"state": state}, DONE, True, True, 9999, 9999, 60, 1800) == (state, "")
+    assert run_state.conclude({"state": state}, DONE, True, True, 9999, 9999, 60, 1800) == (state, "")
 
 
 def test_ages_that_nobody_knows_are_no_stall():
-    assert verdict.conclude({"state": "running"}, DONE, True, True, None, None, 60, 1800) == ("running", "")
+    assert run_state.conclude({"state": "running"}, DONE, True, True, None, None, 60, 1800) == ("running", "")
 
 
 # --- judge, closer ------------------------------------------------------------------------------------------------
@@ -585,7 +587,7 @@ def test_a_verdict_of_a_sample_of_states_names_what_to_do():
 
 def test_data_that_is_counted_late_takes_no_step_back():
     late = {"event": "data", "time": 30, "examples": 4, "tokens": 40}
-    found = verdict.progress([event("begin", 0), event("log", 4, 8, loss=1.0), late])
+    found = run_state.progress([event("begin", 0), event("log", 4, 8, loss=1.0), late])
     assert (found["step"], found["planned"], found["last_event_at"]) == (4, 10, 30)
 
 

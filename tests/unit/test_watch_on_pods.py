@@ -10,7 +10,8 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge import patience, runs, verdict
+from ansible.module_utils.lora_forge.controller import retry
+from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.plugins.loader import action_loader
 from wire import Clock, load
 
@@ -28,7 +29,7 @@ class Task:
             time=self.clock.now, monotonic=self.clock.now, sleep=self.clock.sleep, strftime=time.strftime,
             localtime=time.localtime,
         )  # fmt: skip
-        monkeypatch.setattr(patience, "time", still)
+        monkeypatch.setattr(retry, "time", still)
         if hasattr(self.plugin, "time"):
             monkeypatch.setattr(self.plugin, "time", still)
 
@@ -89,9 +90,9 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
     if step > begin:
         at = seconds * (step - begin)
         events.append({"event": "log", "time": at, "step": step, "planned": 100, "loss": 1.0, "epoch": 0.1})
-    done = verdict.progress(events)
+    done = run_state.progress(events)
     return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done, "token": f"t{step}",
-            "eta_seconds": verdict.eta_seconds(done), "events": events,
+            "eta_seconds": run_state.eta_seconds(done), "events": events,
             "checkpoint": {"step": checkpoint, "files": []}, **changes}  # fmt: skip
 
 

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
-
-def duration(seconds: float) -> str:
-    """Seconds as 0:34 or 1:02:09."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def short(number: float) -> str:
-    """A figure in two or three digits: 950, 1.5 k, 21 k, 3.2 M."""
-    if number >= 999_500:
-        return f"{number / 1e6:.1f} M" if number < 9.95e6 else f"{number / 1e6:.0f} M"
-    if number >= 10_000:
-        return f"{number / 1000:.0f} k"
-    return f"{number / 1000:.1f} k" if number >= 1000 else f"{number:.0f}"
-
-
-def points_to(link: pathlib.Path) -> str:
-    """Where a symbolic link leads; empty when it is none."""
-    return os.readlink(link) if link.is_symlink() else ""
+from ansible.module_utils.lora_forge.text import duration, pair
 
 
 def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool, word: str) -> list[str]:
@@ -125,10 +105,3 @@ def tally(runs: list[dict[str, Any]], lacking: list[str]) -> list[str]:
         return []
     return ["", f"{len(runs) - len(lacking)} of {len(runs)} are verified. The same command goes on with the others; "
             f"-e move=<trainer> starts what a lost trainer had on another one"]  # fmt: skip
-
-
-def pair(name: str, first: Any, last: Any) -> str:
-    """A figure at the beginning and at the end; NaN and infinity are logged as text."""
-    return f"{name} " + " → ".join(
-        f"{one:.4g}" if isinstance(one, (int, float)) else str(one) for one in (first, last) if one is not None
-    )

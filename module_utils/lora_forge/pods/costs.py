@@ -8,8 +8,8 @@ import math
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import memory
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.planning import memory
 
 # Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
 TFLOPS = {

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Callable
 
-from ansible.module_utils.lora_forge import recipe as recipes
-from ansible.module_utils.lora_forge.recipe import Layer
+from ansible.module_utils.lora_forge.planning import recipe as recipes
+from ansible.module_utils.lora_forge.planning.recipe import Layer
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
 PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")

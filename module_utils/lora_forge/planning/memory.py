@@ -18,8 +18,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import bases
-from ansible.module_utils.lora_forge import recipe as recipes
+from ansible.module_utils.lora_forge.planning import base_models
+from ansible.module_utils.lora_forge.planning import recipe as recipes
 
 GIB = 2**30
 
@@ -298,7 +298,7 @@ def config_of(
                 return found, folder
         except (OSError, ValueError):
             pass
-    return bases.CONFIGS.get(named(recipe.get("base_model")), {}), None
+    return base_models.CONFIGS.get(named(recipe.get("base_model")), {}), None
 
 
 def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:

@@ -15,8 +15,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import backend, rundir, verdict
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import backend, run_state
 
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
@@ -49,13 +50,13 @@ def observe(
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
     fresh = rundir.read_events(metrics, offset)[0] if 0 < offset <= size else events
-    done = verdict.progress(rundir.surviving(events))
+    done = run_state.progress(rundir.surviving(events))
     silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
     if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
         silent = rundir.uptime()  # the host restarted; its last word was no later than that
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
-    state, detail = verdict.conclude(
+    state, detail = run_state.conclude(
         status,
         done,
         supervisor_alive,
@@ -74,7 +75,7 @@ def observe(
         "status": status,
         "alive": supervisor_alive or trainer_alive,
         "progress": done,
-        "eta_seconds": verdict.eta_seconds(done) if state == "running" else None,
+        "eta_seconds": run_state.eta_seconds(done) if state == "running" else None,
         "events": fresh,
         "token": f"{size}:{token}",
         "checkpoint": newest_checkpoint(run_dir),
@@ -107,7 +108,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
             continue  # staged, or cleaned up; never started
         seen = {key: value for key, value in seen.items() if key not in ("events", "log_tail", "token")}
         card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen["status"].get("lane")).split(",")), None)
-        busy = card["use"] if card and seen["state"] in verdict.LIVING else None
+        busy = card["use"] if card and seen["state"] in run_state.LIVING else None
         agent = seen["facts"]["agent"] or path.name.partition("-")[0]
         found.append({**seen, "run_id": path.name, "agent": agent, "gpu": card, "gpu_busy": busy})
     return found
@@ -333,7 +334,7 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
     losses = [
         (event["step"], event["eval_loss"])
         for event in rundir.surviving(events)
-        if event["event"] == "eval" and verdict.finite(event["eval_loss"])
+        if event["event"] == "eval" and run_state.finite(event["eval_loss"])
     ]
     output = run_dir / "output"
     rows: list[dict[str, Any]] = []

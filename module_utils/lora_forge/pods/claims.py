@@ -13,8 +13,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, rundir, verdict
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import run_state
 
 PREFIX = "lora-forge"
 BILLED = "RunPod's bill"  # where a cost in a manifest is from
@@ -181,15 +183,15 @@ def unaccounted(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float
             groups.remove(one)
             runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
         groups.append((runs, pods, usd))
-    folders = adapter.delivered(adapters) if groups else []
-    costs = [adapter.read_manifest(folder).get("cost") or {} for folder in folders]
-    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if verdict.finite(one.get("usd"))]
+    folders = store.delivered(adapters) if groups else []
+    costs = [store.read_manifest(folder).get("cost") or {} for folder in folders]
+    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if run_state.finite(one.get("usd"))]
     return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 
 def shares(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:
     """USD that each run has cost which is not delivered: an equal part of what is :func:`unaccounted` for."""
-    there = {folder.name for folder in adapter.delivered(adapters)}
+    there = {folder.name for folder in store.delivered(adapters)}
     return {
         run: round(usd / len(runs - there), 4)
         for runs, usd in unaccounted(claims, adapters, now)

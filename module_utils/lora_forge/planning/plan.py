@@ -11,9 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import adapter, dataset, memory, recipe, rules, rundir, sweep
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import (
+from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, variants
+from ansible.module_utils.lora_forge.planning.fleet import (
     Job,
     Lane,
     Trainer,
@@ -26,7 +29,8 @@ from ansible.module_utils.lora_forge.fleet import (
     select_agents,
     whole,
 )
-from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY, Layer
+from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.text import canonical
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
@@ -255,7 +259,7 @@ class Planner:
         return {
             "run_id": run_id,
             "agent": agent,
-            "name": f"{agent} {sweep.label(variant)}" if variant else agent,
+            "name": f"{agent} {variants.label(variant)}" if variant else agent,
             "variant": variant or {},
             "fingerprint": mark,
             "trainer": placement.get("trainer") or trainer.name,
@@ -265,7 +269,7 @@ class Planner:
             "why": why,
             "rehearsal": rehearsal,
             "recipe": keys,
-            "recipe_sha256": adapter.sha256_text(recipe.canonical(keys)),
+            "recipe_sha256": store.sha256_text(canonical(keys)),
             "axolotl": axolotl,
             "datasets": [
                 {
@@ -372,7 +376,7 @@ class Planner:
             return first if number <= 1 else f"{first}-{number}"
 
         def there(number: int) -> Optional[str]:
-            return adapter.missing(folder / name(number), verify) if number else "never trained"
+            return store.missing(folder / name(number), verify) if number else "never trained"
 
         placement = rundir.read_json(self.output / "runs" / f"{name(newest)}.json")
         flaw = there(newest)

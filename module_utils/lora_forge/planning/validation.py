@@ -19,9 +19,12 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import environment, launch, recipe, rundir
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.fleet import Trainer
+from ansible.module_utils.lora_forge.planning import launch, recipe
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from ansible.module_utils.lora_forge.text import canonical
+from ansible.module_utils.lora_forge.trainer import environment
 
 PROGRAM = "roles/run/files/validate_recipes.py"
 TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
@@ -156,7 +159,7 @@ def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked
     for run in starting:
         trainer = by_name.get(run["trainer"], Trainer(run["trainer"]))
         given, have = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
-        mark = hashlib.sha256(recipe.canonical([given, have, asked_of]).encode()).hexdigest()
+        mark = hashlib.sha256(canonical([given, have, asked_of]).encode()).hexdigest()
         found.append(Question(run, given, have, mark))
     return found
 

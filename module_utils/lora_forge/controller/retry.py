@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Callable, Optional, TypeVar
 
-from ansible.module_utils.lora_forge.summary import duration
+from ansible.module_utils.lora_forge.text import duration
 
 Answer = TypeVar("Answer")
 

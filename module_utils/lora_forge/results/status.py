@@ -7,9 +7,13 @@ import os
 import pathlib
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, rundir, verdict, wandb_api
-from ansible.module_utils.lora_forge.recipe import AGENTS
-from ansible.module_utils.lora_forge.summary import duration, points_to, short
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.adapters.promotion import points_to
+from ansible.module_utils.lora_forge.agents import AGENTS
+from ansible.module_utils.lora_forge.results import verdict, wandb
+from ansible.module_utils.lora_forge.text import duration, short
+from ansible.module_utils.lora_forge.trainer import run_state
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
@@ -29,16 +33,16 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
     Returns:
         Its answers by run_id, and a sentence for each question that it did not answer.
     """
-    delivered = {folder.name for folder in adapter.delivered(output / "adapters")}
+    delivered = {folder.name for folder in store.delivered(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    ours, elsewhere = wandb_api.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
+    ours, elsewhere = wandb.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
     known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
     before = rundir.read_json(output / "status.json").get("runs", [])
     known += [(run["run_id"], run.get("logged")) for run in before if "silent" in looks.get(run.get("trainer"), {})]
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
-            theirs = wandb_api.server_of(str(logged.get("url") or "")) or ours
+            theirs = wandb.server_of(str(logged.get("url") or "")) or ours
             if theirs == ours:
                 projects[place[0], place[1]].append(place[2])
             else:
@@ -49,7 +53,7 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
         for run_id, theirs in sorted(elsewhere)
     ]
     for (entity, project), names in projects.items():
-        answer = wandb_api.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
+        answer = wandb.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
             notes.append(answer["error"]["msg"])
         found |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}
@@ -83,11 +87,11 @@ def gather(
                 continue  # of a gang the first host speaks for the others
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
     placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}
-    delivered = {folder.name: folder for folder in adapter.delivered(output / "adapters")}
+    delivered = {folder.name: folder for folder in store.delivered(output / "adapters")}
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
         folder = delivered.get(run_id)
-        manifest = adapter.read_manifest(folder) if folder else {}
+        manifest = store.read_manifest(folder) if folder else {}
         found = verdict.Evidence(
             run_id,
             looks=tuple(seen.get(run_id, [])),
@@ -95,7 +99,7 @@ def gather(
             silent=silent,
             placement=placed.get(run_id, {}),
             manifest=manifest,
-            flaw=adapter.missing(folder) if folder else None,
+            flaw=store.missing(folder) if folder else None,
             wandb=_wandb(wandb.get(run_id)),
         )
         agent = _agent(run_id, found)
@@ -126,7 +130,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[floa
     done = look.get("progress") or {}
     steps, loss = manifest.get("steps") or {}, manifest.get("loss") or {}
     cost = manifest.get("cost") or ({} if usd is None else {"usd": usd})
-    lives = what.state in verdict.LIVING
+    lives = what.state in run_state.LIVING
     return {
         "run_id": found.run_id,
         "agent": agent,
@@ -142,7 +146,7 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[floa
         "step": done.get("step") if done else steps.get("reached"),
         "planned": done.get("planned") if done else steps.get("planned"),
         "loss": done.get("loss") if done else loss.get("last"),
-        "eval_loss": adapter.adapter_loss({"loss": {**done, "eval_last": done.get("eval_loss")}} if done else manifest),
+        "eval_loss": store.adapter_loss({"loss": {**done, "eval_last": done.get("eval_loss")}} if done else manifest),
         "tokens_per_second": done.get("tokens_per_second") if lives else None,
         "gpu": look.get("gpu") if lives else None,
         "eta_seconds": look.get("eta_seconds"),
@@ -208,7 +212,7 @@ def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) 
         silent: Trainers that did not answer.
         before: What this returned at the last look.
     """
-    lives = {row["trainer"] for row in rows if row["state"] in verdict.LIVING}
+    lives = {row["trainer"] for row in rows if row["state"] in run_state.LIVING}
     unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
     return sorted(lives | (({*before} | unheard) & silent.keys()))
 
@@ -224,7 +228,7 @@ def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) 
     lines = []
     for row in current(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
-        told += [verdict.doubt(row)] if row["state"] in verdict.LIVING and verdict.doubt(row) else []
+        told += [run_state.doubt(row)] if row["state"] in run_state.LIVING and run_state.doubt(row) else []
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:

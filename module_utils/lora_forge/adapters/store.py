@@ -11,8 +11,9 @@ import shutil
 import subprocess
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir, verdict
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import run_state
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -221,7 +222,7 @@ def run_problems(observed: dict[str, Any]) -> list[str]:
         observed: What training_run_info returned of it.
     """
     found = [] if observed["state"] == "finished" else [f"the run is {observed['state']}: {observed['detail']}"]
-    return found + verdict.unproven(observed["status"], observed["progress"])
+    return found + run_state.unproven(observed["status"], observed["progress"])
 
 
 def manifest(

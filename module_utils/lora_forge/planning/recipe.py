@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,9 +14,7 @@ from typing import Any, Callable, Optional
 import jsonschema
 import yaml
 from ansible.module_utils.lora_forge.errors import ForgeError
-
-AGENTS = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")
-EVERYBODY = "gastown"  # the shared adapter over all the others
+from ansible.module_utils.lora_forge.text import canonical, nearest
 
 # The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in
 # configs/machines/ and are not part of a fingerprint. The batch sizes are here because only their product is. How an
@@ -330,12 +327,6 @@ def unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
     return {} if on == {key: key in default for key in DROPOUT_KERNELS} else on
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """« did you mean …?» with the best match, or nothing."""
-    match = difflib.get_close_matches(str(word), known)
-    return f"; did you mean «{match[0]}»?" if match else ""
-
-
 def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
     """Everything wrong with a merged recipe that the controller can see.
 
@@ -574,21 +565,6 @@ def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
     each = batch // sharing
     micro = max(size for size in range(1, int(recipe.get(BATCH[0], 1)) + 1) if each % size == 0)
     return {**recipe, BATCH[0]: micro, BATCH[1]: each // micro}
-
-
-def canonical(data: Any) -> str:
-    """JSON with sorted keys and normalised numbers (1.0 is 1), so that equal recipes read equal."""
-    return json.dumps(_normal(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _normal(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _normal(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_normal(item) for item in data]
-    if isinstance(data, float) and data.is_integer():
-        return int(data)
-    return data
 
 
 def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, str]], axolotl: str) -> str:

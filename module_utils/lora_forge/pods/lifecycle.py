@@ -7,11 +7,11 @@ import re
 import time
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge import money
-from ansible.module_utils.lora_forge.claims import Claims, cost, epoch, keeps, parse_name
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.money import Offer
-from ansible.module_utils.lora_forge.runpod import ApiError, RunPod, address, public
+from ansible.module_utils.lora_forge.pods import costs
+from ansible.module_utils.lora_forge.pods.claims import Claims, cost, epoch, keeps, parse_name
+from ansible.module_utils.lora_forge.pods.costs import Offer
+from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, address, public
 
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
 POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
@@ -213,7 +213,7 @@ class Pods:
         self.claims.write(claim, released_at=ended, state="gone", word="it was gone", usd=round(cost(claim, ended), 4))
         if claim["deadline"] and self.now() > claim["deadline"]:
             raise ForgeError(
-                f"{claim['host']}: its leash ended the pod after {money.clock((ended - claim['asked_at']) / 3600)}, "
+                f"{claim['host']}: its leash ended the pod after {costs.clock((ended - claim['asked_at']) / 3600)}, "
                 f"{cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
                 "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
             )
@@ -226,7 +226,7 @@ class Pods:
             ForgeError: Nothing ever, or not within the caps.
         """
         catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
-        return money.offers(
+        return costs.offers(
             catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
             wanted.floor_gib, wanted.classes,
         )  # fmt: skip
@@ -240,12 +240,12 @@ class Pods:
         found, first = [], ""
         for offer in self.rotated(self.offers(wanted), wanted.host):
             estimate = wanted.estimate(offer.gpu)
-            hours = money.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
+            hours = costs.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
             if hours > 0 and (estimate is None or estimate <= hours):
                 found.append((offer, hours))
                 continue
             before = f"{spent:.2f} USD are spent on it; " if spent else ""
-            need = f"about {money.clock(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
+            need = f"about {costs.clock(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
             first = first or (
                 f"{wanted.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
                 f"pod_max_hours is {wanted.max_hours:g}, pod_max_usd {wanted.max_usd:g}. Nothing was ordered"
@@ -306,7 +306,7 @@ class Pods:
                 continue
             price = float(pod.get("cost") or offer.usd_per_hour)
             self.claims.write(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
-            if price > wanted.max_usd_per_hour or (wanted.max_usd and price > offer.usd_per_hour * money.TOLERANCE):
+            if price > wanted.max_usd_per_hour or (wanted.max_usd and price > offer.usd_per_hour * costs.TOLERANCE):
                 self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
                 raise ForgeError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
                                  f"pod cost {price:.2f}; it was released at once")  # fmt: skip

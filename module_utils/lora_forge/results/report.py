@@ -20,8 +20,14 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, Optional
 
 import jinja2
-from ansible.module_utils.lora_forge import adapter, promotion, recipe, rundir, summary, sweep, verdict
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.planning import variants
+from ansible.module_utils.lora_forge.results import leaderboard
+from ansible.module_utils.lora_forge.text import duration, nearest
+from ansible.module_utils.lora_forge.trainer import run_state
 from markupsafe import Markup
 
 SHOWN = 6  # runs of an agent in its pictures: as many as a reader can tell apart
@@ -104,7 +110,7 @@ def read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[fl
     events = [
         event
         for event in rundir.read_events(path)[0]
-        if isinstance(event.get("step", 0), int) and verdict.finite(event.get("time"))
+        if isinstance(event.get("step", 0), int) and run_state.finite(event.get("time"))
     ]
     began = next((event["time"] for event in events if event.get("event") == "begin"), None)
     points: dict[str, list[Point]] = {name: [] for name in MEASURES}
@@ -112,10 +118,10 @@ def read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[fl
     for event in rundir.surviving(events):
         for name in MEASURES:
             if event.get("event") == {"loss": "log", "eval_loss": "eval"}[name] and event.get(name) is not None:
-                value = float(event[name]) if verdict.finite(event[name]) else math.nan
+                value = float(event[name]) if run_state.finite(event[name]) else math.nan
                 minutes = (event["time"] - (began or event["time"])) / 60
                 points[name].append(Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
-        if verdict.finite(event.get("tokens_per_second")):
+        if run_state.finite(event.get("tokens_per_second")):
             rates.append(event["tokens_per_second"])
     return points, statistics.median(rates) if rates else None
 
@@ -128,18 +134,18 @@ def read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> li
         disputed: Delivered runs of which the last look found a contradiction.
         warnings: What could not be read is added here.
     """
-    promoted = summary.points_to(home / promotion.LATEST)
+    promoted = promotion.points_to(home / promotion.LATEST)
     runs = []
     for folder in sorted(home.iterdir()):
         if folder.is_symlink() or not folder.is_dir() or folder.name.startswith("."):
             continue
-        manifest = rundir.read_json(folder / adapter.MANIFEST)
+        manifest = rundir.read_json(folder / store.MANIFEST)
         if not manifest:
-            state = "is no JSON object, or empty" if (folder / adapter.MANIFEST).exists() else "is missing"
-            warnings.append(f"{folder / adapter.MANIFEST} {state}: {folder.name} is left out")
+            state = "is no JSON object, or empty" if (folder / store.MANIFEST).exists() else "is missing"
+            warnings.append(f"{folder / store.MANIFEST} {state}: {folder.name} is left out")
             continue
         told = str(manifest.get("verdict") or NOTHING)
-        flaw = adapter.missing(folder)
+        flaw = store.missing(folder)
         if flaw:
             warnings.append(f"the adapter of {folder.name} is not whole: {flaw}")
         if folder.name in disputed or flaw:
@@ -152,7 +158,7 @@ def read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> li
 
 
 def _number(value: Any) -> Optional[float]:
-    return value if verdict.finite(value) and not isinstance(value, bool) else None
+    return value if run_state.finite(value) and not isinstance(value, bool) else None
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
@@ -196,9 +202,9 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     homes = sorted(path for path in adapters.iterdir() if path.is_dir()) if adapters.is_dir() else []
     there = {home.name for home in homes}
     for name in wanted:
-        if name not in there and name not in recipe.AGENTS:
-            hint = recipe.nearest(name, recipe.AGENTS) or "."
-            raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(recipe.AGENTS)}")
+        if name not in there and name not in AGENTS:
+            hint = nearest(name, AGENTS) or "."
+            raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}")
     homes = [home for home in homes if not wanted or home.name in wanted]
     runs = {home.name: read_runs(home, disputed, warnings) for home in homes}
     delivered = {run.run_id for found in runs.values() for run in found}
@@ -277,9 +283,9 @@ def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
     return [
         {
             "name": one["name"],
-            "rows": sweep.board(output, one),
+            "rows": leaderboard.board(output, one),
         }
-        for one in sweep.noted(output, [agent])
+        for one in variants.noted(output, [agent])
     ]
 
 
@@ -567,7 +573,7 @@ def whole(value: Any) -> str:
 def span(value: Any) -> str:
     """Seconds as 0:34 or 1:02:09."""
     number = _number(value)
-    return NOTHING if number is None else summary.duration(number)
+    return NOTHING if number is None else duration(number)
 
 
 def when(value: Any) -> str:
@@ -626,7 +632,7 @@ def _compiled(text: str) -> jinja2.Template:
     made.filters |= {
         one.__name__: one for one in (figure, whole, span, when, usd, cost, dashes, link, objects, texts, pairs)
     }
-    made.globals |= {"fact": fact, "adapter_loss": adapter.adapter_loss, "nothing": NOTHING, "own": OWN}
+    made.globals |= {"fact": fact, "adapter_loss": store.adapter_loss, "nothing": NOTHING, "own": OWN}
     return made.from_string(text)
 
 

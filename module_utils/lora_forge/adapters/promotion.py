@@ -13,8 +13,12 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any, Optional
 
-from ansible.module_utils.lora_forge import adapter, recipe, rundir, summary, verdict
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.text import canonical, nearest
+from ansible.module_utils.lora_forge.trainer import run_state
 
 LATEST = "latest"
 HISTORY = "history.jsonl"
@@ -68,16 +72,16 @@ def evaluation(keys: dict[str, Any], datasets: list[dict[str, Any]], eval_loss: 
     masked = {key: keys[key] for key in MASKING if key in keys}
     return {
         "source": source,
-        "sha256": hashlib.sha256(recipe.canonical([basis, masked]).encode()).hexdigest() if basis else None,
+        "sha256": hashlib.sha256(canonical([basis, masked]).encode()).hexdigest() if basis else None,
         "sequence_len": keys.get("sequence_len"),
         "base_model": keys.get("base_model"),
-        "eval_loss": eval_loss if verdict.finite(eval_loss) else None,
+        "eval_loss": eval_loss if run_state.finite(eval_loss) else None,
     }
 
 
 def evaluation_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The evaluation in a manifest; computed from its recipe and datasets where it is older than that entry."""
-    loss = adapter.adapter_loss(manifest)
+    loss = store.adapter_loss(manifest)
     try:
         found = evaluation(manifest.get("recipe", {}), manifest.get("datasets", []), loss)
         return found | {key: value for key, value in (manifest.get("evaluation") or {}).items() if key in found}
@@ -126,8 +130,8 @@ def decide(
 
     if is_rehearsal(candidate) and (real_exists or (promoted and not is_rehearsal(promoted))):
         return decision(False, "a rehearsal never displaces a real adapter")
-    loss = adapter.adapter_loss(candidate)
-    if loss is not None and not verdict.finite(loss):
+    loss = store.adapter_loss(candidate)
+    if loss is not None and not run_state.finite(loss):
         return decision(False, f"its eval loss is {loss}", False)
     if promoted is None:
         return decision(True, "nothing was promoted")
@@ -153,11 +157,11 @@ def home_of(adapters: pathlib.Path, agent: str) -> pathlib.Path:
     Raises:
         ForgeError: Nobody is named, or there is no such agent.
     """
-    if agent not in recipe.AGENTS:
-        known = f"Agents: {', '.join(recipe.AGENTS)}"
+    if agent not in AGENTS:
+        known = f"Agents: {', '.join(AGENTS)}"
         if not agent:
             raise ForgeError(f"say whose adapter to promote: -e role=witness. {known}")
-        raise ForgeError(f"there is no agent «{agent}»{recipe.nearest(agent, recipe.AGENTS) or '.'} {known}")
+        raise ForgeError(f"there is no agent «{agent}»{nearest(agent, AGENTS) or '.'} {known}")
     return adapters / agent
 
 
@@ -172,7 +176,7 @@ def delivered(home: pathlib.Path) -> dict[str, dict[str, Any]]:
         home: output/adapters/<agent>.
     """
     folders = [path for path in home.glob("[!.]*") if path.is_dir() and not path.is_symlink()]
-    found = {path.name: adapter.read_manifest(path) for path in folders}
+    found = {path.name: store.read_manifest(path) for path in folders}
     whole = {name: manifest for name, manifest in found.items() if manifest.get("verdict") == "verified"}
     return dict(sorted(whole.items(), key=lambda item: (item[1].get("finished_at") or 0, item[0])))
 
@@ -180,9 +184,9 @@ def delivered(home: pathlib.Path) -> dict[str, dict[str, Any]]:
 def promoted_one(home: pathlib.Path) -> Optional[dict[str, Any]]:
     """The manifest of the adapter that ``latest`` points to; None when it leads nowhere, or to a damaged one."""
     folder = (home / LATEST).resolve()
-    if not (home / LATEST).is_symlink() or folder.parent != home.resolve() or adapter.missing(folder):
+    if not (home / LATEST).is_symlink() or folder.parent != home.resolve() or store.missing(folder):
         return None
-    return adapter.read_manifest(folder) | {"run_id": folder.name}
+    return store.read_manifest(folder) | {"run_id": folder.name}
 
 
 def history(home: pathlib.Path) -> list[dict[str, Any]]:
@@ -259,9 +263,9 @@ def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> boo
     agent, manifests = home.name, delivered(home)
     if run_id not in manifests:
         there = f"Delivered: {', '.join(manifests)}" if manifests else "Nothing is delivered yet"
-        hint = recipe.nearest(run_id, manifests) or "."
+        hint = nearest(run_id, manifests) or "."
         raise ForgeError(f"{agent} has no adapter «{run_id}» in {home}{hint} {there}")
-    flaw = adapter.missing(home / run_id, hashes=True)
+    flaw = store.missing(home / run_id, hashes=True)
     if flaw:
         raise ForgeError(f"{run_id} is not whole: {flaw}. The training that made it, run again, delivers it again")
     real = [name for name, manifest in manifests.items() if not is_rehearsal(manifest)]
@@ -314,7 +318,7 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
                 "finished_at": manifest.get("finished_at"),
                 "promoted": bool(holder and holder["run_id"] == run_id),
                 "comparable": comparable,
-                "flaw": adapter.missing(home / run_id),
+                "flaw": store.missing(home / run_id),
             }
         )
     return rows
@@ -328,14 +332,14 @@ def word(home: pathlib.Path, run_id: str) -> str:
         run_id: A delivered run.
     """
     line: dict[str, Any] = next((line for line in reversed(history(home)) if line["run_id"] == run_id), {})
-    target = summary.points_to(home / LATEST)
+    target = points_to(home / LATEST)
     why = str(line.get("why", ""))
     if target == run_id:
         return why if line.get("comparable") is False else ""
     stays = f"latest stays at {target}" if target else "latest points to nothing"
     if line and not line["moved"] and line.get("from") in (target, None):
         stays += ": " + why.replace(f"{target}'s", "its")
-    if is_rehearsal(rundir.read_json(home / run_id / adapter.MANIFEST)):
+    if is_rehearsal(rundir.read_json(home / run_id / store.MANIFEST)):
         return stays
     return f"{stays}. By hand: {BY_HAND.format(agent=home.name, run_id=run_id)}"
 
@@ -404,3 +408,8 @@ def _note(book: IO[bytes], run_id: str, before: Optional[str], decision: Decisio
     book.write(line)
     book.flush()
     os.fsync(book.fileno())
+
+
+def points_to(link: pathlib.Path) -> str:
+    """Where a symbolic link leads; empty when it is none."""
+    return os.readlink(link) if link.is_symlink() else ""

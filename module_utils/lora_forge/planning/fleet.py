@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Callable
 
-from ansible.module_utils.lora_forge import dataset, recipe, rundir
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
 from ansible.module_utils.lora_forge.errors import ForgeError
-from ansible.module_utils.lora_forge.recipe import AGENTS, EVERYBODY
-from ansible.module_utils.lora_forge.summary import short
+from ansible.module_utils.lora_forge.planning import dataset
+from ansible.module_utils.lora_forge.text import nearest, short
 
 # What the hosts of a gang must have in common, and the variables that say it.
 ALIKE = {
@@ -88,7 +89,7 @@ def select_agents(wanted: Any) -> list[str]:
         return list(AGENTS)
     for name in names:
         if name not in AGENTS:
-            hint = recipe.nearest(name, AGENTS) or "."
+            hint = nearest(name, AGENTS) or "."
             raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
     return list(dict.fromkeys(names))
 
@@ -161,7 +162,7 @@ def moving(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Ca
     placed = {rundir.read_json(path).get("trainer") for path in (output / "runs").glob("*.json")} if lost else set()
     for name in lost:
         if name not in placed:
-            hint = recipe.nearest(name, known) or "."
+            hint = nearest(name, known) or "."
             raise ForgeError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
     gang = [member for trainer in trainers if trainer.name in named for member in trainer.members]
     left = list(dict.fromkeys(named + gang))

@@ -382,7 +382,7 @@ def _driver_problems(driver: Optional[str], cuda: str) -> list[str]:
     if not cuda:
         return []
     if cuda.partition(".")[0] not in CUDA:
-        return [f"no minimum driver is noted for CUDA {cuda}. Add it to CUDA in module_utils/lora_forge/gpu.py"]
+        return [f"no minimum driver is noted for CUDA {cuda}. Add it to CUDA in module_utils/lora_forge/trainer/gpu.py"]
     minimum = CUDA[cuda.partition(".")[0]][0]
     if driver is None:
         return [f"nvidia-smi does not tell the driver's version; CUDA {cuda} needs {minimum} or newer. Update it"]

@@ -8,8 +8,9 @@ import re
 import time
 from typing import Any
 
-from ansible.module_utils.lora_forge import rundir, runs
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import runs
 
 CHUNK = 256 * 1024  # bytes of a log that are read at once
 OVER = (*rundir.FINAL_STATES, "absent")  # no log grows after these

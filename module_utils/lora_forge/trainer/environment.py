@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import cpython, rundir
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.trainer import cpython
 
 # Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
 IMAGE = pathlib.Path("/opt/lora-forge")

@@ -1,0 +1,1 @@
+"""What action plugins alone need."""

@@ -1,0 +1,1 @@
+"""From configs and datasets to runs on trainers: recipes, checks, estimates, placement."""

@@ -1,0 +1,90 @@
+"""The variants of a recipe that a sweep trains, and which runs belong together: one file each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.agents import AGENTS
+from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.text import canonical
+
+FOLDER = "sweeps"  # of output/
+FORMS = (
+    'a grid: -e \'{"sweep": {"lora_r": [16, 64], "learning_rate": [1.0e-4, 2.0e-4]}}\', '
+    'or a list: -e \'{"sweep": [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]}\''
+)
+
+
+def expand(given: Any) -> list[dict[str, Any]]:
+    """The variants of a sweep: recipe overrides, one mapping for each.
+
+    Args:
+        given: A grid (key -> list of values; every combination is a variant, the last key varies fastest), or the list
+            of variants itself.
+
+    Raises:
+        ForgeError: It is neither, or empty.
+    """
+    if isinstance(given, dict) and given:
+        lacking = [key for key, values in given.items() if not isinstance(values, list) or not values]
+        if lacking:
+            raise ForgeError(f"sweep: «{lacking[0]}» needs a list of values, such as {lacking[0]}: [1, 2]")
+        return [dict(zip(given, values)) for values in itertools.product(*given.values())]
+    if isinstance(given, list) and given and all(isinstance(one, dict) and one for one in given):
+        return given
+    raise ForgeError(f"sweep must be {FORMS}")
+
+
+def label(variant: dict[str, Any]) -> str:
+    """A variant in words: «lora_r 16, learning_rate 0.0001»."""
+    return ", ".join(f"{key} {canonical(value).strip(chr(34))}" for key, value in variant.items())
+
+
+def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
+    """Write down which runs are variants of each other, one file an agent: ``sweeps/<agent>-<8 hex>.json``.
+
+    Args:
+        output: Where adapters are kept.
+        runs: The planned runs, each with its ``variant``.
+    """
+    for agent in dict.fromkeys(run["agent"] for run in runs):
+        mine = [
+            {"run_id": run["run_id"], "variant": run["variant"], "label": label(run["variant"])}  # in the user's order
+            for run in runs
+            if run["agent"] == agent
+        ]
+        mark = hashlib.sha256(canonical(sorted(one["run_id"] for one in mine)).encode()).hexdigest()[:8]
+        path = output / FOLDER / f"{agent}-{mark}.json"
+        known = rundir.read_json(path)
+        if known.get("runs") != mine:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rundir.write_json(path, {"name": path.stem, "agent": agent, "runs": mine, "made_at": round(time.time(), 3)})
+
+
+def noted(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The sweeps that were noted, newest first; a damaged file is passed over.
+
+    Args:
+        output: Where adapters are kept.
+        agents: Only theirs; empty for all.
+    """
+    found = [rundir.read_json(path) | {"name": path.stem} for path in (output / FOLDER).glob("*.json")]
+    whole = [one for one in found if one.get("agent") in (agents or AGENTS) and _is_whole(one.get("runs"))]
+    return sorted(whole, key=lambda one: (one.get("made_at") or 0, one["name"]), reverse=True)
+
+
+def _is_whole(runs: Any) -> bool:
+    return (
+        isinstance(runs, list)
+        and bool(runs)
+        and all(
+            isinstance(run, dict) and isinstance(run.get("run_id"), str) and isinstance(run.get("variant"), dict)
+            for run in runs
+        )
+    )

@@ -19,7 +19,7 @@ UV := $(BIN)/uv
 # Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format # the slowest first
+LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports # the slowest first
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
@@ -56,13 +56,16 @@ test: $(VENV)/.dev ## Everything: check, integration tests, real rehearsals and 
 check: $(VENV)/.dev ## Lint and unit tests, side by side: a minute or so
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint
 
-lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production)
+lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production), import-linter
 
 lint-ansible: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
 
 lint-mypy: $(VENV)/.dev
 	$(BIN)/mypy
+
+lint-imports: $(VENV)/.dev
+	PYTHONPATH=tests/imports $(BIN)/lint-imports --no-logo --no-cache
 
 lint-yaml: $(VENV)/.dev
 	$(BIN)/yamllint --strict .
@@ -79,7 +82,7 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
 
-mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=recipe for one, ARGS=--show for survivors
+mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=planning/recipe for one, ARGS=--show for survivors
 	@$(BIN)/python tests/mutants.py $(MODULE) $(ARGS)
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from functools import partial
 from typing import Any
 
 import ansible.module_utils
@@ -43,7 +44,7 @@ class ActionModule(ActionBase):
         asked = {name: args[name] for name in ("run_dir", "log", "lines")} | {"wait": WAIT if follow else 0}
         while True:
             seen = ride_out(
-                lambda asked=asked: self._execute_module("training_log", asked, task_vars=task_vars),
+                partial(self._execute_module, "training_log", asked, task_vars=task_vars),
                 AnsibleConnectionFailure,
                 float(args["unreachable_timeout"]),
                 lambda words: display.display(f"  {agent}  {words}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from functools import partial
 from typing import Any
 
 import ansible.module_utils
@@ -100,7 +101,7 @@ class ActionModule(ActionBase):
             }
             try:
                 seen = ride_out(
-                    lambda asked=asked: self._execute_module("training_run_info", asked, task_vars=task_vars),
+                    partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
                     AnsibleConnectionFailure,
                     float(args["unreachable_timeout"]),
                     lambda words: display.display(f"  {agent}  {words}"),

@@ -429,7 +429,7 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str
     mine = [pod for pod in mine if given["id"] in ("", pod["id"])]
     stop = given["state"] == "stopped"
     found = [pod for pod in mine if not (stop and pod["status"] == "EXITED")]
-    pod = (found or mine or [None])[0]
+    pod = next(iter(found or mine), None)
     after = {**pod, "status": "EXITED", "cost": 0} if stop and pod else None
     answer = {"changed": bool(found), "phase": "stopped" if stop else "absent", "word": "", "pod": after,
               "diff": {"before": view(pod), "after": view(after)}}  # fmt: skip

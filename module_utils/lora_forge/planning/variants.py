@@ -75,7 +75,8 @@ def noted(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, An
         agents: Only theirs; empty for all.
     """
     found = [rundir.read_json(path) | {"name": path.stem} for path in (output / FOLDER).glob("*.json")]
-    whole = [one for one in found if one.get("agent") in (agents or AGENTS) and _is_whole(one.get("runs"))]
+    meant = set(agents) or set(AGENTS)
+    whole = [one for one in found if one.get("agent") in meant and _is_whole(one.get("runs"))]
     return sorted(whole, key=lambda one: (one.get("made_at") or 0, one["name"]), reverse=True)
 
 

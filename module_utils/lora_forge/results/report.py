@@ -228,7 +228,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         "waiting": sorted({str(run.get("agent")) for run in under_way} - {agent["name"] for agent in agents}),
         "under_way": sorted(under_way, key=lambda run: (str(run.get("agent")), str(run.get("run_id")))),
         "looked_at": _number(status.get("made_at")),
-        "up_to": max((time for time in times if _number(time)), default=None),
+        "up_to": max((time for time in map(_number, times) if time), default=None),
         "costs": costs(runs, [run for run in meant if str(run.get("run_id")) not in delivered]),
         "warnings": warnings,
         "wanted": wanted,

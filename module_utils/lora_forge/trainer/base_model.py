@@ -60,7 +60,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
         return _marked({"state": "present", "folder": str(folder), "bytes": size, "total_bytes": size})
     home_of = state_dir(model, revision, home)
     status = rundir.read_json(home_of / "status.json")
-    found = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    found: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
     state = status.get("state")
     if state == "present":
         flaw = rundir.flaw(home_of)

@@ -47,7 +47,9 @@ def test_one_that_points_up_or_aside_fails(checkout: pathlib.Path, file: str, im
     path.write_text(f"{path.read_text()}\n\ndef late():\n    from {room} import {name}\n\n    return {name}\n")
     done = lint(checkout)
     assert done.returncode == 1
-    assert f"lora_forge.{file.replace('/', '.')} -> ansible.module_utils.lora_forge.{imported}" in " ".join(done.stdout.split())
+    assert f"lora_forge.{file.replace('/', '.')} -> ansible.module_utils.lora_forge.{imported}" in " ".join(
+        done.stdout.split()
+    )
 
 
 def test_a_room_that_is_in_no_contract_fails(checkout: pathlib.Path) -> None:

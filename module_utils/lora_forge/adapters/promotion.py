@@ -21,14 +21,14 @@ from ansible.module_utils.lora_forge.text import canonical, nearest
 from ansible.module_utils.lora_forge.trainer import run_state
 
 LATEST = "latest"
-HISTORY = "history.jsonl"
+_HISTORY = "history.jsonl"
 # Recipe keys that decide which tokens of an evaluation set count, and how they are laid out.
 MASKING = ("chat_template", "chat_template_jinja", "train_on_inputs", "roles_to_train", "train_on_eos")
 BY_HAND = "ansible-playbook playbooks/promote.yml -e role={agent} -e run_id={run_id}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Decision:
+class _Decision:
     """Whether ``latest`` moves to a candidate.
 
     Attributes:
@@ -113,7 +113,7 @@ def compared(loss: float, than: float, name: str) -> str:
 
 def decide(
     candidate: dict[str, Any], promoted: Optional[dict[str, Any]], real_exists: bool, max_regression: float
-) -> Decision:
+) -> _Decision:
     """Whether ``latest`` moves to a verified, delivered run after its training.
 
     Args:
@@ -125,8 +125,8 @@ def decide(
     ours = evaluation_of(candidate)
     theirs: dict[str, Any] = evaluation_of(promoted) if promoted else {"eval_loss": None}
 
-    def decision(move: bool, why: str, comparable: Optional[bool] = None) -> Decision:
-        return Decision(move, why, comparable, ours["eval_loss"], theirs["eval_loss"])
+    def decision(move: bool, why: str, comparable: Optional[bool] = None) -> _Decision:
+        return _Decision(move, why, comparable, ours["eval_loss"], theirs["eval_loss"])
 
     if is_rehearsal(candidate) and (real_exists or (promoted and not is_rehearsal(promoted))):
         return decision(False, "a rehearsal never displaces a real adapter")
@@ -195,7 +195,7 @@ def history(home: pathlib.Path) -> list[dict[str, Any]]:
     Each has at (epoch seconds), run_id, from (the run that held ``latest``, or None), moved, by (``training``,
     ``hand``, or ``unknown``: it was found so), why, comparable, eval_loss and than (the eval loss of ``from``).
     """
-    return [line for line in rundir.read_events(home / HISTORY)[0] if "run_id" in line and "moved" in line]
+    return [line for line in rundir.read_events(home / _HISTORY)[0] if "run_id" in line and "moved" in line]
 
 
 def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool = False, check: bool = False) -> bool:
@@ -231,9 +231,9 @@ def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool 
 
 def _gate(
     home: pathlib.Path, holder: Optional[dict[str, Any]], run_id: str, max_regression: float, asked: bool
-) -> Decision:
+) -> _Decision:
     """The decision on a run, see :func:`promote`; without a reason where there is nothing new to say of it."""
-    nothing = Decision(False, "", None, None, None)
+    nothing = _Decision(False, "", None, None, None)
     before, lines = holder["run_id"] if holder else None, history(home)
     if before == run_id:
         return nothing
@@ -347,7 +347,7 @@ def word(home: pathlib.Path, run_id: str) -> str:
 @contextlib.contextmanager
 def _locked(home: pathlib.Path) -> Iterator[IO[bytes]]:
     """The history, open for appending, and for nobody else: two hosts may deliver runs of one agent at a time."""
-    with (home / HISTORY).open("a+b") as book:
+    with (home / _HISTORY).open("a+b") as book:
         fcntl.flock(book, fcntl.LOCK_EX)
         yield book
 
@@ -361,12 +361,14 @@ def _entered(home: pathlib.Path, book: IO[bytes]) -> Optional[dict[str, Any]]:
     if holder and not any(holder["run_id"] in (line["run_id"], line.get("from")) for line in lines):
         before = next((line["run_id"] for line in reversed(lines) if line["moved"]), None)
         loss = evaluation_of(holder)["eval_loss"]
-        found = Decision(True, "latest was found there; nobody had noted it", None, loss, None)
+        found = _Decision(True, "latest was found there; nobody had noted it", None, loss, None)
         _note(book, holder["run_id"], before, found, "unknown")
     return holder
 
 
-def _move(home: pathlib.Path, book: IO[bytes], run_id: str, before: Optional[str], decision: Decision, by: str) -> None:
+def _move(
+    home: pathlib.Path, book: IO[bytes], run_id: str, before: Optional[str], decision: _Decision, by: str
+) -> None:
     """Carry a decision out, and note it.
 
     The link comes first, as it is what counts. A crash before the line leaves a promoted run without one, and the next
@@ -388,7 +390,7 @@ def _movable(home: pathlib.Path, run_id: str) -> pathlib.Path:
     return link
 
 
-def _note(book: IO[bytes], run_id: str, before: Optional[str], decision: Decision, by: str) -> None:
+def _note(book: IO[bytes], run_id: str, before: Optional[str], decision: _Decision, by: str) -> None:
     """Add a line to the history. One that a crash cut off is ended first: it must not take this one with it."""
     record = {
         "at": round(time.time(), 3),

@@ -32,13 +32,13 @@ FILES = {
     "train.log": True,
 }
 # Of a manifest, what others than the report read.
-FORM: dict[str, Any] = {
+_FORM: dict[str, Any] = {
     **dict.fromkeys(("run_id", "agent", "fingerprint", "verdict", "base_model"), str),
     **dict.fromkeys(("recipe", "host", "steps", "loss", "cost", "evaluation", "wandb"), dict),
     **dict.fromkeys(("datasets", "files"), list),
     **dict.fromkeys(("started_at", "finished_at"), (int, float)),
 }
-RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; latest-run is none
+_RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; latest-run is none
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
@@ -74,7 +74,7 @@ def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any
             rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
         elif needed:
             raise ForgeError(f"{path} is missing, so the adapter is not whole")
-    for path in sorted(run_dir.glob(RECORDS)):
+    for path in sorted(run_dir.glob(_RECORDS)):
         name = str(path.relative_to(run_dir))
         row = {"path": name, "name": name, "bytes": path.stat().st_size}
         rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
@@ -311,7 +311,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         folder: output/adapters/<agent>/<run_id>.
     """
     found = rundir.read_json(folder / MANIFEST)
-    return {key: value for key, value in found.items() if isinstance(value, FORM.get(key, object))}
+    return {key: value for key, value in found.items() if isinstance(value, _FORM.get(key, object))}
 
 
 def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:

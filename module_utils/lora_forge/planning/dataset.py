@@ -11,16 +11,16 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.errors import ForgeError
 
-CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
-SHOWN = 5  # errors of one file that are told
+_CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
+_SHOWN = 5  # errors of one file that are told
 EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
 
 # The two forms: the list's key, the keys of a turn, and whom each speaker stands for.
-FORMS = {
+_FORMS = {
     "conversations": ("from", "value"),
     "messages": ("role", "content"),
 }
-SPEAKERS = {
+_SPEAKERS = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -29,7 +29,7 @@ SPEAKERS = {
     "tool": "tool",
 }
 
-SECRETS = re.compile(
+_SECRETS = re.compile(
     r"sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|AKIA[0-9A-Z]{16}|"
     r"hf_[A-Za-z0-9]{30,}|rpa_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{20,}|glpat-[A-Za-z0-9_-]{20}|"
     r"AIza[0-9A-Za-z_-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
@@ -107,7 +107,7 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
     errors: list[str] = []
     secrets: list[int] = []
     repeated: list[int] = []
-    limit = int(sequence_len * CHARS_PER_TOKEN)
+    limit = int(sequence_len * _CHARS_PER_TOKEN)
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
@@ -128,17 +128,17 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
             found.hopeless.add(found.examples)
         if characters > limit:
             found.longer.add(found.examples)
-        length = int(min(characters, limit) / CHARS_PER_TOKEN) + 4 * len(turns)
+        length = int(min(characters, limit) / _CHARS_PER_TOKEN) + 4 * len(turns)
         found.lengths.append(min(length, sequence_len))
         digest = hashlib.sha256(repr(turns).encode()).hexdigest()
         if digest in found.digests:
             repeated.append(number)
         found.digests.setdefault(digest, number)
-        if any(SECRETS.search(text) for _, text in turns):
+        if any(_SECRETS.search(text) for _, text in turns):
             secrets.append(number)
     if errors:
-        more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-        raise ForgeError("\n".join(errors[:SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
+        more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+        raise ForgeError("\n".join(errors[:_SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
     if not found.examples:
         raise ForgeError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
     if secrets:
@@ -163,20 +163,20 @@ def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
         return f"not JSON ({error.msg} at column {error.colno})", "", []
     if not isinstance(record, dict):
         return f"holds a JSON {type(record).__name__}, not an object", "", []
-    form = next((form for form in FORMS if form in record), "")
+    form = next((form for form in _FORMS if form in record), "")
     if not form:
         names = ", ".join(map(str, record)) or "nothing"
         return f"has neither «conversations» nor «messages» (it has: {names})", "", []
     if not isinstance(record[form], list) or not record[form]:
         return f"«{form}» holds no turns", form, []
-    who, what = FORMS[form]
+    who, what = _FORMS[form]
     turns: list[tuple[str, str]] = []
     for number, turn in enumerate(record[form], 1):
         if not isinstance(turn, dict) or who not in turn or what not in turn:
             return f"turn {number} needs «{who}» and «{what}»", form, []
-        speaker = SPEAKERS.get(str(turn[who]))
+        speaker = _SPEAKERS.get(str(turn[who]))
         if speaker is None:
-            return f"turn {number} is by «{turn[who]}»; known speakers: {', '.join(SPEAKERS)}", form, []
+            return f"turn {number} is by «{turn[who]}»; known speakers: {', '.join(_SPEAKERS)}", form, []
         if not isinstance(turn[what], str):
             return f"turn {number}: «{what}» must be text, not {type(turn[what]).__name__}", form, []
         if not turn[what].strip():
@@ -208,7 +208,7 @@ def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list
             cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
             raise ForgeError(
                 f"{found.path}: {'all' if lost == found.examples else lost} of {found.examples} examples {cause} "
-                f"sequence_len {sequence_len} (about {int(sequence_len * CHARS_PER_TOKEN):,} characters). "
+                f"sequence_len {sequence_len} (about {int(sequence_len * _CHARS_PER_TOKEN):,} characters). "
                 "Raise sequence_len in the recipe, or split the conversations."
             )
         if found.longer:
@@ -231,7 +231,7 @@ def check_overlap(train: list[Summary], val: list[Summary]) -> None:
             shared = other.digests.keys() & known.digests
             both = sorted((other.digests[digest], known.digests[digest]) for digest in shared)
             if both:
-                pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:SHOWN])
+                pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:_SHOWN])
                 raise ForgeError(
                     f"{other.path} shares {len(both)} conversation(s) with {known.path}: line {pairs}. An evaluation "
                     "on what was trained on says nothing; remove them from one of the files."

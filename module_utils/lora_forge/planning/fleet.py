@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.text import nearest, short
 
 # What the hosts of a gang must have in common, and the variables that say it.
-ALIKE = {
+_ALIKE = {
     "hosts": "run_hosts",
     "gpus": "run_gpus",
     "lanes": "number of lanes (run_lanes, trainer_gpu_count)",
@@ -130,7 +130,7 @@ def gangs(trainers: list[Trainer]) -> list[Trainer]:
         for name in trainer.members:
             if name not in by_name:
                 raise ForgeError(f"{name} is of {trainer.name}'s gang, but no trainer; add it to the group trainers")
-            differ = [word for key, word in ALIKE.items() if getattr(by_name[name], key) != getattr(trainer, key)]
+            differ = [word for key, word in _ALIKE.items() if getattr(by_name[name], key) != getattr(trainer, key)]
             if differ:
                 raise ForgeError(
                     f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: {name} has "

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
-PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
+_RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
+_PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 TINY_MODEL = "tiny_model.py"
 
 
@@ -47,7 +47,7 @@ def axolotl(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
         "dataset_prepared_path": prepared(run, root),
         "auto_resume_from_checkpoints": True,
         "include_tkps": True,
-        "plugins": [*run["recipe"].get("plugins", []), PLUGIN],
+        "plugins": [*run["recipe"].get("plugins", []), _PLUGIN],
         "wandb_mode": wandb,
     }
     sets: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
@@ -169,7 +169,7 @@ def files(
         {"path": dataset(".", one)[2:], "src": str(checkout / one["path"]), "sha256": one["sha256"]}
         for one in run["datasets"]
     ]
-    found += [{"path": f"{there}/{name}", "src": str(programs / name)} for name in RUN_FILES]
+    found += [{"path": f"{there}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
     found += [{"path": f"{there}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run["rehearsal"]:
         found.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})

@@ -111,7 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3": {"together": True},
 }
 # What transformers takes where config.json leaves it out, as makers do with values that are its defaults.
-DEFAULTS: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
         "tie_word_embeddings": True, "sliding_window": 4096,
@@ -119,46 +119,46 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {"tie_word_embeddings": True, "sliding_window": 4096, "head_dim": 256, "final_logit_softcapping": 30.0},
     "mistral": {"sliding_window": 4096},
 }  # fmt: skip
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
-VARLEN_HEAD = 256  # Axolotl's varlen attention takes heads up to this width
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+_VARLEN_HEAD = 256  # Axolotl's varlen attention takes heads up to this width
 
 # Bytes of a frozen weight. NF4 with double quantisation: half a byte, one 8-bit constant for every 64 weights and
 # one 32-bit constant for every 256 of those.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-INT8 = 1.0
-BF16 = 2.0
-FP32 = 4.0
-ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for every 256 (bitsandbytes)
-OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
-STASH = 5  # tensors that are on the GPU while they are copied to the host, where all activations go there (TRL)
-PINNED = 2  # PyTorch rounds pinned memory of the host up to a power of two
-LOGIT = 12  # bytes of a logit in the backward pass: its log-probability and two gradients, in fp32
-FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
+_INT8 = 1.0
+_BF16 = 2.0
+_FP32 = 4.0
+_ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for every 256 (bitsandbytes)
+_OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
+_STASH = 5  # tensors that are on the GPU while they are copied to the host, where all activations go there (TRL)
+_PINNED = 2  # PyTorch rounds pinned memory of the host up to a power of two
+_LOGIT = 12  # bytes of a logit in the backward pass: its log-probability and two gradients, in fp32
+_FUSED = ("cut_cross_entropy", "liger_fused_linear_cross_entropy")  # these never hold all the logits
 QKV = ("q_proj", "k_proj", "v_proj")  # what a LoRA kernel computes at once
 MLP = ("gate_proj", "up_proj", "down_proj")
-DROPPED = 1.5  # tensors that a dropout keeps: what it lets through, and a mask of a byte each
-SHARDED = ("deepspeed", "fsdp_config")
-FIGURES = {"lora_r": None, "sequence_len": None, "micro_batch_size": 1}  # what is multiplied, and Axolotl's default
+_DROPPED = 1.5  # tensors that a dropout keeps: what it lets through, and a mask of a byte each
+_SHARDED = ("deepspeed", "fsdp_config")
+_FIGURES = {"lora_r": None, "sequence_len": None, "micro_batch_size": 1}  # what is multiplied, and Axolotl's default
 
 # Bounds of what is read, far beyond any model's. They keep every product a number that a float can hold.
-MOST = 10**7  # a dimension, or a figure of a recipe
-MOST_WEIGHTS = 10**13
-JSON_BYTES = 10 * 10**6  # a config.json, or an index of weights
+_MOST = 10**7  # a dimension, or a figure of a recipe
+_MOST_WEIGHTS = 10**13
+_JSON_BYTES = 10 * 10**6  # a config.json, or an index of weights
 HEADER_BYTES = 100 * 10**6  # a header of safetensors, whose own bound this is
-REF_BYTES = 100  # a branch's file in the hub's cache: a commit, and perhaps a line's end
+_REF_BYTES = 100  # a branch's file in the hub's cache: a commit, and perhaps a line's end
 COMMIT = r"[0-9a-f]{40}"
 USABLE = 0.91  # of the gigabytes that a card is named after, at least, in GiB: 14.6 of 16 on a T4, 22.0 of 24 on an L4
-CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; an assumption
-FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
+_CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; an assumption
+_FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
 
 
-def named(base_model: Any) -> str:
+def _named(base_model: Any) -> str:
     """A model's name as :data:`bases.CONFIGS` has it: without its owner, and without what does not change its shape."""
     name = str(base_model or "").rstrip("/").rpartition("/")[2].lower()
     return re.sub(r"^meta-|-(instruct|chat|base|it|pt)(?=-|$)", "", name)
 
 
-def _int(value: Any, least: int = 1, most: int = MOST) -> int:
+def _int(value: Any, least: int = 1, most: int = _MOST) -> int:
     """A whole number within its bounds; a ValueError for anything else, a text or a boolean too."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"no whole number from {least} to {most}")
@@ -173,17 +173,17 @@ def from_config(config: Mapping[str, Any]) -> Optional[Model]:
 
     Returns:
         None where they cannot be told for sure: a kind that is not in :data:`KINDS`, experts, weights that were
-        quantised beforehand, a dimension that is missing or no whole number within :data:`MOST`.
+        quantised beforehand, a dimension that is missing or no whole number within :data:`_MOST`.
     """
     text = config.get("text_config") or config
     if not isinstance(text, Mapping):
         return None
     kind = text.get("model_type")
-    if not isinstance(kind, str) or kind not in KINDS or any(text.get(key) for key in EXPERTS):
+    if not isinstance(kind, str) or kind not in KINDS or any(text.get(key) for key in _EXPERTS):
         return None
     if config.get("quantization_config") or text.get("quantization_config"):
         return None
-    said = DEFAULTS.get(kind, {}) | dict(text)
+    said = _DEFAULTS.get(kind, {}) | dict(text)
     try:
         hidden, heads = _int(said["hidden_size"]), _int(said["num_attention_heads"])
         kv_heads, head_dim = said.get("num_key_value_heads"), said.get("head_dim")
@@ -199,7 +199,7 @@ def from_config(config: Mapping[str, Any]) -> Optional[Model]:
             head_dim=head_dim,
             vocab=_int(said["vocab_size"]),
             tied=bool(said.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-            masked=head_dim > VARLEN_HEAD or bool(slides and not full),
+            masked=head_dim > _VARLEN_HEAD or bool(slides and not full),
             capped=bool(said.get("final_logit_softcapping")),
             beside=_tower(config.get("vision_config")),
             **KINDS[kind],
@@ -272,7 +272,7 @@ def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ)
     folder = pathlib.Path(cache) / f"models--{base.replace('/', '--')}"
     if not re.fullmatch(COMMIT, revision):
         try:
-            revision = _read(folder / "refs" / revision, REF_BYTES).decode().strip()
+            revision = _read(folder / "refs" / revision, _REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
     return folder / "snapshots" / revision if re.fullmatch(COMMIT, revision) else None
@@ -293,12 +293,12 @@ def config_of(
     folder = snapshot(recipe, environ)
     if folder is not None:
         try:
-            found = _json(_read(folder / "config.json", JSON_BYTES))
+            found = _json(_read(folder / "config.json", _JSON_BYTES))
             if isinstance(found, dict):
                 return found, folder
         except (OSError, ValueError):
             pass
-    return base_models.CONFIGS.get(named(recipe.get("base_model")), {}), None
+    return base_models.CONFIGS.get(_named(recipe.get("base_model")), {}), None
 
 
 def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:
@@ -315,14 +315,14 @@ def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:
         index = folder / "model.safetensors.index.json"
         names = {"model.safetensors"}
         if index.exists():
-            names = set(_json(_read(index, JSON_BYTES))["weight_map"].values())
+            names = set(_json(_read(index, _JSON_BYTES))["weight_map"].values())
         for name in names:
             if pathlib.PurePath(name).name != name:
                 raise ValueError(f"{index} names a file elsewhere")
             about = _regular(folder / name)
             here = _header(str(folder / name), about.st_size, about.st_mtime_ns)
             found = [found[0] + here[0], found[1] + here[1]]
-        return _int(found[0], most=MOST_WEIGHTS), _int(found[1], most=MOST_WEIGHTS)
+        return _int(found[0], most=_MOST_WEIGHTS), _int(found[1], most=_MOST_WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
 
@@ -344,7 +344,7 @@ def _header(path: str, size: int, _changed: int) -> tuple[int, int]:
         if not isinstance(shape, list) or len(shape) > 8:
             raise ValueError(f"{path}: a shape that no weight has")
         linear = len(shape) == 2 and not re.search(r"embed|lm_head", tensor)
-        found[0 if linear else 1] += math.prod(_int(one, 0, MOST_WEIGHTS) for one in shape)
+        found[0 if linear else 1] += math.prod(_int(one, 0, _MOST_WEIGHTS) for one in shape)
     return found[0], found[1]
 
 
@@ -359,7 +359,7 @@ def known(recipe: dict[str, Any]) -> Optional[Model]:
 
 def _odd(recipe: Mapping[str, Any]) -> str:
     """The key of a recipe's figure with which nothing can be computed; empty where all are sound."""
-    for key, default in FIGURES.items():
+    for key, default in _FIGURES.items():
         try:
             _int(recipe.get(key, default))
         except ValueError:
@@ -367,7 +367,7 @@ def _odd(recipe: Mapping[str, Any]) -> str:
     return ""
 
 
-def weight_bytes(recipe: Mapping[str, Any]) -> float:
+def _weight_bytes(recipe: Mapping[str, Any]) -> float:
     """Bytes of a frozen weight of a linear module, as Axolotl loads it.
 
     It quantises by the adapter's name (``_set_quantization_config`` in axolotl/loaders/model.py): ``load_in_4bit``
@@ -378,7 +378,7 @@ def weight_bytes(recipe: Mapping[str, Any]) -> float:
     """
     if recipe.get("adapter") in ("qlora", "mixlora") and recipe.get("load_in_4bit"):
         return NF4
-    return INT8 if recipe.get("adapter") == "lora" and recipe.get("load_in_8bit") else BF16
+    return _INT8 if recipe.get("adapter") == "lora" and recipe.get("load_in_8bit") else _BF16
 
 
 def recomputes(recipe: dict[str, Any]) -> bool:
@@ -411,8 +411,8 @@ def on_host(recipe: dict[str, Any]) -> float:
     if model is None or not recipe.get("activation_offloading") or _odd(recipe):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    each = tokens * model.hidden * BF16 if recomputes(recipe) else kept(model, recipe)
-    return PINNED * model.layers * each
+    each = tokens * model.hidden * _BF16 if recomputes(recipe) else kept(model, recipe)
+    return _PINNED * model.layers * each
 
 
 def kept(model: Model, recipe: dict[str, Any]) -> float:
@@ -437,7 +437,7 @@ def kept(model: Model, recipe: dict[str, Any]) -> float:
     rows, length = recipe.get("micro_batch_size", 1), recipe["sequence_len"]
     tokens, rank, adapted = rows * length, recipe["lora_r"], targets(recipe, model)
     hidden, inner, queries, keys = model.hidden, model.intermediate, model.queries, model.keys
-    on, drop = recipes.lora_kernels(recipe), DROPPED if recipe.get("lora_dropout") else 0.0
+    on, drop = recipes.lora_kernels(recipe), _DROPPED if recipe.get("lora_dropout") else 0.0
     norm = 1 if recipe.get("liger_rms_norm") else 2
     wide: float = norm * (model.norms * hidden + (queries + keys if model.head_norms else 0))
     flash = bool(re.search("flash|flex", str(recipe.get("attn_implementation", ""))) or recipe.get("flash_attention"))
@@ -458,7 +458,7 @@ def kept(model: Model, recipe: dict[str, Any]) -> float:
             wide += 3 * inner + (drop or 1) * inner * own.count("down_proj")
     copies = rank * sum(sum(model.linears()[name]) for name in adapted)
     mask = rows * length * length if masked and recipe.get("sample_packing") else 0
-    return BF16 * (tokens * wide + copies + mask)
+    return _BF16 * (tokens * wide + copies + mask)
 
 
 def _at_work(model: Model, recipe: dict[str, Any]) -> float:
@@ -468,9 +468,9 @@ def _at_work(model: Model, recipe: dict[str, Any]) -> float:
     in bf16 where they are quantised.
     """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    quantised = weight_bytes(recipe) < BF16
+    quantised = _weight_bytes(recipe) < _BF16
     weights = max(inputs * outputs for inputs, outputs in model.linears().values()) if quantised else 0
-    return BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
+    return _BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
 
 
 def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
@@ -478,7 +478,7 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
 
     With tokens = sequence_len × micro_batch_size::
 
-        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16): :func:`weight_bytes`
+        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16): :func:`_weight_bytes`
         embeddings   all other weights × 2: Axolotl keeps them in bf16, never quantised
         LoRA         rank × (inputs + outputs) of every target module × 4, fp32
         gradients    the same again
@@ -519,31 +519,31 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
     linears = model.linears()
     trained = model.layers * recipe["lora_r"] * sum(sum(linears[name]) for name in targets(recipe, model))
-    moment = ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else FP32
+    moment = _ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else _FP32
     layer = _at_work(model, recipe)
-    fused = any(recipe.get(key) for key in FUSED)
-    logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (LOGIT + (BF16 if model.capped else 0.0)))
-    held = tokens * model.hidden * BF16 * model.layers
+    fused = any(recipe.get(key) for key in _FUSED)
+    logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (_LOGIT + (_BF16 if model.capped else 0.0)))
+    held = tokens * model.hidden * _BF16 * model.layers
     if not recipe.get("gradient_checkpointing"):
         held = kept(model, recipe) * model.layers
     else:
         layer += kept(model, recipe)
         if not recomputes(recipe):
-            held = STASH * tokens * model.intermediate * BF16
+            held = _STASH * tokens * model.intermediate * _BF16
         elif recipe.get("activation_offloading"):
-            held *= min(OFFLOADED, model.layers) / model.layers
+            held *= min(_OFFLOADED, model.layers) / model.layers
     layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
     found = {
-        "frozen": model.linear_weights() * weight_bytes(recipe),
-        "embeddings": model.embedding_weights() * BF16,
-        "LoRA": trained * FP32,
-        "gradients": trained * FP32,
+        "frozen": model.linear_weights() * _weight_bytes(recipe),
+        "embeddings": model.embedding_weights() * _BF16,
+        "LoRA": trained * _FP32,
+        "gradients": trained * _FP32,
         "optimizer": trained * 2 * moment,
         "kept": held,
         "layer": layer,
         "logits": logits,
     }
-    return found | {"allocator": sum(found.values()) * (FRAGMENTATION - 1), "context": CONTEXT}
+    return found | {"allocator": sum(found.values()) * (_FRAGMENTATION - 1), "context": _CONTEXT}
 
 
 def unknown(recipe: dict[str, Any]) -> str:
@@ -556,14 +556,14 @@ def unknown(recipe: dict[str, Any]) -> str:
         return "only LoRA and QLoRA are estimated"
     if recipe.get("lora_modules_to_save"):
         return "modules that are trained in full (lora_modules_to_save) are not estimated"
-    sharded = next((key for key in SHARDED if recipe.get(key)), "")
+    sharded = next((key for key in _SHARDED if recipe.get(key)), "")
     if sharded:
         return f"a model that is divided among GPUs ({sharded}) is not estimated"
     if recipe.get("attn_implementation") == "eager":
         return "eager attention, which holds a number for each pair of tokens, is not estimated"
     odd = _odd(recipe)
     if odd:
-        return f"«{odd}» is no whole number from 1 to {MOST}"
+        return f"«{odd}» is no whole number from 1 to {_MOST}"
     config, folder = config_of(recipe)
     if from_config(config) is not None:
         return ""

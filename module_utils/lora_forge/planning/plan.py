@@ -33,8 +33,8 @@ from ansible.module_utils.lora_forge.planning.recipe import Layer
 from ansible.module_utils.lora_forge.text import canonical
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
-BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
-EXACT = 1000  # conversations that are packed one by one to count the rows
+_BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
+_EXACT = 1000  # conversations that are packed one by one to count the rows
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
 
 
@@ -444,7 +444,7 @@ class Planner:
                 keys["eval_sample_packing"] = False
 
 
-def trained_lengths(keys: dict[str, Any], sets: list[dataset.Summary]) -> list[int]:
+def _trained_lengths(keys: dict[str, Any], sets: list[dataset.Summary]) -> list[int]:
     """Tokens of each conversation that is trained on, or held out of the training set; what is dropped left out."""
     strategy = keys.get("excess_length_strategy", "drop")
     return [length for one in sets if one.use == "train" for length in one.trained(strategy)]
@@ -455,15 +455,15 @@ def estimate_rows(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
 
     Axolotl holds out ceil(share × n) of n conversations, as Hugging Face's train_test_split does.
     """
-    lengths = trained_lengths(keys, sets)
+    lengths = _trained_lengths(keys, sets)
     if not any(one.use == "val" for one in sets):
         lengths = lengths[: len(lengths) - math.ceil(float(keys.get("val_set_size", 0)) * len(lengths))]
     if not keys.get("sample_packing"):
         return len(lengths)
-    return packs(lengths, int(keys["sequence_len"]), int(keys.get("sample_packing_bin_size") or BIN_SIZE))
+    return _packs(lengths, int(keys["sequence_len"]), int(keys.get("sample_packing_bin_size") or _BIN_SIZE))
 
 
-def packs(lengths: list[int], room: int, most: int) -> int:
+def _packs(lengths: list[int], room: int, most: int) -> int:
     """How many rows conversations are packed into: each goes into the first one that has room for it.
 
     As pack_group in axolotl/utils/samplers/multipack.py (0.21) does it, in another order of conversations. Of many
@@ -474,10 +474,10 @@ def packs(lengths: list[int], room: int, most: int) -> int:
         room: Tokens of a row.
         most: Conversations of a row.
     """
-    every = math.ceil(len(lengths) / EXACT)
+    every = math.ceil(len(lengths) / _EXACT)
     if every > 1:
         some = lengths[::every]
-        return round(packs(some, room, most) * len(lengths) / len(some))
+        return round(_packs(some, room, most) * len(lengths) / len(some))
     rows: list[list[int]] = []  # tokens and conversations that each can still take
     for length in lengths:
         fits = next((row for row in rows if row[0] >= length and row[1]), None)
@@ -509,7 +509,7 @@ def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
 
     A packed row is ``sequence_len`` long; otherwise it is an example.
     """
-    lengths, length = trained_lengths(keys, sets), int(keys["sequence_len"])
+    lengths, length = _trained_lengths(keys, sets), int(keys["sequence_len"])
     row = length if keys.get("sample_packing") else sum(lengths) / len(lengths)
     return round(estimate_steps(keys, sets) * recipe.effective_batch(keys) * min(row, length))
 

@@ -54,8 +54,8 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 # Those that draw a dropout otherwise than PEFT, which has a mask for each module: q, k and v share one, gate and up
 # share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
 # how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
-DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
-MOST = 100_000_000  # of what is counted in a recipe; more is a slip, and no float
+_DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
+_MOST = 100_000_000  # of what is counted in a recipe; more is a slip, and no float
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
@@ -136,7 +136,7 @@ RIVALS = (
     ),
 )
 
-REMOVED_TYPES = {
+_REMOVED_TYPES = {
     "sharegpt": "type: chat_template (lora-forge adds field_messages: conversations and the mappings itself)",
 }
 
@@ -237,14 +237,14 @@ def _lay(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer], lis
             else:
                 recipe[key] = value
         for key in layer.keys:
-            for rival, _ in rivals(recipe, key):
+            for rival, _ in _rivals(recipe, key):
                 if origin[rival] is not layer:
                     removed.append((key, rival, origin[rival]))
                     del recipe[rival]
     return recipe, {key: origin[key] for key in recipe}, removed
 
 
-def rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
+def _rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
     """The rivals of a key in a recipe, each with the reason.
 
     Args:
@@ -288,7 +288,7 @@ def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}», and {origin[rival].where(rival)}: "
         f"«{rival}: {shown(recipe[rival])}»: {why}. Keep one of them"
         for key in recipe
-        for rival, why in rivals(recipe, key)
+        for rival, why in _rivals(recipe, key)
         if key < rival
     ]
 
@@ -313,7 +313,7 @@ def lora_kernels(recipe: dict[str, Any]) -> frozenset[str]:
     return frozenset() if recipe["adapter"] == "lora" and recipe.get("load_in_8bit") else frozenset(LORA_KERNELS)
 
 
-def unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
+def _unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
     """How a recipe draws its dropout, where its kernels make that another way than Axolotl has by default.
 
     Returns:
@@ -323,8 +323,8 @@ def unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
         return {}
     have = lora_kernels(recipe)
     default = lora_kernels({key: value for key, value in recipe.items() if key not in LORA_KERNELS})
-    on = {key: key in have for key in DROPOUT_KERNELS}
-    return {} if on == {key: key in default for key in DROPOUT_KERNELS} else on
+    on = {key: key in have for key in _DROPOUT_KERNELS}
+    return {} if on == {key: key in default for key in _DROPOUT_KERNELS} else on
 
 
 def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
@@ -376,8 +376,8 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
     """
     found = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
     for key in ("sequence_len", *BATCH, "num_epochs", "lora_r", "max_steps"):
-        if not 0 < recipe.get(key, 1) <= MOST:
-            more = f" and {MOST:,} at most" if recipe[key] > MOST else ""
+        if not 0 < recipe.get(key, 1) <= _MOST:
+            more = f" and {_MOST:,} at most" if recipe[key] > _MOST else ""
             more += "; leave it out for all epochs" if key == "max_steps" else ""
             found.append(f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}» must be above 0{more}")
     if not 0 <= recipe.get("val_set_size", 0) < 1:
@@ -428,7 +428,7 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
     for number, item in enumerate(items, 1):
         at = f"{where}: datasets, item {number}"
         kind = str(item.get("type"))
-        removed = REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
+        removed = _REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
         if removed:
             found.append(f"{at}: «type: {kind}» was removed from Axolotl; use {removed}")
         for key in item:
@@ -496,10 +496,10 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
         if rival not in MACHINE_KEYS | RECORD_KEYS
     ]
     named = next((key for key in layer.keys if key in LORA_KERNELS), "")
-    if named and not found and unusual_dropout(merged) != unusual_dropout(below):
+    if named and not found and _unusual_dropout(merged) != _unusual_dropout(below):
         found.append(
             f"{layer.where(named)}: «{named}» changes which LoRA kernels train. With «lora_dropout: "
-            f"{merged['lora_dropout']}» that decides what is learnt, as {' and '.join(DROPOUT_KERNELS)} draw the "
+            f"{merged['lora_dropout']}» that decides what is learnt, as {' and '.join(_DROPOUT_KERNELS)} draw the "
             "dropout otherwise. Put it into configs/agents/ or configs/base.yml, or train without a dropout"
         )
     try:
@@ -578,8 +578,8 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
     """
     ignored = MACHINE_KEYS | RECORD_KEYS | COMPUTED_KEYS
     keys = {key: value for key, value in recipe.items() if key not in ignored}
-    if not rehearsal and unusual_dropout(recipe):  # a rehearsal is on a CPU, where there are no kernels
-        keys["dropout_kernels"] = unusual_dropout(recipe)
+    if not rehearsal and _unusual_dropout(recipe):  # a rehearsal is on a CPU, where there are no kernels
+        keys["dropout_kernels"] = _unusual_dropout(recipe)
     keys["datasets"] = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
     basis = {
         "training": keys,

@@ -13,12 +13,12 @@ from ansible.module_utils.lora_forge.planning import recipe as recipes
 from ansible.module_utils.lora_forge.planning.recipe import Layer
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
-PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
+_PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
 # Attention that needs a package besides Axolotl's own, or else a kernel of the hub. It is how fast, not what is learnt.
-FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
+_FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
 # Attention with which Axolotl packs rows of micro_batch_size × sequence_len, unless multipack_real_batches is set
 # (ATTN_IMPLS_SUPPORTING_PACKING in axolotl/utils/schemas/enums.py, 0.21).
-LONG_ROWS = frozenset(
+_LONG_ROWS = frozenset(
     {
         *("flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch", "flex_attention"),
         *("xformers", "sage", "kernels-community/flash-attn2", "kernels-community/flash-attn3"),
@@ -27,8 +27,8 @@ LONG_ROWS = frozenset(
 )
 # Axolotl's plugin switches it on by itself, unless the recipe says otherwise.
 CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
-CUT_PACKAGE = "cut-cross-entropy"
-PACKAGES = (*FLASH.values(), CUT_PACKAGE)
+_CUT_PACKAGE = "cut-cross-entropy"
+PACKAGES = (*_FLASH.values(), _CUT_PACKAGE)
 
 
 def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]) -> list[str]:
@@ -45,13 +45,13 @@ def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]
     """
     said = []
     attention = str(recipe.get("attn_implementation"))
-    if attention in FLASH and FLASH[attention] not in pinned:
+    if attention in _FLASH and _FLASH[attention] not in pinned:
         said.append(
             f"attn_implementation is sdpa in place of {attention} of {origin['attn_implementation'].source}: that "
-            f"needs {FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
+            f"needs {_FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
         )
         recipe["attn_implementation"] = "sdpa"
-    pushes = [key for key in PUSHES if recipe.get(key)]
+    pushes = [key for key in _PUSHES if recipe.get(key)]
     if pushes:
         said.append(
             f"{_list(pushes)} of {origin[pushes[0]].source} {_are(pushes)} left out: a trainer is offline and pushes "
@@ -64,7 +64,7 @@ def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]
     micro, accumulation = (int(recipe.get(key, 1)) for key in recipes.BATCH)
     if (
         recipe.get("sample_packing")
-        and recipe.get("attn_implementation") in LONG_ROWS
+        and recipe.get("attn_implementation") in _LONG_ROWS
         and not recipe.get("multipack_real_batches")
         and micro > 1
     ):
@@ -147,11 +147,11 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
         key = next(key for key in ("rl", "reward_model", "process_reward_model") if recipe.get(key))
         found.append(f"{at(key)}: what is trained here learns from conversations alone (SFT)")
     cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
-    if cut and CUT_PACKAGE not in pinned:
+    if cut and _CUT_PACKAGE not in pinned:
         named = "cut_cross_entropy" if "cut_cross_entropy" in recipe else "plugins"
         where = at(named) if named != "plugins" else f"{origin[named].where(named)}: «{CUT}»"
         found.append(
-            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, Axolotl's {CUT_PACKAGE}. "
+            f"{where} needs a package that requirements/trainer-cuda.txt does not pin, Axolotl's {_CUT_PACKAGE}. "
             "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more; or add it to "
             "requirements/trainer-cuda.in, then make lock"
         )

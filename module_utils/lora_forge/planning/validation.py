@@ -29,13 +29,13 @@ from ansible.module_utils.lora_forge.trainer import environment
 PROGRAM = "roles/run/files/validate_recipes.py"
 TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
 KEPT = 1000
-PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "USER")  # of our environment
+_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "USER")  # of our environment
 TIMEOUT = 300  # seconds; one recipe took 15 and 29 on two shared cores, nearly all of it imports
-UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
+_UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
 
 # Compute capabilities by the words that GPUs are called by, RunPod's and nvidia-smi's (NVIDIA's «CUDA GPU Compute
 # Capability»). Of two that fit, the first one decides.
-CAPABILITIES = (
+_CAPABILITIES = (
     (r"B300", "10.3"),
     (r"B200|GB200", "10.0"),
     (r"H100|H200|GH200", "9.0"),
@@ -54,8 +54,8 @@ def compute_capability(names: Sequence[str]) -> str:
     Args:
         names: As RunPod or nvidia-smi calls them; empty where nobody knows.
     """
-    found = [next((one for words, one in CAPABILITIES if re.search(words, name)), UNKNOWN) for name in names]
-    return min(found, key=_number) if found else UNKNOWN
+    found = [next((one for words, one in _CAPABILITIES if re.search(words, name)), _UNKNOWN) for name in names]
+    return min(found, key=_number) if found else _UNKNOWN
 
 
 def _number(capability: str) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def capabilities(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
+def _rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
     """What the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
 
     Args:
@@ -158,7 +158,7 @@ def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked
     found = []
     for run in starting:
         trainer = by_name.get(run["trainer"], Trainer(run["trainer"]))
-        given, have = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
+        given, have = _rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
         mark = hashlib.sha256(canonical([given, have, asked_of]).encode()).hexdigest()
         found.append(Question(run, given, have, mark))
     return found
@@ -230,7 +230,7 @@ def check(
         rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
     if refused:
         raise ForgeError("\n".join(dict.fromkeys(refused)))
-    left_out = ", ".join(map(printable, answer["left_out"]))
+    left_out = ", ".join(map(_printable, answer["left_out"]))
     return [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
 
 
@@ -241,13 +241,13 @@ def located(said: str, origins: Mapping[str, str]) -> str:
         said: The sentence.
         origins: Of each key of the recipe, where it stands.
     """
-    said = printable(said)
+    said = _printable(said)
     named = dict.fromkeys(word for word in re.findall(r"[a-z]\w*_\w+|(?<=`)\w+(?=`)", said) if word in origins)
     places = "; ".join(f"{word}: {origins[word]}" for word in named)
     return said + (f" ({places})" if places else "")
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """A foreign text in one line, without what a terminal would obey."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
@@ -266,7 +266,7 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
         ForgeError: It gave no answer.
     """
     # No token and no key goes into what imports all of Axolotl, and the plugins of a recipe that somebody brought.
-    kept = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith("LC_")}
+    kept = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("LC_")}
     paths = (checkout / "roles/run/files", checkout / "module_utils/lora_forge")  # our plugin, and what it imports
     quiet = {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -302,5 +302,5 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
         complete = False
     if not complete:
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {printable(last)[:300]}")
+        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {_printable(last)[:300]}")
     return answer

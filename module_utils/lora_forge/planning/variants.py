@@ -14,8 +14,8 @@ from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.text import canonical
 
-FOLDER = "sweeps"  # of output/
-FORMS = (
+_FOLDER = "sweeps"  # of output/
+_FORMS = (
     'a grid: -e \'{"sweep": {"lora_r": [16, 64], "learning_rate": [1.0e-4, 2.0e-4]}}\', '
     'or a list: -e \'{"sweep": [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]}\''
 )
@@ -38,7 +38,7 @@ def expand(given: Any) -> list[dict[str, Any]]:
         return [dict(zip(given, values)) for values in itertools.product(*given.values())]
     if isinstance(given, list) and given and all(isinstance(one, dict) and one for one in given):
         return given
-    raise ForgeError(f"sweep must be {FORMS}")
+    raise ForgeError(f"sweep must be {_FORMS}")
 
 
 def label(variant: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
             if run["agent"] == agent
         ]
         mark = hashlib.sha256(canonical(sorted(one["run_id"] for one in mine)).encode()).hexdigest()[:8]
-        path = output / FOLDER / f"{agent}-{mark}.json"
+        path = output / _FOLDER / f"{agent}-{mark}.json"
         known = rundir.read_json(path)
         if known.get("runs") != mine:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def noted(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, An
         output: Where adapters are kept.
         agents: Only theirs; empty for all.
     """
-    found = [rundir.read_json(path) | {"name": path.stem} for path in (output / FOLDER).glob("*.json")]
+    found = [rundir.read_json(path) | {"name": path.stem} for path in (output / _FOLDER).glob("*.json")]
     meant = set(agents) or set(AGENTS)
     whole = [one for one in found if one.get("agent") in meant and _is_whole(one.get("runs"))]
     return sorted(whole, key=lambda one: (one.get("made_at") or 0, one["name"]), reverse=True)

@@ -18,8 +18,8 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.trainer import run_state
 
-PREFIX = "lora-forge"
-BILLED = "RunPod's bill"  # where a cost in a manifest is from
+_PREFIX = "lora-forge"
+_BILLED = "RunPod's bill"  # where a cost in a manifest is from
 LAUNCH = 3600.0  # seconds within which a run is launched on a pod that was asked for, or the pod is for nothing
 FINAL_BILL = 86400.0  # seconds after which RunPod's bill for a pod is taken for whole
 
@@ -39,7 +39,7 @@ class Claims:
 
     def __init__(self, folder: pathlib.Path, owner: str = ""):
         self.folder = folder
-        self._owner = checked(owner) if owner else ""
+        self._owner = _checked(owner) if owner else ""
 
     @property
     def owner(self) -> str:
@@ -55,7 +55,7 @@ class Claims:
                 with contextlib.suppress(FileExistsError):
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
-            self._owner = checked(path.read_text().strip())
+            self._owner = _checked(path.read_text().strip())
         return self._owner
 
     def all(self) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Claims:
         """
         claim = {
             "schema_version": rundir.SCHEMA_VERSION,
-            "name": f"{PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}",
+            "name": f"{_PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}",
             "owner": self.owner,
             "host": host,
             "runs": runs,
@@ -137,7 +137,7 @@ class Claims:
         return sum(cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
 
 
-def checked(owner: str) -> str:
+def _checked(owner: str) -> str:
     """An owner's id that is found in names again.
 
     Raises:
@@ -150,7 +150,7 @@ def checked(owner: str) -> str:
 
 def parse_name(name: str) -> Optional[tuple[str, str]]:
     """Owner and host of a pod that lora-forge ordered, from its name; None for others."""
-    match = re.match(rf"^{PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
+    match = re.match(rf"^{_PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
     return (match.group(1), match.group(2)) if match else None
 
 
@@ -243,7 +243,7 @@ def correct(claims: list[dict[str, Any]]) -> None:
         by_clock = noted.get("usd_by_clock", noted["usd"])
         if counted:
             usd = round(by_clock * sum(one["billed_usd"] for one in found if one) / counted, 4)
-            after = {**noted, "usd": usd, "usd_by_clock": by_clock, "source": BILLED}
+            after = {**noted, "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
             if after != noted:
                 rundir.write_json(path, {**manifest, "cost": after})
 

@@ -12,17 +12,17 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 from ansible.module_utils.lora_forge.planning import memory
 
 # Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
-TFLOPS = {
+_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "GH200": 989,
     "A100": 312, "A40": 150, "A6000": 155, "RTX 6000 Ada": 364, "RTX PRO 6000": 504, "L40S": 362, "L40": 181, "L4": 60,
     "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71, "A5000": 111,
 }  # fmt: skip
-UTILISATION = 0.25  # of these, in QLoRA: an assumption on the careful side, not measured
+_UTILISATION = 0.25  # of these, in QLoRA: an assumption on the careful side, not measured
 OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assumption too
 REHEARSAL = 0.1  # hours of a rehearsal
 TOLERANCE = 1.05  # a pod may cost so much more than the catalogue says, for its disk
 MARGIN, SPARE = 2.0, 1.0  # a leash is this many times the estimate, and so many hours, long
-STOCKS = ("HIGH", "MEDIUM", "LOW", "NONE")
+_STOCKS = ("HIGH", "MEDIUM", "LOW", "NONE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def stock(one: dict[str, Any], data_centers: list[str]) -> str:
     if not data_centers:
         return str(one.get("availability") or "NONE")
     levels = [place["availability"] for place in one.get("dataCenters") or [] if place["id"] in data_centers]
-    return min(levels, key=STOCKS.index) if levels else "NONE"
+    return min(levels, key=_STOCKS.index) if levels else "NONE"
 
 
 def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
@@ -151,13 +151,13 @@ def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
         return REHEARSAL
     keys = run["recipe"]
     model = memory.known(keys)
-    peak = next((figure for word, figure in TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
+    peak = next((figure for word, figure in _TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
     if model is None or peak is None:
         return None
     weights = model.linear_weights() + model.vocab * model.hidden
     tokens = run["estimate"]["work"] / run.get("gpus", 1)
     passes = 6 if keys.get("gradient_checkpointing") else 4
-    return round(tokens * passes * weights / (peak * 1e12 * UTILISATION) / 3600 + OVERHEAD, 3)
+    return round(tokens * passes * weights / (peak * 1e12 * _UTILISATION) / 3600 + OVERHEAD, 3)
 
 
 def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:

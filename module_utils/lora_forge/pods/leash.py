@@ -14,7 +14,7 @@ from typing import Any
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
 
-SILENT = 150.0  # seconds without a beat after which a leash counts as dead; it writes one every 30 to 60
+_SILENT = 150.0  # seconds without a beat after which a leash counts as dead; it writes one every 30 to 60
 PROGRAM = "/tmp/lora-forge-leash.py"  # on the pod's own disk: a volume that hangs must not keep it from starting
 
 
@@ -76,4 +76,4 @@ def read(root: pathlib.Path, pod: str) -> dict[str, Any]:
     """
     word = rundir.read_json(root / "leash" / f"{pod}.json")
     beat = word.get("beat")
-    return {**word, "alive": isinstance(beat, (int, float)) and abs(time.time() - beat) < SILENT}
+    return {**word, "alive": isinstance(beat, (int, float)) and abs(time.time() - beat) < _SILENT}

@@ -14,9 +14,9 @@ from ansible.module_utils.lora_forge.pods.costs import Offer
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, address, public
 
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
-POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
-POLL_LATER = 10.0
-WANTED_EVERY = 60.0  # seconds between two notes in a claim that its pod is wanted
+_POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
+_POLL_LATER = 10.0
+_WANTED_EVERY = 60.0  # seconds between two notes in a claim that its pod is wanted
 RETRY = 15.0  # seconds between two rounds over all candidates when there is no capacity
 BAD_FOR = 3600.0  # seconds for which a bad machine is remembered
 # How RunPod says that there is no capacity: a 400 with nothing but words to tell it from a broken rule.
@@ -119,14 +119,14 @@ class Pods:
             if found["phase"] == "ready" or found["word"] != since or self.done or self.now() >= until:
                 return found | {"done": self.done}
             age = self.now() - (found["claim"]["asked_at"] or self.now())
-            self.sleep(min(max(POLL, min(age / 15, POLL_LATER)), max(0.1, until - self.now())))
+            self.sleep(min(max(_POLL, min(age / 15, _POLL_LATER)), max(0.1, until - self.now())))
 
     def step(self, wanted: Wanted) -> dict[str, Any]:
         claim = self.claims.open(wanted.host) or self.adopt(wanted)
         if wanted.find_only and not (claim and claim["pod_id"]):
             raise ForgeError(f"{wanted.host} is not rented: nothing of it runs. train.yml orders it")
         claim = claim or self.make(wanted)
-        if self.now() - (claim["wanted_at"] or 0) > WANTED_EVERY:
+        if self.now() - (claim["wanted_at"] or 0) > _WANTED_EVERY:
             self.claims.write(claim, wanted_at=self.now())
         if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
             return said("waiting", claim["word"], None, claim)
@@ -425,7 +425,7 @@ class Pods:
             # An order that got no clear answer may still bring a pod.
             if claim["state"] != "asked" or found or self.now() - claim["asked_at"] > SETTLE:
                 break
-            self.sleep(POLL)
+            self.sleep(_POLL)
         now = self.now()
         self.claims.write(claim, released_at=now, state="released", word=why, bad=bad, usd=round(cost(claim, now), 4))
         return found

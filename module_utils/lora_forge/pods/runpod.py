@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.errors import ForgeError
 
-URL = "https://api.runpod.io"
+_URL = "https://api.runpod.io"
 # The default agent of Python's urllib is refused at RunPod's edge.
 AGENT = "lora-forge (+https://docs.ansible.com)"
 TIMEOUT = 60.0  # seconds for one request
@@ -40,9 +40,9 @@ class NoAnswer(Exception):
 
 
 # method, URL, headers, body, seconds, whether it is a stream that is read until it is quiet
-Transport = Callable[[str, str, dict[str, str], Optional[bytes], float, bool], Answer]
+_Transport = Callable[[str, str, dict[str, str], Optional[bytes], float, bool], Answer]
 
-REMEDIES = {
+_REMEDIES = {
     400: "RunPod cannot carry this out; its own words say why",
     401: "RUNPOD_API_KEY is not accepted; make a new key in RunPod's console (Settings, API keys)",
     402: "the balance is too low; add credit in RunPod's console (an hour's price is needed to start)",
@@ -70,7 +70,7 @@ class ApiError(ForgeError):
         default = "RunPod is out of order, or cannot be reached; run the same command again in a while"
         what = f"{status} {title}" if status else title
         said = f": {detail}" if detail and detail != title else ""
-        remedy = REMEDIES.get(status, default)
+        remedy = _REMEDIES.get(status, default)
         super().__init__(f"RunPod, {method} {url}: {(what + said).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
 
 
@@ -90,7 +90,7 @@ def open_url(
         answer = urls.open_url(
             url, data=body, headers=headers, method=method, timeout=seconds, follow_redirects="none", use_netrc=False
         )
-        text = read_stream(answer, seconds) if stream else answer.read()
+        text = _read_stream(answer, seconds) if stream else answer.read()
         return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, text)
     except urllib.error.HTTPError as error:
         try:
@@ -102,7 +102,7 @@ def open_url(
         raise NoAnswer(str(getattr(error, "reason", "") or error)) from None
 
 
-def read_stream(answer: Any, seconds: float) -> bytes:
+def _read_stream(answer: Any, seconds: float) -> bytes:
     """What a stream of server-sent events holds by now: read until it is silent for ``seconds``."""
     text, deadline = b"", time.monotonic() + 5 * seconds
     while time.monotonic() < deadline:
@@ -145,10 +145,10 @@ class RunPod:
         self,
         key: str,
         url: str = "",
-        transport: Transport = open_url,
+        transport: _Transport = open_url,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.url = (url or URL).rstrip("/")
+        self.url = (url or _URL).rstrip("/")
         key = key.strip()
         if not key:
             raise ForgeError(
@@ -157,7 +157,7 @@ class RunPod:
             )
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ForgeError("RUNPOD_API_KEY holds characters that no key has; copy it anew from RunPod's console")
-        if not self.url.startswith("https://") and not loopback(urllib.parse.urlsplit(self.url).hostname or ""):
+        if not self.url.startswith("https://") and not _loopback(urllib.parse.urlsplit(self.url).hostname or ""):
             raise ForgeError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
         self.key, self.transport, self.sleep = key, transport, sleep
 
@@ -195,7 +195,7 @@ class RunPod:
                     return answer.body.decode("utf-8", "replace") if stream else self.parse(method, path, answer)
                 failure = self.failure(method, path, answer)
                 if answer.status == 429:
-                    pause = retry_after(answer.headers, pause)
+                    pause = _retry_after(answer.headers, pause)
             again = failure.status == 429 or (method != "POST" and (failure.status == 0 or failure.status >= 500))
             if not again or attempt == ATTEMPTS or pause > PATIENCE:
                 raise failure
@@ -332,7 +332,7 @@ class RunPod:
             raise ApiError("GET", "/v2/billing/pods", 0, "an answer of another form", "it holds no bill") from None
 
 
-def retry_after(headers: dict[str, str], default: float) -> float:
+def _retry_after(headers: dict[str, str], default: float) -> float:
     """Seconds that a 429 asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
     text = headers.get("retry-after", "").strip()
     if text.isdigit():
@@ -343,7 +343,7 @@ def retry_after(headers: dict[str, str], default: float) -> float:
         return default
 
 
-def loopback(host: str) -> bool:
+def _loopback(host: str) -> bool:
     """Whether a host is this very machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

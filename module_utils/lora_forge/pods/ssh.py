@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
-Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
+_Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def fingerprint(key: str) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
-def key_pair(named: str, folder: pathlib.Path, runner: Runner = run) -> tuple[pathlib.Path, str]:
+def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[pathlib.Path, str]:
     """The private key's path and the public key: the user's, or one made for this checkout.
 
     Args:
@@ -79,7 +79,7 @@ class Door:
         runner: Runs ssh and ssh-keyscan.
     """
 
-    def __init__(self, known_hosts: pathlib.Path, key: pathlib.Path, runner: Runner = run):
+    def __init__(self, known_hosts: pathlib.Path, key: pathlib.Path, runner: _Runner = run):
         self.known_hosts, self.key, self.runner = known_hosts, key, runner
 
     def options(self, name: str) -> list[str]:

@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.text import duration
 
 COLUMNS = ["place", "variant", "run", "eval loss", "loss", "steps", "time", "cost"]
-SHOWN = 5  # places that are told of below the table of all runs
+_SHOWN = 5  # places that are told of below the table of all runs
 
 
 def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
@@ -31,7 +31,7 @@ def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
         there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
         lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")
         lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {row['label']}  {row['run_id']}"
-                  for row in rows[:SHOWN] if row["place"]]  # fmt: skip
+                  for row in rows[:_SHOWN] if row["place"]]  # fmt: skip
     return lines
 
 

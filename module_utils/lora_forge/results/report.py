@@ -30,15 +30,15 @@ from ansible.module_utils.lora_forge.text import duration, nearest
 from ansible.module_utils.lora_forge.trainer import run_state
 from markupsafe import Markup
 
-SHOWN = 6  # runs of an agent in its pictures: as many as a reader can tell apart
-ROWS = 60  # of a table of points, about
-FEW = 12  # points of a line that are each marked
+_SHOWN = 6  # runs of an agent in its pictures: as many as a reader can tell apart
+_ROWS = 60  # of a table of points, about
+_FEW = 12  # points of a line that are each marked
 NOTHING = "–"
 OWN = "own hardware"  # how money.spent words it
-STANDING = ("disputed", "verified")  # verdict and state of what is proven, and contradicted all the same
-MEASURES = {"loss": "Training loss", "eval_loss": "Evaluation loss"}
+_STANDING = ("disputed", "verified")  # verdict and state of what is proven, and contradicted all the same
+_MEASURES = {"loss": "Training loss", "eval_loss": "Evaluation loss"}
 # Of the lines, in the order in which runs are shown: on and off, in units of the picture.
-DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (9, 3, 2, 3, 2, 3))
+_DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (9, 3, 2, 3, 2, 3))
 WIDTH, HEIGHT = 420, 250  # of a picture; near a phone's width, so that its text stays readable there
 # Drawn with these, which stand for the page's own colours: CSS variables follow light and dark, figures would not.
 INK, GRID, RUN = "#010101", "#020202", "#0300{:02}"
@@ -49,7 +49,7 @@ _COLOURS = (
 )
 
 
-class Point(NamedTuple):
+class _Point(NamedTuple):
     """A logged figure: at which step, how many minutes after the training began, the figure (NaN where it is none)."""
 
     step: int
@@ -59,7 +59,7 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass
-class Run:
+class _Run:
     """A delivered run.
 
     Attributes:
@@ -77,7 +77,7 @@ class Run:
     run_id: str
     manifest: dict[str, Any]
     promoted: bool
-    points: dict[str, list[Point]]
+    points: dict[str, list[_Point]]
     tokens_per_second: Optional[float]
     verdict: str
     letter: str = ""
@@ -95,14 +95,14 @@ class Run:
 # --- what there is
 
 
-def fact(data: Any, path: str) -> Any:
+def _fact(data: Any, path: str) -> Any:
     """What stands at ``a.b.c`` in nested objects; None where there is nothing, or something else on the way."""
     for key in path.split("."):
         data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
-def read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[float]]:
+def _read_points(path: pathlib.Path) -> tuple[dict[str, list[_Point]], Optional[float]]:
     """The losses of a run's metrics.jsonl, and the median of its tokens a second.
 
     What a resume took back is left out. Minutes count from the first start on, pauses included.
@@ -113,20 +113,20 @@ def read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[fl
         if isinstance(event.get("step", 0), int) and run_state.finite(event.get("time"))
     ]
     began = next((event["time"] for event in events if event.get("event") == "begin"), None)
-    points: dict[str, list[Point]] = {name: [] for name in MEASURES}
+    points: dict[str, list[_Point]] = {name: [] for name in _MEASURES}
     rates = []
     for event in rundir.surviving(events):
-        for name in MEASURES:
+        for name in _MEASURES:
             if event.get("event") == {"loss": "log", "eval_loss": "eval"}[name] and event.get(name) is not None:
                 value = float(event[name]) if run_state.finite(event[name]) else math.nan
                 minutes = (event["time"] - (began or event["time"])) / 60
-                points[name].append(Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
+                points[name].append(_Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
         if run_state.finite(event.get("tokens_per_second")):
             rates.append(event["tokens_per_second"])
     return points, statistics.median(rates) if rates else None
 
 
-def read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> list[Run]:
+def _read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> list[_Run]:
     """The delivered runs of an agent, the newest first.
 
     Args:
@@ -150,8 +150,8 @@ def read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> li
             warnings.append(f"the adapter of {folder.name} is not whole: {flaw}")
         if folder.name in disputed or flaw:
             told = "disputed"
-        points, rate = read_points(folder / "metrics.jsonl")
-        runs.append(Run(home.name, folder.name, manifest, folder.name == promoted, points, rate, told))
+        points, rate = _read_points(folder / "metrics.jsonl")
+        runs.append(_Run(home.name, folder.name, manifest, folder.name == promoted, points, rate, told))
     if promoted and promoted not in [run.run_id for run in runs]:
         warnings.append(f"{home / promotion.LATEST} points to {promoted}, and there is no such adapter")
     return sorted(runs, key=lambda run: (_number(run.manifest.get("finished_at")) or 0, run.run_id), reverse=True)
@@ -161,12 +161,12 @@ def _number(value: Any) -> Optional[float]:
     return value if run_state.finite(value) and not isinstance(value, bool) else None
 
 
-def objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a list; none where it is no list. What is read here may hold anything."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def texts(value: Any) -> list[str]:
+def _texts(value: Any) -> list[str]:
     """The texts of a list; none where it is no list."""
     return [str(one) for one in value] if isinstance(value, list) else []
 
@@ -184,7 +184,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         wanted: Agents; empty for all of which there is anything.
 
     Returns:
-        agents (see :func:`agent_facts`), under_way (runs that are not delivered, or disputed, from status.json),
+        agents (see :func:`_agent_facts`), under_way (runs that are not delivered, or disputed, from status.json),
         waiting (agents that have no other runs), looked_at (when, epoch seconds), up_to (the newest time in the data),
         costs, warnings, wanted.
 
@@ -195,9 +195,9 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     status = rundir.read_json(output / "status.json")
     if not status and (output / "status.json").exists():
         warnings.append(f"{output / 'status.json'} is no JSON object, or empty: what goes on is not shown")
-    looked = objects(status.get("runs"))
+    looked = _objects(status.get("runs"))
     # A verified one: its files are looked at here, and may have been repaired since; so may it have been delivered.
-    disputed = {str(run.get("run_id")) for run in looked if (run.get("verdict"), run.get("state")) == STANDING}
+    disputed = {str(run.get("run_id")) for run in looked if (run.get("verdict"), run.get("state")) == _STANDING}
     adapters = output / "adapters"
     homes = sorted(path for path in adapters.iterdir() if path.is_dir()) if adapters.is_dir() else []
     there = {home.name for home in homes}
@@ -206,7 +206,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
             hint = nearest(name, AGENTS) or "."
             raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}")
     homes = [home for home in homes if not wanted or home.name in wanted]
-    runs = {home.name: read_runs(home, disputed, warnings) for home in homes}
+    runs = {home.name: _read_runs(home, disputed, warnings) for home in homes}
     delivered = {run.run_id for found in runs.values() for run in found}
     meant = [run for run in looked if not wanted or run.get("agent") in wanted]
     under_way = [
@@ -217,7 +217,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     ]
     history = {home.name: promotion.history(home) for home in homes}
     agents = [
-        agent_facts(number, name, runs[name], history[name]) | {"sweeps": sweeps(output, name)}
+        _agent_facts(number, name, runs[name], history[name]) | {"sweeps": sweeps(output, name)}
         for number, name in enumerate(runs)
         if runs[name]
     ]
@@ -235,7 +235,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     }
 
 
-def agent_facts(number: int, name: str, runs: list[Run], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _agent_facts(number: int, name: str, runs: list[_Run], history: list[dict[str, Any]]) -> dict[str, Any]:
     """What the page tells of an agent.
 
     The leading run is the promoted one, or else the newest. Runs of its kind (real, or rehearsal) are shown beside it:
@@ -249,12 +249,12 @@ def agent_facts(number: int, name: str, runs: list[Run], history: list[dict[str,
     """
     lead = next((run for run in runs if run.promoted), runs[0])
     kind = [run for run in runs if run.rehearsal == lead.rehearsal and run is not lead]
-    shown = [lead, *kind[: SHOWN - 1]]
+    shown = [lead, *kind[: _SHOWN - 1]]
     for place, run in enumerate(shown):
         run.letter = chr(ord("A") + place)
     notes = []
-    if len(kind) >= SHOWN:
-        notes.append(f"The pictures hold {SHOWN} of {len(kind) + 1} runs: the newest ones, and the promoted one.")
+    if len(kind) >= _SHOWN:
+        notes.append(f"The pictures hold {_SHOWN} of {len(kind) + 1} runs: the newest ones, and the promoted one.")
     if len(runs) > len(kind) + 1:
         others = "Real runs" if lead.rehearsal else "Rehearsals"
         notes.append(f"{others} are not in the pictures: their losses mean something else.")
@@ -266,9 +266,9 @@ def agent_facts(number: int, name: str, runs: list[Run], history: list[dict[str,
         "promoted": lead if lead.promoted else None,
         "shown": shown,
         "notes": notes,
-        "pictures": [picture(f"agent-{number}-{measure}", measure, shown) for measure in MEASURES],
-        "recipes": recipe_differences(shown),
-        "datasets": dataset_differences(shown),
+        "pictures": [_picture(f"agent-{number}-{measure}", measure, shown) for measure in _MEASURES],
+        "recipes": _recipe_differences(shown),
+        "datasets": _dataset_differences(shown),
         "history": sorted(history, key=lambda line: _number(line.get("at")) or 0, reverse=True),
     }
 
@@ -292,7 +292,7 @@ def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
 # --- what runs have in common
 
 
-def yardstick(manifest: dict[str, Any]) -> Optional[tuple[Any, Any]]:
+def _yardstick(manifest: dict[str, Any]) -> Optional[tuple[Any, Any]]:
     """What a run was evaluated on: the evaluation set's hash and sequence_len; None where nobody can tell."""
     try:
         found = promotion.evaluation_of(manifest)
@@ -301,13 +301,13 @@ def yardstick(manifest: dict[str, Any]) -> Optional[tuple[Any, Any]]:
         return None
 
 
-def recipe_differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+def _recipe_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
     """The recipe's keys that are not the same in all runs: key, and its value in each run."""
     recipes = [found if isinstance(found := run.manifest.get("recipe"), dict) else {} for run in runs]
     return _differing({key: [_text(one.get(key)) for one in recipes] for one in recipes for key in one})
 
 
-def dataset_differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+def _dataset_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
     """The datasets that are not the same in all runs: name, and the start of its hash with its examples in each run."""
     columns = []
     for run in runs:
@@ -316,7 +316,7 @@ def dataset_differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
                 f"{pathlib.PurePath(str(one.get('path'))).name} ({one.get('use', 'train')})": (
                     f"{str(one.get('sha256'))[:12]}, {whole(one.get('examples'))} examples"
                 )
-                for one in objects(run.manifest.get("datasets"))
+                for one in _objects(run.manifest.get("datasets"))
             }
         )
     return _differing({name: [one.get(name, NOTHING) for one in columns] for one in columns for name in one})
@@ -332,7 +332,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def costs(runs: dict[str, list[Run]], others: list[dict[str, Any]]) -> dict[str, Any]:
+def costs(runs: dict[str, list[_Run]], others: list[dict[str, Any]]) -> dict[str, Any]:
     """What all runs have cost: rows by agent, and their total.
 
     Args:
@@ -348,10 +348,10 @@ def costs(runs: dict[str, list[Run]], others: list[dict[str, Any]]) -> dict[str,
         row = {
             "agent": name,
             "delivered": len(mine),
-            "own": sum(fact(one, "cost.source") == OWN for one in mine),
+            "own": sum(_fact(one, "cost.source") == OWN for one in mine),
             "seconds": sum(_number(one.get("duration_s")) or 0 for one in mine),
-            "usd": sum(_number(fact(one, "cost.usd")) or 0 for one in mine),
-            "others_usd": sum(_number(fact(one, "cost.usd")) or 0 for one in others if str(one.get("agent")) == name),
+            "usd": sum(_number(_fact(one, "cost.usd")) or 0 for one in mine),
+            "others_usd": sum(_number(_fact(one, "cost.usd")) or 0 for one in others if str(one.get("agent")) == name),
         }
         rows += [row] if row["delivered"] or row["others_usd"] else []
     keys = ("delivered", "own", "seconds", "usd", "others_usd")
@@ -361,7 +361,7 @@ def costs(runs: dict[str, list[Run]], others: list[dict[str, Any]]) -> dict[str,
 # --- pictures
 
 
-def picture(name: str, measure: str, runs: list[Run]) -> dict[str, Any]:
+def _picture(name: str, measure: str, runs: list[_Run]) -> dict[str, Any]:
     """A measure of some runs against steps and against minutes.
 
     Args:
@@ -374,13 +374,13 @@ def picture(name: str, measure: str, runs: list[Run]) -> dict[str, Any]:
         title; svgs (two, or none where nothing was logged); notes (sentences on what is not drawn, and why);
         rows (letter, step, minutes, figure as logged) thinned to about ROWS; and points, their number before that.
     """
-    title = MEASURES[measure]
-    base = fact(runs[0].manifest, "recipe.base_model")
+    title = _MEASURES[measure]
+    base = _fact(runs[0].manifest, "recipe.base_model")
     notes, drawn = [], []
     for run in runs:
-        if fact(run.manifest, "recipe.base_model") != base:
+        if _fact(run.manifest, "recipe.base_model") != base:
             notes.append(f"{run.letter} is left out: it trained another base model.")
-        elif measure == "eval_loss" and yardstick(run.manifest) != yardstick(runs[0].manifest):
+        elif measure == "eval_loss" and _yardstick(run.manifest) != _yardstick(runs[0].manifest):
             notes.append(f"{run.letter} is left out: its evaluation set or its sequence_len is another.")
         elif not run.points[measure]:
             notes.append(f"{run.letter} is left out: nothing was logged.")
@@ -394,9 +394,9 @@ def picture(name: str, measure: str, runs: list[Run]) -> dict[str, Any]:
             told = "; ".join(_course(run, points, key) for run, points in lines)
             sentence = f"{title} against {'steps' if key == 'step' else 'minutes'}: {told}."
             curves = [(run, [(getattr(point, key), point.value) for point in points]) for run, points in lines]
-            svgs.append(draw(f"{name}-{key}", sentence, across, curves, dots=measure == "eval_loss"))
-    room = max(2, ROWS // max(1, len(lines)))
-    rows = [(run.letter, *point) for run, points in lines for point in thinned(points, room)]
+            svgs.append(_draw(f"{name}-{key}", sentence, across, curves, dots=measure == "eval_loss"))
+    room = max(2, _ROWS // max(1, len(lines)))
+    rows = [(run.letter, *point) for run, points in lines for point in _thinned(points, room)]
     return {
         "title": title,
         "svgs": svgs,
@@ -406,7 +406,7 @@ def picture(name: str, measure: str, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _gaps(letter: str, points: list[Point]) -> list[str]:
+def _gaps(letter: str, points: list[_Point]) -> list[str]:
     """A sentence on figures that are no numbers; none where all are."""
     bad = [point for point in points if not math.isfinite(point.value)]
     if not bad:
@@ -418,28 +418,28 @@ def _gaps(letter: str, points: list[Point]) -> list[str]:
     ]
 
 
-def _course(run: Run, points: list[Point], key: str) -> str:
+def _course(run: _Run, points: list[_Point], key: str) -> str:
     """From where to where a line goes, in words."""
     found = [point for point in points if math.isfinite(point.value)]
     name = f"{run.letter} ({run.run_id})"
     if not found:
         return f"{name} has no finite figure"
     first, last = (
-        f"{figure(point.value)} at {f'step {point.step}' if key == 'step' else f'{point.minutes:.1f} minutes'}"
+        f"{_figure(point.value)} at {f'step {point.step}' if key == 'step' else f'{point.minutes:.1f} minutes'}"
         for point in (found[0], found[-1])
     )
     return f"{name} is {first}" if len(found) == 1 else f"{name} goes from {first} to {last}"
 
 
-def thinned(points: list[Point], room: int) -> list[Point]:
+def _thinned(points: list[_Point], room: int) -> list[_Point]:
     """At most so many of the points, evenly, with the first and the last."""
     if len(points) <= room:
         return points
     return [points[round(at * (len(points) - 1) / (room - 1))] for at in range(room)]
 
 
-def draw(
-    name: str, sentence: str, across: str, lines: list[tuple[Run, list[tuple[float, float]]]], dots: bool
+def _draw(
+    name: str, sentence: str, across: str, lines: list[tuple[_Run, list[tuple[float, float]]]], dots: bool
 ) -> Markup:
     """A picture as inline SVG, with text as text, colours as CSS variables, and ids of its own.
 
@@ -480,9 +480,9 @@ def draw(
                 *zip(*points),
                 color=RUN.format(run.place),
                 linewidth=2.6 if run.letter == "A" else 1.6,
-                linestyle=(0, DASHES[run.place]) if DASHES[run.place] else "-",
+                linestyle=(0, _DASHES[run.place]) if _DASHES[run.place] else "-",
                 marker="o",
-                markevery=None if dots or len(points) <= FEW else _alone([y for _, y in points]),
+                markevery=None if dots or len(points) <= _FEW else _alone([y for _, y in points]),
                 markersize=5 if run.letter == "A" else 3.6,
                 clip_on=False,
             )
@@ -556,7 +556,7 @@ def _inline(text: str, sentence: str) -> Markup:
 # --- for people
 
 
-def figure(value: Any) -> str:
+def _figure(value: Any) -> str:
     """A loss, with as many digits as tell runs apart."""
     number = _number(value)
     if number is None or not math.isfinite(number):
@@ -570,13 +570,13 @@ def whole(value: Any) -> str:
     return NOTHING if number is None else f"{number:,.0f}".replace(",", "\u202f")
 
 
-def span(value: Any) -> str:
+def _span(value: Any) -> str:
     """Seconds as 0:34 or 1:02:09."""
     number = _number(value)
     return NOTHING if number is None else duration(number)
 
 
-def when(value: Any) -> str:
+def _when(value: Any) -> str:
     """Seconds since the epoch as a date and a time in UTC."""
     try:
         return datetime.fromtimestamp(float(value), timezone.utc).strftime("%Y-%m-%d %H:%M")
@@ -592,12 +592,12 @@ def usd(value: Any) -> str:
 
 def cost(found: Any) -> str:
     """What a run cost, from its manifest or from the last look at it."""
-    return OWN if fact(found, "source") == OWN and not fact(found, "usd") else usd(fact(found, "usd"))
+    return OWN if _fact(found, "source") == OWN and not _fact(found, "usd") else usd(_fact(found, "usd"))
 
 
-def dashes(place: int) -> str:
+def _dashes(place: int) -> str:
     """How a run's line is dashed, for SVG."""
-    return " ".join(map(str, DASHES[place]))
+    return " ".join(map(str, _DASHES[place]))
 
 
 def link(url: Any) -> Optional[str]:
@@ -630,9 +630,10 @@ def _compiled(text: str) -> jinja2.Template:
     """A template, ready to be filled in; that takes longer than to fill it in."""
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {
-        one.__name__: one for one in (figure, whole, span, when, usd, cost, dashes, link, objects, texts, pairs)
+        one.__name__.lstrip("_"): one
+        for one in (_figure, whole, _span, _when, usd, cost, _dashes, link, _objects, _texts, pairs)
     }
-    made.globals |= {"fact": fact, "adapter_loss": store.adapter_loss, "nothing": NOTHING, "own": OWN}
+    made.globals |= {"fact": _fact, "adapter_loss": store.adapter_loss, "nothing": NOTHING, "own": OWN}
     return made.from_string(text)
 
 

@@ -38,7 +38,7 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class _Verdict:
     """What is true of a run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Verdict:
     look: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def judge(found: Evidence) -> Verdict:
+def judge(found: Evidence) -> _Verdict:
     """Conclude what is true of a run from everything that is known of it.
 
     What the trainer's processes and files say comes before what somebody wrote down, and a proof before any word. W&B
@@ -88,7 +88,7 @@ def judge(found: Evidence) -> Verdict:
         detail += f"; W&B says {found.wandb['state']}, which alone decides nothing"
     # A proven adapter stays proven, whatever W&B missed.
     disputed = against or (doubts and state != "verified")
-    return Verdict("disputed" if disputed else state, state, detail, (*against, *doubts), trainer, look)
+    return _Verdict("disputed" if disputed else state, state, detail, (*against, *doubts), trainer, look)
 
 
 def _own_state(found: Evidence, look: dict[str, Any], trainer: Optional[str]) -> tuple[str, str]:
@@ -168,7 +168,7 @@ def _wandb_contradictions(found: Evidence, state: str, look: dict[str, Any]) -> 
     return []
 
 
-def next_step(agent: str, verdict: Verdict) -> str:
+def next_step(agent: str, verdict: _Verdict) -> str:
     """What a user does about a run, in a line; empty where there is nothing to do.
 
     Args:

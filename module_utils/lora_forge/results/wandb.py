@@ -38,19 +38,19 @@ from ansible.module_utils.lora_forge.errors import ForgeError
 KEPT = ("WANDB_BASE_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL")
 # Left to itself the client tries again for hours, and then does not say why. When asked, it is to say why in time. When
 # it uploads it is left to itself: once it gives up on a stream it marks the record as uploaded all the same.
-RETRIES = {"RETRY_MAX": "2", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "2"}
-SHOWN = ("_step", "_timestamp", "_runtime")  # of the client's own keys
-HISTORY_STEPS = 1000  # points are looked for within so many last steps: one page of the server's
-DEPTH = 4  # folders deep, records are looked for: adapters/<agent>/<run_id>/wandb/<record>
-SHORTEST = 8  # characters of anything that could be a key
-SAID = 200  # characters of what W&B, or its client, said
+_RETRIES = {"RETRY_MAX": "2", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "2"}
+_SHOWN = ("_step", "_timestamp", "_runtime")  # of the client's own keys
+_HISTORY_STEPS = 1000  # points are looked for within so many last steps: one page of the server's
+_DEPTH = 4  # folders deep, records are looked for: adapters/<agent>/<run_id>/wandb/<record>
+_SHORTEST = 8  # characters of anything that could be a key
+_SAID = 200  # characters of what W&B, or its client, said
 ASKING = 20  # seconds that a sync leaves for its questions
 
-Entry = dict[str, Any]
+_Entry = dict[str, Any]
 Error = dict[str, str]
 
 
-def entry(asked: str, **known: Any) -> Entry:
+def entry(asked: str, **known: Any) -> _Entry:
     """A run of which nothing is known but what is given."""
     unknown = dict.fromkeys(("id", "name", "path", "state", "heartbeat_at", "heartbeat_age", "step", "url", "error"))
     return {"asked": asked, **unknown, "summary": {}, "history": [], "system": {}, "tags": [], "config": {}, **known}
@@ -68,9 +68,9 @@ def problem(kind: str, where: str, said: str = "", key: str = "") -> Error:
         said: What W&B, or its client, said.
         key: Taken out of it, should it be there.
     """
-    said = " ".join(scrubbed(said, key).split()).rpartition("while retrying: ")[2]
+    said = " ".join(_scrubbed(said, key).split()).rpartition("while retrying: ")[2]
     said = re.sub(r"^Failed to verify credentials with \S+: ", "", said)
-    said = f" ({said[:SAID]}…)" if len(said) > SAID else f" ({said})" if said else ""
+    said = f" ({said[:_SAID]}…)" if len(said) > _SAID else f" ({said})" if said else ""
     new_key = "in W&B's user settings, and: export WANDB_API_KEY=…"
     words = {
         "no_key": f"no key for {where}: WANDB_API_KEY is not set. Make one {new_key}",
@@ -86,7 +86,7 @@ def problem(kind: str, where: str, said: str = "", key: str = "") -> Error:
     return {"kind": kind, "msg": f"W&B: {words[kind]}"}
 
 
-def kind_of(said: str) -> str:
+def _kind_of(said: str) -> str:
     """The kind of an error, by the client's words (it has no other way to tell)."""
     for kind, pattern in (
         ("bad_key", r"\b401\b|\b403\b|not logged in|API key must|API key invalid|permission denied"),
@@ -103,7 +103,7 @@ def kind_of(said: str) -> str:
 # --- the client's processes ----------------------------------------------------------------------------------------
 
 
-def package() -> pathlib.Path:
+def _package() -> pathlib.Path:
     """Where the client is installed.
 
     Raises:
@@ -180,7 +180,7 @@ def ask(
         entity and base_url as they were used; runs, one :func:`entry` for each that was asked; error: None, or kind
         and msg of what is wrong.
     """
-    key, base_url = given_key(key), base_url or os.environ.get("WANDB_BASE_URL", "")
+    key, base_url = _given_key(key), base_url or os.environ.get("WANDB_BASE_URL", "")
     found: dict[str, Any] = {"entity": entity, "base_url": base_url, "error": None}
     found["runs"] = [entry(name) for name in asked]
     if key:
@@ -193,18 +193,18 @@ def ask(
         found["error"] = problem("run_not_found", where)
     for run in missing:
         run["error"] = found["error"]
-    return scrubbed(found, key)
+    return _scrubbed(found, key)
 
 
 def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
     """Add what a child process learns of W&B within the question's time."""
-    package()
+    _package()
     timeout = question[4]
     deadline = time.monotonic() + timeout
     fork = multiprocessing.get_context("fork")  # a module has no file that another interpreter could import
     with home() as folder:
         receiver, sender = fork.Pipe(duplex=False)
-        retries = {f"WANDB__GRAPHQL_{name}": value for name, value in RETRIES.items()}
+        retries = {f"WANDB__GRAPHQL_{name}": value for name, value in _RETRIES.items()}
         env = environment(folder, found["base_url"]) | retries
         process = fork.Process(target=_child, args=(sender, env, *question), daemon=True)
         process.start()
@@ -261,7 +261,7 @@ def _answers(
             return
         where = f"{base_url}, {entity}/{project}"
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            clock = pool.submit(ahead, base_url)
+            clock = pool.submit(_ahead, base_url)
             either = [{"name": {"$in": asked}}, {"displayName": {"$in": asked}}]
             listed = api.runs(f"{entity}/{project}", {"$or": either}, order="-created_at", per_page=100, lazy=False)
             by_name: dict[str, Any] = {}
@@ -276,10 +276,10 @@ def _answers(
                     one["history"] = points
                 yield {"runs": entries}
     except Exception as error:
-        yield {"error": problem(kind_of(str(error)), where, str(error), key)}
+        yield {"error": problem(_kind_of(str(error)), where, str(error), key)}
 
 
-def _seen(run: Any, asked: str, now: float) -> Entry:
+def _seen(run: Any, asked: str, now: float) -> _Entry:
     """A run of the public API as an entry; now is the server's."""
     beat = moment(run.heartbeat_at)
     summary = plain(run.summary_metrics or {})
@@ -296,7 +296,7 @@ def _seen(run: Any, asked: str, now: float) -> Entry:
         step=int(max(reached)) if reached else None,  # the one or the other may come from a cache
         summary=shown(summary),
         url=run.url,
-        system=system(run.system_metrics or {}),
+        system=_system(run.system_metrics or {}),
         tags=list(run.tags or []),
         config=plain(run.config or {}),
     )
@@ -306,11 +306,11 @@ def _last(run: Any, count: int) -> list[dict[str, Any]]:
     if run is None:
         return []
     last = (run.history_keys or {}).get("lastStep") or 0
-    points = run.scan_history(min_step=max(0, int(last) + 1 - HISTORY_STEPS), page_size=HISTORY_STEPS)
+    points = run.scan_history(min_step=max(0, int(last) + 1 - _HISTORY_STEPS), page_size=_HISTORY_STEPS)
     return [shown(plain(point)) for point in points][-count:]
 
 
-def ahead(base_url: str) -> float:
+def _ahead(base_url: str) -> float:
     """By how many seconds the server's clock is ahead of this one, by the Date of an answer; 0 where it tells none."""
     try:
         with urllib.request.urlopen(urllib.request.Request(base_url, method="HEAD"), timeout=5) as answer:
@@ -339,10 +339,10 @@ def plain(value: Any) -> Any:
 
 def shown(values: dict[str, Any]) -> dict[str, Any]:
     """Metrics without the client's own, but with its step and times."""
-    return {key: value for key, value in values.items() if not key.startswith("_") or key in SHOWN}
+    return {key: value for key, value in values.items() if not key.startswith("_") or key in _SHOWN}
 
 
-def system(values: dict[str, Any]) -> dict[str, Any]:
+def _system(values: dict[str, Any]) -> dict[str, Any]:
     """Figures of the machine; the server's have a word in front."""
     return {key.removeprefix("system."): plain(value) for key, value in values.items() if not key.startswith("_")}
 
@@ -368,18 +368,18 @@ def server_of(url: str) -> str:
     return "wandb.ai" if host in ("api.wandb.ai", "www.wandb.ai") else host
 
 
-def given_key(key: str) -> str:
+def _given_key(key: str) -> str:
     """The key as it was given, or else that of the environment."""
     return (key or os.environ.get("WANDB_API_KEY", "")).strip()
 
 
-def scrubbed(value: Any, key: str) -> Any:
+def _scrubbed(value: Any, key: str) -> Any:
     """A value without the key, wherever it may have got to; what is shorter than any key is left alone."""
     if isinstance(value, dict):
-        return {scrubbed(name, key): scrubbed(one, key) for name, one in value.items()}
+        return {_scrubbed(name, key): _scrubbed(one, key) for name, one in value.items()}
     if isinstance(value, list):
-        return [scrubbed(one, key) for one in value]
-    if not isinstance(value, str) or len(key) < SHORTEST:
+        return [_scrubbed(one, key) for one in value]
+    if not isinstance(value, str) or len(key) < _SHORTEST:
         return value
     sent = base64.b64encode(f"api:{key}".encode()).decode()  # as it goes over the wire
     return value.replace(key, "<key>").replace(sent, "<key>")
@@ -388,7 +388,7 @@ def scrubbed(value: Any, key: str) -> Any:
 # --- records -------------------------------------------------------------------------------------------------------
 
 
-def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The records below a folder, by their folders' names, which begin with the time; the link latest-run is none.
 
     Raises:
@@ -400,7 +400,7 @@ def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     def linked(file: pathlib.Path) -> bool:
         return any((folder / part).is_symlink() for part in file.relative_to(folder).parents if part.name)
 
-    found = [file for depth in range(DEPTH + 1) for file in folder.glob("*/" * depth + "run-*.wandb")]
+    found = [file for depth in range(_DEPTH + 1) for file in folder.glob("*/" * depth + "run-*.wandb")]
     whole = itertools.filterfalse(linked, found)
     return sorted(whole, key=lambda file: (file.parent.name.removeprefix("offline-"), str(file)))
 
@@ -421,17 +421,17 @@ def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[st
     Raises:
         ForgeError: The folder is not there.
     """
-    files = record_files(folder)
+    files = _record_files(folder)
     with home() as scratch, concurrent.futures.ThreadPoolExecutor(2) as pool:
         env, deadline = environment(scratch), time.monotonic() + timeout
         runs = list(pool.map(lambda file: _record(file, env, deadline, history), files))
     return {"runs": runs, "error": next((run["error"] for run in runs if run["error"]), None)}
 
 
-def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: int) -> Entry:
+def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: int) -> _Entry:
     def inspect(*flags: str) -> str:
         # What `wandb leet inspect` starts; that itself takes two seconds of CPU before it gets there.
-        command = [str(package() / "bin/wandb-core"), "leet", "inspect", "--no-observability", *flags, "--json"]
+        command = [str(_package() / "bin/wandb-core"), "leet", "inspect", "--no-observability", *flags, "--json"]
         path = file.absolute()
         command += ["--run-file", str(path), str(path.parent.parent)]
         status, said, complained = run(command, env, deadline - time.monotonic())
@@ -439,7 +439,7 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
             raise _Unread("timeout" if status is None else "answer", complained)
         return said
 
-    known: Entry = entry(str(file.parent), synced=file.with_suffix(".wandb.synced").exists())
+    known: _Entry = entry(str(file.parent), synced=file.with_suffix(".wandb.synced").exists())
     try:
         told = json.loads(inspect("--summary"))
         records = [json.loads(line) for line in inspect().splitlines()]
@@ -460,7 +460,7 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
         "step": told["step"],
         "summary": shown(plain(told["summary"])),
         "history": points[-history:] if history else [],
-        "system": {name: value for item in figures for name, value in system(item).items()},
+        "system": {name: value for item in figures for name, value in _system(item).items()},
         "tags": told["tags"],
         "config": plain(told["config"]),
     }
@@ -504,7 +504,7 @@ def sync(
     Raises:
         ForgeError: The folder is not there.
     """
-    key, deadline = given_key(key), time.monotonic() + timeout
+    key, deadline = _given_key(key), time.monotonic() + timeout
     local = read(folder, timeout)
     records = [run for run in local["runs"] if run["id"]]  # one that ended before its first word was written is empty
     if not records:
@@ -512,7 +512,7 @@ def sync(
     there, error = _there(records, entity, base_url, key, deadline)
     left_out = [run["asked"] for run in records if _passed(there, run)]
     waiting = [run for run in records if not _has(there, run)]
-    done: list[Entry] = []
+    done: list[_Entry] = []
     if not waiting:
         error = None  # W&B was asked for the URL only
     elif check and not error:
@@ -528,21 +528,21 @@ def sync(
             error = None
         elif not error:
             said = said or "the client did not say why it uploaded nothing"
-            error = problem(kind_of(said), f"the upload of {', '.join(left)}", said, key)
+            error = problem(_kind_of(said), f"the upload of {', '.join(left)}", said, key)
     newest = there.get(records[-1]["id"]) or {}
     found = {"changed": bool(done), "synced": [run["asked"] for run in done], "url": newest.get("url") or ""}
-    return scrubbed({**found, "left_out": left_out, "error": error or local["error"]}, key)
+    return _scrubbed({**found, "left_out": left_out, "error": error or local["error"]}, key)
 
 
 def _there(
-    records: list[Entry], entity: str, base_url: str, key: str, deadline: float
-) -> tuple[dict[str, Entry], Optional[Error]]:
+    records: list[_Entry], entity: str, base_url: str, key: str, deadline: float
+) -> tuple[dict[str, _Entry], Optional[Error]]:
     """What W&B has of the runs, by id; a run or a project that is not there yet is no error."""
 
-    def place(record: Entry) -> list[str]:
+    def place(record: _Entry) -> list[str]:
         return ["", "", *record["path"].split("/")[:-1]][-2:]
 
-    found: dict[str, Entry] = {}
+    found: dict[str, _Entry] = {}
     for (owner, project), group in itertools.groupby(sorted(records, key=place), key=place):
         ids = sorted({record["id"] for record in group})
         left = max(1.0, min(ASKING, deadline - time.monotonic()))
@@ -553,7 +553,7 @@ def _there(
     return found, None
 
 
-def _has(there: dict[str, Entry], record: Entry) -> bool:
+def _has(there: dict[str, _Entry], record: _Entry) -> bool:
     """Whether W&B has a record: by the client's mark, or as the run has ended there, no earlier than the record."""
     run = there.get(record["id"])
     if record["synced"] or not run:
@@ -562,22 +562,22 @@ def _has(there: dict[str, Entry], record: Entry) -> bool:
     return run["state"] in ("finished", "failed") and last[0] >= last[1]
 
 
-def _passed(there: dict[str, Entry], record: Entry) -> bool:
+def _passed(there: dict[str, _Entry], record: _Entry) -> bool:
     """Whether a record was made offline and never uploaded, while its run went on, and ended, at W&B."""
     return pathlib.Path(record["asked"]).name.startswith("offline-") and not record["synced"] and _has(there, record)
 
 
-def _mark(record: Entry) -> None:
+def _mark(record: _Entry) -> None:
     """Leave the client's mark on a record that was uploaded; it leaves none on one that was cut off."""
     for file in pathlib.Path(record["asked"]).glob("*.wandb"):
         file.with_suffix(".wandb.synced").touch()
 
 
-def _marked(record: Entry) -> bool:
+def _marked(record: _Entry) -> bool:
     return any(pathlib.Path(record["asked"]).glob("*.wandb.synced"))
 
 
-def _upload(records: list[Entry], entity: str, base_url: str, key: str, deadline: float) -> str:
+def _upload(records: list[_Entry], entity: str, base_url: str, key: str, deadline: float) -> str:
     """Upload records; returns what the client complained of. Its exit status says nothing: it is 0 for a wrong key."""
     with home() as folder:
         paths = [str(pathlib.Path(run["asked"]).absolute()) for run in records]

@@ -19,10 +19,10 @@ from typing import Callable, Optional
 
 from ansible.module_utils.lora_forge.errors import ForgeError
 
-BACKENDS = ("systemd", "tmux", "process")
+_BACKENDS = ("systemd", "tmux", "process")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
 
-UNIT = """\
+_UNIT = """\
 [Unit]
 Description=lora-forge run {run_id}
 After=network-online.target
@@ -73,7 +73,7 @@ class Choice:
     word: str
 
 
-Runner = Callable[[list[str]], "tuple[int, str]"]
+_Runner = Callable[[list[str]], "tuple[int, str]"]
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
@@ -86,7 +86,7 @@ def run_command(command: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout.strip()
 
 
-def look(run: Optional[Runner] = None) -> Host:
+def look(run: Optional[_Runner] = None) -> Host:
     """Find out what this host offers.
 
     Args:
@@ -110,7 +110,7 @@ def choose(wanted: str, host: Host) -> Choice:
     """Pick the backend.
 
     Args:
-        wanted: ``auto`` or one of :data:`BACKENDS`.
+        wanted: ``auto`` or one of :data:`_BACKENDS`.
         host: What the host offers.
 
     Raises:
@@ -129,8 +129,8 @@ def choose(wanted: str, host: Host) -> Choice:
         return Choice("systemd", scope, "resumes by itself after a reboot")
     if wanted == "tmux" and not host.tmux:
         raise ForgeError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
-    if wanted not in BACKENDS:
-        raise ForgeError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(BACKENDS)}")
+    if wanted not in _BACKENDS:
+        raise ForgeError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(_BACKENDS)}")
     word = "does not resume by itself after a reboot; the same command resumes it"
     return Choice(wanted, "", f"{word}; {linger}" if host.systemd and not can_systemd else word)
 
@@ -145,7 +145,7 @@ def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, 
         stop_timeout: Seconds the trainer has for its checkpoint.
         user: The account to run as in a system unit; None in a user unit.
     """
-    return UNIT.format(
+    return _UNIT.format(
         run_id=run_id,
         command=" ".join(
             '"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") + '"'
@@ -158,19 +158,19 @@ def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, 
     )
 
 
-def _checked(run: Runner, command: list[str]) -> None:
+def _checked(run: _Runner, command: list[str]) -> None:
     code, text = run(command)
     if code:
         raise ForgeError(f"«{shlex.join(command)}» failed with {code}: {text}")
 
 
-def unit_path(run_id: str, scope: str) -> pathlib.Path:
+def _unit_path(run_id: str, scope: str) -> pathlib.Path:
     """Where the unit of a run lies."""
     folder = SYSTEM_UNITS if scope == "system" else pathlib.Path.home() / ".config/systemd/user"
     return folder / f"lora-forge-{run_id}.service"
 
 
-def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int, run: Runner = run_command) -> str:
+def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
     """Start the supervisor of a run, detached from this process and its connection.
 
     Args:
@@ -188,7 +188,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     """
     command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
     if choice.backend == "systemd":
-        path = unit_path(run_id, choice.scope)
+        path = _unit_path(run_id, choice.scope)
         text = unit_text(
             run_id, command, str(run_dir), stop_timeout, getpass.getuser() if choice.scope == "system" else None
         )
@@ -214,11 +214,11 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     return f"tail -f {run_dir}/supervisor.log"
 
 
-def forget(run_id: str, run: Runner = run_command) -> bool:
+def forget(run_id: str, run: _Runner = run_command) -> bool:
     """Remove the unit of a run, in either scope; True when there was one."""
     removed = False
     for scope in ("system", "user"):
-        path = unit_path(run_id, scope)
+        path = _unit_path(run_id, scope)
         if path.exists():
             systemctl = _systemctl(scope)
             _checked(run, [*systemctl, "disable", path.name])

@@ -17,12 +17,12 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import ForgeError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # the weights that transformers loads
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-START_TIMEOUT = 20.0  # seconds for a fetch to say its first word
-MARK_STEPS = 20  # progress counts as news in steps of 1/20: five percent
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_START_TIMEOUT = 20.0  # seconds for a fetch to say its first word
+_MARK_STEPS = 20  # progress counts as news in steps of 1/20: five percent
 
 
-def is_local(model: str) -> bool:
+def _is_local(model: str) -> bool:
     """Whether a base model is a folder on the trainer and not a model of the hub."""
     return model.startswith("/")
 
@@ -54,7 +54,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
     Raises:
         ForgeError: A folder that is no base model.
     """
-    if is_local(model):
+    if _is_local(model):
         folder = pathlib.Path(model).resolve()
         size = local_size(folder)
         return _marked({"state": "present", "folder": str(folder), "bytes": size, "total_bytes": size})
@@ -76,7 +76,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
 
 def _marked(known: dict[str, Any]) -> dict[str, Any]:
     found = {"folder": "", "bytes": 0, "total_bytes": 0, "bytes_per_second": None, "error": "", **known}
-    step = found["bytes"] * MARK_STEPS // found["total_bytes"] if found["total_bytes"] else "-"
+    step = found["bytes"] * _MARK_STEPS // found["total_bytes"] if found["total_bytes"] else "-"
     return {**found, "mark": f"{found['state']}:{step}"}
 
 
@@ -89,7 +89,7 @@ def local_size(folder: pathlib.Path) -> int:
     if not folder.is_dir():
         raise ForgeError(f"the base model {folder} is no folder on this trainer. Put it there, or name one of the hub.")
     lacking = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in TOKENIZERS) and not any(folder.glob("*.tiktoken")):
+    if not any((folder / name).is_file() for name in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
         lacking.append("a tokenizer (tokenizer.json, tokenizer.model or the like)")
     weights = [SINGLE]
     if (folder / INDEX).is_file():
@@ -162,7 +162,7 @@ def _start(folder: pathlib.Path, python: str, program: str, token: str) -> None:
             stderr=log,
             start_new_session=True,  # it outlives this connection
         )
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         ended = process.poll() is not None  # before the look: it may come to its end between the two
         if rundir.read_json(folder / "status.json").get("process") != before:

@@ -13,14 +13,14 @@ from typing import NamedTuple, Optional
 VERSIONS = ("3.12", "3.13", "3.14")  # what the trainers' locks are for, the one that uv fetches first
 PROBE_TIMEOUT = 20  # seconds for an interpreter to say what it is
 # A virtual environment's answers for the interpreter that it was made from. A build without the GIL takes other wheels.
-PROBE = (
+_PROBE = (
     "import platform, sys, sysconfig;"
     "print(platform.python_implementation(), platform.python_version(),"
     " 'free-threaded' if sysconfig.get_config_var('Py_GIL_DISABLED') else 'usual',"
     " getattr(sys, '_base_executable', '') or sys.executable)"
 )
 # Distributions whose own package python3 is new enough, from a release on.
-PACKAGED = {"debian": 13.0, "ubuntu": 24.04, "fedora": 39.0}
+_PACKAGED = {"debian": 13.0, "ubuntu": 24.04, "fedora": 39.0}
 
 
 class Found(NamedTuple):
@@ -33,7 +33,7 @@ class Found(NamedTuple):
         return f"CPython {self.version} ({self.path})"
 
 
-def candidates(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Iterator[str]:
+def _candidates(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Iterator[str]:
     """Where an interpreter may be, the likeliest first: PATH, what uv fetched, and pyenv's folder.
 
     pyenv puts scripts on PATH that end with an error unless a version is chosen, so its folder is looked into as well.
@@ -71,7 +71,7 @@ def probe(path: str, versions: Sequence[str]) -> Optional[Found]:
         return None
     try:
         done = subprocess.run(
-            [path, "-I", "-c", PROBE],
+            [path, "-I", "-c", _PROBE],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -88,9 +88,9 @@ def probe(path: str, versions: Sequence[str]) -> Optional[Found]:
 
 
 def find(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Optional[Found]:
-    """The first interpreter that will do; arguments are those of :func:`candidates`."""
+    """The first interpreter that will do; arguments are those of :func:`_candidates`."""
     seen = set()
-    for path in candidates(versions, root, environ):
+    for path in _candidates(versions, root, environ):
         real = os.path.realpath(path)
         if real not in seen:
             if os.path.basename(real).startswith("python"):  # or else a shim, which goes by the name it is called by
@@ -109,7 +109,7 @@ def advice(release: str) -> str:
     """
     known = dict(re.findall(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', release, re.MULTILINE))
     name, number = known.get("ID", ""), re.match(r"\d+(\.\d+)?", known.get("VERSION_ID", ""))
-    if name in PACKAGED and (number is None or float(number.group()) >= PACKAGED[name]):  # Debian sid has no number
+    if name in _PACKAGED and (number is None or float(number.group()) >= _PACKAGED[name]):  # Debian sid has no number
         return f"Install it: {'dnf' if name == 'fedora' else 'apt-get'} install python3"
     here = f"{name} {known.get('VERSION_ID', '')}".strip() or "this system"
     return (

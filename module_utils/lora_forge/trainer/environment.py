@@ -20,13 +20,13 @@ from ansible.module_utils.lora_forge.trainer import cpython
 
 # Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
 IMAGE = pathlib.Path("/opt/lora-forge")
-NAME = re.compile(r"([\w-]+-)?[0-9a-f]{16}")  # of an environment: what key() makes, and what it made earlier
+_NAME = re.compile(r"([\w-]+-)?[0-9a-f]{16}")  # of an environment: what key() makes, and what it made earlier
 COMPLETE = ".complete"  # written last; an environment cannot be renamed, so it is built in place
 # What uv says where PyTorch's index cannot be reached, or a folder of wheels has no such build, or not for this Python.
-TORCH = re.compile(r"download[\w-]*\.pytorch\.org|no version of torch(vision)?==|torch(vision)?==\S+ has no wheels")
+_TORCH = re.compile(r"download[\w-]*\.pytorch\.org|no version of torch(vision)?==|torch(vision)?==\S+ has no wheels")
 # What an environment takes on disk, by its lock, on x86_64. trainer-cuda was measured with CPython 3.12 and 3.13;
 # trainer-cpu is that without CUDA's libraries and with a smaller torch.
-GIGABYTES = {"trainer-cuda": 7.5, "trainer-cpu": 3.7}
+_GIGABYTES = {"trainer-cuda": 7.5, "trainer-cpu": 3.7}
 LOCK_TIMEOUT = 1800  # seconds to wait for another controller that builds the same environment
 
 
@@ -249,7 +249,7 @@ def _room(home: pathlib.Path, lock: pathlib.Path, uv: str) -> None:
         command = [uv, "pip", "install", "--offline", "--dry-run", "--no-deps", *python, f"torch=={torch.group(1)}"]
         if "Would download" not in _uv(command, ""):
             return
-    needed = GIGABYTES.get(lock.stem, 0.0)
+    needed = _GIGABYTES.get(lock.stem, 0.0)
     cache = pathlib.Path(_uv([uv, "cache", "dir"], "uv has no cache").strip())
     cache = next((path for path in (cache, *cache.parents) if path.exists()), cache)
     for place in (home, *([] if os.stat(home).st_dev == os.stat(cache).st_dev else [cache])):
@@ -297,7 +297,7 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
         text = done.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
-        raise (TorchUnreachableError if TORCH.search(text) else ForgeError)(f"{failure}. uv says: {text[-1500:]}")
+        raise (TorchUnreachableError if _TORCH.search(text) else ForgeError)(f"{failure}. uv says: {text[-1500:]}")
     return done.stdout
 
 
@@ -354,7 +354,7 @@ def unnamed(root: pathlib.Path, named: Sequence[str]) -> list[dict[str, Any]]:
     users = _users(root)
     found = []
     for home in sorted((root / "env").glob("*")):
-        if not NAME.fullmatch(home.name) or home.name in named or os.path.realpath(home) in linked:
+        if not _NAME.fullmatch(home.name) or home.name in named or os.path.realpath(home) in linked:
             continue
         used = _used(home, users)
         with contextlib.suppress(BlockingIOError), _locked(home):

@@ -47,14 +47,14 @@ ATTENTION = {
 }
 # The first compute capability with units for bf16 and tf32 (Ampere). Below it torch says that it has bf16, and emulates
 # it (torch.cuda.is_bf16_supported), and transformers refuses to begin with tf32 (TrainingArguments).
-AMPERE = "8.0"
+_AMPERE = "8.0"
 # MiB without which nothing is tried, as CUDA's context alone takes hundreds of them: the floor where the size of the
 # weights is not known.
-LEAST = 1024
-CROWDED = 1024  # MiB that others may hold without a word when it is not known how much a training needs
+_LEAST = 1024
+_CROWDED = 1024  # MiB that others may hold without a word when it is not known how much a training needs
 
 # What nvidia-smi says when it fails, and what that means. The first match decides.
-FAILURES = (
+_FAILURES = (
     (
         "No devices were found",
         "nvidia-smi found no GPU: the driver is there, but this host or container has been given no device. Start "
@@ -84,7 +84,7 @@ def _flag(value: str) -> bool:
 
 
 # nvidia-smi's name -> ours, and how its text is read. What a driver does not know, or a GPU does not have, is None.
-FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "index": ("index", int),
     "uuid": ("uuid", str),
     "name": ("name", str),
@@ -200,7 +200,7 @@ def use(program: str = "nvidia-smi", timeout: float = 5.0) -> list[dict[str, Any
 
 
 def _gpus(program: str, timeout: float) -> list[dict[str, Any]]:
-    names = list(FIELDS)
+    names = list(_FIELDS)
     while True:
         code, text = _ask(program, f"--query-gpu={','.join(names)}", timeout)
         unknown = re.search(r'Field "([^"]+)" is not a valid field', text)
@@ -212,8 +212,8 @@ def _gpus(program: str, timeout: float) -> list[dict[str, Any]]:
     for line in text.splitlines():
         values = [value.strip() for value in line.split(",")]
         if len(values) == len(names) and values[0].isdigit():  # warnings are printed among the rows
-            row: dict[str, Any] = {key: None for key, _ in FIELDS.values()}
-            row.update((FIELDS[name][0], _read(name, value)) for name, value in zip(names, values))
+            row: dict[str, Any] = {key: None for key, _ in _FIELDS.values()}
+            row.update((_FIELDS[name][0], _read(name, value)) for name, value in zip(names, values))
             rows.append(row)
     if not rows:
         raise ForgeError(f"{program} named no GPU. It said: {_short(text)}")
@@ -225,7 +225,7 @@ def _read(name: str, value: str) -> Any:
     if not value or value.startswith("[") or value in ("N/A", "Not Supported"):
         return None
     try:
-        return FIELDS[name][1](value)
+        return _FIELDS[name][1](value)
     except ValueError:
         return None
 
@@ -302,7 +302,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def _check(program: str, code: int, text: str) -> None:
     if code:
-        for words, sentence in FAILURES:
+        for words, sentence in _FAILURES:
             if words in text:
                 raise ForgeError(sentence)
         raise ForgeError(f"{program} failed with exit code {code}. It said: {_short(text)}")
@@ -399,10 +399,10 @@ def _capability_problems(gpu: dict[str, Any], wanted: Wanted) -> list[str]:
     ampere = "or take an Ampere GPU or newer"
     limits = [
         (f"CUDA {wanted.cuda}", floor, "", "Take a newer GPU"),
-        ("bf16", AMPERE if wanted.bf16 else "", "",
+        ("bf16", _AMPERE if wanted.bf16 else "", "",
          f"Set bf16: false and fp16: true for this machine (configs/machines/), {ampere}"),
-        ("tf32", AMPERE if wanted.tf32 else "", "", f"Set tf32: false for this machine (configs/machines/), {ampere}"),
-        ("attn_implementation: sdpa with sample_packing", AMPERE if wanted.varlen else "", "",
+        ("tf32", _AMPERE if wanted.tf32 else "", "", f"Set tf32: false for this machine (configs/machines/), {ampere}"),
+        ("attn_implementation: sdpa with sample_packing", _AMPERE if wanted.varlen else "", "",
          f"Set sdpa_varlen: false for this machine (configs/machines/), {ampere}"),
     ]  # fmt: skip
     for named in wanted.attention:
@@ -448,7 +448,7 @@ def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted)
     usable = _usable(gpu)
     if usable is None:
         return [f"{_name(gpu)}: nvidia-smi does not tell its memory. Reset it or reboot; replace a rented host"]
-    floor = LEAST if wanted.floor_gib is None else wanted.floor_gib * 1024
+    floor = _LEAST if wanted.floor_gib is None else wanted.floor_gib * 1024
     why = "no training fits into less than 1 GiB"
     if wanted.floor_gib is not None:
         why = f"the weights alone take {wanted.floor_gib:.1f} GiB"
@@ -474,7 +474,7 @@ def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -
             "memory, take a larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
         ]
     held, who = _others(gpu, found)
-    if held <= CROWDED if needed is None else usable - held >= needed:
+    if held <= _CROWDED if needed is None else usable - held >= needed:
         return []  # what others hold is little, or leaves enough
     return [
         f"{_name(gpu)}: {who}; {_left(usable, held)}"
@@ -496,7 +496,7 @@ def _others(gpu: dict[str, Any], found: dict[str, Any]) -> tuple[int, str]:
         # That run holds the lane, ours will queue, and then its memory is free.
         hidden = 0
     who = [f"process {one['pid']} ({one['name']}) holds {_mib(one['used_mib'])}" for one in others]
-    if not others or (hidden > CROWDED and all(one["used_mib"] is not None for one in others)):
+    if not others or (hidden > _CROWDED and all(one["used_mib"] is not None for one in others)):
         who.append(f"{hidden} MiB are held by no process that can be seen from here (containers hide those of others)")
     return seen + hidden, "; ".join(who)
 

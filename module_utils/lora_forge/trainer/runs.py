@@ -22,15 +22,15 @@ from ansible.module_utils.lora_forge.trainer import backend, run_state
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
-FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look", "hosts")  # of run.json
+_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look", "hosts")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
-STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
+_STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
 def observe(
-    run_dir: pathlib.Path, since: str = "", stall_timeout: float = 1800, heartbeat_timeout: float = STALE_AFTER
+    run_dir: pathlib.Path, since: str = "", stall_timeout: float = 1800, heartbeat_timeout: float = _STALE_AFTER
 ) -> dict[str, Any]:
     """Everything that can be seen of a run at this moment.
 
@@ -79,7 +79,7 @@ def observe(
         "events": fresh,
         "token": f"{size}:{token}",
         "checkpoint": newest_checkpoint(run_dir),
-        "facts": {key: noted.get(key) for key in FACTS},
+        "facts": {key: noted.get(key) for key in _FACTS},
         "silent_for": silent,
     }
     if state == "failed" and (run_dir / "train.log").exists():

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 
 display = Display()
@@ -42,13 +42,13 @@ class ActionModule(ActionBase):
         try:
             return result | self.collect(self._task.args, task_vars)
         except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
-            flaw = transfer.no_answer(self.host, str(error))
+            flaw = transfer.connection_error(self.host, str(error))
             return result | {"failed": True, "msg": flaw, "step": "fetch", "problems": []}
 
     def collect(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """The steps; the first one that fails is the answer."""
         run, observed, output = args["plan"], args["observed"], pathlib.Path(args["output"])
-        base_model = launch.base_model(run, args["root"])
+        base_model = launch.base_model_path(run, args["root"])
         asked = {"run_dir": args["run_dir"], "recipe": {**run["recipe"], "base_model": base_model}}
         facts = self._execute_module("lora_adapter_info", asked, task_vars=task_vars)
         if facts.get("failed"):
@@ -58,7 +58,7 @@ class ActionModule(ActionBase):
         if facts["files"] and not local:
             names = [one["path"] for one in facts["files"]]
             fetch = {"from": args["run_dir"], "files": names, "to": str(incoming), **args["transfer"]}
-            fetched = call(self, "transfer", fetch, task_vars)
+            fetched = call_action(self, "transfer", fetch, task_vars)
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}
         deliver = {
@@ -74,7 +74,7 @@ class ActionModule(ActionBase):
             "lock_sha256": hashlib.sha256(pathlib.Path(args["lock"]).read_bytes()).hexdigest(),
             **{name: args[name] for name in ("budget", "max_regression", "promote")},
         }
-        made = call(self, "lora_adapter", deliver, task_vars)
+        made = call_action(self, "lora_adapter", deliver, task_vars)
         if not made.get("failed"):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"

@@ -12,7 +12,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge.controller.retry import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration  # noqa: E402
 
 display = Display()
@@ -61,7 +61,7 @@ class ActionModule(ActionBase):
         looking = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
 
         def ask(asked: dict[str, Any]) -> dict[str, Any]:
-            return ride_out(
+            return retry_until_connected(
                 lambda: self._execute_module("base_model", asked, task_vars=task_vars),
                 AnsibleConnectionFailure,
                 timeout,

@@ -14,7 +14,7 @@ from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge.controller.retry import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.logs import OVER  # noqa: E402
 
 display = Display()
@@ -43,7 +43,7 @@ class ActionModule(ActionBase):
         run_id = str(args["run_dir"]).rpartition("/")[2]
         asked = {name: args[name] for name in ("run_dir", "log", "lines")} | {"wait": WAIT if follow else 0}
         while True:
-            seen = ride_out(
+            seen = retry_until_connected(
                 partial(self._execute_module, "training_log", asked, task_vars=task_vars),
                 AnsibleConnectionFailure,
                 float(args["unreachable_timeout"]),

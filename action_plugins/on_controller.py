@@ -17,7 +17,7 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 
 
 def load(name: str) -> Any:
@@ -48,5 +48,5 @@ class ActionModule(ActionBase):
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
         try:
             return result | MODULE.answer(given, self._task.check_mode, **telling)
-        except (ForgeError, OSError) as error:
-            return result | {"failed": True, "msg": sentence(error)}
+        except (UserError, OSError) as error:
+            return result | {"failed": True, "msg": error_message(error)}

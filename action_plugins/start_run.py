@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
@@ -44,7 +44,7 @@ class ActionModule(ActionBase):
         try:
             return result | self.start(self._task.args, task_vars)
         except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
-            return result | {"failed": True, "msg": transfer.no_answer(self.host, str(error))}
+            return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
 
     def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """The steps; the first one that fails is the answer."""
@@ -63,11 +63,11 @@ class ActionModule(ActionBase):
         fetched = runs.newest_checkpoint(kept)
         goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > found["checkpoint"]["step"] else []
         staged = {
-            "files": launch.files(run, checkout, self.axolotl(args, checkout), kept, goes),
+            "files": launch.input_files(run, checkout, self.axolotl(args, checkout), kept, goes),
             "to": root,
             **args["transfer"],
         }
-        sent = call(self, "transfer", staged, task_vars)
+        sent = call_action(self, "transfer", staged, task_vars)
         if sent.get("failed"):
             return sent
         if run["rehearsal"] and not dry:
@@ -76,25 +76,25 @@ class ActionModule(ActionBase):
                 return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {flaw}"}
         hosts = run.get("hosts") or [self.host]
         placed = {"output": args["output"], "run_id": run["run_id"], "trainer": hosts[0], "lane": run.get("lane", 0)}
-        noted = call(self, "run_placement", {**placed, "state": "launched"}, task_vars)
+        noted = call_action(self, "run_placement", {**placed, "state": "launched"}, task_vars)
         if noted.get("failed"):
             return noted
         named = args["lanes"].split(",") if isinstance(args["lanes"], str) else args["lanes"]
-        lane = launch.lane(run, [one for one in named if one], args["gpus"])
+        lane = launch.lane_name(run, [one for one in named if one], args["gpus"])
         meet = {"address": args["address"], "leader": args["leader"], "port": int(args["port"])}
         wait = int(args["timeout"])
-        command = launch.command(run, self.host, args["python"], args["module"], timeout=wait, **meet)
+        command = launch.training_command(run, self.host, args["python"], args["module"], timeout=wait, **meet)
         asked = {
             "run_dir": args["run_dir"],
             "command": command,
             "lane": lane,
             "backend": args["backend"],
-            "environment": launch.environment(lane, root, args["wandb"], args["wandb_server"]),
+            "environment": launch.training_environment(lane, root, args["wandb"], args["wandb_server"]),
             "secrets": args["secrets"],
             "processes": len(hosts) * run.get("gpus", 1),
-            "prepared": launch.prepared(run, root),
+            "prepared": launch.prepared_path(run, root),
             "stop_timeout": args["stop_timeout"],
-            "facts": launch.facts(run, self.host) | {"hosts": hosts},
+            "facts": launch.run_facts(run, self.host) | {"hosts": hosts},
             **({"lane_dir": args["lane_dir"]} if args["lane_dir"] else {}),
         }
         started = self._execute_module("training_run", asked, task_vars=task_vars)
@@ -109,15 +109,15 @@ class ActionModule(ActionBase):
         """The text of axolotl.yml."""
         template = (checkout / "templates/axolotl.yml.j2").read_text(encoding="utf-8")
         # Its own variables alone: for each expression Ansible walks over all that there are.
-        variables = launch.axolotl(args["plan"], args["root"], args["wandb"])
+        variables = launch.template_variables(args["plan"], args["root"], args["wandb"])
         return self._templar.copy_with_new_env(available_variables=variables).template(trust_as_template(template))
 
     def make_tiny_model(self, args: dict[str, Any]) -> str:
         """Make the rehearsal's model unless it is there; returns what went wrong, or nothing."""
         run, root = args["plan"], args["root"]
-        model = launch.base_model(run, root)
+        model = launch.base_model_path(run, root)
         words = [args["python"], f"{root}/{launch.TINY_MODEL}", model]
-        words += [launch.dataset(root, one) for one in run["datasets"]]
+        words += [launch.dataset_path(root, one) for one in run["datasets"]]
         made = self._low_level_execute_command(
             f"test -e {shlex.quote(model)}/config.json || {shlex.join(map(str, words))}"
         )

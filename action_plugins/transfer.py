@@ -17,7 +17,7 @@ from ansible.utils.display import Display
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.errors import ForgeError, sentence  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 
 display = Display()
 
@@ -41,19 +41,19 @@ class ActionModule(ActionBase):
         except (
             AnsibleConnectionFailure
         ) as error:  # the first contact: «unreachable» would pass by whoever notes failures
-            return result | {"failed": True, "msg": transfer.no_answer(self.host, str(error))}
-        except (ForgeError, OSError) as error:
-            return result | {"failed": True, "msg": sentence(error)}
+            return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+        except (UserError, OSError) as error:
+            return result | {"failed": True, "msg": error_message(error)}
 
     def push(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lay the files out, and send what the trainer does not have."""
         dry, to = self._task.check_mode, str(args["to"])
         with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
             tree = pathlib.Path(folder)
-            transfer.lay_out(tree, args["files"])
-            made = self._low_level_execute_command("true" if dry else transfer.prepare(to, args["files"]))
+            transfer.build_tree(tree, args["files"])
+            made = self._low_level_execute_command("true" if dry else transfer.prepare_command(to, args["files"]))
             if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
-                raise ForgeError(transfer.not_writable(self.host, (made["stdout"] or made["stderr"]).strip()))
+                raise UserError(transfer.write_error(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
                 copied = transfer.copy(tree, pathlib.Path(to), dry)
                 return {"changed": bool(copied), "sent": copied, "bytes": 0}
@@ -92,11 +92,11 @@ class ActionModule(ActionBase):
         """Run it; returns what it says.
 
         Raises:
-            ForgeError: It failed.
+            UserError: It failed.
         """
         connection = self._connection
         if connection.transport != "ssh":
-            raise ForgeError(
+            raise UserError(
                 f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)"
             )
         # The very words of Ansible's own connection, with its keys, jumps and shared socket; without sshpass in front,
@@ -109,7 +109,7 @@ class ActionModule(ActionBase):
         try:
             done = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
-            raise ForgeError(transfer.failed(self.host, "rsync is not found on the controller")) from None
+            raise UserError(transfer.transfer_error(self.host, "rsync is not found on the controller")) from None
         if done.returncode:
-            raise ForgeError(transfer.failed(self.host, done.stderr.strip()[-2000:]))
+            raise UserError(transfer.transfer_error(self.host, done.stderr.strip()[-2000:]))
         return done.stdout

@@ -16,8 +16,8 @@ from ansible.utils.display import Display
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
-from ansible.module_utils.lora_forge.controller.retry import ride_out  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
@@ -77,7 +77,7 @@ class ActionModule(ActionBase):
         if kept is not None and newest["step"] > kept and seen["state"] != "finished":
             seen["pull"] = newest
         if seen.get("state") in rundir.FINAL_STATES:
-            noted = call(self, "run_placement", {**args["placement"], "state": seen["state"]}, task_vars)
+            noted = call_action(self, "run_placement", {**args["placement"], "state": seen["state"]}, task_vars)
             # What cannot be noted is told all the same.
             seen["noted"] = noted.get("changed", False) or noted.get("failed", False)
         return result | seen
@@ -100,7 +100,7 @@ class ActionModule(ActionBase):
                 "stall_timeout": args["stall_timeout"],
             }
             try:
-                seen = ride_out(
+                seen = retry_until_connected(
                     partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
                     AnsibleConnectionFailure,
                     float(args["unreachable_timeout"]),
@@ -120,7 +120,7 @@ class ActionModule(ActionBase):
             if seen["state"] in FINAL or seen["state"] == "stalled":
                 return seen | {"failed": True, "msg": self.trouble(args, seen), "changed": False}
             eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
-            breach = costs.breach(budget, time.time(), eta) if budget else ""
+            breach = costs.budget_breach(budget, time.time(), eta) if budget else ""
             if breach:
                 return seen | {"failed": True, "breach": breach, "msg": breach}
             self.renew(agent, budget, eta, task_vars)
@@ -129,7 +129,7 @@ class ActionModule(ActionBase):
 
     def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
-        deadline = costs.renewal(budget, time.time(), eta) if budget else None
+        deadline = costs.renewed_deadline(budget, time.time(), eta) if budget else None
         if deadline is None:
             return
         asked = {"root": budget["root"], "pod": budget["pod"], "deadline": deadline}
@@ -152,7 +152,7 @@ class ActionModule(ActionBase):
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
-        doubt = run_state.doubt(seen["progress"])
+        doubt = run_state.loss_warning(seen["progress"])
         if doubt and not self.doubted:
             display.display(f"  {agent}  {doubt}")
         self.doubted = bool(doubt)

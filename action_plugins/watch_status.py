@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -38,16 +38,16 @@ class ActionModule(ActionBase):
         try:
             while busy and not over.exists():
                 time.sleep(float(args["every"]))
-                rundir.write_json(board / f"{mine}.json", call(self, "trainer_info", args["look"], task_vars))
+                rundir.write_json(board / f"{mine}.json", call_action(self, "trainer_info", args["look"], task_vars))
                 if mine == 0:
                     looks = {name: rundir.read_json(board / f"{at}.json") or old
                              for at, (name, old) in enumerate(looks.items())}  # fmt: skip
                     asked = args["conclude"] | {"looks": looks, "busy": busy}
-                    found = call(self, "training_status", asked, task_vars)
+                    found = call_action(self, "training_status", asked, task_vars)
                     if found.get("failed"):
                         break
                     shown = {name: found[name] for name in ("columns", "rows", "lines")} | {"screen": True}
-                    call(self, "show", shown, task_vars)
+                    call_action(self, "show", shown, task_vars)
                     busy = found["busy"]
         finally:
             if mine == 0:

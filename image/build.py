@@ -20,7 +20,7 @@ import ansible.module_utils
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.lora_forge.errors import ForgeError  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planning import recipe  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import environment, gpu  # noqa: E402
 
@@ -59,7 +59,7 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
         base: The image that it is built on.
 
     Raises:
-        ForgeError: The lock is missing, or does not pin Axolotl and torch.
+        UserError: The lock is missing, or does not pin Axolotl and torch.
     """
     name, _, digest = base.partition("@")
     found = {
@@ -67,8 +67,8 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": name,
         "org.opencontainers.image.base.digest": digest or None,
-        "lora-forge.axolotl": recipe.pinned(lock, "axolotl"),
-        "lora-forge.torch": recipe.pinned(lock, "torch"),
+        "lora-forge.axolotl": recipe.pinned_version(lock, "axolotl"),
+        "lora-forge.torch": recipe.pinned_version(lock, "torch"),
         "lora-forge.cuda": gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) or "none",
         "lora-forge.lock": lock.stem,
         "lora-forge.lock.sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
@@ -80,26 +80,26 @@ def engine() -> str:
     """docker where its daemon answers, or else podman; docker alone says itself what is wrong with it.
 
     Raises:
-        ForgeError: Neither is installed.
+        UserError: Neither is installed.
     """
     there = [program for program in ("docker", "podman") if shutil.which(program)]
     if there[:1] == ["docker"] and subprocess.run(["docker", "info"], capture_output=True).returncode:
         there.reverse()
     if there:
         return there[0]
-    raise ForgeError("neither docker nor podman is installed; one of them builds the image")
+    raise UserError("neither docker nor podman is installed; one of them builds the image")
 
 
 def command(given: argparse.Namespace, options: list[str]) -> list[str]:
     """The command line that builds the image.
 
     Raises:
-        ForgeError: There is no such lock, or nothing that builds.
+        UserError: There is no such lock, or nothing that builds.
     """
     lock = ROOT / "requirements" / f"{given.lock}.txt"
     known = labels(lock, given.base)
     program = given.engine or engine()
-    words = [program, "build", "--tag", given.name or f"lora-forge:{environment.key(lock)}"]
+    words = [program, "build", "--tag", given.name or f"lora-forge:{environment.environment_name(lock)}"]
     if program == "podman":
         words += ["--format", "docker"]  # its own form has no health check
     words += ["--build-arg", f"BASE={given.base}", "--build-arg", f"LOCK={given.lock}"]
@@ -117,7 +117,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     given, options = parser.parse_known_args(arguments)
     try:
         words = command(given, options)
-    except ForgeError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
     built = subprocess.run(words).returncode

@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import environment
 
 TOOLS = pathlib.Path.home() / ".cache/lora-forge"  # uv itself stays in the cache that the build mounts
@@ -49,12 +49,12 @@ def main(arguments: list[str]) -> int:
         environment.sync(TRAINER, locks[0], uv, torch_backend="")
         if step == "begin":
             return 0
-        environment.complete(TRAINER)
+        environment.mark_complete(TRAINER)
         ENVIRONMENTS.mkdir()
-        (ENVIRONMENTS / environment.key(locks[0])).symlink_to(TRAINER)
+        (ENVIRONMENTS / environment.environment_name(locks[0])).symlink_to(TRAINER)
         for lock in locks[1:]:
             environment.ensure(ENVIRONMENTS, lock, uv, python, torch_backend="")
-    except ForgeError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -65,7 +65,7 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.text import nearest
@@ -90,7 +90,7 @@ class InventoryModule(BaseInventoryPlugin):
                 self.find()
             else:
                 display.warning("RUNPOD_API_KEY is not set: which pods are live is not known")
-        except ForgeError as error:
+        except UserError as error:
             raise AnsibleParserError(str(error)) from None
 
     @property
@@ -102,23 +102,23 @@ class InventoryModule(BaseInventoryPlugin):
         """Put the declared pods into the group ``trainers``.
 
         Raises:
-            ForgeError: The file declares none, or an option that the role does not have.
+            UserError: The file declares none, or an option that the role does not have.
         """
         declared, shared = self.get_option("pods"), self.get_option("vars")
         if not declared:
-            raise ForgeError(f"{path}: «pods» names no pod")
+            raise UserError(f"{path}: «pods» names no pod")
         known = yaml.safe_load((ROOT / "roles/pod/meta/argument_specs.yml").read_text(encoding="utf-8"))
         options = known["argument_specs"]["main"]["options"]
         self.inventory.add_group("trainers")
         self.inventory.add_group("pods_live")
         for host, own in declared.items():
             if not isinstance(own or {}, dict):
-                raise ForgeError(f"{path}: {host}: variables are expected, as in «{host}: {{agents: [mayor]}}»")
+                raise UserError(f"{path}: {host}: variables are expected, as in «{host}: {{agents: [mayor]}}»")
             variables = {**shared, **(own or {})}
             for name in variables:
                 if name.startswith("pod_") and name not in options:
                     hint = nearest(name, options)
-                    raise ForgeError(f"{path}: {host}: there is no option {name}{hint}")
+                    raise UserError(f"{path}: {host}: there is no option {name}{hint}")
             self.inventory.add_host(host, group="trainers")
             for name, value in variables.items():
                 self.inventory.set_variable(host, name, value)
@@ -132,7 +132,7 @@ class InventoryModule(BaseInventoryPlugin):
         """Give the pods that are live their addresses.
 
         Raises:
-            ForgeError: RunPod could not be asked.
+            UserError: RunPod could not be asked.
         """
         api = runpod.RunPod(os.environ["RUNPOD_API_KEY"], self.get_option("api_url") or "")
         claims = Claims(self.state_dir, self.get_option("owner"))
@@ -142,12 +142,12 @@ class InventoryModule(BaseInventoryPlugin):
             whose = parse_name(pod["name"])
             if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
                 continue
-            host, reached = whose[1], runpod.address(pod)
+            host, reached = whose[1], runpod.ssh_address(pod)
             self.inventory.add_host(host, group="pods_live")
             facts = {"pod_id": pod["id"], "pod_status": pod["status"], "pod_usd_per_hour": pod.get("cost")}
             if reached:
                 key = self.inventory.get_host(host).vars.get("pod_ssh_key") or self.state_dir / "id_ed25519"
-                door = ssh.Door(self.state_dir / "known_hosts", pathlib.Path(str(key)).expanduser())
-                facts |= ssh.connection(reached, pod["name"], door)
+                access = ssh.SshAccess(self.state_dir / "known_hosts", pathlib.Path(str(key)).expanduser())
+                facts |= ssh.connection_variables(reached, pod["name"], access)
             for name, value in facts.items():
                 self.inventory.set_variable(host, name, value)

@@ -111,7 +111,7 @@ mark:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import base_model
 
 ARGUMENTS = {
@@ -129,14 +129,14 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         if given["python"] and not given["program"]:
             module.fail_json(msg="python is given without program: name fetch_model.py on the trainer")
         wanted = (given["model"], given["revision"], pathlib.Path(given["home"]))
-        changed = bool(given["python"]) and base_model.begin(
+        changed = bool(given["python"]) and base_model.start_fetch(
             *wanted, given["python"], given["program"], given["hf_token"], module.check_mode
         )
-        found = base_model.wait(*wanted, given["since"], given["wait"])
+        found = base_model.wait_for_progress(*wanted, given["since"], given["wait"])
         if found["state"] == "failed" and not (changed and module.check_mode):
             module.fail_json(msg=found["error"], **found)
         module.exit_json(changed=changed, **found)

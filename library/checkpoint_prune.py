@@ -67,7 +67,7 @@ import pathlib
 import shutil
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.trainer import runs
 
 ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "keep": {"type": "int", "default": 2}}
@@ -75,9 +75,9 @@ ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "keep": {"type": "in
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         if module.params["keep"] < 0:
-            raise ForgeError(f"keep is {module.params['keep']}; it must be 0 or more")
+            raise UserError(f"keep is {module.params['keep']}; it must be 0 or more")
         run_dir = pathlib.Path(module.params["run_dir"]).resolve()
         rows, left_alone = runs.prune_plan(run_dir, module.params["keep"])
         going = [row for row in rows if not row["keep"]]

@@ -66,7 +66,7 @@ freed:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import environment
 
 ARGUMENTS = {
@@ -79,9 +79,9 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         root = pathlib.Path(given["root"])
-        found = environment.unnamed(root, given["named"])
+        found = environment.unnamed_environments(root, given["named"])
         for one in found:
             going = given["remove"] and not one["used_by"]
             one["removed"] = going and (module.check_mode or environment.remove(root, pathlib.Path(one["path"])))

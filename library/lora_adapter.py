@@ -122,7 +122,7 @@ import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
 
@@ -151,21 +151,21 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         check_mode: Whether nothing may be written.
 
     Raises:
-        ForgeError: The adapter is not verified.
+        UserError: The adapter is not verified.
     """
     run, run_id = given["run"], given["run"]["run_id"]
     home = pathlib.Path(given["adapters"]) / run["agent"]
     problems = store.run_problems(given["observed"]) + given["delivered"]["problems"]
     if problems:
         found = f"{run_id} is not verified: {'; '.join(problems)}"
-        raise ForgeError(f"{found}. Nothing was promoted; -e fresh=true trains again")
-    known = store.missing(home / run_id) is None
+        raise UserError(f"{found}. Nothing was promoted; -e fresh=true trains again")
+    known = store.integrity_error(home / run_id) is None
     if check_mode:
         return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
     if not known:
         ordered = Claims(pathlib.Path(given["budget"]["claim"]).parents[1]).all() if given["budget"] else []
-        left = claims.unaccounted(ordered, home.parent, time.time())
-        cost = costs.spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
+        left = claims.undelivered_costs(ordered, home.parent, time.time())
+        cost = costs.usd_spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
         manifest = store.manifest(
             run,
             given["observed"],
@@ -187,14 +187,14 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "changed": moved or not known,
         "path": str(home / run_id),
         "promoted": promotion.points_to(home / promotion.LATEST) == run_id,
-        "word": promotion.word(home, run_id),
+        "word": promotion.message(home, run_id),
         "manifest": store.rundir.read_json(home / run_id / store.MANIFEST),
     }
 
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         module.exit_json(**answer(module.params, module.check_mode))
 
 

@@ -86,7 +86,7 @@ import platform
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 
 ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "recipe": {"type": "dict", "required": True}}
 PACKAGES = ("axolotl", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -95,7 +95,7 @@ PACKAGES = ("axolotl", "torch", "transformers", "peft", "bitsandbytes", "acceler
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     run_dir = pathlib.Path(module.params["run_dir"])
-    with reported(module):
+    with report_errors(module):
         facts = store.verify(run_dir / "output", module.params["recipe"])
         versions = {"python": platform.python_version()}
         for name in PACKAGES:
@@ -103,7 +103,7 @@ def main() -> None:
                 versions[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        files = [] if facts["problems"] else store.listing(run_dir)
+        files = [] if facts["problems"] else store.list_files(run_dir)
         module.exit_json(changed=False, files=files, versions=versions, **facts)
 
 

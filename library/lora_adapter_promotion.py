@@ -82,7 +82,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 
 ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
@@ -95,7 +95,7 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     agent, run_id = module.params["agent"], module.params["run_id"]
-    with reported(module):
+    with report_errors(module):
         home = promotion.home_of(pathlib.Path(module.params["adapters"]), agent)
         gate = module.params["max_regression"]
         if gate is None:
@@ -107,7 +107,7 @@ def main() -> None:
         if changed:
             word = f"latest {'would point' if module.check_mode else 'points'} to {run_id}"
         elif run_id and run_id != promoted:
-            word = promotion.word(home, run_id)
+            word = promotion.message(home, run_id)
         elif run_id:
             word = f"latest points to {run_id} already"
         elif rows:

@@ -94,7 +94,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.results import leaderboard, summary
 
 ARGUMENTS = {
@@ -130,22 +130,22 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         if manifest and run.get("variant"):
             continue  # the leader board tells of it
         if manifest:
-            lines += summary.ready(run, manifest, home, promoted, promotion.word(home, run["run_id"]))
+            lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run["run_id"]))
         elif check_mode:
             lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
-        elif given["detached"] and summary.under_way(run, given["launched"], given["failures"]):
+        elif given["detached"] and summary.is_under_way(run, given["launched"], given["failures"]):
             lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
         else:
-            lines += summary.not_ready(run, given["failures"])
+            lines += summary.not_ready_lines(run, given["failures"])
             lacking.append(run["run_id"])
-    lines += summary.tally(given["runs"], lacking)
-    boards = leaderboard.boards(adapters.parent, given["runs"])
+    lines += summary.tally_lines(given["runs"], lacking)
+    boards = leaderboard.leaderboards(adapters.parent, given["runs"])
     return {
         "changed": False,
         "lines": lines,
         "lacking": lacking,
         "columns": leaderboard.COLUMNS if boards else [],
-        "rows": [leaderboard.cells(row) for board in boards.values() for row in board],
+        "rows": [leaderboard.table_row(row) for board in boards.values() for row in board],
         "best": [
             {"agent": agent, "run_id": board[0]["run_id"]}
             for agent, board in boards.items()
@@ -156,7 +156,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         module.exit_json(**answer(module.params, module.check_mode))
 
 

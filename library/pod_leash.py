@@ -72,7 +72,7 @@ leash:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.pods import leash
 
 ARGUMENTS = {
@@ -85,12 +85,12 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         root = pathlib.Path(given["root"]).resolve()
         changed = False
         if given["deadline"] is not None:
             changed = leash.renew(root, given["pod"], given["deadline"], check=module.check_mode)
-        module.exit_json(changed=changed, leash=leash.read(root, given["pod"]))
+        module.exit_json(changed=changed, leash=leash.read_status(root, given["pod"]))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
@@ -109,7 +109,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         module.exit_json(**answer(module.params, module.check_mode))
 
 

@@ -80,7 +80,7 @@ offers:
 import dataclasses
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.pods import costs, runpod
 
 ARGUMENTS = {
@@ -99,10 +99,10 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         catalogues = {cloud: api.gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
-        found = costs.offers(
+        found = costs.find_offers(
             catalogues,
             given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),
             given["gpu_count"],

@@ -244,9 +244,9 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.pods import costs, leash, lifecycle, runpod, ssh
-from ansible.module_utils.lora_forge.pods.claims import Claims, cost, keeps, parse_name
+from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, retention_notice
 
 ARGUMENTS = {
     "host": {"type": "str", "required": True},
@@ -287,28 +287,28 @@ ARGUMENTS = {
 }
 
 
-def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecycle.Wanted:
+def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecycle.PodSpec:
     """What the arguments ask for, checked as far as that goes without ordering.
 
     Raises:
-        ForgeError: Something is missing, or contradicts something else.
+        UserError: Something is missing, or contradicts something else.
     """
     for name, example in (("gpus", "[NVIDIA L40S]"), ("max_usd_per_hour", "1.20"), ("image", "runpod/pytorch:…")):
         if not given[name]:
-            raise ForgeError(f"{given['host']}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
+            raise UserError(f"{given['host']}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
     on_volume = f"{given['root']}/".startswith(f"{given['mount'].rstrip('/')}/")
     if (given["volume"] or given["network_volume"]) and not on_volume:
-        raise ForgeError(
+        raise UserError(
             f"{given['host']}: trainer_root {given['root']} does not lie on the volume, which is mounted at "
             f"{given['mount']}; what is trained would be lost with the container"
         )
     if given["volume"] and given["network_volume"]:
-        raise ForgeError(f"{given['host']}: pod_volume and pod_network_volume exclude each other")
+        raise UserError(f"{given['host']}: pod_volume and pod_network_volume exclude each other")
     centers = given["data_centers"]
     if given["network_volume"]:
         volume = api.volume(given["network_volume"])
         if centers and volume["dataCenter"] not in centers:
-            raise ForgeError(
+            raise UserError(
                 f"{given['host']}: network volume {volume['id']} is in {volume['dataCenter']}, but pod_data_centers "
                 f"holds {', '.join(centers)}; a pod can use a volume of its own data center only"
             )
@@ -319,8 +319,8 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecy
     elif given["volume"]:
         mounts = {"persistent": {"size": given["volume"], "path": given["mount"]}}
     if not given["leash"]:
-        raise ForgeError("leash is not set; name roles/pod/files/leash.py. No pod is ordered without one")
-    args, program = leash.wrap(pathlib.Path(given["leash"]).read_text(encoding="utf-8"), given["start_command"])
+        raise UserError("leash is not set; name roles/pod/files/leash.py. No pod is ordered without one")
+    args, program = leash.wrap_start(pathlib.Path(given["leash"]).read_text(encoding="utf-8"), given["start_command"])
     env = {
         **{name: str(value) for name, value in given["env"].items()},
         "PUBLIC_KEY": public_key,
@@ -334,7 +334,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecy
         for key in ("memory_gib", "memory_floor_gib")
     )
     sizes = [run["estimate"].get("memory_classes") or {} for run in given["runs"]]
-    return lifecycle.Wanted(
+    return lifecycle.PodSpec(
         host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
         count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
         max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=size, floor_gib=floor,
@@ -346,22 +346,22 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> lifecy
     )  # fmt: skip
 
 
-def foretold(host: str, found: dict[str, Any]) -> str:
+def quote(host: str, found: dict[str, Any]) -> str:
     """What would happen, in a sentence, with prices."""
     if found["pod"]:
         claim = found["claim"]
-        until = costs.clock(max(0.0, claim["deadline"] - time.time()) / 3600)
+        until = costs.hours_text(max(0.0, claim["deadline"] - time.time()) / 3600)
         return (
             f"{host} is there: {claim['gpu']} at {claim['usd_per_hour']:.2f} USD/h, "
-            f"{cost(claim, time.time()):.2f} USD so far; its leash ends it in {until}"
+            f"{claim_cost(claim, time.time()):.2f} USD so far; its leash ends it in {until}"
         )
     offer, hours, limit = found["offer"], found["hours"], found["allowance"]
     about = "how long it takes is not known" if hours is None else (
-        f"about {costs.clock(hours)}, {hours * offer.usd_per_hour:.2f} USD (an estimate, not measured)"
+        f"about {costs.hours_text(hours)}, {hours * offer.usd_per_hour:.2f} USD (an estimate, not measured)"
     )  # fmt: skip
     return (
         f"{host} would be {offer.gpu} ({offer.cloud}, stock {offer.stock}) at {offer.usd_per_hour:.2f} USD/h: {about}; "
-        f"its leash ends it after {costs.clock(limit)}, {limit * offer.usd_per_hour:.2f} USD, at the latest"
+        f"its leash ends it after {costs.hours_text(limit)}, {limit * offer.usd_per_hour:.2f} USD, at the latest"
         + (f". {offer.doubt}" if offer.doubt else "")
     )
 
@@ -376,7 +376,7 @@ def view(pod: Any) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         folder = pathlib.Path(given["state_dir"]).absolute()
         claims = Claims(folder, given["owner"])
@@ -389,12 +389,12 @@ def main() -> None:
             key, public = own, "ssh-ed25519 made-with-the-first-pod"
         else:
             key, public = ssh.key_pair(given["ssh_key"], folder)
-        door = ssh.Door(folder / "known_hosts", key)
+        access = ssh.SshAccess(folder / "known_hosts", key)
 
         def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
-            ssh = runpod.address(pod)
+            ssh = runpod.ssh_address(pod)
             try:
-                return door.closed(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
+                return access.unreachable_reason(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
             except runpod.ApiError as error:
                 return f"its log cannot be read yet: {error.status} {error.detail}"
 
@@ -405,7 +405,7 @@ def main() -> None:
             after = found["pod"] or {"status": "RUNNING", "gpu": {"id": found["offer"].gpu},
                                      "cost": found["offer"].usd_per_hour}  # fmt: skip
             module.exit_json(
-                changed=not found["pod"], word=foretold(given["host"], found),
+                changed=not found["pod"], word=quote(given["host"], found),
                 pod=found["pod"], diff={"before": view(found["pod"]), "after": view(after)},
             )  # fmt: skip
         before = claims.open(given["host"])
@@ -413,12 +413,12 @@ def main() -> None:
         claim = found["claim"]
         found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
         if found["phase"] == "ready":
-            found["budget"] = lifecycle.budget(asked, claim, claims, time.time()) | {"root": given["root"]}
-            found["keeps"] = keeps(claim)
-            found["connection"] = ssh.connection(runpod.address(found["pod"]), claim["name"], door)
+            found["budget"] = lifecycle.pod_budget(asked, claim, claims, time.time()) | {"root": given["root"]}
+            found["keeps"] = retention_notice(claim)
+            found["connection"] = ssh.connection_variables(runpod.ssh_address(found["pod"]), claim["name"], access)
             if found["changed"]:
                 found["diff"] = {"before": view(None), "after": view(found["pod"])}
-        module.exit_json(**found, usd=round(cost(claim, time.time()), 4))
+        module.exit_json(**found, usd=round(claim_cost(claim, time.time()), 4))
 
 
 def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str, Any]:
@@ -442,8 +442,8 @@ def leave(module: AnsibleModule, api: runpod.RunPod, claims: Claims) -> dict[str
                 api.release(one["id"])
         if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
-            ssh.Door(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
-    return answer | ({"claim": claim, "usd": round(cost(claim, time.time()), 4)} if claim else {})
+            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
+    return answer | ({"claim": claim, "usd": round(claim_cost(claim, time.time()), 4)} if claim else {})
 
 
 if __name__ == "__main__":

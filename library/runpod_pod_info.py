@@ -81,9 +81,9 @@ import pathlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.pods import runpod
-from ansible.module_utils.lora_forge.pods.claims import FINAL_BILL, Claims, burning, correct
+from ansible.module_utils.lora_forge.pods.claims import FINAL_BILL, Claims, apply_billing, list_account_pods
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},
@@ -98,11 +98,11 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
         known = claims.all()
-        found = burning(api.pods(), known, claims.owner, time.time())
+        found = list_account_pods(api.pods(), known, claims.owner, time.time())
         found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
         corrected = False
         if given["billing"]:
@@ -115,7 +115,7 @@ def main() -> None:
                         if not module.check_mode:
                             claims.write(claim, billed_usd=billed)
             if not module.check_mode:
-                correct(known)
+                apply_billing(known)
         module.exit_json(
             changed=corrected,
             pods=found,

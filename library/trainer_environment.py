@@ -103,7 +103,7 @@ import sys
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.trainer import environment
 
 ARGUMENTS = {
@@ -121,16 +121,16 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         if sys.version_info < (3, 9):  # noqa: UP036 - a trainer may have an older one; here it is told
-            raise ForgeError(f"a trainer needs Python 3.9 or newer for the supervisor; {sys.executable} is older")
+            raise UserError(f"a trainer needs Python 3.9 or newer for the supervisor; {sys.executable} is older")
         root, lock = pathlib.Path(given["root"]), pathlib.Path(given["lock"])
         instead = pathlib.Path(given["instead"]) if given["instead"] else None
         if module.check_mode and not lock.exists():  # it would be staged, and then made
             module.exit_json(changed=True, adopted=False, python="", built_from="", packages=0, seconds=0.0)
         began = time.monotonic()
-        home = root / "env" / environment.key(lock)
-        changed = not environment.present(home)
+        home = root / "env" / environment.environment_name(lock)
+        changed = not environment.is_complete(home)
         adopted = changed and not module.check_mode and environment.adopt(root / "env", lock)
         made = {}
         if changed and not module.check_mode and not adopted:

@@ -61,7 +61,7 @@ silent:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import gpu, runs
 
 ARGUMENTS = {
@@ -73,8 +73,8 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
-        gpus = gpu.use()
+    with report_errors(module):
+        gpus = gpu.gpu_usage()
         found = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"])
         module.exit_json(changed=False, runs=found, gpus=gpus)
 

@@ -89,7 +89,7 @@ more:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import logs
 
 ARGUMENTS = {
@@ -104,9 +104,9 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
-        found = logs.read(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
+        found = logs.read_log(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
         module.exit_json(changed=False, **found)
 
 

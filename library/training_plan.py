@@ -138,7 +138,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError, reported
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planning import fleet, plan, validation, variants
 
 ARGUMENTS = {
@@ -168,19 +168,19 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         say: Tells people what they wait for.
 
     Raises:
-        ForgeError: Anything that is wrong with what is asked for.
+        UserError: Anything that is wrong with what is asked for.
     """
     try:
         lists = ("agents", "members", "groups", "gpu_names")
         trainers = [
-            fleet.Trainer(**one | {key: tuple(fleet.names_of(one.get(key))) for key in lists})
+            fleet.Trainer(**one | {key: tuple(fleet.split_names(one.get(key))) for key in lists})
             for one in given["trainers"]
         ]
     except TypeError as error:
-        raise ForgeError(f"trainers: {error}") from None
+        raise UserError(f"trainers: {error}") from None
     root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
     if not output.is_absolute():
-        raise ForgeError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
+        raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
     os.chdir(root)  # relative paths are meant from the checkout, where commands are run
     made = plan.make(
         root,
@@ -190,7 +190,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         given["recipe"],
         **{key: given[key] for key in ("fresh", "move", "verify")},
         keep=given["keep_axolotl"],
-        variants=[{}] if given["sweep"] is None else variants.expand(given["sweep"]),
+        variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
     )
     unchecked = []
     if given["validate"]:
@@ -202,15 +202,19 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / "plan.json", {"runs": made["runs"]})
         if given["sweep"] is not None:
-            variants.note(output, made["runs"])
-    queues = fleet.queues(made["runs"])
-    warnings = made["warnings"] + unchecked + (fleet.crowded(made["runs"], given["forks"]) if given["forks"] else [])
+            variants.write_sweeps(output, made["runs"])
+    queues = fleet.describe_queues(made["runs"])
+    warnings = (
+        made["warnings"]
+        + unchecked
+        + (fleet.fork_limit_warning(made["runs"], given["forks"]) if given["forks"] else [])
+    )
     return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
 
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         module.exit_json(**answer(module.params, module.check_mode))
 
 

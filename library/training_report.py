@@ -80,7 +80,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.results import report
 
 ARGUMENTS = {
@@ -96,7 +96,7 @@ def main() -> None:
     given = module.params
     output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
     path = pathlib.Path(given["dest"] or output / "report.html").absolute()
-    with reported(module):
+    with report_errors(module):
         facts = report.read(output, given["agents"]) | {"git": store.git_facts(template.parent)}
         page = report.render(template, facts).encode("utf-8", "replace")
         module.exit_json(

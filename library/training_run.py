@@ -105,7 +105,7 @@ word:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import runs
 
 ARGUMENTS = {
@@ -128,7 +128,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True, required_if=[("state", "started", ["command"])])
     given = module.params
     run_dir = pathlib.Path(given["run_dir"]).resolve()
-    with reported(module):
+    with report_errors(module):
         if given["state"] == "stopped":
             module.exit_json(changed=runs.stop(run_dir, given["stop_timeout"], module.check_mode))
         if given["state"] == "absent":

@@ -106,7 +106,7 @@ log_tail:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.trainer import runs
 
 ARGUMENTS = {
@@ -122,7 +122,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     limits = {name: given[name] for name in ("stall_timeout", "heartbeat_timeout")}
-    with reported(module):
+    with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
         found = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
         module.exit_json(changed=False, **found)

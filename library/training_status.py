@@ -101,7 +101,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.pods import claims
 from ansible.module_utils.lora_forge.pods.claims import Claims
@@ -125,15 +125,15 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         check_mode: Whether nothing may be written.
 
     Raises:
-        ForgeError: A name is not known.
+        UserError: A name is not known.
     """
     output, looks = pathlib.Path(given["output"]), given["looks"]
     agents = fleet.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
     ordered = Claims(folder).all() if folder else []
-    costs = claims.shares(ordered, output / "adapters", time.time())
+    costs = claims.cost_by_run(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-    runs = status.gather(output, looks, answers, costs)
+    runs = status.collect_status(output, looks, answers, costs)
     meant = [run for run in runs if not agents or run["agent"] in agents]
     silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
     if not check_mode:
@@ -153,8 +153,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "changed": False,
         "runs": meant,
         "columns": status.COLUMNS,
-        "rows": status.table(meant, silent),
-        "lines": status.words(meant, silent, notes) + leaderboard.words(output, agents),
+        "rows": status.table_rows(meant, silent),
+        "lines": status.status_lines(meant, silent, notes) + leaderboard.summary_lines(output, agents),
         "costs": costs,
         "busy": status.busy(meant, silent, given["busy"]),
     }
@@ -162,7 +162,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    with reported(module):
+    with report_errors(module):
         module.exit_json(**answer(module.params, module.check_mode))
 
 

@@ -122,7 +122,7 @@ kind:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.results import wandb
 
 ARGUMENTS = {
@@ -140,12 +140,12 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True, mutually_exclusive=[("runs", "record")])
     given = module.params
-    with reported(module):
+    with report_errors(module):
         if given["record"]:
             found = wandb.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
         else:
             names = ("entity", "project", "base_url", "timeout", "history")
-            found = wandb.ask(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
+            found = wandb.ask_server(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
         error = found.pop("error")
         if error:
             module.fail_json(**error, **found)

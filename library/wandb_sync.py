@@ -83,7 +83,7 @@ kind:
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.errors import reported
+from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.results import wandb
 
 ARGUMENTS = {
@@ -98,7 +98,7 @@ ARGUMENTS = {
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
-    with reported(module):
+    with report_errors(module):
         found = wandb.sync(
             pathlib.Path(given["path"]),
             given["entity"],

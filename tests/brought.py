@@ -43,7 +43,7 @@ class Brought:
             folder: An empty one.
 
         Raises:
-            ForgeError: The plan refuses it.
+            UserError: The plan refuses it.
         """
         for name in ("configs", "requirements"):
             shutil.copytree(ROOT / name, folder / name)

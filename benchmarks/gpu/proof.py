@@ -88,12 +88,12 @@ class Proof:
 
     def stage(self) -> None:
         """Lay out datasets and run directory as the role ``run`` does, by its own functions."""
-        variables = launch.axolotl(self.plan, str(self.work), "disabled")
+        variables = launch.template_variables(self.plan, str(self.work), "disabled")
         sets = {key: variables[key] for key in ("datasets", "test_datasets") if variables[key]}
         keys = {**variables["recipe"], "base_model": str(self.model), **sets}
-        files = launch.files(self.plan, ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, [])
+        files = launch.input_files(self.plan, ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, [])
         with tempfile.TemporaryDirectory() as tree:
-            transfer.lay_out(pathlib.Path(tree), files)
+            transfer.build_tree(pathlib.Path(tree), files)
             transfer.copy(pathlib.Path(tree), self.work)
 
     def start(self) -> bool:
@@ -105,11 +105,11 @@ class Proof:
             variables["PYTHONPATH"] = os.pathsep.join(kept)
         spec = {
             "run_id": self.plan["run_id"],
-            **launch.facts(self.plan, "here"),
+            **launch.run_facts(self.plan, "here"),
             "command": [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
             "lane": "cpu-proof" if self.tiny else "gpu-proof",
             "lane_dir": str(self.work),
-            "prepared": launch.prepared(self.plan, str(self.work)),
+            "prepared": launch.prepared_path(self.plan, str(self.work)),
             "processes": 1,
             "env": variables,
             "stop_timeout": 120,

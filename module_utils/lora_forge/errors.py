@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class ForgeError(Exception):
+class UserError(Exception):
     """Something a user can put right: says what was found, where, and what to do."""
 
 
-def sentence(error: ForgeError | OSError) -> str:
+def error_message(error: UserError | OSError) -> str:
     """What a user is told of an error."""
-    if isinstance(error, ForgeError):
+    if isinstance(error, UserError):
         return str(error)
     where = f" ({error.filename})" if error.filename else ""
     advice = " Free some space there and run the same command again; nothing that was complete is lost."
@@ -22,7 +22,7 @@ def sentence(error: ForgeError | OSError) -> str:
 
 
 @contextlib.contextmanager
-def reported(module: Any) -> Iterator[None]:
+def report_errors(module: Any) -> Iterator[None]:
     """Turn user errors and failing files into a module failure instead of a traceback.
 
     Args:
@@ -30,5 +30,5 @@ def reported(module: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (ForgeError, OSError) as error:
-        module.fail_json(msg=sentence(error))
+    except (UserError, OSError) as error:
+        module.fail_json(msg=error_message(error))

@@ -154,7 +154,7 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
     return events, offset + len(whole)
 
 
-def surviving(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of the history that counts: what came after the checkpoint a resume started from is taken back."""
     kept: list[dict[str, Any]] = []
     for record in events:
@@ -185,7 +185,7 @@ def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
     write_json(checkpoint / COMPLETE, {"step": step, "files": files})
 
 
-def flaw(checkpoint: pathlib.Path) -> Optional[str]:
+def defect(checkpoint: pathlib.Path) -> Optional[str]:
     """Why a checkpoint is not whole, in words; None when it is."""
     noted = read_json(checkpoint / COMPLETE).get("files")
     if not isinstance(noted, dict) or not noted:
@@ -202,4 +202,4 @@ def flaw(checkpoint: pathlib.Path) -> Optional[str]:
 
 def last_complete(output: pathlib.Path) -> int:
     """The step of the newest whole checkpoint; 0 when there is none."""
-    return max((step for step, path in checkpoints(output) if flaw(path) is None), default=0)
+    return max((step for step, path in checkpoints(output) if defect(path) is None), default=0)

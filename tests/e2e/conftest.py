@@ -199,7 +199,7 @@ def environment() -> pathlib.Path:
     assert done.returncode == 0, done.stdout
     from ansible.module_utils.lora_forge.trainer import environment as made
 
-    return ROOT / ".trainer/env" / made.key(ROOT / "requirements/trainer-cpu.txt") / "bin/python"
+    return ROOT / ".trainer/env" / made.environment_name(ROOT / "requirements/trainer-cpu.txt") / "bin/python"
 
 
 @pytest.fixture

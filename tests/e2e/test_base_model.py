@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import base_model, environment
 from hub import Hub, Model, tiny_model
 
@@ -34,7 +34,7 @@ def hub_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     root, lock = tmp_path_factory.mktemp("hub"), ROOT / "requirements/hub.txt"
     python = environment.interpreter("", True, root.parent)
     environment.ensure(root, lock, str(ROOT / ".venv/bin/uv"), python, "")
-    return str(root / environment.key(lock) / "bin/python")
+    return str(root / environment.environment_name(lock) / "bin/python")
 
 
 class Site:
@@ -56,10 +56,10 @@ class Site:
         return base_model.state_dir(NAME, revision, self.home)
 
     def begin(self, revision: str = "", token: str = "") -> bool:
-        return base_model.begin(NAME, revision, self.home, self.python, str(self.program), token)
+        return base_model.start_fetch(NAME, revision, self.home, self.python, str(self.program), token)
 
     def look(self, revision: str = "") -> dict[str, Any]:
-        return base_model.look(NAME, revision, self.home)
+        return base_model.model_state(NAME, revision, self.home)
 
     def until(self, *states: str, revision: str = "") -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
@@ -287,7 +287,7 @@ def test_a_python_without_huggingface_hub(site: Site) -> None:
 def test_a_python_that_is_broken(site: Site) -> None:
     site.python = "/bin/false"
     with pytest.raises(
-        ForgeError, match=r"the fetch of the base model did not come up \(.*fetch.log\): it says nothing"
+        UserError, match=r"the fetch of the base model did not come up \(.*fetch.log\): it says nothing"
     ):
         site.begin()
 

@@ -57,12 +57,12 @@ class Bench:
         shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", folder)
         if halt:
             (folder / "halt").write_text(str(halt))
-        model = pathlib.Path(launch.base_model(run, str(self.root)))
+        model = pathlib.Path(launch.base_model_path(run, str(self.root)))
         if not model.exists():
             model.parent.mkdir(exist_ok=True)
             tiny = [str(self.python), str(ROOT / "roles/run/files/tiny_model.py"), str(model)]
             subprocess.run([*tiny, *(one["path"] for one in run["datasets"])], check=True, timeout=CONVERGE)
-        given = launch.axolotl(run, str(self.root), "disabled")
+        given = launch.template_variables(run, str(self.root), "disabled")
         for one in (*given["datasets"], *given["test_datasets"]):
             one["path"] = str(self.datasets / pathlib.PurePath(one["path"]).name)
         text = given["recipe"] | {key: given[key] for key in ("datasets", "test_datasets") if given[key]}
@@ -99,7 +99,7 @@ class Bench:
 
 def train(python: pathlib.Path, folders: list[pathlib.Path], **environment: str) -> None:
     """Train in some folders, one after the other, by a process that imports Axolotl once."""
-    told = {**launch.environment("cpu", str(folders[0].parents[1]), "disabled", ""), **environment}
+    told = {**launch.training_environment("cpu", str(folders[0].parents[1]), "disabled", ""), **environment}
     places = ("roles/run/files", "module_utils/lora_forge", "tests/fakes")
     path = os.pathsep.join(str(ROOT / place) for place in places)
     done = subprocess.run(

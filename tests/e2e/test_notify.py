@@ -360,7 +360,7 @@ def test_an_adapter_is_told_of_when_it_is_here_and_when_it_does_not_hold_up(
     desk: Desk, hook: Hook, trained: Any
 ) -> None:
     run_dir = trained("finished")
-    python = desk.root / "env" / environment.key(ROOT / "requirements/trainer-cpu.txt") / "bin/python"
+    python = desk.root / "env" / environment.environment_name(ROOT / "requirements/trainer-cpu.txt") / "bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)

@@ -20,12 +20,12 @@ PATHS = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "ty
 def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[str]:
     """What Axolotl says against each recipe; nothing of one that it takes."""
     asked = [validation.Question({}, one, A100, "") for one in recipes]
-    return ["\n".join(said) for said in validation.ask(environment, ROOT, asked, CONVERGE)["problems"]]
+    return ["\n".join(said) for said in validation.ask_axolotl(environment, ROOT, asked, CONVERGE)["problems"]]
 
 
 def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> None:
     planner = plan.Planner(ROOT, ROOT / "output", {})
-    recipes = [planner.merged(agent, "", "") | PATHS for agent in plan.AGENTS]
+    recipes = [planner.merged_recipe(agent, "", "") | PATHS for agent in plan.AGENTS]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
     misspelt = recipes[0] | {"plugins": ["axolotl.integrations.ligr.LigerPlugin"]}
     *answers, refusal, unknown = validate(environment, [*recipes, wrong, misspelt])
@@ -97,7 +97,7 @@ def test_axolotl_takes_every_machine_class(environment: pathlib.Path) -> None:
     """As a run is given it, with the plugins that its keys need."""
     planner = plan.Planner(ROOT, ROOT / "output", {})
     names = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"))
-    recipes = [recipe.with_plugins(planner.merged("witness", "", name)) | PATHS for name in names]
+    recipes = [recipe.with_plugins(planner.merged_recipe("witness", "", name)) | PATHS for name in names]
     assert dict(zip(names, validate(environment, recipes))) == dict.fromkeys(names, "")
 
 

@@ -133,7 +133,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
         """Whether this very start has trained to a step."""
         events = rundir.read_events(run_dir / "metrics.jsonl")[0]
         begun = sum(event["event"] == "begin" for event in events)
-        return begun == start and any(event.get("step", 0) == step for event in rundir.surviving(events))
+        return begun == start and any(event.get("step", 0) == step for event in rundir.surviving_events(events))
 
     eventually(lambda: at(1, 3), "the first checkpoint, and a step more")
     hold(run_dir, 5)
@@ -214,7 +214,7 @@ def test_environment_cut_off_half_way(tmp_path: pathlib.Path) -> None:
     lock = pathlib.Path(__file__).resolve().parents[2] / "requirements/uv.txt"
     uv = str(pathlib.Path(__file__).resolve().parents[2] / ".venv/bin/uv")
     python = made.interpreter("", True, tmp_path)
-    home = tmp_path / made.key(lock)
+    home = tmp_path / made.environment_name(lock)
     (home / "bin").mkdir(parents=True)
     (home / "bin/python").write_text("cut off")
     assert made.ensure(tmp_path, lock, uv, python, "") is True

@@ -152,7 +152,7 @@ class Hosts:
 
     def start(self) -> None:
         """Start the containers, pin their keys, and wait until they answer."""
-        libraries = pathlib.Path(sh("tests/hosts/shared.sh")) / "env" / environment.key(LOCK) / "lib"
+        libraries = pathlib.Path(sh("tests/hosts/shared.sh")) / "env" / environment.environment_name(LOCK) / "lib"
         image = sh("tests/hosts/image.sh")
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.home / "key"))
         public = (self.home / "key.pub").read_text()
@@ -238,10 +238,10 @@ class Hosts:
         for number in range(self.count if count is None else count):
             for folder in self.disk(number).iterdir():
                 shutil.rmtree(folder, ignore_errors=True)
-            self.furnish(self.root(number) / "env" / environment.key(LOCK))
+            self.furnish(self.root(number) / "env" / environment.environment_name(LOCK))
 
     def furnish(self, home: pathlib.Path) -> None:
-        """Make the environment of a lock, as far as :func:`environment.present` and the trainings ask for it."""
+        """Make the environment of a lock, as far as :func:`environment.is_complete` and the trainings ask for it."""
         (home / "bin").mkdir(parents=True)
         (home / "lib").symlink_to(LIBRARIES)
         (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")

@@ -162,4 +162,4 @@ def starts(run_dir: pathlib.Path) -> list[int]:
 
 def counted_steps(run_dir: pathlib.Path) -> list[int]:
     """The logged steps of the history that counts."""
-    return [event["step"] for event in rundir.surviving(events(run_dir)) if event["event"] == "log"]
+    return [event["step"] for event in rundir.surviving_events(events(run_dir)) if event["event"] == "log"]

@@ -19,10 +19,10 @@ import urllib.parse
 from typing import Any, Callable
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims
-from ansible.module_utils.lora_forge.pods.lifecycle import Pods, Wanted
+from ansible.module_utils.lora_forge.pods.lifecycle import Pods, PodSpec
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.testing import patch_module_args
 from contract import Contract
@@ -31,7 +31,7 @@ CONTRACT = Contract.given()
 KEY = "rpa_HUSH0123456789"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = {"run_id": "witness-1", "rehearsal": True, "recipe": {}, "estimate": {"steps": 12, "memory_gib": 23.8}}
-WANTED = Wanted(
+WANTED = PodSpec(
     host="pod-1", runs=["witness-1"], output="", gpus=["L40S", "A100"], count=1, clouds=["SECURE"],
     max_usd_per_hour=2.0, max_usd=0.0, max_hours=24.0, memory_gib=0.0, min_cuda="13.0", data_centers=[],
     request={"image": "i", "disk": 60, "ports": ["22/tcp"], "env": {"PUBLIC_KEY": "ssh-ed25519 x"}},
@@ -414,7 +414,7 @@ class Rig:
     def fails(self, seconds: float = 0.0, left: int = 0, **changes: Any) -> str:
         """Go on and fail: the sentence. So many pods are left rented then."""
         self.wanted = dataclasses.replace(self.wanted, **changes)
-        with pytest.raises(ForgeError) as caught:
+        with pytest.raises(UserError) as caught:
             self.advance(seconds)
         self.check()
         assert len(self.cloud.live) == left
@@ -454,7 +454,7 @@ class Desk(Rig):
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
         monkeypatch.setattr(lifecycle.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
-        monkeypatch.setattr(ssh.Door.__init__, "__defaults__", (self.program,))
+        monkeypatch.setattr(ssh.SshAccess.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))
         for name in ("RUNPOD_API_URL", "LORA_FORGE_PODS", "LORA_FORGE_OWNER"):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend
 from ansible.module_utils.lora_forge.trainer.backend import Choice
 from lab import eventually, go_on, status, until
@@ -26,7 +26,7 @@ def test_a_real_tmux_session_owns_the_run(lab, tmp_path, monkeypatch):
         look = backend.start(tmux, run.name, run, 10)
         assert look.startswith("tmux attach -t test-tmux-1-")
         until(run, "running")
-        with pytest.raises(ForgeError, match="duplicate session"):
+        with pytest.raises(UserError, match="duplicate session"):
             backend.start(tmux, run.name, run, 10)
         assert backend.start(tmux, other.name, other, 10) != look  # of another checkout
         until(other, "finished")

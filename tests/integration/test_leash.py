@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import leash as outside
 from ansible.module_utils.lora_forge.pods.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
@@ -626,7 +626,7 @@ def test_a_real_leash_ends_its_pod(pod, runpod, started):
     eventually(lambda: "RunPod ends this pod" in log())
     assert runpod.requests == [TERMINATE]
     eventually(lambda: pod.word().get("word") == "RunPod ends this pod (204 No Content)")
-    assert outside.read(pod.root, POD)["alive"]
+    assert outside.read_status(pod.root, POD)["alive"]
     assert process.poll() is None  # as long as the pod is there
     assert "Traceback" not in log()
     assert KEY not in log()
@@ -660,7 +660,7 @@ def test_the_leash_starts_again_and_again_and_the_image_starts_what_it_always_st
     image.write_text(f'#!/bin/sh\necho "$$ $1" >{tmp_path}/image\nexec /bin/sleep 3600\n')
     for path in (nap, image):
         path.chmod(0o755)
-    args, value = outside.wrap(fake, f'{image} "as always"')
+    args, value = outside.wrap_start(fake, f'{image} "as always"')
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LORA_FORGE_LEASH": value}
     process, log = started(shlex.split(args), env)
     eventually(lambda: (tmp_path / "leashes").exists() and (tmp_path / "leashes").read_text().count("«1»") >= 2)
@@ -671,9 +671,9 @@ def test_the_leash_starts_again_and_again_and_the_image_starts_what_it_always_st
 
 
 def test_the_program_travels_whole_and_is_always_the_same():
-    args, value = outside.wrap(PROGRAM.read_text())
+    args, value = outside.wrap_start(PROGRAM.read_text())
     assert gzip.decompress(base64.b64decode(value)).decode() == PROGRAM.read_text()
-    assert outside.wrap(PROGRAM.read_text()) == (args, value)
+    assert outside.wrap_start(PROGRAM.read_text()) == (args, value)
     assert args.endswith("exec /start.sh'")
     assert args.count("'") == 2
     assert len(value) < 8192
@@ -681,8 +681,8 @@ def test_the_program_travels_whole_and_is_always_the_same():
 
 @pytest.mark.parametrize("start", ["sh -c 'x'", "a\nb"])
 def test_a_start_command_that_cannot_be_quoted(start):
-    with pytest.raises(ForgeError, match="neither single quotes nor line breaks"):
-        outside.wrap("", start)
+    with pytest.raises(UserError, match="neither single quotes nor line breaks"):
+        outside.wrap_start("", start)
 
 
 # --- from outside ---------------------------------------------------------------------------------------------------
@@ -700,19 +700,19 @@ def test_renewing_changes_once_and_only_for_real(tmp_path):
 @pytest.mark.parametrize(("ahead", "unit"), [(-1, 1), (600, 1000), (0, 0), (float("nan"), 1)])
 def test_a_deadline_in_the_past_or_in_other_units_is_refused(tmp_path, ahead, unit):
     deadline = (time.time() + ahead) * unit
-    with pytest.raises(ForgeError, match=f"deadline of pod {POD} would be .* give a later one"):
+    with pytest.raises(UserError, match=f"deadline of pod {POD} would be .* give a later one"):
         outside.renew(tmp_path, POD, deadline)
 
 
 def test_a_leash_is_alive_while_it_beats(tmp_path, monkeypatch):
-    assert outside.read(tmp_path, POD) == {"alive": False}
+    assert outside.read_status(tmp_path, POD) == {"alive": False}
     (tmp_path / "leash").mkdir()
     now = time.time()
     monkeypatch.setattr(outside, "time", types.SimpleNamespace(time=lambda: now))
     for age, alive in ((0, True), (140, True), (160, False), (-3600, False)):
         word = {"state": "waiting", "beat": now - age}
         rundir.write_json(tmp_path / "leash" / f"{POD}.json", word)
-        assert outside.read(tmp_path, POD) == {**word, "alive": alive}
+        assert outside.read_status(tmp_path, POD) == {**word, "alive": alive}
 
 
 def call(capsys, *, check=False, **given):

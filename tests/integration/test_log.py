@@ -12,7 +12,7 @@ def test_a_real_run_is_followed_to_its_end(lab, log):
     lab.supervise(run)
     text, offset, state = "", 0, ""
     while state not in logs.OVER:
-        found = logs.read(run, log, offset=offset, seconds=30)
+        found = logs.read_log(run, log, offset=offset, seconds=30)
         text, offset, state = text + found["text"], found["offset"], found["state"]
         if state == "absent":  # its supervisor has not come up yet
             state = ""

@@ -47,7 +47,7 @@ def python39():
     if named:
         assert cpython.probe(named, ["3.9"]), f"LORA_FORGE_PYTHON39 is {named}, which is no CPython 3.9"
         return os.path.realpath(named)
-    found = cpython.find(["3.9"], ROOT / ".trainer", dict(os.environ))
+    found = cpython.find_interpreter(["3.9"], ROOT / ".trainer", dict(os.environ))
     if found is None:
         pytest.skip(
             "NOTHING WAS RUN ON PYTHON 3.9: there is none on PATH, in pyenv or in uv. Install one (.venv/bin/uv python "

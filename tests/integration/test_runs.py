@@ -11,7 +11,7 @@ import types
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend, runs
 from lab import PATIENCE, eventually, go_on, reached, starts, status, until
 
@@ -116,7 +116,7 @@ def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monk
         return time.time() if log.exists() and "boom" in log.read_text() else 0.0
 
     monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))
-    with pytest.raises(ForgeError, match=r"did not come up within 20 s \(process\)\. boom"):
+    with pytest.raises(UserError, match=r"did not come up within 20 s \(process\)\. boom"):
         start(lab, run)
 
 
@@ -168,7 +168,7 @@ def test_stop_without_a_supervisor_takes_the_secrets_and_the_orphan(lab, orphan)
 
 def test_remove_stops_and_deletes(lab, monkeypatch):
     forgotten = []
-    monkeypatch.setattr(backend, "forget", forgotten.append)
+    monkeypatch.setattr(backend, "remove_unit", forgotten.append)
     run = lab.stage()
     start(lab, run, stay_at=1)
     reached(run, 1)

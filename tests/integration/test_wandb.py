@@ -117,7 +117,7 @@ def log(
 
 
 def ask(server: WandbServer, *runs: str, timeout: float = TIME) -> dict[str, Any]:
-    found = wandb.ask(list(runs), base_url=server.url, key=KEY, timeout=timeout)
+    found = wandb.ask_server(list(runs), base_url=server.url, key=KEY, timeout=timeout)
     assert KEY not in repr(found)
     return found
 
@@ -229,7 +229,7 @@ def test_a_run_is_logged_resumed_asked_for_and_not_uploaded_again(server, tmp_pa
     assert (by_id["path"], by_id["state"], by_id["step"]) == ("tester/lora-forge/witness-1", "finished", 5)
     assert by_id["url"] == f"{server.url}/tester/lora-forge/runs/witness-1"
     beat = server.runs["witness-1"]["heartbeat"]
-    assert abs(wandb.moment(by_id["heartbeat_at"]) - beat) <= 1  # the server tells whole seconds
+    assert abs(wandb.parse_time(by_id["heartbeat_at"]) - beat) <= 1  # the server tells whole seconds
     assert 0 <= by_id["heartbeat_age"] <= time.time() - beat + 2
     assert (by_id["summary"]["train/loss"], by_id["summary"]["_step"]) == (2.9, 5)
     assert "_wandb" not in by_id["summary"]
@@ -496,7 +496,7 @@ def test_the_age_of_a_heartbeat_is_by_the_servers_clock(skew, server, monkeypatc
     server.fail(skew=skew)
     [run] = ask(server, "witness-9")["runs"]
     assert 118 <= run["heartbeat_age"] <= time.time() - beat + 2  # both clocks are told in whole seconds
-    assert abs(wandb.moment(run["heartbeat_at"]) - (beat + skew)) <= 1
+    assert abs(wandb.parse_time(run["heartbeat_at"]) - (beat + skew)) <= 1
 
 
 def test_w_and_b_can_be_made_to_lie_and_of_two_with_one_name_the_newest_is_meant(server):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend
 from ansible.module_utils.lora_forge.trainer.backend import Choice, Host
 
@@ -55,13 +55,13 @@ def test_choose(wanted, host, choice):
     ],
 )  # fmt: skip
 def test_choose_says_what_is_wrong(wanted, host, words):
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         backend.choose(wanted, host)
     assert str(error.value) == words
 
 
 def test_look_finds_out():
-    found = backend.look()
+    found = backend.probe_host()
     assert found.root is (os.geteuid() == 0)
     assert found.tmux is (shutil.which("tmux") is not None)
 
@@ -129,7 +129,7 @@ def test_a_refusal_of_systemd_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
     (tmp_path / "w-1").mkdir()
     _, run = recorder({"enable": (1, "Unit is masked")})
-    with pytest.raises(ForgeError, match=r"enable --now lora-forge-w-1.service» failed with 1: Unit is masked"):
+    with pytest.raises(UserError, match=r"enable --now lora-forge-w-1.service» failed with 1: Unit is masked"):
         backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
 
 
@@ -138,7 +138,7 @@ def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "lora-forge-w-1.service").touch()
     calls, run = recorder()
-    assert backend.forget("w-1", run) is True
+    assert backend.remove_unit("w-1", run) is True
     assert calls == ["systemctl disable lora-forge-w-1.service", "systemctl daemon-reload"]
-    assert backend.forget("w-1", run) is False
+    assert backend.remove_unit("w-1", run) is False
     assert not (tmp_path / "lora-forge-w-1.service").exists()

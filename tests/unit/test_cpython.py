@@ -31,8 +31,8 @@ def _only_here(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr(cpython, "probe", lambda path, versions: probe(path, versions) if here in path else None)
 
 
-def find(home: pathlib.Path, *folders: str, **more: str) -> cpython.Found | None:
-    return cpython.find(VERSIONS, home / "root", environ(home, *folders, **more))
+def find(home: pathlib.Path, *folders: str, **more: str) -> cpython.Interpreter | None:
+    return cpython.find_interpreter(VERSIONS, home / "root", environ(home, *folders, **more))
 
 
 def test_python3_of_the_path_comes_first(tmp_path):
@@ -124,7 +124,7 @@ def test_the_one_that_runs_this_is_itself(monkeypatch):
     ],
 )
 def test_the_advice_fits_the_distribution(release, said):
-    assert said in cpython.advice(release)
+    assert said in cpython.install_advice(release)
 
 
 def test_shims_that_are_links_to_one_program_are_asked_each(tmp_path):

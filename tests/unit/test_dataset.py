@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import dataset
 
 
@@ -35,15 +35,15 @@ def write(tmp_path):
 
 
 def refused(path: pathlib.Path) -> str:
-    with pytest.raises(ForgeError) as error:
-        dataset.check(path, "train", 4096)
+    with pytest.raises(UserError) as error:
+        dataset.check_file(path, "train", 4096)
     return str(error.value)
 
 
 @pytest.mark.parametrize(("record", "form"), [(talk(system="Be."), "conversations"), (messages(), "messages")])
 def test_both_forms_are_read(write, record, form):
     path = write({**record, "metadata": {"id": 1}}, name="a.jsonl")
-    found = dataset.check(path, "train", 4096)
+    found = dataset.check_file(path, "train", 4096)
     assert (found.form, found.examples, found.use, found.warnings) == (form, 1, "train", [])
     assert found.path == str(path)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -58,7 +58,7 @@ def test_line_17_not_json_names_file_line_and_column(write):
 def test_blank_lines_and_windows_ends_and_a_byte_order_mark_do_no_harm(write):
     line = json.dumps(talk("one")).encode()
     path = write(b"\xef\xbb\xbf" + line + b"\r", b"", b"  ", json.dumps(talk("two")).encode() + b"\r")
-    assert dataset.check(path, "train", 4096).examples == 2
+    assert dataset.check_file(path, "train", 4096).examples == 2
 
 
 def test_blank_lines_count_for_line_numbers(write):
@@ -119,13 +119,13 @@ def test_five_errors_are_all_told(write):
 
 def test_duplicates_are_warned_of_with_lines(write):
     path = write(talk("a"), talk("b"), talk("a"), {**talk("a"), "metadata": {"id": 4}})
-    found = dataset.check(path, "train", 4096)
+    found = dataset.check_file(path, "train", 4096)
     assert found.warnings == [f"{path}: lines 3, 4 repeat earlier conversations"]
     assert found.examples == 4
 
 
 def test_many_line_numbers_are_cut(write):
-    [warning] = dataset.check(write(*[talk()] * 12), "train", 4096).warnings
+    [warning] = dataset.check_file(write(*[talk()] * 12), "train", 4096).warnings
     assert "lines 2, 3, 4, 5, 6, 7, 8, 9 and 3 more repeat" in warning
 
 
@@ -148,7 +148,7 @@ def test_many_line_numbers_are_cut(write):
 @pytest.mark.parametrize("place", ["question", "answer", "system"])
 def test_secrets_are_warned_of_and_never_told(write, secret, place):
     path = write(talk("a"), talk(**{"question": "b", place: f"export KEY={secret} now"}))
-    found = dataset.check(path, "train", 4096)
+    found = dataset.check_file(path, "train", 4096)
     assert found.warnings == [f"{path}: something that looks like a key or token in line 2; take it out"]
     assert secret not in repr(found)
 
@@ -161,7 +161,7 @@ def test_a_secret_in_a_broken_line_is_not_told(write):
 
 def test_harmless_text_is_no_secret(write):
     text = "risk-free, sk-learn, ask-me-anything, AKIA, hf_hub, task-0123"
-    assert dataset.check(write(talk(text)), "train", 4096).warnings == []
+    assert dataset.check_file(write(talk(text)), "train", 4096).warnings == []
 
 
 # --- lengths: sequence_len 10 is 35 characters
@@ -177,8 +177,8 @@ def test_harmless_text_is_no_secret(write):
 )
 def test_all_examples_too_long(write, question, answer, strategy, said):
     path = write(talk(question, answer), talk(question + "!", answer))
-    with pytest.raises(ForgeError) as error:
-        dataset.check_lengths([dataset.check(path, "train", 10)], 10, strategy)
+    with pytest.raises(UserError) as error:
+        dataset.check_lengths([dataset.check_file(path, "train", 10)], 10, strategy)
     assert str(error.value).startswith(f"{path}: {said}")
     assert str(error.value).endswith("Raise sequence_len in the recipe, or split the conversations.")
 
@@ -186,28 +186,28 @@ def test_all_examples_too_long(write, question, answer, strategy, said):
 @pytest.mark.parametrize(("strategy", "fate"), [("truncate", "cut at its end"), ("drop", "dropped")])
 def test_some_examples_too_long(write, strategy, fate):
     path = write(talk("q" * 20, "a" * 20), talk())
-    warnings = dataset.check_lengths([dataset.check(path, "train", 10)], 10, strategy)
+    warnings = dataset.check_lengths([dataset.check_file(path, "train", 10)], 10, strategy)
     assert warnings == [f"{path}: about 1 of 2 examples are longer than sequence_len 10 and will be {fate}"]
 
 
 def test_one_too_long_under_raise(write):
     path = write(talk("q" * 20, "a" * 20), talk())
-    with pytest.raises(ForgeError, match="1 of 2 examples are longer than"):
-        dataset.check_lengths([dataset.check(path, "train", 10)], 10, "raise")
+    with pytest.raises(UserError, match="1 of 2 examples are longer than"):
+        dataset.check_lengths([dataset.check_file(path, "train", 10)], 10, "raise")
 
 
 def test_long_examples_with_an_early_answer_survive_truncation(write):
     path = write(talk("q" * 20, "a" * 200))
-    assert len(dataset.check_lengths([dataset.check(path, "train", 10)], 10, "truncate")) == 1
+    assert len(dataset.check_lengths([dataset.check_file(path, "train", 10)], 10, "truncate")) == 1
 
 
 def test_short_examples_need_no_word(write):
-    assert dataset.check_lengths([dataset.check(write(talk()), "train", 10)], 10, "drop") == []
+    assert dataset.check_lengths([dataset.check_file(write(talk()), "train", 10)], 10, "drop") == []
 
 
 def test_tokens_are_cut_to_the_sequence_length(write):
-    short = dataset.check(write(talk("q" * 35, "a" * 35)), "train", 4096)
-    cut = dataset.check(write(talk("q" * 35, "a" * 35000)), "train", 10)
+    short = dataset.check_file(write(talk("q" * 35, "a" * 35)), "train", 4096)
+    cut = dataset.check_file(write(talk("q" * 35, "a" * 35000)), "train", 10)
     assert short.tokens == 20 + 8
     assert cut.tokens == 10
 
@@ -218,8 +218,8 @@ def test_tokens_are_cut_to_the_sequence_length(write):
 def test_overlap_names_both_files_and_lines(write):
     train = write(talk("a"), talk("b"), talk("c"), name="w_train.jsonl")
     val = write(talk("x"), talk("c"), talk("a"), name="w_val.jsonl")
-    with pytest.raises(ForgeError) as error:
-        dataset.check_overlap([dataset.check(train, "train", 99)], [dataset.check(val, "val", 99)])
+    with pytest.raises(UserError) as error:
+        dataset.check_overlap([dataset.check_file(train, "train", 99)], [dataset.check_file(val, "val", 99)])
     assert str(error.value).startswith(
         f"{val} shares 2 conversation(s) with {train}: line 2 (there line 3), 3 (there line 1)."
     )
@@ -227,20 +227,22 @@ def test_overlap_names_both_files_and_lines(write):
 
 def test_overlap_is_seen_across_forms(write):
     train, val = write(talk("a"), name="t.jsonl"), write(messages("a"), name="v.jsonl")
-    with pytest.raises(ForgeError, match=r"shares 1 conversation\(s\)"):
-        dataset.check_overlap([dataset.check(train, "train", 99)], [dataset.check(val, "val", 99)])
+    with pytest.raises(UserError, match=r"shares 1 conversation\(s\)"):
+        dataset.check_overlap([dataset.check_file(train, "train", 99)], [dataset.check_file(val, "val", 99)])
 
 
 def test_no_overlap(write):
     train, val = write(talk("a"), name="t.jsonl"), write(talk("b"), name="v.jsonl")
-    dataset.check_overlap([dataset.check(train, "train", 99)], [dataset.check(val, "val", 99)])
+    dataset.check_overlap([dataset.check_file(train, "train", 99)], [dataset.check_file(val, "val", 99)])
 
 
 # --- Axolotl's dataset item
 
 
 def test_entry_of_conversations(write):
-    assert dataset.entry(dataset.check(write(talk()), "train", 99), {"path": "/p", "roles_to_train": ["gpt"]}) == {
+    assert dataset.axolotl_entry(
+        dataset.check_file(write(talk()), "train", 99), {"path": "/p", "roles_to_train": ["gpt"]}
+    ) == {
         "ds_type": "json",
         "type": "chat_template",
         "field_messages": "conversations",
@@ -250,7 +252,7 @@ def test_entry_of_conversations(write):
 
 
 def test_entry_of_messages(write):
-    assert dataset.entry(dataset.check(write(messages()), "train", 99), {}) == {
+    assert dataset.axolotl_entry(dataset.check_file(write(messages()), "train", 99), {}) == {
         "ds_type": "json",
         "type": "chat_template",
         "field_messages": "messages",
@@ -260,4 +262,4 @@ def test_entry_of_messages(write):
 def test_find_lists_only_what_is_there(write, tmp_path):
     path = write(talk(), name="crew_train.jsonl")
     (tmp_path / "mayor_train.jsonl").mkdir()
-    assert dataset.find(tmp_path, ["crew", "deacon", "mayor"], "train") == [path]
+    assert dataset.find_files(tmp_path, ["crew", "deacon", "mayor"], "train") == [path]

@@ -13,7 +13,7 @@ import sys
 import types
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import cpython, environment
 from wire import load
 
@@ -67,7 +67,7 @@ class Desk:
 
     @property
     def home(self) -> pathlib.Path:
-        return self.root / "env" / environment.key(self.cpu)
+        return self.root / "env" / environment.environment_name(self.cpu)
 
     @property
     def calls(self) -> list[str]:
@@ -96,9 +96,9 @@ def test_it_is_made_once_and_named_by_its_lock(desk):
 def test_where_torch_for_cpus_cannot_be_had_cudas_takes_its_place(desk, says):
     desk.fails(desk.cpu, says)
     assert [desk.ensure(desk.cuda), desk.ensure(desk.cuda)] == [True, False]
-    other = desk.root / "env" / environment.key(desk.cuda)
+    other = desk.root / "env" / environment.environment_name(desk.cuda)
     assert desk.home.resolve() == other
-    assert environment.present(desk.home)
+    assert environment.is_complete(desk.home)
     assert environment.built_from(desk.home, [desk.cpu, desk.cuda]) == desk.cuda
     assert desk.calls[2:] == [
         f"venv --quiet --python {PYTHON} {other}",
@@ -111,7 +111,7 @@ def test_the_other_one_is_not_made_twice(desk):
     desk.fails(desk.cpu, NO_NETWORK)
     assert desk.ensure(desk.cuda)
     assert sum("trainer-cuda" in call for call in desk.calls) == 2, desk.calls
-    assert environment.present(desk.home)
+    assert environment.is_complete(desk.home)
 
 
 def test_a_link_to_an_environment_that_is_gone_is_made_anew(desk):
@@ -120,15 +120,15 @@ def test_a_link_to_an_environment_that_is_gone_is_made_anew(desk):
     (desk.home.resolve() / environment.COMPLETE).unlink()
     assert environment.built_from(desk.home, [desk.cpu, desk.cuda]) is None
     assert desk.ensure(desk.cuda)
-    assert environment.present(desk.home)
+    assert environment.is_complete(desk.home)
 
 
 def test_nothing_takes_the_place_of_what_fails_otherwise(desk):
     desk.fails(desk.cpu, "error: Failed to download `numpy==2.3.5`: connection reset")
-    with pytest.raises(ForgeError, match=r"packages of trainer-cpu\.txt could not be installed.*numpy"):
+    with pytest.raises(UserError, match=r"packages of trainer-cpu\.txt could not be installed.*numpy"):
         desk.ensure(desk.cuda)
-    assert not environment.present(desk.home)
-    assert not (desk.root / "env" / environment.key(desk.cuda)).exists()
+    assert not environment.is_complete(desk.home)
+    assert not (desk.root / "env" / environment.environment_name(desk.cuda)).exists()
     desk.fails(desk.cpu, NO_NETWORK)
     with pytest.raises(environment.TorchUnreachableError, match="Name or service not known"):
         desk.ensure()
@@ -161,22 +161,22 @@ def test_what_is_in_the_cache_is_installed_without_a_network(desk):
 
 def test_a_disk_that_fills_up_is_named(desk):
     desk.fails(desk.cpu, "error: failed to write: No space left on device (os error 28)")
-    with pytest.raises(ForgeError, match="the disk is full"):
+    with pytest.raises(UserError, match="the disk is full"):
         desk.ensure(desk.cuda)
 
 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_installed(desk, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2_000_000_000))
-    with pytest.raises(ForgeError, match=r"trainer-cpu\.txt takes about 3\.7 GB, and the disk of .* has 2\.0 GB left"):
+    with pytest.raises(UserError, match=r"trainer-cpu\.txt takes about 3\.7 GB, and the disk of .* has 2\.0 GB left"):
         desk.ensure(desk.cuda)
     assert [call.split()[0] for call in desk.calls] == ["venv"]
-    assert not environment.present(desk.home)
+    assert not environment.is_complete(desk.home)
     # Where torch is there, in uv's cache or from a build that was cut off, the rest may find room.
     desk.cached("torch")
     assert desk.ensure(desk.cuda)
     desk.uv.with_name("uv.torch").unlink()
     desk.home.joinpath(environment.COMPLETE).unlink()
-    with pytest.raises(ForgeError, match=r"uv cache clean"):
+    with pytest.raises(UserError, match=r"uv cache clean"):
         desk.ensure(desk.cuda)
     (desk.home / "lib/python3.13/site-packages/torch-2.dist-info").mkdir(parents=True)
     environment.sync(desk.home, desk.cpu, str(desk.uv), "cpu")
@@ -193,7 +193,7 @@ def test_a_cache_on_another_disk_needs_room_of_its_own(desk, monkeypatch, tmp_pa
     other = lambda path: types.SimpleNamespace(st_dev=-1) if path == tmp_path else stat(path)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", usage)
     monkeypatch.setattr(environment.os, "stat", lambda path, **how: other(path) if not how else stat(path, **how))
-    with pytest.raises(ForgeError, match=f"disk of {tmp_path} has 1.0 GB left.*set UV_CACHE_DIR"):
+    with pytest.raises(UserError, match=f"disk of {tmp_path} has 1.0 GB left.*set UV_CACHE_DIR"):
         desk.ensure(desk.cuda)
     assert asked == [desk.home, tmp_path]
 
@@ -203,36 +203,36 @@ def test_uv_fetches_into_the_trainers_root_and_tells_why_it_could_not(desk, monk
     assert desk.calls[0] == f"venv --quiet --managed-python --python 3.12 {desk.home} into {desk.root}/python"
     desk.home.joinpath(environment.COMPLETE).unlink()
     desk.uv.write_text("#!/bin/sh\necho 'error: Failed to fetch https://mirror/cpython: 403'\nexit 2\n")
-    with pytest.raises(ForgeError, match=r"could not fetch it \(UV_PYTHON_INSTALL_MIRROR .*403"):
+    with pytest.raises(UserError, match=r"could not fetch it \(UV_PYTHON_INSTALL_MIRROR .*403"):
         desk.ensure(python="3.12")
 
 
 def test_which_interpreter(desk, monkeypatch):
-    found = cpython.Found("3.13.5", PYTHON)
-    monkeypatch.setattr(cpython, "find", lambda versions, *_: found if "3.13" in versions else None)
+    found = cpython.Interpreter("3.13.5", PYTHON)
+    monkeypatch.setattr(cpython, "find_interpreter", lambda versions, *_: found if "3.13" in versions else None)
     monkeypatch.setattr(cpython, "probe", lambda path, versions: found if path == PYTHON else None)
     assert environment.interpreter("", False, desk.root) == PYTHON
     assert environment.interpreter("3.13", True, desk.root) == PYTHON
     assert environment.interpreter(PYTHON, False, desk.root) == PYTHON
     assert environment.interpreter("3.14", True, desk.root) == "3.14"
-    with pytest.raises(ForgeError, match=r"no CPython 3\.14 was found \(on PATH.*trainer_python_download=true"):
+    with pytest.raises(UserError, match=r"no CPython 3\.14 was found \(on PATH.*trainer_python_download=true"):
         environment.interpreter("3.14", False, desk.root)
-    with pytest.raises(ForgeError, match=r"is /opt/none, which is no CPython 3\.12 to 3\.14 here"):
+    with pytest.raises(UserError, match=r"is /opt/none, which is no CPython 3\.12 to 3\.14 here"):
         environment.interpreter("/opt/none", True, desk.root)
     for version in ("3.11", "3.13.5", "python3.13"):
-        with pytest.raises(ForgeError, match=r"it is a path, or a version of CPython 3\.12 to 3\.14, such as 3\.13"):
+        with pytest.raises(UserError, match=r"it is a path, or a version of CPython 3\.12 to 3\.14, such as 3\.13"):
             environment.interpreter(version, True, desk.root)
-    monkeypatch.setattr(cpython, "find", lambda *_: None)
+    monkeypatch.setattr(cpython, "find_interpreter", lambda *_: None)
     assert environment.interpreter("", True, desk.root) == "3.12"
-    with pytest.raises(ForgeError, match=r"no CPython 3\.12 to 3\.14 was found"):
+    with pytest.raises(UserError, match=r"no CPython 3\.12 to 3\.14 was found"):
         environment.interpreter("", False, desk.root)
 
 
 def test_the_locks_say_what_is_not_hashed_and_differ_in_torch_alone():
     requirements = pathlib.Path(__file__).resolve().parents[2] / "requirements"
     cpu, cuda = requirements / "trainer-cpu.txt", requirements / "trainer-cuda.txt"
-    assert environment.unhashed(cuda) == []
-    assert environment.unhashed(cpu) == ["torchvision"]
+    assert environment.unhashed_requirements(cuda) == []
+    assert environment.unhashed_requirements(cpu) == ["torchvision"]
     lines = [set(re.findall(r"^[A-Za-z0-9][\w.-]*==[^ \n]+", lock.read_text(), re.MULTILINE)) for lock in (cpu, cuda)]
     more = {line.partition("==")[0] for line in lines[1] - lines[0] if not re.match("nvidia-|cuda-", line)}
     assert {line.partition("==")[0] for line in lines[0] - lines[1]} == more == {"torch", "torchvision"}
@@ -257,22 +257,22 @@ def test_what_no_lock_names_is_found_with_its_size_and_removed(desk):
     (old / "lib").mkdir(parents=True)
     (old / "lib/weights").write_bytes(bytes(1 << 20))
     (desk.root / "env/notes").mkdir()
-    keep = [environment.key(desk.cpu), environment.key(desk.cuda)]
-    [found] = environment.unnamed(desk.root, keep)
+    keep = [environment.environment_name(desk.cpu), environment.environment_name(desk.cuda)]
+    [found] = environment.unnamed_environments(desk.root, keep)
     assert (found["name"], found["used_by"]) == ("0123456789abcdef", "")
     assert found["bytes"] >= 1 << 20
     assert environment.remove(desk.root, pathlib.Path(found["path"]))
     assert sorted(path.name for path in (desk.root / "env").iterdir() if path.is_dir()) == sorted([keep[0], "notes"])
-    assert environment.unnamed(desk.root, keep) == []
-    assert environment.unnamed(desk.root / "nowhere", keep) == []
+    assert environment.unnamed_environments(desk.root, keep) == []
+    assert environment.unnamed_environments(desk.root / "nowhere", keep) == []
 
 
 def test_a_link_and_what_it_leads_to_stay_or_go_together(desk):
     desk.fails(desk.cpu, NO_NETWORK)
     desk.ensure(desk.cuda)
-    assert environment.unnamed(desk.root, [environment.key(desk.cpu)]) == []
-    names = {environment.key(desk.cpu), environment.key(desk.cuda)}
-    found = environment.unnamed(desk.root, [])
+    assert environment.unnamed_environments(desk.root, [environment.environment_name(desk.cpu)]) == []
+    names = {environment.environment_name(desk.cpu), environment.environment_name(desk.cuda)}
+    found = environment.unnamed_environments(desk.root, [])
     assert {one["name"] for one in found} == names
     for one in found:
         assert environment.remove(desk.root, pathlib.Path(one["path"]))
@@ -287,10 +287,10 @@ def test_one_that_a_process_runs_in_is_used(desk):
     command = [str(python), "-c", "print('here', flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"here\n"
-        [found] = environment.unnamed(desk.root, [])
+        [found] = environment.unnamed_environments(desk.root, [])
         assert found["used_by"] == f"process {process.pid}"
         process.communicate(b"\n")
-    [found] = environment.unnamed(desk.root, [])
+    [found] = environment.unnamed_environments(desk.root, [])
     assert found["used_by"] == ""
 
 
@@ -298,10 +298,10 @@ def test_one_that_is_being_built_is_used(desk):
     desk.ensure(desk.cuda)
     with (desk.root / "env" / f"{desk.home.name}.lock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        [found] = environment.unnamed(desk.root, [])
+        [found] = environment.unnamed_environments(desk.root, [])
         assert not environment.remove(desk.root, desk.home)
     assert found["used_by"] == "a build that goes on"
-    assert environment.present(desk.home)
+    assert environment.is_complete(desk.home)
 
 
 @pytest.mark.parametrize(("state", "kept"), [("queued", True), ("running", True), ("", True), ("finished", False)])
@@ -312,7 +312,7 @@ def test_one_that_a_run_is_to_train_by_is_used(desk, state, kept):
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"command": [f"{desk.home}/bin/python", "-m", "axolotl.cli.train"]}))
     (run / "status.json").write_text(json.dumps({"state": state}))
-    [found] = environment.unnamed(desk.root, [])
+    [found] = environment.unnamed_environments(desk.root, [])
     assert found["used_by"] == ("run mayor-0" if kept else "")
     assert environment.remove(desk.root, desk.home) is not kept
     assert desk.home.exists() is kept
@@ -323,13 +323,13 @@ def test_what_uvs_cache_has_too_is_told(desk):
     for name in ("own", "linked"):
         (desk.home / name).write_bytes(bytes(1 << 20))
     (desk.root / "cache").hardlink_to(desk.home / "linked")
-    [found] = environment.unnamed(desk.root, [])
+    [found] = environment.unnamed_environments(desk.root, [])
     assert found["shared"] == 1 << 20
     assert 1 << 20 <= found["bytes"] - found["shared"] < 2 << 20
 
 
 def test_the_image_has_the_one_that_takes_the_place(desk, monkeypatch, tmp_path):
-    baked = tmp_path / "image/env" / environment.key(desk.cuda)
+    baked = tmp_path / "image/env" / environment.environment_name(desk.cuda)
     (baked / "bin").mkdir(parents=True)
     for name in ("bin/python", environment.COMPLETE):
         (baked / name).touch()

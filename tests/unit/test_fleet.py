@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 
 
 def said(call: Any, *given: Any) -> str:
     """The words of an error."""
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         call(*given)
     return str(error.value)
 
@@ -36,7 +36,7 @@ def said(call: Any, *given: Any) -> str:
     ],
 )
 def test_names_of_an_option(wanted, names):
-    assert fleet.names_of(wanted) == names
+    assert fleet.split_names(wanted) == names
 
 
 def test_all_agents_and_nobody_unknown():
@@ -51,8 +51,10 @@ def test_all_agents_and_nobody_unknown():
 
 def test_the_agents_of_a_trainer_are_known_ones():
     box = Trainer("a", agents=("crew", "crew", "mayor"), lanes=3)
-    assert fleet.declared(box) == dataclasses.replace(box, agents=("crew", "mayor"))
-    assert said(fleet.declared, Trainer("a", agents=("nobody",))).startswith("agents of a: there is no agent «nobody»")
+    assert fleet.check_agents(box) == dataclasses.replace(box, agents=("crew", "mayor"))
+    assert said(fleet.check_agents, Trainer("a", agents=("nobody",))).startswith(
+        "agents of a: there is no agent «nobody»"
+    )
 
 
 # --- gangs
@@ -64,38 +66,38 @@ def gang(*names: str, **changes: Any) -> list[Trainer]:
 
 def test_the_first_host_of_a_gang_stands_for_it():
     alone = Trainer("c")
-    assert fleet.gangs([alone, *gang("b", "a")]) == [alone, *gang("a")]
-    assert fleet.gangs([alone]) == [alone]
-    assert fleet.gangs([Trainer("c", members=("c",))]) == [Trainer("c", members=("c",))]
+    assert fleet.check_gangs([alone, *gang("b", "a")]) == [alone, *gang("a")]
+    assert fleet.check_gangs([alone]) == [alone]
+    assert fleet.check_gangs([Trainer("c", members=("c",))]) == [Trainer("c", members=("c",))]
 
 
 def test_a_host_of_two_groups_of_the_size_of_a_gang():
-    assert said(fleet.gangs, gang("a", "b", groups=("x", "y"))) == (
+    assert said(fleet.check_gangs, gang("a", "b", groups=("x", "y"))) == (
         "a: run_hosts is 2, and the groups x, y each hold it and so many hosts; which one is its gang? Let one group "
         "alone have that size"
     )
-    assert len(fleet.gangs(gang("a", "b", groups=("x",)))) == 1
+    assert len(fleet.check_gangs(gang("a", "b", groups=("x",)))) == 1
 
 
 @pytest.mark.parametrize("members", [(), ("a",), ("a", "b", "c")])
 def test_a_gang_has_as_many_hosts_as_a_run_takes(members):
     boxes = [Trainer(name, hosts=2, members=members) for name in "abc"]
-    assert said(fleet.gangs, boxes) == (
+    assert said(fleet.check_gangs, boxes) == (
         "a: run_hosts is 2, and no group of the inventory holds it and 1 more; make one with the hosts that train "
         "together"
     )
-    assert "it and 2 more;" in said(fleet.gangs, [Trainer("a", hosts=3, members=members[:2])])
+    assert "it and 2 more;" in said(fleet.check_gangs, [Trainer("a", hosts=3, members=members[:2])])
 
 
 def test_pods_make_no_gang():
-    assert said(fleet.gangs, gang("a", "b", rented=True)) == (
+    assert said(fleet.check_gangs, gang("a", "b", rented=True)) == (
         "a is a pod, and pods do not reach each other; run_hosts is for other hosts"
     )
-    assert len(fleet.gangs([Trainer("a", rented=True)])) == 1
+    assert len(fleet.check_gangs([Trainer("a", rented=True)])) == 1
 
 
 def test_a_host_of_a_gang_that_does_not_train():
-    assert said(fleet.gangs, gang("a")) == "b is of a's gang, but no trainer; add it to the group trainers"
+    assert said(fleet.check_gangs, gang("a")) == "b is of a's gang, but no trainer; add it to the group trainers"
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,11 @@ def test_a_host_of_a_gang_that_does_not_train():
 )
 def test_hosts_of_a_gang_differ_in_nothing_that_a_run_goes_by(changes, words):
     first, second = gang("a", "b")
-    assert said(fleet.gangs, [first, dataclasses.replace(second, **changes)]) == (
+    assert said(fleet.check_gangs, [first, dataclasses.replace(second, **changes)]) == (
         f"the hosts of a's gang (a, b) are not alike: b has another {words}; what a gang has in common is set as "
         "variables of its group"
     )
-    assert len(fleet.gangs([first, dataclasses.replace(second, root="/elsewhere")])) == 1
+    assert len(fleet.check_gangs([first, dataclasses.replace(second, root="/elsewhere")])) == 1
 
 
 # --- who is given up
@@ -125,22 +127,22 @@ def test_hosts_of_a_gang_differ_in_nothing_that_a_run_goes_by(changes, words):
 
 @pytest.mark.parametrize("move", [True, "true", "True", " yes ", "1"])
 def test_all_placements_are_let_go(tmp_path, move):
-    moved, left = fleet.moving(move, [Trainer("a")], tmp_path)
+    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
     assert (moved("a"), moved("z"), left) == (True, True, [])
 
 
 @pytest.mark.parametrize("move", [False, None, "", "false", "No", "0"])
 def test_no_placement_is_let_go(tmp_path, move):
-    moved, left = fleet.moving(move, [Trainer("a")], tmp_path)
+    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
     assert (moved("a"), left) == (False, [])
 
 
 def test_the_named_ones_and_their_gangs_are_given_up(tmp_path):
     boxes = [*gang("a", "b"), Trainer("c"), Trainer("d")]
-    moved, left = fleet.moving("d,b", boxes, tmp_path)
+    moved, left = fleet.parse_move("d,b", boxes, tmp_path)
     assert left == ["d", "b", "a"]
     assert [moved(name) for name in "abcd"] == [True, True, False, True]
-    assert fleet.moving(["c"], boxes, tmp_path)[1] == ["c"]
+    assert fleet.parse_move(["c"], boxes, tmp_path)[1] == ["c"]
 
 
 def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
@@ -148,11 +150,11 @@ def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
     (tmp_path / "runs/x.json").write_text(json.dumps({"trainer": "pod-7"}))
     (tmp_path / "runs/y.json").write_text("{}")
     boxes = [Trainer("gpu-1"), Trainer("gpu-2")]
-    assert fleet.moving("pod-7", boxes, tmp_path)[1] == ["pod-7"]
-    assert said(fleet.moving, "pod-7,gpu1", boxes, tmp_path) == (
+    assert fleet.parse_move("pod-7", boxes, tmp_path)[1] == ["pod-7"]
+    assert said(fleet.parse_move, "pod-7,gpu1", boxes, tmp_path) == (
         "-e move=gpu1: there is no trainer «gpu1»; did you mean «gpu-1»? Trainers: gpu-1, gpu-2"
     )
-    assert said(fleet.moving, "zzzz", boxes, tmp_path) == (
+    assert said(fleet.parse_move, "zzzz", boxes, tmp_path) == (
         "-e move=zzzz: there is no trainer «zzzz». Trainers: gpu-1, gpu-2"
     )
 
@@ -162,14 +164,14 @@ def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
 
 def test_who_declares_an_agent_comes_before_who_takes_any():
     any_, crew, mayor = Trainer("a"), Trainer("b", agents=("crew",)), Trainer("c", agents=("mayor", "crew"))
-    assert fleet.fitting([any_, crew, mayor], "crew") == [crew, mayor]
-    assert fleet.fitting([any_, crew, mayor], "deacon") == [any_]
-    assert fleet.fitting([crew], "deacon") == []
+    assert fleet.trainers_for([any_, crew, mayor], "crew") == [crew, mayor]
+    assert fleet.trainers_for([any_, crew, mayor], "deacon") == [any_]
+    assert fleet.trainers_for([crew], "deacon") == []
 
 
 def test_trainers_whose_runs_would_be_the_same_stand_together():
     boxes = [Trainer("a", "rehearsal"), Trainer("b"), Trainer("c", "rehearsal", "m"), Trainer("d", datasets_dir="x")]
-    assert [[box.name for box in way] for way in fleet.alike(boxes)] == [["a", "c"], ["b"], ["d"]]
+    assert [[box.name for box in way] for way in fleet.group_alike(boxes)] == [["a", "c"], ["b"], ["d"]]
 
 
 @pytest.fixture
@@ -186,25 +188,25 @@ def files(tmp_path):
 
 def test_a_whole_inventory_trains_whom_it_declares_and_whoever_has_data(files, tmp_path):
     warnings: list[str] = []
-    assert fleet.whole([Trainer("a", agents=("mayor", "crew"))], warnings) == ["crew", "mayor"]
+    assert fleet.default_agents([Trainer("a", agents=("mayor", "crew"))], warnings) == ["crew", "mayor"]
     assert warnings == []
     boxes = [Trainer("a", agents=("mayor",)), files("crew", "witness")]
-    assert fleet.whole(boxes, warnings) == ["crew", "gastown", "mayor", "witness"]
+    assert fleet.default_agents(boxes, warnings) == ["crew", "gastown", "mayor", "witness"]
     path = f"{tmp_path}/deacon_train.jsonl"
     assert warnings == [f"left out: deacon, polecat, refinery; there is no such file as {path}"]
 
 
 def test_the_shared_adapter_needs_the_data_of_another_agent(files):
     warnings: list[str] = []
-    assert fleet.whole([files("gastown")], warnings) == ["gastown"]
-    assert fleet.whole([files("gastown", "crew")], warnings) == ["crew", "gastown"]
+    assert fleet.default_agents([files("gastown")], warnings) == ["gastown"]
+    assert fleet.default_agents([files("gastown", "crew")], warnings) == ["crew", "gastown"]
 
 
 def test_an_inventory_without_any_data_trains_all_so_that_each_is_told(files):
     warnings: list[str] = []
-    assert fleet.whole([files()], warnings) == list(AGENTS)
+    assert fleet.default_agents([files()], warnings) == list(AGENTS)
     assert warnings == []
-    assert fleet.whole([files(*AGENTS)], warnings) == list(AGENTS)
+    assert fleet.default_agents([files(*AGENTS)], warnings) == list(AGENTS)
     assert warnings == []
 
 
@@ -214,7 +216,7 @@ def test_an_inventory_without_any_data_trains_all_so_that_each_is_told(files):
 def test_the_heaviest_comes_first_onto_the_lane_with_the_least():
     weight = {("crew", 0): 5, ("mayor", 0): 3, ("deacon", 0): 3, ("polecat", 0): 1}
     boxes = [Trainer("a"), Trainer("b")]
-    assert fleet.place(boxes, weight, {}) == {
+    assert fleet.assign_lanes(boxes, weight, {}) == {
         ("crew", 0): Lane("a"),
         ("deacon", 0): Lane("b"),
         ("mayor", 0): Lane("b"),
@@ -225,28 +227,28 @@ def test_the_heaviest_comes_first_onto_the_lane_with_the_least():
 def test_variants_of_an_agent_are_jobs_of_their_own():
     weight = {("crew", 0): 2, ("crew", 1): 2, ("crew", 2): 2}
     placed = {("crew", 2): Lane("a", 0)}
-    chosen = fleet.place([Trainer("a", lanes=2), Trainer("b")], weight, placed)
+    chosen = fleet.assign_lanes([Trainer("a", lanes=2), Trainer("b")], weight, placed)
     assert chosen == {("crew", 2): Lane("a", 0), ("crew", 0): Lane("b", 0), ("crew", 1): Lane("a", 1)}
 
 
 def test_a_placed_run_stays_even_where_its_trainer_declares_others():
     boxes = [Trainer("a", agents=("mayor",)), Trainer("b")]
-    assert fleet.place(boxes, {("crew", 0): 1}, {("crew", 0): Lane("a", 0)}) == {("crew", 0): Lane("a", 0)}
-    assert fleet.place(boxes, {("crew", 0): 1}, {("crew", 0): Lane("gone", 0)}) == {("crew", 0): Lane("b", 0)}
+    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {("crew", 0): Lane("a", 0)}) == {("crew", 0): Lane("a", 0)}
+    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {("crew", 0): Lane("gone", 0)}) == {("crew", 0): Lane("b", 0)}
 
 
 def test_only_some_trainers_come_into_question():
     boxes = [Trainer("a"), Trainer("b"), Trainer("c")]
-    assert fleet.place(boxes, {("crew", 0): 1}, {}, {("crew", 0): {"c"}}) == {("crew", 0): Lane("c")}
-    assert fleet.place(boxes, {("crew", 0): 1}, {}, {("mayor", 0): {"c"}}) == {("crew", 0): Lane("a")}
+    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}, {("crew", 0): {"c"}}) == {("crew", 0): Lane("c")}
+    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}, {("mayor", 0): {"c"}}) == {("crew", 0): Lane("a")}
 
 
 def test_when_no_trainer_takes_an_agent():
     boxes = [Trainer("a", agents=("mayor",))]
-    assert said(fleet.place, boxes, {("crew", 0): 1}, {}) == (
+    assert said(fleet.assign_lanes, boxes, {("crew", 0): 1}, {}) == (
         "no trainer takes crew: every one declares other agents; add it to one of them"
     )
-    assert said(fleet.place, boxes, {("crew", 0): 1}, {}, {}, ["b", "c"]) == (
+    assert said(fleet.assign_lanes, boxes, {("crew", 0): 1}, {}, {}, ["b", "c"]) == (
         "no trainer takes crew: every one that is left without b, c declares other agents; add it to one of them; or "
         "name others with -e role=…"
     )
@@ -268,7 +270,7 @@ def test_queues_name_lanes_where_a_trainer_has_several():
         planned("witness", "a", work=2_500_000),
         planned("gone", "c", state="ready"),
     ]
-    assert fleet.queues(runs) == [
+    assert fleet.describe_queues(runs) == [
         "a: deacon, witness, one after the other; about 3.5 M tokens to train on",
         "b lane 1: mayor; about 1.0 M tokens to train on",
         "b lane 2: crew; about 1.0 M tokens to train on",
@@ -276,38 +278,38 @@ def test_queues_name_lanes_where_a_trainer_has_several():
 
 
 def test_one_run_makes_no_queue():
-    assert fleet.queues([]) == []
-    assert fleet.queues([planned("crew", "a"), planned("mayor", "b", state="ready")]) == []
-    assert len(fleet.queues([planned("crew", "a"), planned("mayor", "a")])) == 1
+    assert fleet.describe_queues([]) == []
+    assert fleet.describe_queues([planned("crew", "a"), planned("mayor", "b", state="ready")]) == []
+    assert len(fleet.describe_queues([planned("crew", "a"), planned("mayor", "a")])) == 1
 
 
 def test_hosts_that_ansible_does_not_get_to_are_named():
     runs = [planned("x", name) for name in "abcdef"] + [planned("y", "a"), planned("z", "g", state="ready")]
-    assert fleet.crowded(runs, 6) == []
-    assert fleet.crowded(runs, 5) == [
+    assert fleet.fork_limit_warning(runs, 6) == []
+    assert fleet.fork_limit_warning(runs, 5) == [
         "6 hosts have work, and Ansible looks after 5 at a time: nothing is launched on f before others are done. -f 6 "
         "looks after all of them; -e detach=true launches and does not wait"
     ]
-    assert "is launched on d, e, f before" in fleet.crowded(runs, 3)[0]
-    assert "is launched on b, c, d and 2 more before" in fleet.crowded(runs, 1)[0]
+    assert "is launched on d, e, f before" in fleet.fork_limit_warning(runs, 3)[0]
+    assert "is launched on b, c, d and 2 more before" in fleet.fork_limit_warning(runs, 1)[0]
     runs[0]["hosts"] = ["a", "h"]
-    assert fleet.crowded(runs, 6)[0].startswith("7 hosts have work")
+    assert fleet.fork_limit_warning(runs, 6)[0].startswith("7 hosts have work")
 
 
 def test_a_job_goes_to_the_trainer_that_declares_its_agent():
     boxes = [Trainer("a"), Trainer("b", agents=("crew",))]
-    assert fleet.place(boxes, {("crew", 0): 1}, {}) == {("crew", 0): Lane("b")}
+    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}) == {("crew", 0): Lane("b")}
 
 
 def test_a_run_keeps_its_very_lane_and_gets_another_one_there_where_that_is_gone():
     boxes = [Trainer("a"), Trainer("b", lanes=3)]
     weight = {("crew", 0): 5, ("mayor", 0): 1}
     held = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 2)}
-    assert fleet.place(boxes, weight, held) == held
+    assert fleet.assign_lanes(boxes, weight, held) == held
     lost = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 7)}
-    assert fleet.place(boxes, weight, lost) == {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 0)}
+    assert fleet.assign_lanes(boxes, weight, lost) == {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 0)}
 
 
 def test_one_more_than_three_is_counted():
     runs = [planned("x", name) for name in "abcde"]
-    assert "is launched on b, c, d and 1 more before" in fleet.crowded(runs, 1)[0]
+    assert "is launched on b, c, d and 1 more before" in fleet.fork_limit_warning(runs, 1)[0]

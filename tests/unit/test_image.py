@@ -12,7 +12,7 @@ import shutil
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import environment, gpu
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -52,33 +52,33 @@ def adopt(lock, tmp_path):
     def adopted() -> str | None:
         if not environment.adopt(tmp_path / "root", lock, tmp_path / "image"):
             return None
-        home = tmp_path / "root" / environment.key(lock)
-        assert environment.present(home)
+        home = tmp_path / "root" / environment.environment_name(lock)
+        assert environment.is_complete(home)
         return home.resolve().parents[1 if home.is_symlink() else 0].name
 
     return adopted
 
 
 def test_an_environment_of_the_image_is_taken_once(adopt, lock, tmp_path):
-    furnish(tmp_path / "image/env" / environment.key(lock))
+    furnish(tmp_path / "image/env" / environment.environment_name(lock))
     assert [adopt(), adopt()] == ["image", "image"]
     assert not environment.ensure(tmp_path / "root", lock, "no uv is needed", "/no/python", "")
 
 
 def test_what_is_whole_on_the_volume_stays(adopt, lock, tmp_path):
-    furnish(tmp_path / "image/env" / environment.key(lock))
-    furnish(tmp_path / "root" / environment.key(lock))
+    furnish(tmp_path / "image/env" / environment.environment_name(lock))
+    furnish(tmp_path / "root" / environment.environment_name(lock))
     assert adopt() == "root"
 
 
 def test_what_was_cut_off_on_the_volume_makes_way(adopt, lock, tmp_path):
-    furnish(tmp_path / "image/env" / environment.key(lock))
-    (furnish(tmp_path / "root" / environment.key(lock)) / environment.COMPLETE).unlink()
+    furnish(tmp_path / "image/env" / environment.environment_name(lock))
+    (furnish(tmp_path / "root" / environment.environment_name(lock)) / environment.COMPLETE).unlink()
     assert adopt() == "image"
 
 
 def test_an_environment_of_another_lock_is_not_taken(adopt, lock, tmp_path):
-    furnish(tmp_path / "image/env" / environment.key(lock))
+    furnish(tmp_path / "image/env" / environment.environment_name(lock))
     lock.write_text(lock.read_text() + "# refreshed\n")
     assert adopt() is None
     assert not (tmp_path / "root").exists()
@@ -86,13 +86,13 @@ def test_an_environment_of_another_lock_is_not_taken(adopt, lock, tmp_path):
 
 @pytest.mark.parametrize("lacking", ["bin/python", environment.COMPLETE])
 def test_what_was_not_built_to_its_end_is_not_taken(adopt, lock, tmp_path, lacking):
-    (furnish(tmp_path / "image/env" / environment.key(lock)) / lacking).unlink()
+    (furnish(tmp_path / "image/env" / environment.environment_name(lock)) / lacking).unlink()
     assert adopt() is None
 
 
 def test_a_link_into_an_image_that_is_gone_is_built_anew(adopt, lock, tmp_path):
     """A network volume, mounted in a pod of the image and later in one without."""
-    baked = furnish(tmp_path / "image/env" / environment.key(lock))
+    baked = furnish(tmp_path / "image/env" / environment.environment_name(lock))
     adopt()
     shutil.rmtree(tmp_path / "image")
     uv = tmp_path / "uv"
@@ -101,8 +101,8 @@ def test_a_link_into_an_image_that_is_gone_is_built_anew(adopt, lock, tmp_path):
     )
     uv.chmod(0o755)
     assert environment.ensure(tmp_path / "root", lock, str(uv), "/no/python", "")
-    home = tmp_path / "root" / environment.key(lock)
-    assert environment.present(home)
+    home = tmp_path / "root" / environment.environment_name(lock)
+    assert environment.is_complete(home)
     assert not home.is_symlink()
     assert not baked.exists()
 
@@ -154,7 +154,7 @@ def test_the_environment_of_the_image_is_made_in_two_steps(lock, tmp_path, monke
     words = [one for one in words if one[0] != "cache" and "--dry-run" not in one]  # which only ask
     assert [(one[0], one[-1]) for one in words] == [
         ("venv", str(made.TRAINER)), ("pip", str(part)), ("pip", str(lock)),
-        ("venv", str(made.ENVIRONMENTS / environment.key(hub))), ("pip", str(hub)),
+        ("venv", str(made.ENVIRONMENTS / environment.environment_name(hub))), ("pip", str(hub)),
     ]  # fmt: skip
     assert all({"--require-hashes", "--verify-hashes"} & set(one) for one in words if one[0] == "pip")
 
@@ -191,7 +191,7 @@ def test_a_folder_without_git_has_no_revision(build, tmp_path, monkeypatch):
 def test_the_command(build, engine, form):
     given = argparse.Namespace(engine=engine, lock="trainer-cuda", base="b", name=None)
     words = build.command(given, ["--volume", "/w:/w:ro"])
-    tag = f"lora-forge:{environment.key(CUDA_LOCK)}"
+    tag = f"lora-forge:{environment.environment_name(CUDA_LOCK)}"
     assert words[: 4 + len(form)] == [engine, "build", "--tag", tag, *form]
     assert words[4 + len(form) : 8 + len(form)] == ["--build-arg", "BASE=b", "--build-arg", "LOCK=trainer-cuda"]
     assert words[-3:] == ["--volume", "/w:/w:ro", str(ROOT)]
@@ -218,7 +218,7 @@ def test_docker_goes_first_where_it_runs(build, monkeypatch, tmp_path, there, ru
 
 def test_one_that_builds_is_needed(build, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ForgeError, match="neither docker nor podman is installed"):
+    with pytest.raises(UserError, match="neither docker nor podman is installed"):
         build.engine()
 
 

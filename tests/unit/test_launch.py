@@ -26,7 +26,7 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 def command(run: dict[str, Any], host: str) -> list[str]:
     addresses = {"gpu-1": "203.0.113.1", "gpu-2": "203.0.113.2"}
-    return launch.command(
+    return launch.training_command(
         run, host, "/env/bin/python", "axolotl.cli.train",
         address=addresses[host], leader=addresses["gpu-1"], port=29400, timeout=900,
     )  # fmt: skip
@@ -67,18 +67,18 @@ def test_several_hosts(lane):
     ],
 )
 def test_lanes(run, named, gpus, lane):
-    assert launch.lane(plan(**run), named, gpus) == lane
+    assert launch.lane_name(plan(**run), named, gpus) == lane
 
 
 def test_a_lane_on_the_cpu_hides_the_gpus():
-    assert launch.environment("cpu-1", "/r", "offline", "")["CUDA_VISIBLE_DEVICES"] == ""
-    seen = launch.environment("GPU-2,GPU-3", "/r", "online", "https://wandb.example.org")
+    assert launch.training_environment("cpu-1", "/r", "offline", "")["CUDA_VISIBLE_DEVICES"] == ""
+    seen = launch.training_environment("GPU-2,GPU-3", "/r", "online", "https://wandb.example.org")
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["WANDB_BASE_URL"]) == ("GPU-2,GPU-3", "https://wandb.example.org")
 
 
 def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():
     run = plan(recipe={**plan()["recipe"], "plugins": ["liger"], "fsdp_config": {"offload_params": False}})
-    templar = Templar(loader=DataLoader(), variables=launch.axolotl(run, "/r", "offline"))
+    templar = Templar(loader=DataLoader(), variables=launch.template_variables(run, "/r", "offline"))
     text = templar.template(trust_as_template((ROOT / "templates/axolotl.yml.j2").read_text()))
     found = yaml.safe_load(text)
     assert text.startswith("# crew-0: ")
@@ -92,7 +92,7 @@ def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():
     assert found["plugins"] == ["liger", "lora_forge_axolotl.LoraForgePlugin"]
     assert found["fsdp_config"] == {"offload_params": False}
     only = templar.copy_with_new_env(
-        available_variables=launch.axolotl(plan(datasets=SETS[:1]), "/r", "offline")
+        available_variables=launch.template_variables(plan(datasets=SETS[:1]), "/r", "offline")
     ).template(trust_as_template((ROOT / "templates/axolotl.yml.j2").read_text()))
     assert "test_datasets" not in yaml.safe_load(only)
 
@@ -100,13 +100,13 @@ def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():
 def test_a_rehearsals_model_goes_by_its_data():
     run = plan(rehearsal=True, recipe={"base_model": "tiny"})
     other = plan(rehearsal=True, recipe={"base_model": "tiny"}, datasets=SETS[:1])
-    assert launch.base_model(run, "/r").startswith("/r/models/tiny-")
-    assert launch.base_model(run, "/r") != launch.base_model(other, "/r")
+    assert launch.base_model_path(run, "/r").startswith("/r/models/tiny-")
+    assert launch.base_model_path(run, "/r") != launch.base_model_path(other, "/r")
 
 
 def test_what_is_staged():
     kept = pathlib.Path("/out/runs/crew-0")
-    found = launch.files(plan(), ROOT, "text", kept, ["output/checkpoint-3/complete.json"])
+    found = launch.input_files(plan(), ROOT, "text", kept, ["output/checkpoint-3/complete.json"])
     places = {one["path"]: one for one in found}
     assert places[f"datasets/{'a' * 64}/crew_train.jsonl"]["src"] == str(ROOT / "examples/crew_train.jsonl")
     assert places[f"datasets/{'b' * 64}/crew_val.jsonl"]["src"] == "/data/crew_val.jsonl"
@@ -114,4 +114,4 @@ def test_what_is_staged():
     assert places["runs/crew-0/axolotl.yml"] == {"path": "runs/crew-0/axolotl.yml", "content": "text"}
     assert all(pathlib.Path(one["src"]).is_file() for one in found if "roles/run" in one.get("src", ""))
     assert "tiny_model.py" not in places
-    assert "tiny_model.py" in [one["path"] for one in launch.files(plan(rehearsal=True), ROOT, "", kept, [])]
+    assert "tiny_model.py" in [one["path"] for one in launch.input_files(plan(rehearsal=True), ROOT, "", kept, [])]

@@ -146,7 +146,7 @@ def test_the_base_recipe():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/machines").glob("*.yml")), ids=lambda path: path.stem)
 def test_a_machine_class_fits_its_cards(path):
     machine = yaml.safe_load(path.read_text())
-    assert memory.estimate(BASE | machine) <= memory.room(path.stem)
+    assert memory.estimate(BASE | machine) <= memory.usable_gib(path.stem)
     assert machine["micro_batch_size"] * machine["gradient_accumulation_steps"] == 8
 
 
@@ -177,27 +177,29 @@ def test_what_a_layer_keeps_by_hand():
     """In bf16 tensors of 8192 tokens: norms 4 h, QKV and MLP 2.5 h each, attention 4 h, o 1.5 h, gate and up 2 i."""
     model, copies = named("qwen2.5-7b"), 64 * (2 * 7168 + 2 * 4096 + 3 * 22528)
     h, i, tokens = 3584, 18944, 8192
-    assert memory.kept(model, BASE) == 2 * (tokens * (14.5 * h + 2 * i) + copies)
-    assert memory.kept(model, BASE | LIGER) == 2 * (tokens * (12.5 * h + 2 * i) + copies)
-    assert memory.kept(model, BASE | LIGER | {"lora_dropout": 0}) == 2 * (tokens * (8 * h + 2 * i) + copies)
+    assert memory.kept_activations(model, BASE) == 2 * (tokens * (14.5 * h + 2 * i) + copies)
+    assert memory.kept_activations(model, BASE | LIGER) == 2 * (tokens * (12.5 * h + 2 * i) + copies)
+    assert memory.kept_activations(model, BASE | LIGER | {"lora_dropout": 0}) == 2 * (tokens * (8 * h + 2 * i) + copies)
     flash = BASE | {"attn_implementation": "flash_attention_2"}  # 4 heads of keys and values are 1/7 of h
-    assert memory.kept(model, flash) == pytest.approx(2 * (tokens * ((12.5 + 2 / 7) * h + 2 * i) + copies))
+    assert memory.kept_activations(model, flash) == pytest.approx(2 * (tokens * ((12.5 + 2 / 7) * h + 2 * i) + copies))
     # Without kernels each of five inputs has a dropout of its own, and seven products of rank 64 are kept.
-    plain = memory.kept(model, BASE | OFF)
+    plain = memory.kept_activations(model, BASE | OFF)
     assert plain == 2 * (tokens * ((4 + 5 * 1.5 + 4 + 1.5) * h + 4.5 * i + 7 * 64) + copies)
 
 
 def test_a_mask_grows_with_the_square_of_a_row_and_is_kept_for_each_layer():
     model, masked = named("qwen2.5-7b"), dataclasses.replace(named("qwen2.5-7b"), masked=True)
     mask = 2 * 2 * 4096 * 4096  # in bf16, for each of two rows
-    assert memory.kept(masked, BASE) - memory.kept(model, BASE) == mask
-    assert memory.kept(model, BASE | {"sdpa_varlen": False}) == memory.kept(masked, BASE)
-    assert memory.kept(masked, BASE | {"sample_packing": False}) == memory.kept(model, BASE)
+    assert memory.kept_activations(masked, BASE) - memory.kept_activations(model, BASE) == mask
+    assert memory.kept_activations(model, BASE | {"sdpa_varlen": False}) == memory.kept_activations(masked, BASE)
+    assert memory.kept_activations(masked, BASE | {"sample_packing": False}) == memory.kept_activations(model, BASE)
     flash = BASE | {"attn_implementation": "flash_attention_2"}
-    assert memory.kept(masked, flash) == memory.kept(model, flash)
+    assert memory.kept_activations(masked, flash) == memory.kept_activations(model, flash)
     one = dataclasses.replace(masked, kv_heads=1)
     smaller = 64 * 2 * (512 - 128)  # LoRA of keys and values
-    assert memory.kept(masked, BASE) - memory.kept(one, BASE) == 2 * (8192 * (2 * 3584 - 2 * 128) + smaller)
+    assert memory.kept_activations(masked, BASE) - memory.kept_activations(one, BASE) == 2 * (
+        8192 * (2 * 3584 - 2 * 128) + smaller
+    )
 
 
 def test_kernels_fit_only_where_all_their_modules_have_an_adapter():
@@ -205,7 +207,7 @@ def test_kernels_fit_only_where_all_their_modules_have_an_adapter():
     some = BASE | {"lora_target_modules": ["q_proj", "v_proj"]}
     copies = 64 * (7168 + 4096)
     # Two dropouts; nothing of the MLP is trained, and its activations are kept.
-    assert memory.kept(model, some) == 2 * (8192 * ((4 + 2 * 1.5 + 4) * 3584 + 3 * 18944 + 2 * 64) + copies)
+    assert memory.kept_activations(model, some) == 2 * (8192 * ((4 + 2 * 1.5 + 4) * 3584 + 3 * 18944 + 2 * 64) + copies)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +233,9 @@ def test_what_the_parts_depend_on():
     assert memory.parts(BASE | {"activation_offloading": True})["kept"] == 5 * 8192 * 18944 * 2
     fused = memory.parts(BASE | {"liger_fused_linear_cross_entropy": True})
     work = 2 * (8192 * (18944 + 2 * 3584) + 3584 * 18944)
-    assert (fused["logits"], fused["layer"]) == (0, memory.kept(named("qwen2.5-7b"), BASE) + work)
+    assert (fused["logits"], fused["layer"]) == (0, memory.kept_activations(named("qwen2.5-7b"), BASE) + work)
     open_ = memory.parts(BASE | {"gradient_checkpointing": False})
-    assert open_["kept"] == 28 * memory.kept(named("qwen2.5-7b"), BASE)
+    assert open_["kept"] == 28 * memory.kept_activations(named("qwen2.5-7b"), BASE)
     assert (open_["layer"], open_["logits"]) == (0, memory.parts(BASE)["logits"])
     assert memory.parts(BASE | {"base_model": "other"}) is None
 
@@ -288,7 +290,7 @@ def test_a_model_is_quantised_by_the_name_of_its_adapter(changed, size):
     changed = BASE | LIGER | changed
     parts, bits = memory.parts(changed), {"load_in_4bit": size < 1, "load_in_8bit": size == 1}
     assert parts["frozen"] == 6_525_288_448 * size
-    backward = parts["layer"] - memory.kept(named("qwen2.5-7b"), changed)
+    backward = parts["layer"] - memory.kept_activations(named("qwen2.5-7b"), changed)
     module = 2 * 3584 * 18944 if any(bits.values()) else 0  # one that is quantised is made bf16 for its turn
     assert backward == 2 * 8192 * (18944 + 2 * 3584) + module
 
@@ -298,7 +300,7 @@ def test_a_model_is_quantised_by_the_name_of_its_adapter(changed, size):
 def test_a_recipe_with_an_absurd_figure_has_no_estimate(key, value):
     absurd = BASE | {key: value}
     assert (memory.estimate(absurd), memory.floor(absurd)) == (None, None)
-    assert memory.unknown(absurd) == f"«{key}» is no whole number from 1 to 10000000"
+    assert memory.unknown_reason(absurd) == f"«{key}» is no whole number from 1 to 10000000"
     assert memory.on_host(absurd | {"activation_offloading": True}) == 0
 
 
@@ -387,7 +389,7 @@ def test_makers_add_to_a_name_what_changes_no_shape(name, entry):
 )
 def test_nothing_is_said_where_nothing_is_known(changed):
     assert memory.estimate(BASE | changed) is None
-    assert memory.unknown(BASE | changed)
+    assert memory.unknown_reason(BASE | changed)
 
 
 QWEN = base_models.CONFIGS["qwen2.5-7b"]
@@ -509,7 +511,7 @@ def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
     recipe = BASE | {"base_model": "owner/new", "model_revision": revision}
     model = tmp_path / "hub/models--owner--new"
     assert memory.snapshot(recipe) is None
-    assert memory.unknown(recipe) == (
+    assert memory.unknown_reason(recipe) == (
         "its dimensions are not known here. They are as soon as this controller has the config.json of that model"
     )
     ref, folder = model / "refs" / revision, model / "snapshots" / COMMIT
@@ -521,7 +523,7 @@ def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
     assert memory.snapshot(recipe) is None
     ref.write_text(COMMIT)
     assert memory.snapshot(recipe) == folder
-    assert memory.unknown(recipe).endswith(f"{folder}/config.json")
+    assert memory.unknown_reason(recipe).endswith(f"{folder}/config.json")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(QWEN))
     assert memory.known(recipe) == named("qwen2.5-7b")
@@ -536,15 +538,15 @@ def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
 def test_any_model_is_known_once_its_config_is_there(tmp_path):
     recipe = BASE | {"base_model": "owner/new", "model_revision": COMMIT}
     folder = tmp_path / "hub/models--owner--new/snapshots" / COMMIT
-    assert memory.unknown(recipe) == (
+    assert memory.unknown_reason(recipe) == (
         f"its dimensions are not known here. They are as soon as this controller has {folder}/config.json"
     )
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(QWEN))
-    assert memory.unknown(recipe) == ""
+    assert memory.unknown_reason(recipe) == ""
     assert memory.estimate(recipe) == memory.estimate(BASE)
     (folder / "config.json").write_text(json.dumps(QWEN | {"model_type": "mamba"}))
-    assert memory.unknown(recipe) == (
+    assert memory.unknown_reason(recipe) == (
         f"{folder}/config.json tells of a model («mamba») that is not estimated: one with experts, with weights that "
         "were quantised beforehand, with a dimension that is missing or makes no sense, or built in another way"
     )
@@ -557,7 +559,7 @@ def test_any_model_is_known_once_its_config_is_there(tmp_path):
 )
 def test_a_stranger_writes_nothing_on_the_terminal(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps(QWEN | {"model_type": kind}))
-    assert memory.unknown(BASE | {"base_model": str(tmp_path)}).startswith(
+    assert memory.unknown_reason(BASE | {"base_model": str(tmp_path)}).startswith(
         f"{tmp_path}/config.json tells of a model of another kind that is not estimated"
     )
 
@@ -600,13 +602,13 @@ def test_a_folder_is_read_where_it_exists_and_its_weights_are_counted(tmp_path):
     index = {"weight_map": dict.fromkeys(one, "1.safetensors") | dict.fromkeys(two, "2.safetensors")}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     safetensors(tmp_path / "1.safetensors", one)
-    assert memory.counted(tmp_path) is None  # half of it
+    assert memory.count_parameters(tmp_path) is None  # half of it
     safetensors(tmp_path / "2.safetensors", two)
-    assert memory.counted(tmp_path) == (128, 8024)
+    assert memory.count_parameters(tmp_path) == (128, 8024)
     parts = memory.parts(recipe)
     assert (parts["frozen"], parts["embeddings"]) == (128 * memory.NF4, 8024 * 2)
     (tmp_path / "2.safetensors").write_bytes(b"no")
-    assert memory.counted(tmp_path) is None
+    assert memory.count_parameters(tmp_path) is None
 
 
 LINEAR, NORM = '"a": {"shape": [16, 8]}', '"b": {"shape": [8]}'
@@ -619,7 +621,7 @@ def headed(text, length=None):
 def test_a_header_by_hand(tmp_path):
     """What the broken ones of the next test are made of counts."""
     (tmp_path / "model.safetensors").write_bytes(headed("{" + LINEAR + "," + NORM + "}"))
-    assert memory.counted(tmp_path) == (128, 8)
+    assert memory.count_parameters(tmp_path) == (128, 8)
 
 
 @pytest.mark.parametrize(
@@ -648,7 +650,7 @@ def test_a_header_by_hand(tmp_path):
 def test_weights_that_can_be_none_are_not_counted(tmp_path, content):
     (tmp_path / "config.json").write_text(json.dumps(QWEN))
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert memory.counted(tmp_path) is None
+    assert memory.count_parameters(tmp_path) is None
     assert memory.estimate(BASE | {"base_model": str(tmp_path)}) == memory.estimate(BASE)
 
 
@@ -657,9 +659,9 @@ def test_a_header_has_the_bound_that_safetensors_has(tmp_path, monkeypatch):
     assert memory.HEADER_BYTES == 100_000_000
     monkeypatch.setattr(memory, "HEADER_BYTES", len(header) - 8)
     (tmp_path / "model.safetensors").write_bytes(header)
-    assert memory.counted(tmp_path) == (128, 8)
+    assert memory.count_parameters(tmp_path) == (128, 8)
     (tmp_path / "model.safetensors").write_bytes(headed("{" + LINEAR + "," + NORM + "} "))
-    assert memory.counted(tmp_path) is None
+    assert memory.count_parameters(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -677,19 +679,23 @@ def test_an_index_that_names_no_weights_of_its_folder(tmp_path, content):
         folder.mkdir(exist_ok=True)
         safetensors(folder / "model.safetensors", {"a": [16, 8], "b": [8]})
     (tmp_path / "model/model.safetensors.index.json").write_bytes(b'{"weight_map": {"a": "model.safetensors"}}')
-    assert memory.counted(tmp_path / "model") == (128, 8)
+    assert memory.count_parameters(tmp_path / "model") == (128, 8)
     (tmp_path / "model/model.safetensors.index.json").write_bytes(content)
-    assert memory.counted(tmp_path / "model") is None
+    assert memory.count_parameters(tmp_path / "model") is None
 
 
 # --- which machine class fits
 
 
 def test_the_room_of_a_class_and_the_class_for_a_gpu():
-    assert memory.room("gpu-24gb") == pytest.approx(21.84)
-    assert (memory.room("fast"), memory.room(""), memory.room(f"gpu-{'9' * 5000}gb")) == (None, None, None)
+    assert memory.usable_gib("gpu-24gb") == pytest.approx(21.84)
+    assert (memory.usable_gib("fast"), memory.usable_gib(""), memory.usable_gib(f"gpu-{'9' * 5000}gb")) == (
+        None,
+        None,
+        None,
+    )
     sizes = {"gpu-12gb": 10.3, "gpu-16gb": 10.3, "gpu-24gb": 12.3, "gpu-48gb": 27.3, "odd": None}
-    assert memory.fitting(21.8, sizes) == "gpu-24gb"
-    assert memory.fitting(11, sizes) == "gpu-16gb"
-    assert memory.fitting(80, sizes) == "gpu-48gb"
-    assert memory.fitting(10, sizes) == ""
+    assert memory.fitting_machine(21.8, sizes) == "gpu-24gb"
+    assert memory.fitting_machine(11, sizes) == "gpu-16gb"
+    assert memory.fitting_machine(80, sizes) == "gpu-48gb"
+    assert memory.fitting_machine(10, sizes) == ""

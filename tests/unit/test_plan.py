@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.text import canonical
@@ -110,7 +110,7 @@ def test_nothing_named(wanted):
     ],
 )
 def test_no_such_agent(wanted, said):
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         fleet.select_agents(wanted)
     assert str(error.value).startswith(said)
 
@@ -119,14 +119,14 @@ def test_no_such_agent(wanted, said):
 
 
 def test_missing_dataset_names_the_path(make, data):
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         make()
     path = data.folder / "witness_train.jsonl"
     assert str(error.value) == f"no dataset for witness: {path} does not exist. -e datasets_dir=… says where to look"
 
 
 def test_no_trainers(make):
-    with pytest.raises(ForgeError, match=r"holds no host to train on\. See inventory/local\.yml"):
+    with pytest.raises(UserError, match=r"holds no host to train on\. See inventory/local\.yml"):
         make(trainers=[])
 
 
@@ -170,9 +170,9 @@ def test_the_same_data_gives_the_same_run_and_other_data_another(make, data):
 
 def test_unknown_profile_and_override_are_errors(make, data):
     data()
-    with pytest.raises(ForgeError, match=r"run_profile is «rehersal», but configs/profiles holds: rehearsal"):
+    with pytest.raises(UserError, match=r"run_profile is «rehersal», but configs/profiles holds: rehearsal"):
         make(trainers=[Trainer("here", "rehersal", datasets_dir=str(data.folder))])
-    with pytest.raises(ForgeError, match=r"-e '.*': Axolotl knows no key «epochs»"):
+    with pytest.raises(UserError, match=r"-e '.*': Axolotl knows no key «epochs»"):
         make(recipe={"epochs": 3})
 
 
@@ -191,7 +191,7 @@ def test_unknown_profile_and_override_are_errors(make, data):
 )
 def test_values_that_make_no_run(make, data, key, value, said):
     data()
-    with pytest.raises(ForgeError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         make(recipe={key: value})
 
 
@@ -280,7 +280,7 @@ def trainers(data, *names: str, **agents: tuple[str, ...]) -> list[Trainer]:
 @pytest.mark.parametrize("placement", [{"final": False}, {"final": True, "state": "failed"}])
 def test_a_trainer_that_the_inventory_lacks(make, note, data, run_id, placement):
     note(run_id, "pod-7", **placement)
-    with pytest.raises(ForgeError, match=rf"{run_id} was launched on pod-7, which this inventory does not hold.*move"):
+    with pytest.raises(UserError, match=rf"{run_id} was launched on pod-7, which this inventory does not hold.*move"):
         make()
     assert one(make(move=True))["trainer"] == "here"
 
@@ -307,7 +307,7 @@ def test_whoever_is_placed_elsewhere_is_asked_there_and_nowhere_else(make, note,
 
 def test_a_declared_trainer_is_taken(make, data, run_id):
     assert one(make(trainers=trainers(data, "a", "b", b=("witness",))))["trainer"] == "b"
-    with pytest.raises(ForgeError, match=r"no trainer takes witness: every one declares other agents"):
+    with pytest.raises(UserError, match=r"no trainer takes witness: every one declares other agents"):
         make(trainers=trainers(data, "a", a=("crew",)))
 
 
@@ -317,7 +317,7 @@ def hosts(**lanes: int) -> list[Trainer]:
 
 def spread(weight: dict[str, int], boxes: list[Trainer], **placed: tuple[str, int]) -> dict[str, tuple[str, int]]:
     jobs = {(agent, 0): work for agent, work in weight.items()}
-    chosen = fleet.place(boxes, jobs, {(agent, 0): Lane(*at) for agent, at in placed.items()})
+    chosen = fleet.assign_lanes(boxes, jobs, {(agent, 0): Lane(*at) for agent, at in placed.items()})
     return {agent: (lane.trainer, lane.number) for (agent, _), lane in chosen.items()}
 
 
@@ -359,12 +359,12 @@ def test_whom_a_whole_inventory_trains(make, data):
     )
     declared = trainers(data, "a", "b", a=("crew",), b=("mayor",))
     assert [run["agent"] for run in make("", declared)["runs"]] == ["crew", "mayor"]
-    with pytest.raises(ForgeError, match="no dataset for deacon"):
+    with pytest.raises(UserError, match="no dataset for deacon"):
         make("", trainers(data, "a", "b", b=("deacon",)))
 
 
 def test_a_whole_inventory_without_any_data(make, data):
-    with pytest.raises(ForgeError, match=r"no dataset for crew: .* -e datasets_dir=… says where to look"):
+    with pytest.raises(UserError, match=r"no dataset for crew: .* -e datasets_dir=… says where to look"):
         make("")
 
 
@@ -377,12 +377,12 @@ def test_the_runs_of_a_lost_trainer_move_and_no_others(make, note, data):
     moved = {run["agent"]: (run["trainer"], run["state"], run["why"]) for run in
              make("crew,mayor", three, move="b")["runs"]}  # fmt: skip
     assert moved == {"crew": ("a", "to train", "moved from b"), "mayor": ("c", "to attach", "placed on c")}
-    with pytest.raises(ForgeError, match="-e move=a,b,c leaves no host to train on"):
+    with pytest.raises(UserError, match="-e move=a,b,c leaves no host to train on"):
         make("crew", three, move=["a", "b", "c"])
 
 
 def test_a_trainer_with_fewer_gpus_than_a_run_takes(make, data, run_id):
-    with pytest.raises(ForgeError, match="here has no lane: it has fewer GPUs than run_gpus asks for"):
+    with pytest.raises(UserError, match="here has no lane: it has fewer GPUs than run_gpus asks for"):
         make(trainers=[Trainer("here", datasets_dir=str(data.folder), lanes=0)])
 
 
@@ -394,9 +394,9 @@ def test_a_sweep_is_a_run_for_each_variant(make, data):
         (8, {"lora_r": 8}, "a"), (16, {"lora_r": 16}, "b"), (32, {"lora_r": 32}, "a"),
     ]  # fmt: skip
     assert len({run["run_id"] for run in runs}) == 3
-    with pytest.raises(ForgeError, match=r"-e '.*sweep.*': Axolotl knows no key «lora_rank»"):
+    with pytest.raises(UserError, match=r"-e '.*sweep.*': Axolotl knows no key «lora_rank»"):
         make(variants=[{"lora_rank": 8}])
-    with pytest.raises(ForgeError, match="variants 1 and 2 of the sweep are the same training"):
+    with pytest.raises(UserError, match="variants 1 and 2 of the sweep are the same training"):
         make(variants=[{"logging_steps": 1}, {"logging_steps": 2}])
 
 
@@ -411,11 +411,9 @@ def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
 def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_path, monkeypatch):
     data()
     config = {"zero_optimization": {"stage": 3}}
-    with pytest.raises(
-        ForgeError, match=r"«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin"
-    ):
+    with pytest.raises(UserError, match=r"«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin"):
         make(recipe={"deepspeed": config})
-    monkeypatch.setattr(plan.recipe, "pinned", lambda lock, package: "0.19.0")
+    monkeypatch.setattr(plan.recipe, "pinned_version", lambda lock, package: "0.19.0")
     plain = one(make())["run_id"]
     assert one(make(recipe={"deepspeed": config}))["recipe"]["deepspeed"] == config
     path = tmp_path / "zero3.json"
@@ -423,7 +421,7 @@ def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_p
     run = one(make(recipe={"deepspeed": str(path)}))
     assert (run["recipe"]["deepspeed"], run["run_id"]) == (config, plain)
     with pytest.raises(
-        ForgeError, match=r"«deepspeed: no.json» must name a JSON file, from the checkout on: .*/no.json"
+        UserError, match=r"«deepspeed: no.json» must name a JSON file, from the checkout on: .*/no.json"
     ):
         make(recipe={"deepspeed": "no.json"})
 
@@ -450,7 +448,7 @@ def test_of_a_gang_the_first_host_speaks_for_the_others(make, data, run_id):
     ],
 )
 def test_what_is_no_gang(make, data, run_id, names, changes, said):
-    with pytest.raises(ForgeError, match=said):
+    with pytest.raises(UserError, match=said):
         make(trainers=pair(data, *names, **changes))
 
 
@@ -460,7 +458,7 @@ def test_what_is_no_gang(make, data, run_id, names, changes, said):
 )
 def test_the_hosts_of_a_gang_are_alike(make, data, run_id, changes, variable):
     first, second = pair(data, "a", "b")
-    with pytest.raises(ForgeError, match=rf"a's gang \(a, b\) are not alike: b has another {variable}"):
+    with pytest.raises(UserError, match=rf"a's gang \(a, b\) are not alike: b has another {variable}"):
         make(trainers=[first, dataclasses.replace(second, **changes)])
 
 
@@ -473,13 +471,13 @@ def test_who_gives_up_a_host_of_a_gang_gives_up_the_gang(make, note, data, run_i
 
 def test_a_run_that_is_alone_on_a_host_that_a_gang_has_now(make, note, data, run_id):
     note(run_id, "b", final=False)
-    with pytest.raises(ForgeError, match=rf"{run_id} was launched on b alone, which now trains in a gang that a leads"):
+    with pytest.raises(UserError, match=rf"{run_id} was launched on b alone, which now trains in a gang that a leads"):
         make(trainers=pair(data, "a", "b"))
     assert one(make(trainers=pair(data, "a", "b"), move=True))["hosts"] == ["a", "b"]
 
 
 def test_a_trainer_that_is_given_up_must_be_one(make, note, data, run_id):
-    with pytest.raises(ForgeError, match=r"there is no trainer «gpu1»; did you mean «gpu-1»\? Trainers: gpu-1"):
+    with pytest.raises(UserError, match=r"there is no trainer «gpu1»; did you mean «gpu-1»\? Trainers: gpu-1"):
         make(trainers=trainers(data, "gpu-1", "gpu-2"), move="gpu1")
     note(run_id, "pod-7", final=False)
     assert told(one(make(move="pod-7"))) == (run_id, "to train", "moved from pod-7", "here")
@@ -488,7 +486,7 @@ def test_a_trainer_that_is_given_up_must_be_one(make, note, data, run_id):
 def test_what_a_given_up_trainer_alone_declares_is_not_left_out(make, data):
     data("crew"), data("mayor")
     boxes = trainers(data, "a", "b", a=("crew",), b=("mayor",))
-    with pytest.raises(ForgeError, match=r"no trainer takes mayor: every one that is left without b declares other"):
+    with pytest.raises(UserError, match=r"no trainer takes mayor: every one that is left without b declares other"):
         make("", boxes, move="b")
     assert [run["agent"] for run in make("crew", boxes, move="b")["runs"]] == ["crew"]
     with_rest = [*boxes, *trainers(data, "c")]
@@ -498,7 +496,7 @@ def test_what_a_given_up_trainer_alone_declares_is_not_left_out(make, data):
 
 def test_agents_of_a_trainer_are_checked(make, data):
     data()
-    with pytest.raises(ForgeError, match=r"agents of a: there is no agent «witnes»; did you mean «witness»\?"):
+    with pytest.raises(UserError, match=r"agents of a: there is no agent «witnes»; did you mean «witness»\?"):
         make(trainers=trainers(data, "a", a=("witnes",)))
 
 
@@ -536,17 +534,17 @@ def test_a_host_without_the_data_is_of_no_account_as_long_as_nobody_trains_there
 def test_more_hosts_than_ansible_looks_after(make, data):
     data("crew"), data("mayor"), data("witness")
     runs = make("crew,mayor,witness", trainers(data, "a", "b", "c"))["runs"]
-    assert fleet.crowded(runs, 3) == []
-    [said] = fleet.crowded(runs, 1)
+    assert fleet.fork_limit_warning(runs, 3) == []
+    [said] = fleet.fork_limit_warning(runs, 1)
     assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
     assert said.count("-f 3") == 1
 
 
 def test_who_trains_where_in_words(make, data):
     data("crew", count=80, size=14000), data("mayor"), data("witness")
-    assert fleet.queues(make("crew")["runs"]) == []
+    assert fleet.describe_queues(make("crew")["runs"]) == []
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), lanes=2)]
-    said = fleet.queues(make("crew,mayor,witness", boxes)["runs"])
+    said = fleet.describe_queues(make("crew,mayor,witness", boxes)["runs"])
     assert [line.partition(";")[0] for line in said] == ["a: crew", "b lane 1: mayor", "b lane 2: witness"]
 
 
@@ -595,7 +593,7 @@ def test_the_example_datasets_all_plan_as_a_rehearsal(make, agent):
 
 def test_a_root_that_is_not_absolute_is_refused(make, data):
     data()
-    with pytest.raises(ForgeError, match=r"trainer_root of box is «~/lora-forge»; it must be an absolute path"):
+    with pytest.raises(UserError, match=r"trainer_root of box is «~/lora-forge»; it must be an absolute path"):
         make(trainers=[Trainer("box", datasets_dir=str(data.folder), root="~/lora-forge")])
 
 
@@ -604,7 +602,7 @@ def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypa
     boxes = [Trainer(name, datasets_dir=str(data.folder)) for name in ("one", "two")]
     run_id = make(trainers=boxes)["runs"][0]["run_id"]
     note(run_id, "two", state="finished", final=True)
-    monkeypatch.setattr(plan.store, "missing", lambda folder, verify=False: None)
+    monkeypatch.setattr(plan.store, "integrity_error", lambda folder, verify=False: None)
     (made,) = make(trainers=boxes)["runs"]
     assert (made["state"], made["trainer"]) == ("ready", "two")
     (made,) = make(trainers=boxes[:1])["runs"]
@@ -626,7 +624,7 @@ def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypa
 )
 def test_a_base_model_is_pinned_or_a_folder(make, data, recipe, words):
     data()
-    with pytest.raises(ForgeError, match=words):
+    with pytest.raises(UserError, match=words):
         make(recipe=recipe)
 
 
@@ -655,7 +653,7 @@ def checkout(tmp_path):
 
 def said(call: Any, *given: Any) -> str:
     """The words of an error."""
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         call(*given)
     return str(error.value)
 
@@ -681,12 +679,14 @@ def test_a_schema_that_cannot_be_read(checkout, tmp_path, content):
 def test_files_are_named_as_they_lie_in_the_checkout(checkout, tmp_path):
     (checkout / "configs/agents/witness.yml").write_text("seed: 1\nsed: 2\n")
     planner = plan.Planner(checkout, tmp_path, {"lora_r": 0.5})
-    assert said(planner.merged, "witness", "", "") == (
+    assert said(planner.merged_recipe, "witness", "", "") == (
         "-e '{\"recipe\": …}': «lora_r: 0.5» does not fit: expected a whole number\n"
         "configs/agents/witness.yml, line 2: Axolotl knows no key «sed»; did you mean «seed»?"
     )
     (checkout / "configs/agents/witness.yml").unlink()
-    assert said(planner.merged, "witness", "", "") == "configs/agents/witness.yml is missing; every recipe needs it"
+    assert (
+        said(planner.merged_recipe, "witness", "", "") == "configs/agents/witness.yml is missing; every recipe needs it"
+    )
 
 
 def test_profiles_and_machines_go_by_their_names(checkout, tmp_path):
@@ -694,12 +694,21 @@ def test_profiles_and_machines_go_by_their_names(checkout, tmp_path):
     for name in ("b", "a"):
         (checkout / f"configs/machines/{name}.yml").write_text("tf32: false\n")
     known = ", ".join(sorted(path.stem for path in (checkout / "configs/machines").glob("*.yml")))
-    assert said(planner.merged, "witness", "", "c") == f"trainer_machine is «c», but configs/machines holds: {known}"
-    assert said(planner.merged, "witness", "c", "a") == "run_profile is «c», but configs/profiles holds: rehearsal"
-    assert planner.merged("witness", "", "a")["tf32"] is False
+    assert (
+        said(planner.merged_recipe, "witness", "", "c")
+        == f"trainer_machine is «c», but configs/machines holds: {known}"
+    )
+    assert (
+        said(planner.merged_recipe, "witness", "c", "a") == "run_profile is «c», but configs/profiles holds: rehearsal"
+    )
+    assert planner.merged_recipe("witness", "", "a")["tf32"] is False
     (checkout / "configs/machines/a.yml").write_text("lora_r: 8\n")
-    assert "configs/machines/a.yml, line 1: «lora_r» decides what is learnt" in said(planner.merged, "witness", "", "a")
-    assert planner.merged("witness", "rehearsal", "a")["lora_r"] == 64  # a profile says everything about its machine
+    assert "configs/machines/a.yml, line 1: «lora_r» decides what is learnt" in said(
+        planner.merged_recipe, "witness", "", "a"
+    )
+    assert (
+        planner.merged_recipe("witness", "rehearsal", "a")["lora_r"] == 64
+    )  # a profile says everything about its machine
 
 
 def test_the_layers_of_a_recipe_lie_over_each_other(checkout, tmp_path):
@@ -708,7 +717,7 @@ def test_the_layers_of_a_recipe_lie_over_each_other(checkout, tmp_path):
     )
     (checkout / "configs/machines/m.yml").write_text("tf32: false\nlogging_steps: 7\n")
     planner = plan.Planner(checkout, tmp_path, {"lora_alpha": 2, "lora_dropout": 0.2, "logging_steps": 8})
-    keys = planner.merged("witness", "", "m", {"lora_dropout": 0.3})
+    keys = planner.merged_recipe("witness", "", "m", {"lora_dropout": 0.3})
     names = ("seed", "lora_alpha", "lora_dropout", "weight_decay", "tf32", "logging_steps", "max_grad_norm")
     assert [keys[name] for name in names] == [1, 2, 0.3, 0.1, False, 8, 1.0]
 
@@ -716,7 +725,7 @@ def test_the_layers_of_a_recipe_lie_over_each_other(checkout, tmp_path):
 def test_one_kind_of_mistake_is_told_before_the_next(checkout, tmp_path):
     wrong = {"sead": 1, "lora_r": 0, "base_model": "Acme/Tiny", "model_revision": None}
     for known, first in (("sead", "knows no key"), ("lora_r", "must be above 0"), ("base_model", "model_revision")):
-        words = said(plan.Planner(checkout, tmp_path, wrong).merged, "witness", "", "")
+        words = said(plan.Planner(checkout, tmp_path, wrong).merged_recipe, "witness", "", "")
         assert first in words
         assert "\n" not in words
         del wrong[known]
@@ -724,24 +733,24 @@ def test_one_kind_of_mistake_is_told_before_the_next(checkout, tmp_path):
 
 def test_a_rehearsals_model_is_made_and_needs_no_commit(checkout, tmp_path):
     planner = plan.Planner(checkout, tmp_path, {"model_revision": "abc"})
-    assert planner.merged("witness", "rehearsal", "")["model_revision"] == "abc"
+    assert planner.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc"
     folder = plan.Planner(checkout, tmp_path, {"base_model": "/models/mine", "model_revision": "abc"})
-    assert "model_revision" not in folder.merged("witness", "", "")
-    assert folder.merged("witness", "rehearsal", "")["model_revision"] == "abc"
+    assert "model_revision" not in folder.merged_recipe("witness", "", "")
+    assert folder.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc"
 
 
 def test_deepspeed_is_looked_for_in_the_lock_that_the_other_one_is_made_of(checkout, tmp_path):
     config = {"zero_optimization": {"stage": 2}}
     planner = plan.Planner(checkout, tmp_path, {"deepspeed": config})
     for profile in ("rehearsal", ""):
-        assert said(planner.merged, "witness", profile, "") == (
+        assert said(planner.merged_recipe, "witness", profile, "") == (
             "«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin: add a line «deepspeed» to "
             "requirements/trainer-cuda.in, then make lock; or use fsdp_config, which needs nothing more"
         )
     with (checkout / "requirements/trainer-cuda.txt").open("a") as file:
         file.write("deepspeed==0.19.0\n")
     for profile in ("rehearsal", ""):
-        assert planner.merged("witness", profile, "")["deepspeed"] == config
+        assert planner.merged_recipe("witness", profile, "")["deepspeed"] == config
 
 
 def test_a_deepspeed_file_that_cannot_be_read(checkout, tmp_path):
@@ -752,10 +761,10 @@ def test_a_deepspeed_file_that_cannot_be_read(checkout, tmp_path):
     for content in (None, "{"):
         if content:
             path.write_text(content)
-        words = said(planner.merged, "witness", "", "")
+        words = said(planner.merged_recipe, "witness", "", "")
         assert words.startswith(f"«deepspeed: zero.json» must name a JSON file, from the checkout on: {path}: ")
     path.write_text('{"stage": "α"}')
-    assert planner.merged("witness", "", "")["deepspeed"] == {"stage": "α"}
+    assert planner.merged_recipe("witness", "", "")["deepspeed"] == {"stage": "α"}
 
 
 # --- data, closer
@@ -764,7 +773,7 @@ def test_a_deepspeed_file_that_cannot_be_read(checkout, tmp_path):
 def test_a_file_is_read_once_and_warned_of_once(make, data, monkeypatch):
     data(count=2), data("mayor", count=2)
     read = []
-    check = plan.dataset.check
+    check = plan.dataset.check_file
 
     def counted(path, use, length):
         read.append((path.name, use, length))
@@ -772,7 +781,7 @@ def test_a_file_is_read_once_and_warned_of_once(make, data, monkeypatch):
         summary.warnings.append(f"{path.name} is odd")
         return summary
 
-    monkeypatch.setattr(plan.dataset, "check", counted)
+    monkeypatch.setattr(plan.dataset, "check_file", counted)
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder))]
     result = make("witness,mayor,gastown", boxes)
     assert sorted(read) == [("mayor_train.jsonl", "train", 4096), ("witness_train.jsonl", "train", 4096)]
@@ -830,14 +839,14 @@ def test_what_is_longer_than_a_sequence_is_told_by_the_recipes_strategy(make, da
     for strategy in ("drop", None):
         result = make(recipe={"excess_length_strategy": strategy})
         assert any(said.endswith("and will be dropped") for said in result["warnings"])
-    with pytest.raises(ForgeError, match="1 of 4 examples are longer than"):
+    with pytest.raises(UserError, match="1 of 4 examples are longer than"):
         make(recipe={"excess_length_strategy": "raise"})
 
 
 def test_an_evaluation_set_that_holds_what_is_trained_on(make, data):
     train = data()
     (data.folder / "witness_val.jsonl").write_bytes(train.read_bytes())
-    with pytest.raises(ForgeError, match=r"witness_val\.jsonl"):
+    with pytest.raises(UserError, match=r"witness_val\.jsonl"):
         make()
 
 
@@ -852,11 +861,11 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
     mark = run.pop("fingerprint")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     basis = plan.Planner(ROOT, path.parent, {"liger_rms_norm": True})
-    merged = basis.merged("witness", "", "gpu-24gb") | {"eval_sample_packing": False}
+    merged = basis.merged_recipe("witness", "", "gpu-24gb") | {"eval_sample_packing": False}
     files = [{"use": "train", "sha256": sha256}]
     assert mark == plan.recipe.fingerprint(merged, False, files, basis.axolotl)
-    entry = plan.dataset.entry(plan.dataset.check(path, "train", 4096), {})
-    tokens = plan.dataset.check(path, "train", 4096).tokens
+    entry = plan.dataset.axolotl_entry(plan.dataset.check_file(path, "train", 4096), {})
+    tokens = plan.dataset.check_file(path, "train", 4096).tokens
     assert run == {
         "run_id": f"witness-{mark[:12]}",
         "agent": "witness",
@@ -908,7 +917,7 @@ def test_a_class_that_is_too_small_is_told_with_the_one_that_fits(make, data):
 def test_for_a_pod_each_class_is_estimated_because_its_gpu_is_not_chosen_yet(make, data):
     path = data(count=40)
     pod = Trainer("pod", datasets_dir=str(data.folder), rented=True)
-    merged = plan.Planner(ROOT, path.parent, {}).merged
+    merged = plan.Planner(ROOT, path.parent, {}).merged_recipe
     assert one(make(trainers=[pod]))["estimate"]["memory_classes"] == {
         path.stem: plan.memory.estimate(merged("witness", "", path.stem))
         for path in (ROOT / "configs/machines").glob("*.yml")
@@ -939,10 +948,10 @@ def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):
     run = one(make(trainers=[box]))
     assert (run["rehearsal"], run["gpus"], plan.recipe.effective_batch(run["recipe"])) == (True, 1, 8)
     assert (run["estimate"]["memory_gib"], run["estimate"]["memory_floor_gib"]) == (None, None)
-    train, val = (plan.dataset.check(data.folder / f"witness_{use}.jsonl", use, 1024) for use in ("train", "val"))
+    train, val = (plan.dataset.check_file(data.folder / f"witness_{use}.jsonl", use, 1024) for use in ("train", "val"))
     assert run["estimate"]["tokens"] == train.tokens
     mark = plan.recipe.fingerprint(
-        plan.Planner(ROOT, data.folder, {}).merged("witness", "rehearsal", "")
+        plan.Planner(ROOT, data.folder, {}).merged_recipe("witness", "rehearsal", "")
         | {"val_set_size": 0, "eval_sample_packing": False},
         True,
         [{"use": one.use, "sha256": one.sha256} for one in (train, val)],
@@ -993,7 +1002,7 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
     runs_.mkdir()
     if placement:
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
-    found = plan.Planner(ROOT, tmp_path, {}).attempt("witness", "a" * 64, False, False)
+    found = plan.Planner(ROOT, tmp_path, {}).find_attempt("witness", "a" * 64, False, False)
     assert found == (f"witness-{'a' * 12}", *expected, placement)
 
 
@@ -1003,8 +1012,8 @@ def test_attempts_of_other_recipes_do_not_count(tmp_path):
     for name in (f"{first}b", f"{first}-x", f"{first}-2-3", f"mayor-{'a' * 12}", f"x{first}-9"):
         (tmp_path / f"runs/{name}.json").write_text('{"final": true, "state": "failed"}')
     planner = plan.Planner(ROOT, tmp_path, {})
-    assert planner.attempt("witness", "a" * 64, False, False) == (first, "to train", "", {})
-    assert planner.attempt("witness", "a" * 64, True, False) == (first, "to train", "", {})
+    assert planner.find_attempt("witness", "a" * 64, False, False) == (first, "to train", "", {})
+    assert planner.find_attempt("witness", "a" * 64, True, False) == (first, "to train", "", {})
 
 
 def test_attempts_are_known_from_their_folders_too(tmp_path, deliver):
@@ -1012,11 +1021,11 @@ def test_attempts_are_known_from_their_folders_too(tmp_path, deliver):
     planner = plan.Planner(ROOT, tmp_path / "output", {})
     folder = deliver(f"{first}-3")
     (folder.parent / f"{first}-7").touch()  # no folder
-    assert planner.attempt("witness", "a" * 64, False, False) == (f"{first}-3", "ready", "", {})
+    assert planner.find_attempt("witness", "a" * 64, False, False) == (f"{first}-3", "ready", "", {})
     (folder / "weights").unlink()
     missing = f"{folder / 'weights'} is missing"
-    assert planner.attempt("witness", "a" * 64, False, False) == (f"{first}-3", "to train", missing, {})
-    assert planner.attempt("witness", "a" * 64, True, False) == (f"{first}-3", "to train", missing, {})
+    assert planner.find_attempt("witness", "a" * 64, False, False) == (f"{first}-3", "to train", missing, {})
+    assert planner.find_attempt("witness", "a" * 64, True, False) == (f"{first}-3", "to train", missing, {})
 
 
 def test_the_newest_of_the_earlier_ones_that_are_whole_stays_ready(tmp_path, deliver, note):
@@ -1026,19 +1035,23 @@ def test_the_newest_of_the_earlier_ones_that_are_whole_stays_ready(tmp_path, del
         folder = deliver(f"{first}{number}")
     (folder / "weights").unlink()
     note(f"{first}-4", final=True, state="failed")
-    assert planner.attempt("witness", "a" * 64, False, False)[:3] == (f"{first}-2", "ready", f"{first}-4 failed later")
-    assert planner.attempt("witness", "a" * 64, True, False)[:3] == (
+    assert planner.find_attempt("witness", "a" * 64, False, False)[:3] == (
+        f"{first}-2",
+        "ready",
+        f"{first}-4 failed later",
+    )
+    assert planner.find_attempt("witness", "a" * 64, True, False)[:3] == (
         f"{first}-5", "to train", "a fresh attempt was asked for",
     )  # fmt: skip
     note(f"{first}-4", final=False)
-    assert planner.attempt("witness", "a" * 64, False, False)[:2] == (f"{first}-4", "to attach")
+    assert planner.find_attempt("witness", "a" * 64, False, False)[:2] == (f"{first}-4", "to attach")
 
 
 def test_whether_something_was_begun():
     run = {"state": "to train", "placed": False, "why": ""}
-    assert plan.begun(run) is False
+    assert plan.has_history(run) is False
     for change in ({"state": "ready"}, {"placed": True}, {"why": "moved from b"}):
-        assert plan.begun({**run, **change}) is True
+        assert plan.has_history({**run, **change}) is True
 
 
 # --- how long it takes
@@ -1047,7 +1060,7 @@ def test_whether_something_was_begun():
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
     """Dataset files: use, examples and tokens."""
     return [
-        plan.dataset.Summary("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
+        plan.dataset.DatasetFile("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
         for use, n, tokens in counts
     ]
 
@@ -1118,7 +1131,7 @@ def test_conversations_that_axolotl_drops_take_no_steps(make, data, strategy, st
     ],
 )
 def test_what_takes_no_step_is_refused(keys, words):
-    with pytest.raises(ForgeError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         suited(keys, ("train", 10, 1000))
 
 
@@ -1153,7 +1166,7 @@ def suited(changes: dict[str, Any], *sets: tuple[str, int, int]) -> tuple[dict[s
     """What becomes of a recipe of 100-token rows, eight to a step, and what is told."""
     planner = plan.Planner(ROOT, ROOT, {})
     keys = {"sequence_len": 100, "micro_batch_size": 8, "sample_packing": True, "num_epochs": 1, **changes}
-    planner.suit("crew", keys, rows(*sets))
+    planner.adapt_to_dataset("crew", keys, rows(*sets))
     return keys, planner.warnings
 
 
@@ -1271,7 +1284,7 @@ def test_a_run_goes_to_the_machine_of_the_trainer_it_is_placed_on(make, data):
     runs_ = {run["trainer"]: run["recipe"] for run in make("crew,mayor", [big, small])["runs"]}
     planner = plan.Planner(ROOT, data.folder, {})
     for name, machine in (("big", ""), ("small", "gpu-24gb")):
-        merged = planner.merged("crew", "", machine)
+        merged = planner.merged_recipe("crew", "", machine)
         changed = {key for key in merged if key in plan.recipe.MACHINE_KEYS}
         assert {key: runs_[name].get(key) for key in changed - {"eval_sample_packing"}} == {
             key: merged[key] for key in changed - {"eval_sample_packing"}
@@ -1281,7 +1294,7 @@ def test_a_run_goes_to_the_machine_of_the_trainer_it_is_placed_on(make, data):
 
 def test_sweeps_of_several_agents_are_named_by_their_own_variants(make, data):
     data("crew"), data("mayor")
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         make("crew,mayor", variants=[{"seed": 1}, {"seed": 2}, {"seed": 1}])
     assert re.fullmatch(
         r"variants 1 and 3 of the sweep are the same training \(crew-[0-9a-f]{12}\): they differ in nothing that "
@@ -1325,9 +1338,9 @@ def test_giving_all_up_leaves_nobody(make, data, run_id):
 def updated(make, data, deliver, monkeypatch, tmp_path):
     """An adapter of Axolotl 0.19, and locks that pin the version of today; returns its run_id."""
     data()
-    pinned = recipe.pinned
+    pinned = recipe.pinned_version
     with monkeypatch.context() as then:
-        then.setattr(recipe, "pinned", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
+        then.setattr(recipe, "pinned_version", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
         run = one(make())
     folder = deliver(run["run_id"])
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -1341,7 +1354,7 @@ def test_the_plan_tells_what_is_trained_anew_because_of_axolotl(make, updated):
     made = make()
     assert one(made)["state"] == "to train"
     assert one(made)["run_id"] != updated
-    assert one(made)["axolotl"] == recipe.pinned(ROOT / "requirements/trainer-cuda.txt", "axolotl")
+    assert one(made)["axolotl"] == recipe.pinned_version(ROOT / "requirements/trainer-cuda.txt", "axolotl")
     [said] = [line for line in made["warnings"] if "Axolotl" in line]
     assert said.startswith(f"witness has {updated}, of Axolotl 0.19.0; the locks pin {one(made)['axolotl']} now.")
     assert said.endswith("-e keep_axolotl=0.19 keeps what there is")
@@ -1363,9 +1376,9 @@ def test_it_need_not_be_what_latest_points_to(make, updated, tmp_path):
 def test_a_variant_is_kept_too(make, data, deliver, monkeypatch, tmp_path):
     data()
     variants = [{}, {"lora_alpha": 48}]
-    pinned = recipe.pinned
+    pinned = recipe.pinned_version
     with monkeypatch.context() as then:
-        then.setattr(recipe, "pinned", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
+        then.setattr(recipe, "pinned_version", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
         runs = make(variants=variants)["runs"]
     for run in runs:
         folder = deliver(run["run_id"])

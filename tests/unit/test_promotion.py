@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.testing import patch_module_args
 from wire import load
@@ -208,7 +208,9 @@ def test_latest_moves_and_stays_and_every_decision_is_a_line(home) -> None:
 def test_an_eval_loss_that_is_no_number_takes_no_empty_place(home) -> None:
     assert home.train("witness-a", "nan") is False
     assert not (home.path / "latest").is_symlink()
-    assert promotion.word(home.path, "witness-a").startswith("latest points to nothing: its eval loss is nan. By hand:")
+    assert promotion.message(home.path, "witness-a").startswith(
+        "latest points to nothing: its eval loss is nan. By hand:"
+    )
     assert home.train("witness-b", 0.9) is True
     assert home.train("witness-c", "nan") is False
     assert home.latest == "witness-b"
@@ -286,14 +288,14 @@ def test_an_output_without_history_gets_one(home) -> None:
 def test_a_folder_in_the_place_of_latest_is_left_alone(home) -> None:
     home.path.mkdir(parents=True)
     (home.path / "latest").mkdir()
-    with pytest.raises(ForgeError, match=r"latest is no symbolic link, so it cannot be moved to witness-a; put it"):
+    with pytest.raises(UserError, match=r"latest is no symbolic link, so it cannot be moved to witness-a; put it"):
         home.train("witness-a")
     assert (home.path / "latest").is_dir()
 
 
 @pytest.mark.parametrize("share", [-0.1, float("nan")])
 def test_a_share_that_makes_no_sense(home, share) -> None:
-    with pytest.raises(ForgeError, match=r"adapter_max_regression is .*give a share from 0 on"):
+    with pytest.raises(UserError, match=r"adapter_max_regression is .*give a share from 0 on"):
         home.train("witness-a", regression=share)
 
 
@@ -339,14 +341,14 @@ def test_what_is_not_promoted_even_by_hand(home, run_id, says) -> None:
     log = home.deliver("witness-c").path / "witness-c/train.log"
     log.write_text("LOG")
     os.utime(log, (1e9, 1e9))  # older than the manifest: only its hash tells
-    with pytest.raises(ForgeError, match=says):
+    with pytest.raises(UserError, match=says):
         promotion.promote_by_hand(home.path, run_id)
     assert home.latest == "witness-a"
     assert len(home.lines) == 1
 
 
 def test_nothing_is_delivered(home) -> None:
-    with pytest.raises(ForgeError, match="Nothing is delivered yet"):
+    with pytest.raises(UserError, match="Nothing is delivered yet"):
         promotion.promote_by_hand(home.path, "witness-a")
     assert not home.path.exists()
 
@@ -424,8 +426,8 @@ def test_an_agent_that_is_none(home, capsys, agent, says) -> None:
 def ready(home: Home, run_id: str, state: str = "to train") -> str:
     promoted = promotion.points_to(home.path / "latest") == run_id
     found = json.loads((home.path / run_id / "manifest.json").read_text())
-    word = promotion.word(home.path, run_id)
-    return "\n".join(summary.ready({"agent": "witness", "state": state}, found, home.path, promoted, word))
+    word = promotion.message(home.path, run_id)
+    return "\n".join(summary.ready_lines({"agent": "witness", "state": state}, found, home.path, promoted, word))
 
 
 def test_the_summary_says_what_became_of_latest(home) -> None:
@@ -536,7 +538,7 @@ def test_a_manifest_that_does_not_say_is_a_rehearsals() -> None:
 def test_the_folder_of_an_agent(tmp_path) -> None:
     assert promotion.home_of(tmp_path, "witness") == tmp_path / "witness"
     for agent, words in (("", "say whose adapter to promote: -e role=witness. "), ("zz", "there is no agent «zz». ")):
-        with pytest.raises(ForgeError) as error:
+        with pytest.raises(UserError) as error:
             promotion.home_of(tmp_path, agent)
         assert str(error.value) == f"{words}Agents: {', '.join(AGENTS)}"
 
@@ -553,23 +555,23 @@ def test_what_is_delivered_is_told_from_the_oldest_on(home) -> None:
     failed = home.deliver("witness-f").path / "witness-f/manifest.json"
     failed.write_text(json.dumps(json.loads(failed.read_text()) | {"verdict": "failed"}))
     (home.path / "note.txt").write_text("x")
-    assert list(promotion.delivered(home.path)) == ["witness-b", "witness-c", "witness-a", "witness-d"]
-    assert promotion.delivered(home.path / "nobody") == {}
+    assert list(promotion.delivered_manifests(home.path)) == ["witness-b", "witness-c", "witness-a", "witness-d"]
+    assert promotion.delivered_manifests(home.path / "nobody") == {}
 
 
 def test_the_promoted_one_is_known_by_its_folder(home) -> None:
-    assert promotion.promoted_one(home.path) is None
+    assert promotion.current_manifest(home.path) is None
     home.deliver("witness-a")
     (home.path / "latest").symlink_to("witness-a")
     (home.path / "witness-a").rename(home.path / "witness-z")
-    assert promotion.promoted_one(home.path) is None
+    assert promotion.current_manifest(home.path) is None
     (home.path / "latest").unlink()
     (home.path / "latest").symlink_to("witness-z")
-    assert promotion.promoted_one(home.path)["run_id"] == "witness-z"
-    assert promotion.promoted_one(home.path)["agent"] == "witness"
+    assert promotion.current_manifest(home.path)["run_id"] == "witness-z"
+    assert promotion.current_manifest(home.path)["agent"] == "witness"
     (home.path / "latest").unlink()
     home.deliver("latest")  # a folder in its place
-    assert promotion.promoted_one(home.path) is None
+    assert promotion.current_manifest(home.path) is None
 
 
 def test_a_line_of_the_history_says_everything(home, monkeypatch) -> None:
@@ -657,7 +659,7 @@ def test_by_hand_says_what_is_there(home) -> None:
         "a rehearsal never displaces one",
     }
     for run_id, says in words.items():
-        with pytest.raises(ForgeError) as error:
+        with pytest.raises(UserError) as error:
             promotion.promote_by_hand(home.path, run_id)
         assert str(error.value) == says
 
@@ -667,7 +669,7 @@ def test_by_hand_a_folder_in_the_place_of_latest_stops_it_before_anything_is_not
     (home.path / "latest").mkdir()
     for check in (True, False):
         with pytest.raises(
-            ForgeError, match="latest is no symbolic link, so it cannot be moved to witness-a; put it else"
+            UserError, match="latest is no symbolic link, so it cannot be moved to witness-a; put it else"
         ):
             promotion.promote_by_hand(home.path, "witness-a", check)
     assert not (home.path / "history.jsonl").exists()
@@ -700,26 +702,26 @@ def test_all_that_may_be_promoted(home) -> None:
 def test_what_became_of_latest_in_a_word(home) -> None:
     hint = "By hand: ansible-playbook playbooks/promote.yml -e role=witness -e run_id="
     home.deliver("witness-a", 0.882)
-    assert promotion.word(home.path, "witness-a") == f"latest points to nothing. {hint}witness-a"
+    assert promotion.message(home.path, "witness-a") == f"latest points to nothing. {hint}witness-a"
     home.train("witness-a", 0.882)
-    assert promotion.word(home.path, "witness-a") == ""
+    assert promotion.message(home.path, "witness-a") == ""
     home.train("witness-b", 0.912)
     home.train("witness-b", 0.912)
     (home.path / "latest").unlink()
-    assert promotion.word(home.path, "witness-b") == f"latest points to nothing. {hint}witness-b"
+    assert promotion.message(home.path, "witness-b") == f"latest points to nothing. {hint}witness-b"
     home.deliver("witness-r", 1.0, True)
-    assert promotion.word(home.path, "witness-r") == "latest points to nothing"
+    assert promotion.message(home.path, "witness-r") == "latest points to nothing"
 
 
 def test_the_newest_decision_on_a_run_is_told(home) -> None:
     home.train("witness-a", 0.882)
     home.train("witness-b", 0.912)
     promotion.promote(home.path, "witness-b", 0.01, asked=True)
-    assert "worse than its 0.882 (adapter_max_regression 2 %)" in promotion.word(home.path, "witness-b")
+    assert "worse than its 0.882 (adapter_max_regression 2 %)" in promotion.message(home.path, "witness-b")
     home.train("witness-c", 0.8)
     promotion.promote(home.path, "witness-b", 0.01, asked=True)
-    assert "14 % worse than its 0.8 (adapter_max_regression 1 %)" in promotion.word(home.path, "witness-b")
-    assert promotion.word(home.path, "witness-a").startswith("latest stays at witness-c. By hand")
+    assert "14 % worse than its 0.8 (adapter_max_regression 1 %)" in promotion.message(home.path, "witness-b")
+    assert promotion.message(home.path, "witness-a").startswith("latest stays at witness-c. By hand")
 
 
 @pytest.mark.parametrize("moved", [True, False])

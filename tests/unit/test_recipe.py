@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, recipe
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
@@ -43,29 +43,29 @@ def check(*layers: recipe.Layer) -> list[str]:
 
 
 def test_duplicate_key_names_both_lines(read):
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         read("lora_r: 64\nseed: 1\nlora_r: 32\n")
     assert str(error.value) == "configs/agents/witness.yml, lines 1 and 3: «lora_r» stands twice; keep one"
 
 
 def test_duplicate_key_in_a_nested_mapping(read):
-    with pytest.raises(ForgeError, match=r"lines 3 and 5: «type» stands twice"):
+    with pytest.raises(UserError, match=r"lines 3 and 5: «type» stands twice"):
         read("datasets:\n  - path: x\n    type: a\n    split: b\n    type: c\n")
 
 
 def test_tab_is_named_by_its_line(read):
-    with pytest.raises(ForgeError, match=r"witness\.yml, line 2: a tab in the indentation; YAML takes spaces only"):
+    with pytest.raises(UserError, match=r"witness\.yml, line 2: a tab in the indentation; YAML takes spaces only"):
         read("datasets:\n\t- path: x\n")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("hello\n", "str"), ("7\n", "int")])
 def test_not_a_mapping(read, text, kind):
-    with pytest.raises(ForgeError, match=rf"witness\.yml: holds a {kind}; it must hold «key: value» lines"):
+    with pytest.raises(UserError, match=rf"witness\.yml: holds a {kind}; it must hold «key: value» lines"):
         read(text)
 
 
 def test_broken_yaml_names_the_line(read):
-    with pytest.raises(ForgeError, match=r"witness\.yml, line 2: not YAML"):
+    with pytest.raises(UserError, match=r"witness\.yml, line 2: not YAML"):
         read("seed: 1\nlora_r: 4: 5\n")
 
 
@@ -74,7 +74,7 @@ def test_broken_yaml_names_the_line(read):
     ["base_model: {{ model }}\n", "{a: b}: c\n", "wandb_name: 2025-13-45\n", "seed: \x07\n", "a: !thing 1\n"],
 )
 def test_odd_yaml_is_a_user_error(read, text):
-    with pytest.raises(ForgeError, match=r"witness\.yml.*: not YAML"):
+    with pytest.raises(UserError, match=r"witness\.yml.*: not YAML"):
         read(text)
 
 
@@ -84,12 +84,12 @@ def test_anchors_and_merge_keys_work(read):
 
 
 def test_not_utf8(read):
-    with pytest.raises(ForgeError, match=r"witness\.yml: not UTF-8 text \(.* at byte 6\)"):
+    with pytest.raises(UserError, match=r"witness\.yml: not UTF-8 text \(.* at byte 6\)"):
         read(b"seed: \xff\n")
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ForgeError, match=r"configs/base\.yml is missing; every recipe needs it"):
+    with pytest.raises(UserError, match=r"configs/base\.yml is missing; every recipe needs it"):
         recipe.read_layer(tmp_path / "base.yml", "configs/base.yml")
 
 
@@ -226,14 +226,14 @@ def test_machine_file_with_a_batch_that_is_no_number(tmp_path):
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
     (root / "configs/machines/odd.yml").write_text("micro_batch_size: two\n")
-    with pytest.raises(ForgeError, match=r'odd\.yml, line 1: «micro_batch_size: "two"» does not fit'):
-        plan.Planner(root, tmp_path, {}).merged("witness", "", "odd")
+    with pytest.raises(UserError, match=r'odd\.yml, line 1: «micro_batch_size: "two"» does not fit'):
+        plan.Planner(root, tmp_path, {}).merged_recipe("witness", "", "odd")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/machines").glob("*.yml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("agent", AGENTS)
 def test_shipped_machine_files_keep_the_fingerprint(planner, path, agent):
-    plain, tuned = planner.merged(agent, "", ""), planner.merged(agent, "", path.stem)
+    plain, tuned = planner.merged_recipe(agent, "", ""), planner.merged_recipe(agent, "", path.stem)
     assert recipe.fingerprint(plain, False, [], "0.19.0") == recipe.fingerprint(tuned, False, [], "0.19.0")
     assert plain != tuned
 
@@ -275,7 +275,7 @@ def test_fingerprint_ignores_the_patch_version():
 
 
 def test_every_training_key_changes_the_fingerprint(planner):
-    keys = planner.merged("witness", "", "")
+    keys = planner.merged_recipe("witness", "", "")
     base = recipe.fingerprint(keys, False, SETS, "0.19.0")
     training = [key for key in keys if key not in recipe.MACHINE_KEYS | recipe.RECORD_KEYS]
     assert len(training) > 20
@@ -305,12 +305,12 @@ def test_fingerprint_sees(other):
 def test_pinned(tmp_path):
     lock = tmp_path / "lock.txt"
     lock.write_text("my-axolotl==9\naxolotl-contrib==8\naxolotl==0.19.0 \\\n    --hash=sha256:00\ntorch==2.1+cpu; x\n")
-    assert recipe.pinned(lock, "axolotl") == "0.19.0"
-    assert recipe.pinned(lock, "torch") == "2.1+cpu"
-    with pytest.raises(ForgeError, match=r"lock\.txt does not pin peft; make it anew with: make lock"):
-        recipe.pinned(lock, "peft")
-    with pytest.raises(ForgeError, match=r"none\.txt is missing; make it with: make lock"):
-        recipe.pinned(tmp_path / "none.txt", "axolotl")
+    assert recipe.pinned_version(lock, "axolotl") == "0.19.0"
+    assert recipe.pinned_version(lock, "torch") == "2.1+cpu"
+    with pytest.raises(UserError, match=r"lock\.txt does not pin peft; make it anew with: make lock"):
+        recipe.pinned_version(lock, "peft")
+    with pytest.raises(UserError, match=r"none\.txt is missing; make it with: make lock"):
+        recipe.pinned_version(tmp_path / "none.txt", "axolotl")
 
 
 # --- the users' table (design.md section 4)
@@ -328,7 +328,7 @@ SCHEDULE = {"gastown": (3, 100, 100), "polecat": (4, 30, 25)}
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_users_table(planner, agent):
-    keys = planner.merged(agent, "", "")
+    keys = planner.merged_recipe(agent, "", "")
     assert {key: keys.get(key) for key in TABLE} == TABLE
     assert (keys["num_epochs"], keys["warmup_steps"], keys["eval_steps"]) == SCHEDULE.get(agent, (3, 50, 50))
     assert "lora_target_linear" not in keys
@@ -343,7 +343,7 @@ def test_the_base_schedule():
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_rehearsal_changes_only_what_its_profile_lists(planner, agent):
     listed = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text(encoding="utf-8"))
-    real, rehearsed = planner.merged(agent, "", ""), planner.merged(agent, "rehearsal", "")
+    real, rehearsed = planner.merged_recipe(agent, "", ""), planner.merged_recipe(agent, "rehearsal", "")
     for key in real.keys() | rehearsed.keys():
         assert rehearsed.get(key) == (listed[key] if key in listed else real.get(key)), key
 
@@ -357,22 +357,22 @@ def test_a_rehearsal_changes_only_what_its_profile_lists(planner, agent):
 )  # fmt: skip
 def test_several_gpus_share_the_effective_batch(keys, processes, expected):
     given = {"micro_batch_size": keys[0], "gradient_accumulation_steps": keys[1]}
-    made = recipe.divided(given, processes)
+    made = recipe.split_batch(given, processes)
     assert (made["micro_batch_size"], made["gradient_accumulation_steps"]) == expected
     assert recipe.effective_batch(made) * processes == recipe.effective_batch(given)
 
 
 def test_gpus_of_one_tensor_parallel_group_see_the_same_data():
     given = {"micro_batch_size": 2, "gradient_accumulation_steps": 4, "tensor_parallel_size": 2}
-    assert recipe.effective_batch(recipe.divided(given, 4)) == 4
-    assert recipe.divided(given, 2) == given
-    with pytest.raises(ForgeError, match="run_gpus is 3, and tensor_parallel_size × context_parallel_size is 2"):
-        recipe.divided(given, 3)
+    assert recipe.effective_batch(recipe.split_batch(given, 4)) == 4
+    assert recipe.split_batch(given, 2) == given
+    with pytest.raises(UserError, match="run_gpus is 3, and tensor_parallel_size × context_parallel_size is 2"):
+        recipe.split_batch(given, 3)
 
 
 def test_a_batch_that_cannot_be_divided():
-    with pytest.raises(ForgeError, match=r"cannot be divided among 3 GPUs. It can among 1, 2, 4, 8: change run_gpus"):
-        recipe.divided({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, 3)
+    with pytest.raises(UserError, match=r"cannot be divided among 3 GPUs. It can among 1, 2, 4, 8: change run_gpus"):
+        recipe.split_batch({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, 3)
 
 
 def test_kernels_bring_their_plugins():
@@ -474,7 +474,7 @@ def test_lines_are_counted_from_one_and_for_every_key(read):
 
 
 def test_a_key_that_stands_twice_in_a_list_of_mappings_and_is_no_word(read):
-    with pytest.raises(ForgeError, match=r"lines 2 and 3: «1» stands twice"):
+    with pytest.raises(UserError, match=r"lines 2 and 3: «1» stands twice"):
         read("a:\n  1: x\n  1: y\n")
 
 
@@ -485,15 +485,15 @@ def test_merge_keys_may_stand_beside_each_other(read):
 
 def test_a_tab_is_looked_for_in_the_indentation_alone(read):
     assert read("seed: 1\nwandb_name: 'a\tb'\n").keys == {"seed": 1, "wandb_name": "a\tb"}
-    with pytest.raises(ForgeError, match="line 3: a tab in the indentation"):
+    with pytest.raises(UserError, match="line 3: a tab in the indentation"):
         read("a: 1\nb:\n \tc: 1\n")
 
 
 def test_broken_yaml_is_told_with_the_parsers_words(read):
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         read("seed: 1\nlora_r: 4: 5\n")
     assert str(error.value) == ("configs/agents/witness.yml, line 2: not YAML (mapping values are not allowed here)")
-    with pytest.raises(ForgeError, match=r"^configs/agents/witness\.yml: not YAML \(.*month must be in 1\.\.12.*\)$"):
+    with pytest.raises(UserError, match=r"^configs/agents/witness\.yml: not YAML \(.*month must be in 1\.\.12.*\)$"):
         read("wandb_name: 2025-13-01\n")
 
 
@@ -632,7 +632,7 @@ def test_a_batch_of_one_is_what_is_not_said():
     ],
 )
 def test_what_each_of_several_gpus_takes(keys, processes, expected):
-    made = recipe.divided(keys, processes)
+    made = recipe.split_batch(keys, processes)
     assert (made["micro_batch_size"], made["gradient_accumulation_steps"]) == expected
     assert all(isinstance(made[key], int) for key in recipe.BATCH)  # 2.0 would be refused by Axolotl
     assert {key: made[key] for key in keys if key not in recipe.BATCH} == {
@@ -642,14 +642,14 @@ def test_what_each_of_several_gpus_takes(keys, processes, expected):
 
 def test_groups_that_see_the_same_data_are_multiplied():
     sizes = {"tensor_parallel_size": 2, "context_parallel_size": 2, **BATCH}
-    assert recipe.divided(sizes, 4) == sizes
-    with pytest.raises(ForgeError, match="run_gpus is 6, and tensor_parallel_size × context_parallel_size is 4"):
-        recipe.divided(sizes, 6)
+    assert recipe.split_batch(sizes, 4) == sizes
+    with pytest.raises(UserError, match="run_gpus is 6, and tensor_parallel_size × context_parallel_size is 4"):
+        recipe.split_batch(sizes, 6)
 
 
 def test_the_counts_that_a_batch_can_be_divided_among():
-    with pytest.raises(ForgeError) as error:
-        recipe.divided({"micro_batch_size": 6}, 4)
+    with pytest.raises(UserError) as error:
+        recipe.split_batch({"micro_batch_size": 6}, 4)
     assert str(error.value) == (
         "an effective batch of 6 (micro_batch_size × gradient_accumulation_steps) cannot be divided among 4 GPUs. It "
         "can among 1, 2, 3, 6: change run_gpus, or the batch in the recipe"
@@ -707,7 +707,7 @@ def test_a_machine_file_is_told_of_every_training_key_and_of_the_product():
 
 
 def test_a_key_that_stands_twice_behind_a_merge_key(read):
-    with pytest.raises(ForgeError, match=r"lines 4 and 5: «z» stands twice"):
+    with pytest.raises(UserError, match=r"lines 4 and 5: «z» stands twice"):
         read("a: &a {x: 1}\nc:\n  <<: *a\n  z: 1\n  z: 2\n")
 
 

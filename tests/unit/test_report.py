@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import report
 from ansible.module_utils.testing import patch_module_args
 from delivered import OWN, RECIPE, START, deliver, events, losses, promote, sha, workshop
@@ -326,7 +326,7 @@ def test_one_agent_only(output):
     assert [row[0] for row in page.table("One line")[1:]] == ["witness"]
     assert "polecat" not in page.source
     assert "mayor" not in page.source
-    with pytest.raises(ForgeError, match="there is no agent «witnes»; did you mean «witness»"):
+    with pytest.raises(UserError, match="there is no agent «witnes»; did you mean «witness»"):
         report.read(output, ["witnes"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, recipe, rules
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.recipe import Layer
@@ -30,7 +30,7 @@ def mark(keys: dict[str, Any], rehearsal: bool = False) -> str:
 @pytest.mark.parametrize("one", brought(), ids=lambda one: one.name)
 def test_what_the_plan_makes_of_it(one: Brought, tmp_path):
     if one.refused:
-        with pytest.raises(ForgeError) as error:
+        with pytest.raises(UserError) as error:
             one.planned(tmp_path)
         assert one.refused in str(error.value)
         return
@@ -95,7 +95,9 @@ def test_of_two_layers_the_later_one_is_meant(below, above):
     merged, origin = recipe.merge(layers(below, above))
     assert merged == above
     assert origin.keys() == above.keys()
-    assert recipe.replaced(layers(below, above)) == [f"{new} of agent.yml takes the place of {old} of base.yml"]
+    assert recipe.replacement_notes(layers(below, above)) == [
+        f"{new} of agent.yml takes the place of {old} of base.yml"
+    ]
     [said] = recipe.contradictions(*recipe.merge(layers(below | above)))
     for line, key in enumerate(below | above, 1):
         assert f"base.yml, line {line}: «{key}: " in said
@@ -119,23 +121,23 @@ def test_of_two_layers_the_later_one_is_meant(below, above):
 )
 def test_what_axolotl_takes_side_by_side_stays(below, above):
     assert recipe.merge(layers(below, above))[0] == below | above
-    assert recipe.replaced(layers(below, above)) == []
+    assert recipe.replacement_notes(layers(below, above)) == []
     assert recipe.contradictions(*recipe.merge(layers(below | above))) == []
 
 
 def test_only_what_is_left_in_the_end_is_told():
     three = layers({"eval_steps": 10}, {"evals_per_epoch": 4}, {"eval_steps": 20})
     assert recipe.merge(three)[0] == {"eval_steps": 20}
-    assert recipe.replaced(three) == ["eval_steps of -e takes the place of evals_per_epoch of agent.yml"]
+    assert recipe.replacement_notes(three) == ["eval_steps of -e takes the place of evals_per_epoch of agent.yml"]
     away = layers({"eval_steps": 10}, {"evals_per_epoch": 4}, {"evals_per_epoch": None})
     assert recipe.merge(away)[0] == {}
-    assert recipe.replaced(away) == []
+    assert recipe.replacement_notes(away) == []
 
 
 def test_a_null_beside_its_rival_is_no_contradiction():
     two = layers({"saves_per_epoch": 2}, {"save_steps": 4, "saves_per_epoch": None})
     assert recipe.merge(two)[0] == {"save_steps": 4}
-    assert recipe.replaced(two) == []
+    assert recipe.replacement_notes(two) == []
 
 
 def test_a_contradiction_that_a_later_layer_ends_is_none():
@@ -155,7 +157,7 @@ def test_a_rehearsal_replaces_without_a_word_and_hides_no_contradiction(tmp_path
     keys = made["runs"][0]["recipe"]
     assert (keys["warmup_steps"], keys["eval_steps"], keys["save_steps"]) == (2, 4, 4)
     assert not [said for said in made["warnings"] if "takes the place" in said]
-    with pytest.raises(ForgeError, match=r"crew\.yml, line 2: «warmup_ratio: 0\.1», and .* Keep one of them$"):
+    with pytest.raises(UserError, match=r"crew\.yml, line 2: «warmup_ratio: 0\.1», and .* Keep one of them$"):
         rehearsed("warmup_steps: 5\nwarmup_ratio: 0.1\n")
 
 
@@ -171,7 +173,7 @@ def test_a_recipe_without_rivals_is_what_it_was():
     names = ["configs/base.yml", "configs/agents/polecat.yml"]
     read = [recipe.read_layer(ROOT / name, name) for name in names]
     plainly = {**yaml.safe_load((ROOT / names[0]).read_text()), **yaml.safe_load((ROOT / names[1]).read_text())}
-    merged = plan.Planner(ROOT, ROOT / "output", {}).merged("polecat", "", "")
+    merged = plan.Planner(ROOT, ROOT / "output", {}).merged_recipe("polecat", "", "")
     assert recipe.merge(read)[0] == merged == plainly
     assert mark(merged) == mark(plainly)
 
@@ -210,16 +212,16 @@ def test_a_validation_set_of_its_own_keeps_the_evaluations(planned):
 def test_nothing_is_held_out_where_its_share_was_removed():
     keys = QLORA | {"early_stopping_patience": 3, "eval_steps": 5, "save_steps": 5}
     layer = Layer("mine", keys)
-    _, errors = rules.unevaluated(dict(keys), dict.fromkeys(keys, layer), False)
+    _, errors = rules.evaluation_problems(dict(keys), dict.fromkeys(keys, layer), False)
     assert "needs evaluations, and nothing is evaluated" in errors[0]
-    assert rules.unevaluated(dict(keys), dict.fromkeys(keys, layer), True) == ([], [])
+    assert rules.evaluation_problems(dict(keys), dict.fromkeys(keys, layer), True) == ([], [])
 
 
 def test_a_single_conversation_leaves_nothing_to_evaluate(planned):
     made = planned({}, train=1)
     assert "eval_steps" not in made["runs"][0]["recipe"]
     assert "crew: nothing is evaluated (val_set_size is 0), so eval_steps is left out" in made["warnings"]
-    with pytest.raises(ForgeError, match=r"«early_stopping_patience» needs evaluations, and nothing is evaluated"):
+    with pytest.raises(UserError, match=r"«early_stopping_patience» needs evaluations, and nothing is evaluated"):
         planned({"early_stopping_patience": 2}, train=1)
 
 
@@ -232,19 +234,19 @@ def test_early_stopping_takes_the_place_of_what_earlier_layers_save_by():
     ):
         all_of = layers(keys, below, above)
         merged, origin = recipe.merge(all_of)
-        said = rules.settle(merged, origin, all_of, ())
+        said = rules.apply_rules(merged, origin, all_of, ())
         assert merged.get("save_steps") == saves
         assert bool(said) == bool(saves) == (not rules.problems(merged, origin, ()))
         assert origin.keys() == merged.keys()
 
 
 def test_a_single_evaluation_stops_nothing_early(planned):
-    with pytest.raises(ForgeError, match=r"needs more than one evaluation, and .*«evals_per_epoch: 1»"):
+    with pytest.raises(UserError, match=r"needs more than one evaluation, and .*«evals_per_epoch: 1»"):
         planned({"early_stopping_patience": 2, "evals_per_epoch": 1, "num_epochs": 1})
 
 
 def test_strategies_by_epochs_stop_nothing_early(planned):
-    with pytest.raises(ForgeError, match=r"needs «eval_steps» in place of .*«eval_strategy: \"epoch\"»"):
+    with pytest.raises(UserError, match=r"needs «eval_steps» in place of .*«eval_strategy: \"epoch\"»"):
         planned({"early_stopping_patience": 2, "eval_strategy": "epoch"})
 
 
@@ -262,7 +264,7 @@ def test_attention_that_packs_long_rows_takes_one_at_a_time(changes, batch):
     """So that each step holds the same rows as with sdpa: that is what makes attention a machine key."""
     keys = QLORA | {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4} | changes
     mine = [Layer("mine", keys)]
-    said = rules.settle(keys, dict.fromkeys(keys, mine[0]), mine, set())
+    said = rules.apply_rules(keys, dict.fromkeys(keys, mine[0]), mine, set())
     assert tuple(keys[key] for key in recipe.BATCH) == batch
     told = [one for one in said if one.startswith("micro_batch_size and gradient_accumulation_steps are 1 and 8")]
     assert bool(told) == (batch == (1, 8))
@@ -272,12 +274,12 @@ def test_what_the_locks_pin_stays():
     keys = {"adapter": "lora", "attn_implementation": "flash_attention_3", "cut_cross_entropy": True}
     all_of = layers(keys)
     merged, origin = recipe.merge(all_of)
-    assert rules.settle(merged, origin, all_of, {"flash-attn-3"}) == []
+    assert rules.apply_rules(merged, origin, all_of, {"flash-attn-3"}) == []
     assert merged["attn_implementation"] == "flash_attention_3"
     assert rules.problems(merged, origin, {"cut-cross-entropy"}) == []
     [said] = rules.problems(merged, origin, {"flash-attn-3"})
     assert said.startswith("base.yml, line 3: «cut_cross_entropy: true» needs a package that requirements/")
-    [said] = rules.settle(merged, origin, all_of, {"flash-attn"})
+    [said] = rules.apply_rules(merged, origin, all_of, {"flash-attn"})
     assert said.startswith(
         "attn_implementation is sdpa in place of flash_attention_3 of base.yml: that needs flash-attn-3"
     )

@@ -67,7 +67,7 @@ def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
 def test_what_came_after_the_resumed_checkpoint_is_taken_back():
     history = [("data", None), ("begin", 0), ("log", 1), ("log", 2), ("log", 3), ("begin", 2), ("log", 3)]
     events = [{"event": kind} if step is None else {"event": kind, "step": step} for kind, step in history]
-    kept = [(event["event"], event.get("step")) for event in rundir.surviving(events)]
+    kept = [(event["event"], event.get("step")) for event in rundir.surviving_events(events)]
     assert kept == [("data", None), ("begin", 0), ("log", 1), ("log", 2), ("begin", 2), ("log", 3)]
 
 
@@ -91,14 +91,14 @@ def test_checkpoints_are_sorted_by_number_and_other_names_ignored(tmp_path):
 
 def test_the_flaw_of_a_checkpoint_is_told_in_words(tmp_path):
     path = checkpoint(tmp_path, 4)
-    assert rundir.flaw(path) is None
+    assert rundir.defect(path) is None
     (path / "a.bin").write_bytes(b"123")
-    assert rundir.flaw(path) == "a.bin has 3 bytes instead of 5"
+    assert rundir.defect(path) == "a.bin has 3 bytes instead of 5"
     (path / "a.bin").write_bytes(b"12345")
     (path / "sub" / "b.bin").unlink()
-    assert rundir.flaw(path) == "sub/b.bin is missing"
+    assert rundir.defect(path) == "sub/b.bin is missing"
     (path / rundir.COMPLETE).unlink()
-    assert rundir.flaw(path) == "no complete.json: its writing was cut off"
+    assert rundir.defect(path) == "no complete.json: its writing was cut off"
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import runpod
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, NoAnswer, RunPod
 from wire import KEY, Wire, answer, bills_shown, gpu, pod_shown, problem, volume_shown, wrong
@@ -78,14 +78,14 @@ def test_the_key_goes_out_in_clear_to_this_machine_only(url, fine):
     if fine:
         assert RunPod(KEY, url).url == (url or "https://api.runpod.io").rstrip("/")
         return
-    with pytest.raises(ForgeError) as caught:
+    with pytest.raises(UserError) as caught:
         RunPod(KEY, url)
     assert str(caught.value) == f"RUNPOD_API_URL is «{url}»: the key would go over the network in clear. Use https"
 
 
 @pytest.mark.parametrize("key", ["", " ", "\n"])
 def test_without_a_key_it_says_where_to_get_one(key):
-    with pytest.raises(ForgeError) as caught:
+    with pytest.raises(UserError) as caught:
         RunPod(key)
     assert str(caught.value) == (
         "RUNPOD_API_KEY is not set. Make a key with read and write access in RunPod's console (Settings, API keys), "
@@ -95,13 +95,13 @@ def test_without_a_key_it_says_where_to_get_one(key):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])
 def test_the_end_of_a_line_is_no_part_of_the_key(end):
-    with pytest.raises(ForgeError, match=r"no answer"):
+    with pytest.raises(UserError, match=r"no answer"):
         RunPod(KEY + end, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
 
 
 @pytest.mark.parametrize("key", ["rpa_1\nrpa_2", "rpa 1", "rpa_1\t2", "rpa_1…"])
 def test_a_key_that_cannot_be_sent_is_told_and_not_shown(key):
-    with pytest.raises(ForgeError, match=r"RUNPOD_API_KEY holds .* copy it anew") as caught:
+    with pytest.raises(UserError, match=r"RUNPOD_API_KEY holds .* copy it anew") as caught:
         RunPod(key, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
     assert "rpa" not in str(caught.value)
 

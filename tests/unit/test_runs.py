@@ -119,7 +119,7 @@ def test_waiting_ends_early_on_news(lab, clock, news):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, (12).to_bytes(8, "little") + b'{"a": "b"}  '])
 def test_weights_that_are_no_weights(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert runs.weights_flaw(tmp_path / "a.safetensors") == "a.safetensors cannot be read"
+    assert runs.weights_defect(tmp_path / "a.safetensors") == "a.safetensors cannot be read"
 
 
 def test_weights_that_were_cut_off(tmp_path):
@@ -127,9 +127,9 @@ def test_weights_that_were_cut_off(tmp_path):
 
     path = tmp_path / "a.safetensors"
     save_file({"lora_B": numpy.ones((4, 4))}, path)
-    assert runs.weights_flaw(path) is None
+    assert runs.weights_defect(path) is None
     path.write_bytes(path.read_bytes()[:-1])
-    assert runs.weights_flaw(path) == "a.safetensors is cut off"
+    assert runs.weights_defect(path) == "a.safetensors is cut off"
 
 
 # --- prune --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend, runs
 from wire import Rivals
 
@@ -310,17 +310,17 @@ def test_every_run_of_a_trainer_with_its_gpu(tmp_path, clock):
     ],
 )
 def test_weights_at_first_sight(run, header, data, said):
-    assert runs.weights_flaw(weights(run, header, data, "w")) == said
+    assert runs.weights_defect(weights(run, header, data, "w")) == said
 
 
 def test_weights_whose_header_would_be_too_long(run, monkeypatch):
     path = weights(run, name="w")
     monkeypatch.setattr(runs, "MAX_HEADER", int.from_bytes(path.read_bytes()[:8], "little"))
-    assert runs.weights_flaw(path) is None
+    assert runs.weights_defect(path) is None
     monkeypatch.setattr(runs, "MAX_HEADER", runs.MAX_HEADER - 1)
-    assert runs.weights_flaw(path) == "w cannot be read"
-    assert runs.weights_flaw(run / "nothing") == "nothing is missing"
-    assert runs.weights_flaw(run) == "witness-0 cannot be read"  # a folder
+    assert runs.weights_defect(path) == "w cannot be read"
+    assert runs.weights_defect(run / "nothing") == "nothing is missing"
+    assert runs.weights_defect(run) == "witness-0 cannot be read"  # a folder
 
 
 def checkpoint(run: pathlib.Path, step: int, whole: bool = True) -> pathlib.Path:
@@ -413,7 +413,7 @@ def supervisor(run, monkeypatch):
         say(run_dir, launch=noted["launch"], supervisor=GONE, trainer=GONE)
         return "look here"
 
-    monkeypatch.setattr(backend, "look", lambda: backend.Host(False, False, False, False, False))
+    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
     monkeypatch.setattr(backend, "start", starter)
     return started
 
@@ -425,7 +425,7 @@ def launch(run: pathlib.Path, secrets: Any = None, check: bool = False, **change
 def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervisor):
     (run / "stop").touch()
     (run / "env").write_text("OLD=1\n")
-    word = backend.choose("process", backend.look()).word
+    word = backend.choose("process", backend.probe_host()).word
     assert launch(run, {"WANDB_API_KEY": "k", "HF_TOKEN": "t"}) == {
         "changed": True,
         "backend": "process",
@@ -520,7 +520,7 @@ def test_what_lives_or_is_done_is_attached_to(run, clock, supervisor):
 
 def test_a_prediction_names_the_backend_and_touches_nothing(run, clock, supervisor):
     (run / "stop").touch()
-    word = backend.choose("process", backend.look()).word
+    word = backend.choose("process", backend.probe_host()).word
     assert launch(run, {"A": "b"}, check=True) == {"changed": True, "backend": "process", "look": "", "word": word}
     assert [path.name for path in run.iterdir()] == ["stop"]
     say(run, state="stopped")  # its supervisor is about to go
@@ -555,7 +555,7 @@ def test_a_supervisor_that_does_not_come_up(run, clock, supervisor, monkeypatch,
     say(run, launch="an earlier one", supervisor=GONE, trainer=GONE)
     if log:
         (run / "supervisor.log").write_text(log)
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(UserError) as error:
         launch(run)
     said = f"the supervisor of witness-0 did not come up within 20 s (process). {log[-1000:] if log else ''}"
     assert str(error.value) == said
@@ -652,7 +652,7 @@ def test_what_is_left_of_a_trainer_is_killed_at_once(run, clock, process, sent):
 def test_while_its_supervisor_lives_nothing_is_killed(run, clock, process):
     told, worker = process(of_the_run=False, deaf=True), process(deaf=True)
     say(run, supervisor=rundir.identity(told.pid), trainer=GONE)
-    with pytest.raises(ForgeError, match=r"^witness-0 still runs 35 s after it was told to stop$"):
+    with pytest.raises(UserError, match=r"^witness-0 still runs 35 s after it was told to stop$"):
         runs.stop(run, 5)
     assert worker.poll() is None
     assert clock.now == pytest.approx(50_035.0, abs=0.3)
@@ -660,7 +660,7 @@ def test_while_its_supervisor_lives_nothing_is_killed(run, clock, process):
 
 def test_a_run_that_is_removed_is_stopped_first(run, clock, process, sent, monkeypatch):
     forgotten: list[str] = []
-    monkeypatch.setattr(backend, "forget", forgotten.append)
+    monkeypatch.setattr(backend, "remove_unit", forgotten.append)
     worker = process(deaf=True)
     say(run, supervisor=GONE, trainer=rundir.identity(worker.pid))
     assert runs.remove(run, 5, check=True) is True

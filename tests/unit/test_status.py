@@ -59,16 +59,16 @@ def place(output, run_id=RUN, **what):
 
 
 def gathered(output, looks=None, **known):
-    return status.gather(output, looks or {}, known.get("wandb", {}), known.get("costs"))
+    return status.collect_status(output, looks or {}, known.get("wandb", {}), known.get("costs"))
 
 
 def test_a_running_run(tmp_path):
     (row,) = gathered(tmp_path, {"gpu-1": {"runs": [seen()]}})
     assert (row["verdict"], row["trainer"], row["step"], row["planned"]) == ("running", "gpu-1", 412, 1216)
-    assert status.table([row], {}) == [
+    assert status.table_rows([row], {}) == [
         ["witness", RUN, "gpu-1", "running", "412/1216", "0.812", "0.894", "9.8 k", "97% 41 GB", "1:02:00", "–"]
     ]
-    assert status.words([row], {}, []) == []
+    assert status.status_lines([row], {}, []) == []
 
 
 def test_what_is_delivered_and_what_is_only_placed(tmp_path):
@@ -80,9 +80,9 @@ def test_what_is_delivered_and_what_is_only_placed(tmp_path):
         ("mayor", "unknown", False),
         ("witness", "verified", True),
     ]
-    table = status.table(rows, {"gpu-2": "timed out"})
+    table = status.table_rows(rows, {"gpu-2": "timed out"})
     assert table[1] == ["witness", f"{RUN} *", "gpu-9", "verified", "12/12", "0.500", "0.600", "–", "–", "–", "$1.50"]
-    assert status.words(rows, {"gpu-2": "timed out"}, ["W&B is down"]) == [
+    assert status.status_lines(rows, {"gpu-2": "timed out"}, ["W&B is down"]) == [
         "    mayor-0123456789ab: gpu-2 does not answer: timed out; the last that is known: launched",
         "    * promoted: output/adapters/<agent>/latest",
         "    W&B is down",
@@ -104,15 +104,15 @@ def test_runs_that_share_a_pod_share_its_cost(tmp_path):
 
 
 def test_a_silent_trainer_without_a_run_is_a_row_too(tmp_path):
-    assert status.table([], {"gpu-3": "refused"})[0][:4] == ["–", "–", "gpu-3", "unknown"]
-    assert status.words([], {"gpu-3": "refused"}, []) == ["    gpu-3 does not answer: refused"]
+    assert status.table_rows([], {"gpu-3": "refused"})[0][:4] == ["–", "–", "gpu-3", "unknown"]
+    assert status.status_lines([], {"gpu-3": "refused"}, []) == ["    gpu-3 does not answer: refused"]
 
 
 def test_an_adapter_that_was_changed_is_disputed(tmp_path):
     (deliver(tmp_path) / "a.bin").write_bytes(b"1234")
     (row,) = gathered(tmp_path)
     assert (row["verdict"], row["state"]) == ("disputed", "finished")
-    lines = status.words([row], {}, [])
+    lines = status.status_lines([row], {}, [])
     assert "has 4 bytes instead of 5" in lines[0]
     assert lines[1] == "      → train.yml -e role=witness -e verify=true"
 
@@ -129,16 +129,18 @@ def test_a_loss_that_is_no_number_is_told_while_the_run_goes_on(tmp_path, losses
     run["progress"] |= losses
     (row,) = gathered(tmp_path, {"gpu-1": {"runs": [run]}})
     assert row["verdict"] == "running"
-    assert status.words([row], {}, []) == [f"    {RUN}: {words}"]
+    assert status.status_lines([row], {}, []) == [f"    {RUN}: {words}"]
     run["state"] = "stopped"
-    assert status.words(gathered(tmp_path, {"gpu-1": {"runs": [run]}}), {}, [])[0].endswith("resumes at step 290")
+    assert status.status_lines(gathered(tmp_path, {"gpu-1": {"runs": [run]}}), {}, [])[0].endswith(
+        "resumes at step 290"
+    )
 
 
 def test_wandb_contradicts_in_words(tmp_path):
     looks = {"pod-2": {"runs": [seen("failed", silent_for=840.0, detail="killed: ended by SIGKILL")]}}
     (row,) = gathered(tmp_path, looks, wandb={RUN: {"asked": RUN, "state": "running", "url": "http://w/x"}})
     assert (row["verdict"], row["state"], row["wandb"]["url"]) == ("disputed", "failed", "http://w/x")
-    assert status.words([row], {}, []) == [
+    assert status.status_lines([row], {}, []) == [
         f"    {RUN}: killed: ended by SIGKILL",
         f"    {RUN}: W&B says running, but the process ended 14:00 ago",
         "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290",
@@ -159,7 +161,7 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
         runs_ = [{"asked": name, "state": "running", "error": None} for name in names]
         return {"runs": runs_, "error": {"kind": "timeout", "msg": "W&B: late"} if project == "q" else None}
 
-    monkeypatch.setattr(wandb, "ask", ask)
+    monkeypatch.setattr(wandb, "ask_server", ask)
     deliver(tmp_path, "witness-00000000000d")
     names = [f"witness-00000000000{letter}" for letter in "abcd"]
     own = "https://wandb.ai/e/p/runs/x"
@@ -196,8 +198,8 @@ def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
     (tmp_path / "adapters/witness/latest").symlink_to("witness-000000000001")
     rows = gathered(tmp_path)
     assert len(rows) == 3
-    assert [row["run_id"] for row in status.current(rows)] == ["witness-000000000001", "witness-000000000003"]
-    assert "    and 1 earlier verified run" in status.words(rows, {}, [])
+    assert [row["run_id"] for row in status.current_rows(rows)] == ["witness-000000000001", "witness-000000000003"]
+    assert "    and 1 earlier verified run" in status.status_lines(rows, {}, [])
 
 
 def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
@@ -239,8 +241,8 @@ def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
     deliver(tmp_path, "witness-00000000000e")
     rows = gathered(tmp_path)
     assert len(rows) == 2
-    assert status.table(rows, {})
-    assert status.words(rows, {}, [])
+    assert status.table_rows(rows, {})
+    assert status.status_lines(rows, {}, [])
     home = tmp_path / "adapters/witness"
     promotion.promote(home, "witness-00000000000e", 0.02)
     assert promotion.overview(home)
@@ -249,11 +251,11 @@ def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
 @pytest.mark.parametrize(("word", "use"), [("a100", 0), ("busy", 97)])
 def test_use_of_gpus(monkeypatch, word, use):
     monkeypatch.setenv("FAKE_GPU", word)
-    (found,) = gpu.use(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600)
+    (found,) = gpu.gpu_usage(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600)
     assert (found["use"], found["memory_mib"]) == (use, 81920)
 
 
 def test_a_host_without_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_GPU", "none")
-    assert gpu.use(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600) == []
-    assert gpu.use(str(tmp_path / "nvidia-smi")) == []
+    assert gpu.gpu_usage(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600) == []
+    assert gpu.gpu_usage(str(tmp_path / "nvidia-smi")) == []

@@ -18,7 +18,7 @@ RUN = {"run_id": "crew-1", "agent": "crew", "name": "crew lora_r 8", "trainer": 
 
 def test_why_a_run_is_not_there():
     def said(failures):
-        return summary.not_ready(RUN, failures)
+        return summary.not_ready_lines(RUN, failures)
 
     assert said({"crew-1": "out of memory\nlook there"}) == [
         "crew lora_r 8 is not ready: crew-1 on gpu-2: out of memory"
@@ -30,9 +30,9 @@ def test_why_a_run_is_not_there():
 
 def test_several_runs_are_counted_where_some_are_lacking():
     runs = [RUN, {**RUN, "run_id": "crew-2"}, {**RUN, "run_id": "crew-3"}]
-    assert summary.tally(runs, []) == []
-    assert summary.tally(runs[:1], ["crew-1"]) == []
-    assert summary.tally(runs, ["crew-2"])[-1].startswith(
+    assert summary.tally_lines(runs, []) == []
+    assert summary.tally_lines(runs[:1], ["crew-1"]) == []
+    assert summary.tally_lines(runs, ["crew-2"])[-1].startswith(
         "2 of 3 are verified. The same command goes on with the others"
     )
 
@@ -47,17 +47,17 @@ GANG = {**RUN, "trainer": "gpu-1", "hosts": ["gpu-1", "gpu-2"]}
 
 def test_of_a_gang_the_host_that_failed_is_named():
     failures = {"crew-1": "crew-1 is stopped: on request", "gpu-2": "no GPU"}
-    assert summary.failure(GANG, failures) == "gpu-2: no GPU"
-    assert summary.failure(GANG, {"gpu-2": "gpu-2: no answer"}) == "gpu-2: no answer"
-    assert summary.failure(GANG, {"gpu-1": "no GPU"}) == "no GPU"
+    assert summary.failure_reason(GANG, failures) == "gpu-2: no GPU"
+    assert summary.failure_reason(GANG, {"gpu-2": "gpu-2: no answer"}) == "gpu-2: no answer"
+    assert summary.failure_reason(GANG, {"gpu-1": "no GPU"}) == "no GPU"
 
 
 def test_what_nobody_waits_for_trains_where_it_was_launched_and_not_elsewhere():
-    assert summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {})
-    assert not summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": []}, {})
-    assert not summary.under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {"gpu-2": "no GPU"})
-    assert summary.under_way(RUN, {"gpu-2": ["crew-1"]}, {})
-    assert not summary.under_way(RUN, {}, {})
+    assert summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {})
+    assert not summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": []}, {})
+    assert not summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {"gpu-2": "no GPU"})
+    assert summary.is_under_way(RUN, {"gpu-2": ["crew-1"]}, {})
+    assert not summary.is_under_way(RUN, {}, {})
 
 
 def summed(adapters, runs, check, **given):
@@ -116,7 +116,7 @@ def test_an_adapter_that_is_not_of_the_last_step_is_told(tmp_path, adapter, told
     loss = {"first": 2.0, "last": 1.0, "eval_first": 2.0, "eval_last": 1.5, "eval_adapter": 1.25}
     found = {"run_id": "crew-1", "steps": steps, "loss": loss, "duration_s": None, "cost": {"usd": 0}, "starts": 1}
     found |= {"rehearsal": False}
-    lines = summary.ready({**RUN, "state": "to train"}, found, tmp_path, True, "")
+    lines = summary.ready_lines({**RUN, "state": "to train"}, found, tmp_path, True, "")
     assert ("  the adapter is that of step 6, the best evaluated one: eval 1.25" in lines) is told
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.results import leaderboard
 
@@ -16,28 +16,28 @@ DATA = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
 
 
 def test_a_grid_is_every_combination():
-    assert variants.expand({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
+    assert variants.expand_sweep({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
         {"lora_r": 16, "num_epochs": 3}, {"lora_r": 16, "num_epochs": 4},
         {"lora_r": 64, "num_epochs": 3}, {"lora_r": 64, "num_epochs": 4},
     ]  # fmt: skip
     given = [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]
-    assert variants.expand(given) == given
+    assert variants.expand_sweep(given) == given
 
 
 @pytest.mark.parametrize("given", [{}, [], "lora_r=16", [16, 64], [{}], None])
 def test_what_is_no_sweep(given):
-    with pytest.raises(ForgeError, match=r"sweep must be a grid: .* or a list: "):
-        variants.expand(given)
+    with pytest.raises(UserError, match=r"sweep must be a grid: .* or a list: "):
+        variants.expand_sweep(given)
 
 
 @pytest.mark.parametrize("values", [16, [], "16,64"])
 def test_a_grid_needs_lists(values):
-    with pytest.raises(ForgeError, match=r"sweep: «lora_r» needs a list of values, such as lora_r: \[1, 2\]"):
-        variants.expand({"lora_r": values})
+    with pytest.raises(UserError, match=r"sweep: «lora_r» needs a list of values, such as lora_r: \[1, 2\]"):
+        variants.expand_sweep({"lora_r": values})
 
 
 def test_a_variant_in_words():
-    said = variants.label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
+    said = variants.variant_label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
     assert said == "lora_r 16, learning_rate 0.0001, optimizer adamw_8bit"
 
 
@@ -62,7 +62,7 @@ def deliver(tmp_path):
 
 
 def board(output: pathlib.Path, *ranks: int) -> list[tuple[Any, str, str]]:
-    rows = leaderboard.boards(output, planned(*ranks))["witness"]
+    rows = leaderboard.leaderboards(output, planned(*ranks))["witness"]
     return [(row["place"], row["run_id"], row["why"]) for row in rows]
 
 
@@ -88,20 +88,22 @@ def test_what_was_evaluated_otherwise_is_not_ranked(tmp_path, deliver):
 def test_the_cells(tmp_path, deliver):
     deliver("witness-8", 0.9)
     (tmp_path / "adapters/witness/latest").symlink_to("witness-8")
-    first, second = (leaderboard.cells(row) for row in leaderboard.boards(tmp_path, planned(8, 16))["witness"])
+    first, second = (
+        leaderboard.table_row(row) for row in leaderboard.leaderboards(tmp_path, planned(8, 16))["witness"]
+    )
     assert first == [1, "lora_r 8", "witness-8 *", "0.9000", "0.5000", 8, "1:01", "$0.25"]
     assert second == ["–", "lora_r 16", "witness-16", "not verified", "–", "–", "–", "–"]
     assert len(first) == len(leaderboard.COLUMNS)
 
 
 def test_what_belongs_together_is_noted_once(tmp_path):
-    variants.note(tmp_path, planned(8, 16))
-    (known,) = variants.noted(tmp_path)
+    variants.write_sweeps(tmp_path, planned(8, 16))
+    (known,) = variants.read_sweeps(tmp_path)
     assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
-    variants.note(tmp_path, planned(8, 16))
-    assert variants.noted(tmp_path) == [known]
-    variants.note(tmp_path, planned(8, 32))
-    assert len(variants.noted(tmp_path)) == 2
-    assert len(leaderboard.words(tmp_path, ["witness"])) == 2
-    assert len(leaderboard.words(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
-    assert leaderboard.words(tmp_path) == leaderboard.words(tmp_path, ["witness"])[:1]
+    variants.write_sweeps(tmp_path, planned(8, 16))
+    assert variants.read_sweeps(tmp_path) == [known]
+    variants.write_sweeps(tmp_path, planned(8, 32))
+    assert len(variants.read_sweeps(tmp_path)) == 2
+    assert len(leaderboard.summary_lines(tmp_path, ["witness"])) == 2
+    assert len(leaderboard.summary_lines(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
+    assert leaderboard.summary_lines(tmp_path) == leaderboard.summary_lines(tmp_path, ["witness"])[:1]

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, validation
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.trainer import environment
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
 GPU = Trainer("gpu-1", datasets_dir=EXAMPLES)
 REHEARSAL = Trainer("cpu", profile="rehearsal", datasets_dir=EXAMPLES)
-AXOLOTL = plan.recipe.pinned(ROOT / plan.LOCKS[0], "axolotl")
+AXOLOTL = plan.recipe.pinned_version(ROOT / plan.LOCKS[0], "axolotl")
 LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
 
@@ -82,7 +82,7 @@ def checkout(tmp_path):
 
 
 def build(base: pathlib.Path, lock: pathlib.Path, whole: bool = True) -> pathlib.Path:
-    home = base / "env" / environment.key(lock)
+    home = base / "env" / environment.environment_name(lock)
     (home / "bin").mkdir(parents=True)
     (home / "bin/python").touch(0o755)
     if whole:
@@ -94,7 +94,7 @@ def test_the_checkouts_own_environment_goes_before_a_trainers(checkout, tmp_path
     monkeypatch.setattr(environment, "IMAGE", tmp_path / "image")
 
     def found() -> pathlib.Path | None:
-        return validation.find(checkout, ["/nowhere", str(tmp_path / "data")], plan.LOCKS, "")
+        return validation.find_environment(checkout, ["/nowhere", str(tmp_path / "data")], plan.LOCKS, "")
 
     build(checkout / ".trainer", checkout / plan.LOCKS[0], whole=False)
     assert found() is None
@@ -112,21 +112,21 @@ def test_an_environment_of_somebody_elses_is_not_started(checkout, tmp_path, mon
     """A trainer's root, /workspace/lora-forge, may be a folder that anybody of this machine could make."""
     home = build(tmp_path / "data", checkout / plan.LOCKS[1]).parents[1]
     monkeypatch.setattr(environment, "IMAGE", tmp_path / "image")
-    assert validation.find(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is not None
+    assert validation.find_environment(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is not None
     if os.getuid():
         monkeypatch.setattr(os, "getuid", lambda: 4321)
     else:
         os.chown(home, 4321, -1)
-    assert validation.find(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is None
+    assert validation.find_environment(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is None
 
 
 def test_one_that_is_named_goes_before_all(checkout, tmp_path):
     python = build(tmp_path / "mine", checkout / plan.LOCKS[0])
     for named in (python, python.parents[1]):
-        assert validation.find(checkout, [], plan.LOCKS, str(named)) == python
+        assert validation.find_environment(checkout, [], plan.LOCKS, str(named)) == python
     for wrong in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(ForgeError, match=r"axolotl_environment is .*; name an environment, or its Python"):
-            validation.find(checkout, [], plan.LOCKS, str(wrong))
+        with pytest.raises(UserError, match=r"axolotl_environment is .*; name an environment, or its Python"):
+            validation.find_environment(checkout, [], plan.LOCKS, str(wrong))
 
 
 # --- which GPU
@@ -271,7 +271,7 @@ def test_a_refusal_names_agent_file_and_line(check, stand_in, asked):
     said = "`early_stopping_patience` and\n  gradient_checkpointing do not  go with lora_r"
     named = stand_in(said, "eval_steps", 25)  # the polecat's
     for _ in range(2):
-        with pytest.raises(ForgeError) as error:
+        with pytest.raises(UserError) as error:
             check("polecat,mayor", [GPU], named=named)
         lines = (ROOT / "configs/base.yml").read_text().splitlines()
         places = [
@@ -287,12 +287,14 @@ def test_a_refusal_names_agent_file_and_line(check, stand_in, asked):
 
 def test_an_override_is_named_as_what_it_is():
     origins = {"bf16": "-e '{\"recipe\": …}'", "lora_r": "x, line 1"}
-    assert validation.located("set `bf16` or `fp16`", origins) == "set `bf16` or `fp16` (bf16: -e '{\"recipe\": …}')"
-    assert validation.located("fp8 is not there", origins) == "fp8 is not there"
+    assert (
+        validation.add_locations("set `bf16` or `fp16`", origins) == "set `bf16` or `fp16` (bf16: -e '{\"recipe\": …}')"
+    )
+    assert validation.add_locations("fp8 is not there", origins) == "fp8 is not there"
 
 
 def test_no_environment_is_said_and_stops_nothing(check, monkeypatch):
-    monkeypatch.setattr(validation, "find", lambda *_: None)
+    monkeypatch.setattr(validation, "find_environment", lambda *_: None)
     [said] = check("witness", [GPU])
     assert said.startswith(
         LEFT_OUT + "no environment of requirements/trainer-*.txt is on this machine. A rehearsal makes"

@@ -320,11 +320,11 @@ def test_progress_takes_back_what_a_resume_took_back():
         event("end", 4, 4, reason="early stopping"),
         event("begin", 2, 100),
     ]
-    found = run_state.progress(rundir.surviving(history))
+    found = run_state.progress(rundir.surviving_events(history))
     assert (found["step"], found["loss"], found["eval_loss"], found["ended"]) == (2, 2.0, None, False)
     assert found["end_reason"] is None
     history += [event("log", 3, 105, loss=1.5)]
-    assert run_state.progress(rundir.surviving(history))["seconds_per_step"] == 5.0  # of the newest start
+    assert run_state.progress(rundir.surviving_events(history))["seconds_per_step"] == 5.0  # of the newest start
 
 
 @pytest.mark.parametrize(
@@ -414,22 +414,22 @@ def test_how_long_it_still_takes(changes, seconds):
     ],
 )
 def test_losses_that_will_not_do_are_told_while_it_trains(loss, eval_loss, words):
-    assert run_state.doubt({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
+    assert run_state.loss_warning({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
 
 
 def test_everything_that_speaks_against_a_run_is_told():
     done = run_state.progress([event("log", 5, loss="nan")])
-    assert run_state.unproven({"exit_code": None}, done, "the file is cut off") == [
+    assert run_state.unproven_reasons({"exit_code": None}, done, "the file is cut off") == [
         "the trainer's exit code is None",
         "5 of 10 steps were reached",
         "the last loss is nan",
         "the file is cut off",
     ]
     begun = {**DONE, "step": 0, "planned": None}
-    assert run_state.unproven({"exit_code": 0}, begun) == ["0 of None steps were reached"]
-    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
-    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 11}) == []
-    assert run_state.unproven({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
+    assert run_state.unproven_reasons({"exit_code": 0}, begun) == ["0 of None steps were reached"]
+    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
+    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 11}) == []
+    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
         "9 of 10 steps were reached"
     ]
 

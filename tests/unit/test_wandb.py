@@ -13,7 +13,7 @@ def test_without_a_key_nothing_is_asked(key, monkeypatch):
 
     monkeypatch.setattr(wandb, "_fill", fill)
     monkeypatch.setenv("WANDB_API_KEY", key)
-    found = wandb.ask(["x"], base_url="http://wandb")
+    found = wandb.ask_server(["x"], base_url="http://wandb")
     assert found["error"] == {
         "kind": "no_key",
         "msg": "W&B: no key for http://wandb: WANDB_API_KEY is not set. Make one in W&B's user settings, and: "
@@ -31,4 +31,4 @@ def test_without_a_key_nothing_is_asked(key, monkeypatch):
     ],
 )  # fmt: skip
 def test_times_are_read_in_every_form_that_was_seen(text, epoch):
-    assert wandb.moment(text) == epoch
+    assert wandb.parse_time(text) == epoch

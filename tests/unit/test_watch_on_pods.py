@@ -79,7 +79,7 @@ def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer):
     assert task.told == []
 
 
-def test_an_order_that_cannot_be_foretold_says_that_nothing_was_started(monkeypatch):
+def test_an_order_that_cannot_be_quoted_says_that_nothing_was_started(monkeypatch):
     task = Task(monkeypatch, "runpod_pod", {"failed": True, "msg": "no offer"}, host="pod-1")
     assert task.run(check=True)["msg"] == "no offer\nNothing was ordered, and nothing was started on any other host"
 

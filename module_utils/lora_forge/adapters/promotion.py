@@ -16,7 +16,7 @@ from typing import IO, Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.text import canonical, nearest
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -155,13 +155,13 @@ def home_of(adapters: pathlib.Path, agent: str) -> pathlib.Path:
         agent: As a user named it.
 
     Raises:
-        ForgeError: Nobody is named, or there is no such agent.
+        UserError: Nobody is named, or there is no such agent.
     """
     if agent not in AGENTS:
         known = f"Agents: {', '.join(AGENTS)}"
         if not agent:
-            raise ForgeError(f"say whose adapter to promote: -e role=witness. {known}")
-        raise ForgeError(f"there is no agent «{agent}»{nearest(agent, AGENTS) or '.'} {known}")
+            raise UserError(f"say whose adapter to promote: -e role=witness. {known}")
+        raise UserError(f"there is no agent «{agent}»{nearest(agent, AGENTS) or '.'} {known}")
     return adapters / agent
 
 
@@ -169,7 +169,7 @@ def is_rehearsal(manifest: dict[str, Any]) -> bool:
     return bool(manifest.get("rehearsal", True))
 
 
-def delivered(home: pathlib.Path) -> dict[str, dict[str, Any]]:
+def delivered_manifests(home: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The manifests of an agent's delivered adapters, whole or damaged, by run id; the oldest first.
 
     Args:
@@ -181,10 +181,10 @@ def delivered(home: pathlib.Path) -> dict[str, dict[str, Any]]:
     return dict(sorted(whole.items(), key=lambda item: (item[1].get("finished_at") or 0, item[0])))
 
 
-def promoted_one(home: pathlib.Path) -> Optional[dict[str, Any]]:
+def current_manifest(home: pathlib.Path) -> Optional[dict[str, Any]]:
     """The manifest of the adapter that ``latest`` points to; None when it leads nowhere, or to a damaged one."""
     folder = (home / LATEST).resolve()
-    if not (home / LATEST).is_symlink() or folder.parent != home.resolve() or store.missing(folder):
+    if not (home / LATEST).is_symlink() or folder.parent != home.resolve() or store.integrity_error(folder):
         return None
     return store.read_manifest(folder) | {"run_id": folder.name}
 
@@ -215,12 +215,12 @@ def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool 
         Whether ``latest`` moves.
 
     Raises:
-        ForgeError: The share makes no sense, or ``latest`` is no symbolic link.
+        UserError: The share makes no sense, or ``latest`` is no symbolic link.
     """
     if not max_regression >= 0:
-        raise ForgeError(f"adapter_max_regression is «{max_regression}»; give a share from 0 on, such as 0.02")
+        raise UserError(f"adapter_max_regression is «{max_regression}»; give a share from 0 on, such as 0.02")
     if check:
-        return _gate(home, promoted_one(home), run_id, max_regression, asked).move
+        return _gate(home, current_manifest(home), run_id, max_regression, asked).move
     with _locked(home) as book:
         holder = _entered(home, book)
         decision = _gate(home, holder, run_id, max_regression, asked)
@@ -239,7 +239,7 @@ def _gate(
         return nothing
     if before and not asked and any(run_id in (line["run_id"], line.get("from")) for line in lines):
         return nothing
-    manifests = delivered(home)
+    manifests = delivered_manifests(home)
     real = any(not is_rehearsal(manifest) for manifest in manifests.values())
     decision = decide(manifests[run_id], holder, real, max_regression)
     noted = any((line["run_id"], line.get("from"), line["moved"]) == (run_id, before, False) for line in lines)
@@ -258,24 +258,24 @@ def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> boo
         Whether ``latest`` moves.
 
     Raises:
-        ForgeError: There is no such adapter, it is damaged, or a rehearsal would displace a real adapter.
+        UserError: There is no such adapter, it is damaged, or a rehearsal would displace a real adapter.
     """
-    agent, manifests = home.name, delivered(home)
+    agent, manifests = home.name, delivered_manifests(home)
     if run_id not in manifests:
         there = f"Delivered: {', '.join(manifests)}" if manifests else "Nothing is delivered yet"
         hint = nearest(run_id, manifests) or "."
-        raise ForgeError(f"{agent} has no adapter «{run_id}» in {home}{hint} {there}")
-    flaw = store.missing(home / run_id, hashes=True)
+        raise UserError(f"{agent} has no adapter «{run_id}» in {home}{hint} {there}")
+    flaw = store.integrity_error(home / run_id, hashes=True)
     if flaw:
-        raise ForgeError(f"{run_id} is not whole: {flaw}. The training that made it, run again, delivers it again")
+        raise UserError(f"{run_id} is not whole: {flaw}. The training that made it, run again, delivers it again")
     real = [name for name, manifest in manifests.items() if not is_rehearsal(manifest)]
     if is_rehearsal(manifests[run_id]) and real:
-        raise ForgeError(
+        raise UserError(
             f"{run_id} is a rehearsal, with a tiny random model, and {agent} has a real adapter ({real[-1]}); "
             "a rehearsal never displaces one"
         )
     _movable(home, run_id)
-    holder = promoted_one(home)
+    holder = current_manifest(home)
     if holder and holder["run_id"] == run_id:
         return False
     if check:
@@ -298,9 +298,9 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
         A list of {run_id, rehearsal, eval_loss, steps, finished_at, promoted, comparable, flaw}: comparable says in
         words whether the eval loss can be held against the promoted one's, flaw what is wrong with the files.
     """
-    holder = promoted_one(home)
+    holder = current_manifest(home)
     rows = []
-    for run_id, manifest in reversed(delivered(home).items()):
+    for run_id, manifest in reversed(delivered_manifests(home).items()):
         ours = evaluation_of(manifest)
         if holder is None or holder["run_id"] == run_id:
             comparable = ""
@@ -318,13 +318,13 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
                 "finished_at": manifest.get("finished_at"),
                 "promoted": bool(holder and holder["run_id"] == run_id),
                 "comparable": comparable,
-                "flaw": store.missing(home / run_id),
+                "flaw": store.integrity_error(home / run_id),
             }
         )
     return rows
 
 
-def word(home: pathlib.Path, run_id: str) -> str:
+def message(home: pathlib.Path, run_id: str) -> str:
     """What became of ``latest`` after a run, for people; empty when it points there and nothing is to be added.
 
     Args:
@@ -357,7 +357,7 @@ def _entered(home: pathlib.Path, book: IO[bytes]) -> Optional[dict[str, Any]]:
 
     It may have none: see :func:`_move`; or an earlier version moved ``latest``, or somebody with ``ln``.
     """
-    holder, lines = promoted_one(home), history(home)
+    holder, lines = current_manifest(home), history(home)
     if holder and not any(holder["run_id"] in (line["run_id"], line.get("from")) for line in lines):
         before = next((line["run_id"] for line in reversed(lines) if line["moved"]), None)
         loss = evaluation_of(holder)["eval_loss"]
@@ -386,7 +386,7 @@ def _move(
 def _movable(home: pathlib.Path, run_id: str) -> pathlib.Path:
     link = home / LATEST
     if link.exists() and not link.is_symlink():
-        raise ForgeError(f"{link} is no symbolic link, so it cannot be moved to {run_id}; put it elsewhere")
+        raise UserError(f"{link} is no symbolic link, so it cannot be moved to {run_id}; put it elsewhere")
     return link
 
 

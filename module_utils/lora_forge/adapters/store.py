@@ -12,7 +12,7 @@ import subprocess
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state
 
 MANIFEST = "manifest.json"
@@ -53,7 +53,7 @@ def sha256_file(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any]]:
+def list_files(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any]]:
     """The files of a run that make up its adapter.
 
     Args:
@@ -64,7 +64,7 @@ def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any
         A list of {path (in the run directory), name, bytes, sha256}.
 
     Raises:
-        ForgeError: One that must be there is missing, by name.
+        UserError: One that must be there is missing, by name.
     """
     rows = []
     for name, needed in FILES.items():
@@ -73,7 +73,7 @@ def listing(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any
             row = {"path": name, "name": path.name, "bytes": path.stat().st_size}
             rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
         elif needed:
-            raise ForgeError(f"{path} is missing, so the adapter is not whole")
+            raise UserError(f"{path} is missing, so the adapter is not whole")
     for path in sorted(run_dir.glob(_RECORDS)):
         name = str(path.relative_to(run_dir))
         row = {"path": name, "name": name, "bytes": path.stat().st_size}
@@ -222,7 +222,7 @@ def run_problems(observed: dict[str, Any]) -> list[str]:
         observed: What training_run_info returned of it.
     """
     found = [] if observed["state"] == "finished" else [f"the run is {observed['state']}: {observed['detail']}"]
-    return found + run_state.unproven(observed["status"], observed["progress"])
+    return found + run_state.unproven_reasons(observed["status"], observed["progress"])
 
 
 def manifest(
@@ -295,7 +295,7 @@ def git_facts(folder: pathlib.Path) -> dict[str, Any]:
     return {"commit": found[0], "dirty": bool(found[1])}
 
 
-def delivered(adapters: pathlib.Path) -> list[pathlib.Path]:
+def delivered_folders(adapters: pathlib.Path) -> list[pathlib.Path]:
     """The folders of all delivered adapters, each once: ``latest`` is one of them already.
 
     Args:
@@ -314,7 +314,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if isinstance(value, _FORM.get(key, object))}
 
 
-def missing(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
+def integrity_error(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
     """Why a delivered adapter is not there, or not whole; None when it is.
 
     Answered by manifest, sizes and times. A file that is newer than the manifest is hashed.
@@ -359,7 +359,7 @@ def deliver(
         The delivered folder.
 
     Raises:
-        ForgeError: A file differs from the trainer's, or the adapter does not hold up.
+        UserError: A file differs from the trainer's, or the adapter does not hold up.
     """
     final = home / manifest["run_id"]
     partial = home / f".{manifest['run_id']}.partial"
@@ -370,10 +370,10 @@ def deliver(
             (partial / row["name"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / row["path"], partial / row["name"])
             if sha256_file(partial / row["name"]) != row["sha256"]:
-                raise ForgeError(f"{source / row['path']} is not what the trainer listed; run the same command again")
+                raise UserError(f"{source / row['path']} is not what the trainer listed; run the same command again")
         facts = verify(partial, manifest["recipe"] | {"base_model": manifest["base_model"]}, manifest["lora"]["layers"])
         if facts["problems"]:
-            raise ForgeError(f"the adapter of {manifest['run_id']} does not hold up: " + "; ".join(facts["problems"]))
+            raise UserError(f"the adapter of {manifest['run_id']} does not hold up: " + "; ".join(facts["problems"]))
         listed = [{"path": row["name"], "sha256": row["sha256"], "bytes": row["bytes"]} for row in files]
         rundir.write_json(partial / MANIFEST, manifest | {"files": listed})
         if final.exists():  # a damaged one; it was looked at before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def call(action: Any, name: str, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+def call_action(action: Any, name: str, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
     """Run another action plugin for the same host, and return its answer.
 
     Args:

@@ -10,7 +10,9 @@ from ansible.module_utils.lora_forge.text import duration
 Answer = TypeVar("Answer")
 
 
-def ride_out(ask: Callable[[], Answer], lost: type[Exception], timeout: float, tell: Callable[[str], None]) -> Answer:
+def retry_until_connected(
+    ask: Callable[[], Answer], lost: type[Exception], timeout: float, tell: Callable[[str], None]
+) -> Answer:
     """Ask until there is an answer, or the connection has been away for too long.
 
     Args:

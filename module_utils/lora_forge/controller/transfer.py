@@ -8,12 +8,12 @@ import shlex
 import shutil
 from typing import Any
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 PARTIAL = ".rsync-partial"  # beside a file that was cut off
 
 
-def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
+def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
     """Put every file at its place below a folder, those that are on the disk as links.
 
     Args:
@@ -24,7 +24,7 @@ def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
         Their size in bytes.
 
     Raises:
-        ForgeError: A file is gone, or not the planned one.
+        UserError: A file is gone, or not the planned one.
     """
     total = 0
     for one in files:
@@ -35,9 +35,9 @@ def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
         else:
             source = pathlib.Path(one["src"]).resolve()
             if not source.is_file():
-                raise ForgeError(f"{source} is gone. It was there when the run was planned; nothing was started")
+                raise UserError(f"{source} is gone. It was there when the run was planned; nothing was started")
             if one.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != one["sha256"]:
-                raise ForgeError(
+                raise UserError(
                     f"{source} was changed after the run was planned. Nothing was started; run the same command "
                     "again, and the new content is planned as a run of its own"
                 )
@@ -46,7 +46,7 @@ def lay_out(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
     return total
 
 
-def prepare(to: str, files: list[dict[str, Any]]) -> str:
+def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
     """The command by which a trainer is made ready for rsync: the folder, and something to compare new content with.
 
     What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
@@ -55,7 +55,7 @@ def prepare(to: str, files: list[dict[str, Any]]) -> str:
 
     Args:
         to: The folder.
-        files: As :func:`lay_out` takes them; those with a C(sha256) lie by their content.
+        files: As :func:`build_tree` takes them; those with a C(sha256) lie by their content.
     """
     command = f"umask 022; mkdir -p {shlex.quote(to)}"
     links = []
@@ -98,7 +98,7 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
     return copied
 
 
-def not_writable(host: str, words: str) -> str:
+def write_error(host: str, words: str) -> str:
     """What to say of a trainer_root that cannot be made."""
     return (
         f"{host}: {words}\nSet trainer_root to a folder on a large disk that this user may write: "
@@ -106,7 +106,7 @@ def not_writable(host: str, words: str) -> str:
     )
 
 
-def no_answer(host: str, words: str) -> str:
+def connection_error(host: str, words: str) -> str:
     """What to say of a trainer that cannot be reached at all.
 
     Args:
@@ -126,7 +126,7 @@ def no_answer(host: str, words: str) -> str:
     )
 
 
-def failed(host: str, words: str) -> str:
+def transfer_error(host: str, words: str) -> str:
     """What to say of a transfer that failed.
 
     Args:
@@ -138,7 +138,7 @@ def failed(host: str, words: str) -> str:
     elif "No space left" in words:
         advice = "The disk is full. Free some space; the same command goes on where it was cut."
     elif "Permission denied" in words and "rsync" in words:
-        return not_writable(host, words)
+        return write_error(host, words)
     else:
         advice = "The same command goes on where it was cut."
     return f"the transfer with {host} failed: {words}\n{advice}"

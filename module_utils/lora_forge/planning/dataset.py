@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 _CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
 _SHOWN = 5  # errors of one file that are told
@@ -37,7 +37,7 @@ _SECRETS = re.compile(
 
 
 @dataclasses.dataclass
-class Summary:
+class DatasetFile:
     """What a dataset file holds.
 
     Attributes:
@@ -86,12 +86,12 @@ class Summary:
         return [length for at, length in enumerate(self.lengths) if at not in lost]
 
 
-def find(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
+def find_files(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
     """The files ``<agent>_<use>.jsonl`` that are there."""
     return [path for path in (folder / f"{agent}_{use}.jsonl" for agent in agents) if path.is_file()]
 
 
-def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
+def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
     """Hold a file against the contract.
 
     Args:
@@ -100,10 +100,10 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
         sequence_len: Tokens an example may have.
 
     Raises:
-        ForgeError: With the first errors, each with its line number.
+        UserError: With the first errors, each with its line number.
     """
     raw = path.read_bytes()
-    found = Summary(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
+    found = DatasetFile(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
     errors: list[str] = []
     secrets: list[int] = []
     repeated: list[int] = []
@@ -138,9 +138,9 @@ def check(path: pathlib.Path, use: str, sequence_len: int) -> Summary:
             secrets.append(number)
     if errors:
         more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise ForgeError("\n".join(errors[:_SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
+        raise UserError("\n".join(errors[:_SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
     if not found.examples:
-        raise ForgeError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
+        raise UserError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
     if secrets:
         found.warnings.append(f"{path}: something that looks like a key or token in {_lines(secrets)}; take it out")
     if repeated:
@@ -187,7 +187,7 @@ def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
     return None, form, turns
 
 
-def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list[str]:
+def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> list[str]:
     """What the sequence length does to the examples.
 
     Args:
@@ -199,14 +199,14 @@ def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list
         Warnings.
 
     Raises:
-        ForgeError: Nothing trainable would be left of a file.
+        UserError: Nothing trainable would be left of a file.
     """
     warnings = []
     for found in sets:
         lost = len(found.lost(strategy))
         if lost == found.examples or (strategy == "raise" and lost):
             cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
-            raise ForgeError(
+            raise UserError(
                 f"{found.path}: {'all' if lost == found.examples else lost} of {found.examples} examples {cause} "
                 f"sequence_len {sequence_len} (about {int(sequence_len * _CHARS_PER_TOKEN):,} characters). "
                 "Raise sequence_len in the recipe, or split the conversations."
@@ -220,11 +220,11 @@ def check_lengths(sets: list[Summary], sequence_len: int, strategy: str) -> list
     return warnings
 
 
-def check_overlap(train: list[Summary], val: list[Summary]) -> None:
+def check_overlap(train: list[DatasetFile], val: list[DatasetFile]) -> None:
     """Refuse evaluation conversations that are trained on.
 
     Raises:
-        ForgeError: With both files and lines.
+        UserError: With both files and lines.
     """
     for known in train:
         for other in val:
@@ -232,13 +232,13 @@ def check_overlap(train: list[Summary], val: list[Summary]) -> None:
             both = sorted((other.digests[digest], known.digests[digest]) for digest in shared)
             if both:
                 pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:_SHOWN])
-                raise ForgeError(
+                raise UserError(
                     f"{other.path} shares {len(both)} conversation(s) with {known.path}: line {pairs}. An evaluation "
                     "on what was trained on says nothing; remove them from one of the files."
                 )
 
 
-def entry(summary: Summary, options: dict[str, Any]) -> dict[str, Any]:
+def axolotl_entry(summary: DatasetFile, options: dict[str, Any]) -> dict[str, Any]:
     """Axolotl's dataset item for a file, without its path.
 
     Args:

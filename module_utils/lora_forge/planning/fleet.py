@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.text import nearest, short
 
@@ -72,7 +72,7 @@ class Lane:
 Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
 
 
-def names_of(wanted: Any) -> list[str]:
+def split_names(wanted: Any) -> list[str]:
     """What an option names: a list, or words with commas between."""
     names = wanted if isinstance(wanted, list) else str(wanted or "").split(",")
     return [name for name in (str(name).strip() for name in names) if name]
@@ -82,64 +82,64 @@ def select_agents(wanted: Any) -> list[str]:
     """The agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none where it is empty.
 
     Raises:
-        ForgeError: There is no such agent.
+        UserError: There is no such agent.
     """
-    names = names_of(wanted)
+    names = split_names(wanted)
     if names == ["all"]:
         return list(AGENTS)
     for name in names:
         if name not in AGENTS:
             hint = nearest(name, AGENTS) or "."
-            raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
+            raise UserError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
     return list(dict.fromkeys(names))
 
 
-def declared(trainer: Trainer) -> Trainer:
+def check_agents(trainer: Trainer) -> Trainer:
     """A trainer with the agents that it names checked.
 
     Raises:
-        ForgeError: There is no such agent.
+        UserError: There is no such agent.
     """
     try:
         return dataclasses.replace(trainer, agents=tuple(select_agents(list(trainer.agents))))
-    except ForgeError as error:
-        raise ForgeError(f"agents of {trainer.name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"agents of {trainer.name}: {error}") from None
 
 
-def gangs(trainers: list[Trainer]) -> list[Trainer]:
+def check_gangs(trainers: list[Trainer]) -> list[Trainer]:
     """The trainers, of each gang its first host alone, which speaks for the others.
 
     Raises:
-        ForgeError: A host has no gang, or the hosts of one are not alike.
+        UserError: A host has no gang, or the hosts of one are not alike.
     """
     by_name = {trainer.name: trainer for trainer in trainers}
     for trainer in trainers:
         if len(trainer.groups) > 1:
-            raise ForgeError(
+            raise UserError(
                 f"{trainer.name}: run_hosts is {trainer.hosts}, and the groups {', '.join(trainer.groups)} each hold "
                 "it and so many hosts; which one is its gang? Let one group alone have that size"
             )
     for trainer in trainers:
         if trainer.hosts > 1 and len(trainer.members) != trainer.hosts:
-            raise ForgeError(
+            raise UserError(
                 f"{trainer.name}: run_hosts is {trainer.hosts}, and no group of the inventory holds it and "
                 f"{trainer.hosts - 1} more; make one with the hosts that train together"
             )
         if trainer.hosts > 1 and trainer.rented:
-            raise ForgeError(f"{trainer.name} is a pod, and pods do not reach each other; run_hosts is for other hosts")
+            raise UserError(f"{trainer.name} is a pod, and pods do not reach each other; run_hosts is for other hosts")
         for name in trainer.members:
             if name not in by_name:
-                raise ForgeError(f"{name} is of {trainer.name}'s gang, but no trainer; add it to the group trainers")
+                raise UserError(f"{name} is of {trainer.name}'s gang, but no trainer; add it to the group trainers")
             differ = [word for key, word in _ALIKE.items() if getattr(by_name[name], key) != getattr(trainer, key)]
             if differ:
-                raise ForgeError(
+                raise UserError(
                     f"the hosts of {trainer.name}'s gang ({', '.join(trainer.members)}) are not alike: {name} has "
                     f"another {', '.join(differ)}; what a gang has in common is set as variables of its group"
                 )
     return [trainer for trainer in trainers if trainer.members[:1] in ((), (trainer.name,))]
 
 
-def moving(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Callable[[str], bool], list[str]]:
+def parse_move(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Callable[[str], bool], list[str]]:
     """What ``-e move=…`` says: true, or names of trainers. Who names a host of a gang gives the gang up.
 
     Args:
@@ -151,30 +151,30 @@ def moving(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Ca
         Whether a run that was placed on a trainer is let go, and which trainers get nothing any more.
 
     Raises:
-        ForgeError: There is no such trainer.
+        UserError: There is no such trainer.
     """
     said = str(move or "").strip().lower()
     if said in ("true", "yes", "1"):
         return (lambda _: True), []
-    named = [] if said in ("", "false", "no", "0") else names_of(move)
+    named = [] if said in ("", "false", "no", "0") else split_names(move)
     known = [trainer.name for trainer in trainers]
     lost = [name for name in named if name not in known]
     placed = {rundir.read_json(path).get("trainer") for path in (output / "runs").glob("*.json")} if lost else set()
     for name in lost:
         if name not in placed:
             hint = nearest(name, known) or "."
-            raise ForgeError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
+            raise UserError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
     gang = [member for trainer in trainers if trainer.name in named for member in trainer.members]
     left = list(dict.fromkeys(named + gang))
     return (lambda trainer: trainer in left), left
 
 
-def fitting(trainers: list[Trainer], agent: str) -> list[Trainer]:
+def trainers_for(trainers: list[Trainer], agent: str) -> list[Trainer]:
     """The trainers that take an agent: those that declare it, or else those that declare none."""
     return [one for one in trainers if agent in one.agents] or [one for one in trainers if not one.agents]
 
 
-def alike(trainers: list[Trainer]) -> list[list[Trainer]]:
+def group_alike(trainers: list[Trainer]) -> list[list[Trainer]]:
     """Trainers by what a run of theirs would be: it goes by profile and data."""
     ways: dict[tuple[str, str], list[Trainer]] = {}
     for trainer in trainers:
@@ -182,7 +182,7 @@ def alike(trainers: list[Trainer]) -> list[list[Trainer]]:
     return list(ways.values())
 
 
-def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
+def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
     """The agents of a whole inventory: those that its trainers declare, and where one takes any, all that have data.
 
     Args:
@@ -194,8 +194,8 @@ def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
     if rest is None:
         return [agent for agent in AGENTS if agent in declared]
     folder = pathlib.Path(rest.datasets_dir)
-    with_data = {agent for agent in AGENTS if dataset.find(folder, [agent], "train")}
-    if dataset.find(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
+    with_data = {agent for agent in AGENTS if dataset.find_files(folder, [agent], "train")}
+    if dataset.find_files(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
         with_data.add(EVERYBODY)
     lacking = [agent for agent in AGENTS if agent not in declared | with_data]
     if lacking and declared | with_data:
@@ -203,7 +203,7 @@ def whole(trainers: list[Trainer], warnings: list[str]) -> list[str]:
     return [agent for agent in AGENTS if agent in declared | with_data] or list(AGENTS)
 
 
-def place(
+def assign_lanes(
     trainers: list[Trainer],
     weight: dict[Job, int],
     placed: dict[Job, Lane],
@@ -223,7 +223,7 @@ def place(
         left: Trainers that were given up.
 
     Raises:
-        ForgeError: No trainer takes an agent.
+        UserError: No trainer takes an agent.
     """
     # First lanes before second ones: as long as there is a trainer without work, none gets two.
     lanes = sorted(
@@ -233,7 +233,7 @@ def place(
     chosen = {}
     for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
         agent = job[0]
-        open_to = {trainer.name for trainer in fitting(trainers, agent)}
+        open_to = {trainer.name for trainer in trainers_for(trainers, agent)}
         candidates = [lane for lane in lanes if lane.trainer in open_to & only.get(job, open_to)]
         held = placed.get(job)
         if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
@@ -241,7 +241,7 @@ def place(
         if not candidates:
             remaining = f" that is left without {', '.join(left)}" if left else ""
             advice = "; or name others with -e role=…" if left else ""
-            raise ForgeError(
+            raise UserError(
                 f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
             )
         chosen[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
@@ -249,7 +249,7 @@ def place(
     return chosen
 
 
-def queues(runs: list[dict[str, Any]]) -> list[str]:
+def describe_queues(runs: list[dict[str, Any]]) -> list[str]:
     """Who trains where, one line a lane; none where one run is alone.
 
     Args:
@@ -271,7 +271,7 @@ def queues(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def crowded(runs: list[dict[str, Any]], forks: int) -> list[str]:
+def fork_limit_warning(runs: list[dict[str, Any]], forks: int) -> list[str]:
     """A sentence on hosts that Ansible does not get to, as it looks after others; none where it gets to all.
 
     Args:

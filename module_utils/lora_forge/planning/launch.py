@@ -12,12 +12,12 @@ _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 TINY_MODEL = "tiny_model.py"
 
 
-def dataset(root: str, one: dict[str, Any]) -> str:
+def dataset_path(root: str, one: dict[str, Any]) -> str:
     """Where a dataset of a plan lies on its trainer: by its content, so that no cache outlives a change of it."""
     return f"{root}/datasets/{one['sha256']}/{pathlib.PurePath(one['path']).name}"
 
 
-def base_model(run: dict[str, Any], root: str) -> str:
+def base_model_path(run: dict[str, Any], root: str) -> str:
     """The base model as the trainer finds it: the recipe's, or a rehearsal's, which goes by the data it learnt from.
 
     Args:
@@ -30,7 +30,7 @@ def base_model(run: dict[str, Any], root: str) -> str:
     return f"{root}/models/{run['recipe']['base_model']}-{learnt[:12]}"
 
 
-def axolotl(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
+def template_variables(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
     """The variables of templates/axolotl.yml.j2: the recipe, the datasets, and what every run needs.
 
     Args:
@@ -42,9 +42,9 @@ def axolotl(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
         run_id, recipe, datasets, test_datasets.
     """
     computed = {
-        "base_model": base_model(run, root),
+        "base_model": base_model_path(run, root),
         "output_dir": f"{root}/runs/{run['run_id']}/output",
-        "dataset_prepared_path": prepared(run, root),
+        "dataset_prepared_path": prepared_path(run, root),
         "auto_resume_from_checkpoints": True,
         "include_tkps": True,
         "plugins": [*run["recipe"].get("plugins", []), _PLUGIN],
@@ -52,7 +52,7 @@ def axolotl(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
     }
     sets: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for one in run["datasets"]:
-        sets[one["use"]].append({**one["entry"], "path": dataset(root, one), "split": "train"})
+        sets[one["use"]].append({**one["entry"], "path": dataset_path(root, one), "split": "train"})
     return {
         "run_id": run["run_id"],
         "recipe": {**run["recipe"], **computed},
@@ -61,12 +61,12 @@ def axolotl(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
     }
 
 
-def prepared(run: dict[str, Any], root: str) -> str:
+def prepared_path(run: dict[str, Any], root: str) -> str:
     """Where Axolotl keeps a run's tokenised data."""
     return f"{root}/prepared/{run['run_id']}"
 
 
-def lane(run: dict[str, Any], named: Sequence[str], gpus: Sequence[str]) -> str:
+def lane_name(run: dict[str, Any], named: Sequence[str], gpus: Sequence[str]) -> str:
     """What a run has to itself: the UUIDs of its GPUs, with commas between them, or a word that begins with cpu.
 
     Args:
@@ -80,7 +80,7 @@ def lane(run: dict[str, Any], named: Sequence[str], gpus: Sequence[str]) -> str:
     return lanes[run.get("lane", 0) % len(lanes)]
 
 
-def command(
+def training_command(
     run: dict[str, Any], host: str, python: str, module: str, *, address: str, leader: str, port: int, timeout: int
 ) -> list[str]:
     """The command line of a run on one of its hosts, in its run directory.
@@ -119,11 +119,11 @@ def command(
     ]
 
 
-def environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str, str]:
+def training_environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str, str]:
     """Environment variables of a training that are no secrets.
 
     Args:
-        lane: Of :func:`lane`.
+        lane: Of :func:`lane_name`.
         root: The trainer's root.
         wandb: ``online``, ``offline`` or ``disabled``.
         wandb_server: A W&B server of one's own; empty for W&B's.
@@ -141,7 +141,7 @@ def environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str
     }
 
 
-def facts(run: dict[str, Any], host: str) -> dict[str, Any]:
+def run_facts(run: dict[str, Any], host: str) -> dict[str, Any]:
     """What run.json keeps of a run's plan, for people and later questions.
 
     Args:
@@ -152,7 +152,7 @@ def facts(run: dict[str, Any], host: str) -> dict[str, Any]:
     return known | {"datasets": [one["sha256"] for one in run["datasets"]], "host": host}
 
 
-def files(
+def input_files(
     run: dict[str, Any], checkout: pathlib.Path, axolotl: str, kept: pathlib.Path, checkpoint: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What a run needs on its trainer, as ``transfer`` takes it: paths below the trainer's root.
@@ -166,7 +166,7 @@ def files(
     """
     there, programs = f"runs/{run['run_id']}", checkout / "roles/run/files"
     found = [
-        {"path": dataset(".", one)[2:], "src": str(checkout / one["path"]), "sha256": one["sha256"]}
+        {"path": dataset_path(".", one)[2:], "src": str(checkout / one["path"]), "sha256": one["sha256"]}
         for one in run["datasets"]
     ]
     found += [{"path": f"{there}/{name}", "src": str(programs / name)} for name in _RUN_FILES]

@@ -1,7 +1,8 @@
 """How much GPU memory a training needs, computed from its recipe and the base model's config.json.
 
-What decides are pure functions. :func:`snapshot`, :func:`config_of` and :func:`counted` alone read files, those of the
-controller. Others wrote these files, so nothing in them is believed before its size, type and bounds are checked.
+What decides are pure functions. :func:`snapshot`, :func:`config_of` and :func:`count_parameters` alone read files,
+those of the controller. Others wrote these files, so nothing in them is believed before its size, type and bounds are
+checked.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ def config_of(
     return base_models.CONFIGS.get(_named(recipe.get("base_model")), {}), None
 
 
-def counted(folder: pathlib.Path) -> Optional[tuple[int, int]]:
+def count_parameters(folder: pathlib.Path) -> Optional[tuple[int, int]]:
     """Weights of linear modules, and all others, from the headers of a model's safetensors files.
 
     A header is JSON behind its length in 8 bytes (safetensors' documentation, «Format»). Linear are tensors of two
@@ -354,7 +355,7 @@ def known(recipe: dict[str, Any]) -> Optional[Model]:
     model = from_config(config)
     if model is None or folder is None:
         return model
-    return dataclasses.replace(model, counted=counted(folder))
+    return dataclasses.replace(model, counted=count_parameters(folder))
 
 
 def _odd(recipe: Mapping[str, Any]) -> str:
@@ -411,11 +412,11 @@ def on_host(recipe: dict[str, Any]) -> float:
     if model is None or not recipe.get("activation_offloading") or _odd(recipe):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    each = tokens * model.hidden * _BF16 if recomputes(recipe) else kept(model, recipe)
+    each = tokens * model.hidden * _BF16 if recomputes(recipe) else kept_activations(model, recipe)
     return _PINNED * model.layers * each
 
 
-def kept(model: Model, recipe: dict[str, Any]) -> float:
+def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
     """Bytes of activations that the backward pass of one layer needs.
 
     In bf16 tensors of T tokens; h: hidden, a: all queries, k: all keys, i: intermediate; d is 1.5 where LoRA has a
@@ -486,9 +487,9 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
         kept         layers × tokens × hidden × 2: with gradient checkpointing only the input of each layer stays, and
                      two of them with ``activation_offloading: hidden_states``. With any other offloading nothing is
                      made again, all activations go to the host, and 5 × tokens × intermediate × 2 are on their way
-                     there. Without checkpointing :func:`kept` of every layer
-        layer        what the backward pass of a layer takes: :func:`kept`, where that is made again or brought back,
-                     and gradients
+                     there. Without checkpointing :func:`kept_activations` of every layer
+        layer        what the backward pass of a layer takes: :func:`kept_activations`, where that is made again or
+                     brought back, and gradients
         logits       tokens × vocabulary × 12, or 14 where a tanh bounds them: log-probabilities and their gradients in
                      fp32. With a fused loss tokens × hidden × 10: its gradient, chunks of logits, the last norm
         allocator    3 % of all that, which is reserved and not used
@@ -503,10 +504,10 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
         recipe: The merged recipe.
 
     Returns:
-        None where nothing can be said: see :func:`unknown`.
+        None where nothing can be said: see :func:`unknown_reason`.
     """
     model = known(recipe)
-    return None if model is None or unknown(recipe) else parts_of(model, recipe)
+    return None if model is None or unknown_reason(recipe) else parts_of(model, recipe)
 
 
 def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
@@ -525,9 +526,9 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
     logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (_LOGIT + (_BF16 if model.capped else 0.0)))
     held = tokens * model.hidden * _BF16 * model.layers
     if not recipe.get("gradient_checkpointing"):
-        held = kept(model, recipe) * model.layers
+        held = kept_activations(model, recipe) * model.layers
     else:
-        layer += kept(model, recipe)
+        layer += kept_activations(model, recipe)
         if not recomputes(recipe):
             held = _STASH * tokens * model.intermediate * _BF16
         elif recipe.get("activation_offloading"):
@@ -546,7 +547,7 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
     return found | {"allocator": sum(found.values()) * (_FRAGMENTATION - 1), "context": _CONTEXT}
 
 
-def unknown(recipe: dict[str, Any]) -> str:
+def unknown_reason(recipe: dict[str, Any]) -> str:
     """Why nothing can be said of a recipe's memory, in words; empty where something can.
 
     Args:
@@ -615,13 +616,13 @@ def floor(recipe: dict[str, Any]) -> Optional[float]:
     return math.floor((found["frozen"] + found["embeddings"] + found["LoRA"] / 2) / GIB * 10) / 10
 
 
-def room(machine: str) -> Optional[float]:
+def usable_gib(machine: str) -> Optional[float]:
     """GiB that the GPUs of a machine class have at least, by its name, such as gpu-24gb; None for another name."""
     found = re.fullmatch(r"(?:.*\D)?(\d{1,6})gb", machine)
     return int(found.group(1)) * USABLE if found else None
 
 
-def fitting(usable: float, classes: Mapping[str, Optional[float]]) -> str:
+def fitting_machine(usable: float, classes: Mapping[str, Optional[float]]) -> str:
     """The machine class to take on a GPU: of those that fit, the one that makes most of it.
 
     Args:
@@ -632,4 +633,4 @@ def fitting(usable: float, classes: Mapping[str, Optional[float]]) -> str:
         Its name; empty where none fits.
     """
     found = {name: gib for name, gib in classes.items() if gib is not None and gib <= usable}
-    return max(sorted(found), key=lambda name: (found[name], room(name) or 0), default="")
+    return max(sorted(found), key=lambda name: (found[name], usable_gib(name) or 0), default="")

@@ -14,20 +14,20 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, variants
 from ansible.module_utils.lora_forge.planning.fleet import (
     Job,
     Lane,
     Trainer,
-    alike,
-    declared,
-    fitting,
-    gangs,
-    moving,
-    place,
+    assign_lanes,
+    check_agents,
+    check_gangs,
+    default_agents,
+    group_alike,
+    parse_move,
     select_agents,
-    whole,
+    trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
 from ansible.module_utils.lora_forge.text import canonical
@@ -53,26 +53,26 @@ class Planner:
         self.output = output
         self.overrides = overrides
         if keep and not _minor(keep):
-            raise ForgeError(f"keep_axolotl is «{keep}»; it is a version of Axolotl, such as 0.19")
+            raise UserError(f"keep_axolotl is «{keep}»; it is a version of Axolotl, such as 0.19")
         self.keep = _minor(keep)
         self.warnings: list[str] = []
-        self.axolotl = recipe.pinned(root / LOCKS[0], "axolotl")
+        self.axolotl = recipe.pinned_version(root / LOCKS[0], "axolotl")
         for lock in LOCKS[1:]:
-            if recipe.pinned(root / lock, "axolotl") != self.axolotl:
-                raise ForgeError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
+            if recipe.pinned_version(root / lock, "axolotl") != self.axolotl:
+                raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
         try:
             self.schema = json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ForgeError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
-        self.sets: dict[tuple[str, str, int], dataset.Summary] = {}
-        self.pinned = {package for package in rules.PACKAGES if self.pins(package)}
+            raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
+        self.sets: dict[tuple[str, str, int], dataset.DatasetFile] = {}
+        self.pinned = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
 
-    def pins(self, package: str) -> bool:
+    def has_package(self, package: str) -> bool:
         """Whether the trainers' locks have a package; the CPU lock is made of the CUDA one."""
         try:
-            return bool(recipe.pinned(self.root / LOCKS[1], package))
-        except ForgeError:
+            return bool(recipe.pinned_version(self.root / LOCKS[1], package))
+        except UserError:
             return False
 
     def layer(self, name: str) -> Layer:
@@ -82,16 +82,16 @@ class Planner:
         """A profile or machine file by its name, with the known names in the error."""
         known = sorted(path.stem for path in (self.root / folder).glob("*.yml"))
         if name not in known:
-            raise ForgeError(f"{variable} is «{name}», but {folder} holds: {', '.join(known)}")
+            raise UserError(f"{variable} is «{name}», but {folder} holds: {', '.join(known)}")
         return self.layer(f"{folder}/{name}.yml")
 
-    def merged(
+    def merged_recipe(
         self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
     ) -> dict[str, Any]:
-        """The recipe of :meth:`laid`."""
-        return self.laid(agent, profile, machine, variant)[0]
+        """The recipe of :meth:`merge_layers`."""
+        return self.merge_layers(agent, profile, machine, variant)[0]
 
-    def laid(
+    def merge_layers(
         self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
     ) -> tuple[dict[str, Any], dict[str, Layer], list[str]]:
         """The recipe of an agent, checked; the overrides of a sweep's variant are its last layer.
@@ -100,7 +100,7 @@ class Planner:
             The recipe, for each key the layer it comes from, and what is to be said of it.
 
         Raises:
-            ForgeError: With everything that is wrong with it.
+            UserError: With everything that is wrong with it.
         """
         layers = [self.layer("configs/base.yml"), self.layer(f"configs/agents/{agent}.yml")]
         errors, rehearsed = [], None
@@ -124,10 +124,14 @@ class Planner:
             errors = errors or recipe.model_problems(keys, origin, layers)
             if str(keys.get("base_model")).startswith("/"):
                 keys.pop("model_revision", None)  # a folder has none
-        said = [] if errors else recipe.replaced(layers, rehearsed) + rules.settle(keys, origin, layers, self.pinned)
+        said = (
+            []
+            if errors
+            else recipe.replacement_notes(layers, rehearsed) + rules.apply_rules(keys, origin, layers, self.pinned)
+        )
         errors = errors or rules.problems(keys, origin, self.pinned)
         if errors:
-            raise ForgeError("\n".join(errors))
+            raise UserError("\n".join(errors))
         if keys.get("deepspeed"):
             keys["deepspeed"] = self.deepspeed(keys["deepspeed"])
         return keys, origin, said + rules.notes(keys, origin)
@@ -136,10 +140,10 @@ class Planner:
         """DeepSpeed's configuration, from its file where one is named: no trainer has the files of a checkout.
 
         Raises:
-            ForgeError: The file cannot be read, or the trainer's environment has no DeepSpeed.
+            UserError: The file cannot be read, or the trainer's environment has no DeepSpeed.
         """
-        if not self.pins("deepspeed"):
-            raise ForgeError(
+        if not self.has_package("deepspeed"):
+            raise UserError(
                 f"«deepspeed» needs a package that {LOCKS[1]} does not pin: add a line «deepspeed» to "
                 f"{LOCKS[1].removesuffix('.txt')}.in, then make lock; or use fsdp_config, which needs nothing more"
             )
@@ -149,38 +153,38 @@ class Planner:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ForgeError(
+            raise UserError(
                 f"«deepspeed: {given}» must name a JSON file, from the checkout on: {path}: {error}"
             ) from None
 
-    def read(self, path: pathlib.Path, use: str, sequence_len: int) -> dataset.Summary:
+    def read(self, path: pathlib.Path, use: str, sequence_len: int) -> dataset.DatasetFile:
         """Check a dataset file, once for each invocation."""
         key = (str(path), use, sequence_len)
         if key not in self.sets:
-            self.sets[key] = dataset.check(path, use, sequence_len)
+            self.sets[key] = dataset.check_file(path, use, sequence_len)
             self.warnings += self.sets[key].warnings
         return self.sets[key]
 
-    def datasets(self, agent: str, keys: dict[str, Any], folder: pathlib.Path) -> list[dataset.Summary]:
+    def datasets(self, agent: str, keys: dict[str, Any], folder: pathlib.Path) -> list[dataset.DatasetFile]:
         """The checked files of an agent: its own, or for the shared adapter everybody's.
 
         Raises:
-            ForgeError: A file is missing or breaks the contract.
+            UserError: A file is missing or breaks the contract.
         """
         length = int(keys["sequence_len"])
         named = [pathlib.Path(item["path"]) for item in keys.get("datasets", []) if "path" in item]
-        train = named or dataset.find(folder, [agent], "train")
-        val = dataset.find(folder, [agent], "val")
+        train = named or dataset.find_files(folder, [agent], "train")
+        val = dataset.find_files(folder, [agent], "val")
         if not train and agent == EVERYBODY:
             others = [name for name in AGENTS if name != EVERYBODY]
-            train, val = dataset.find(folder, others, "train"), dataset.find(folder, others, "val")
+            train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
             missing = [name for name in others if folder / f"{name}_train.jsonl" not in train]
             if train and missing:
                 self.warnings.append(f"{agent} is trained without {', '.join(missing)}: no such file in {folder}")
         missing_named = [path for path in named if not path.is_file()]
         if missing_named or not train:
             looked = ", ".join(map(str, missing_named)) or str(folder / f"{agent}_train.jsonl")
-            raise ForgeError(f"no dataset for {agent}: {looked} does not exist. -e datasets_dir=… says where to look")
+            raise UserError(f"no dataset for {agent}: {looked} does not exist. -e datasets_dir=… says where to look")
         found = [self.read(path, "train", length) for path in train] + [self.read(path, "val", length) for path in val]
         self.warnings += dataset.check_lengths(found, length, keys.get("excess_length_strategy", "drop"))
         dataset.check_overlap([one for one in found if one.use == "train"], [one for one in found if one.use == "val"])
@@ -208,27 +212,31 @@ class Planner:
         Returns:
             The run, as plan.json has it.
         """
-        keys, origin, notes = self.laid(agent, trainer.profile, trainer.machine, variant)
+        keys, origin, notes = self.merge_layers(agent, trainer.profile, trainer.machine, variant)
         self.warnings += [f"{agent}: {one}" for one in notes]
         sets = self.datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
-        self.suit(agent, keys, sets)
-        said, errors = rules.unevaluated(keys, origin, any(one.use == "val" for one in sets))
+        self.adapt_to_dataset(agent, keys, sets)
+        said, errors = rules.evaluation_problems(keys, origin, any(one.use == "val" for one in sets))
         if errors:
-            raise ForgeError("\n".join(errors))
+            raise UserError("\n".join(errors))
         self.warnings += [f"{agent}: {one}" for one in said]
         rehearsal = trainer.profile == REHEARSAL
         files = [{"use": one.use, "sha256": one.sha256} for one in sets]
         mark = recipe.fingerprint(keys, rehearsal, files, self.axolotl)
-        run_id, state, why, placement = self.attempt(agent, mark, fresh, verify)
+        run_id, state, why, placement = self.find_attempt(agent, mark, fresh, verify)
         axolotl = self.axolotl
-        older = {} if fresh or state in ("ready", "to attach") else self.older(agent, keys, rehearsal, files, verify)
+        older = (
+            {}
+            if fresh or state in ("ready", "to attach")
+            else self.older_adapters(agent, keys, rehearsal, files, verify)
+        )
         if self.keep in older:
             axolotl, mark, (run_id, state, why, placement) = older[self.keep]
         elif older:
             minor, (version, _, (kept, *_)) = max(older.items(), key=lambda one: [*map(int, one[0].split("."))])
             words = f"{agent} has {kept}, of Axolotl {version}"
             if self.keep:
-                raise ForgeError(f"keep_axolotl is {self.keep}, but {words}; -e keep_axolotl={minor} keeps that")
+                raise UserError(f"keep_axolotl is {self.keep}, but {words}; -e keep_axolotl={minor} keeps that")
             self.warnings.append(
                 f"{words}; the locks pin {self.axolotl} now. Nothing else has changed, and it is trained anew; "
                 f"-e keep_axolotl={minor} keeps what there is"
@@ -244,22 +252,22 @@ class Planner:
             "work": estimate_work(keys, sets),
         }
         if not rehearsal:
-            keys = recipe.divided(keys, trainer.gpus * trainer.hosts)
+            keys = recipe.split_batch(keys, trainer.gpus * trainer.hosts)
         needed = None if rehearsal else memory.estimate(keys)
         estimate |= {
             "memory_gib": needed,
             "memory_floor_gib": None if rehearsal else memory.floor(keys),
-            "memory_classes": self.sizes(agent, needed, trainer, variant),
+            "memory_classes": self.memory_by_class(agent, needed, trainer, variant),
         }
         if not rehearsal and state != "ready":
-            self.room(agent, keys, trainer, estimate)
+            self.warn_about_memory(agent, keys, trainer, estimate)
         keys = recipe.with_plugins(keys)
         self.origins[run_id] = {key: layer.where(key) for key, layer in origin.items()}
         options = (keys.pop("datasets", None) or [{}])[0]
         return {
             "run_id": run_id,
             "agent": agent,
-            "name": f"{agent} {variants.label(variant)}" if variant else agent,
+            "name": f"{agent} {variants.variant_label(variant)}" if variant else agent,
             "variant": variant or {},
             "fingerprint": mark,
             "trainer": placement.get("trainer") or trainer.name,
@@ -277,7 +285,7 @@ class Planner:
                     "use": one.use,
                     "sha256": one.sha256,
                     "examples": one.examples,
-                    "entry": dataset.entry(one, options),
+                    "entry": dataset.axolotl_entry(one, options),
                 }
                 for one in sets
             ],
@@ -286,7 +294,7 @@ class Planner:
             "estimate": estimate,
         }
 
-    def sizes(
+    def memory_by_class(
         self, agent: str, needed: Optional[float], trainer: Trainer, variant: Optional[dict[str, Any]]
     ) -> dict[str, float]:
         """GiB of GPU memory that an agent is thought to need with each machine class.
@@ -294,25 +302,27 @@ class Planner:
         Only where another class may be wanted: on a pod, whose GPU is not chosen yet, and where the trainer's own class
         is too small. Where nothing is known there is none.
         """
-        usable = memory.room(trainer.machine)
+        usable = memory.usable_gib(trainer.machine)
         if needed is None or not (trainer.rented or (usable is not None and usable < needed)):
             return {}
         found: dict[str, float] = {}
         for path in sorted((self.root / "configs/machines").glob("*.yml")):
-            with contextlib.suppress(ForgeError):  # in a class that nobody takes
-                laid = recipe.divided(self.merged(agent, "", path.stem, variant), trainer.gpus * trainer.hosts)
+            with contextlib.suppress(UserError):  # in a class that nobody takes
+                laid = recipe.split_batch(
+                    self.merged_recipe(agent, "", path.stem, variant), trainer.gpus * trainer.hosts
+                )
                 size = memory.estimate(laid)
                 found |= {} if size is None else {path.stem: size}
         return found
 
-    def room(self, agent: str, keys: dict[str, Any], trainer: Trainer, estimate: dict[str, Any]) -> None:
+    def warn_about_memory(self, agent: str, keys: dict[str, Any], trainer: Trainer, estimate: dict[str, Any]) -> None:
         """Warn where the memory that is needed is not known, or more than the trainer's class of machine stands for."""
-        needed, sizes, usable = estimate["memory_gib"], estimate["memory_classes"], memory.room(trainer.machine)
+        needed, sizes, usable = estimate["memory_gib"], estimate["memory_classes"], memory.usable_gib(trainer.machine)
         if needed is None:
-            why = memory.unknown(keys)
+            why = memory.unknown_reason(keys)
             self.warnings.append(f"{keys['base_model']}: how much GPU memory a training needs is not known: {why}")
         elif usable is not None and usable < needed:
-            fits = memory.fitting(usable, sizes)
+            fits = memory.fitting_machine(usable, sizes)
             self.warnings.append(
                 f"{agent} on {trainer.name}: thought to need {needed:.1f} GiB of GPU memory (simulated, not measured), "
                 f"and a card of {trainer.machine} has {usable:.1f} GiB or little more. "
@@ -323,7 +333,7 @@ class Planner:
                 )
             )
 
-    def older(
+    def older_adapters(
         self, agent: str, keys: dict[str, Any], rehearsal: bool, files: list[dict[str, str]], verify: bool
     ) -> dict[str, tuple[str, str, tuple[str, str, str, dict[str, Any]]]]:
         """What is ready of a recipe by other versions of Axolotl: major.minor -> version, fingerprint, attempt."""
@@ -334,7 +344,7 @@ class Planner:
             minor = _minor(version)
             if minor and minor not in (_minor(self.axolotl), *found):
                 mark = recipe.fingerprint(keys, rehearsal, files, minor)
-                then = self.attempt(agent, mark, False, verify)
+                then = self.find_attempt(agent, mark, False, verify)
                 if then[1] == "ready":
                     found[minor] = (version, mark, then)
         return found
@@ -356,13 +366,13 @@ class Planner:
         for hosts in ways:
             try:
                 found.append((self.run(agent, hosts[0], *asked), hosts))
-            except ForgeError as error:  # of no account as long as nobody has to train it there
+            except UserError as error:  # of no account as long as nobody has to train it there
                 errors.append(error)
         if not found:
             raise errors[0]
-        return min(found, key=lambda one: (not begun(one[0]), begun(one[0]) and one[0]["rehearsal"]))
+        return min(found, key=lambda one: (not has_history(one[0]), has_history(one[0]) and one[0]["rehearsal"]))
 
-    def attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, dict[str, Any]]:
+    def find_attempt(self, agent: str, mark: str, fresh: bool, verify: bool) -> tuple[str, str, str, dict[str, Any]]:
         """Which attempt of a recipe is meant: its run_id, state, a reason, and how it was placed."""
         first = f"{agent}-{mark[:12]}"
         folder = self.output / "adapters" / agent
@@ -376,7 +386,7 @@ class Planner:
             return first if number <= 1 else f"{first}-{number}"
 
         def there(number: int) -> Optional[str]:
-            return store.missing(folder / name(number), verify) if number else "never trained"
+            return store.integrity_error(folder / name(number), verify) if number else "never trained"
 
         placement = rundir.read_json(self.output / "runs" / f"{name(newest)}.json")
         flaw = there(newest)
@@ -395,7 +405,7 @@ class Planner:
         reason = "" if flaw == "never trained" else flaw
         return name(max(newest, 1)), "to train", reason, placement
 
-    def suit(self, agent: str, keys: dict[str, Any], sets: list[dataset.Summary]) -> None:
+    def adapt_to_dataset(self, agent: str, keys: dict[str, Any], sets: list[dataset.DatasetFile]) -> None:
         """Warn where the schedule does not suit the data; switch off what Axolotl would die of, or learn nothing by."""
         val = [one for one in sets if one.use == "val"]
         share = 0.0 if val else float(keys.get("val_set_size", 0))
@@ -408,7 +418,7 @@ class Planner:
             self.warnings.append(f"{agent}: a single conversation cannot be split, so there is no evaluation")
         batch, rows = recipe.effective_batch(keys), estimate_rows(keys, sets)
         if not rows:
-            raise ForgeError(
+            raise UserError(
                 f"{agent}: nothing is left to train on: of the conversations that fit into sequence_len, val_set_size "
                 f"{keys.get('val_set_size', 0)} holds out all. Make it smaller"
             )
@@ -421,9 +431,7 @@ class Planner:
             )
         steps = estimate_steps(keys, sets)
         if not steps:
-            raise ForgeError(
-                f"{agent}: num_epochs {keys.get('num_epochs', 1)} of this data is no step at all; raise it"
-            )
+            raise UserError(f"{agent}: num_epochs {keys.get('num_epochs', 1)} of this data is no step at all; raise it")
         warmup, evaluation = int(keys.get("warmup_steps", 0)), keys.get("eval_steps")
         better: dict[str, int] = {}
         notes = []
@@ -444,13 +452,13 @@ class Planner:
                 keys["eval_sample_packing"] = False
 
 
-def _trained_lengths(keys: dict[str, Any], sets: list[dataset.Summary]) -> list[int]:
+def _trained_lengths(keys: dict[str, Any], sets: list[dataset.DatasetFile]) -> list[int]:
     """Tokens of each conversation that is trained on, or held out of the training set; what is dropped left out."""
     strategy = keys.get("excess_length_strategy", "drop")
     return [length for one in sets if one.use == "train" for length in one.trained(strategy)]
 
 
-def estimate_rows(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+def estimate_rows(keys: dict[str, Any], sets: list[dataset.DatasetFile]) -> int:
     """Rows of an epoch: packs of conversations, or conversations where they are not packed.
 
     Axolotl holds out ceil(share × n) of n conversations, as Hugging Face's train_test_split does.
@@ -488,7 +496,7 @@ def _packs(lengths: list[int], room: int, most: int) -> int:
     return len(rows)
 
 
-def estimate_steps(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+def estimate_steps(keys: dict[str, Any], sets: list[dataset.DatasetFile]) -> int:
     """Optimizer steps of a run, estimated as Axolotl counts them.
 
     ``max_steps``, whatever the epochs are; else, packed, epochs × (micro batches of an epoch // accumulation), where
@@ -504,7 +512,7 @@ def estimate_steps(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
     return math.ceil(epochs * rows / (micro * accumulation))
 
 
-def estimate_work(keys: dict[str, Any], sets: list[dataset.Summary]) -> int:
+def estimate_work(keys: dict[str, Any], sets: list[dataset.DatasetFile]) -> int:
     """Tokens that a run puts through the model, evaluations left out: steps × effective batch × row.
 
     A packed row is ``sequence_len`` long; otherwise it is an example.
@@ -530,7 +538,7 @@ def together(warnings: list[str], agents: Sequence[str]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {words}" if known else words for (known, words), names in said.items()]
 
 
-def begun(run: dict[str, Any]) -> bool:
+def has_history(run: dict[str, Any]) -> bool:
     """Whether there is something of a run already, be it an adapter, or that it was given up somewhere."""
     return run["state"] != "to train" or run["placed"] or bool(run["why"])
 
@@ -565,41 +573,41 @@ def make(
         ``runs``, ``warnings``, and ``origins``: of each run_id, where each key of its recipe stands.
 
     Raises:
-        ForgeError: Anything that is wrong, before a host is touched.
+        UserError: Anything that is wrong, before a host is touched.
     """
     if not trainers:
-        raise ForgeError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
-    trainers = [declared(trainer) for trainer in trainers]
+        raise UserError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
+    trainers = [check_agents(trainer) for trainer in trainers]
     for trainer in trainers:
         if not trainer.root.startswith("/"):
-            raise ForgeError(
+            raise UserError(
                 f"trainer_root of {trainer.name} is «{trainer.root}»; it must be an absolute path on that host"
             )
         if trainer.lanes < 1:
-            raise ForgeError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
-    everybody = gangs(trainers)
+            raise UserError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
+    everybody = check_gangs(trainers)
     planner = Planner(root, output, overrides, keep)
-    moved, left = moving(move, trainers, output)
+    moved, left = parse_move(move, trainers, output)
     trainers = [trainer for trainer in everybody if trainer.name not in left]
     if not trainers:
-        raise ForgeError(f"-e move={','.join(left)} leaves no host to train on; add one to the inventory")
-    agents = select_agents(wanted) or whole(everybody, planner.warnings)
+        raise UserError(f"-e move={','.join(left)} leaves no host to train on; add one to the inventory")
+    agents = select_agents(wanted) or default_agents(everybody, planner.warnings)
     by_name = {trainer.name: trainer for trainer in trainers}
     runs: dict[Job, dict[str, Any]] = {}
     only: dict[Job, set[str]] = {}
     for agent, number in itertools.product(agents, range(len(variants))):
-        ways = alike(fitting(trainers, agent) or trainers[:1])
+        ways = group_alike(trainers_for(trainers, agent) or trainers[:1])
         run, hosts = planner.known(agent, ways, fresh, moved, verify, variants[number])
         if run["placed"] and run["trainer"] in by_name:  # where it is decides on its hosts, GPUs and machine keys
             there = planner.run(agent, by_name[run["trainer"]], fresh, moved, verify, variants[number])
             run = there | {"why": run["why"]}
         if run["state"] == "ready" and run["trainer"] not in by_name:
             run["trainer"] = hosts[0].name  # delivered; where it came from is gone
-        if begun(run):
+        if has_history(run):
             only[agent, number] = {trainer.name for trainer in hosts}
         twin = next((job for job, other in runs.items() if other["run_id"] == run["run_id"]), None)
         if twin:
-            raise ForgeError(
+            raise UserError(
                 f"variants {twin[1] + 1} and {number + 1} of the sweep are the same training ({run['run_id']}): they "
                 "differ in nothing that decides what is learnt"
             )
@@ -613,17 +621,17 @@ def make(
     for job, lane in placed.items():
         leader = next((trainer.name for trainer in trainers if lane.trainer in trainer.members), lane.trainer)
         if leader != lane.trainer:
-            raise ForgeError(
+            raise UserError(
                 f"{runs[job]['run_id']} was launched on {lane.trainer} alone, which now trains in a gang that {leader} "
                 "leads. Use the inventory of that time, or give the run up there and start it anew with -e move=true"
             )
         if lane.trainer not in by_name:
-            raise ForgeError(
+            raise UserError(
                 f"{runs[job]['run_id']} was launched on {lane.trainer}, which this inventory does not hold. Use the "
                 "inventory that does, or give the run up there and start on another trainer with "
                 f"-e move={lane.trainer}"
             )
-    for job, lane in place(trainers, weight, placed, only, left).items():
+    for job, lane in assign_lanes(trainers, weight, placed, only, left).items():
         if lane.trainer != runs[job]["trainer"]:
             gone = runs[job]["trainer"] not in by_name  # nothing to attach to there, or it was refused above
             let_go = (lambda _: True) if gone else moved

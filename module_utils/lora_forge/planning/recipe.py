@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 
 import jsonschema
 import yaml
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
 # The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in
@@ -153,7 +153,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in seen:
-            raise ForgeError(f"{node.start_mark.name}, lines {seen[key]} and {line}: «{key}» stands twice; keep one")
+            raise UserError(f"{node.start_mark.name}, lines {seen[key]} and {line}: «{key}» stands twice; keep one")
         seen[key] = line
     loader.flatten_mapping(node)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -188,17 +188,17 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
         name: What messages call it.
 
     Raises:
-        ForgeError: Missing, not YAML, tabs, duplicate keys, not a mapping.
+        UserError: Missing, not YAML, tabs, duplicate keys, not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ForgeError(f"{name} is missing; every recipe needs it") from None
+        raise UserError(f"{name} is missing; every recipe needs it") from None
     except UnicodeDecodeError as error:
-        raise ForgeError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UserError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     for number, line in enumerate(text.splitlines(), 1):
         if "\t" in line[: len(line) - len(line.lstrip())]:
-            raise ForgeError(f"{name}, line {number}: a tab in the indentation; YAML takes spaces only")
+            raise UserError(f"{name}, line {number}: a tab in the indentation; YAML takes spaces only")
     try:
         loader = _Loader(text)
         loader.name = name
@@ -207,9 +207,9 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
-        raise ForgeError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
+        raise UserError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(keys, dict):
-        raise ForgeError(f"{name}: holds a {type(keys).__name__}; it must hold «key: value» lines")
+        raise UserError(f"{name}: holds a {type(keys).__name__}; it must hold «key: value» lines")
     lines = {key.value: key.start_mark.line + 1 for key, _ in node.value} if node else {}
     return Layer(name, keys, lines)
 
@@ -262,7 +262,7 @@ def _rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
     return [(other, why) for other, why in found if other in recipe]
 
 
-def replaced(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
+def replacement_notes(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
     """A sentence for each key of an earlier layer that gave way to a rival which the merged recipe has.
 
     Args:
@@ -285,15 +285,15 @@ def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         origin: The layer of each key.
     """
     return [
-        f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}», and {origin[rival].where(rival)}: "
-        f"«{rival}: {shown(recipe[rival])}»: {why}. Keep one of them"
+        f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}», and {origin[rival].where(rival)}: "
+        f"«{rival}: {quote_value(recipe[rival])}»: {why}. Keep one of them"
         for key in recipe
         for rival, why in _rivals(recipe, key)
         if key < rival
     ]
 
 
-def shown(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value for a message, as YAML has it, and not too long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:39]}…"
@@ -342,8 +342,10 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     known = schema["properties"]
     for key, value in recipe.items():
         where = origin[key].where(key)
-        if unfit(value):
-            found.append(f"{where}: «{key}» holds {unfit(value)}; Axolotl reads numbers, text, lists and mappings")
+        if number_error(value):
+            found.append(
+                f"{where}: «{key}» holds {number_error(value)}; Axolotl reads numbers, text, lists and mappings"
+            )
         elif key in COMPUTED_KEYS:
             found.append(f"{where}: «{key}» is computed for every run; take it out")
         elif key not in known:
@@ -357,11 +359,11 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     return found
 
 
-def unfit(value: Any) -> str:
+def number_error(value: Any) -> str:
     """What of a value no recipe can hold, though YAML can: a date, infinity; empty where there is nothing."""
     if isinstance(value, (dict, list)):
         inside = [*value, *value.values()] if isinstance(value, dict) else value
-        return next(filter(None, map(unfit, inside)), "")
+        return next(filter(None, map(number_error, inside)), "")
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is no number"
     return "" if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__} ({value})"
@@ -379,7 +381,7 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         if not 0 < recipe.get(key, 1) <= _MOST:
             more = f" and {_MOST:,} at most" if recipe[key] > _MOST else ""
             more += "; leave it out for all epochs" if key == "max_steps" else ""
-            found.append(f"{origin[key].where(key)}: «{key}: {shown(recipe[key])}» must be above 0{more}")
+            found.append(f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}» must be above 0{more}")
     if not 0 <= recipe.get("val_set_size", 0) < 1:
         where = origin["val_set_size"].where("val_set_size")
         found.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
@@ -534,7 +536,7 @@ def with_plugins(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "plugins": named + wanted} if wanted else recipe
 
 
-def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
+def split_batch(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
     """The recipe for several processes, one a GPU, that see different data: the effective batch stays what it is.
 
     effective batch = micro batch × accumulation × processes that share the data; those of one tensor or context
@@ -545,11 +547,11 @@ def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
         processes: How many there are.
 
     Raises:
-        ForgeError: The effective batch cannot be divided among them.
+        UserError: The effective batch cannot be divided among them.
     """
     same_data = int(recipe.get("tensor_parallel_size") or 1) * int(recipe.get("context_parallel_size") or 1)
     if processes % same_data:
-        raise ForgeError(
+        raise UserError(
             f"run_gpus is {processes}, and tensor_parallel_size × context_parallel_size is {same_data}; the first must "
             "be a multiple of the second"
         )
@@ -558,7 +560,7 @@ def divided(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
         return recipe
     if batch % sharing:
         fits = [count for count in range(1, batch + 1) if batch % count == 0]
-        raise ForgeError(
+        raise UserError(
             f"an effective batch of {batch} (micro_batch_size × gradient_accumulation_steps) cannot be divided among "
             f"{sharing} GPUs. It can among {', '.join(map(str, fits))}: change run_gpus, or the batch in the recipe"
         )
@@ -591,17 +593,17 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
     return hashlib.sha256(canonical(basis).encode()).hexdigest()
 
 
-def pinned(lock: pathlib.Path, package: str) -> str:
+def pinned_version(lock: pathlib.Path, package: str) -> str:
     """The version a lock file pins.
 
     Raises:
-        ForgeError: The lock is missing or does not name the package.
+        UserError: The lock is missing or does not name the package.
     """
     try:
         text = lock.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ForgeError(f"{lock} is missing; make it with: make lock") from None
+        raise UserError(f"{lock} is missing; make it with: make lock") from None
     match = re.search(rf"^{re.escape(package)}==([^\s;]+)", text, re.MULTILINE)
     if not match:
-        raise ForgeError(f"{lock} does not pin {package}; make it anew with: make lock")
+        raise UserError(f"{lock} does not pin {package}; make it anew with: make lock")
     return match.group(1)

@@ -31,7 +31,9 @@ _CUT_PACKAGE = "cut-cross-entropy"
 PACKAGES = (*_FLASH.values(), _CUT_PACKAGE)
 
 
-def settle(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]) -> list[str]:
+def apply_rules(
+    recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]
+) -> list[str]:
     """Put right what has one sensible meaning; the recipe is changed in place.
 
     Args:
@@ -123,7 +125,7 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
     found = []
 
     def at(key: str) -> str:
-        return f"{origin[key].where(key)}: «{key}: {recipes.shown(recipe[key])}»"
+        return f"{origin[key].where(key)}: «{key}: {recipes.quote_value(recipe[key])}»"
 
     adapter = recipe.get("adapter")
     if adapter not in ("lora", "qlora"):
@@ -175,7 +177,9 @@ def _stopping_problems(recipe: dict[str, Any], at: Callable[[str], str]) -> list
     return []
 
 
-def unevaluated(recipe: dict[str, Any], origin: dict[str, Layer], held_out: bool) -> tuple[list[str], list[str]]:
+def evaluation_problems(
+    recipe: dict[str, Any], origin: dict[str, Layer], held_out: bool
+) -> tuple[list[str], list[str]]:
     """Leave out when to evaluate where nothing is evaluated: Axolotl refuses it; the recipe is changed in place.
 
     Args:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import launch, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.text import canonical
@@ -88,13 +88,15 @@ def _rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
         run: The run's plan.
         root: The trainer's root.
     """
-    variables = launch.axolotl(run, root, "offline")
+    variables = launch.template_variables(run, root, "offline")
     sets = {key: [{**one, "path": "data.jsonl"} for one in variables[key]] for key in ("datasets", "test_datasets")}
     places = {"output_dir": "output", "dataset_prepared_path": "prepared"}
     return {**variables["recipe"], **places, **{key: value for key, value in sets.items() if value}}
 
 
-def find(checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], named: str) -> Optional[pathlib.Path]:
+def find_environment(
+    checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], named: str
+) -> Optional[pathlib.Path]:
     """The Python of an environment of the present locks on this machine, or None.
 
     Args:
@@ -104,18 +106,18 @@ def find(checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], nam
         named: An environment, or its Python, that the user names; it goes before all others.
 
     Raises:
-        ForgeError: What is named is no environment.
+        UserError: What is named is no environment.
     """
     if named:
         path = pathlib.Path(os.path.expanduser(named))
         python = path / "bin/python" if path.is_dir() else path
         if not os.access(python, os.X_OK):
-            raise ForgeError(f"axolotl_environment is {named}; name an environment, or its Python, on this machine")
+            raise UserError(f"axolotl_environment is {named}; name an environment, or its Python, on this machine")
         return python
-    names = [environment.key(checkout / lock) for lock in locks]
+    names = [environment.environment_name(checkout / lock) for lock in locks]
     places = [checkout / ".trainer", *map(pathlib.Path, dict.fromkeys(roots)), environment.IMAGE]
     homes = [place / "env" / name for place in places for name in names]
-    return next((home / "bin/python" for home in homes if environment.present(home) and _trusted(home)), None)
+    return next((home / "bin/python" for home in homes if environment.is_complete(home) and _trusted(home)), None)
 
 
 def _trusted(home: pathlib.Path) -> bool:
@@ -184,7 +186,7 @@ def check(
         checkout: The project's folder.
         output: Where adapters and placements are kept, and what Axolotl has taken.
         locks: The lock files, from the checkout on.
-        named: See :func:`find`.
+        named: See :func:`find_environment`.
         remember: Whether what it takes is noted.
         say: Tells people what they wait for.
         timeout: Seconds it may take.
@@ -193,16 +195,16 @@ def check(
         Why it was not asked, in a sentence; nothing where all is well.
 
     Raises:
-        ForgeError: With everything that Axolotl says against the recipes.
+        UserError: With everything that Axolotl says against the recipes.
     """
-    axolotl = recipe.pinned(checkout / locks[0], "axolotl")
+    axolotl = recipe.pinned_version(checkout / locks[0], "axolotl")
     taken = _taken(output)
     basis = b"".join((checkout / one).read_bytes() for one in (*locks, PROGRAM))
     asked_of = hashlib.sha256(basis + named.encode()).hexdigest()  # what is named may be another environment
     asked = [one for one in questions(made["runs"], trainers, asked_of) if one.mark not in taken]
     if not asked:
         return []
-    python = find(checkout, [trainer.root for trainer in trainers], locks, named)
+    python = find_environment(checkout, [trainer.root for trainer in trainers], locks, named)
     if python is None:
         return [
             "Axolotl's own check of the recipes was left out: no environment of requirements/trainer-*.txt is on this "
@@ -211,8 +213,8 @@ def check(
     agents = ", ".join(dict.fromkeys(one.run["agent"] for one in asked))
     say(f"  Axolotl checks what is new in the recipes of {agents}, which takes a while")
     try:
-        answer = ask(python, checkout, asked, timeout)
-    except ForgeError as error:
+        answer = ask_axolotl(python, checkout, asked, timeout)
+    except UserError as error:
         return [f"Axolotl's own check of the recipes was left out: {error}"]
     if answer["axolotl"] != axolotl:
         return [
@@ -220,7 +222,8 @@ def check(
             f"pin {axolotl}"
         ]
     refused = [
-        f"Axolotl refuses the recipe of {one.run['name']}: {located(said, made['origins'].get(one.run['run_id'], {}))}"
+        f"Axolotl refuses the recipe of {one.run['name']}: "
+        f"{add_locations(said, made['origins'].get(one.run['run_id'], {}))}"
         for one, problems in zip(asked, answer["problems"])
         for said in problems
     ]
@@ -229,12 +232,12 @@ def check(
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
     if refused:
-        raise ForgeError("\n".join(dict.fromkeys(refused)))
+        raise UserError("\n".join(dict.fromkeys(refused)))
     left_out = ", ".join(map(_printable, answer["left_out"]))
     return [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
 
 
-def located(said: str, origins: Mapping[str, str]) -> str:
+def add_locations(said: str, origins: Mapping[str, str]) -> str:
     """A sentence of Axolotl's, with where the keys that it names stand.
 
     Args:
@@ -259,11 +262,13 @@ def _taken(output: pathlib.Path) -> list[str]:
     return []
 
 
-def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question], timeout: float) -> dict[str, Any]:
+def ask_axolotl(
+    python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question], timeout: float
+) -> dict[str, Any]:
     """Run the program in the trainers' environment.
 
     Raises:
-        ForgeError: It gave no answer.
+        UserError: It gave no answer.
     """
     # No token and no key goes into what imports all of Axolotl, and the plugins of a recipe that somebody brought.
     kept = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("LC_")}
@@ -284,11 +289,11 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
             encoding="utf-8", errors="replace", start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        raise ForgeError(f"{python} could not be started ({error.strerror})") from None
+        raise UserError(f"{python} could not be started ({error.strerror})") from None
     try:
         printed, errors = process.communicate(given, timeout)
     except subprocess.TimeoutExpired:
-        raise ForgeError(f"{python} gave no answer within {timeout:g} s") from None
+        raise UserError(f"{python} gave no answer within {timeout:g} s") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -302,5 +307,5 @@ def ask(python: pathlib.Path, checkout: pathlib.Path, asked: Sequence[Question],
         complete = False
     if not complete:
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise ForgeError(f"{python} ended with {process.returncode} and without an answer: {_printable(last)[:300]}")
+        raise UserError(f"{python} ended with {process.returncode} and without an answer: {_printable(last)[:300]}")
     return answer

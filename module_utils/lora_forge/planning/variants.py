@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.text import canonical
 
 _FOLDER = "sweeps"  # of output/
@@ -21,7 +21,7 @@ _FORMS = (
 )
 
 
-def expand(given: Any) -> list[dict[str, Any]]:
+def expand_sweep(given: Any) -> list[dict[str, Any]]:
     """The variants of a sweep: recipe overrides, one mapping for each.
 
     Args:
@@ -29,24 +29,24 @@ def expand(given: Any) -> list[dict[str, Any]]:
             of variants itself.
 
     Raises:
-        ForgeError: It is neither, or empty.
+        UserError: It is neither, or empty.
     """
     if isinstance(given, dict) and given:
         lacking = [key for key, values in given.items() if not isinstance(values, list) or not values]
         if lacking:
-            raise ForgeError(f"sweep: «{lacking[0]}» needs a list of values, such as {lacking[0]}: [1, 2]")
+            raise UserError(f"sweep: «{lacking[0]}» needs a list of values, such as {lacking[0]}: [1, 2]")
         return [dict(zip(given, values)) for values in itertools.product(*given.values())]
     if isinstance(given, list) and given and all(isinstance(one, dict) and one for one in given):
         return given
-    raise ForgeError(f"sweep must be {_FORMS}")
+    raise UserError(f"sweep must be {_FORMS}")
 
 
-def label(variant: dict[str, Any]) -> str:
+def variant_label(variant: dict[str, Any]) -> str:
     """A variant in words: «lora_r 16, learning_rate 0.0001»."""
     return ", ".join(f"{key} {canonical(value).strip(chr(34))}" for key, value in variant.items())
 
 
-def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
+def write_sweeps(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
     """Write down which runs are variants of each other, one file an agent: ``sweeps/<agent>-<8 hex>.json``.
 
     Args:
@@ -55,7 +55,11 @@ def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
     """
     for agent in dict.fromkeys(run["agent"] for run in runs):
         mine = [
-            {"run_id": run["run_id"], "variant": run["variant"], "label": label(run["variant"])}  # in the user's order
+            {
+                "run_id": run["run_id"],
+                "variant": run["variant"],
+                "label": variant_label(run["variant"]),
+            }  # in the user's order
             for run in runs
             if run["agent"] == agent
         ]
@@ -67,7 +71,7 @@ def note(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
             rundir.write_json(path, {"name": path.stem, "agent": agent, "runs": mine, "made_at": round(time.time(), 3)})
 
 
-def noted(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, Any]]:
+def read_sweeps(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The sweeps that were noted, newest first; a damaged file is passed over.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state
 
 _PREFIX = "lora-forge"
@@ -34,7 +34,7 @@ class Claims:
         owner: Another owner's id, to see that one's pods; empty for this checkout's own.
 
     Raises:
-        ForgeError: The owner's id would not be found in names again.
+        UserError: The owner's id would not be found in names again.
     """
 
     def __init__(self, folder: pathlib.Path, owner: str = ""):
@@ -134,17 +134,17 @@ class Claims:
             now: Epoch seconds.
             but: The name of a claim that is left out.
         """
-        return sum(cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
+        return sum(claim_cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
 
 
 def _checked(owner: str) -> str:
     """An owner's id that is found in names again.
 
     Raises:
-        ForgeError: It would not be.
+        UserError: It would not be.
     """
     if not re.fullmatch("[0-9a-zA-Z]+", owner):
-        raise ForgeError(f"owner is «{owner}»; an owner's id holds letters and digits only")
+        raise UserError(f"owner is «{owner}»; an owner's id holds letters and digits only")
     return owner
 
 
@@ -154,7 +154,7 @@ def parse_name(name: str) -> Optional[tuple[str, str]]:
     return (match.group(1), match.group(2)) if match else None
 
 
-def cost(claim: dict[str, Any], now: float) -> float:
+def claim_cost(claim: dict[str, Any], now: float) -> float:
     """USD that a pod has cost: as billed, once that is whole, else its price × the time from order to release."""
     if not claim["pod_id"]:
         return 0.0
@@ -165,7 +165,7 @@ def cost(claim: dict[str, Any], now: float) -> float:
     return max(float(billed or 0), by_clock)  # a bill may still be missing its last hours
 
 
-def unaccounted(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
+def undelivered_costs(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
     """What pods have cost, and no manifest of a delivered adapter accounts for: in USD, with the runs it was for.
 
     Runs that shared a pod stand together, and so do those of a run's pods: what an adapter cost is what was left when
@@ -178,28 +178,28 @@ def unaccounted(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float
     """
     groups: list[tuple[set[str], set[str], float]] = []
     for claim in claims:
-        runs, pods, usd = {*claim["runs"]}, {str(claim["pod_id"])}, cost(claim, now)
+        runs, pods, usd = {*claim["runs"]}, {str(claim["pod_id"])}, claim_cost(claim, now)
         for one in [group for group in groups if group[0] & runs]:
             groups.remove(one)
             runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
         groups.append((runs, pods, usd))
-    folders = store.delivered(adapters) if groups else []
+    folders = store.delivered_folders(adapters) if groups else []
     costs = [store.read_manifest(folder).get("cost") or {} for folder in folders]
     noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if run_state.finite(one.get("usd"))]
     return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 
-def shares(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:
-    """USD that each run has cost which is not delivered: an equal part of what is :func:`unaccounted` for."""
-    there = {folder.name for folder in store.delivered(adapters)}
+def cost_by_run(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:
+    """USD that each run has cost which is not delivered: an equal part of what is :func:`undelivered_costs` for."""
+    there = {folder.name for folder in store.delivered_folders(adapters)}
     return {
         run: round(usd / len(runs - there), 4)
-        for runs, usd in unaccounted(claims, adapters, now)
+        for runs, usd in undelivered_costs(claims, adapters, now)
         for run in runs - there
     }
 
 
-def keeps(claim: dict[str, Any]) -> str:
+def retention_notice(claim: dict[str, Any]) -> str:
     """What a pod that is kept goes on costing, until when, and the two ways on."""
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim["deadline"]))
     return (
@@ -208,7 +208,7 @@ def keeps(claim: dict[str, Any]) -> str:
     )
 
 
-def live(claim: dict[str, Any], now: float) -> list[str]:
+def active_runs(claim: dict[str, Any], now: float) -> list[str]:
     """The runs for which a pod is kept: not launched yet, under way, or finished and not delivered.
 
     Args:
@@ -229,7 +229,7 @@ def live(claim: dict[str, Any], now: float) -> list[str]:
     return sorted(found)
 
 
-def correct(claims: list[dict[str, Any]]) -> None:
+def apply_billing(claims: list[dict[str, Any]]) -> None:
     """Correct the cost in manifests by what was billed, once the bills of all their pods are there."""
     known = {claim["pod_id"]: claim for claim in claims if claim["pod_id"]}
     outputs = {claim["output"] for claim in claims if claim["output"]}
@@ -239,7 +239,7 @@ def correct(claims: list[dict[str, Any]]) -> None:
         found = [known.get(pod) for pod in noted.get("pods") or []]
         if not found or not all(one and one["billed_usd"] is not None for one in found):
             continue
-        counted = sum(cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
+        counted = sum(claim_cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
         by_clock = noted.get("usd_by_clock", noted["usd"])
         if counted:
             usd = round(by_clock * sum(one["billed_usd"] for one in found if one) / counted, 4)
@@ -248,7 +248,7 @@ def correct(claims: list[dict[str, Any]]) -> None:
                 rundir.write_json(path, {**manifest, "cost": after})
 
 
-def burning(
+def list_account_pods(
     api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, now: float
 ) -> list[dict[str, Any]]:
     """Every pod of the account, and whose it is.
@@ -268,21 +268,21 @@ def burning(
     for pod in sorted(api_pods, key=lambda one: one.get("createdAt") or ""):
         parsed = parse_name(pod["name"])
         claim = by_name.get(pod["name"])
-        born = epoch(pod.get("createdAt")) or (claim or {}).get("asked_at") or now
+        born = parse_time(pod.get("createdAt")) or (claim or {}).get("asked_at") or now
         rate = float(pod.get("cost") or 0)
         rows.append({
             "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
             "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
             "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
             "mine": parsed is not None and parsed[0] == owner,
-            "claimed": live(claim, now) if claim else [],
+            "claimed": active_runs(claim, now) if claim else [],
             "deadline": claim["deadline"] if claim else pod.get("deadline"),
-            "keeps": keeps(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
+            "keeps": retention_notice(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
         })  # fmt: skip
     return rows
 
 
-def epoch(text: Optional[str]) -> Optional[float]:
+def parse_time(text: Optional[str]) -> Optional[float]:
     """RFC 3339 as epoch seconds."""
     try:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()

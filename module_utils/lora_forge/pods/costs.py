@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import memory
 
 # Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
@@ -46,11 +46,11 @@ class Offer:
     doubt: str = ""
 
 
-def known(name: str, catalogue: list[dict[str, Any]]) -> str:
+def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
     """The id of a GPU by its id or its shorter name.
 
     Raises:
-        ForgeError: There is none; the nearest one is named.
+        UserError: There is none; the nearest one is named.
     """
     for one in catalogue:
         if name.lower() in (one["id"].lower(), one["name"].lower()):
@@ -58,10 +58,10 @@ def known(name: str, catalogue: list[dict[str, Any]]) -> str:
     ids = sorted({one["id"] for one in catalogue})
     near = difflib.get_close_matches(name.lower(), {text.lower(): text for text in ids}, cutoff=0.3)
     hint = f"; did you mean «{next(one for one in ids if one.lower() == near[0])}»?" if near else "."
-    raise ForgeError(f"pod_gpus: RunPod has no GPU «{name}»{hint} There are: {', '.join(ids)}")
+    raise UserError(f"pod_gpus: RunPod has no GPU «{name}»{hint} There are: {', '.join(ids)}")
 
 
-def offers(
+def find_offers(
     catalogues: dict[str, list[dict[str, Any]]],
     gpus: list[str],
     count: int,
@@ -87,11 +87,11 @@ def offers(
         classes: The estimate with each file of configs/machines/, where that is known.
 
     Raises:
-        ForgeError: No candidate will do; says why for each, and the cheapest that there is.
+        UserError: No candidate will do; says why for each, and the cheapest that there is.
     """
     found, why, prices = [], [], []
     for name in gpus:
-        gpu = known(name, [one for catalogue in catalogues.values() for one in catalogue])
+        gpu = gpu_id(name, [one for catalogue in catalogues.values() for one in catalogue])
         here = []
         for cloud, catalogue in catalogues.items():
             one = next((one for one in catalogue if one["id"] == gpu), None)
@@ -109,22 +109,22 @@ def offers(
             else:
                 small = one["memory"] < memory_gib
                 doubt = f"{one['memory']} GB may be too little: {memory_gib} GiB is the estimate" if small else ""
-                fits = memory.fitting(one["memory"] * memory.USABLE, classes or {}) if small else ""
+                fits = memory.fitting_machine(one["memory"] * memory.USABLE, classes or {}) if small else ""
                 doubt += f"; with trainer_machine: {fits} it is {(classes or {})[fits]} GiB" if fits else ""
-                here.append(Offer(gpu, cloud, price, stock(one, data_centers or []), int(one["memory"]), doubt))
+                here.append(Offer(gpu, cloud, price, stock_level(one, data_centers or []), int(one["memory"]), doubt))
         found += sorted(here, key=lambda offer: offer.usd_per_hour)
     found = [offer for offer in found if not offer.doubt] or found
     if found:
         return sorted(found, key=lambda offer: offer.stock == "NONE")
     within = f" within pod_max_usd_per_hour {cap:.2f}" if math.isfinite(cap) else ""
     cheapest = f" The cheapest of them is {min(prices)[1]} at {min(prices)[0]:.2f} USD/h." if prices else ""
-    raise ForgeError(
+    raise UserError(
         f"no GPU of pod_gpus will do{within}: "
         f"{'; '.join(why) or 'none is offered in ' + ' or '.join(catalogues)}.{cheapest}"
     )
 
 
-def stock(one: dict[str, Any], data_centers: list[str]) -> str:
+def stock_level(one: dict[str, Any], data_centers: list[str]) -> str:
     """How much there is of a GPU, where it may be."""
     if not data_centers:
         return str(one.get("availability") or "NONE")
@@ -132,7 +132,7 @@ def stock(one: dict[str, Any], data_centers: list[str]) -> str:
     return min(levels, key=_STOCKS.index) if levels else "NONE"
 
 
-def hours(run: dict[str, Any], gpu: str) -> Optional[float]:
+def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     """How long a run will keep a GPU, estimated before anything was measured.
 
     FLOPs = tokens (the plan's work) × 6 N, shared by the GPUs of the run: 2 N forward, 2 N backward (a LoRA's base is
@@ -172,14 +172,14 @@ def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:
     """
     lanes: dict[int, float] = {}
     for run in runs:
-        one = hours(run, gpu)
+        one = training_hours(run, gpu)
         if one is None:
             return None
         lanes[run.get("lane", 0)] = lanes.get(run.get("lane", 0), 0.0) + one
     return max(lanes.values(), default=None)
 
 
-def allowance(estimate: Optional[float], rate: float, max_hours: float, max_usd: float, spent: float) -> float:
+def allowed_hours(estimate: Optional[float], rate: float, max_hours: float, max_usd: float, spent: float) -> float:
     """How many hours a pod may live from its order on: the length of its leash.
 
     The least of ``max_hours``, 2 × the estimate + 1 h, and what is left of ``max_usd``.
@@ -199,7 +199,7 @@ def allowance(estimate: Optional[float], rate: float, max_hours: float, max_usd:
     return min(limits)
 
 
-def breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
+def budget_breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
     """Why a training must end now, in words; empty while it may go on.
 
     Args:
@@ -219,12 +219,12 @@ def breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
     return ""
 
 
-def spent(budget: dict[str, Any], usd: float = 0) -> dict[str, Any]:
+def usd_spent(budget: dict[str, Any], usd: float = 0) -> dict[str, Any]:
     """What a run has cost, for its manifest.
 
     Args:
         budget: Of the pod; empty for a trainer of one's own.
-        usd: What its pods have cost, and no other manifest accounts for: see ``claims.unaccounted``.
+        usd: What its pods have cost, and no other manifest accounts for: see ``claims.undelivered_costs``.
     """
     if not budget:
         return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
@@ -236,7 +236,7 @@ def spent(budget: dict[str, Any], usd: float = 0) -> dict[str, Any]:
     }
 
 
-def renewal(budget: dict[str, Any], now: float, eta: Optional[float]) -> Optional[float]:
+def renewed_deadline(budget: dict[str, Any], now: float, eta: Optional[float]) -> Optional[float]:
     """A later deadline for the leash (epoch seconds), where the measured pace asks for one and the caps allow it."""
     if eta is None:
         return None
@@ -249,7 +249,7 @@ def renewal(budget: dict[str, Any], now: float, eta: Optional[float]) -> Optiona
     return round(latest) if needed > budget["deadline"] and latest > budget["deadline"] + 60 else None
 
 
-def clock(hours_: float) -> str:
+def hours_text(hours_: float) -> str:
     """Hours as 2:24 h."""
     minutes = round(hours_ * 60)
     return f"{minutes // 60}:{minutes % 60:02} h"

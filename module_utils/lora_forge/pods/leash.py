@@ -12,13 +12,13 @@ import time
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 _SILENT = 150.0  # seconds without a beat after which a leash counts as dead; it writes one every 30 to 60
 PROGRAM = "/tmp/lora-forge-leash.py"  # on the pod's own disk: a volume that hangs must not keep it from starting
 
 
-def wrap(program: str, start: str = "/start.sh") -> tuple[str, str]:
+def wrap_start(program: str, start: str = "/start.sh") -> tuple[str, str]:
     """What makes a pod start its leash first and then what its image would have started.
 
     Args:
@@ -29,10 +29,10 @@ def wrap(program: str, start: str = "/start.sh") -> tuple[str, str]:
         The pod's ``args``, and the value of its environment's LORA_FORGE_LEASH.
 
     Raises:
-        ForgeError: The start command has a single quote or a line break.
+        UserError: The start command has a single quote or a line break.
     """
     if "'" in start or "\n" in start:
-        raise ForgeError(f"the start command is {start!r}; it must have neither single quotes nor line breaks")
+        raise UserError(f"the start command is {start!r}; it must have neither single quotes nor line breaks")
     value = base64.b64encode(gzip.compress(program.encode(), mtime=0)).decode()
     # Unpacked anew at every start: whoever tidies /tmp up does not end the leash.
     unpack = f'printf %s "$LORA_FORGE_LEASH" | base64 -d | gzip -dc >{PROGRAM}'
@@ -49,12 +49,12 @@ def renew(root: pathlib.Path, pod: str, deadline: float, check: bool = False) ->
         check: Predict only.
 
     Raises:
-        ForgeError: The deadline is past by this host's clock, or not in epoch seconds.
+        UserError: The deadline is past by this host's clock, or not in epoch seconds.
         OSError: The file cannot be written.
     """
     now = time.time()
     if not now < deadline < 4e9:  # the leash takes no others either: milliseconds would mean for ever
-        raise ForgeError(
+        raise UserError(
             f"the deadline of pod {pod} would be {deadline:.0f}, and by the pod's clock it is {now:.0f} now; "
             "give a later one, in seconds since the epoch, or release the pod"
         )
@@ -67,7 +67,7 @@ def renew(root: pathlib.Path, pod: str, deadline: float, check: bool = False) ->
     return True
 
 
-def read(root: pathlib.Path, pod: str) -> dict[str, Any]:
+def read_status(root: pathlib.Path, pod: str) -> dict[str, Any]:
     """The leash's own word, and ``alive``: whether it is fresh. Nothing but ``alive`` where it has never written.
 
     Args:

@@ -7,11 +7,11 @@ import re
 import time
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import costs
-from ansible.module_utils.lora_forge.pods.claims import Claims, cost, epoch, keeps, parse_name
+from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, parse_time, retention_notice
 from ansible.module_utils.lora_forge.pods.costs import Offer
-from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, address, public
+from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, without_environment
 
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
 _POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
@@ -28,7 +28,7 @@ NO_CAPACITY = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class PodSpec:
     """A pod as the inventory declares it, with what its runs need.
 
     Attributes:
@@ -98,7 +98,7 @@ class Pods:
         self.api, self.claims, self.closed, self.now, self.sleep = api, claims, closed, now, sleep
         self.done: list[str] = []  # what was given up on the way, in sentences
 
-    def advance(self, wanted: Wanted, seconds: float, since: str = "") -> dict[str, Any]:
+    def advance(self, wanted: PodSpec, seconds: float, since: str = "") -> dict[str, Any]:
         """Go on towards a pod that answers, until there is something to tell, or for so long at most.
 
         Args:
@@ -110,7 +110,7 @@ class Pods:
             phase (waiting for capacity, booting, ready), word, pod, claim, and done: sentences on what was given up.
 
         Raises:
-            ForgeError: It cannot be had. Nothing is left that costs money and is not claimed.
+            UserError: It cannot be had. Nothing is left that costs money and is not claimed.
         """
         until = self.now() + seconds
         while True:
@@ -121,15 +121,15 @@ class Pods:
             age = self.now() - (found["claim"]["asked_at"] or self.now())
             self.sleep(min(max(_POLL, min(age / 15, _POLL_LATER)), max(0.1, until - self.now())))
 
-    def step(self, wanted: Wanted) -> dict[str, Any]:
+    def step(self, wanted: PodSpec) -> dict[str, Any]:
         claim = self.claims.open(wanted.host) or self.adopt(wanted)
         if wanted.find_only and not (claim and claim["pod_id"]):
-            raise ForgeError(f"{wanted.host} is not rented: nothing of it runs. train.yml orders it")
+            raise UserError(f"{wanted.host} is not rented: nothing of it runs. train.yml orders it")
         claim = claim or self.make(wanted)
         if self.now() - (claim["wanted_at"] or 0) > _WANTED_EVERY:
             self.claims.write(claim, wanted_at=self.now())
         if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
-            return said("waiting", claim["word"], None, claim)
+            return progress_message("waiting", claim["word"], None, claim)
         if claim["asked_at"] and self.now() - claim["asked_at"] > 10 * RETRY:
             self.claims.write(claim, waiting_since=None)  # nobody has been waiting since
         if set(wanted.runs) != set(claim["runs"]):
@@ -137,21 +137,21 @@ class Pods:
         pod = self.find(claim)
         if pod is None:
             if claim["pod_id"] and self.now() - claim["asked_at"] < SETTLE:
-                return said("booting", "it is ordered, and not in RunPod's list yet", None, claim)
+                return progress_message("booting", "it is ordered, and not in RunPod's list yet", None, claim)
             if wanted.find_only:
-                raise ForgeError(f"{wanted.host}: pod {claim['pod_id']} is gone. train.yml orders another one")
+                raise UserError(f"{wanted.host}: pod {claim['pod_id']} is gone. train.yml orders another one")
             if claim["pod_id"]:
                 self.lost(claim)
                 claim = self.make(wanted)
             elif claim["state"] == "asked" and self.now() - claim["asked_at"] < SETTLE:
-                return said("ordering", "the order got no clear answer; looking for its pod", None, claim)
+                return progress_message("ordering", "the order got no clear answer; looking for its pod", None, claim)
             return self.order(wanted, claim)
         return self.boot(wanted, claim, pod)
 
-    def make(self, wanted: Wanted, **known: Any) -> dict[str, Any]:
+    def make(self, wanted: PodSpec, **known: Any) -> dict[str, Any]:
         return self.claims.make(wanted.host, wanted.runs, self.now(), output=wanted.output, **known)
 
-    def adopt(self, wanted: Wanted) -> Optional[dict[str, Any]]:
+    def adopt(self, wanted: PodSpec) -> Optional[dict[str, Any]]:
         """A claim to a pod of this owner and host that is there though no claim is: from another controller, say."""
         pod = self.unclaimed(wanted.host)
         if not pod:
@@ -167,9 +167,9 @@ class Pods:
         mine = [pod for pod in self.api.pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
         return next((pod for pod in mine if pod["name"] not in closed), None)
 
-    def facts(self, wanted: Wanted, pod: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, wanted: PodSpec, pod: dict[str, Any]) -> dict[str, Any]:
         """What a claim holds of a pod that is taken over."""
-        born = epoch(pod.get("createdAt")) or self.now()
+        born = parse_time(pod.get("createdAt")) or self.now()
         deadline = pod.get("deadline") or born + wanted.max_hours * 3600
         return {
             "name": pod["name"],
@@ -207,54 +207,57 @@ class Pods:
         """A pod is gone that this checkout has not released.
 
         Raises:
-            ForgeError: Its leash ended it: another one would go the same way.
+            UserError: Its leash ended it: another one would go the same way.
         """
         ended = min(self.now(), claim["deadline"] or self.now())  # it cannot have cost more than until then
-        self.claims.write(claim, released_at=ended, state="gone", word="it was gone", usd=round(cost(claim, ended), 4))
+        self.claims.write(
+            claim, released_at=ended, state="gone", word="it was gone", usd=round(claim_cost(claim, ended), 4)
+        )
         if claim["deadline"] and self.now() > claim["deadline"]:
-            raise ForgeError(
-                f"{claim['host']}: its leash ended the pod after {costs.clock((ended - claim['asked_at']) / 3600)}, "
-                f"{cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
+            raise UserError(
+                f"{claim['host']}: its leash ended the pod after "
+                f"{costs.hours_text((ended - claim['asked_at']) / 3600)}, "
+                f"{claim_cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
                 "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
             )
         self.done.append(f"pod {claim['pod_id']} of {claim['host']} is gone, by somebody else's hand or RunPod's")
 
-    def offers(self, wanted: Wanted) -> list[Offer]:
+    def offers(self, wanted: PodSpec) -> list[Offer]:
         """What may be ordered now, in order.
 
         Raises:
-            ForgeError: Nothing ever, or not within the caps.
+            UserError: Nothing ever, or not within the caps.
         """
         catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
-        return costs.offers(
+        return costs.find_offers(
             catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
             wanted.floor_gib, wanted.classes,
         )  # fmt: skip
 
-    def fitting(self, wanted: Wanted, spent: float) -> list[tuple[Offer, float]]:
+    def fitting(self, wanted: PodSpec, spent: float) -> list[tuple[Offer, float]]:
         """The offers on which the training fits into the caps, in order, each with the hours that its pod may live.
 
         Raises:
-            ForgeError: There is none.
+            UserError: There is none.
         """
         found, first = [], ""
         for offer in self.rotated(self.offers(wanted), wanted.host):
             estimate = wanted.estimate(offer.gpu)
-            hours = costs.allowance(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
+            hours = costs.allowed_hours(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
             if hours > 0 and (estimate is None or estimate <= hours):
                 found.append((offer, hours))
                 continue
             before = f"{spent:.2f} USD are spent on it; " if spent else ""
-            need = f"about {costs.clock(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
+            need = f"about {costs.hours_text(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
             first = first or (
                 f"{wanted.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
                 f"pod_max_hours is {wanted.max_hours:g}, pod_max_usd {wanted.max_usd:g}. Nothing was ordered"
             )
         if not found:
-            raise ForgeError(first)
+            raise UserError(first)
         return found
 
-    def predict(self, wanted: Wanted) -> dict[str, Any]:
+    def predict(self, wanted: PodSpec) -> dict[str, Any]:
         """What :meth:`advance` would do, without doing it.
 
         Returns:
@@ -262,7 +265,7 @@ class Pods:
             ``allowance`` (hours until its leash ends it).
 
         Raises:
-            ForgeError: It cannot be ordered like this.
+            UserError: It cannot be ordered like this.
         """
         claim = self.claims.open(wanted.host)
         if claim and claim["asked_at"]:
@@ -276,12 +279,12 @@ class Pods:
         offer, hours = self.fitting(wanted, self.claims.spent(wanted.runs, self.now()))[0]
         return {"pod": None, "offer": offer, "hours": wanted.estimate(offer.gpu), "allowance": hours}
 
-    def order(self, wanted: Wanted, claim: dict[str, Any]) -> dict[str, Any]:
+    def order(self, wanted: PodSpec, claim: dict[str, Any]) -> dict[str, Any]:
         """Ask for each candidate once; when all are out of stock, that is said, and the caller asks again."""
         if claim["waiting_since"] and self.now() - claim["waiting_since"] > wanted.order_timeout:
             words = claim["word"]
             self.claims.write(claim, released_at=self.now(), state="given up", word="no capacity")
-            raise ForgeError(
+            raise UserError(
                 f"{wanted.host}: {words}, within {wanted.order_timeout:.0f} s. Nothing is rented. Name more GPUs in "
                 "pod_gpus, another cloud, or wait longer: -e pod_order_timeout=…"
             )
@@ -298,7 +301,9 @@ class Pods:
                 pod = self.api.create(self.request(wanted, claim, offer))
             except ApiError as error:
                 if error.unclear:
-                    return said("ordering", f"{error.status or 'no answer'}; looking for its pod", None, claim)
+                    return progress_message(
+                        "ordering", f"{error.status or 'no answer'}; looking for its pod", None, claim
+                    )
                 if error.status not in (400, 403):
                     self.claims.write(claim, released_at=self.now(), state="given up", word=str(error))
                     raise
@@ -308,10 +313,10 @@ class Pods:
             self.claims.write(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
             if price > wanted.max_usd_per_hour or (wanted.max_usd and price > offer.usd_per_hour * costs.TOLERANCE):
                 self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
-                raise ForgeError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
+                raise UserError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
                                  f"pod cost {price:.2f}; it was released at once")  # fmt: skip
             words = f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered" + (offer.doubt and f"; {offer.doubt}")
-            return said("booting", words, pod, claim)
+            return progress_message("booting", words, pod, claim)
         if all(error.status == 403 for error in refused) or not any(NO_CAPACITY.search(e.detail) for e in refused):
             # Every candidate fails alike: that is the request, or the account, not the stock.
             rule = next((error for error in refused if error.status == 400), refused[-1])
@@ -320,9 +325,9 @@ class Pods:
         detail = next(error.detail for error in refused if NO_CAPACITY.search(error.detail))
         word = f"no capacity for {', '.join(wanted.gpus)} ({detail.rstrip('.')})"
         self.claims.write(claim, state="waiting", word=word, waiting_since=claim["waiting_since"] or self.now())
-        return said("waiting", word, None, claim)
+        return progress_message("waiting", word, None, claim)
 
-    def request(self, wanted: Wanted, claim: dict[str, Any], offer: Offer) -> dict[str, Any]:
+    def request(self, wanted: PodSpec, claim: dict[str, Any], offer: Offer) -> dict[str, Any]:
         """The create request."""
         gpu: dict[str, Any] = {"id": offer.gpu, "count": wanted.count}  # without the count it is refused
         if wanted.min_cuda:
@@ -340,17 +345,17 @@ class Pods:
     def recently_bad(self, claim: dict[str, Any]) -> bool:
         return bool(claim["bad"]) and self.now() - (claim["released_at"] or 0) < BAD_FOR
 
-    def boot(self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
+    def boot(self, wanted: PodSpec, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
         """See how far a pod is; give it up when it is no good."""
         if pod["status"] in ("EXITED", "ERROR"):  # started again it may come back without its GPU
             persistent = (pod.get("mounts") or {}).get("persistent")
             if wanted.find_only or (claim["ready_at"] and persistent):
-                raise ForgeError(
+                raise UserError(
                     f"{wanted.host} is {pod['status']}: somebody stopped it, or the balance is used up. What it holds "
-                    f"may be wanted, so it is not replaced. {keeps(claim)}"
+                    f"may be wanted, so it is not replaced. {retention_notice(claim)}"
                 )
             return self.another(wanted, claim, pod, f"it is {pod['status']}")
-        ssh = address(pod)
+        ssh = ssh_address(pod)
         if (
             ssh
             and not claim["ready_at"]
@@ -366,22 +371,22 @@ class Pods:
                 self.claims.write(
                     claim, state="ready", boot_since=None, ready_at=ready_at, machine=ssh["host"], word=""
                 )
-            return said("ready", "", pod, claim)
+            return progress_message("ready", "", pod, claim)
         if not claim["boot_since"]:  # it was ready once: its container, or the network, went away
             self.claims.write(claim, boot_since=self.now())
         if self.now() - claim["boot_since"] > wanted.boot_timeout:
             if (
                 claim["ready_at"] or wanted.find_only
             ):  # what it holds may be worth more than it costs: that is the user's to say
-                raise ForgeError(
+                raise UserError(
                     f"{wanted.host} has not answered SSH for {wanted.boot_timeout:.0f} s, though RunPod says "
-                    f"{pod['status']} ({why}). {keeps(claim)}"
+                    f"{pod['status']} ({why}). {retention_notice(claim)}"
                 )
             return self.another(wanted, claim, pod, f"it did not answer SSH within {wanted.boot_timeout:.0f} s ({why})")
-        return said("booting", why, pod, claim)
+        return progress_message("booting", why, pod, claim)
 
     def another(
-        self, wanted: Wanted, claim: dict[str, Any], pod: dict[str, Any], why: str, counts: bool = True
+        self, wanted: PodSpec, claim: dict[str, Any], pod: dict[str, Any], why: str, counts: bool = True
     ) -> dict[str, Any]:
         """Release a pod that is no good, and claim another one.
 
@@ -393,21 +398,21 @@ class Pods:
             counts: Whether it is one of the attempts.
 
         Raises:
-            ForgeError: There were enough.
+            UserError: There were enough.
         """
-        claim["machine"] = address(pod).get("host") or claim["machine"]
+        claim["machine"] = ssh_address(pod).get("host") or claim["machine"]
         self.release(claim, why, bad=counts and not claim["ready_at"])
         words = f"pod {claim['pod_id']} ({claim['gpu']}) is released: {why}"
         self.done.append(words)
         too_long = self.now() - claim["began_at"] > wanted.order_timeout
         if not claim["ready_at"] and (claim["attempt"] >= wanted.attempts if counts else too_long):
-            raise ForgeError(
+            raise UserError(
                 f"{wanted.host}: {words}. It was number {claim['attempt']} of {wanted.attempts}; nothing is rented any "
                 "longer. An image without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
             )
         chain = {} if claim["ready_at"] else {"began_at": claim["began_at"], "attempt": claim["attempt"] + counts}
         following = self.make(wanted, **chain)
-        return said("ordering", "another one", None, following)
+        return progress_message("ordering", "another one", None, following)
 
     def release(self, claim: dict[str, Any], why: str, bad: bool = False) -> bool:
         """Delete a claim's pod and close the claim; True when there was a pod.
@@ -427,16 +432,18 @@ class Pods:
                 break
             self.sleep(_POLL)
         now = self.now()
-        self.claims.write(claim, released_at=now, state="released", word=why, bad=bad, usd=round(cost(claim, now), 4))
+        self.claims.write(
+            claim, released_at=now, state="released", word=why, bad=bad, usd=round(claim_cost(claim, now), 4)
+        )
         return found
 
 
-def said(phase: str, word: str, pod: Optional[dict[str, Any]], claim: dict[str, Any]) -> dict[str, Any]:
+def progress_message(phase: str, word: str, pod: Optional[dict[str, Any]], claim: dict[str, Any]) -> dict[str, Any]:
     """What :meth:`Pods.advance` returns."""
-    return {"phase": phase, "word": word, "pod": public(pod) if pod else None, "claim": dict(claim)}
+    return {"phase": phase, "word": word, "pod": without_environment(pod) if pod else None, "claim": dict(claim)}
 
 
-def budget(wanted: Wanted, claim: dict[str, Any], claims: Claims, now: float) -> dict[str, Any]:
+def pod_budget(wanted: PodSpec, claim: dict[str, Any], claims: Claims, now: float) -> dict[str, Any]:
     """What watching needs to keep within the caps; see :func:`money.breach` and :func:`money.renewal`."""
     return {
         "usd_per_hour": claim["usd_per_hour"],

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 _URL = "https://api.runpod.io"
 # The default agent of Python's urllib is refused at RunPod's edge.
@@ -54,7 +54,7 @@ _REMEDIES = {
 }
 
 
-class ApiError(ForgeError):
+class ApiError(UserError):
     """RunPod did not do what it was asked.
 
     Attributes:
@@ -116,14 +116,14 @@ def _read_stream(answer: Any, seconds: float) -> bytes:
     return text
 
 
-def public(pod: dict[str, Any]) -> dict[str, Any]:
+def without_environment(pod: dict[str, Any]) -> dict[str, Any]:
     """A pod without its environment, which RunPod shows in clear, keys included; of it only our deadline is kept."""
     shown = {name: value for name, value in pod.items() if name != "env"}
     deadline = str((pod.get("env") or {}).get("LORA_FORGE_DEADLINE", ""))
     return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
 
 
-def address(pod: dict[str, Any]) -> dict[str, Any]:
+def ssh_address(pod: dict[str, Any]) -> dict[str, Any]:
     """Where a pod's sshd is: host, port and username; empty while its port is not mapped."""
     return (pod.get("ssh") or {}).get("direct") or {}
 
@@ -138,7 +138,7 @@ class RunPod:
         sleep: Waits between attempts, in seconds.
 
     Raises:
-        ForgeError: There is no key, or the URL would send it in clear.
+        UserError: There is no key, or the URL would send it in clear.
     """
 
     def __init__(
@@ -151,14 +151,14 @@ class RunPod:
         self.url = (url or _URL).rstrip("/")
         key = key.strip()
         if not key:
-            raise ForgeError(
+            raise UserError(
                 "RUNPOD_API_KEY is not set. Make a key with read and write access in RunPod's console (Settings, API "
                 "keys), and: export RUNPOD_API_KEY=…"
             )
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ForgeError("RUNPOD_API_KEY holds characters that no key has; copy it anew from RunPod's console")
+            raise UserError("RUNPOD_API_KEY holds characters that no key has; copy it anew from RunPod's console")
         if not self.url.startswith("https://") and not _loopback(urllib.parse.urlsplit(self.url).hostname or ""):
-            raise ForgeError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
+            raise UserError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
         self.key, self.transport, self.sleep = key, transport, sleep
 
     def ask(self, method: str, path: str, body: Any = None, stream: bool = False) -> Any:
@@ -251,7 +251,9 @@ class RunPod:
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods of the account that are not gone, without their environment."""
-        return [public(pod) for pod in self.listed("/v2/pods", "pods") if pod.get("status") != "TERMINATED"]
+        return [
+            without_environment(pod) for pod in self.listed("/v2/pods", "pods") if pod.get("status") != "TERMINATED"
+        ]
 
     def pod(self, pod_id: str) -> Optional[dict[str, Any]]:
         """One pod without its environment; None when it is gone."""
@@ -263,7 +265,7 @@ class RunPod:
             raise
         if not isinstance(found, dict) or "id" not in found:
             raise ApiError("GET", f"/v2/pods/{pod_id}", 0, "an answer of another form", "it is no pod")
-        return None if found.get("status") == "TERMINATED" else public(found)
+        return None if found.get("status") == "TERMINATED" else without_environment(found)
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
         """Order a pod; what it costs begins here.
@@ -274,7 +276,7 @@ class RunPod:
         made = self.ask("POST", "/v2/pods", request)
         if not isinstance(made, dict) or not made.get("id"):
             raise ApiError("POST", "/v2/pods", 0, "an answer of another form", "it names no pod")
-        return public(made)
+        return without_environment(made)
 
     def release(self, pod_id: str) -> bool:
         """Delete a pod, and what lies on it; False when it was gone."""

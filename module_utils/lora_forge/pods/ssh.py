@@ -11,7 +11,7 @@ import shlex
 import subprocess
 from typing import Any, Callable, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
@@ -21,12 +21,12 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a program of OpenSSH.
 
     Raises:
-        ForgeError: It is not installed.
+        UserError: It is not installed.
     """
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
-        raise ForgeError(
+        raise UserError(
             f"{command[0]} is not there. It comes with OpenSSH's client: apt-get install openssh-client"
         ) from None
     except subprocess.TimeoutExpired:
@@ -48,7 +48,7 @@ def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[p
         runner: Runs ssh-keygen.
 
     Raises:
-        ForgeError: There is no such key, or the public one beside it is none.
+        UserError: There is no such key, or the public one beside it is none.
     """
     private = pathlib.Path(named).expanduser() if named else folder / "id_ed25519"
     if not named:
@@ -58,19 +58,19 @@ def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[p
             if not private.exists():
                 made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
                 if made.returncode:
-                    raise ForgeError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
+                    raise UserError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
     public = pathlib.Path(f"{private}.pub")
     if not private.is_file() or not public.is_file():
-        raise ForgeError(f"pod_ssh_key: {public if private.is_file() else private} does not exist; name a private key "
+        raise UserError(f"pod_ssh_key: {public if private.is_file() else private} does not exist; name a private key "
                          "whose .pub lies beside it, or none at all")  # fmt: skip
     text = public.read_text(encoding="utf-8", errors="replace").strip()
     # ssh-keygen reads private keys too, and one in the wrong file would go to RunPod.
     if not re.match(r"(ssh-|ecdsa-|sk-)\S+ \S+", text) or runner(["ssh-keygen", "-l", "-f", str(public)]).returncode:
-        raise ForgeError(f"pod_ssh_key: {public} holds no public key that ssh-keygen can read; nothing was ordered")
+        raise UserError(f"pod_ssh_key: {public} holds no public key that ssh-keygen can read; nothing was ordered")
     return private, text
 
 
-class Door:
+class SshAccess:
     """A pod's sshd: its host key pinned from the pod's log, then asked whether it lets us in.
 
     Args:
@@ -88,7 +88,7 @@ class Door:
         pinned = (f"UserKnownHostsFile={file}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
         return [word for option in (*pinned, "IdentitiesOnly=yes") for word in ("-o", option)]
 
-    def closed(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
+    def unreachable_reason(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
         """Why the pod cannot be used yet, in words; None when it answers.
 
         Args:
@@ -132,18 +132,18 @@ class Door:
         (self.known_hosts / name).unlink(missing_ok=True)
 
 
-def connection(ssh: dict[str, Any], name: str, door: Door) -> dict[str, Any]:
+def connection_variables(ssh: dict[str, Any], name: str, access: SshAccess) -> dict[str, Any]:
     """The variables with which Ansible reaches a pod.
 
     Args:
         ssh: Its address: host and port.
         name: Its unique name, under which its host key is pinned.
-        door: Where that is, and the private key.
+        access: Where that is, and the private key.
     """
     return {
         "ansible_host": ssh["host"],
         "ansible_port": ssh["port"],
         "ansible_user": "root",
-        "ansible_ssh_private_key_file": str(door.key),
-        "ansible_ssh_common_args": shlex.join(door.options(name)),
+        "ansible_ssh_private_key_file": str(access.key),
+        "ansible_ssh_common_args": shlex.join(access.options(name)),
     }

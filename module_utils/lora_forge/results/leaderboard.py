@@ -15,7 +15,7 @@ COLUMNS = ["place", "variant", "run", "eval loss", "loss", "steps", "time", "cos
 _SHOWN = 5  # places that are told of below the table of all runs
 
 
-def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
+def summary_lines(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
     """The leader boards, for what stands under the table of all runs.
 
     Args:
@@ -23,11 +23,11 @@ def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
         agents: Only theirs; empty for the newest one of each.
     """
     lines = []
-    sweeps = variants.noted(output, agents)
+    sweeps = variants.read_sweeps(output, agents)
     if not agents:
         sweeps = list({one["agent"]: one for one in reversed(sweeps)}.values())[::-1]
     for one in sweeps:
-        rows = board(output, one)
+        rows = leaderboard(output, one)
         there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
         lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")
         lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {row['label']}  {row['run_id']}"
@@ -35,16 +35,16 @@ def words(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
     return lines
 
 
-def boards(output: pathlib.Path, runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The leader board of each agent whose planned runs are variants, see :func:`board`."""
+def leaderboards(output: pathlib.Path, runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The leader board of each agent whose planned runs are variants, see :func:`leaderboard`."""
     varied = [run for run in runs if run.get("variant")]
     return {
-        agent: board(output, {"agent": agent, "runs": [run for run in varied if run["agent"] == agent]})
+        agent: leaderboard(output, {"agent": agent, "runs": [run for run in varied if run["agent"] == agent]})
         for agent in dict.fromkeys(run["agent"] for run in varied)
     }
 
 
-def cells(row: dict[str, Any]) -> list[Any]:
+def table_row(row: dict[str, Any]) -> list[Any]:
     """A row of the table with :data:`COLUMNS`."""
 
     def figure(value: Any) -> str:
@@ -62,7 +62,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
     ]
 
 
-def board(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
+def leaderboard(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """The leader board of a sweep: best eval loss first, then what cannot be compared with it, then what is not there.
 
     Args:
@@ -81,7 +81,7 @@ def board(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
         found = promotion.evaluation_of(manifest) if manifest else {}
         rows.append({
             "place": None,
-            "label": one.get("label") or variants.label(one["variant"]),
+            "label": one.get("label") or variants.variant_label(one["variant"]),
             "run_id": one["run_id"],
             "evaluation": found,
             "eval_loss": found.get("eval_loss"),

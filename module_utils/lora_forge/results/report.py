@@ -23,7 +23,7 @@ import jinja2
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.results import leaderboard
 from ansible.module_utils.lora_forge.text import duration, nearest
@@ -115,7 +115,7 @@ def _read_points(path: pathlib.Path) -> tuple[dict[str, list[_Point]], Optional[
     began = next((event["time"] for event in events if event.get("event") == "begin"), None)
     points: dict[str, list[_Point]] = {name: [] for name in _MEASURES}
     rates = []
-    for event in rundir.surviving(events):
+    for event in rundir.surviving_events(events):
         for name in _MEASURES:
             if event.get("event") == {"loss": "log", "eval_loss": "eval"}[name] and event.get(name) is not None:
                 value = float(event[name]) if run_state.finite(event[name]) else math.nan
@@ -145,7 +145,7 @@ def _read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> l
             warnings.append(f"{folder / store.MANIFEST} {state}: {folder.name} is left out")
             continue
         told = str(manifest.get("verdict") or NOTHING)
-        flaw = store.missing(folder)
+        flaw = store.integrity_error(folder)
         if flaw:
             warnings.append(f"the adapter of {folder.name} is not whole: {flaw}")
         if folder.name in disputed or flaw:
@@ -189,7 +189,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         costs, warnings, wanted.
 
     Raises:
-        ForgeError: There is no such agent.
+        UserError: There is no such agent.
     """
     warnings: list[str] = []
     status = rundir.read_json(output / "status.json")
@@ -204,7 +204,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     for name in wanted:
         if name not in there and name not in AGENTS:
             hint = nearest(name, AGENTS) or "."
-            raise ForgeError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}")
+            raise UserError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}")
     homes = [home for home in homes if not wanted or home.name in wanted]
     runs = {home.name: _read_runs(home, disputed, warnings) for home in homes}
     delivered = {run.run_id for found in runs.values() for run in found}
@@ -283,9 +283,9 @@ def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
     return [
         {
             "name": one["name"],
-            "rows": leaderboard.board(output, one),
+            "rows": leaderboard.leaderboard(output, one),
         }
-        for one in variants.noted(output, [agent])
+        for one in variants.read_sweeps(output, [agent])
     ]
 
 
@@ -616,13 +616,13 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
         facts: From :func:`read`, and ``git``: from ``adapter.git_facts``.
 
     Raises:
-        ForgeError: The template does not hold up.
+        UserError: The template does not hold up.
     """
     try:
         return _compiled(template.read_text(encoding="utf-8")).render(facts)
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
-        raise ForgeError(f"{template}{f', line {line}' if line else ''}: {error}") from None
+        raise UserError(f"{template}{f', line {line}' if line else ''}: {error}") from None
 
 
 @functools.cache

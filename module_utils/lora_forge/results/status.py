@@ -28,12 +28,12 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
 
     Args:
         output: Where adapters are kept.
-        looks: As of :func:`gather`.
+        looks: As of :func:`collect_status`.
 
     Returns:
         Its answers by run_id, and a sentence for each question that it did not answer.
     """
-    delivered = {folder.name for folder in store.delivered(output / "adapters")}
+    delivered = {folder.name for folder in store.delivered_folders(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     ours, elsewhere = wandb.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
     known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
@@ -53,14 +53,14 @@ def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[d
         for run_id, theirs in sorted(elsewhere)
     ]
     for (entity, project), names in projects.items():
-        answer = wandb.ask(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
+        answer = wandb.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
             notes.append(answer["error"]["msg"])
         found |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}
     return found, notes
 
 
-def gather(
+def collect_status(
     output: pathlib.Path,
     looks: dict[str, dict[str, Any]],
     wandb: dict[str, dict[str, Any]],
@@ -72,7 +72,7 @@ def gather(
         output: Where adapters and placements are kept.
         looks: trainer_info's answer of each trainer that was asked, by its name.
         wandb: From :func:`ask_wandb`.
-        costs: USD by run, of those on pods that are not delivered: ``claims.shares``.
+        costs: USD by run, of those on pods that are not delivered: ``claims.cost_by_run``.
 
     Returns:
         For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), detail, contradictions,
@@ -87,7 +87,7 @@ def gather(
                 continue  # of a gang the first host speaks for the others
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
     placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}
-    delivered = {folder.name: folder for folder in store.delivered(output / "adapters")}
+    delivered = {folder.name: folder for folder in store.delivered_folders(output / "adapters")}
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
         folder = delivered.get(run_id)
@@ -99,7 +99,7 @@ def gather(
             silent=silent,
             placement=placed.get(run_id, {}),
             manifest=manifest,
-            flaw=store.missing(folder) if folder else None,
+            flaw=store.integrity_error(folder) if folder else None,
             wandb=_wandb(wandb.get(run_id)),
         )
         agent = _agent(run_id, found)
@@ -158,15 +158,15 @@ def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[floa
     }
 
 
-def table(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
+def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
     """The rows of the table, for :data:`COLUMNS`. Verified runs that something newer replaced are left out.
 
     Args:
-        rows: From :func:`gather`.
+        rows: From :func:`collect_status`.
         silent: Trainers that did not answer; one without a run gets a row of its own.
     """
     cells = []
-    for row in current(rows):
+    for row in current_rows(rows):
         gpu = row["gpu"] or {}
         use = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
         use += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
@@ -191,7 +191,7 @@ def table(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]
     return cells
 
 
-def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs that say something of now: all but proven ones that are neither promoted nor the agent's newest."""
     newest = {row["agent"]: row["run_id"] for row in rows}  # rows are in order, so the last one stays
     return [
@@ -208,7 +208,7 @@ def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) 
     that was noted.
 
     Args:
-        rows: From :func:`gather`.
+        rows: From :func:`collect_status`.
         silent: Trainers that did not answer.
         before: What this returned at the last look.
     """
@@ -217,25 +217,27 @@ def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) 
     return sorted(lives | (({*before} | unheard) & silent.keys()))
 
 
-def words(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:
+def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:
     """What stands under the table: details, contradictions, what to do; then what was left out.
 
     Args:
-        rows: From :func:`gather`.
+        rows: From :func:`collect_status`.
         silent: Trainers that did not answer, and why.
         notes: What else is to be said, such as that W&B could not be asked.
     """
     lines = []
-    for row in current(rows):
+    for row in current_rows(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
-        told += [run_state.doubt(row)] if row["state"] in run_state.LIVING and run_state.doubt(row) else []
+        told += (
+            [run_state.loss_warning(row)] if row["state"] in run_state.LIVING and run_state.loss_warning(row) else []
+        )
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:
             lines.append(f"      → {row['next']}" if told else f"    {row['run_id']}: {row['next']}")
     known = {row["trainer"] for row in rows if row["state"] == "unknown"}
     lines += [f"    {trainer} does not answer: {why}" for trainer, why in silent.items() if trainer not in known]
-    earlier = len(rows) - len(current(rows))
+    earlier = len(rows) - len(current_rows(rows))
     if earlier:
         lines.append(f"    and {earlier} earlier verified run{'s' if earlier > 1 else ''}")
     if any(row["promoted"] for row in rows):

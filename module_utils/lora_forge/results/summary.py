@@ -8,7 +8,9 @@ from typing import Any
 from ansible.module_utils.lora_forge.text import duration, pair
 
 
-def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool, word: str) -> list[str]:
+def ready_lines(
+    run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, promoted: bool, word: str
+) -> list[str]:
     """The lines for an adapter that is there.
 
     Args:
@@ -59,8 +61,8 @@ def ready(run: dict[str, Any], manifest: dict[str, Any], home: pathlib.Path, pro
     return lines
 
 
-def failure(run: dict[str, Any], failures: dict[str, str]) -> str:
-    """Why a run is not there, as far as it was told; see :func:`not_ready`.
+def failure_reason(run: dict[str, Any], failures: dict[str, str]) -> str:
+    """Why a run is not there, as far as it was told; see :func:`not_ready_lines`.
 
     Where a host of a gang failed, the first one knows no more than that it was stopped.
     """
@@ -70,19 +72,19 @@ def failure(run: dict[str, Any], failures: dict[str, str]) -> str:
     return failures.get(run["run_id"]) or failures.get(run["trainer"]) or ""
 
 
-def under_way(run: dict[str, Any], launched: dict[str, list[str]], failures: dict[str, str]) -> bool:
+def is_under_way(run: dict[str, Any], launched: dict[str, list[str]], failures: dict[str, str]) -> bool:
     """Whether a run that nobody waits for trains, as far as is known.
 
     Args:
         run: The planned run.
         launched: The run ids that were launched, by host.
-        failures: See :func:`not_ready`.
+        failures: See :func:`not_ready_lines`.
     """
     hosts = run.get("hosts") or [run["trainer"]]
-    return not failure(run, failures) and all(run["run_id"] in launched.get(host, []) for host in hosts)
+    return not failure_reason(run, failures) and all(run["run_id"] in launched.get(host, []) for host in hosts)
 
 
-def not_ready(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
+def not_ready_lines(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
     """The lines for a run that was wanted, and is not verified.
 
     Args:
@@ -90,11 +92,11 @@ def not_ready(run: dict[str, Any], failures: dict[str, str]) -> list[str]:
         failures: What went wrong, by run id, or by trainer where no run of it was begun.
     """
     lost = f"{run['trainer']} was lost on the way; the same command goes on, -e move={run['trainer']} goes elsewhere"
-    said = failure(run, failures).strip().splitlines() or [lost]
+    said = failure_reason(run, failures).strip().splitlines() or [lost]
     return [f"{run['name']} is not ready: {run['run_id']} on {run['trainer']}: {said[0]}"]
 
 
-def tally(runs: list[dict[str, Any]], lacking: list[str]) -> list[str]:
+def tally_lines(runs: list[dict[str, Any]], lacking: list[str]) -> list[str]:
     """How many of several runs are verified, and what to do about the others.
 
     Args:

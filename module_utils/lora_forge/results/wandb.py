@@ -32,7 +32,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 # Of the client's many variables, those that say how to reach W&B. All others (mode, entity, run id …) stay outside.
 KEPT = ("WANDB_BASE_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL")
@@ -59,7 +59,7 @@ def entry(asked: str, **known: Any) -> _Entry:
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-def problem(kind: str, where: str, said: str = "", key: str = "") -> Error:
+def error_entry(kind: str, where: str, said: str = "", key: str = "") -> Error:
     """A kind of error in words: what was found, where, and what to do.
 
     Args:
@@ -107,16 +107,16 @@ def _package() -> pathlib.Path:
     """Where the client is installed.
 
     Raises:
-        ForgeError: It is not.
+        UserError: It is not.
     """
     spec = importlib.util.find_spec("wandb")
     if not spec or not spec.origin:
-        raise ForgeError(f"the package wandb is missing in the controller's environment ({sys.executable}); run: make")
+        raise UserError(f"the package wandb is missing in the controller's environment ({sys.executable}); run: make")
     return pathlib.Path(spec.origin).parent
 
 
 @contextlib.contextmanager
-def home() -> Iterator[str]:
+def temporary_home() -> Iterator[str]:
     """A folder for all that the client writes besides; it may still write while it is removed."""
     with tempfile.TemporaryDirectory(prefix="lora-forge-wandb-", ignore_cleanup_errors=True) as folder:
         yield folder
@@ -156,7 +156,7 @@ def run(command: list[str], env: dict[str, str], seconds: float) -> tuple[Option
 # --- the server ----------------------------------------------------------------------------------------------------
 
 
-def ask(
+def ask_server(
     asked: list[str],
     entity: str = "",
     project: str = "lora-forge",
@@ -186,11 +186,11 @@ def ask(
     if key:
         _fill(found, (asked, entity, project, key, timeout, history))
     else:
-        found["error"] = problem("no_key", base_url or "W&B's service")
+        found["error"] = error_entry("no_key", base_url or "W&B's service")
     missing = [run for run in found["runs"] if not run["id"]]
     if missing and not found["error"]:
         where = f"{found['base_url']}, {found['entity']}/{project}, {', '.join(run['asked'] for run in missing)}"
-        found["error"] = problem("run_not_found", where)
+        found["error"] = error_entry("run_not_found", where)
     for run in missing:
         run["error"] = found["error"]
     return _scrubbed(found, key)
@@ -202,7 +202,7 @@ def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
     timeout = question[4]
     deadline = time.monotonic() + timeout
     fork = multiprocessing.get_context("fork")  # a module has no file that another interpreter could import
-    with home() as folder:
+    with temporary_home() as folder:
         receiver, sender = fork.Pipe(duplex=False)
         retries = {f"WANDB__GRAPHQL_{name}": value for name, value in _RETRIES.items()}
         env = environment(folder, found["base_url"]) | retries
@@ -212,12 +212,12 @@ def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
         try:
             while not found.get("done"):
                 if not receiver.poll(max(0.0, deadline - time.monotonic())):
-                    found["error"] = problem("timeout", found["base_url"] or "its service", f"{timeout:g} s")
+                    found["error"] = error_entry("timeout", found["base_url"] or "its service", f"{timeout:g} s")
                     break
                 found |= receiver.recv()
             process.join(2 if found.get("done") else 0)
         except EOFError:
-            found["error"] = problem("answer", "its client", "it died")
+            found["error"] = error_entry("answer", "its client", "it died")
         finally:
             process.kill()
             process.join()
@@ -243,7 +243,7 @@ def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *
         finally:
             wandb.teardown()
     except BaseException as error:  # whatever it is, a user is to read a sentence
-        sender.send({"error": problem("answer", "its client", f"{type(error).__name__}: {error}", question[3])})
+        sender.send({"error": error_entry("answer", "its client", f"{type(error).__name__}: {error}", question[3])})
     sender.send({"done": True})
 
 
@@ -261,7 +261,7 @@ def _answers(
             return
         where = f"{base_url}, {entity}/{project}"
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            clock = pool.submit(_ahead, base_url)
+            clock = pool.submit(_server_clock_skew, base_url)
             either = [{"name": {"$in": asked}}, {"displayName": {"$in": asked}}]
             listed = api.runs(f"{entity}/{project}", {"$or": either}, order="-created_at", per_page=100, lazy=False)
             by_name: dict[str, Any] = {}
@@ -276,13 +276,13 @@ def _answers(
                     one["history"] = points
                 yield {"runs": entries}
     except Exception as error:
-        yield {"error": problem(_kind_of(str(error)), where, str(error), key)}
+        yield {"error": error_entry(_kind_of(str(error)), where, str(error), key)}
 
 
 def _seen(run: Any, asked: str, now: float) -> _Entry:
     """A run of the public API as an entry; now is the server's."""
-    beat = moment(run.heartbeat_at)
-    summary = plain(run.summary_metrics or {})
+    beat = parse_time(run.heartbeat_at)
+    summary = json_value(run.summary_metrics or {})
     steps = [summary.get("_step"), (run.history_keys or {}).get("lastStep")]
     reached = [step for step in steps if isinstance(step, (int, float)) and step >= 0]
     return entry(
@@ -294,11 +294,11 @@ def _seen(run: Any, asked: str, now: float) -> _Entry:
         heartbeat_at=iso(beat),
         heartbeat_age=None if beat is None else max(0.0, round(now - beat, 1)),
         step=int(max(reached)) if reached else None,  # the one or the other may come from a cache
-        summary=shown(summary),
+        summary=shown_metrics(summary),
         url=run.url,
         system=_system(run.system_metrics or {}),
         tags=list(run.tags or []),
-        config=plain(run.config or {}),
+        config=json_value(run.config or {}),
     )
 
 
@@ -307,10 +307,10 @@ def _last(run: Any, count: int) -> list[dict[str, Any]]:
         return []
     last = (run.history_keys or {}).get("lastStep") or 0
     points = run.scan_history(min_step=max(0, int(last) + 1 - _HISTORY_STEPS), page_size=_HISTORY_STEPS)
-    return [shown(plain(point)) for point in points][-count:]
+    return [shown_metrics(json_value(point)) for point in points][-count:]
 
 
-def _ahead(base_url: str) -> float:
+def _server_clock_skew(base_url: str) -> float:
     """By how many seconds the server's clock is ahead of this one, by the Date of an answer; 0 where it tells none."""
     try:
         with urllib.request.urlopen(urllib.request.Request(base_url, method="HEAD"), timeout=5) as answer:
@@ -326,28 +326,28 @@ def _ahead(base_url: str) -> float:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON has it: what is not finite becomes text, what is no value at all its words."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): json_value(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [json_value(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def shown(values: dict[str, Any]) -> dict[str, Any]:
+def shown_metrics(values: dict[str, Any]) -> dict[str, Any]:
     """Metrics without the client's own, but with its step and times."""
     return {key: value for key, value in values.items() if not key.startswith("_") or key in _SHOWN}
 
 
 def _system(values: dict[str, Any]) -> dict[str, Any]:
     """Figures of the machine; the server's have a word in front."""
-    return {key.removeprefix("system."): plain(value) for key, value in values.items() if not key.startswith("_")}
+    return {key.removeprefix("system."): json_value(value) for key, value in values.items() if not key.startswith("_")}
 
 
-def moment(text: Optional[str]) -> Optional[float]:
+def parse_time(text: Optional[str]) -> Optional[float]:
     """A time as W&B writes it (UTC where it says nothing), in epoch seconds."""
     if not text:
         return None
@@ -392,10 +392,10 @@ def _record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The records below a folder, by their folders' names, which begin with the time; the link latest-run is none.
 
     Raises:
-        ForgeError: The folder is not there.
+        UserError: The folder is not there.
     """
     if not folder.is_dir():
-        raise ForgeError(f"{folder} is no folder; a W&B record is a folder run-… or offline-run-… of the client")
+        raise UserError(f"{folder} is no folder; a W&B record is a folder run-… or offline-run-… of the client")
 
     def linked(file: pathlib.Path) -> bool:
         return any((folder / part).is_symlink() for part in file.relative_to(folder).parents if part.name)
@@ -416,13 +416,13 @@ def read(folder: pathlib.Path, timeout: float = 20, history: int = 0) -> dict[st
     Returns:
         runs: one :func:`entry` for each record, with «synced», whether `wandb sync` left its mark; state: finished,
         failed or unfinished, by the record of its end; heartbeat_at: when it was written to last. error: as of
-        :func:`ask`.
+        :func:`ask_server`.
 
     Raises:
-        ForgeError: The folder is not there.
+        UserError: The folder is not there.
     """
     files = _record_files(folder)
-    with home() as scratch, concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with temporary_home() as scratch, concurrent.futures.ThreadPoolExecutor(2) as pool:
         env, deadline = environment(scratch), time.monotonic() + timeout
         runs = list(pool.map(lambda file: _record(file, env, deadline, history), files))
     return {"runs": runs, "error": next((run["error"] for run in runs if run["error"]), None)}
@@ -445,24 +445,24 @@ def _record(file: pathlib.Path, env: dict[str, str], deadline: float, history: i
         records = [json.loads(line) for line in inspect().splitlines()]
     except _Unread as error:
         kind, said = error.args
-        return known | {"error": problem(kind, f"the record {file}", said)}
+        return known | {"error": error_entry(kind, f"the record {file}", said)}
     except ValueError as error:
-        return known | {"error": problem("answer", f"the record {file}", str(error))}
+        return known | {"error": error_entry("answer", f"the record {file}", str(error))}
     ended = {None: "unfinished", 0: "finished"}
-    points = [shown(plain(record["history"]["item"])) for record in records if record["type"] == "history"]
+    points = [shown_metrics(json_value(record["history"]["item"])) for record in records if record["type"] == "history"]
     figures = [record["stats"]["item"] for record in records if record["type"] == "stats"]
     return known | {
         "id": told["run_id"] or None,
         "name": told["name"] or told["run_id"] or None,
         "path": "/".join(filter(None, (told["entity"], told["project"], told["run_id"]))) or None,
         "state": ended.get(told["exit_code"], "failed"),
-        "heartbeat_at": iso(moment(told["last_write"])),
+        "heartbeat_at": iso(parse_time(told["last_write"])),
         "step": told["step"],
-        "summary": shown(plain(told["summary"])),
+        "summary": shown_metrics(json_value(told["summary"])),
         "history": points[-history:] if history else [],
         "system": {name: value for item in figures for name, value in _system(item).items()},
         "tags": told["tags"],
-        "config": plain(told["config"]),
+        "config": json_value(told["config"]),
     }
 
 
@@ -499,10 +499,10 @@ def sync(
 
     Returns:
         changed; synced: the records that were uploaded; left_out: those that W&B does not have, and cannot get; url: of
-        the newest run, empty when W&B was not asked with success; error: as of :func:`ask`.
+        the newest run, empty when W&B was not asked with success; error: as of :func:`ask_server`.
 
     Raises:
-        ForgeError: The folder is not there.
+        UserError: The folder is not there.
     """
     key, deadline = _given_key(key), time.monotonic() + timeout
     local = read(folder, timeout)
@@ -528,7 +528,7 @@ def sync(
             error = None
         elif not error:
             said = said or "the client did not say why it uploaded nothing"
-            error = problem(_kind_of(said), f"the upload of {', '.join(left)}", said, key)
+            error = error_entry(_kind_of(said), f"the upload of {', '.join(left)}", said, key)
     newest = there.get(records[-1]["id"]) or {}
     found = {"changed": bool(done), "synced": [run["asked"] for run in done], "url": newest.get("url") or ""}
     return _scrubbed({**found, "left_out": left_out, "error": error or local["error"]}, key)
@@ -546,7 +546,7 @@ def _there(
     for (owner, project), group in itertools.groupby(sorted(records, key=place), key=place):
         ids = sorted({record["id"] for record in group})
         left = max(1.0, min(ASKING, deadline - time.monotonic()))
-        answer = ask(ids, entity or owner, project or "uncategorized", base_url, key, left)
+        answer = ask_server(ids, entity or owner, project or "uncategorized", base_url, key, left)
         if answer["error"] and answer["error"]["kind"] not in ("run_not_found", "no_project"):
             return found, answer["error"]
         found |= {run["id"]: run for run in answer["runs"] if run["id"]}
@@ -579,7 +579,7 @@ def _marked(record: _Entry) -> bool:
 
 def _upload(records: list[_Entry], entity: str, base_url: str, key: str, deadline: float) -> str:
     """Upload records; returns what the client complained of. Its exit status says nothing: it is 0 for a wrong key."""
-    with home() as folder:
+    with temporary_home() as folder:
         paths = [str(pathlib.Path(run["asked"]).absolute()) for run in records]
         options = ["--include-online", *(["--entity", entity] if entity else [])]
         seconds = deadline - time.monotonic() - min(ASKING, (deadline - time.monotonic()) / 4)

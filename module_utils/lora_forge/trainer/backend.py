@@ -1,6 +1,6 @@
 """What keeps a supervisor running on a trainer: systemd, tmux, or a process of its own session.
 
-One contract for all three: :func:`choose`, :func:`start`, :func:`forget`. Whether a run is alive is asked of
+One contract for all three: :func:`choose`, :func:`start`, :func:`remove_unit`. Whether a run is alive is asked of
 the run directory, never of the backend. Runs on trainers: Python 3.9 or newer.
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Callable, Optional
 
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 _BACKENDS = ("systemd", "tmux", "process")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
@@ -86,7 +86,7 @@ def run_command(command: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout.strip()
 
 
-def look(run: Optional[_Runner] = None) -> Host:
+def probe_host(run: Optional[_Runner] = None) -> Host:
     """Find out what this host offers.
 
     Args:
@@ -114,7 +114,7 @@ def choose(wanted: str, host: Host) -> Choice:
         host: What the host offers.
 
     Raises:
-        ForgeError: The wanted backend is not to be had on this host.
+        UserError: The wanted backend is not to be had on this host.
     """
     scope = "system" if host.root or host.sudo else "user"
     can_systemd = host.systemd and (host.root or host.sudo or host.lingering)
@@ -123,14 +123,14 @@ def choose(wanted: str, host: Host) -> Choice:
     linger = f"an administrator can change that with: loginctl enable-linger {getpass.getuser()}"
     if wanted == "systemd":
         if not host.systemd:
-            raise ForgeError("run_backend is systemd, but systemd does not run here. Use tmux, process or auto.")
+            raise UserError("run_backend is systemd, but systemd does not run here. Use tmux, process or auto.")
         if not can_systemd:
-            raise ForgeError(f"run_backend is systemd, but this user has neither root, sudo nor lingering; {linger}")
+            raise UserError(f"run_backend is systemd, but this user has neither root, sudo nor lingering; {linger}")
         return Choice("systemd", scope, "resumes by itself after a reboot")
     if wanted == "tmux" and not host.tmux:
-        raise ForgeError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
+        raise UserError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
     if wanted not in _BACKENDS:
-        raise ForgeError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(_BACKENDS)}")
+        raise UserError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(_BACKENDS)}")
     word = "does not resume by itself after a reboot; the same command resumes it"
     return Choice(wanted, "", f"{word}; {linger}" if host.systemd and not can_systemd else word)
 
@@ -161,7 +161,7 @@ def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, 
 def _checked(run: _Runner, command: list[str]) -> None:
     code, text = run(command)
     if code:
-        raise ForgeError(f"«{shlex.join(command)}» failed with {code}: {text}")
+        raise UserError(f"«{shlex.join(command)}» failed with {code}: {text}")
 
 
 def _unit_path(run_id: str, scope: str) -> pathlib.Path:
@@ -184,7 +184,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         How to look at it, for a person.
 
     Raises:
-        ForgeError: The backend refused.
+        UserError: The backend refused.
     """
     command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
     if choice.backend == "systemd":
@@ -214,7 +214,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     return f"tail -f {run_dir}/supervisor.log"
 
 
-def forget(run_id: str, run: _Runner = run_command) -> bool:
+def remove_unit(run_id: str, run: _Runner = run_command) -> bool:
     """Remove the unit of a run, in either scope; True when there was one."""
     removed = False
     for scope in ("system", "user"):

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # the weights that transformers loads
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -38,7 +38,7 @@ def state_dir(model: str, revision: str, home: pathlib.Path) -> pathlib.Path:
     return home / "lora-forge" / f"{model}--{revision or 'main'}".replace("/", "--")
 
 
-def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
+def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
     """What is true of a base model at this moment.
 
     Args:
@@ -52,7 +52,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
         one goes on where it was.
 
     Raises:
-        ForgeError: A folder that is no base model.
+        UserError: A folder that is no base model.
     """
     if _is_local(model):
         folder = pathlib.Path(model).resolve()
@@ -63,7 +63,7 @@ def look(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
     state = status.get("state")
     if state == "present":
-        flaw = rundir.flaw(home_of)
+        flaw = rundir.defect(home_of)
         if flaw is None:
             return _marked({**found, "state": state, "folder": status["folder"]})
         return _marked({"state": "absent", "error": f"{flaw}; it has to be fetched again"})
@@ -84,10 +84,10 @@ def local_size(folder: pathlib.Path) -> int:
     """The bytes of a folder's weights.
 
     Raises:
-        ForgeError: It is not there, or lacks what a base model needs.
+        UserError: It is not there, or lacks what a base model needs.
     """
     if not folder.is_dir():
-        raise ForgeError(f"the base model {folder} is no folder on this trainer. Put it there, or name one of the hub.")
+        raise UserError(f"the base model {folder} is no folder on this trainer. Put it there, or name one of the hub.")
     lacking = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any((folder / name).is_file() for name in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
         lacking.append("a tokenizer (tokenizer.json, tokenizer.model or the like)")
@@ -95,20 +95,20 @@ def local_size(folder: pathlib.Path) -> int:
     if (folder / INDEX).is_file():
         shards = rundir.read_json(folder / INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise ForgeError(f"{folder / INDEX} is no index of weights. Copy it again.")
+            raise UserError(f"{folder / INDEX} is no index of weights. Copy it again.")
         weights = sorted(set(shards.values()))
         lacking += [name for name in weights if not (folder / name).is_file()]
     elif not (folder / SINGLE).is_file():
         lacking.append(f"its weights ({SINGLE}, or {INDEX} with its shards)")
     if lacking:
-        raise ForgeError(
+        raise UserError(
             f"the folder {folder} is no whole base model: it lacks {', '.join(lacking)}. Copy what is missing, or name "
             "a model of the hub."
         )
     return sum((folder / name).stat().st_size for name in weights)
 
 
-def begin(
+def start_fetch(
     model: str, revision: str, home: pathlib.Path, python: str, program: str, token: str = "", check: bool = False
 ) -> bool:
     """Start to fetch a model, detached, unless it is there or on its way. What failed before is tried again.
@@ -126,9 +126,9 @@ def begin(
         Whether a fetch was started.
 
     Raises:
-        ForgeError: The program did not come up, or a folder is no base model.
+        UserError: The program did not come up, or a folder is no base model.
     """
-    if look(model, revision, home)["state"] in ("present", "fetching"):
+    if model_state(model, revision, home)["state"] in ("present", "fetching"):
         return False
     if check:
         return True
@@ -136,7 +136,7 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "begin.lock").open("a") as guard:  # two controllers in the same second: the other one follows
         fcntl.flock(guard, fcntl.LOCK_EX)
-        if look(model, revision, home)["state"] in ("present", "fetching"):
+        if model_state(model, revision, home)["state"] in ("present", "fetching"):
             return False
         rundir.write_json(folder / "request.json", {"model": model, "revision": revision, "cache": str(home)})
         _start(folder, python, program, token)
@@ -171,10 +171,10 @@ def _start(folder: pathlib.Path, python: str, program: str, token: str) -> None:
             break
         time.sleep(0.05)
     text = log_path.read_bytes()[earlier:].decode("utf-8", "replace").strip()[-1000:]
-    raise ForgeError(f"the fetch of the base model did not come up ({log_path}): {text or 'it says nothing'}")
+    raise UserError(f"the fetch of the base model did not come up ({log_path}): {text or 'it says nothing'}")
 
 
-def wait(model: str, revision: str, home: pathlib.Path, since: str, seconds: float) -> dict[str, Any]:
+def wait_for_progress(model: str, revision: str, home: pathlib.Path, since: str, seconds: float) -> dict[str, Any]:
     """Look until there is news, or the time is up.
 
     Args:
@@ -185,11 +185,11 @@ def wait(model: str, revision: str, home: pathlib.Path, since: str, seconds: flo
         seconds: The longest wait.
 
     Returns:
-        What :func:`look` does. Only a fetch that goes on is waited for: nothing else changes by itself.
+        What :func:`model_state` does. Only a fetch that goes on is waited for: nothing else changes by itself.
     """
     deadline = time.monotonic() + seconds
     while True:
-        found = look(model, revision, home)
+        found = model_state(model, revision, home)
         if found["state"] != "fetching" or found["mark"] != since or time.monotonic() >= deadline:
             return found
         time.sleep(0.5)

@@ -23,7 +23,7 @@ _PROBE = (
 _PACKAGED = {"debian": 13.0, "ubuntu": 24.04, "fedora": 39.0}
 
 
-class Found(NamedTuple):
+class Interpreter(NamedTuple):
     """An interpreter: its version (``3.12.3``) and its path."""
 
     version: str
@@ -57,7 +57,7 @@ def _candidates(versions: Sequence[str], root: pathlib.Path, environ: dict[str, 
         yield from sorted(glob.glob(f"{glob.escape(str(pyenv))}/{version}.*/bin/python{version}"))
 
 
-def probe(path: str, versions: Sequence[str]) -> Optional[Found]:
+def probe(path: str, versions: Sequence[str]) -> Optional[Interpreter]:
     """What an interpreter is, if it is a CPython of one of the versions.
 
     Args:
@@ -84,10 +84,10 @@ def probe(path: str, versions: Sequence[str]) -> Optional[Found]:
     said = re.fullmatch(r"CPython ((\d+\.\d+)\.\d+) usual (/.*)\n", done.stdout)
     if done.returncode or said is None or said.group(2) not in versions:
         return None
-    return Found(said.group(1), said.group(3))
+    return Interpreter(said.group(1), said.group(3))
 
 
-def find(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Optional[Found]:
+def find_interpreter(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Optional[Interpreter]:
     """The first interpreter that will do; arguments are those of :func:`_candidates`."""
     seen = set()
     for path in _candidates(versions, root, environ):
@@ -101,7 +101,7 @@ def find(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -
     return None
 
 
-def advice(release: str) -> str:
+def install_advice(release: str) -> str:
     """How to get an interpreter on this distribution, in a sentence.
 
     Args:

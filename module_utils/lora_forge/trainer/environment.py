@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import cpython
 
 # Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
@@ -30,11 +30,11 @@ _GIGABYTES = {"trainer-cuda": 7.5, "trainer-cpu": 3.7}
 LOCK_TIMEOUT = 1800  # seconds to wait for another controller that builds the same environment
 
 
-class TorchUnreachableError(ForgeError):
+class TorchUnreachableError(UserError):
     """The builds of torch that a lock names cannot be had from here."""
 
 
-def key(lock: pathlib.Path) -> str:
+def environment_name(lock: pathlib.Path) -> str:
     """The name of a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
     return f"{lock.stem}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
 
@@ -44,13 +44,13 @@ def packages(lock: pathlib.Path) -> int:
     return len(re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def unhashed(lock: pathlib.Path) -> list[str]:
+def unhashed_requirements(lock: pathlib.Path) -> list[str]:
     """The packages of a lock whose files are not known by a hash."""
     entries = re.split(r"^(?=[A-Za-z0-9])", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [entry.partition("==")[0] for entry in entries if "==" in entry and "--hash=" not in entry]
 
 
-def present(home: pathlib.Path) -> bool:
+def is_complete(home: pathlib.Path) -> bool:
     """Whether an environment was built to its end."""
     return (home / COMPLETE).exists() and (home / "bin/python").exists()
 
@@ -62,10 +62,10 @@ def built_from(home: pathlib.Path, locks: Sequence[pathlib.Path]) -> Optional[pa
         home: ``<trainer_root>/env/<key>``, which may be a link to another lock's environment.
         locks: The lock that names it, first.
     """
-    if not present(home):
+    if not is_complete(home):
         return None
     target = os.readlink(home) if home.is_symlink() else home.name
-    return next((lock for lock in locks if pathlib.PurePath(target).name == key(lock)), locks[0])
+    return next((lock for lock in locks if pathlib.PurePath(target).name == environment_name(lock)), locks[0])
 
 
 def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -> bool:
@@ -79,13 +79,13 @@ def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -
     Returns:
         Whether the environment is there now; False when the image has none of this very lock, or there is no image.
     """
-    home, baked = root / key(lock), image / "env" / key(lock)
-    if not present(baked):
+    home, baked = root / environment_name(lock), image / "env" / environment_name(lock)
+    if not is_complete(baked):
         return False
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{home.name}.lock").open("a") as guard:
         _take(guard, home)
-        if not present(home):
+        if not is_complete(home):
             _clear(home)
             home.symlink_to(baked)
     return True
@@ -114,27 +114,27 @@ def ensure(
         Whether anything was done.
 
     Raises:
-        ForgeError: No fitting Python, or an install that failed.
+        UserError: No fitting Python, or an install that failed.
     """
-    home = root / key(lock)
-    if present(home):
+    home = root / environment_name(lock)
+    if is_complete(home):
         return False
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{home.name}.lock").open("a") as guard:
         _take(guard, home)
-        if present(home):
+        if is_complete(home):
             return False
         _clear(home)
         try:
             make(home, uv, python, root.parent)
             sync(home, lock, uv, torch_backend)
-            complete(home)
+            mark_complete(home)
         except TorchUnreachableError:
             if instead is None:
                 raise
             adopt(root, instead) or ensure(root, instead, uv, python, "")
             _clear(home)
-            home.symlink_to(key(instead))
+            home.symlink_to(environment_name(instead))
     return True
 
 
@@ -150,17 +150,17 @@ def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
         A path, or else the version that uv is to fetch.
 
     Raises:
-        ForgeError: There is none, and uv may fetch none.
+        UserError: There is none, and uv may fetch none.
     """
     if wanted.startswith("/"):
         named = cpython.probe(wanted, cpython.VERSIONS)
         if named is None:
-            raise ForgeError(f"trainer_python_version is {wanted}, which is no {_any()} here")
+            raise UserError(f"trainer_python_version is {wanted}, which is no {_any()} here")
         return named.path
     if wanted and wanted not in cpython.VERSIONS:
-        raise ForgeError(f"trainer_python_version is {wanted}; it is a path, or a version of {_any()}, such as 3.13")
+        raise UserError(f"trainer_python_version is {wanted}; it is a path, or a version of {_any()}, such as 3.13")
     versions = (wanted,) if wanted else cpython.VERSIONS
-    found = cpython.find(versions, root, dict(os.environ))
+    found = cpython.find_interpreter(versions, root, dict(os.environ))
     if found:
         return found.path
     if download:
@@ -169,9 +169,9 @@ def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
     advice = (
         "Let uv fetch it (-e trainer_python_download=true), or leave trainer_python_version empty for any that is there"
         if wanted
-        else cpython.advice(_release())
+        else cpython.install_advice(_release())
     )
-    raise ForgeError(f"no {_any(*versions)} was found ({looked}). {advice}")
+    raise UserError(f"no {_any(*versions)} was found ({looked}). {advice}")
 
 
 def _any(*versions: str) -> str:
@@ -196,7 +196,7 @@ def make(home: pathlib.Path, uv: str, python: str, root: pathlib.Path) -> None:
         root: The trainer's root; an interpreter that is fetched goes to ``<root>/python``.
 
     Raises:
-        ForgeError: uv could not fetch the interpreter, or not use it.
+        UserError: uv could not fetch the interpreter, or not use it.
     """
     if python.startswith("/"):
         _uv([uv, "venv", "--quiet", "--python", python, str(home)], f"{python} makes no environment")
@@ -214,16 +214,18 @@ def sync(home: pathlib.Path, lock: pathlib.Path, uv: str, torch_backend: str) ->
 
     Raises:
         TorchUnreachableError: The lock's builds of torch cannot be had here.
-        ForgeError: The disk has no room for it, which is told before anything is installed, or something else failed.
+        UserError: The disk has no room for it, which is told before anything is installed, or something else failed.
     """
-    hashes = "--verify-hashes" if unhashed(lock) else "--require-hashes"  # one that is known is checked either way
+    hashes = (
+        "--verify-hashes" if unhashed_requirements(lock) else "--require-hashes"
+    )  # one that is known is checked either way
     command = [uv, "pip", "sync", hashes, "--python", str(home / "bin/python")]
     failure = f"the packages of {lock.name} could not be installed"
     # With a backend uv looks for torch on that one's index alone, and not in a folder of wheels.
     backend = ["--torch-backend", torch_backend] if torch_backend else []
     ways: list[list[str]] = [[], backend] if _wheels() and backend else [backend]
     for way in ways:
-        with contextlib.suppress(ForgeError):
+        with contextlib.suppress(UserError):
             # What is in uv's cache is installed without a question to the registry, whose lists alone are 80 MB.
             _uv([*command, *way, "--offline", "--quiet", str(lock)], failure)
             return
@@ -245,7 +247,7 @@ def _room(home: pathlib.Path, lock: pathlib.Path, uv: str) -> None:
     if torch is None or any(home.glob("lib/python*/site-packages/torch-*.dist-info")):
         return
     python = ["--python", str(home / "bin/python")]
-    with contextlib.suppress(ForgeError):
+    with contextlib.suppress(UserError):
         command = [uv, "pip", "install", "--offline", "--dry-run", "--no-deps", *python, f"torch=={torch.group(1)}"]
         if "Would download" not in _uv(command, ""):
             return
@@ -255,7 +257,7 @@ def _room(home: pathlib.Path, lock: pathlib.Path, uv: str) -> None:
     for place in (home, *([] if os.stat(home).st_dev == os.stat(cache).st_dev else [cache])):
         free = shutil.disk_usage(place).free / 1e9
         if free < needed:
-            raise ForgeError(
+            raise UserError(
                 f"{lock.name} takes about {needed:g} GB, and the disk of {place} has {free:.1f} GB left. Make room "
                 f"there (uv cache clean removes what uv has ever downloaded; playbooks/prune.yml tells of environments "
                 f"that no lock names), or {'put trainer_root' if place == home else 'set UV_CACHE_DIR to a folder'} on "
@@ -263,7 +265,7 @@ def _room(home: pathlib.Path, lock: pathlib.Path, uv: str) -> None:
             )
 
 
-def complete(home: pathlib.Path) -> None:
+def mark_complete(home: pathlib.Path) -> None:
     """Note that an environment was built to its end."""
     (home / COMPLETE).write_text(time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()), encoding="utf-8")
 
@@ -283,7 +285,7 @@ def _take(guard: object, home: pathlib.Path) -> None:
             return fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ForgeError(f"another process has been building {home} for {LOCK_TIMEOUT} s") from None
+                raise UserError(f"another process has been building {home} for {LOCK_TIMEOUT} s") from None
             time.sleep(0.5)
 
 
@@ -297,7 +299,7 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
         text = done.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
-        raise (TorchUnreachableError if _TORCH.search(text) else ForgeError)(f"{failure}. uv says: {text[-1500:]}")
+        raise (TorchUnreachableError if _TORCH.search(text) else UserError)(f"{failure}. uv says: {text[-1500:]}")
     return done.stdout
 
 
@@ -316,15 +318,15 @@ def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], pytho
         python: The Python whose pip installs it.
 
     Raises:
-        ForgeError: uv is not there and cannot be installed.
+        UserError: uv is not there and cannot be installed.
     """
     if wanted:
         if not os.access(wanted, os.X_OK):
-            raise ForgeError(f"trainer_uv is {wanted}, which is no program here")
+            raise UserError(f"trainer_uv is {wanted}, which is no program here")
         return wanted
     if lock is None:
-        raise ForgeError("name uv by trainer_uv, or its lock by trainer_uv_lock")
-    home = root / "tools" / key(lock)
+        raise UserError("name uv by trainer_uv, or its lock by trainer_uv_lock")
+    home = root / "tools" / environment_name(lock)
     if not (home / "bin/uv").exists():
         partial = home.with_name(f"{home.name}.{os.getpid()}")
         _uv(
@@ -339,7 +341,7 @@ def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], pytho
     return str(home / "bin/uv")
 
 
-def unnamed(root: pathlib.Path, named: Sequence[str]) -> list[dict[str, Any]]:
+def unnamed_environments(root: pathlib.Path, named: Sequence[str]) -> list[dict[str, Any]]:
     """The environments of a trainer that some locks do not name, with what keeps each from being removed.
 
     Args:
@@ -372,7 +374,7 @@ def remove(root: pathlib.Path, home: pathlib.Path) -> bool:
 
     Args:
         root: The trainer's root.
-        home: From :func:`unnamed`.
+        home: From :func:`unnamed_environments`.
 
     Returns:
         Whether it was removed.

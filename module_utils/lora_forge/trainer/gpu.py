@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 # What each CUDA needs. Drivers: NVIDIA, «CUDA Toolkit Release Notes», table «CUDA Toolkit and Minimum Required
 # Driver Version for CUDA Minor Version Compatibility» (Linux x86_64); one minimum serves every minor version.
@@ -104,7 +104,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class GpuRequirements:
     """What a training wants of the GPUs of a host.
 
     Attributes:
@@ -130,14 +130,14 @@ class Wanted:
     floor_gib: Optional[float] = None
 
 
-def asked(recipes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def recipe_requirements(recipes: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What recipes ask of the generation of a GPU, as Axolotl 0.21 reads their keys.
 
     Args:
         recipes: Of the runs that a host is for.
 
     Returns:
-        Arguments of :class:`Wanted`: bf16, tf32, varlen, attention.
+        Arguments of :class:`GpuRequirements`: bf16, tf32, varlen, attention.
     """
     recipes = list(recipes)
     return {
@@ -185,17 +185,17 @@ def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
         runs = _runs()
         found["runs"] = sorted(set(runs.values()))
         found["processes"] = [{**row, "run": runs.get(row["pid"])} for row in _processes(program, timeout)]
-    except ForgeError as error:
+    except UserError as error:
         found["error"] = str(error)
     return found
 
 
-def use(program: str = "nvidia-smi", timeout: float = 5.0) -> list[dict[str, Any]]:
+def gpu_usage(program: str = "nvidia-smi", timeout: float = 5.0) -> list[dict[str, Any]]:
     """How busy the GPUs are: {index, uuid, name, memory_mib, used_mib, use} for each; empty where there is none."""
     names = ("index", "uuid", "name", "memory_mib", "used_mib", "use")
     try:
         return [{name: row[name] for name in names} for row in _gpus(program, timeout)]
-    except ForgeError:
+    except UserError:
         return []
 
 
@@ -216,7 +216,7 @@ def _gpus(program: str, timeout: float) -> list[dict[str, Any]]:
             row.update((_FIELDS[name][0], _read(name, value)) for name, value in zip(names, values))
             rows.append(row)
     if not rows:
-        raise ForgeError(f"{program} named no GPU. It said: {_short(text)}")
+        raise UserError(f"{program} named no GPU. It said: {_short(text)}")
     return rows
 
 
@@ -272,16 +272,16 @@ def _ask(program: str, what: str, timeout: float) -> tuple[int, str]:
             errors="replace", start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        raise ForgeError(
+        raise UserError(
             f"{program} is not here: no NVIDIA driver is installed. Install one, start the container with its GPUs "
             "(docker run --gpus all), or take a host that has a GPU"
         ) from None
     except OSError as error:
-        raise ForgeError(f"{program} cannot be started: {error.strerror}. Install the NVIDIA driver again") from None
+        raise UserError(f"{program} cannot be started: {error.strerror}. Install the NVIDIA driver again") from None
     try:
         text, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise ForgeError(
+        raise UserError(
             f"{program} hangs: no answer within {timeout:g} s, so the driver is stuck. Reboot the host; replace a "
             "rented one"
         ) from None
@@ -304,8 +304,8 @@ def _check(program: str, code: int, text: str) -> None:
     if code:
         for words, sentence in _FAILURES:
             if words in text:
-                raise ForgeError(sentence)
-        raise ForgeError(f"{program} failed with exit code {code}. It said: {_short(text)}")
+                raise UserError(sentence)
+        raise UserError(f"{program} failed with exit code {code}. It said: {_short(text)}")
 
 
 def _short(text: str) -> str:
@@ -318,7 +318,7 @@ def cuda_of_lock(text: str) -> Optional[str]:
     return match.group(1) if match else None
 
 
-def problems(found: dict[str, Any], wanted: Wanted) -> list[str]:
+def problems(found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     """Everything that keeps a training from running on this host.
 
     Args:
@@ -346,7 +346,7 @@ def problems(found: dict[str, Any], wanted: Wanted) -> list[str]:
     return said
 
 
-def doubts(found: dict[str, Any], wanted: Wanted) -> list[str]:
+def warnings(found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     """What may end a training on this host, and keeps nobody from trying.
 
     It is less memory than was estimated, on the GPU or beside what others hold there: a desktop's windows, too.
@@ -394,7 +394,7 @@ def _driver_problems(driver: Optional[str], cuda: str) -> list[str]:
     ]
 
 
-def _capability_problems(gpu: dict[str, Any], wanted: Wanted) -> list[str]:
+def _capability_problems(gpu: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     floor = CUDA.get(wanted.cuda.partition(".")[0], ("", ""))[1]
     ampere = "or take an Ampere GPU or newer"
     limits = [
@@ -442,7 +442,7 @@ def _health_problems(gpu: dict[str, Any]) -> list[str]:
     return said
 
 
-def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -> list[str]:
+def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     if gpu["mig"]:
         return []  # what is told of it is not what a training would see; said among the health problems
     usable = _usable(gpu)
@@ -460,7 +460,7 @@ def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted)
     return []
 
 
-def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: Wanted) -> list[str]:
+def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     usable = _usable(gpu)
     if gpu["mig"] or usable is None or _memory_problems(gpu, found, wanted):
         return []  # it is refused

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import runs
 
 CHUNK = 256 * 1024  # bytes of a log that are read at once
@@ -17,7 +17,7 @@ OVER = (*rundir.FINAL_STATES, "absent")  # no log grows after these
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and the cursor's moves between progress bars
 
 
-def read(
+def read_log(
     run_dir: pathlib.Path, log: str = "train", offset: int = -1, lines: int = 50, seconds: float = 0
 ) -> dict[str, Any]:
     """Read on in a log of a run, and wait for text where there is none.
@@ -37,17 +37,17 @@ def read(
         more (text was left, as it is too much for one answer).
 
     Raises:
-        ForgeError: Nothing was ever started in the run directory, or lines is negative.
+        UserError: Nothing was ever started in the run directory, or lines is negative.
     """
     if lines < 0:
-        raise ForgeError(f"lines is {lines}; it must be 0 or more")
+        raise UserError(f"lines is {lines}; it must be 0 or more")
     path = run_dir / f"{log}.log"
     deadline = time.monotonic() + seconds
     gathered = seconds == 0
     while True:
         found = runs.observe(run_dir)  # before the log is read: what a run that is over wrote is all there
         if offset < 0 and found["state"] == "absent" and not path.exists():
-            raise ForgeError(
+            raise UserError(
                 f"there is no log of {run_dir.name}: nothing was ever started in {run_dir} on this trainer. "
                 "train.yml starts it; if it was trained elsewhere, its log is there"
             )

@@ -15,7 +15,7 @@ def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum up the events of a run.
 
     Args:
-        events: From ``rundir.surviving``, oldest first.
+        events: From ``rundir.surviving_events``, oldest first.
 
     Returns:
         step, planned (steps), measured (steps since the newest start), epoch, loss_first, loss, eval_first, eval_loss,
@@ -88,7 +88,7 @@ def finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def doubt(done: dict[str, Any]) -> str:
+def loss_warning(done: dict[str, Any]) -> str:
     """What of the losses so far will not do, in words; empty where nothing is wrong.
 
     Args:
@@ -101,7 +101,7 @@ def doubt(done: dict[str, Any]) -> str:
     return ""
 
 
-def unproven(status: dict[str, Any], done: dict[str, Any], flaw: Optional[str] = None) -> list[str]:
+def unproven_reasons(status: dict[str, Any], done: dict[str, Any], flaw: Optional[str] = None) -> list[str]:
     """What speaks against a run that says it finished: an exit code of 0 alone proves nothing.
 
     Args:
@@ -153,7 +153,7 @@ def conclude(
     if said is None:
         return "absent", "there is no such run on this trainer"
     if said == "finished":
-        against = unproven(status, done, flaw)
+        against = unproven_reasons(status, done, flaw)
         return ("failed", f"not proven: it says finished, but {' and '.join(against)}") if against else (said, "")
     if said in ("failed", "stopped"):
         return said, f"{reason['kind']}: {reason['detail']}" if reason else ""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend, run_state
 
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
@@ -50,7 +50,7 @@ def observe(
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
     fresh = rundir.read_events(metrics, offset)[0] if 0 < offset <= size else events
-    done = run_state.progress(rundir.surviving(events))
+    done = run_state.progress(rundir.surviving_events(events))
     silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
     if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
         silent = rundir.uptime()  # the host restarted; its last word was no later than that
@@ -66,7 +66,7 @@ def observe(
         comes_back=noted.get("backend") == "systemd" and not (run_dir / "stop").exists(),
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
-        flaw=weights_flaw(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
+        flaw=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
     )
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
     found = {
@@ -94,7 +94,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
 
     Args:
         root: The trainer's root.
-        gpus: From ``gpu.use``.
+        gpus: From ``gpu.gpu_usage``.
         stall_timeout: As in :func:`observe`.
 
     Returns:
@@ -114,7 +114,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
     return found
 
 
-def weights_flaw(path: pathlib.Path) -> Optional[str]:
+def weights_defect(path: pathlib.Path) -> Optional[str]:
     """What is wrong with a safetensors file at first sight: missing, cut off or empty; None when nothing is.
 
     Reads the header alone (https://github.com/huggingface/safetensors#format), so that it costs nothing to ask often.
@@ -182,7 +182,7 @@ def start(
         changed, backend, word (what the backend means for reboots), look (how to look at it).
 
     Raises:
-        ForgeError: The supervisor did not come up.
+        UserError: The supervisor did not come up.
     """
     if check:
         return _launch(run_dir, spec, secrets, wanted, check)
@@ -204,7 +204,7 @@ def _launch(
     if before["state"] == "finished" or (before["alive"] and before["state"] != "stopped"):
         noted = rundir.read_json(run_dir / "run.json")
         return {"changed": False, "backend": noted.get("backend"), "look": noted.get("look"), "word": ""}
-    choice = backend.choose(wanted, backend.look())
+    choice = backend.choose(wanted, backend.probe_host())
     if check:
         return {"changed": True, "backend": choice.backend, "look": "", "word": choice.word}
     (run_dir / "stop").unlink(missing_ok=True)
@@ -231,7 +231,7 @@ def _launch(
         time.sleep(0.1)
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
-    raise ForgeError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
+    raise UserError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
 
 
 @contextlib.contextmanager
@@ -269,7 +269,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
         check: Predict only.
 
     Raises:
-        ForgeError: It still lives after the time, and a margin for the supervisor.
+        UserError: It still lives after the time, and a margin for the supervisor.
     """
     status = rundir.read_json(run_dir / "status.json")
     alive = rundir.is_alive(status.get("supervisor")) or bool(rundir.run_processes(run_dir))
@@ -300,7 +300,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
-    raise ForgeError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
+    raise UserError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
 
 
 def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
@@ -309,7 +309,7 @@ def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
         return False
     if not check:
         stop(run_dir, timeout)
-        backend.forget(run_dir.name)
+        backend.remove_unit(run_dir.name)
         shutil.rmtree(run_dir)
     return True
 
@@ -333,13 +333,13 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
     events, _ = rundir.read_events(run_dir / "metrics.jsonl")
     losses = [
         (event["step"], event["eval_loss"])
-        for event in rundir.surviving(events)
+        for event in rundir.surviving_events(events)
         if event["event"] == "eval" and run_state.finite(event["eval_loss"])
     ]
     output = run_dir / "output"
     rows: list[dict[str, Any]] = []
     for step, path in rundir.checkpoints(output):
-        why = rundir.flaw(path)
+        why = rundir.defect(path)
         loss = next((loss for at, loss in reversed(losses) if at <= step), None)
         rows.append({"path": path, "step": step, "eval_loss": loss, "keep": False, "why": why or ""})
     whole = [row for row in rows if not row["why"]]

@@ -58,7 +58,7 @@ class RunCallback(TrainerCallback):
         """Forget a best adapter whose checkpoint is not here, as on another trainer: nothing could be as good again."""
         output = pathlib.Path(args.output_dir)
         best, own = (output / f"checkpoint-{step}" for step in (state.best_global_step, state.global_step))
-        if not gang.agreed(bool(state.best_global_step and rundir.flaw(best)), args.device):
+        if not gang.agreed(bool(state.best_global_step and rundir.defect(best)), args.device):
             return
         print(f"the best adapter so far, {best.name}, is not here; the best of what follows is delivered", flush=True)
         evaluated = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}

@@ -313,7 +313,7 @@ class Supervisor:
     def set_aside(self) -> None:
         """Rename checkpoints that are not whole: Axolotl resumes from the highest number without looking."""
         for step, path in rundir.checkpoints(self.output):
-            flaw = rundir.flaw(path)
+            flaw = rundir.defect(path)
             if flaw is not None:
                 aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
                 path.rename(aside)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import claims as claims_of
 from ansible.module_utils.lora_forge.pods import costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
@@ -29,7 +29,7 @@ def order(found: list[costs.Offer]) -> list[tuple[str, str, float]]:
 
 @pytest.mark.parametrize("name", ["NVIDIA L40S", "nvidia l40s", "L40S", "l40s"])
 def test_a_gpu_is_known_by_its_id_and_by_its_name(name):
-    assert costs.known(name, ALL) == "NVIDIA L40S"
+    assert costs.gpu_id(name, ALL) == "NVIDIA L40S"
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_gpu_is_known_by_its_id_and_by_its_name(name):
     ],
 )
 def test_an_unknown_gpu_is_an_error_that_names_the_nearest(name, words):
-    with pytest.raises(ForgeError) as caught:
-        costs.offers(SECURE, [name], 1, 9)
+    with pytest.raises(UserError) as caught:
+        costs.find_offers(SECURE, [name], 1, 9)
     assert str(caught.value).startswith(f"pod_gpus: RunPod has no GPU «{name}»{words}")
     assert "There are: NVIDIA A100, NVIDIA A40" in str(caught.value)
 
@@ -68,13 +68,13 @@ def test_what_may_be_ordered_in_the_order_of_preference_and_the_cheaper_cloud_fi
 ):
     given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
     floor = given.get("floor", 0.0)
-    found = costs.offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
+    found = costs.find_offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
     assert order(found) == expected
 
 
 def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     none, unsaid = L40S | {"availability": "NONE"}, {k: v for k, v in A40.items() if k != "availability"}
-    found = costs.offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
+    found = costs.find_offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
     assert [(offer.gpu, offer.stock) for offer in found] == [
         ("NVIDIA A100", "HIGH"), ("NVIDIA L40S", "NONE"), ("NVIDIA A40", "NONE"),
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
 def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, stock):
     places = {"dataCenters": [{"id": one, "availability": level} for one, level in levels.items()]} if levels else {}
     entry = {k: v for k, v in L40S.items() if k != "dataCenters"} | {"availability": "MEDIUM"} | places
-    assert costs.offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
+    assert costs.find_offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
 
 
 @pytest.mark.parametrize(
@@ -111,34 +111,34 @@ def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, st
 def test_when_none_will_do_it_says_why_for_each_and_names_the_cheapest(gpus, options, why):
     given = {"count": 1, "cap": 5.0, "floor": 0.0, **options}
     catalogue = {"SECURE": [*ALL, gpu("B200"), gpu("GB200", 9.0) | {"secure": False}]}
-    with pytest.raises(ForgeError) as caught:
-        costs.offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
+    with pytest.raises(UserError) as caught:
+        costs.find_offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
     assert str(caught.value) == f"no GPU of pod_gpus will do within pod_max_usd_per_hour {why}"
 
 
 def test_a_cap_is_met_to_the_cent():
-    assert order(costs.offers({"SECURE": [gpu("A40", 1.1)]}, ["A40"], 3, 3.3)) == [("A40", "S", 3.3)]
+    assert order(costs.find_offers({"SECURE": [gpu("A40", 1.1)]}, ["A40"], 3, 3.3)) == [("A40", "S", 3.3)]
 
 
 def test_too_little_memory_is_said_once():
-    with pytest.raises(ForgeError) as caught:
-        costs.offers(BOTH, ["L40S"], 1, 5, floor_gib=60)
+    with pytest.raises(UserError) as caught:
+        costs.find_offers(BOTH, ["L40S"], 1, 5, floor_gib=60)
     assert str(caught.value).count("L40S: 48 GB") == 1
 
 
 def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
-    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30)
+    (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30)
     assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
-    assert [offer.doubt for offer in costs.offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
+    assert [offer.doubt for offer in costs.find_offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
 
 
 def test_a_gpu_that_may_be_too_small_is_named_with_the_class_that_fits():
     classes = {"gpu-16gb": 10.3, "gpu-24gb": 11.9, "gpu-48gb": 27.3}
-    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
+    (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
     assert offer.doubt == (
         "24 GB may be too little: 30 GiB is the estimate; with trainer_machine: gpu-24gb it is 11.9 GiB"
     )
-    (offer,) = costs.offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
+    (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
     assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
 
 
@@ -160,7 +160,7 @@ def pure(found: float | None) -> float:
 def test_hours_follow_from_steps_tokens_and_weights():
     # 7.62 B weights, of which the embedding (0.545 B) is looked up and not multiplied
     flops = 400 * 8 * 4096 * 6 * (7.6156e9 - 152064 * 3584)
-    assert pure(costs.hours(run(), "NVIDIA L40S")) == pytest.approx(flops / (362e12 * 0.25) / 3600, rel=2e-3)
+    assert pure(costs.training_hours(run(), "NVIDIA L40S")) == pytest.approx(flops / (362e12 * 0.25) / 3600, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_hours_follow_from_steps_tokens_and_weights():
     ],
 )  # fmt: skip
 def test_hours_go_by_the_recipe(changes, times):
-    assert pure(costs.hours(run(**changes), "NVIDIA A40")) == pytest.approx(
-        times * pure(costs.hours(run(), "NVIDIA A40")), rel=1e-3
+    assert pure(costs.training_hours(run(**changes), "NVIDIA A40")) == pytest.approx(
+        times * pure(costs.training_hours(run(), "NVIDIA A40")), rel=1e-3
     )
 
 
@@ -187,14 +187,14 @@ def test_hours_go_by_the_recipe(changes, times):
     ],
 )  # fmt: skip
 def test_hours_go_by_the_gpu(gpu_id, tflops):
-    assert pure(costs.hours(run(), gpu_id)) == pytest.approx(
-        pure(costs.hours(run(), "NVIDIA L40S")) * 362 / tflops, rel=2e-2
+    assert pure(costs.training_hours(run(), gpu_id)) == pytest.approx(
+        pure(costs.training_hours(run(), "NVIDIA L40S")) * 362 / tflops, rel=2e-2
     )
 
 
 def test_gpus_share_a_run_and_lanes_a_pod():
-    alone = costs.hours(run(), "NVIDIA L40S")
-    assert pure(costs.hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
+    alone = costs.training_hours(run(), "NVIDIA L40S")
+    assert pure(costs.training_hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
     three = [{**run(), "lane": lane} for lane in (0, 0, 1)]
     assert costs.pod_hours(three, "NVIDIA L40S") == pytest.approx(2 * alone)
     assert costs.pod_hours([*three, run(base_model="Acme/Other-7B")], "NVIDIA L40S") is None
@@ -202,13 +202,13 @@ def test_gpus_share_a_run_and_lanes_a_pod():
 
 
 def test_a_gpu_is_not_taken_for_one_whose_name_begins_alike():
-    assert costs.hours(run(), "NVIDIA RTX A4000") != costs.hours(run(), "NVIDIA A40")
+    assert costs.training_hours(run(), "NVIDIA RTX A4000") != costs.training_hours(run(), "NVIDIA A40")
 
 
 def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
-    assert costs.hours(run(base_model="Acme/Other-7B"), "NVIDIA L40S") is None
-    assert costs.hours(run(), "AMD Instinct MI300X OAM") is None
-    assert costs.hours({"rehearsal": True}, "anything") == costs.REHEARSAL
+    assert costs.training_hours(run(base_model="Acme/Other-7B"), "NVIDIA L40S") is None
+    assert costs.training_hours(run(), "AMD Instinct MI300X OAM") is None
+    assert costs.training_hours({"rehearsal": True}, "anything") == costs.REHEARSAL
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,9 @@ def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
 def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
     estimate, max_hours, max_usd, spent, hours
 ):
-    found = costs.allowance(estimate, 1.0, max_hours, max_usd, spent)  # the dollars hold for 1.05 times the price too
+    found = costs.allowed_hours(
+        estimate, 1.0, max_hours, max_usd, spent
+    )  # the dollars hold for 1.05 times the price too
     assert found == pytest.approx(hours)
 
 
@@ -247,7 +249,7 @@ H = 3600.0
     ],
 )  # fmt: skip
 def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_fits_goes_on(changes, now, eta, words):
-    assert costs.breach({**BUDGET, **changes}, now, eta) == words
+    assert costs.budget_breach({**BUDGET, **changes}, now, eta) == words
 
 
 @pytest.mark.parametrize(
@@ -265,18 +267,18 @@ def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_
     ],
 )  # fmt: skip
 def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(changes, now, eta, deadline):
-    assert costs.renewal({**BUDGET, **changes}, now, eta) == deadline
+    assert costs.renewed_deadline({**BUDGET, **changes}, now, eta) == deadline
 
 
 def test_what_a_run_cost_is_its_share_of_the_pods():
-    assert costs.spent({}) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    assert costs.usd_spent({}) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pods": ["a0", "a1"]}
-    assert costs.spent(BUDGET, 0.50001) == {"usd": 0.5, **cost}
+    assert costs.usd_spent(BUDGET, 0.50001) == {"usd": 0.5, **cost}
 
 
 @pytest.mark.parametrize(("hours", "words"), [(0, "0:00 h"), (2.4, "2:24 h"), (0.999, "1:00 h"), (30.25, "30:15 h")])
 def test_hours_as_people_read_them(hours, words):
-    assert costs.clock(hours) == words
+    assert costs.hours_text(hours) == words
 
 
 # --- what pods cost ------------------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ def test_hours_as_people_read_them(hours, words):
 )  # fmt: skip
 def test_a_pod_costs_what_is_billed_else_its_price_for_the_time_since_its_order(tmp_path, changes, usd):
     known = {"pod_id": "a", "asked_at": 0, "usd_per_hour": 2.0, **changes}
-    assert claims_of.cost(Claims(tmp_path).make("h", [], 0, **known), 5400) == usd
+    assert claims_of.claim_cost(Claims(tmp_path).make("h", [], 0, **known), 5400) == usd
 
 
 def test_what_runs_have_cost_is_the_sum_over_their_pods(tmp_path):
@@ -311,7 +313,7 @@ def test_of_what_shared_pods_have_cost_nothing_is_counted_twice(tmp_path):
         claims.make("h", runs, 0, pod_id=pod, asked_at=0, usd_per_hour=usd)
 
     def left():
-        return {"+".join(sorted(runs)): usd for runs, usd in claims_of.unaccounted(claims.all(), tmp_path, H)}
+        return {"+".join(sorted(runs)): usd for runs, usd in claims_of.undelivered_costs(claims.all(), tmp_path, H)}
 
     def deliver(run_id, **cost):
         folder = tmp_path / run_id[0] / run_id
@@ -320,12 +322,12 @@ def test_of_what_shared_pods_have_cost_nothing_is_counted_twice(tmp_path):
 
     assert left() == {"a-1+b-1+c-1": 3.0, "d-1+e-1": 4.0, "f-1": 0.0}
     shares = {"a-1": 1.0, "b-1": 1.0, "c-1": 1.0, "d-1": 2.0, "e-1": 2.0, "f-1": 0.0}
-    assert claims_of.shares(claims.all(), tmp_path, H) == shares
+    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == shares
     deliver("b-1", usd=2.5, pods=["p1", "p2"])
     deliver("d-1", usd=5.0, pods=["p3"])  # as it was billed: more than by the clock
     deliver("g-1", usd="1", pods=["p1"])  # damaged
     assert left() == {"a-1+b-1+c-1": 0.5, "d-1+e-1": 0.0, "f-1": 0.0}
-    assert claims_of.shares(claims.all(), tmp_path, H) == {"a-1": 0.25, "c-1": 0.25, "e-1": 0.0, "f-1": 0.0}
+    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == {"a-1": 0.25, "c-1": 0.25, "e-1": 0.0, "f-1": 0.0}
 
 
 def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
@@ -342,7 +344,7 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
         path.parent.mkdir(parents=True)
         rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
     for _ in range(2):  # the second time changes nothing
-        claims_of.correct(claims.all())
+        claims_of.apply_billing(claims.all())
         found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
         assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
         assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
@@ -354,7 +356,7 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     rig.clock.time = mine["asked_at"] + 3590
     orphan = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-9-0c1d2e")
     others = [rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), rig.cloud.add("my-pod", status="EXITED")]
-    rows = claims_of.burning(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
+    rows = claims_of.list_account_pods(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
     table = [[row[key] for key in ("name", "host", "mine", "claimed", "usd_per_hour", "usd", "status")] for row in rows]
     assert table == [
         [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.8576, "RUNNING"],
@@ -392,8 +394,8 @@ def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_pat
     if delivered:
         (tmp_path / "adapters/a/a-1").mkdir(parents=True)
         rundir.write_json(tmp_path / "adapters/a/a-1/manifest.json", {})
-    assert claims_of.live(claim, age) == (["a-1"] if live else [])
-    assert claims_of.live({**claim, "released_at": 1.0}, age) == []
+    assert claims_of.active_runs(claim, age) == (["a-1"] if live else [])
+    assert claims_of.active_runs({**claim, "released_at": 1.0}, age) == []
 
 
 # --- claims, closer ------------------------------------------------------------------------------------------------
@@ -470,7 +472,7 @@ def test_the_open_claim_of_a_host_is_the_newest_of_this_owner_that_is_not_releas
 
 @pytest.mark.parametrize("owner", ["a b", "a-b", "é", "a\n", "../x"])
 def test_an_owners_id_that_would_not_be_found_again(tmp_path, owner):
-    with pytest.raises(ForgeError) as caught:
+    with pytest.raises(UserError) as caught:
         Claims(tmp_path, owner)
     assert str(caught.value) == f"owner is «{owner}»; an owner's id holds letters and digits only"
     assert Claims(tmp_path, "aZ09").owner == "aZ09"
@@ -512,13 +514,13 @@ def pod_claim(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_pod_costs_by_the_clock_and_by_the_bill(changes, now, usd):
-    assert claims_of.cost(pod_claim(**changes), now) == usd
+    assert claims_of.claim_cost(pod_claim(**changes), now) == usd
 
 
 def test_a_pod_that_is_kept_says_what_it_costs_until_when_and_both_ways_on(monkeypatch):
     monkeypatch.setattr(claims_of.time, "localtime", claims_of.time.gmtime)
     claim = pod_claim(host="pod-1", deadline=1_764_000_000.0)
-    assert claims_of.keeps(claim) == (
+    assert claims_of.retention_notice(claim) == (
         "It costs 2.00 USD/h until its leash ends it at 2025-11-24 16:00. Either go on with the same command, or give "
         "it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod=pod-1"
     )
@@ -537,29 +539,29 @@ def test_the_runs_that_a_pod_is_kept_for(tmp_path):
     }
     for run_id, noted in placed.items():
         rundir.write_json(tmp_path / f"runs/{run_id}.json", noted)
-    assert claims_of.live(claim, 1000.0 + claims_of.LAUNCH - 1) == ["a-1", "b-1", "d-1", "e-1"]
-    assert claims_of.live(claim, 1000.0 + claims_of.LAUNCH) == ["a-1", "b-1"]
+    assert claims_of.active_runs(claim, 1000.0 + claims_of.LAUNCH - 1) == ["a-1", "b-1", "d-1", "e-1"]
+    assert claims_of.active_runs(claim, 1000.0 + claims_of.LAUNCH) == ["a-1", "b-1"]
     (tmp_path / "adapters/b/b-1").mkdir(parents=True)
     rundir.write_json(tmp_path / "adapters/b/b-1/manifest.json", {})
-    assert claims_of.live(claim, 9e9) == ["a-1"]
+    assert claims_of.active_runs(claim, 9e9) == ["a-1"]
     unknown = claims.make("h", ["a-1", "b-1"], 1000.0)  # of an earlier version: nobody knows where its output lies
-    assert claims_of.live(unknown, 1001.0) == ["a-1", "b-1"]
-    assert claims_of.live(unknown, 9e9) == []
+    assert claims_of.active_runs(unknown, 1001.0) == ["a-1", "b-1"]
+    assert claims_of.active_runs(unknown, 9e9) == []
 
 
 def test_what_is_left_of_shared_costs_is_rounded_and_split(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
     claims.make("h", ["a-1", "b-1", "c-1"], 0, pod_id="p1", asked_at=0, usd_per_hour=1.0)
-    assert claims_of.shares(claims.all(), tmp_path, H) == {"a-1": 0.3333, "b-1": 0.3333, "c-1": 0.3333}
-    assert claims_of.shares([], tmp_path, H) == {}
+    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == {"a-1": 0.3333, "b-1": 0.3333, "c-1": 0.3333}
+    assert claims_of.cost_by_run([], tmp_path, H) == {}
     folder = tmp_path / "a/a-1"
     folder.mkdir(parents=True)
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1"})  # it says nothing of its cost
-    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": None}})
-    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": ["p1", "p9"]}})
-    assert claims_of.unaccounted(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 0.75)]
+    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 0.75)]
 
 
 def test_a_corrected_manifest_keeps_everything_else(tmp_path):
@@ -577,18 +579,18 @@ def test_a_corrected_manifest_keeps_everything_else(tmp_path):
         "agent": "a",
         "cost": {**cost, "usd": 1.2, "usd_by_clock": 1.0, "source": "RunPod's bill"},
     }
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     assert rundir.read_json(path) == right
     written = path.stat().st_mtime_ns
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     assert path.stat().st_mtime_ns == written
     free = {"run_id": "a-1", "cost": {"usd": 0.0, "pods": ["p0"]}}
     rundir.write_json(path, free)  # by the clock it cost nothing: there is nothing to scale
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     assert rundir.read_json(path) == free
     strange = {"run_id": "a-1", "cost": {"usd": 1.0, "pods": ["p1", "of another checkout"]}}
     rundir.write_json(path, strange)
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     assert rundir.read_json(path) == strange
 
 
@@ -599,9 +601,9 @@ def test_a_later_bill_is_laid_over_what_the_clock_said(tmp_path):
     path = tmp_path / "adapters/a/a-1/manifest.json"
     path.parent.mkdir(parents=True)
     rundir.write_json(path, {"cost": {"usd": 1.0, "pods": ["p1"]}})
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     claims.write(claim, billed_usd=4.00004)
-    claims_of.correct(claims.all())
+    claims_of.apply_billing(claims.all())
     assert rundir.read_json(path)["cost"] == {
         "usd": 2.0, "usd_by_clock": 1.0, "pods": ["p1"], "source": "RunPod's bill",
     }  # fmt: skip
@@ -619,11 +621,11 @@ def test_every_row_of_what_burns():
         {"name": unleashed["name"], "id": "4", "status": "RUNNING", "createdAt": "no time"},
         {"name": "c", "id": "5", "status": "RUNNING", "cost": None, "createdAt": None},
     ]  # fmt: skip
-    rows = claims_of.burning(pods, [claim, unleashed], "cafe01", 4600.0)
+    rows = claims_of.list_account_pods(pods, [claim, unleashed], "cafe01", 4600.0)
     plain = {"host": "", "mine": False, "claimed": [], "deadline": None, "gpu": "CPU", "status": "RUNNING"}
     assert rows == [
         {**plain, "name": claim["name"], "id": "3", "host": "pod-1", "usd_per_hour": 1.23456, "age_h": 1.0,
-         "usd": 1.2346, "mine": True, "deadline": claim["deadline"], "keeps": claims_of.keeps(claim)},
+         "usd": 1.2346, "mine": True, "deadline": claim["deadline"], "keeps": claims_of.retention_notice(claim)},
         {**plain, "name": "c", "id": "5", "usd_per_hour": 0.0, "age_h": 0.0, "usd": 0.0,
          "keeps": "It costs 0.00 USD/h."},
         {**plain, "name": "a", "id": "1", "status": "EXITED", "gpu": "L4", "usd_per_hour": 2.0, "age_h": 0.778,
@@ -640,15 +642,15 @@ def test_every_row_of_what_burns():
     [("1970-01-01T01:00:00Z", 3600.0), ("1970-01-01T01:00:00.5+01:00", 0.5), (None, None), ("soon", None), ("", None)],
 )
 def test_a_time_of_runpods(text, seconds):
-    assert claims_of.epoch(text) == seconds
+    assert claims_of.parse_time(text) == seconds
 
 
 # --- money, closer -------------------------------------------------------------------------------------------------
 
 
 def test_the_nearest_gpu_is_named_as_runpod_writes_it():
-    with pytest.raises(ForgeError) as caught:
-        costs.known("nvidia l40x", [*ALL, A40])
+    with pytest.raises(UserError) as caught:
+        costs.gpu_id("nvidia l40x", [*ALL, A40])
     assert str(caught.value) == (
         "pod_gpus: RunPod has no GPU «nvidia l40x»; did you mean «NVIDIA L40S»? There are: NVIDIA A100, NVIDIA A40, "
         "NVIDIA L4, NVIDIA L40S"
@@ -657,30 +659,30 @@ def test_the_nearest_gpu_is_named_as_runpod_writes_it():
 
 def test_an_offer_says_everything_that_is_known():
     entry = gpu("L40S", 0.86) | {"memory": 48.0, "availability": None}
-    assert costs.offers({"SECURE": [A40, entry]}, ["L40S"], 1, 5) == [
+    assert costs.find_offers({"SECURE": [A40, entry]}, ["L40S"], 1, 5) == [
         costs.Offer("NVIDIA L40S", "SECURE", 0.86, "NONE", 48, "")
     ]
 
 
 def test_among_gpus_that_may_be_too_small_all_are_offered_and_only_where_none_is_large_enough():
-    small = costs.offers(SECURE, ["L4", "L40S"], 1, 5, 60)
+    small = costs.find_offers(SECURE, ["L4", "L40S"], 1, 5, 60)
     assert [(offer.gpu, bool(offer.doubt)) for offer in small] == [("NVIDIA L4", True), ("NVIDIA L40S", True)]
-    assert [offer.gpu for offer in costs.offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
+    assert [offer.gpu for offer in costs.find_offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
 
 
 def test_why_nothing_will_do_without_a_cap_and_without_an_offer():
-    with pytest.raises(ForgeError) as caught:
-        costs.offers({"SECURE": [gpu("B200")], "COMMUNITY": [gpu("B200")]}, ["B200"], 1, float("inf"))
+    with pytest.raises(UserError) as caught:
+        costs.find_offers({"SECURE": [gpu("B200")], "COMMUNITY": [gpu("B200")]}, ["B200"], 1, float("inf"))
     assert str(caught.value) == "no GPU of pod_gpus will do: none is offered in SECURE or COMMUNITY."
 
 
 def test_a_gpu_that_one_cloud_does_not_know_is_offered_by_the_other():
-    assert order(costs.offers({"SECURE": [L4], "COMMUNITY": [L40S, L4]}, ["L40S"], 1, 5)) == [("L40S", "C", 0.79)]
+    assert order(costs.find_offers({"SECURE": [L4], "COMMUNITY": [L40S, L4]}, ["L40S"], 1, 5)) == [("L40S", "C", 0.79)]
 
 
 def test_each_reason_is_told_with_its_cloud():
-    with pytest.raises(ForgeError) as caught:
-        costs.offers(BOTH, ["L40S", "L4"], 5, 2.0, floor_gib=25)
+    with pytest.raises(UserError) as caught:
+        costs.find_offers(BOTH, ["L40S", "L4"], 5, 2.0, floor_gib=25)
     assert str(caught.value) == (
         "no GPU of pod_gpus will do within pod_max_usd_per_hour 2.00: NVIDIA L40S (SECURE): 4.30 USD/h; NVIDIA L40S "
         "(COMMUNITY): at most 4 in a pod; NVIDIA L4: 24 GB, but the weights alone take 25 GiB. The cheapest of them is "
@@ -689,28 +691,30 @@ def test_each_reason_is_told_with_its_cloud():
 
 
 def test_hours_of_a_known_run_to_the_second():
-    assert costs.hours(run(), "nvidia l40s") == costs.hours(run(), "NVIDIA L40S") == 1.957
-    assert costs.hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
+    assert costs.training_hours(run(), "nvidia l40s") == costs.training_hours(run(), "NVIDIA L40S") == 1.957
+    assert costs.training_hours({**run(), "gpus": 2}, "NVIDIA L40S") == 1.103
     unsaid = run()
     del unsaid["recipe"]["gradient_checkpointing"]
-    assert pure(costs.hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)
+    assert pure(costs.training_hours(unsaid, "NVIDIA L40S")) == pytest.approx(1.707 * 4 / 6, abs=2e-3)
 
 
 def test_a_leash_counts_the_dollars_at_a_price_that_may_be_a_little_higher():
-    assert costs.allowance(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
-    assert costs.allowance(1.5, 2.0, 3.9, 0, 0) == 3.9
+    assert costs.allowed_hours(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
+    assert costs.allowed_hours(1.5, 2.0, 3.9, 0, 0) == 3.9
 
 
 def test_what_is_renewed_leaves_slack_for_the_collection():
     budget = {**BUDGET, "max_usd": 0, "max_hours": 24.0}
-    assert costs.renewal(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
-    assert costs.renewal(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
-    assert costs.renewal({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None  # a minute more is not worth it
-    assert costs.renewal({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
+    assert costs.renewed_deadline(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
+    assert costs.renewed_deadline(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
+    assert (
+        costs.renewed_deadline({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None
+    )  # a minute more is not worth it
+    assert costs.renewed_deadline({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
 
 
 def test_a_run_without_a_lane_is_on_the_first_one():
-    alone = costs.hours(run(), "NVIDIA L40S")
+    alone = costs.training_hours(run(), "NVIDIA L40S")
     first = {**run(), "lane": 0}
     for runs in ([run(), run()], [run(), first], [first, run()]):
         assert costs.pod_hours(runs, "NVIDIA L40S") == pytest.approx(2 * alone)
@@ -720,21 +724,21 @@ def test_a_run_without_a_lane_is_on_the_first_one():
 @pytest.mark.parametrize(("now", "eta"), [(4 * H, None), (0.0, 4 * H), (2 * H, 2 * H)])
 def test_a_second_beyond_the_hours_is_too_long(now, eta):
     budget = {**BUDGET, "max_usd": 0}
-    assert costs.breach(budget, now, eta) == ""
-    late = costs.breach(budget, now + 1, None) if eta is None else costs.breach(budget, now, eta + 1)
+    assert costs.budget_breach(budget, now, eta) == ""
+    late = costs.budget_breach(budget, now + 1, None) if eta is None else costs.budget_breach(budget, now, eta + 1)
     assert late.endswith(" 4.00 h, and pod_max_hours is 4.00")
 
 
 def test_what_nobody_said_it_cost_is_nothing():
-    assert costs.spent(BUDGET)["usd"] == 0
+    assert costs.usd_spent(BUDGET)["usd"] == 0
 
 
 def test_as_many_gpus_as_a_pod_may_have_are_offered():
-    assert order(costs.offers({"COMMUNITY": [L40S]}, ["L40S"], 4, 9)) == [("L40S", "C", 3.16)]
+    assert order(costs.find_offers({"COMMUNITY": [L40S]}, ["L40S"], 4, 9)) == [("L40S", "C", 3.16)]
 
 
 def test_a_price_is_told_to_a_hundredth_of_a_cent():
-    assert costs.offers({"SECURE": [gpu("A40", 0.123456)]}, ["A40"], 1, 5)[0].usd_per_hour == 0.1235
+    assert costs.find_offers({"SECURE": [gpu("A40", 0.123456)]}, ["A40"], 1, 5)[0].usd_per_hour == 0.1235
 
 
 def test_the_stock_is_that_of_the_fullest_data_center():
@@ -743,13 +747,13 @@ def test_the_stock_is_that_of_the_fullest_data_center():
         {"id": "b", "availability": "MEDIUM"},
         {"id": "c", "availability": "HIGH"},
     ]
-    assert costs.stock({"dataCenters": places}, ["a", "b"]) == "MEDIUM"
-    assert costs.stock({"dataCenters": places}, ["a", "b", "c"]) == "HIGH"
-    assert costs.stock({"dataCenters": None}, ["a"]) == "NONE"
+    assert costs.stock_level({"dataCenters": places}, ["a", "b"]) == "MEDIUM"
+    assert costs.stock_level({"dataCenters": places}, ["a", "b", "c"]) == "HIGH"
+    assert costs.stock_level({"dataCenters": None}, ["a"]) == "NONE"
 
 
 def test_where_more_was_spent_than_allowed_nothing_is_renewed():
-    assert costs.renewal({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
+    assert costs.renewed_deadline({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
 
 
 def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):
@@ -758,5 +762,5 @@ def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):
 
 def test_a_pod_that_was_forgotten_is_as_old_as_it_is():
     born = {"name": "x", "id": "1", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": 1.0}
-    [row] = claims_of.burning([born], [], "cafe01", 101 * H)
+    [row] = claims_of.list_account_pods([born], [], "cafe01", 101 * H)
     assert (row["age_h"], row["usd"]) == (100.0, 100.0)

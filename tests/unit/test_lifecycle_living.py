@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import costs, lifecycle
 from wire import CAPACITY, problem
 
@@ -104,7 +104,7 @@ def test_a_pod_that_vanished_is_replaced_and_what_it_cost_counts(rig):
     rig.cloud.live[0]["status"] = "TERMINATED"
     found = rig.ready()
     assert found["done"] == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
-    budget = lifecycle.budget(rig.wanted, found["claim"], rig.claims, rig.clock.now())
+    budget = lifecycle.pod_budget(rig.wanted, found["claim"], rig.claims, rig.clock.now())
     assert budget["spent"] == pytest.approx(0.86, abs=0.01)
     assert (budget["pod"], budget["max_usd"], budget["since"]) == ("pod2", 3.0, found["claim"]["asked_at"])
     assert budget["claim"] == str(rig.claims.path(found["claim"]["name"]))
@@ -157,7 +157,7 @@ def test_a_pod_whose_leash_ended_it_costs_nothing_after_its_deadline(rig):
 )  # fmt: skip
 def test_what_does_not_fit_into_the_caps_is_told_before_anything_is_ordered(rig, changes, words):
     assert rig.fails(**changes) == words
-    with pytest.raises(ForgeError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         rig.pods.predict(rig.wanted)
     assert rig.orders == []
 

@@ -12,7 +12,7 @@ import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.lora_forge.controller import retry
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,16 +50,16 @@ def add(run: pathlib.Path, text: bytes, name: str = "train.log") -> None:
 
 def test_the_end_and_what_follows_it(tmp_path):
     run = made(tmp_path, log=b"one\ntwo\nthree\n")
-    found = logs.read(run, lines=2)
+    found = logs.read_log(run, lines=2)
     assert found == {"text": "two\nthree\n", "offset": 14, "state": "running", "more": False}
-    assert logs.read(run, offset=14)["text"] == ""
+    assert logs.read_log(run, offset=14)["text"] == ""
     add(run, b"four\n")
-    assert logs.read(run, offset=14, lines=0) == {**found, "text": "four\n", "offset": 19}
-    assert logs.read(run, offset=0)["text"] == "one\ntwo\nthree\nfour\n"
-    assert logs.read(run, lines=0) == {**found, "text": "", "offset": 19}
-    assert logs.read(run, "supervisor")["text"] == ""
-    with pytest.raises(ForgeError, match="lines is -1; it must be 0 or more"):
-        logs.read(run, lines=-1)
+    assert logs.read_log(run, offset=14, lines=0) == {**found, "text": "four\n", "offset": 19}
+    assert logs.read_log(run, offset=0)["text"] == "one\ntwo\nthree\nfour\n"
+    assert logs.read_log(run, lines=0) == {**found, "text": "", "offset": 19}
+    assert logs.read_log(run, "supervisor")["text"] == ""
+    with pytest.raises(UserError, match="lines is -1; it must be 0 or more"):
+        logs.read_log(run, lines=-1)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_the_end_and_what_follows_it(tmp_path):
 )
 def test_what_is_worth_keeping(tmp_path, log, text):
     run = made(tmp_path, log=log)
-    assert logs.read(run)["text"] == text
-    assert logs.read(run, offset=0) == {"text": text, "offset": len(log), "state": "running", "more": False}
+    assert logs.read_log(run)["text"] == text
+    assert logs.read_log(run, offset=0) == {"text": text, "offset": len(log), "state": "running", "more": False}
 
 
 def test_a_great_log_comes_in_parts_that_end_with_a_line(tmp_path):
@@ -90,13 +90,13 @@ def test_a_great_log_comes_in_parts_that_end_with_a_line(tmp_path):
     run = made(tmp_path, "finished", log, alive=False)
     parts, found = [], {"offset": 0, "more": True}
     while found["more"]:
-        found = logs.read(run, offset=found["offset"], seconds=30)
+        found = logs.read_log(run, offset=found["offset"], seconds=30)
         assert len(found["text"].encode()) <= logs.CHUNK
         parts.append(found["text"])
     assert len(parts) == -(-len(log) // logs.CHUNK) == 3
     assert all(part.endswith("\n") for part in parts)
     assert "".join(parts) == "".join(rows)
-    end = logs.read(run, lines=99_999)
+    end = logs.read_log(run, lines=99_999)
     assert logs.CHUNK - 200 < len(end["text"].encode()) <= logs.CHUNK
     assert "".join(rows).endswith(f"\n{end['text']}")
     assert (end["offset"], end["more"]) == (len(log), False)
@@ -104,33 +104,33 @@ def test_a_great_log_comes_in_parts_that_end_with_a_line(tmp_path):
 
 def test_a_line_longer_than_one_answer_is_cut(tmp_path):
     run = made(tmp_path, log=b"x" * (logs.CHUNK + 5) + b"\n")
-    found = logs.read(run, offset=0, seconds=30)
+    found = logs.read_log(run, offset=0, seconds=30)
     assert (found["offset"], found["more"]) == (logs.CHUNK, True)
-    assert logs.read(run, offset=logs.CHUNK)["text"] == "xxxxx\n"
+    assert logs.read_log(run, offset=logs.CHUNK)["text"] == "xxxxx\n"
 
 
 def test_what_was_never_started_is_an_error(tmp_path):
-    with pytest.raises(ForgeError) as failure:
-        logs.read(tmp_path / "witness-0")
+    with pytest.raises(UserError) as failure:
+        logs.read_log(tmp_path / "witness-0")
     assert "there is no log of witness-0: nothing was ever started in" in str(failure.value)
     (tmp_path / "witness-0").mkdir()  # staged only
-    with pytest.raises(ForgeError, match="nothing was ever started"):
-        logs.read(tmp_path / "witness-0", "supervisor")
+    with pytest.raises(UserError, match="nothing was ever started"):
+        logs.read_log(tmp_path / "witness-0", "supervisor")
 
 
 def test_a_queued_run_has_no_log_yet(tmp_path):
     run = made(tmp_path, "queued")
-    assert logs.read(run) == {"text": "", "offset": 0, "state": "queued", "more": False}
+    assert logs.read_log(run) == {"text": "", "offset": 0, "state": "queued", "more": False}
 
 
 def test_a_run_that_was_removed_since_is_absent(tmp_path):
-    found = logs.read(tmp_path / "witness-0", offset=14, seconds=30)
+    found = logs.read_log(tmp_path / "witness-0", offset=14, seconds=30)
     assert found == {"text": "", "offset": 0, "state": "absent", "more": False}
 
 
 def test_a_log_that_was_replaced_is_read_from_its_start(tmp_path):
     run = made(tmp_path, log=b"new\n")
-    assert logs.read(run, offset=14) == {"text": "new\n", "offset": 4, "state": "running", "more": False}
+    assert logs.read_log(run, offset=14) == {"text": "new\n", "offset": 4, "state": "running", "more": False}
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
@@ -138,23 +138,23 @@ def test_a_log_that_was_replaced_is_read_from_its_start(tmp_path):
 
 def test_the_end_is_not_waited_for(tmp_path, clock):
     run, began = made(tmp_path, log=b""), clock.now()
-    assert logs.read(run, seconds=30)["text"] == ""
+    assert logs.read_log(run, seconds=30)["text"] == ""
     add(run, b"unfinished")
-    assert logs.read(run, seconds=30) == {"text": "", "offset": 0, "state": "running", "more": False}
+    assert logs.read_log(run, seconds=30) == {"text": "", "offset": 0, "state": "running", "more": False}
     assert clock.now() == began
 
 
 def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_path, clock):
     run, began = made(tmp_path, log=b"whole\n 10%|#"), clock.now()
-    assert logs.read(run)["text"] == "whole\n 10%|#\n"
+    assert logs.read_log(run)["text"] == "whole\n 10%|#\n"
     assert clock.now() == began
-    found = logs.read(run, offset=0, seconds=30)
+    found = logs.read_log(run, offset=0, seconds=30)
     assert (found["text"], found["offset"]) == ("whole\n", 6)
     began = clock.now()
-    assert logs.read(run, offset=6, seconds=20)["text"] == " 10%|#\n"
+    assert logs.read_log(run, offset=6, seconds=20)["text"] == " 10%|#\n"
     assert clock.now() == began + 20
     made(tmp_path, "failed", alive=False)
-    assert logs.read(run, offset=6, seconds=30)["text"] == " 10%|#\n"
+    assert logs.read_log(run, offset=6, seconds=30)["text"] == " 10%|#\n"
     assert clock.now() == began + 20
 
 
@@ -168,7 +168,7 @@ def test_a_line_without_its_end_comes_when_the_time_is_up_or_the_run_over(tmp_pa
 def test_waiting_ends_early_on_news(tmp_path, clock, news, text, state):
     run, began = made(tmp_path, log=b"the end of"), clock.now()
     clock.later(7, lambda: news(run))
-    found = logs.read(run, offset=0, seconds=30)
+    found = logs.read_log(run, offset=0, seconds=30)
     assert (found["text"], found["state"]) == (text, state)
     assert 7 <= clock.now() - began < 10
 
@@ -182,7 +182,7 @@ def test_the_last_line_of_a_supervisor_comes_after_its_final_state(tmp_path, clo
         made(tmp_path, "finished", alive=False)
 
     clock.later(7, leave)
-    found = logs.read(run, "supervisor", offset=0, seconds=30)
+    found = logs.read_log(run, "supervisor", offset=0, seconds=30)
     assert found["text"] == "step 12/12\nfinished\n"
 
 

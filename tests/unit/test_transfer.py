@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from ansible.module_utils.lora_forge.controller import transfer
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 
 
 def test_each_file_stands_at_its_place(tmp_path):
@@ -16,7 +16,7 @@ def test_each_file_stands_at_its_place(tmp_path):
     source.write_text("{}\n")
     sha256 = hashlib.sha256(b"{}\n").hexdigest()
     tree = tmp_path / "tree"
-    total = transfer.lay_out(tree, [
+    total = transfer.build_tree(tree, [
         {"path": f"datasets/{sha256}/a.jsonl", "src": str(source), "sha256": sha256},
         {"path": "runs/w-1/axolotl.yml", "content": "seed: 42\n"},
     ])  # fmt: skip
@@ -30,22 +30,22 @@ def test_what_is_not_as_it_was_planned_is_refused(tmp_path, text, words):
     source = tmp_path / "a.jsonl"
     if text is not None:
         source.write_text(text)
-    with pytest.raises(ForgeError, match=f"{source} {words}.*othing was started"):
-        transfer.lay_out(tmp_path / "tree", [{"path": "a.jsonl", "src": str(source), "sha256": "0" * 64}])
+    with pytest.raises(UserError, match=f"{source} {words}.*othing was started"):
+        transfer.build_tree(tmp_path / "tree", [{"path": "a.jsonl", "src": str(source), "sha256": "0" * 64}])
 
 
 def test_a_trainer_that_does_not_answer():
     refused = (
         "Failed to connect to the host via ssh: Warning: x\nssh: connect to host gpu-2 port 22: Connection refused"
     )
-    first, second = transfer.no_answer("gpu-2", refused).splitlines()
+    first, second = transfer.connection_error("gpu-2", refused).splitlines()
     assert first == "gpu-2 does not answer: ssh: connect to host gpu-2 port 22: Connection refused"
     assert second.startswith("What runs there goes on. When it answers again, the same command goes on; -e move=gpu-2")
-    assert transfer.no_answer("gpu-2", "").startswith("gpu-2 does not answer: no answer")
+    assert transfer.connection_error("gpu-2", "").startswith("gpu-2 does not answer: no answer")
     changed = (
         "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n  ssh-keygen -R gpu-2\nHost key verification failed."
     )
-    told = transfer.no_answer("gpu-2", changed)
+    told = transfer.connection_error("gpu-2", changed)
     assert changed in told
     assert "nothing was sent to it" in told
     assert "move" not in told
@@ -54,7 +54,7 @@ def test_a_trainer_that_does_not_answer():
 def test_new_content_is_compared_with_the_newest_file_of_its_name(tmp_path):
     def ready(*files):
         asked = [{"path": path, "sha256": "0"} for path in files] + [{"path": "supervisor.py", "src": "/s"}]
-        subprocess.run(["sh", "-c", transfer.prepare(str(tmp_path / "it's here"), asked)], check=True)
+        subprocess.run(["sh", "-c", transfer.prepare_command(str(tmp_path / "it's here"), asked)], check=True)
 
     data = tmp_path / "it's here/datasets"
     ready("datasets/aa/crew train.jsonl")
@@ -71,7 +71,7 @@ def test_new_content_is_compared_with_the_newest_file_of_its_name(tmp_path):
 
 def test_on_one_machine_only_what_differs_is_copied(tmp_path):
     tree, to = tmp_path / "tree", tmp_path / "to"
-    transfer.lay_out(tree, [{"path": "same", "content": "1"}, {"path": "deep/new", "content": "2"}])
+    transfer.build_tree(tree, [{"path": "same", "content": "1"}, {"path": "deep/new", "content": "2"}])
     to.mkdir()
     (to / "same").write_text("1")
     before = (to / "same").stat().st_mtime_ns
@@ -98,7 +98,7 @@ def test_on_one_machine_only_what_differs_is_copied(tmp_path):
     ],
 )
 def test_a_failed_transfer_says_what_to_do(said, advice):
-    told = transfer.failed("gpu-1", said)
+    told = transfer.transfer_error("gpu-1", said)
     assert "gpu-1" in told
     assert said in told
     assert advice in told

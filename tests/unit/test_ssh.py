@@ -12,7 +12,7 @@ import threading
 from typing import Callable
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import ssh
 from wire import Rivals
 
@@ -76,28 +76,28 @@ def test_a_key_that_will_not_do_is_told_before_anything_is_ordered(tmp_path, pub
     named = made(tmp_path)
     public = pathlib.Path(f"{named}.pub")
     public.unlink() if pub is None else public.write_text(pub)
-    with pytest.raises(ForgeError) as caught:
+    with pytest.raises(UserError) as caught:
         ssh.key_pair(str(named), tmp_path)
     assert str(caught.value) == "pod_ssh_key: " + words.format(key=named)
 
 
 def test_a_key_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ForgeError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
+    with pytest.raises(UserError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
         ssh.key_pair(str(tmp_path / "none"), tmp_path)
 
 
 def test_openssh_that_is_missing_or_fails_is_told(tmp_path):
-    with pytest.raises(ForgeError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
+    with pytest.raises(UserError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
         ssh.run(["no-such-ssh"])
     refuse = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
-    with pytest.raises(ForgeError, match=r"could not make .*/id_ed25519: No space left on device$"):
+    with pytest.raises(UserError, match=r"could not make .*/id_ed25519: No space left on device$"):
         ssh.key_pair("", tmp_path, lambda command: refuse)
 
 
 def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
     named = made(tmp_path)
     pathlib.Path(f"{named}.pub").write_text(named.read_text())
-    with pytest.raises(ForgeError, match="holds no public key"):
+    with pytest.raises(UserError, match="holds no public key"):
         ssh.key_pair(str(named), tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
     assert first.result() == second.result()
 
 
-# --- the door ------------------------------------------------------------------------------------------------------
+# --- the access ------------------------------------------------------------------------------------------------------
 
 
 class Host:
@@ -125,7 +125,7 @@ class Host:
         self.keys, self.log, self.reads = list(keys), log or [], 0
         self.answer = (0, "")
         self.asked: list[list[str]] = []
-        self.door = ssh.Door(folder / "known_hosts", folder / "id", self.run)
+        self.access = ssh.SshAccess(folder / "known_hosts", folder / "id", self.run)
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         self.asked.append(command)
@@ -140,12 +140,12 @@ class Host:
         self.reads += 1
         return self.log
 
-    def closed(self) -> str | None:
-        return self.door.closed(NAME, HOST, PORT, self.read)
+    def unreachable_reason(self) -> str | None:
+        return self.access.unreachable_reason(NAME, HOST, PORT, self.read)
 
     @property
     def pinned(self) -> str:
-        path = self.door.known_hosts / NAME
+        path = self.access.known_hosts / NAME
         return path.read_text() if path.exists() else ""
 
     def ssh(self) -> int:
@@ -159,17 +159,17 @@ def host(tmp_path) -> Callable[..., Host]:
 
 def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_let_us_in(host):
     one = host(OURS, OTHER, log=log_of(OURS))
-    assert one.closed() is None
+    assert one.unreachable_reason() is None
     assert one.pinned == f"{NAME} {OURS}\n"
     command = one.asked[-1]
     assert command[-2:] == [f"root@{HOST}", "true"]
-    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(one.door.key), str(PORT)]
+    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(one.access.key), str(PORT)]
     for option in (
-        f'UserKnownHostsFile="{one.door.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
+        f'UserKnownHostsFile="{one.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
         "IdentitiesOnly=yes", "BatchMode=yes",
     ):  # fmt: skip
         assert option in command
-    assert (one.closed(), one.reads) == (None, 1)  # the log is not read again
+    assert (one.unreachable_reason(), one.reads) == (None, 1)  # the log is not read again
 
 
 @pytest.mark.parametrize(
@@ -183,23 +183,23 @@ def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_
 )
 def test_what_cannot_be_proved_is_not_used_and_not_asked(host, keys, log, words):
     one = host(*keys, log=log)
-    assert one.closed() == words
+    assert one.unreachable_reason() == words
     assert (one.pinned, one.ssh()) == ("", 0)
 
 
 def test_a_stale_port_with_the_key_of_another_pod_is_refused_after_pinning_too(host):
     one = host(OURS, log=log_of(OURS))
-    assert one.closed() is None
+    assert one.unreachable_reason() is None
     one.keys = [OTHER]
-    assert "not in the pod's log" in one.closed()
+    assert "not in the pod's log" in one.unreachable_reason()
     assert one.pinned == f"{NAME} {OURS}\n"
 
 
 def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
     one = host(OURS, log=log_of(OURS))
-    one.closed()
+    one.unreachable_reason()
     one.keys, one.log = [NEW], log_of(OURS, NEW)
-    assert one.closed() is None
+    assert one.unreachable_reason() is None
     assert one.pinned == f"{NAME} {NEW}\n"
     assert one.reads == 2
 
@@ -215,16 +215,16 @@ def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
 def test_the_words_of_ssh_are_passed_on(host, code, stderr, words):
     one = host(OURS, log=log_of(OURS))
     one.answer = (code, stderr)
-    assert one.closed().startswith(f"SSH at {AT}: ")
-    assert one.closed().endswith(words)
+    assert one.unreachable_reason().startswith(f"SSH at {AT}: ")
+    assert one.unreachable_reason().endswith(words)
 
 
 def test_a_pod_that_is_gone_leaves_no_key(host):
     one = host(OURS, log=log_of(OURS))
-    one.closed()
-    one.door.forget(NAME)
-    one.door.forget(NAME)
-    assert list(one.door.known_hosts.iterdir()) == []
+    one.unreachable_reason()
+    one.access.forget(NAME)
+    one.access.forget(NAME)
+    assert list(one.access.known_hosts.iterdir()) == []
 
 
 def test_a_program_that_hangs_is_an_answer(monkeypatch):
@@ -237,8 +237,8 @@ def test_a_program_that_hangs_is_an_answer(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["plain", "with space"])
 def test_ansible_reaches_a_pod_as_the_door_does(tmp_path, folder):
-    door = ssh.Door(tmp_path / folder, tmp_path / "id")
-    facts = ssh.connection({"host": HOST, "port": PORT, "username": "root"}, NAME, door)
+    access = ssh.SshAccess(tmp_path / folder, tmp_path / "id")
+    facts = ssh.connection_variables({"host": HOST, "port": PORT, "username": "root"}, NAME, access)
     common = facts.pop("ansible_ssh_common_args")
     assert facts == {
         "ansible_host": HOST, "ansible_port": PORT, "ansible_user": "root",

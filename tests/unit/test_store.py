@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from safetensors.numpy import save_file
 
 RECIPE = {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "base_model": "Qwen/Tiny"}
@@ -225,7 +225,7 @@ def manifest(run_id: str = "witness-1", **changes: Any) -> dict[str, Any]:
 
 
 def test_listing_names_what_is_there(run_dir):
-    rows = {row["path"]: row for row in store.listing(run_dir)}
+    rows = {row["path"]: row for row in store.list_files(run_dir)}
     assert set(rows) == {name for name, needed in store.FILES.items() if needed}
     assert rows["train.log"] == {
         "path": "train.log",
@@ -237,81 +237,79 @@ def test_listing_names_what_is_there(run_dir):
 
 def test_listing_names_the_file_that_is_missing(run_dir):
     (run_dir / "output/tokenizer.json").unlink()
-    with pytest.raises(ForgeError, match=r"output/tokenizer\.json is missing, so the adapter is not whole"):
-        store.listing(run_dir)
+    with pytest.raises(UserError, match=r"output/tokenizer\.json is missing, so the adapter is not whole"):
+        store.list_files(run_dir)
 
 
 def test_deliver_brings_it_whole(run_dir, home):
-    files = store.listing(run_dir)
+    files = store.list_files(run_dir)
     final = store.deliver(run_dir, home, files, manifest())
     assert final == home / "witness-1"
     assert {path.name for path in final.iterdir()} == {row["name"] for row in files} | {"manifest.json"}
     written = json.loads((final / "manifest.json").read_text())
     assert written["files"] == [{"path": r["name"], "sha256": r["sha256"], "bytes": r["bytes"]} for r in files]
     assert [path.name for path in home.iterdir()] == ["witness-1"]
-    assert store.missing(final) is None
-    assert store.missing(final, hashes=True) is None
+    assert store.integrity_error(final) is None
+    assert store.integrity_error(final, hashes=True) is None
 
 
 def test_a_hash_mismatch_leaves_nothing_half_made(run_dir, home):
-    files = store.listing(run_dir)
+    files = store.list_files(run_dir)
     (run_dir / "train.log").write_text("another text here")
-    with pytest.raises(ForgeError, match=r"train\.log is not what the trainer listed; run the same command again"):
+    with pytest.raises(UserError, match=r"train\.log is not what the trainer listed; run the same command again"):
         store.deliver(run_dir, home, files, manifest())
     assert list(home.iterdir()) == []
 
 
 def test_an_adapter_that_does_not_hold_up_is_not_delivered(run_dir, home):
     save_file(good_tensors(layers=1), run_dir / "output" / store.WEIGHTS)
-    with pytest.raises(
-        ForgeError, match=r"witness-1 does not hold up: q_proj has no LoRA matrices in layer\(s\) 1; v_"
-    ):
-        store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    with pytest.raises(UserError, match=r"witness-1 does not hold up: q_proj has no LoRA matrices in layer\(s\) 1; v_"):
+        store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     assert list(home.iterdir()) == []
 
 
 def test_deliver_replaces_a_damaged_one_and_leftovers(run_dir, home):
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     (final / store.WEIGHTS).write_bytes(b"cut")
     (final / "stray").write_text("x")
     (home / ".witness-1.partial").mkdir()
     (home / ".witness-1.partial" / "old").write_text("x")
-    store.deliver(run_dir, home, store.listing(run_dir), manifest())
-    assert store.missing(final, hashes=True) is None
+    store.deliver(run_dir, home, store.list_files(run_dir), manifest())
+    assert store.integrity_error(final, hashes=True) is None
     assert not (final / "stray").exists()
     assert not (final / "old").exists()
     assert [path.name for path in home.iterdir()] == ["witness-1"]
 
 
 def test_missing(run_dir, home):
-    assert store.missing(home / "witness-1") == "never trained"
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    assert store.integrity_error(home / "witness-1") == "never trained"
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     log = final / "train.log"
     whole = log.read_text()
     log.write_text("short")
-    assert store.missing(final) == f"{log} has 5 bytes instead of 17"
+    assert store.integrity_error(final) == f"{log} has 5 bytes instead of 17"
     log.unlink()
-    assert store.missing(final) == f"{log} is missing"
+    assert store.integrity_error(final) == f"{log} is missing"
     log.write_text(whole)
-    assert store.missing(final) is None
+    assert store.integrity_error(final) is None
     (final / "manifest.json").write_text(json.dumps({"verdict": "failed", "files": []}))
-    assert store.missing(final) == f"{final} has no manifest of a verified adapter"
+    assert store.integrity_error(final) == f"{final} has no manifest of a verified adapter"
 
 
 @pytest.mark.parametrize(("newer", "hashes", "seen"), [(True, False, True), (False, False, False), (False, True, True)])
 def test_changed_content_of_the_same_size(run_dir, home, newer, hashes, seen):
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     log = final / "train.log"
     log.write_text(log.read_text().upper())
     written = (final / "manifest.json").stat().st_mtime + (9 if newer else -9)
     os.utime(log, (written, written))
-    assert store.missing(final, hashes) == (f"{log} has changed since it was verified" if seen else None)
+    assert store.integrity_error(final, hashes) == (f"{log} has changed since it was verified" if seen else None)
 
 
 def test_a_copy_with_new_times_is_still_whole(run_dir, home):
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     os.utime(final / "train.log", (2e9, 2e9))
-    assert store.missing(final) is None
+    assert store.integrity_error(final) is None
 
 
 # --- verify, closer
@@ -452,7 +450,7 @@ def test_metadata_is_no_tensor(build):
 
 def test_listing_without_checksums_and_with_what_may_be_there(run_dir):
     (run_dir / "output/chat_template.jinja").write_text("{{ x }}")
-    rows = {row["path"]: row for row in store.listing(run_dir, checksums=False)}
+    rows = {row["path"]: row for row in store.list_files(run_dir, checksums=False)}
     assert rows["output/chat_template.jinja"] == {
         "path": "output/chat_template.jinja",
         "name": "chat_template.jinja",
@@ -469,12 +467,12 @@ def test_wandbs_records_come_with_their_folders(run_dir):
         (folder / "notes.txt").write_text("of no account")
     (run_dir / "wandb/latest-run").symlink_to("run-20260102_000000-a")
     names = ["wandb/offline-run-20260101_000000-a/run-a.wandb", "wandb/run-20260102_000000-a/run-a.wandb"]
-    rows = [row for row in store.listing(run_dir) if row["path"].startswith("wandb/")]
+    rows = [row for row in store.list_files(run_dir) if row["path"].startswith("wandb/")]
     assert rows == [
         {"path": name, "name": name, "bytes": len(text), "sha256": store.sha256_text(text)}
         for name, text in ((name, name.split("/")[1]) for name in names)
     ]
-    assert not any("sha256" in row for row in store.listing(run_dir, checksums=False))
+    assert not any("sha256" in row for row in store.list_files(run_dir, checksums=False))
 
 
 # --- what speaks against a run, and its manifest
@@ -581,7 +579,7 @@ def test_every_delivered_adapter_once(tmp_path):
         (tmp_path / name / "manifest.json").write_text("{}")
     (tmp_path / "witness/latest").symlink_to("witness-1")
     (tmp_path / "witness/half").mkdir()
-    assert sorted(path.name for path in store.delivered(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
+    assert sorted(path.name for path in store.delivered_folders(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
 
 
 def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
@@ -598,28 +596,28 @@ def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
     ["text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"}, {"path": "train.log", "sha256": None}],
 )
 def test_a_manifest_whose_list_is_damaged(run_dir, home, row):
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     written = json.loads((final / "manifest.json").read_text())
     written["files"].append(row)
     (final / "manifest.json").write_text(json.dumps(written))
-    assert store.missing(final) == f"{final / 'manifest.json'} is damaged"
+    assert store.integrity_error(final) == f"{final / 'manifest.json'} is damaged"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"verdict": "verified"}', '{"verdict": "verified", "files": {}}'])
 def test_a_manifest_that_says_nothing(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
-    assert store.missing(tmp_path) == f"{tmp_path} has no manifest of a verified adapter"
+    assert store.integrity_error(tmp_path) == f"{tmp_path} has no manifest of a verified adapter"
 
 
 def test_a_file_as_old_as_the_manifest_is_taken_by_its_size(run_dir, home):
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     log = final / "train.log"
     log.write_text(log.read_text().upper())
     written = (final / "manifest.json").stat().st_mtime_ns
     os.utime(log, ns=(written, written))
-    assert store.missing(final) is None
+    assert store.integrity_error(final) is None
     os.utime(log, ns=(written, written + 1))
-    assert store.missing(final) == f"{log} has changed since it was verified"
+    assert store.integrity_error(final) == f"{log} has changed since it was verified"
 
 
 # --- deliver, closer
@@ -629,17 +627,17 @@ def test_a_delivery_keeps_the_folders_of_records(run_dir, home):
     record = run_dir / "wandb/run-1-a/run-a.wandb"
     record.parent.mkdir(parents=True)
     record.write_text("record")
-    final = store.deliver(run_dir, home, store.listing(run_dir), manifest())
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     assert (final / "wandb/run-1-a/run-a.wandb").read_text() == "record"
-    assert store.missing(final, hashes=True) is None
+    assert store.integrity_error(final, hashes=True) is None
 
 
 def test_a_delivery_is_held_against_the_model_that_was_loaded_and_its_layers(run_dir, home):
-    files = store.listing(run_dir)
+    files = store.list_files(run_dir)
     loaded = manifest(base_model="/models/Other")
-    with pytest.raises(ForgeError, match="does not hold up: base model is Qwen/Tiny, the recipe says /models/Other"):
+    with pytest.raises(UserError, match="does not hold up: base model is Qwen/Tiny, the recipe says /models/Other"):
         store.deliver(run_dir, home, files, loaded)
-    with pytest.raises(ForgeError, match=r"q_proj has no LoRA matrices in layer\(s\) 2; v_proj has no LoRA matrices"):
+    with pytest.raises(UserError, match=r"q_proj has no LoRA matrices in layer\(s\) 2; v_proj has no LoRA matrices"):
         store.deliver(run_dir, home, files, manifest(lora={"layers": 3}))
     assert list(home.iterdir()) == []
     recipe = RECIPE | {"base_model": "Qwen/Other"}
@@ -647,7 +645,7 @@ def test_a_delivery_is_held_against_the_model_that_was_loaded_and_its_layers(run
 
 
 def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, home):
-    files = store.listing(run_dir)
+    files = store.list_files(run_dir)
     store.deliver(run_dir, home, files, manifest())
     (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
     final = store.deliver(run_dir, home, files, manifest(loss={"last": 1}))
@@ -656,7 +654,7 @@ def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, hom
 
 
 def test_a_second_adapter_leaves_the_first_one_alone(run_dir, home):
-    files = store.listing(run_dir)
+    files = store.list_files(run_dir)
     store.deliver(run_dir, home, files, manifest())
     store.deliver(run_dir, home, files, manifest("witness-2"))
     assert sorted(path.name for path in home.iterdir()) == ["witness-1", "witness-2"]

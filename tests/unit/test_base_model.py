@@ -15,7 +15,7 @@ import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.lora_forge.controller import retry
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import base_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -56,12 +56,12 @@ def put(folder: pathlib.Path, *names: str) -> pathlib.Path:
 )
 def test_a_folder_is_present(tmp_path, names, size):
     folder = put(tmp_path / "model", *names)
-    found = base_model.look(str(folder), "", tmp_path)
+    found = base_model.model_state(str(folder), "", tmp_path)
     assert found == {
         "state": "present", "folder": str(folder), "bytes": size, "total_bytes": size, "bytes_per_second": None,
         "error": "", "mark": "present:20",
     }  # fmt: skip
-    assert not base_model.begin(str(folder), "", tmp_path, "/no/python", "/no/program")
+    assert not base_model.start_fetch(str(folder), "", tmp_path, "/no/python", "/no/program")
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_a_folder_is_present(tmp_path, names, size):
 )
 def test_a_folder_that_lacks_something(tmp_path, names, words):
     folder = put(tmp_path / "model", *names)
-    with pytest.raises(ForgeError) as failure:
-        base_model.look(str(folder), "", tmp_path)
+    with pytest.raises(UserError) as failure:
+        base_model.model_state(str(folder), "", tmp_path)
     assert f"the folder {folder} is no whole base model: " in str(failure.value)
     assert words in str(failure.value)
 
 
 def test_a_folder_that_is_not_there_or_has_a_cut_index(tmp_path):
-    with pytest.raises(ForgeError, match="is no folder on this trainer"):
-        base_model.look(str(tmp_path / "model"), "", tmp_path)
+    with pytest.raises(UserError, match="is no folder on this trainer"):
+        base_model.model_state(str(tmp_path / "model"), "", tmp_path)
     folder = put(tmp_path / "model", "config.json", "tokenizer.json", base_model.INDEX)
     (folder / base_model.INDEX).write_text('{"weight_map": {"a"')
-    with pytest.raises(ForgeError, match=r"index\.json is no index of weights"):
-        base_model.look(str(folder), "", tmp_path)
+    with pytest.raises(UserError, match=r"index\.json is no index of weights"):
+        base_model.model_state(str(folder), "", tmp_path)
 
 
 # --- a model of the hub -------------------------------------------------------------------------------------
@@ -107,24 +107,24 @@ def test_each_revision_has_its_state(tmp_path):
 
 
 def test_nothing_is_absent_and_would_be_fetched(tmp_path):
-    assert base_model.look(NAME, "", tmp_path)["state"] == "absent"
-    assert base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
+    assert base_model.model_state(NAME, "", tmp_path)["state"] == "absent"
+    assert base_model.start_fetch(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fetch_that_lives_is_followed(tmp_path):
     noted(tmp_path, state="fetching", process=rundir.identity(os.getpid()), bytes=31, total_bytes=100,
           bytes_per_second=7)  # fmt: skip
-    found = base_model.look(NAME, "", tmp_path)
+    found = base_model.model_state(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["bytes_per_second"]) == ("fetching", 31, 7)
     assert found["mark"] == "fetching:6"
-    assert not base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program")
+    assert not base_model.start_fetch(NAME, "", tmp_path, "/no/python", "/no/program")
 
 
 def test_a_fetch_that_died_is_absent_with_its_bytes(tmp_path):
     gone = rundir.identity(os.getpid()) | {"boot": "another"}
     noted(tmp_path, state="fetching", process=gone, bytes=31, total_bytes=100)
-    found = base_model.look(NAME, "", tmp_path)
+    found = base_model.model_state(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["error"]) == ("absent", 31, "")
 
 
@@ -132,28 +132,33 @@ def test_present_is_believed_as_long_as_every_file_is_whole(tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"123")
     folder = noted(tmp_path, state="present", folder=str(tmp_path), bytes=3, total_bytes=3)
-    assert "no complete.json" in base_model.look(NAME, "", tmp_path)["error"]
+    assert "no complete.json" in base_model.model_state(NAME, "", tmp_path)["error"]
     rundir.write_json(folder / rundir.COMPLETE, {"files": {str(weights): 3}})
-    assert base_model.look(NAME, "", tmp_path)["folder"] == str(tmp_path)
+    assert base_model.model_state(NAME, "", tmp_path)["folder"] == str(tmp_path)
     weights.write_bytes(b"1")
-    found = base_model.look(NAME, "", tmp_path)
+    found = base_model.model_state(NAME, "", tmp_path)
     assert (found["state"], found["folder"]) == ("absent", "")
     assert found["error"] == f"{weights} has 1 bytes instead of 3; it has to be fetched again"
 
 
 def test_a_failure_is_told_and_tried_again(tmp_path):
     noted(tmp_path, state="failed", error="it is gated.", heartbeat=1.0)
-    assert base_model.look(NAME, "", tmp_path)["error"] == "it is gated."
-    assert base_model.begin(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
+    assert base_model.model_state(NAME, "", tmp_path)["error"] == "it is gated."
+    assert base_model.start_fetch(NAME, "", tmp_path, "/no/python", "/no/program", check=True)
 
 
 def test_only_a_fetch_that_goes_on_is_waited_for(tmp_path, clock):
     began = clock.now()
-    assert base_model.wait(NAME, "", tmp_path, base_model.look(NAME, "", tmp_path)["mark"], 60)["state"] == "absent"
+    assert (
+        base_model.wait_for_progress(NAME, "", tmp_path, base_model.model_state(NAME, "", tmp_path)["mark"], 60)[
+            "state"
+        ]
+        == "absent"
+    )
     noted(tmp_path, state="fetching", process=rundir.identity(os.getpid()), bytes=31, total_bytes=100)
-    assert base_model.wait(NAME, "", tmp_path, "fetching:5", 60)["mark"] == "fetching:6"
+    assert base_model.wait_for_progress(NAME, "", tmp_path, "fetching:5", 60)["mark"] == "fetching:6"
     assert clock.now() == began
-    assert base_model.wait(NAME, "", tmp_path, "fetching:6", 60)["mark"] == "fetching:6"
+    assert base_model.wait_for_progress(NAME, "", tmp_path, "fetching:6", 60)["mark"] == "fetching:6"
     assert clock.now() == began + 60
 
 
@@ -214,7 +219,7 @@ def test_a_lost_connection_is_ridden_out(monkeypatch):
     now = iter([100.0, 100.0, 130.0])
     monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: told.append(f"{seconds:.1f} s"))
-    assert retry.ride_out(ask, Away, 60, told.append) == "here"
+    assert retry.retry_until_connected(ask, Away, 60, told.append) == "here"
     words = "; what runs there goes on; trying again (no route)"
     assert told == [f"no connection for 0:00{words}", "2.0 s", f"no connection for 0:30{words}", "9.5 s"]
 
@@ -224,7 +229,7 @@ def test_a_connection_that_stays_away_is_raised(monkeypatch):
     monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     with pytest.raises(Away):
-        retry.ride_out(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
+        retry.retry_until_connected(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
 
 
 def seen(state: str, done: float = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:

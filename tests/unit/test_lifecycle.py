@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import ForgeError
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle
 from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
@@ -33,7 +33,7 @@ def test_the_owner_id_is_made_once_and_anothers_is_not_kept(tmp_path):
 
 @pytest.mark.parametrize("owner", ["3f9a-2c1b", "-", "3f9a 2c1b", "3f9a/2c1b", "ann_1"])
 def test_an_owner_id_that_no_name_would_give_back_is_refused(tmp_path, owner):
-    with pytest.raises(ForgeError) as caught:
+    with pytest.raises(UserError) as caught:
         Claims(tmp_path / "a", owner)
     assert str(caught.value) == f"owner is «{owner}»; an owner's id holds letters and digits only"
     assert not (tmp_path / "a").exists()

@@ -17,6 +17,7 @@ from ansible.utils.display import Display
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 
 
@@ -47,6 +48,8 @@ class ActionModule(ActionBase):
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
         try:
-            return result | MODULE.answer(given, self._task.check_mode, **telling)
+            answer = MODULE.answer(given, self._task.check_mode, **telling)
+            show(**answer.get("show", {}))  # a table, lines and warnings for people
+            return result | answer
         except (UserError, OSError) as error:
             return result | {"failed": True, "msg": error_message(error)}

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import pathlib
 from typing import Any
 
+import ansible.module_utils
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 
-display = Display()
-
-
-def table(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    """Lay out rows under their columns, numbers to the right.
-
-    Args:
-        columns: The headings.
-        rows: As many cells each; anything ``str`` takes.
-    """
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells)]
-    numeric = [bool(cells) and all(cell[:1].isdigit() or cell == "–" for cell in column) for column in zip(*cells)]
-    numeric = numeric or [False] * len(columns)
-
-    def line(row: list[str]) -> str:
-        parts = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric)]
-        return ("  " + "  ".join(parts)).rstrip()
-
-    return [line(columns), *map(line, cells)]
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -41,13 +24,6 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        args = self._task.args
-        if boolean(args.get("screen") or False) and sys.stdout.isatty():
-            display.display("\033[H\033[2J", newline=False)
-        for line in table(args["columns"], args["rows"]) if args.get("rows") else []:
-            display.display(line)
-        for line in args.get("lines") or []:
-            display.display(str(line))
-        for line in args.get("warnings") or []:
-            display.display(f"  ! {line}", color="bright yellow")
+        args = {name: value for name, value in self._task.args.items() if value}
+        show(**args | {"screen": boolean(args.get("screen") or False)})
         return result | {"changed": False}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -50,3 +50,22 @@ def _normal(data: Any) -> Any:
     if isinstance(data, float) and data.is_integer():
         return int(data)
     return data
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lay out rows under their columns, numbers to the right.
+
+    Args:
+        columns: The headings.
+        rows: As many cells each; anything ``str`` takes.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells)]
+    numeric = [bool(cells) and all(cell[:1].isdigit() or cell == "–" for cell in column) for column in zip(*cells)]
+    numeric = numeric or [False] * len(columns)
+
+    def line(row: Sequence[str]) -> str:
+        parts = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric)]
+        return ("  " + "  ".join(parts)).rstrip()
+
+    return [line(columns), *map(line, cells)]

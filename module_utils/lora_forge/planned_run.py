@@ -1,0 +1,116 @@
+"""A run as it was planned: what output/plan.json holds of it, and what passes from the plan to all that follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Optional
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedDataset:
+    """A dataset file of a run.
+
+    Attributes:
+        path: Where it is on the controller; a relative path is meant from the checkout.
+        use: ``train`` or ``val``.
+        sha256: Of its bytes, in hex.
+        examples: How many conversations it holds.
+        entry: What Axolotl's configuration says of it, without its path.
+    """
+
+    path: str
+    use: str
+    sha256: str
+    examples: int
+    entry: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run is thought to take.
+
+    Attributes:
+        tokens: In its training set, once.
+        steps: Optimizer steps.
+        work: Tokens over all epochs, padding included: what its time goes by.
+        memory_gib: Of GPU memory; None where it is not known, and for a rehearsal.
+        memory_floor_gib: What the weights alone take; None where it is not known, and for a rehearsal.
+        memory_classes: ``memory_gib`` with other files of configs/machines/, where one of them may be wanted.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    work: int = 0
+    memory_gib: Optional[float] = None
+    memory_floor_gib: Optional[float] = None
+    memory_classes: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One agent's training on one trainer, or on the hosts of a gang.
+
+    Attributes:
+        run_id: Its name.
+        agent: Who is trained.
+        name: The agent, with what is varied in a sweep: what people read.
+        variant: The overrides of a sweep; empty without one.
+        fingerprint: SHA-256 of all that decides what is learnt, in hex.
+        trainer: The inventory name of the host that leads.
+        placed: Whether it was placed there before, and is not ready.
+        lane: The number of its lane there, from 0.
+        state: ``to train``, ``to resume``, ``to attach``, ``ready`` …
+        why: Why it is in that state, for people; may be empty.
+        rehearsal: Whether a tiny random model is trained.
+        recipe: The merged Axolotl configuration, without paths.
+        recipe_sha256: Of its canonical JSON, in hex.
+        axolotl: The version of Axolotl that the fingerprint holds.
+        datasets: Its files.
+        gpus: How many GPUs of a host it takes.
+        hosts: Those that train it, the leading one first.
+        estimate: What it is thought to take.
+    """
+
+    run_id: str
+    agent: str
+    name: str
+    fingerprint: str
+    trainer: str
+    state: str
+    rehearsal: bool
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    axolotl: str
+    datasets: tuple[PlannedDataset, ...]
+    hosts: tuple[str, ...]
+    variant: dict[str, Any] = dataclasses.field(default_factory=dict)
+    placed: bool = False
+    lane: int = 0
+    why: str = ""
+    gpus: int = 1
+    estimate: Estimate = dataclasses.field(default_factory=Estimate)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PlannedRun:
+        """Read a run as Ansible's variables and output/plan.json hold it; keys of other versions are passed over.
+
+        Args:
+            data: From :meth:`as_dict`.
+
+        Raises:
+            TypeError: A key that is needed is not there.
+        """
+        datasets = tuple(PlannedDataset(**_known(PlannedDataset, one)) for one in data.get("datasets") or ())
+        hosts = tuple(data.get("hosts") or (data.get("trainer", ""),))
+        estimate = Estimate(**_known(Estimate, data.get("estimate") or {}))
+        return cls(**_known(cls, data) | {"datasets": datasets, "hosts": hosts, "estimate": estimate})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as plain lists and dicts."""
+        data = dataclasses.asdict(self)
+        return data | {"datasets": list(data["datasets"]), "hosts": list(self.hosts)}
+
+
+def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {key: value for key, value in data.items() if key in names}

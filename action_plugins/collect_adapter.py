@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pathlib
 from typing import Any
@@ -17,7 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 
 display = Display()
 # What is called is loaded here, once: what a task's process loads is lost with it.
@@ -26,9 +30,10 @@ for also in ("transfer", "lora_adapter"):
 
 
 class ActionModule(ActionBase):
-    """``collect_adapter``: C(plan), the run's plan; C(observed), how it ended; C(run_dir), C(root), C(output), C(lock);
-    C(gpu) and C(driver) of the trainer; C(budget), C(max_regression) and C(promote), as lora_adapter takes them; and
-    C(transfer), how files come over.
+    """``collect_adapter``: C(run), the planned run; C(observed), how it ended; C(run_dir), C(root), C(output), C(lock);
+    C(python), the trainer's; C(gpu), the answer of gpu_info; C(budget) and C(max_regression), as lora_adapter takes
+    them; C(transfer), how files come over; C(notify), the options of ``controller.notify``; and C(quiet), whether that
+    a transfer failed is told by whoever gives up.
 
     Returns lora_adapter's answer with C(problems), what is wrong with the adapter where it was trained, and C(step),
     how far it came: verify, fetch or deliver.
@@ -39,44 +44,66 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         self.host = (task_vars or {})["inventory_hostname"]
+        args, run = self._task.args, PlannedRun.from_dict(self._task.args["run"])
         try:
-            return result | self.collect(self._task.args, task_vars)
+            answer = self.collect(run, args, task_vars)
         except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
-            flaw = transfer.connection_error(self.host, str(error))
-            return result | {"failed": True, "msg": flaw, "step": "fetch", "problems": []}
+            message = transfer.connection_error(self.host, str(error))
+            answer = {"failed": True, "msg": message, "step": "fetch", "problems": []}
+        self.conclude(run, args, answer)
+        return result | answer
 
-    def collect(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
-        """The steps; the first one that fails is the answer."""
-        run, observed, output = args["plan"], args["observed"], pathlib.Path(args["output"])
-        base_model = launch.base_model_path(run, args["root"])
-        asked = {"run_dir": args["run_dir"], "recipe": {**run["recipe"], "base_model": base_model}}
-        facts = self._execute_module("lora_adapter_info", asked, task_vars=task_vars)
+    def collect(self, run: PlannedRun, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+        """Take the steps; the first one that fails is the answer."""
+        observed, output = args["observed"], pathlib.Path(args["output"])
+        base_model = launch.base_model_path(args["run"], args["root"])
+        asked = {"run_dir": args["run_dir"], "recipe": {**run.recipe, "base_model": base_model}}
+        own_python: dict[str, Any] = {**task_vars, "ansible_python_interpreter": args["python"]}  # which has numpy
+        facts = self._execute_module("lora_adapter_info", asked, task_vars=own_python)
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
         local = self._connection.transport == "local"
-        incoming = output / "incoming" / run["run_id"]
+        incoming = output / "incoming" / run.run_id
         if facts["files"] and not local:
             names = [one["path"] for one in facts["files"]]
             fetch = {"from": args["run_dir"], "files": names, "to": str(incoming), **args["transfer"]}
             fetched = call_action(self, "transfer", fetch, task_vars)
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}
+        gpus = args["gpu"].get("gpus") or [{}]
         deliver = {
             "source": args["run_dir"] if local else str(incoming),
-            "discard": [*([] if local else [str(incoming)]), str(output / "runs" / run["run_id"])],
+            "discard": [*([] if local else [str(incoming)]), str(output / "runs" / run.run_id)],
             "adapters": str(output / "adapters"),
             "checkout": str(ROOT),
-            "run": run,
+            "run": args["run"],
             "observed": observed,
             "delivered": facts,
             "base_model": base_model,
-            "host": {"name": self.host, "gpu": args["gpu"] or None, "driver": args["driver"] or None},
+            "host": {"name": self.host, "gpu": gpus[0].get("name"), "driver": args["gpu"].get("driver")},
             "lock_sha256": hashlib.sha256(pathlib.Path(args["lock"]).read_bytes()).hexdigest(),
-            **{name: args[name] for name in ("budget", "max_regression", "promote")},
+            "promote": not run.variant,  # of a sweep the best one, in the end, if told
+            **{name: args[name] for name in ("budget", "max_regression") if name in args},
         }
         made = call_action(self, "lora_adapter", deliver, task_vars)
         if not made.get("failed"):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"
-            display.display(f"  {run['name']}  verified: {proven}; {steps['step']} of {steps['planned']} steps")
+            display.display(f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps")
         return made | {"step": "deliver", "problems": facts["problems"]}
+
+    def conclude(self, run: PlannedRun, args: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Note what came of it, and tell."""
+        output, progress = pathlib.Path(args["output"]), args["observed"]["progress"]
+        if not answer.get("failed"):
+            update_record(output, run.run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
+            promoted = "latest points to it" if answer["promoted"] else ""
+            notify("finished", run, ". ".join(filter(None, (promoted, answer["word"]))), args["notify"], progress)
+        elif answer["problems"]:  # its trainer knows only that it ran to its end
+            leader, why = run.hosts[0], answer["msg"]
+            before, after = update_record(
+                output, run.run_id, lambda record, now: record.ended("failed", leader, now, why)
+            )
+            notify("failed", run, why, args["notify"], progress, silent=before == after)
+        elif answer["step"] == "deliver":
+            notify("failed", run, answer["msg"], args["notify"], progress, since=run.planned_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shlex
+from functools import partial
 from typing import Any
 
 import ansible.module_utils
@@ -17,23 +18,25 @@ from ansible.utils.display import Display
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
 # What is called is loaded here, once: what a task's process loads is lost with it.
-for also in ("transfer", "run_placement"):
-    action_loader.get(also, class_only=True)
+action_loader.get("transfer", class_only=True)  # here once: what a task's process loads is lost with it
 
 
 class ActionModule(ActionBase):
     """``start_run``: C(plan), the run's plan; C(run_dir), C(root), C(output), C(checkout); C(kept), the folder of what
-    was fetched of it from an earlier trainer; C(transfer), how files go over; C(refuse), why nothing may be started.
+    was fetched of it from an earlier trainer; C(transfer), how files go over.
 
     As ``launch`` takes them: C(lanes), C(gpus), C(python), C(module), C(address), C(leader), C(port), C(timeout),
     C(wandb), C(wandb_server). As training_run takes them: C(secrets), C(lane_dir), C(backend), C(stop_timeout).
 
-    Whatever is alive or finished is left alone. Returns C(changed), and C(state), what was there before.
+    Whatever is alive or finished is left alone. A run of a gang is not started where another host has failed in this
+    command, and stopped again where one fails meanwhile. Returns C(changed), and C(state), what was there before.
     """
 
     TRANSFERS_FILES = False
@@ -49,6 +52,11 @@ class ActionModule(ActionBase):
     def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """The steps; the first one that fails is the answer."""
         run, root, dry = args["plan"], args["root"], self._task.check_mode
+        planned, output = PlannedRun.from_dict(run), pathlib.Path(args["output"])
+        others = [host for host in planned.hosts if host != self.host]
+        record = read_record(output, planned.run_id)
+        if record.is_delivered(planned.planned_at):  # by an earlier attempt on a pod
+            return {"changed": False, "state": "finished"}
         found = self._execute_module("training_run_info", {"run_dir": args["run_dir"]}, task_vars=task_vars)
         if found.get("failed"):
             return found
@@ -56,9 +64,11 @@ class ActionModule(ActionBase):
         if found["state"] in run_state.LIVING:
             display.display(f"  {self.host}: {run['run_id']} is {found['state']} already; attached to it")
         if found["state"] in (*run_state.LIVING, "finished"):
+            self.note(planned, output, started=False)
             return before
-        if args["refuse"]:
-            return {"failed": True, "refused": True, "msg": f"{run['run_id']} is not started: {args['refuse']}"}
+        refused = record.failure(others, planned.planned_at)
+        if refused:
+            return {"failed": True, "refused": True, "msg": f"{run['run_id']} is not started: {refused}"}
         kept, checkout = pathlib.Path(args["kept"]), pathlib.Path(args["checkout"])
         fetched = runs.newest_checkpoint(kept)
         goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > found["checkpoint"]["step"] else []
@@ -75,10 +85,8 @@ class ActionModule(ActionBase):
             if flaw:
                 return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {flaw}"}
         hosts = run.get("hosts") or [self.host]
-        placed = {"output": args["output"], "run_id": run["run_id"], "trainer": hosts[0], "lane": run.get("lane", 0)}
-        noted = call_action(self, "run_placement", {**placed, "state": "launched"}, task_vars)
-        if noted.get("failed"):
-            return noted
+        leader, number = hosts[0], run.get("lane", 0)
+        update_record(output, planned.run_id, lambda record, now: record.launched(leader, number, now), dry)
         named = args["lanes"].split(",") if isinstance(args["lanes"], str) else args["lanes"]
         lane = launch.lane_name(run, [one for one in named if one], args["gpus"])
         meet = {"address": args["address"], "leader": args["leader"], "port": int(args["port"])}
@@ -103,7 +111,23 @@ class ActionModule(ActionBase):
         if started["changed"] and not dry:
             how = f"({started['backend']}; look: {started['look']}); {started['word']}"
             display.display(f"  {self.host}: {run['run_id']} started {how}")
+        if dry:
+            return before | {"changed": started["changed"]}
+        # All hosts of a gang train, or none. Who fails from now on finds this noted, and stops it here.
+        record = self.note(planned, output, started=started["changed"])
+        refused = record.failure(others, planned.planned_at) if started["changed"] else ""
+        if refused:
+            stop = {"run_dir": args["run_dir"], "state": "stopped", "stop_timeout": args["stop_timeout"]}
+            self._execute_module("training_run", stop, task_vars=task_vars)
+            why = f"{planned.run_id} is stopped again, as {', '.join(others)} cannot take part: {refused}"
+            return {"failed": True, "refused": True, "msg": why}
         return before | {"changed": started["changed"]}
+
+    def note(self, run: PlannedRun, output: pathlib.Path, started: bool) -> RunRecord:
+        """Note that it was launched on this host, or attached to; returns the record."""
+        change = partial(RunRecord.on_host, host=self.host, started=started)
+        check = self._task.check_mode
+        return update_record(output, run.run_id, lambda record, now: change(record, now=now), check)[1]
 
     def axolotl(self, args: dict[str, Any], checkout: pathlib.Path) -> str:
         """The text of axolotl.yml."""

@@ -1,4 +1,4 @@
-"""Show a run's progress until it is final. Losing this process, or the connection, harms nothing."""
+"""Follow a run until it is over, and deal with its end. Losing this process, or the connection, harms nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from ansible.utils.display import Display
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
-action_loader.get("run_placement", class_only=True)  # here once: what a task's process loads is lost with it
+for also in ("transfer", "stop_run"):
+    action_loader.get(also, class_only=True)  # here once: what a task's process loads is lost with it
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
@@ -31,7 +36,7 @@ MEASURED = 3  # steps after which a pace counts as measured: the first ones warm
 
 
 def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
-    """One line of progress.
+    """Return one line of progress.
 
     Args:
         agent: Whose.
@@ -53,14 +58,16 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class ActionModule(ActionBase):
-    """``watch``: C(agent), C(run_dir), C(stall_timeout), C(unreachable_timeout), and C(placement), the arguments of
-    run_placement with which the end is noted; returns training_run_info's answer, and in C(noted) whether that was new.
+    """``watch``: C(run), the planned run; C(run_dir); C(output), the controller's folder; C(stall_timeout),
+    C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is fetched;
+    C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
+    C(quiet), whether that it was lost is told by whoever gives up.
 
-    On a pod also C(since), the C(token) of an earlier answer to go on from; C(kept), the folder of what was fetched of
-    the run, and C(passed), the step of a checkpoint that would not come: with a later one it returns that in C(pull),
-    and C(again) where the run goes on; and C(budget): it returns when the pod would come to cost too much, with
-    C(breach), and renews the pod's leash within the caps. A connection that stays lost is the state C(unreachable), and
-    a failure.
+    On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
+
+    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state); one that is lost is
+    ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is lost with the
+    pod.
     """
 
     TRANSFERS_FILES = False
@@ -71,61 +78,127 @@ class ActionModule(ActionBase):
         args = self._task.args
         if self._task.check_mode:
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
-        kept = runs.newest_checkpoint(pathlib.Path(args["kept"]))["step"] if args.get("kept") else None
-        seen = self.follow(args, kept, task_vars)
-        newest = seen.get("checkpoint", {"step": 0})
-        if kept is not None and newest["step"] > kept and seen["state"] != "finished":
-            seen["pull"] = newest
-        if seen.get("state") in rundir.FINAL_STATES:
-            noted = call_action(self, "run_placement", {**args["placement"], "state": seen["state"]}, task_vars)
-            # What cannot be noted is told all the same.
-            seen["noted"] = noted.get("changed", False) or noted.get("failed", False)
-        return result | seen
+        run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
+        seen = self.follow(run, args, output / "runs" / run.run_id, task_vars)
+        return result | self.conclude(run, args, seen, output, task_vars)
 
-    def follow(self, args: dict[str, Any], kept: int | None, task_vars: Any) -> dict[str, Any]:
-        """Watch until there is something to do; what is known then.
+    def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
+        """Watch until it is over, or too dear; each new checkpoint is fetched where that is wanted.
 
         Args:
+            run: The planned run.
             args: The task's.
-            kept: The step of the checkpoint that is on the controller; None where none is fetched.
+            kept: The folder on the controller for what is fetched of it.
             task_vars: The task's.
         """
-        agent, since, said = args["agent"], args.get("since") or "", ""
+        since, told, refused = "", "", 0
         budget = dict(args.get("budget") or {})
+        have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
-            asked = {
-                "run_dir": args["run_dir"],
-                "since": since,
-                "wait": WAIT if since else 0,
-                "stall_timeout": args["stall_timeout"],
-            }
-            try:
-                seen = retry_until_connected(
-                    partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
-                    AnsibleConnectionFailure,
-                    float(args["unreachable_timeout"]),
-                    lambda words: display.display(f"  {agent}  {words}"),
-                )
-            except AnsibleConnectionFailure as error:
-                words = f"no connection for {duration(float(args['unreachable_timeout']))}: {error}"
-                advice = "What runs there goes on; the same command attaches to it."
-                return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
+            seen = self.ask(run, args, since, task_vars)
             if seen.get("failed"):
                 return seen
-            said = self.tell(agent, seen, since, said)
+            told = self.tell(run.name, seen, since, told)
             since = seen["token"]
             del seen["events"]
-            if seen["state"] == "finished":
-                return seen | {"changed": False}
-            if seen["state"] in FINAL or seen["state"] == "stalled":
-                return seen | {"failed": True, "msg": self.trouble(args, seen), "changed": False}
+            over = seen["state"] in FINAL or seen["state"] == "stalled"
             eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
-            breach = costs.budget_breach(budget, time.time(), eta) if budget else ""
-            if breach:
-                return seen | {"failed": True, "breach": breach, "msg": breach}
-            self.renew(agent, budget, eta, task_vars)
-            if kept is not None and seen["checkpoint"]["step"] > max(kept, int(args.get("passed") or 0)):
-                return seen | {"changed": False, "again": True}
+            breach = costs.budget_breach(budget, time.time(), eta) if budget and not over else ""
+            newest = seen["checkpoint"]
+            missing = have is not None and newest["step"] > max(have, 0 if over else refused)
+            if missing and seen["state"] != "finished" and not breach:
+                transfer = args["transfer"]
+                if fetch_checkpoint(self, run.agent, newest, args["run_dir"], kept, transfer, task_vars):
+                    have = newest["step"]
+                else:
+                    refused = newest["step"]
+            if over or breach:
+                return seen | ({"breach": breach} if breach else {})
+            self.renew(run.name, budget, eta, task_vars)
+
+    def ask(self, run: PlannedRun, args: dict[str, Any], since: str, task_vars: Any) -> dict[str, Any]:
+        """Ask the trainer once; a connection that stays lost is a failure with the state ``unreachable``."""
+        asked = {
+            "run_dir": args["run_dir"],
+            "since": since,
+            "wait": WAIT if since else 0,
+            "stall_timeout": args["stall_timeout"],
+        }
+        timeout = float(args["unreachable_timeout"])
+        try:
+            return retry_until_connected(
+                partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
+                AnsibleConnectionFailure,
+                timeout,
+                lambda words: display.display(f"  {run.name}  {words}"),
+            )
+        except AnsibleConnectionFailure as error:
+            words = f"no connection for {duration(timeout)}: {error}"
+            advice = "What runs there goes on; the same command attaches to it."
+            return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
+
+    def conclude(
+        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path, task_vars: Any
+    ) -> dict[str, Any]:
+        """Note how it ended, tell of it, and return the answer.
+
+        A failure is told once, whoever looks at it later. What a person stopped is no news.
+        """
+        state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
+        if seen.get("breach"):
+            return self.stop_over_budget(run, args, seen, task_vars)
+        is_news = True
+        if state in rundir.FINAL_STATES:
+            leader = run.hosts[0]
+            before, after = update_record(output, run.run_id, lambda record, now: record.ended(state, leader, now))
+            is_news = before != after
+        if state == "finished":
+            return seen | {"changed": False}
+        answer = seen if seen.get("failed") else seen | {"failed": True, "msg": self.trouble(run, args, seen)}
+        if seen.get("failed") or state == "absent":  # nobody knows what became of it
+            if not args["quiet"]:
+                notify("failed", run, answer.get("msg", "it could not be watched"), told, since=run.planned_at)
+            return answer
+        if state == "stalled":
+            notify("stalled", run, seen["detail"], told, progress, since=0.0)
+        if state in ("stalled", "stopped", "failed"):
+            silent = state != "failed" or not is_news
+            notify("failed", run, seen["detail"], told, progress, silent=silent)
+        return answer | {"changed": False}
+
+    def stop_over_budget(
+        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], task_vars: Any
+    ) -> dict[str, Any]:
+        """Stop with a checkpoint, and fetch that one: only what is kept may be released.
+
+        It is told of whatever comes of that: what cannot be stopped goes on costing.
+        """
+        asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
+        try:
+            stopped = call_action(self, "stop_run", asked, task_vars)
+        except AnsibleConnectionFailure as error:
+            stopped = {"failed": True, "msg": str(error)}
+        answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
+        if stopped.get("failed"):
+            answer["msg"] = (
+                f"{run.run_id} could not be stopped ({stopped.get('msg', 'it failed')}), and {seen['breach']}. It goes "
+                f"on costing; playbooks/stop.yml -e role={run.agent} stops it, "
+                f"playbooks/release.yml -e pod={run.hosts[0]} gives the pod up"
+            )
+        else:
+            outcome = (
+                "What there is was kept; with a higher cap the same command goes on from there"
+                if answer["kept"]
+                else "Its checkpoint could not be fetched, so the pod is kept"
+            )
+            step = stopped["checkpoint"]["step"]
+            answer |= {
+                "state": "stopped",
+                "msg": f"{run.run_id} is stopped at step {step}: {seen['breach']}. {outcome}",
+            }
+        notify("over_budget", run, answer["msg"], args["notify"], seen["progress"])
+        notify("failed", run, answer["msg"], args["notify"], silent=True)
+        return answer
 
     def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
@@ -169,8 +242,8 @@ class ActionModule(ActionBase):
                 display.display(f"  {agent}  W&B could not be had at the start: {what}; train.log says why")
         return said
 
-    def trouble(self, args: Any, seen: dict[str, Any]) -> str:
-        run_id = str(args["run_dir"]).rpartition("/")[2]
+    def trouble(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> str:
+        """Return what is wrong with a run that did not finish, and what to do about it."""
         state, detail = seen["state"], seen["detail"]
         log = f"{args['run_dir']}/train.log"
         advice = {
@@ -181,4 +254,4 @@ class ActionModule(ActionBase):
         }
         if "configuration" in detail:
             advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
-        return f"{run_id} is {state}: {detail}\n{advice.get(state, '')}"
+        return f"{run.run_id} is {state}: {detail}\n{advice.get(state, '')}"

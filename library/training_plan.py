@@ -134,6 +134,7 @@ warnings_found:
 
 import os
 import pathlib
+import time
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
@@ -198,6 +199,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         unchecked = validation.check(
             made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
         )
+    planned_at = round(time.time(), 3)
+    made["runs"] = [run | {"planned_at": planned_at} for run in made["runs"]]
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / "plan.json", {"runs": made["runs"]})

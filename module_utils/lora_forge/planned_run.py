@@ -69,6 +69,7 @@ class PlannedRun:
         gpus: How many GPUs of a host it takes.
         hosts: Those that train it, the leading one first.
         estimate: What it is thought to take.
+        planned_at: When it was planned, in epoch seconds; what is noted of it from then on is this command's.
     """
 
     run_id: str
@@ -89,6 +90,7 @@ class PlannedRun:
     why: str = ""
     gpus: int = 1
     estimate: Estimate = dataclasses.field(default_factory=Estimate)
+    planned_at: float = 0.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PlannedRun:

@@ -10,8 +10,11 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge.controller import retry
+from ansible.module_utils.lora_forge.controller import checkpoints, retry
+from ansible.module_utils.lora_forge.controller import notify as notices
+from ansible.module_utils.lora_forge.planning import run_record
 from ansible.module_utils.lora_forge.trainer import run_state, runs
+from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from wire import Clock, load
 
@@ -30,6 +33,9 @@ class Task:
             localtime=time.localtime,
         )  # fmt: skip
         monkeypatch.setattr(retry, "time", still)
+        monkeypatch.setattr(  # of the actions that it calls, too
+            ActionBase, "_execute_module", lambda action, name, asked, task_vars: self.module(name, asked, task_vars)
+        )
         if hasattr(self.plugin, "time"):
             monkeypatch.setattr(self.plugin, "time", still)
 
@@ -46,7 +52,6 @@ class Task:
         task.copy.return_value = mock.Mock(check_mode=check, async_val=0)  # for the actions that it calls
         loaders = types.SimpleNamespace(action_loader=action_loader)
         action = self.plugin.ActionModule(task, *[mock.Mock()] * 4, shared_loader_obj=loaders)
-        action._execute_module = self.module
         found = action.run(task_vars={})
         assert self.answers == [] or callable(self.answers[0])
         return found
@@ -99,15 +104,26 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
 FINISHED = seen(100, state="finished")
 
 
+PLAN = {
+    "run_id": "witness-1", "agent": "witness", "name": "witness", "fingerprint": "f", "trainer": "pod-1",
+    "state": "to train", "rehearsal": False, "recipe": {}, "recipe_sha256": "r", "axolotl": "0.21.0",
+    "hosts": ["pod-1"],
+}  # fmt: skip
+
+
 @pytest.fixture
 def watch(monkeypatch, tmp_path):
     """Makes a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
 
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
-        placement = {"output": str(tmp_path), "run_id": "witness-1", "trainer": "pod-1"}
-        given = {"agent": "witness", "run_dir": "/r/witness-1", "stall_timeout": 900, "unreachable_timeout": 60,
-                 "placement": placement, **args}  # fmt: skip
+        notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",
+                  "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
+        given = {"run": PLAN, "run_dir": "/r/witness-1", "output": str(tmp_path), "stall_timeout": 900,
+                 "unreachable_timeout": 60, "stop_timeout": 30, "pull": False, "transfer": {}, "quiet": False,
+                 "notify": notify, **args}  # fmt: skip
         task = Task(monkeypatch, "watch", *answers, **given)
+        task.posts = []
+        monkeypatch.setattr(notices, "post", lambda url, body, timeout: task.posts.append(body) or "")
         rundir.write_json(tmp_path / "claim.json", {"name": "n", "deadline": 0})
         now = task.clock.now()
         task.args["budget"] = budget and {
@@ -129,11 +145,29 @@ def watch(monkeypatch, tmp_path):
         ({"spent": 0.6, "max_usd": 0.5}, seen(0, state="queued"), "it has come to 0.60 USD, and pod_max_usd is 0.50"),
     ],
 )
-def test_a_pod_that_would_come_to_cost_too_much_ends_the_watching_with_the_reason(watch, budget, answer, breach):
-    found = watch(answer, budget=budget).run()
-    assert (found["failed"], found["breach"], found["msg"]) == (True, breach, breach)
-    assert found["checkpoint"]["step"] == 0
-    assert "events" not in found
+def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch, tmp_path, budget, answer, breach):
+    task = watch(answer, {"changed": True}, {"checkpoint": {"step": 4, "files": []}}, budget=budget)
+    found = task.run()
+    assert (found["failed"], found["state"], found["breach"], found["kept"]) == (True, "stopped", breach, True)
+    assert found["msg"] == (
+        f"witness-1 is stopped at step 4: {breach}. What there is was kept; with a higher cap the same command goes on "
+        "from there"
+    )
+    assert [name for name, _ in task.asked] == ["training_run_info", "training_run", "training_run_info"]
+    assert task.asked[1][1] == {"run_dir": "/r/witness-1", "state": "stopped", "stop_timeout": 30}
+    assert [(post["event"], post["detail"]) for post in task.posts] == [("over_budget", found["msg"])]
+    record = run_record.read_record(tmp_path, "witness-1")
+    assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
+
+
+@pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "no route"}])
+def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble):
+    task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
+    found = task.run()
+    assert (found["failed"], found["kept"], found["state"]) == (True, False, "running")
+    assert found["msg"].startswith("witness-1 could not be stopped (no route), and it has come to 0.60 USD")
+    assert "playbooks/release.yml -e pod=pod-1 gives the pod up" in found["msg"]
+    assert [post["event"] for post in task.posts] == ["over_budget"]
 
 
 @pytest.mark.parametrize(
@@ -172,34 +206,85 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
     assert rundir.read_json(tmp_path / "claim.json")["deadline"] > task.clock.now()
 
 
-def test_a_new_checkpoint_interrupts_and_the_watching_goes_on_from_there(watch, tmp_path):
-    kept = tmp_path / "kept"
-    checkpoint = kept / "output/checkpoint-8"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "optimizer.pt").write_text("8")
-    rundir.mark_complete(checkpoint, 8)
-    task = watch(seen(10, checkpoint=8), seen(20, checkpoint=16), kept=str(kept))
-    found = task.run()
-    assert (found["again"], found["pull"]["step"], found["token"], found["changed"]) == (True, 16, "t20", False)
-    assert "failed" not in found
-    # One that would not come interrupts no more, until there is a later one, or the end.
-    later = watch(seen(20, checkpoint=16), seen(30, checkpoint=24), kept=str(kept), passed=16).run()
-    assert later["pull"]["step"] == 24
-    ended = watch(seen(20, checkpoint=16, state="failed"), kept=str(kept), passed=16).run()
-    assert (ended.get("again"), ended["pull"]["step"]) == (None, 16)
-    assert "pull" not in watch(seen(100, checkpoint=16, state="finished"), kept=str(kept)).run()
+@pytest.fixture
+def fetched(monkeypatch, tmp_path):
+    """Lets checkpoints come over, or not; the steps of those that were asked for."""
+    asked: list[int] = []
+
+    def make(*refused: int) -> list[int]:
+        def call(action, name, args, task_vars):
+            assert (name, args["from"], args["to"]) == ("transfer", "/r/witness-1", str(tmp_path / "runs/witness-1"))
+            step = int(args["files"][0].partition("-")[2].partition("/")[0])
+            asked.append(step)
+            if step in refused:
+                return {"failed": True, "msg": "cut off"}
+            folder = tmp_path / f"runs/witness-1/output/checkpoint-{step}"
+            folder.mkdir(parents=True)
+            (folder / "optimizer.pt").write_text(str(step))
+            rundir.mark_complete(folder, step)
+            return {"changed": True}
+
+        monkeypatch.setattr(checkpoints, "call_action", call)
+        return asked
+
+    return make
 
 
-def test_how_it_ended_is_noted_once(watch, tmp_path):
-    assert watch(FINISHED).run()["noted"] is True
-    assert rundir.read_json(tmp_path / "runs/witness-1.json")["state"] == "finished"
-    assert watch(FINISHED).run()["noted"] is False
+def with_checkpoint(step: int, **changes: Any) -> dict[str, Any]:
+    files = [f"output/checkpoint-{step}/optimizer.pt"]
+    return seen(step, **changes) | {"checkpoint": {"step": step, "files": files}}
 
 
-def test_where_the_watching_began_is_asked_for_news_alone(watch):
-    task = watch(FINISHED, since="t20")
+def kept(folder) -> int:
+    return runs.newest_checkpoint(folder / "runs/witness-1")["step"]
+
+
+def test_each_new_checkpoint_is_fetched_while_it_is_watched(watch, fetched, tmp_path):
+    asked = fetched()
+    task = watch(with_checkpoint(8), with_checkpoint(8), with_checkpoint(16), FINISHED, pull=True)
+    assert task.run()["state"] == "finished"
+    assert (asked, kept(tmp_path)) == ([8, 16], 16)
+    assert [path.name for path in (tmp_path / "runs/witness-1/output").iterdir()] == ["checkpoint-16"]
+    # A later command has it, and what has finished is collected whole.
+    watch(with_checkpoint(16), with_checkpoint(24, state="finished"), pull=True).run()
+    assert asked == [8, 16]
+
+
+def test_a_checkpoint_that_does_not_come_is_left_for_the_next_one_and_tried_again_at_the_end(watch, fetched, tmp_path):
+    asked = fetched(16)
+    task = watch(with_checkpoint(16), with_checkpoint(16), with_checkpoint(24), FINISHED, pull=True)
     task.run()
-    assert (task.asked[0][1]["since"], task.asked[0][1]["wait"]) == ("t20", task.plugin.WAIT)
+    assert (asked, kept(tmp_path)) == ([16, 24], 24)
+    watch(with_checkpoint(32, state="failed"), pull=True).run()
+    assert (asked, kept(tmp_path)) == ([16, 24, 32], 32)
+
+
+def test_where_checkpoints_are_not_fetched_none_is(watch, fetched):
+    asked = fetched()
+    watch(with_checkpoint(8), FINISHED).run()
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("state", "events"),
+    [("failed", ["failed"]), ("stalled", ["stalled"]), ("stopped", []), ("finished", []), ("absent", ["failed"])],
+)
+def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
+    for expected in (events, []):  # the second one looks again
+        task = watch(seen(10, state=state, detail="why"))
+        found = task.run()
+        assert (found["state"], found.get("failed", False)) == (state, state != "finished")
+        assert "events" not in found
+        assert [post["event"] for post in task.posts] == expected
+    record = run_record.read_record(tmp_path, "witness-1")
+    assert record.state == (state if state in rundir.FINAL_STATES else "")
+    assert record.is_settled("failed") is (state != "finished")  # whoever ends the attempt tells of it no more
+
+
+def test_where_the_watching_went_on_it_asks_for_news_alone(watch):
+    task = watch(seen(10), FINISHED)
+    task.run()
+    assert [(asked["since"], asked["wait"]) for _, asked in task.asked] == [("", 0), ("t10", task.plugin.WAIT)]
 
 
 def test_losses_that_will_not_do_are_told_once_and_so_is_a_start_without_w_and_b(watch):
@@ -220,14 +305,12 @@ def test_losses_that_will_not_do_are_told_once_and_so_is_a_start_without_w_and_b
     ]
 
 
-def test_without_a_checkpoint_to_compare_none_interrupts(watch):
-    assert watch(seen(10, checkpoint=8), FINISHED).run()["state"] == "finished"
-
-
-def test_a_connection_that_stays_lost_is_a_state_of_its_own(watch):
-    task = watch(seen(10), lambda: AnsibleConnectionFailure("no route"))
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_connection_that_stays_lost_is_a_state_of_its_own(watch, quiet):
+    task = watch(seen(10), lambda: AnsibleConnectionFailure("no route"), quiet=quiet)
     found = task.run()
     assert (found["failed"], found["state"]) == (True, "unreachable")
+    assert [(post["event"], post["detail"]) for post in task.posts] == ([] if quiet else [("failed", found["msg"])])
     assert found["msg"] == (
         "no connection for 1:00: no route\nWhat runs there goes on; the same command attaches to it."
     )

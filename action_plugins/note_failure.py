@@ -1,0 +1,64 @@
+"""Note on the controller what went wrong with runs, and tell a webhook. Nothing is asked of the trainer."""
+
+from __future__ import annotations
+
+import pathlib
+from functools import partial
+from typing import Any
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
+
+
+class ActionModule(ActionBase):
+    """``note_failure``: C(runs), the planned runs that it concerns; C(failure), what failed returned; C(host), where,
+    by default this one; C(notify), the options of ``controller.notify``; C(quiet), whether that is told by whoever
+    gives up; and C(whole_trainer), whether all that the host had to do is given up: what it launched goes on then.
+
+    A run that is delivered, or noted as failed here already, is left alone. Returns C(ends), whether the host can do
+    nothing more for its other runs; and C(stop): C(host) and C(run_id) where a run of a gang is stopped, as it would
+    wait in vain.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        args, failure = self._task.args, self._task.args["failure"]
+        host = args.get("host") or (task_vars or {})["inventory_hostname"]
+        message = str(failure.get("msg") or "it failed")
+        stop: list[dict[str, str]] = []
+        for run in map(PlannedRun.from_dict, args["runs"]):
+            record = self.note(run, host, message, args)
+            stop += [{"host": other, "run_id": run.run_id} for other in self.waiting(run, record, host, args)]
+        ends = failure.get("state") == "unreachable" or bool(failure.get("breach"))
+        return result | {"changed": False, "ends": ends, "stop": stop, "msg": message}
+
+    def note(self, run: PlannedRun, host: str, message: str, args: dict[str, Any]) -> RunRecord:
+        """Note it of one run, and tell; returns the record."""
+        output, since, check = pathlib.Path(args["notify"]["output"]), run.planned_at, self._task.check_mode
+        record = read_record(output, run.run_id)
+        if record.is_delivered(since):
+            return record
+        if not record.failure([host], since):
+            change = partial(RunRecord.failed_on, host=host, message=message)
+            _, record = update_record(output, run.run_id, lambda before, now: change(before, now=now), check)
+        # What was refused failed on another host of its gang, which tells.
+        if not args["quiet"] and not args["failure"].get("refused") and not check:
+            notify("failed", run, record.failure([host], since), args["notify"], since=since)
+        return record
+
+    def waiting(self, run: PlannedRun, record: RunRecord, host: str, args: dict[str, Any]) -> list[str]:
+        """List the other hosts of a gang where the run waits for this one in vain."""
+        others, since = [other for other in run.hosts if other != host], run.planned_at
+        if args["failure"].get("state") == "failed":
+            return others
+        if args.get("whole_trainer") and record.hosts_of([host], since, started=True):
+            return []  # what was started here goes on: it is this command that lost its trainer
+        return record.hosts_of(others, since, started=True)

@@ -1,0 +1,115 @@
+"""Run the user's own task file for a host: apart from everything of ours, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ansible.module_utils
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge.controller import hooks  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
+from ansible.module_utils.lora_forge.trainer.run_state import LIVING  # noqa: E402
+
+
+class ActionModule(ActionBase):
+    """``run_hook``: C(name), before_provision or after_release; C(root), the trainer's; C(runs), the planned runs of
+    this host; C(timeout), in seconds.
+
+    The file is hooks/<name>.yml in the folder of the inventory that holds the host; without it nothing happens. Its
+    tasks run by an ansible-playbook of their own, so that no variable or result of theirs reaches a task of ours. One
+    that fails before provisioning is a failure; after the release it is a warning, as the adapter is here by then.
+    After the release it is left out while a run of ours still trains on the host.
+    """
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars) | {"changed": False}
+        args, known = self._task.args, task_vars or {}
+        file = hooks.hook_file(str(known.get("inventory_dir") or ""), args["name"])
+        if file is None:
+            return result | {"skipped": True, "msg": f"there is no hooks/{args['name']}.yml beside the inventory"}
+        host = known["inventory_hostname"]
+        after = args["name"] == "after_release"
+        trains = self.training(args["root"], task_vars) if after else ""
+        if trains:
+            show(lines=[f"  {host}: hooks/{file.name} is left out: {trains}"])
+            return result
+        began = time.monotonic()
+        problem = self.play(file, host, args, known)
+        if problem and not after:
+            return result | {"failed": True, "msg": f"hooks/{file.name} failed on {host}: {problem}"}
+        if problem:
+            show(warnings=[f"{host}: hooks/{file.name} failed: {problem}"])
+        else:
+            show(lines=[f"  {host}: hooks/{file.name} is done ({time.monotonic() - began:.0f} s)"])
+        return result | {"changed": not self._task.check_mode}
+
+    def training(self, root: str, task_vars: Any) -> str:
+        """Return why the host is not free, in words; empty where it is."""
+        try:
+            snapshot = self._execute_module("trainer_info", {"root": root}, task_vars=task_vars)
+        except AnsibleError:
+            snapshot = {"failed": True}
+        if snapshot.get("failed"):
+            return "the host does not answer"
+        living = [run["run_id"] for run in snapshot["runs"] if run["state"] in LIVING]
+        return f"{', '.join(living)} still trains there" if living else ""
+
+    def play(self, file: pathlib.Path, host: str, args: dict[str, Any], known: dict[str, Any]) -> str:
+        """Run the file for the host; returns what went wrong, or nothing."""
+        with (
+            tempfile.TemporaryDirectory(prefix="lora-forge-") as folder,
+            _passwords(self._play_context, folder) as given,
+        ):
+            home = pathlib.Path(folder)
+            playbook, variables = home / "hook.yml", home / "variables.json"
+            playbook.write_text(json.dumps(hooks.playbook(file, host)))
+            os.close(os.open(variables, os.O_WRONLY | os.O_CREAT, 0o600))
+            variables.write_text(json.dumps(hooks.variables(known, args["runs"])))
+            words = hooks.command(
+                sys.executable, playbook, variables, host, dict(context.CLIARGS), self._task.check_mode
+            )
+            process = subprocess.Popen(
+                [*words, *given], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", start_new_session=True,
+                env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_NOCOLOR": "1"},
+            )  # fmt: skip
+            try:
+                output, _ = process.communicate(timeout=float(args["timeout"]))
+            except subprocess.TimeoutExpired:
+                return f"it took longer than {args['timeout']} s (converge_hook_timeout)"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # what it left behind, too
+                process.wait()
+        return hooks.failure(output) if process.returncode else ""
+
+
+@contextlib.contextmanager
+def _passwords(play_context: Any, folder: str) -> Iterator[list[str]]:
+    """Hand on passwords that were asked for at the start, in files that are gone in the end."""
+    words: list[str] = []
+    for option, value in (("connection", play_context.password), ("become", play_context.become_pass)):
+        if value:
+            path = pathlib.Path(folder) / option
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(str(value))
+            words += [f"--{option}-password-file", str(path)]
+    yield words

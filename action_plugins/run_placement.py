@@ -1,1 +1,0 @@
-on_controller.py

@@ -1,0 +1,187 @@
+"""What the controller notes of a run: output/runs/<run_id>.json. One place for what all commands and hosts must know.
+
+The file says where the run was placed and how it ended, which hosts launched it, what went wrong, and what a webhook
+was told. Two things last longer than a command: the placement, and what was told since the run was launched. The rest
+counts for the command that noted it alone, which is told by the time of its plan (``planned_at``): a failure of
+yesterday is no failure of today's command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
+
+from ansible.module_utils.lora_forge import rundir
+
+_PLACEMENT = ("run_id", "trainer", "lane", "state", "final", "detail")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run, as output/runs/<run_id>.json holds it. All times are epoch seconds of the controller's clock.
+
+    Attributes:
+        run_id: Its name.
+        trainer: The inventory name of the host that leads; empty before it was placed.
+        lane: The number of its lane there.
+        state: launched, finished, failed or stopped; empty before it was placed.
+        final: Whether the state is one that the run stays in by itself.
+        detail: Why, where its trainer does not know it, such as what is wrong with its adapter.
+        noted_at: When that was noted.
+        hosts: Of each host that launched it or attached to it: ``at``, and ``started`` (whether it was started there).
+        failures: Of each host where it went wrong: ``at`` and ``message``.
+        notified: When each event was settled: a webhook was told, or it was no news.
+        delivered_at: When its adapter was brought to the controller.
+    """
+
+    run_id: str
+    trainer: str = ""
+    lane: int = 0
+    state: str = ""
+    final: bool = False
+    detail: str = ""
+    noted_at: float = 0.0
+    hosts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    failures: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    notified: dict[str, float] = dataclasses.field(default_factory=dict)
+    delivered_at: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], run_id: str) -> RunRecord:
+        """Read what a file holds; what is not there, or of another type, is unknown."""
+        kinds = {field.name: type(getattr(cls(""), field.name)) for field in dataclasses.fields(cls)}
+        given: dict[str, Any] = {key: value for key, value in data.items() if isinstance(value, kinds.get(key, ()))}
+        given |= {
+            key: float(data[key]) for key in ("noted_at", "delivered_at") if isinstance(data.get(key), (int, float))
+        }
+        return cls(**given | {"run_id": run_id})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as the file holds it: without what is empty, but for the placement."""
+        data = dataclasses.asdict(self)
+        return {key: value for key, value in data.items() if value or (key in _PLACEMENT and self.state)}
+
+    def launched(self, trainer: str, lane: int, now: float) -> RunRecord:
+        """Return it placed on a trainer; a webhook has not been told of anything since."""
+        if (self.state, self.trainer, self.lane) == ("launched", trainer, lane) and not self.detail:
+            return self
+        placed = dataclasses.replace(self, trainer=trainer, lane=lane, state="launched", final=False, detail="")
+        return dataclasses.replace(placed, noted_at=now, notified={}, delivered_at=0.0)
+
+    def on_host(self, host: str, started: bool, now: float) -> RunRecord:
+        """Return it as one that a host launched, or attached to: what went wrong there before does not count."""
+        failures = {name: failure for name, failure in self.failures.items() if name != host}
+        return dataclasses.replace(self, hosts={**self.hosts, host: {"at": now, "started": started}}, failures=failures)
+
+    def ended(self, state: str, trainer: str, now: float, detail: str = "") -> RunRecord:
+        """Return it with its end: finished, failed or stopped.
+
+        An adapter that is no good (failed, with a detail) stays so when somebody looks at the run's trainer again,
+        which knows only that the run finished.
+        """
+        if self.detail and (self.state, state) == ("failed", "finished"):
+            return self
+        if (self.state, self.trainer, self.detail) == (state, trainer, detail):
+            return self
+        return dataclasses.replace(self, trainer=trainer, state=state, final=True, detail=detail, noted_at=now)
+
+    def failed_on(self, host: str, message: str, now: float) -> RunRecord:
+        """Return it with what went wrong on a host of this command."""
+        return dataclasses.replace(self, failures={**self.failures, host: {"at": now, "message": message}})
+
+    def settled(self, event: str, now: float) -> RunRecord:
+        """Return it with an event that nobody has to tell of any more."""
+        return dataclasses.replace(self, notified={**self.notified, event: now})
+
+    def is_settled(self, event: str, since: float = 0.0) -> bool:
+        """Tell whether an event was settled at or after a time."""
+        at = self.notified.get(event)
+        return isinstance(at, (int, float)) and at >= since
+
+    def failure(self, hosts: Iterable[str], since: float) -> str:
+        """Return what went wrong on one of some hosts, at or after a time; empty where nothing did."""
+        return next(iter(self.failures_of(hosts, since).values()), "")
+
+    def failures_of(self, hosts: Iterable[str], since: float) -> dict[str, str]:
+        """Map the hosts where something went wrong at or after a time to what it was."""
+        return {host: str(entry.get("message", "")) for host, entry in _recent(self.failures, hosts, since)}
+
+    def hosts_of(self, hosts: Iterable[str], since: float, started: bool = False) -> list[str]:
+        """List the hosts that launched it or attached to it at or after a time; with ``started`` the former alone."""
+        return [host for host, entry in _recent(self.hosts, hosts, since) if entry.get("started") or not started]
+
+    def is_delivered(self, since: float) -> bool:
+        """Tell whether its adapter was brought here at or after a time."""
+        return self.delivered_at > 0 and self.delivered_at >= since
+
+
+def _recent(entries: dict[str, Any], hosts: Iterable[str], since: float) -> list[tuple[str, dict[str, Any]]]:
+    known = [(host, entries[host]) for host in hosts if isinstance(entries.get(host), dict)]
+    return [(host, entry) for host, entry in known if float(entry.get("at") or 0) >= since]
+
+
+def record_path(output: pathlib.Path, run_id: str) -> pathlib.Path:
+    """Return where a run is noted.
+
+    Args:
+        output: The controller's output folder.
+        run_id: The run.
+    """
+    return output / "runs" / f"{run_id}.json"
+
+
+def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
+    """Read what is noted of a run; an empty record where nothing is.
+
+    Args:
+        output: The controller's output folder.
+        run_id: The run.
+    """
+    return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)), run_id)
+
+
+def placed_records(output: pathlib.Path) -> dict[str, RunRecord]:
+    """Read all runs that were placed on a trainer, by run id.
+
+    Args:
+        output: The controller's output folder.
+    """
+    records = {path.stem: read_record(output, path.stem) for path in sorted((output / "runs").glob("*.json"))}
+    return {run_id: record for run_id, record in records.items() if record.trainer}
+
+
+def update_record(
+    output: pathlib.Path,
+    run_id: str,
+    change: Callable[[RunRecord, float], RunRecord],
+    check: bool = False,
+    now: Optional[float] = None,
+) -> tuple[RunRecord, RunRecord]:
+    """Change what is noted of a run. Hosts of one command do so at the same time, each in a process of its own.
+
+    Args:
+        output: The controller's output folder.
+        run_id: The run.
+        change: Makes the new record of the present one and the time.
+        check: Write nothing.
+        now: Epoch seconds; by default the present.
+
+    Returns:
+        The record before and after.
+    """
+    path, at = record_path(output, run_id), round(time.time() if now is None else now, 3)
+    if check:
+        before = read_record(output, run_id)
+        return before, change(before, at)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{run_id}.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        before = read_record(output, run_id)
+        after = change(before, at)
+        if after != before:
+            rundir.write_json(path, after.as_dict())
+    return before, after

@@ -1,0 +1,142 @@
+"""A message on its way: a real HTTP server, and what is said of one that does not arrive."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ansible.module_utils.lora_forge.controller import notify, webhook
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning.run_record import read_record
+from ansible.module_utils.lora_forge.pods.claims import Claims
+from hook import SECRET, Hook, serving
+
+RUN = PlannedRun(
+    run_id="witness-0", agent="witness", name="witness", fingerprint="f", trainer="pod-1", state="to train",
+    rehearsal=False, recipe={}, recipe_sha256="r", axolotl="0.21.0", datasets=(), hosts=("pod-1",),
+)  # fmt: skip
+DONE = {"step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25}
+DETAIL = "it said {{ lookup('env', 'HOME') }} & <b> «\"quoted\"»"
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Tells of a failure; returns the warnings, in which the address never is."""
+    monkeypatch.setattr(webhook, "_DELAY", 0.01)
+
+    def play(url: str, event: str = "failed", **changes: Any) -> list[str]:
+        options = {"output": str(tmp_path), "url": url, "form": "auto", "timeout": 60, "pods": "",
+                   "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
+        more = {key: changes.pop(key) for key in ("since", "silent") if key in changes}
+        notify.notify(event, RUN, DETAIL, options | changes, DONE, **more)
+        text = capsys.readouterr()
+        assert SECRET not in text.out + text.err
+        return [line.strip() for line in (text.out + text.err).splitlines() if "!" in line]
+
+    return play
+
+
+def test_json_after_an_error_of_the_server(hook: Hook, tell: Any, tmp_path: pathlib.Path) -> None:
+    hook.answers = [503, 200]
+    asked = time.time() - 3600 * 2.5  # two and a half dollars for it and for another one that is not delivered either
+    ordered = Claims(tmp_path / "pods").make(
+        "pod-1", ["witness-0", "mayor-0"], asked, pod_id="p1", asked_at=asked, usd_per_hour=2.0
+    )
+    assert ordered
+    began = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    assert tell(hook.url, pods=str(tmp_path / "pods")) == []
+    first, second = hook.told
+    message = dict(second)
+    assert began <= datetime.datetime.fromisoformat(message.pop("at")) <= datetime.datetime.now(datetime.timezone.utc)
+    assert 2.5 <= message.pop("cost_usd") < 3
+    assert message == {
+        "event": "failed", "agent": "witness", "run_id": "witness-0", "trainer": "pod-1", "detail": DETAIL, "step": 3,
+        "planned": 12, "loss": "nan", "eval_loss": 1.25, "url": None,
+    }  # fmt: skip
+    assert first["detail"] == DETAIL
+
+
+def test_slack_is_known_by_its_host(hook: Hook, tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{hook.server_port}")
+    assert tell(f"http://hooks.slack.com/services/{SECRET}") == []
+    assert hook.paths == [f"http://hooks.slack.com/services/{SECRET}"]
+    head, detail = hook.told[0].pop("text").splitlines()
+    assert hook.told == [{}]
+    assert head == "witness failed: witness-0 on pod-1, step 3/12, loss nan, eval 1.25"
+    assert detail == DETAIL.replace("&", "&amp;").replace("<b>", "&lt;b&gt;")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "asked"),
+    [
+        (404, "answered with status 404", 1), (302, "answered with status 302", 1),
+        (500, "answered with status 500", 4), (429, "answered with status 429", 4),
+        (0, "did not answer within 1 s", 1),
+    ],
+)  # fmt: skip
+def test_what_does_not_arrive_is_a_warning(hook: Hook, tell: Any, status: int, words: str, asked: int) -> None:
+    url = f"{hook.url}/{status}"
+    warning = f"! «witness: failed» was not told: the address in run_notify_url {words}"
+    assert tell(url, timeout=60 if status else 1) == [warning]
+    assert len(hook.paths) == asked
+
+
+@pytest.mark.parametrize("url", [f"no-url-{SECRET}", f"http://[{SECRET}", f"gopher://{SECRET}/"])
+def test_what_is_no_address_is_a_warning(tell: Any, url: str) -> None:
+    assert tell(url) == ["! «witness: failed» was not told: the address in run_notify_url cannot be reached"]
+
+
+def test_an_address_where_nobody_listens_is_a_warning(tell: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        warned = tell(f"http://127.0.0.1:{free.getsockname()[1]}/{SECRET}")
+    assert warned == ["! «witness: failed» was not told: the address in run_notify_url cannot be reached"]
+
+
+def test_an_answer_that_comes_a_byte_at_a_time_is_not_waited_for(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_SPARE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                for byte in b"HTTP/1.1 200 " * 100:
+                    try:
+                        connection.send(bytes([byte]))
+                    except OSError:
+                        return
+                    time.sleep(0.5)
+
+        threading.Thread(target=drip, daemon=True).start()
+        warned = tell(f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}", timeout=1)
+    assert warned == ["! «witness: failed» was not told: the address in run_notify_url did not answer within 1 s"]
+
+
+@pytest.mark.parametrize("changes", [{"url": " "}, {"events": ["finished"]}, {"silent": True}])
+def test_nobody_is_told_and_it_is_settled_all_the_same(
+    hook: Hook, tell: Any, tmp_path: pathlib.Path, changes: dict[str, Any]
+) -> None:
+    assert tell(changes.pop("url", hook.url), **changes) == []
+    assert hook.told == []
+    assert read_record(tmp_path, "witness-0").is_settled("failed")
+
+
+def test_an_event_is_told_once_since_a_time(hook: Hook, tell: Any) -> None:
+    for _ in range(2):
+        tell(hook.url, since=0.0)
+    assert len(hook.told) == 1
+    tell(hook.url, since=time.time() + 1)  # a later command, for which it is news
+    tell(hook.url)
+    assert len(hook.told) == 3

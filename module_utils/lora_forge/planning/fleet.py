@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Callable
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
+from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.text import nearest, short
@@ -195,8 +195,8 @@ def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
         return [agent for agent in AGENTS if agent in declared]
     folder = pathlib.Path(rest.datasets_dir)
     with_data = {agent for agent in AGENTS if dataset.find_files(folder, [agent], "train")}
-    if dataset.find_files(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
-        with_data.add(EVERYBODY)
+    if dataset.find_files(folder, [agent for agent in AGENTS if agent != SHARED_AGENT], "train"):
+        with_data.add(SHARED_AGENT)
     lacking = [agent for agent in AGENTS if agent not in declared | with_data]
     if lacking and declared | with_data:
         warnings.append(f"left out: {', '.join(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")

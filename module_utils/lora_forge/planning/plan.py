@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
+from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, variants
 from ansible.module_utils.lora_forge.planning.fleet import (
@@ -175,8 +175,8 @@ class Planner:
         named = [pathlib.Path(item["path"]) for item in keys.get("datasets", []) if "path" in item]
         train = named or dataset.find_files(folder, [agent], "train")
         val = dataset.find_files(folder, [agent], "val")
-        if not train and agent == EVERYBODY:
-            others = [name for name in AGENTS if name != EVERYBODY]
+        if not train and agent == SHARED_AGENT:
+            others = [name for name in AGENTS if name != SHARED_AGENT]
             train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
             missing = [name for name in others if folder / f"{name}_train.jsonl" not in train]
             if train and missing:

@@ -198,18 +198,17 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         unchecked = validation.check(
             made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
         )
+    runs = [run.as_dict() for run in made.runs]
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
-        rundir.write_json(output / "plan.json", {"runs": made["runs"]})
+        rundir.write_json(output / "plan.json", {"runs": runs})
         if given["sweep"] is not None:
-            variants.write_sweeps(output, made["runs"])
-    queues = fleet.describe_queues(made["runs"])
+            variants.write_sweeps(output, made.runs)
+    queues = fleet.describe_queues(made.runs)
     warnings = (
-        made["warnings"]
-        + unchecked
-        + (fleet.fork_limit_warning(made["runs"], given["forks"]) if given["forks"] else [])
+        made.warnings + unchecked + (fleet.fork_limit_warning(made.runs, given["forks"]) if given["forks"] else [])
     )
-    return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
+    return {"changed": False, "runs": runs, "queues": queues, "warnings_found": warnings}
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+TRAINER_ROOT = "/workspace/lora-forge"  # where everything lies on a trainer whose inventory does not say
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedDataset:

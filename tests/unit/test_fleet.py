@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
+from planned import planned_run
 
 
 def said(call: Any, *given: Any) -> str:
-    """The words of an error."""
+    """Return the words of an error."""
     with pytest.raises(UserError) as error:
         call(*given)
     return str(error.value)
@@ -127,22 +129,22 @@ def test_hosts_of_a_gang_differ_in_nothing_that_a_run_goes_by(changes, words):
 
 @pytest.mark.parametrize("move", [True, "true", "True", " yes ", "1"])
 def test_all_placements_are_let_go(tmp_path, move):
-    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
-    assert (moved("a"), moved("z"), left) == (True, True, [])
+    parsed = fleet.parse_move(move, [Trainer("a")], tmp_path)
+    assert (parsed.lets_go("a"), parsed.lets_go("z"), parsed.trainers) == (True, True, ())
 
 
 @pytest.mark.parametrize("move", [False, None, "", "false", "No", "0"])
 def test_no_placement_is_let_go(tmp_path, move):
-    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
-    assert (moved("a"), left) == (False, [])
+    parsed = fleet.parse_move(move, [Trainer("a")], tmp_path)
+    assert (parsed.lets_go("a"), parsed.trainers) == (False, ())
 
 
 def test_the_named_ones_and_their_gangs_are_given_up(tmp_path):
     boxes = [*gang("a", "b"), Trainer("c"), Trainer("d")]
-    moved, left = fleet.parse_move("d,b", boxes, tmp_path)
-    assert left == ["d", "b", "a"]
-    assert [moved(name) for name in "abcd"] == [True, True, False, True]
-    assert fleet.parse_move(["c"], boxes, tmp_path)[1] == ["c"]
+    parsed = fleet.parse_move("d,b", boxes, tmp_path)
+    assert parsed.trainers == ("d", "b", "a")
+    assert [parsed.lets_go(name) for name in "abcd"] == [True, True, False, True]
+    assert fleet.parse_move(["c"], boxes, tmp_path).trainers == ("c",)
 
 
 def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
@@ -150,7 +152,7 @@ def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
     (tmp_path / "runs/x.json").write_text(json.dumps({"trainer": "pod-7"}))
     (tmp_path / "runs/y.json").write_text("{}")
     boxes = [Trainer("gpu-1"), Trainer("gpu-2")]
-    assert fleet.parse_move("pod-7", boxes, tmp_path)[1] == ["pod-7"]
+    assert fleet.parse_move("pod-7", boxes, tmp_path).trainers == ("pod-7",)
     assert said(fleet.parse_move, "pod-7,gpu1", boxes, tmp_path) == (
         "-e move=gpu1: there is no trainer «gpu1»; did you mean «gpu-1»? Trainers: gpu-1, gpu-2"
     )
@@ -176,7 +178,7 @@ def test_trainers_whose_runs_would_be_the_same_stand_together():
 
 @pytest.fixture
 def files(tmp_path):
-    """Makes <agent>_train.jsonl; returns a trainer whose data they are."""
+    """Make <agent>_train.jsonl; return a trainer whose data they are."""
 
     def maker(*agents: str, **changes: Any) -> Trainer:
         for agent in agents:
@@ -257,9 +259,8 @@ def test_when_no_trainer_takes_an_agent():
 # --- in words
 
 
-def planned(name: str, trainer: str, lane: int = 0, state: str = "to train", work: int = 1_000_000) -> dict[str, Any]:
-    return {"name": name, "trainer": trainer, "lane": lane, "state": state, "estimate": {"work": work},
-            "hosts": [trainer]}  # fmt: skip
+def planned(name: str, trainer: str, lane: int = 0, work: int = 1_000_000, **values: Any) -> PlannedRun:
+    return planned_run(name=name, trainer=trainer, lane=lane, estimate=Estimate(work=work), **values)
 
 
 def test_queues_name_lanes_where_a_trainer_has_several():
@@ -292,7 +293,7 @@ def test_hosts_that_ansible_does_not_get_to_are_named():
     ]
     assert "is launched on d, e, f before" in fleet.fork_limit_warning(runs, 3)[0]
     assert "is launched on b, c, d and 2 more before" in fleet.fork_limit_warning(runs, 1)[0]
-    runs[0]["hosts"] = ["a", "h"]
+    runs[0] = planned("x", "a", hosts=("a", "h"))
     assert fleet.fork_limit_warning(runs, 6)[0].startswith("7 hosts have work")
 
 

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.results import leaderboard
+from planned import planned_run
 
 DATA = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
 
 
 def planned(*ranks: int) -> list[dict[str, Any]]:
     return [{"agent": "witness", "run_id": f"witness-{rank}", "variant": {"lora_r": rank}} for rank in ranks]
+
+
+def swept(*ranks: int) -> list[PlannedRun]:
+    return [planned_run(**run) for run in planned(*ranks)]
 
 
 @pytest.fixture
@@ -70,12 +76,12 @@ def test_the_cells(tmp_path, deliver):
 
 
 def test_what_belongs_together_is_noted_once(tmp_path):
-    variants.write_sweeps(tmp_path, planned(8, 16))
+    variants.write_sweeps(tmp_path, swept(8, 16))
     (known,) = variants.read_sweeps(tmp_path)
     assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
-    variants.write_sweeps(tmp_path, planned(8, 16))
+    variants.write_sweeps(tmp_path, swept(8, 16))
     assert variants.read_sweeps(tmp_path) == [known]
-    variants.write_sweeps(tmp_path, planned(8, 32))
+    variants.write_sweeps(tmp_path, swept(8, 32))
     assert len(variants.read_sweeps(tmp_path)) == 2
     assert len(leaderboard.summary_lines(tmp_path, ["witness"])) == 2
     assert len(leaderboard.summary_lines(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its

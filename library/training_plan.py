@@ -18,16 +18,25 @@ options:
       - By default all that the trainers declare, and where one of them takes any, all that have data.
     type: raw
     default: ''
-  trainers:
-    description:
-      - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
-        C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
-        runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which),
-        C(groups) (those of the inventory that they may be), C(rented) (whether it is a pod) and C(gpu_names) (the GPUs
-        that it may have).
+  hosts:
+    description: The hosts that train, by their inventory names.
     type: list
-    elements: dict
+    elements: str
     required: true
+  host_variables:
+    description:
+      - Variables of these hosts, a mapping of them for each name; those that are read are in C(HOST_VARIABLES) of
+        module_utils/lora_forge/planning/fleet.py.
+      - In a play the action of this name sets it to what the inventory says.
+    type: dict
+    default: {}
+  groups:
+    description: The groups of the inventory, each with its hosts; one of them may be a gang.
+    type: dict
+    default: {}
+  datasets_dir:
+    description: Where the datasets of all hosts are, whatever their variables say.
+    type: str
   root:
     description: The checkout, with configs and requirements in it.
     type: path
@@ -93,8 +102,9 @@ EXAMPLES = r"""
 - name: Plan the witness on this machine
   training_plan:
     agents: witness
-    trainers:
-      - {name: localhost, profile: rehearsal, datasets_dir: examples/datasets}
+    hosts: [localhost]
+    host_variables:
+      localhost: {run_profile: rehearsal, datasets_dir: examples/datasets}
     root: "{{ playbook_dir | dirname }}"
     output: "{{ playbook_dir | dirname }}/output"
 """
@@ -143,7 +153,10 @@ from ansible.module_utils.lora_forge.planning import fleet, plan, validation, va
 
 ARGUMENTS = {
     "agents": {"type": "raw", "default": ""},
-    "trainers": {"type": "list", "elements": "dict", "required": True},
+    "hosts": {"type": "list", "elements": "str", "required": True},
+    "host_variables": {"type": "dict", "default": {}},
+    "groups": {"type": "dict", "default": {}},
+    "datasets_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
     "output": {"type": "path", "required": True},
     "recipe": {"type": "dict", "default": {}},
@@ -157,10 +170,11 @@ ARGUMENTS = {
     "forks": {"type": "int"},
 }
 TELLS = True  # answer() takes what tells people what they wait for
+HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
 
 
 def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """What the module returns.
+    """Return what the module returns.
 
     Args:
         given: Its options.
@@ -170,14 +184,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     Raises:
         UserError: Anything that is wrong with what is asked for.
     """
-    try:
-        lists = ("agents", "members", "groups", "gpu_names")
-        trainers = [
-            fleet.Trainer(**one | {key: tuple(fleet.split_names(one.get(key))) for key in lists})
-            for one in given["trainers"]
-        ]
-    except TypeError as error:
-        raise UserError(f"trainers: {error}") from None
+    trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])
     root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
     if not output.is_absolute():
         raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")

@@ -59,6 +59,97 @@ def test_the_agents_of_a_trainer_are_known_ones():
     )
 
 
+# --- what inventories say
+
+
+def declared(groups: dict[str, list[str]] | None = None, **variables: Any) -> Trainer:
+    [trainer] = fleet.trainers_of(["a"], {"a": variables}, groups or {})
+    return trainer
+
+
+def test_a_host_of_which_nothing_is_said():
+    assert declared() == Trainer("a")
+    assert fleet.trainers_of(["a", "b"], {"b": {}}, {"all": ["a", "b"]}) == [Trainer("a"), Trainer("b")]
+
+
+def test_all_that_can_be_said_of_a_host():
+    assert declared(
+        run_profile="other", trainer_machine="gpu-24gb", datasets_dir="d", agents="crew, mayor", trainer_root="/data",
+        run_gpus="2", trainer_gpu_count=5, pod_gpus=["NVIDIA L40S", "NVIDIA H200"],
+    ) == Trainer(
+        "a", "other", "gpu-24gb", "d", ("crew", "mayor"), "/data", lanes=2, gpus=2, rented=True,
+        gpu_names=("NVIDIA L40S", "NVIDIA H200"),
+    )  # fmt: skip
+
+
+def test_one_folder_of_datasets_for_all_hosts_goes_before_theirs():
+    boxes = fleet.trainers_of(["a", "b"], {"a": {"datasets_dir": "mine"}}, {}, "d")
+    assert [box.datasets_dir for box in boxes] == ["d", "d"]
+
+
+def test_variables_that_are_there_and_empty_are_as_good_as_none():
+    empty = dict.fromkeys(("agents", "datasets_dir", "run_lanes", "run_profile", "trainer_machine"))
+    assert declared(**empty) == Trainer("a")
+
+
+def test_a_pod_may_name_one_gpu_or_none_and_is_rented():
+    assert (declared(pod_gpus="NVIDIA L40S").gpu_names, declared(pod_gpus="NVIDIA L40S").rented) == (
+        ("NVIDIA L40S",),
+        True,
+    )
+    assert (declared(pod_gpus=[]).gpu_names, declared(pod_gpus=[]).rented) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "lanes"),
+    [
+        ({"trainer_gpu_count": 4}, 4),
+        ({"pod_gpu_count": 4}, 4),
+        ({"trainer_gpu_count": 2, "pod_gpu_count": 4}, 2),
+        ({"trainer_gpu_count": 5, "run_gpus": 2}, 2),
+        ({"trainer_gpu_count": 1, "run_gpus": 2}, 0),
+        ({"trainer_gpu_count": 0}, 0),
+        ({"run_lanes": ["GPU-1", "GPU-2", "GPU-3"], "trainer_gpu_count": 8}, 3),
+        ({"run_lanes": "GPU-1, GPU-2,", "trainer_gpu_count": 8}, 2),
+        ({"run_lanes": ["GPU-1,GPU-2", "GPU-3,GPU-4"], "run_gpus": 2}, 2),
+        ({"run_profile": "rehearsal", "trainer_gpu_count": 8}, 1),
+        ({"run_profile": "rehearsal", "run_lanes": ["cpu-0", "cpu-1"], "run_gpus": 2}, 2),
+        ({"run_profile": "rehearsal", "run_gpus": 0}, 1),
+    ],
+)
+def test_a_lane_is_as_many_gpus_as_a_run_takes(variables, lanes):
+    assert declared(**variables).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"run_gpus": "two"}, "run_gpus of a is «two»; it must be a whole number, 1 or more"),
+        ({"run_gpus": 0}, "run_gpus of a is «0»; it must be a whole number, 1 or more"),
+        ({"run_hosts": None}, "run_hosts of a is «None»; it must be a whole number, 1 or more"),
+        ({"trainer_gpu_count": "many"}, "trainer_gpu_count of a is «many»; it must be a whole number, 0 or more"),
+        ({"pod_gpu_count": -1}, "pod_gpu_count of a is «-1»; it must be a whole number, 0 or more"),
+    ],
+)
+def test_what_counts_nothing_is_refused_with_its_name(variables, words):
+    assert said(fleet.trainers_of, ["a"], {"a": variables}, {}) == words
+
+
+def test_a_gang_is_the_group_that_holds_a_host_and_as_many_as_a_run_takes():
+    groups = {"all": ["b", "a"], "ungrouped": ["b", "a"], "trainers": ["a", "b", "c"], "pair": ["b", "a"], "c": ["c"]}
+    trainer = declared(groups, run_hosts=2)
+    assert (trainer.hosts, trainer.members, trainer.groups) == (2, ("b", "a"), ("pair",))
+    assert declared(groups, run_hosts=3).members == ("a", "b", "c")
+    assert declared(groups, run_hosts=4).members == ()
+    assert declared({"alone": ["a"]}).members == ()
+
+
+def test_groups_of_the_same_hosts_are_one_gang_and_of_others_several():
+    groups = {"pair": ["a", "b"], "rack": ["b", "a"], "room": ["a", "c"]}
+    assert fleet.find_gang("a", 2, groups) == (("a", "b"), ("pair", "room"))
+    assert fleet.find_gang("c", 2, groups) == (("a", "c"), ("room",))
+
+
 # --- gangs
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
@@ -14,6 +14,12 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.text import nearest, short
+
+# What :func:`trainers_of` reads of a host.
+HOST_VARIABLES = (
+    "agents", "datasets_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes", "run_profile",
+    "trainer_gpu_count", "trainer_machine", "trainer_root",
+)  # fmt: skip
 
 # What the hosts of a gang must have in common, and the variables that say it.
 _ALIKE = {
@@ -135,6 +141,95 @@ def select_agents(wanted: Any) -> list[str]:
             hint = nearest(name, AGENTS) or "."
             raise UserError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
     return list(dict.fromkeys(names))
+
+
+def trainers_of(
+    hosts: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Sequence[str]],
+    datasets_dir: Optional[str] = None,
+) -> list[Trainer]:
+    """Read trainers from the variables of their hosts, and gangs from the groups of the inventory.
+
+    Args:
+        hosts: The hosts that train.
+        hostvars: Of each of them, those of HOST_VARIABLES that are set.
+        groups: The names of the inventory's groups, and their hosts.
+        datasets_dir: Where the datasets of all of them lie on the controller; None for what each host says.
+
+    Raises:
+        UserError: What counts GPUs or hosts is no number.
+    """
+    trainers = []
+    for host in hosts:
+        known = hostvars.get(host, {})
+        rehearsal = known.get("run_profile") == "rehearsal"
+        least = 0 if rehearsal else 1
+        gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
+        members, fitting = find_gang(host, size, groups)
+        folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
+        pod_gpus = known.get("pod_gpus") or []
+        trainers.append(
+            Trainer(
+                name=host,
+                profile=known.get("run_profile") or "",
+                machine=known.get("trainer_machine") or "",
+                datasets_dir=folder,
+                agents=tuple(split_names(known.get("agents"))),
+                root=str(known.get("trainer_root", Trainer.root)),
+                lanes=_count_lanes(host, known, gpus),
+                gpus=gpus,
+                hosts=size,
+                members=members,
+                groups=fitting,
+                rented="pod_gpus" in known,
+                gpu_names=tuple(split_names(pod_gpus if isinstance(pod_gpus, list) else [pod_gpus])),
+            )
+        )
+    return trainers
+
+
+def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
+    """Count the lanes that a host declares, as the plan touches none: its GPUs, named or counted, by those of a run."""
+    lanes = known.get("run_lanes") or []
+    named = len(split_names(",".join(map(str, lanes)) if isinstance(lanes, list) else lanes))
+    if known.get("run_profile") == "rehearsal":
+        return named or 1
+    variable = "trainer_gpu_count" if "trainer_gpu_count" in known else "pod_gpu_count"
+    return (named or _count(host, known, variable, 0)) // gpus
+
+
+def _count(host: str, known: Mapping[str, Any], variable: str, least: int) -> int:
+    value = known.get(variable, 1)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < least:
+        raise UserError(f"{variable} of {host} is «{value}»; it must be a whole number, {least} or more")
+    return number
+
+
+def find_gang(host: str, size: int, groups: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find the group of the inventory that holds a host and so many others as a run takes.
+
+    Args:
+        host: The host.
+        size: How many hosts a run takes; one makes no gang.
+        groups: The names of the inventory's groups, and their hosts.
+
+    Returns:
+        The hosts of the first such group, and the names of all that may be meant; another one of the same hosts is
+        none of them.
+    """
+    members: tuple[str, ...] = ()
+    fitting: list[str] = []
+    for group, hosts in groups.items():
+        fits = size > 1 and len(hosts) == size and host in hosts and group not in ("all", "ungrouped")
+        if fits and sorted(hosts) != sorted(members):
+            members = members or tuple(hosts)
+            fitting.append(group)
+    return members, tuple(fitting)
 
 
 def check_agents(trainer: Trainer) -> Trainer:

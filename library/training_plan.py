@@ -128,18 +128,18 @@ runs:
       run_id: witness-c6746a504464
       state: to train
       trainer: localhost
-queues:
-  description: Which runs each lane gets, in words; empty where one run is alone.
+show:
+  description:
+    - What people read, which the action of this name shows, also in check mode.
+    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone, and
+      C(warnings) of what may not be meant.
   returned: success
-  type: list
-  elements: str
-  sample: ["gpu-1: mayor, crew, one after the other; about 1.2 M tokens to train on"]
-warnings_found:
-  description: What may not be meant, in sentences.
-  returned: success
-  type: list
-  elements: str
-  sample: ["witness: warmup takes 50 of about 21 steps."]
+  type: dict
+  sample:
+    columns: [agent, run, trainer, examples, ~tokens, ~steps, ~GPU, state]
+    rows: [[witness, witness-c6746a504464, gpu-1, "45", 56 k, "21", 24.4 GiB, to train]]
+    lines: ["  gpu-1: mayor, crew, one after the other; about 1.2 M tokens to train on"]
+    warnings: ["witness: warmup takes 50 of about 21 steps."]
 """
 
 import os
@@ -199,23 +199,27 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         keep=given["keep_axolotl"],
         variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
     )
-    unchecked = []
+    warnings = list(made.warnings)
     if given["validate"]:
         named = given["axolotl_environment"]
-        unchecked = validation.check(
+        warnings += validation.check(
             made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
         )
+    if given["forks"]:
+        warnings += fleet.fork_limit_warning(made.runs, given["forks"])
     runs = [run.as_dict() for run in made.runs]
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / "plan.json", {"runs": runs})
         if given["sweep"] is not None:
             variants.write_sweeps(output, made.runs)
-    queues = fleet.describe_queues(made.runs)
-    warnings = (
-        made.warnings + unchecked + (fleet.fork_limit_warning(made.runs, given["forks"]) if given["forks"] else [])
-    )
-    return {"changed": False, "runs": runs, "queues": queues, "warnings_found": warnings}
+    shown = {
+        "columns": plan.COLUMNS,
+        "rows": [plan.table_row(run) for run in made.runs],
+        "lines": [f"  {queue}" for queue in fleet.describe_queues(made.runs)],
+        "warnings": warnings,
+    }
+    return {"changed": False, "runs": runs, "show": shown}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.text import canonical
@@ -1333,6 +1333,33 @@ def test_giving_all_up_leaves_nobody(make, data, run_id):
     assert said(lambda: make(trainers=[])) == (
         "the inventory holds no host to train on. See inventory/local.yml for the smallest one"
     )
+
+
+# --- as a table
+
+
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        ({}, ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to train")),
+        ({"estimate": Estimate(tokens=999, steps=3, memory_gib=24.4)},
+         ("crew", "crew-1", "gpu-1", "0", "999", "3", "24.4 GiB", "to train")),
+        ({"estimate": Estimate(tokens=1000)}, ("crew", "crew-1", "gpu-1", "0", "1 k", "0", "?", "to train")),
+        ({"estimate": Estimate(tokens=49_501)}, ("crew", "crew-1", "gpu-1", "0", "50 k", "0", "?", "to train")),
+        ({"state": "to resume", "why": "failed before"},
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to resume (failed before)")),
+        ({"rehearsal": True, "why": "moved from b"},
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "–", "to train (moved from b) (rehearsal: tiny model, CPU)")),
+        ({"name": "crew lora_r 8", "state": "ready",
+          "datasets": [PlannedDataset("a", "train", "", 3), PlannedDataset("b", "train", "", 4),
+                       PlannedDataset("c", "val", "", 50)]},
+         ("crew lora_r 8", "crew-1", "gpu-1", "7", "0", "0", "?", "ready")),
+    ],
+)  # fmt: skip
+def test_a_run_as_people_read_it(values, cells):
+    row = plan.table_row(planned_run(**{"name": "crew", "run_id": "crew-1", "trainer": "gpu-1", **values}))
+    assert row == cells
+    assert len(row) == len(plan.COLUMNS)
 
 
 # --- its three steps

@@ -40,6 +40,7 @@ from ansible.module_utils.lora_forge.text import canonical
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 _BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
 _EXACT = 1000  # conversations that are packed one by one to count the rows
+COLUMNS = ("agent", "run", "trainer", "examples", "~tokens", "~steps", "~GPU", "state")
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
 
 
@@ -694,6 +695,24 @@ def merge_warnings(warnings: list[str], agents: Sequence[str]) -> list[str]:
 def has_history(run: PlannedRun) -> bool:
     """Tell whether there is something of a run already, be it an adapter, or that it was given up somewhere."""
     return run.state != "to train" or run.placed or bool(run.why)
+
+
+def table_row(run: PlannedRun) -> tuple[str, ...]:
+    """Show a run under COLUMNS."""
+    tokens, memory_gib = run.estimate.tokens, run.estimate.memory_gib
+    gpu = "–" if run.rehearsal else "?" if memory_gib is None else f"{memory_gib} GiB"
+    why = f" ({run.why})" if run.why else ""
+    rehearsal = " (rehearsal: tiny model, CPU)" if run.rehearsal else ""
+    return (
+        run.name,
+        run.run_id,
+        run.trainer,
+        str(sum(file.examples for file in run.datasets if file.use == "train")),
+        f"{round(tokens / 1000)} k" if tokens > 999 else str(tokens),
+        str(run.estimate.steps),
+        gpu,
+        f"{run.state}{why}{rehearsal}",
+    )
 
 
 def check_trainers(trainers: Sequence[Trainer], move: Any, output: pathlib.Path) -> Fleet:

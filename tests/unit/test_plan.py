@@ -13,7 +13,7 @@ import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
-from ansible.module_utils.lora_forge.planning import fleet, plan, recipe
+from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.text import canonical
 from planned import planned_run
@@ -1079,7 +1079,7 @@ LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
 
 
 @pytest.mark.parametrize(
-    ("keys", "sets", "steps", "work"),
+    ("keys", "sets", "count", "work"),
     [
         (PACKED, [("train", 10, 1000)], 15, 15 * 2 * 100),
         (PACKED, [("train", 11, 1001)], 15, 15 * 2 * 100),  # a row without a second one is dropped
@@ -1103,16 +1103,16 @@ LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
         (LOOSE | {"val_set_size": 0.5}, [("train", 8, 160)], 1, 4 * 20),
     ],
 )
-def test_steps_and_tokens_of_a_run(keys, sets, steps, work):
-    assert plan.estimate_steps(keys, rows(*sets)) == steps
-    assert plan.estimate_work(keys, rows(*sets)) == work
+def test_steps_and_tokens_of_a_run(keys, sets, count, work):
+    assert steps.estimate_steps(keys, rows(*sets)) == count
+    assert steps.estimate_work(keys, rows(*sets)) == work
 
 
 def test_of_many_conversations_as_many_rows_are_counted_as_of_few():
     """2,500 tokens of 4,096: one in a row, whatever their sum is."""
     for count in (1000, 1001, 5000):
         keys = {"sequence_len": 4096, "sample_packing": True, "micro_batch_size": 1}
-        assert plan.estimate_rows(keys, rows(("train", count, 2500 * count))) == count
+        assert steps.estimate_rows(keys, rows(("train", count, 2500 * count))) == count
 
 
 @pytest.mark.parametrize(("strategy", "steps"), [("drop", 1), ("truncate", 24), (None, 1)])

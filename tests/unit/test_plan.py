@@ -14,6 +14,7 @@ from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
+from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.text import canonical
 from planned import planned_run
@@ -986,8 +987,8 @@ def test_a_delivered_run_is_not_moved_and_not_placed(make, note, deliver, data, 
 # --- attempts, closer
 
 
-def attempted(attempt: plan.Attempt) -> tuple[str, str, str, dict[str, Any]]:
-    assert (attempt.fingerprint, attempt.axolotl) == ("a" * 64, plan.Planner(ROOT, ROOT, {}).axolotl)
+def attempted(attempt: Attempt) -> tuple[str, str, str, dict[str, Any]]:
+    assert (attempt.fingerprint, attempt.axolotl) == ("a" * 64, "0.21.0")
     return attempt.run_id, attempt.state, attempt.why, attempt.placement
 
 
@@ -1007,7 +1008,7 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
     runs_.mkdir()
     if placement:
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
-    attempt = plan.Planner(ROOT, tmp_path, {}).find_attempt("witness", "a" * 64)
+    attempt = Attempts(tmp_path, "0.21.0").find("witness", "a" * 64)
     assert attempted(attempt) == (f"witness-{'a' * 12}", *expected, placement)
 
 
@@ -1017,39 +1018,39 @@ def test_attempts_of_other_recipes_do_not_count(tmp_path):
     for name in (f"{first}b", f"{first}-x", f"{first}-2-3", f"mayor-{'a' * 12}", f"x{first}-9"):
         (tmp_path / f"runs/{name}.json").write_text('{"final": true, "state": "failed"}')
     for fresh in (False, True):
-        attempt = plan.Planner(ROOT, tmp_path, {}, fresh=fresh).find_attempt("witness", "a" * 64)
+        attempt = Attempts(tmp_path, "0.21.0", fresh=fresh).find("witness", "a" * 64)
         assert attempted(attempt) == (first, "to train", "", {})
 
 
 def test_attempts_are_known_from_their_folders_too(tmp_path, deliver):
     first = f"witness-{'a' * 12}"
-    planner, fresh = (plan.Planner(ROOT, tmp_path / "output", {}, fresh=fresh) for fresh in (False, True))
+    known, fresh = (Attempts(tmp_path / "output", "0.21.0", fresh=fresh) for fresh in (False, True))
     folder = deliver(f"{first}-3")
     (folder.parent / f"{first}-7").touch()  # no folder
-    assert attempted(planner.find_attempt("witness", "a" * 64)) == (f"{first}-3", "ready", "", {})
+    assert attempted(known.find("witness", "a" * 64)) == (f"{first}-3", "ready", "", {})
     (folder / "weights").unlink()
     missing = f"{folder / 'weights'} is missing"
-    assert attempted(planner.find_attempt("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
-    assert attempted(fresh.find_attempt("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
+    assert attempted(known.find("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
+    assert attempted(fresh.find("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
 
 
 def test_the_newest_of_the_earlier_ones_that_are_whole_stays_ready(tmp_path, deliver, note):
     first = f"witness-{'a' * 12}"
-    planner, fresh = (plan.Planner(ROOT, tmp_path / "output", {}, fresh=fresh) for fresh in (False, True))
+    known, fresh = (Attempts(tmp_path / "output", "0.21.0", fresh=fresh) for fresh in (False, True))
     for number in ("", "-2", "-3"):
         folder = deliver(f"{first}{number}")
     (folder / "weights").unlink()
     note(f"{first}-4", final=True, state="failed")
-    assert attempted(planner.find_attempt("witness", "a" * 64))[:3] == (
+    assert attempted(known.find("witness", "a" * 64))[:3] == (
         f"{first}-2",
         "ready",
         f"{first}-4 failed later",
     )
-    assert attempted(fresh.find_attempt("witness", "a" * 64))[:3] == (
+    assert attempted(fresh.find("witness", "a" * 64))[:3] == (
         f"{first}-5", "to train", "a fresh attempt was asked for",
     )  # fmt: skip
     note(f"{first}-4", final=False)
-    assert attempted(planner.find_attempt("witness", "a" * 64))[:2] == (f"{first}-4", "to attach")
+    assert attempted(known.find("witness", "a" * 64))[:2] == (f"{first}-4", "to attach")
 
 
 def test_whether_something_was_begun():

@@ -7,16 +7,15 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, steps
+from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
     Job,
@@ -39,27 +38,6 @@ from ansible.module_utils.lora_forge.text import canonical
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 COLUMNS = ("agent", "run", "trainer", "examples", "~tokens", "~steps", "~GPU", "state")
 REHEARSAL = "rehearsal"  # the profile whose base model is made on the trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """Which attempt at a recipe is meant.
-
-    Attributes:
-        run_id: Its name.
-        state: See :class:`PlannedRun`.
-        why: Why it is in that state, for people; may be empty.
-        placement: What output/runs/<run_id>.json holds of it; empty where it was never launched, or is let go.
-        fingerprint: Of the recipe that it trains.
-        axolotl: The version of Axolotl that the fingerprint holds.
-    """
-
-    run_id: str
-    state: str
-    why: str
-    placement: dict[str, Any]
-    fingerprint: str
-    axolotl: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +90,7 @@ class Planner:
         verify: bool = False,
     ):
         self.root = root
-        self.output = output
         self.overrides = overrides
-        if keep and not _minor_version(keep):
-            raise UserError(f"keep_axolotl is «{keep}»; it is a version of Axolotl, such as 0.19")
-        self.kept_version = _minor_version(keep)
-        self.fresh = fresh
-        self.verify = verify
         self.warnings: list[str] = []
         self.axolotl = recipe.pinned_version(root / LOCKS[0], "axolotl")
         for lock in LOCKS[1:]:
@@ -128,6 +100,7 @@ class Planner:
             self.schema = json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
+        self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
         self.checked_files: dict[tuple[str, str, int], dataset.DatasetFile] = {}
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
@@ -328,88 +301,6 @@ class Planner:
         self.warnings += [f"{agent}: {note}" for note in notes]
         return keys, origin, files
 
-    # --- attempts
-
-    def find_attempt(self, agent: str, fingerprint: str) -> Attempt:
-        """Find the attempt at a recipe that is meant: an adapter that is there, a run to go on with, or a new one."""
-        first = f"{agent}-{fingerprint[:12]}"
-        folder = self.output / "adapters" / agent
-        pattern = re.compile(rf"^{re.escape(first)}(?:-(\d+))?$")
-        names = [path.name for path in folder.glob(f"{first}*") if path.is_dir()] if folder.is_dir() else []
-        names += [path.stem for path in (self.output / "runs").glob(f"{first}*.json")]
-        numbers = sorted({int(match.group(1) or 1) for match in map(pattern.match, names) if match}) or [0]
-        newest = numbers[-1]
-
-        def name(number: int) -> str:
-            return first if number <= 1 else f"{first}-{number}"
-
-        def adapter_error(number: int) -> Optional[str]:
-            return store.integrity_error(folder / name(number), self.verify) if number else "never trained"
-
-        def attempt(number: int, state: str, why: str, placement: dict[str, Any]) -> Attempt:
-            return Attempt(name(number), state, why, placement, fingerprint, self.axolotl)
-
-        placement = rundir.read_json(self.output / "runs" / f"{name(newest)}.json")
-        error = adapter_error(newest)
-        if self.fresh and newest and (error is None or placement.get("final")):
-            return attempt(newest + 1, "to train", "a fresh attempt was asked for", {})
-        if error is None:
-            return attempt(newest, "ready", "", placement)
-        if not self.fresh and placement.get("final"):
-            earlier = next((number for number in reversed(numbers[:-1]) if adapter_error(number) is None), None)
-            if earlier:
-                return attempt(earlier, "ready", f"{name(newest)} failed later", {})
-        if placement and not placement.get("final"):
-            return attempt(newest, "to attach", "launched before", placement)
-        if placement.get("state") in ("failed", "stopped"):
-            return attempt(newest, "to resume", f"{placement['state']} before", placement)
-        return attempt(max(newest, 1), "to train", "" if error == "never trained" else error, placement)
-
-    def find_older_adapters(
-        self, agent: str, keys: dict[str, Any], rehearsal: bool, files: list[dict[str, str]]
-    ) -> dict[str, Attempt]:
-        """Find what is ready of a recipe by other versions of Axolotl, by major.minor of that version."""
-        ready: dict[str, Attempt] = {}
-        for path in (self.output / "adapters" / agent).glob("*/manifest.json"):
-            versions = rundir.read_json(path).get("versions")
-            version = str(versions.get("axolotl") or "") if isinstance(versions, dict) else ""
-            minor = _minor_version(version)
-            if minor and minor not in (_minor_version(self.axolotl), *ready):
-                attempt = self.find_attempt(agent, recipe.fingerprint(keys, rehearsal, files, minor))
-                if attempt.state == "ready":
-                    ready[minor] = dataclasses.replace(attempt, axolotl=version)
-        return ready
-
-    def choose_attempt(self, agent: str, keys: dict[str, Any], rehearsal: bool, files: list[dict[str, str]]) -> Attempt:
-        """Choose between the attempt by the Axolotl of the locks, and an adapter of an older one that is to be kept.
-
-        Args:
-            agent: Who is trained.
-            keys: The recipe, for one process.
-            rehearsal: Whether a tiny random model is trained.
-            files: Use and SHA-256 of each dataset file.
-
-        Raises:
-            UserError: There is something to keep, of another version than the one that was named.
-        """
-        attempt = self.find_attempt(agent, recipe.fingerprint(keys, rehearsal, files, self.axolotl))
-        if self.fresh or attempt.state in ("ready", "to attach"):
-            return attempt
-        older = self.find_older_adapters(agent, keys, rehearsal, files)
-        if not older:
-            return attempt
-        if self.kept_version in older:
-            return older[self.kept_version]
-        minor, newest = max(older.items(), key=lambda item: [*map(int, item[0].split("."))])
-        finding = f"{agent} has {newest.run_id}, of Axolotl {newest.axolotl}"
-        if self.kept_version:
-            raise UserError(f"keep_axolotl is {self.kept_version}, but {finding}; -e keep_axolotl={minor} keeps that")
-        self.warnings.append(
-            f"{finding}; the locks pin {self.axolotl} now. Nothing else has changed, and it is trained anew; "
-            f"-e keep_axolotl={minor} keeps what there is"
-        )
-        return attempt
-
     # --- estimates
 
     def estimate_run(
@@ -500,10 +391,10 @@ class Planner:
         """
         keys, origin, files = self.recipe_and_data(agent, trainer, variant)
         rehearsal = trainer.profile == REHEARSAL
-        attempt = self.choose_attempt(
-            agent, keys, rehearsal, [{"use": file.use, "sha256": file.sha256} for file in files]
-        )
-        attempt = _placed_attempt(attempt, trainer, move)
+        hashes = [{"use": file.use, "sha256": file.sha256} for file in files]
+        attempt, warnings = self.attempts.choose(agent, keys, rehearsal, hashes)
+        self.warnings += warnings
+        attempt = attempt.settle(trainer.name, move)
         estimate = self.estimate_run(agent, keys, files, trainer, variant)
         if not rehearsal:
             keys = recipe.split_batch(keys, trainer.gpus * trainer.hosts)
@@ -512,15 +403,14 @@ class Planner:
         keys = recipe.with_plugins(keys)
         self.origins[attempt.run_id] = {key: layer.where(key) for key, layer in origin.items()}
         options = (keys.pop("datasets", None) or [{}])[0]
-        placed_on = str(attempt.placement.get("trainer") or "")
         return PlannedRun(
             run_id=attempt.run_id,
             agent=agent,
             name=f"{agent} {variant_label(variant)}" if variant else agent,
             variant=variant or {},
             fingerprint=attempt.fingerprint,
-            trainer=placed_on or trainer.name,
-            placed=bool(placed_on) and attempt.state != "ready",
+            trainer=attempt.placed_on or trainer.name,
+            placed=bool(attempt.placed_on) and attempt.state != "ready",
             lane=int(attempt.placement.get("lane") or 0),
             state=attempt.state,
             why=attempt.why,
@@ -566,22 +456,6 @@ class Planner:
         if not planned:
             raise errors[0]
         return min(planned, key=lambda way: (not has_history(way[0]), has_history(way[0]) and way[0].rehearsal))
-
-
-def _placed_attempt(attempt: Attempt, trainer: Trainer, move: Move) -> Attempt:
-    """Tell an unfinished attempt that it stays where it was placed, or is let go."""
-    placed_on = str(attempt.placement.get("trainer") or "")
-    if not placed_on or attempt.state == "ready":
-        return attempt
-    if move.lets_go(placed_on):
-        return dataclasses.replace(attempt, state="to train", why=f"moved from {placed_on}", placement={})
-    return attempt if placed_on == trainer.name else dataclasses.replace(attempt, why=f"placed on {placed_on}")
-
-
-def _minor_version(version: str) -> str:
-    """Return major and minor of a version; empty where it is none."""
-    match = re.match(r"\d+\.\d+(?![^.+])", version)
-    return match.group() if match else ""
 
 
 def merge_warnings(warnings: list[str], agents: Sequence[str]) -> list[str]:

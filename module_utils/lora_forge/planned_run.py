@@ -102,7 +102,7 @@ class PlannedRun:
         Raises:
             TypeError: A key that is needed is not there.
         """
-        datasets = tuple(PlannedDataset(**_known(PlannedDataset, one)) for one in data.get("datasets") or ())
+        datasets = tuple(PlannedDataset(**_known(PlannedDataset, file)) for file in data.get("datasets") or ())
         hosts = tuple(data.get("hosts") or (data.get("trainer", ""),))
         estimate = Estimate(**_known(Estimate, data.get("estimate") or {}))
         return cls(**_known(cls, data) | {"datasets": datasets, "hosts": hosts, "estimate": estimate})

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ansible.module_utils
+from ansible.errors import AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -31,6 +33,28 @@ def load(name: str) -> Any:
     return module
 
 
+def read_host_variables(hostvars: Any, hosts: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Template some variables of hosts; one that is not set, or is nothing but another one that is not, is left out.
+
+    Args:
+        hostvars: Ansible's.
+        hosts: Whose variables.
+        names: Which; each other one costs time on hundreds of hosts, or cannot be templated yet.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        known: Mapping[str, Any] = hostvars[host]
+        values[host] = {}
+        for name in names:
+            if name in known:
+                try:
+                    values[host][name] = known[name]
+                except AnsibleUndefinedVariable:
+                    if not isinstance(hostvars.raw_get(host)[name], str):  # a list would be shorter than was meant
+                        raise
+    return values
+
+
 # Once, and not in every task's process: Ansible imports a plugin before it forks.
 NAME = __name__.rpartition(".")[2]
 MODULE = None if NAME == "on_controller" else load(NAME)
@@ -44,7 +68,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         assert MODULE is not None, "this file is for links to it"
-        self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
+        arguments = dict(self._task.args)
+        if names := getattr(MODULE, "HOST_VARIABLES", ()):
+            arguments["host_variables"] = read_host_variables(task_vars["hostvars"], arguments["hosts"], names)
+        self._task.args = json.loads(json.dumps(arguments))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
         try:

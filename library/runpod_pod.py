@@ -245,6 +245,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
+from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT
 from ansible.module_utils.lora_forge.pods import costs, leash, lifecycle, runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, retention_notice
 
@@ -270,7 +271,7 @@ ARGUMENTS = {
     "network_volume": {"type": "str", "default": ""},
     "mount": {"type": "str", "default": "/workspace"},
     "env": {"type": "dict", "default": {}},
-    "root": {"type": "str", "default": "/workspace/lora-forge"},
+    "root": {"type": "str", "default": TRAINER_ROOT},
     "leash": {"type": "path"},
     "ssh_key": {"type": "str", "default": "", "no_log": False},  # a path
     "order_timeout": {"type": "int", "default": 3600},

@@ -18,16 +18,25 @@ options:
       - By default all that the trainers declare, and where one of them takes any, all that have data.
     type: raw
     default: ''
-  trainers:
-    description:
-      - The trainers, each a mapping with C(name), and where wanted C(profile) (a file of configs/profiles),
-        C(machine) (a file of configs/machines), C(datasets_dir), C(agents) (those it is meant for), C(lanes) (how many
-        runs it trains at once), C(gpus) (how many GPUs a run takes), C(hosts) (how many hosts), C(members) (which),
-        C(groups) (those of the inventory that they may be), C(rented) (whether it is a pod) and C(gpu_names) (the GPUs
-        that it may have).
+  hosts:
+    description: The hosts that train, by their inventory names.
     type: list
-    elements: dict
+    elements: str
     required: true
+  host_variables:
+    description:
+      - Variables of these hosts, a mapping of them for each name; those that are read are in C(HOST_VARIABLES) of
+        module_utils/lora_forge/planning/fleet.py.
+      - In a play the action of this name sets it to what the inventory says.
+    type: dict
+    default: {}
+  groups:
+    description: The groups of the inventory, each with its hosts; one of them may be a gang.
+    type: dict
+    default: {}
+  datasets_dir:
+    description: Where the datasets of all hosts are, whatever their variables say.
+    type: str
   root:
     description: The checkout, with configs and requirements in it.
     type: path
@@ -93,8 +102,9 @@ EXAMPLES = r"""
 - name: Plan the witness on this machine
   training_plan:
     agents: witness
-    trainers:
-      - {name: localhost, profile: rehearsal, datasets_dir: examples/datasets}
+    hosts: [localhost]
+    host_variables:
+      localhost: {run_profile: rehearsal, datasets_dir: examples/datasets}
     root: "{{ playbook_dir | dirname }}"
     output: "{{ playbook_dir | dirname }}/output"
 """
@@ -118,18 +128,18 @@ runs:
       run_id: witness-c6746a504464
       state: to train
       trainer: localhost
-queues:
-  description: Which runs each lane gets, in words; empty where one run is alone.
+show:
+  description:
+    - What people read, which the action of this name shows, also in check mode.
+    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone, and
+      C(warnings) of what may not be meant.
   returned: success
-  type: list
-  elements: str
-  sample: ["gpu-1: mayor, crew, one after the other; about 1.2 M tokens to train on"]
-warnings_found:
-  description: What may not be meant, in sentences.
-  returned: success
-  type: list
-  elements: str
-  sample: ["witness: warmup takes 50 of about 21 steps."]
+  type: dict
+  sample:
+    columns: [agent, run, trainer, examples, ~tokens, ~steps, ~GPU, state]
+    rows: [[witness, witness-c6746a504464, gpu-1, "45", 56 k, "21", 24.4 GiB, to train]]
+    lines: ["  gpu-1: mayor, crew, one after the other; about 1.2 M tokens to train on"]
+    warnings: ["witness: warmup takes 50 of about 21 steps."]
 """
 
 import os
@@ -144,7 +154,10 @@ from ansible.module_utils.lora_forge.planning import fleet, plan, validation, va
 
 ARGUMENTS = {
     "agents": {"type": "raw", "default": ""},
-    "trainers": {"type": "list", "elements": "dict", "required": True},
+    "hosts": {"type": "list", "elements": "str", "required": True},
+    "host_variables": {"type": "dict", "default": {}},
+    "groups": {"type": "dict", "default": {}},
+    "datasets_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
     "output": {"type": "path", "required": True},
     "recipe": {"type": "dict", "default": {}},
@@ -158,10 +171,11 @@ ARGUMENTS = {
     "forks": {"type": "int"},
 }
 TELLS = True  # answer() takes what tells people what they wait for
+HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
 
 
 def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """What the module returns.
+    """Return what the module returns.
 
     Args:
         given: Its options.
@@ -171,14 +185,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     Raises:
         UserError: Anything that is wrong with what is asked for.
     """
-    try:
-        lists = ("agents", "members", "groups", "gpu_names")
-        trainers = [
-            fleet.Trainer(**one | {key: tuple(fleet.split_names(one.get(key))) for key in lists})
-            for one in given["trainers"]
-        ]
-    except TypeError as error:
-        raise UserError(f"trainers: {error}") from None
+    trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])
     root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
     if not output.is_absolute():
         raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
@@ -193,26 +200,28 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         keep=given["keep_axolotl"],
         variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
     )
-    unchecked = []
+    warnings = list(made.warnings)
     if given["validate"]:
         named = given["axolotl_environment"]
-        unchecked = validation.check(
+        warnings += validation.check(
             made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
         )
+    if given["forks"]:
+        warnings += fleet.fork_limit_warning(made.runs, given["forks"])
     planned_at = round(time.time(), 3)
-    made["runs"] = [run | {"planned_at": planned_at} for run in made["runs"]]
+    runs = [run.as_dict() | {"planned_at": planned_at} for run in made.runs]
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
-        rundir.write_json(output / "plan.json", {"runs": made["runs"]})
+        rundir.write_json(output / "plan.json", {"runs": runs})
         if given["sweep"] is not None:
-            variants.write_sweeps(output, made["runs"])
-    queues = fleet.describe_queues(made["runs"])
-    warnings = (
-        made["warnings"]
-        + unchecked
-        + (fleet.fork_limit_warning(made["runs"], given["forks"]) if given["forks"] else [])
-    )
-    return {"changed": False, "runs": made["runs"], "queues": queues, "warnings_found": warnings}
+            variants.write_sweeps(output, made.runs)
+    shown = {
+        "columns": plan.COLUMNS,
+        "rows": [plan.table_row(run) for run in made.runs],
+        "lines": [f"  {queue}" for queue in fleet.describe_queues(made.runs)],
+        "warnings": warnings,
+    }
+    return {"changed": False, "runs": runs, "show": shown}
 
 
 def main() -> None:

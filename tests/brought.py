@@ -36,7 +36,7 @@ class Brought:
     refused: str = ""
     plainly: str = ""
 
-    def planned(self, folder: pathlib.Path) -> dict[str, Any]:
+    def planned(self, folder: pathlib.Path) -> plan.Plan:
         """The plan of it, in a checkout of its own.
 
         Args:

@@ -33,6 +33,8 @@ TESTS = {
     "planning/rules": ("rules",),
     "planning/validation": ("validation",),
     "planning/plan": ("plan",),
+    "planning/attempts": ("plan",),
+    "planning/steps": ("plan",),
     "planning/fleet": ("fleet",),
     "adapters/store": ("store",),
     "adapters/promotion": ("promotion",),

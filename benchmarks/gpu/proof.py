@@ -59,7 +59,7 @@ class Proof:
         )
         overrides = {"base_model": str(self.model), "max_steps": max_steps}
         planner = plan.Planner(ROOT, work / "output", overrides)
-        self.plan = planner.run(agent, trainer, False, lambda name: False, False)
+        self.plan = planner.plan_run(agent, trainer, fleet.Move()).as_dict()
         self.untouched(planner, agent, trainer)
         self.run_dir = work / "runs" / self.plan["run_id"]
         self.notes = load(work / "notes.json")
@@ -69,7 +69,7 @@ class Proof:
         names = ["configs/base.yml", f"configs/agents/{agent}.yml"]
         if trainer.profile:
             names.append(f"configs/profiles/{trainer.profile}.yml")
-        production = recipe.merge(planner.layer(name) for name in names)[0]
+        production = recipe.merge(planner.read_layer(name) for name in names)[0]
         planned = self.plan["recipe"]
         self.changed = {
             key: [production.get(key), planned.get(key)]

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 AGENTS = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")
-EVERYBODY = "gastown"  # the shared adapter over all the others
+SHARED_AGENT = "gastown"  # whose adapter is shared: it learns from the data of all the others

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+TRAINER_ROOT = "/workspace/lora-forge"  # where everything lies on a trainer whose inventory does not say
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedDataset:
@@ -102,7 +104,7 @@ class PlannedRun:
         Raises:
             TypeError: A key that is needed is not there.
         """
-        datasets = tuple(PlannedDataset(**_known(PlannedDataset, one)) for one in data.get("datasets") or ())
+        datasets = tuple(PlannedDataset(**_known(PlannedDataset, file)) for file in data.get("datasets") or ())
         hosts = tuple(data.get("hosts") or (data.get("trainer", ""),))
         estimate = Estimate(**_known(Estimate, data.get("estimate") or {}))
         return cls(**_known(cls, data) | {"datasets": datasets, "hosts": hosts, "estimate": estimate})

@@ -9,14 +9,14 @@ from typing import Any
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0:34 or 1:02:09."""
+    """Write seconds as 0:34 or 1:02:09."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def short(number: float) -> str:
-    """A figure in two or three digits: 950, 1.5 k, 21 k, 3.2 M."""
+    """Write a figure in two or three digits: 950, 1.5 k, 21 k, 3.2 M."""
     if number >= 999_500:
         return f"{number / 1e6:.1f} M" if number < 9.95e6 else f"{number / 1e6:.0f} M"
     if number >= 10_000:
@@ -25,20 +25,21 @@ def short(number: float) -> str:
 
 
 def pair(name: str, first: Any, last: Any) -> str:
-    """A figure at the beginning and at the end; NaN and infinity are logged as text."""
+    """Write a figure at the beginning and at the end; NaN and infinity are logged as text."""
+    known = [figure for figure in (first, last) if figure is not None]
     return f"{name} " + " → ".join(
-        f"{one:.4g}" if isinstance(one, (int, float)) else str(one) for one in (first, last) if one is not None
+        f"{figure:.4g}" if isinstance(figure, (int, float)) else str(figure) for figure in known
     )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """« did you mean …?» with the best match, or nothing."""
+    """Ask «did you mean …?» of the best match; return nothing where there is none."""
     match = difflib.get_close_matches(str(word), known)
     return f"; did you mean «{match[0]}»?" if match else ""
 
 
 def canonical(data: Any) -> str:
-    """JSON with sorted keys and normalised numbers (1.0 is 1), so that equal recipes read equal."""
+    """Write JSON with sorted keys and normalised numbers (1.0 is 1), so that equal recipes read equal."""
     return json.dumps(_normal(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -49,7 +49,7 @@ class Bench:
             halt: The step at which it is told to stop.
         """
         trainer = plan.Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
-        [run] = plan.make(ROOT, self.root / "output", agent, [trainer], keys)["runs"]
+        run = plan.make(ROOT, self.root / "output", agent, [trainer], keys).runs[0].as_dict()
         folder = self.folders[name] = self.root / "runs" / name
         folder.mkdir(parents=True)
         for program in PROGRAMS:

@@ -56,7 +56,7 @@ def test_what_the_plan_takes_axolotl_takes(environment: pathlib.Path, tmp_path: 
     asked = [
         question
         for number, one in enumerate(taken)
-        for question in validation.questions(one.planned(tmp_path / str(number))["runs"], [], "")
+        for question in validation.questions(one.planned(tmp_path / str(number)).runs, [], "")
     ]
     assert len(asked) == len(taken)
     answers = validate(environment, [one.recipe for one in asked] + [one.plain() | PATHS for one in taken])

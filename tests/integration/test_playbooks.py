@@ -82,14 +82,22 @@ def test_the_example_inventories_plan(planned, inventory, trainer):
 
 def test_agents_lanes_and_forks(planned):
     hosts = {
-        "a": {"agents": "mayor, crew", "run_gpus": 2, "run_lanes": ["GPU-1", "GPU-2", "GPU-3", "GPU-4"]},
-        "b": {"agents": ["deacon"]},
+        "a": {
+            "agents": "mayor, crew",
+            "run_gpus": "{{ size }}",
+            "size": 2,
+            "run_lanes": ["GPU-1", "GPU-{{ size }}", "GPU-3", "GPU-4"],
+        },
+        "b": {"agents": ["deacon"], "run_gpus": "{{ unset_size }}"},
     }
     text, runs = planned({"trainers": {"hosts": hosts}}, "-f", "1")
     placed = {agent: (run["trainer"], run["lane"], run["gpus"]) for agent, run in runs.items()}
     assert {placed.pop("crew"), placed.pop("mayor")} == {("a", 0, 2), ("a", 1, 2)}
     assert placed == {"deacon": ("b", 0, 1)}
     assert "2 hosts have work, and Ansible looks after 1 at a time: nothing is launched on b before" in text
+    hosts["b"]["agents"] = ["deacon", "{{ unset_agent }}"]  # without it the list would be shorter than was meant
+    text, _ = planned({"trainers": {"hosts": hosts}}, code=2)
+    assert "'unset_agent' is undefined" in text
 
 
 def test_a_gang_is_one_group(planned):

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
+from planned import planned_run
 
 
 def said(call: Any, *given: Any) -> str:
-    """The words of an error."""
+    """Return the words of an error."""
     with pytest.raises(UserError) as error:
         call(*given)
     return str(error.value)
@@ -55,6 +57,97 @@ def test_the_agents_of_a_trainer_are_known_ones():
     assert said(fleet.check_agents, Trainer("a", agents=("nobody",))).startswith(
         "agents of a: there is no agent «nobody»"
     )
+
+
+# --- what inventories say
+
+
+def declared(groups: dict[str, list[str]] | None = None, **variables: Any) -> Trainer:
+    [trainer] = fleet.trainers_of(["a"], {"a": variables}, groups or {})
+    return trainer
+
+
+def test_a_host_of_which_nothing_is_said():
+    assert declared() == Trainer("a")
+    assert fleet.trainers_of(["a", "b"], {"b": {}}, {"all": ["a", "b"]}) == [Trainer("a"), Trainer("b")]
+
+
+def test_all_that_can_be_said_of_a_host():
+    assert declared(
+        run_profile="other", trainer_machine="gpu-24gb", datasets_dir="d", agents="crew, mayor", trainer_root="/data",
+        run_gpus="2", trainer_gpu_count=5, pod_gpus=["NVIDIA L40S", "NVIDIA H200"],
+    ) == Trainer(
+        "a", "other", "gpu-24gb", "d", ("crew", "mayor"), "/data", lanes=2, gpus=2, rented=True,
+        gpu_names=("NVIDIA L40S", "NVIDIA H200"),
+    )  # fmt: skip
+
+
+def test_one_folder_of_datasets_for_all_hosts_goes_before_theirs():
+    boxes = fleet.trainers_of(["a", "b"], {"a": {"datasets_dir": "mine"}}, {}, "d")
+    assert [box.datasets_dir for box in boxes] == ["d", "d"]
+
+
+def test_variables_that_are_there_and_empty_are_as_good_as_none():
+    empty = dict.fromkeys(("agents", "datasets_dir", "run_lanes", "run_profile", "trainer_machine"))
+    assert declared(**empty) == Trainer("a")
+
+
+def test_a_pod_may_name_one_gpu_or_none_and_is_rented():
+    assert (declared(pod_gpus="NVIDIA L40S").gpu_names, declared(pod_gpus="NVIDIA L40S").rented) == (
+        ("NVIDIA L40S",),
+        True,
+    )
+    assert (declared(pod_gpus=[]).gpu_names, declared(pod_gpus=[]).rented) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "lanes"),
+    [
+        ({"trainer_gpu_count": 4}, 4),
+        ({"pod_gpu_count": 4}, 4),
+        ({"trainer_gpu_count": 2, "pod_gpu_count": 4}, 2),
+        ({"trainer_gpu_count": 5, "run_gpus": 2}, 2),
+        ({"trainer_gpu_count": 1, "run_gpus": 2}, 0),
+        ({"trainer_gpu_count": 0}, 0),
+        ({"run_lanes": ["GPU-1", "GPU-2", "GPU-3"], "trainer_gpu_count": 8}, 3),
+        ({"run_lanes": "GPU-1, GPU-2,", "trainer_gpu_count": 8}, 2),
+        ({"run_lanes": ["GPU-1,GPU-2", "GPU-3,GPU-4"], "run_gpus": 2}, 2),
+        ({"run_profile": "rehearsal", "trainer_gpu_count": 8}, 1),
+        ({"run_profile": "rehearsal", "run_lanes": ["cpu-0", "cpu-1"], "run_gpus": 2}, 2),
+        ({"run_profile": "rehearsal", "run_gpus": 0}, 1),
+    ],
+)
+def test_a_lane_is_as_many_gpus_as_a_run_takes(variables, lanes):
+    assert declared(**variables).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"run_gpus": "two"}, "run_gpus of a is «two»; it must be a whole number, 1 or more"),
+        ({"run_gpus": 0}, "run_gpus of a is «0»; it must be a whole number, 1 or more"),
+        ({"run_hosts": None}, "run_hosts of a is «None»; it must be a whole number, 1 or more"),
+        ({"trainer_gpu_count": "many"}, "trainer_gpu_count of a is «many»; it must be a whole number, 0 or more"),
+        ({"pod_gpu_count": -1}, "pod_gpu_count of a is «-1»; it must be a whole number, 0 or more"),
+    ],
+)
+def test_what_counts_nothing_is_refused_with_its_name(variables, words):
+    assert said(fleet.trainers_of, ["a"], {"a": variables}, {}) == words
+
+
+def test_a_gang_is_the_group_that_holds_a_host_and_as_many_as_a_run_takes():
+    groups = {"all": ["b", "a"], "ungrouped": ["b", "a"], "trainers": ["a", "b", "c"], "pair": ["b", "a"], "c": ["c"]}
+    trainer = declared(groups, run_hosts=2)
+    assert (trainer.hosts, trainer.members, trainer.groups) == (2, ("b", "a"), ("pair",))
+    assert declared(groups, run_hosts=3).members == ("a", "b", "c")
+    assert declared(groups, run_hosts=4).members == ()
+    assert declared({"alone": ["a"]}).members == ()
+
+
+def test_groups_of_the_same_hosts_are_one_gang_and_of_others_several():
+    groups = {"pair": ["a", "b"], "rack": ["b", "a"], "room": ["a", "c"]}
+    assert fleet.find_gang("a", 2, groups) == (("a", "b"), ("pair", "room"))
+    assert fleet.find_gang("c", 2, groups) == (("a", "c"), ("room",))
 
 
 # --- gangs
@@ -127,22 +220,22 @@ def test_hosts_of_a_gang_differ_in_nothing_that_a_run_goes_by(changes, words):
 
 @pytest.mark.parametrize("move", [True, "true", "True", " yes ", "1"])
 def test_all_placements_are_let_go(tmp_path, move):
-    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
-    assert (moved("a"), moved("z"), left) == (True, True, [])
+    parsed = fleet.parse_move(move, [Trainer("a")], tmp_path)
+    assert (parsed.lets_go("a"), parsed.lets_go("z"), parsed.trainers) == (True, True, ())
 
 
 @pytest.mark.parametrize("move", [False, None, "", "false", "No", "0"])
 def test_no_placement_is_let_go(tmp_path, move):
-    moved, left = fleet.parse_move(move, [Trainer("a")], tmp_path)
-    assert (moved("a"), left) == (False, [])
+    parsed = fleet.parse_move(move, [Trainer("a")], tmp_path)
+    assert (parsed.lets_go("a"), parsed.trainers) == (False, ())
 
 
 def test_the_named_ones_and_their_gangs_are_given_up(tmp_path):
     boxes = [*gang("a", "b"), Trainer("c"), Trainer("d")]
-    moved, left = fleet.parse_move("d,b", boxes, tmp_path)
-    assert left == ["d", "b", "a"]
-    assert [moved(name) for name in "abcd"] == [True, True, False, True]
-    assert fleet.parse_move(["c"], boxes, tmp_path)[1] == ["c"]
+    parsed = fleet.parse_move("d,b", boxes, tmp_path)
+    assert parsed.trainers == ("d", "b", "a")
+    assert [parsed.lets_go(name) for name in "abcd"] == [True, True, False, True]
+    assert fleet.parse_move(["c"], boxes, tmp_path).trainers == ("c",)
 
 
 def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
@@ -150,7 +243,7 @@ def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
     (tmp_path / "runs/x.json").write_text(json.dumps({"trainer": "pod-7"}))
     (tmp_path / "runs/y.json").write_text("{}")
     boxes = [Trainer("gpu-1"), Trainer("gpu-2")]
-    assert fleet.parse_move("pod-7", boxes, tmp_path)[1] == ["pod-7"]
+    assert fleet.parse_move("pod-7", boxes, tmp_path).trainers == ("pod-7",)
     assert said(fleet.parse_move, "pod-7,gpu1", boxes, tmp_path) == (
         "-e move=gpu1: there is no trainer «gpu1»; did you mean «gpu-1»? Trainers: gpu-1, gpu-2"
     )
@@ -176,7 +269,7 @@ def test_trainers_whose_runs_would_be_the_same_stand_together():
 
 @pytest.fixture
 def files(tmp_path):
-    """Makes <agent>_train.jsonl; returns a trainer whose data they are."""
+    """Make <agent>_train.jsonl; return a trainer whose data they are."""
 
     def maker(*agents: str, **changes: Any) -> Trainer:
         for agent in agents:
@@ -257,9 +350,8 @@ def test_when_no_trainer_takes_an_agent():
 # --- in words
 
 
-def planned(name: str, trainer: str, lane: int = 0, state: str = "to train", work: int = 1_000_000) -> dict[str, Any]:
-    return {"name": name, "trainer": trainer, "lane": lane, "state": state, "estimate": {"work": work},
-            "hosts": [trainer]}  # fmt: skip
+def planned(name: str, trainer: str, lane: int = 0, work: int = 1_000_000, **values: Any) -> PlannedRun:
+    return planned_run(name=name, trainer=trainer, lane=lane, estimate=Estimate(work=work), **values)
 
 
 def test_queues_name_lanes_where_a_trainer_has_several():
@@ -292,7 +384,7 @@ def test_hosts_that_ansible_does_not_get_to_are_named():
     ]
     assert "is launched on d, e, f before" in fleet.fork_limit_warning(runs, 3)[0]
     assert "is launched on b, c, d and 2 more before" in fleet.fork_limit_warning(runs, 1)[0]
-    runs[0]["hosts"] = ["a", "h"]
+    runs[0] = planned("x", "a", hosts=("a", "h"))
     assert fleet.fork_limit_warning(runs, 6)[0].startswith("7 hosts have work")
 
 

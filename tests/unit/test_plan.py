@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import fleet, plan, recipe
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
+from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
+from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.text import canonical
+from planned import planned_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
@@ -23,7 +26,7 @@ OTHERS = [agent for agent in AGENTS if agent != "gastown"]
 
 @pytest.fixture
 def data(tmp_path):
-    """Writes <agent>_<use>.jsonl with as many conversations of so many characters; the folder is its attribute."""
+    """Write <agent>_<use>.jsonl with as many conversations of so many characters; the folder is its attribute."""
 
     def writer(agent: str = "witness", use: str = "train", count: int = 10, size: int = 14_000) -> pathlib.Path:
         path = tmp_path / "data" / f"{agent}_{use}.jsonl"
@@ -51,7 +54,7 @@ def make(tmp_path, data):
 
 @pytest.fixture
 def note(tmp_path):
-    """Writes a placement."""
+    """Write a placement."""
 
     def writer(run_id: str, trainer: str = "here", **values: Any) -> None:
         path = tmp_path / "output/runs" / f"{run_id}.json"
@@ -63,7 +66,7 @@ def note(tmp_path):
 
 @pytest.fixture
 def deliver(tmp_path):
-    """Puts a verified adapter there."""
+    """Put a verified adapter there."""
 
     def writer(run_id: str) -> pathlib.Path:
         folder = tmp_path / "output/adapters/witness" / run_id
@@ -76,13 +79,13 @@ def deliver(tmp_path):
     return writer
 
 
-def one(result: dict[str, Any]) -> dict[str, Any]:
-    [run] = result["runs"]
+def one(result: plan.Plan) -> PlannedRun:
+    [run] = result.runs
     return run
 
 
-def told(run: dict[str, Any]) -> tuple[str, str, str, str]:
-    return run["run_id"], run["state"], run["why"], run["trainer"]
+def told(run: PlannedRun) -> tuple[str, str, str, str]:
+    return run.run_id, run.state, run.why, run.trainer
 
 
 # --- which agents
@@ -135,37 +138,37 @@ def test_gastown_uses_all_six_files(make, data):
         data(agent)
     data("mayor", "val")
     result = make("gastown")
-    names = [(pathlib.Path(item["path"]).name, item["use"]) for item in one(result)["datasets"]]
+    names = [(pathlib.Path(item.path).name, item.use) for item in one(result).datasets]
     assert names == [*((f"{agent}_train.jsonl", "train") for agent in OTHERS), ("mayor_val.jsonl", "val")]
-    assert not any("trained without" in warning for warning in result["warnings"])
+    assert not any("trained without" in warning for warning in result.warnings)
 
 
 def test_a_val_file_is_the_evaluation_set(make, data):
     train = data(count=3)
-    assert one(make())["recipe"]["val_set_size"] == 0.05
+    assert one(make()).recipe["val_set_size"] == 0.05
     val = data(use="val", count=2)
     run = one(make())
-    files = [(item["path"], item["use"], item["examples"]) for item in run["datasets"]]
+    files = [(item.path, item.use, item.examples) for item in run.datasets]
     assert files == [(str(train), "train", 3), (str(val), "val", 2)]
-    assert run["recipe"]["val_set_size"] == 0
+    assert run.recipe["val_set_size"] == 0
 
 
 def test_a_single_conversation_has_no_evaluation(make, data):
     data(count=1)
     result = make()
-    assert one(result)["recipe"]["val_set_size"] == 0
-    assert "witness: a single conversation cannot be split, so there is no evaluation" in result["warnings"]
+    assert one(result).recipe["val_set_size"] == 0
+    assert "witness: a single conversation cannot be split, so there is no evaluation" in result.warnings
 
 
 def test_the_same_data_gives_the_same_run_and_other_data_another(make, data):
     data()
-    first = one(make())["run_id"]
+    first = one(make()).run_id
     assert re.fullmatch(r"witness-[0-9a-f]{12}", first)
-    assert one(make())["run_id"] == first
-    assert one(make(trainers=[Trainer("x", machine="gpu-24gb", datasets_dir=str(data.folder))]))["run_id"] == first
-    assert one(make(trainers=[Trainer("x", "rehearsal", datasets_dir=str(data.folder))]))["run_id"] != first
+    assert one(make()).run_id == first
+    assert one(make(trainers=[Trainer("x", machine="gpu-24gb", datasets_dir=str(data.folder))])).run_id == first
+    assert one(make(trainers=[Trainer("x", "rehearsal", datasets_dir=str(data.folder))])).run_id != first
     data(count=5)
-    assert one(make())["run_id"] != first
+    assert one(make()).run_id != first
 
 
 def test_unknown_profile_and_override_are_errors(make, data):
@@ -201,7 +204,7 @@ def test_values_that_make_no_run(make, data, key, value, said):
 def test_keys_that_may_be_removed(make, data, key):
     data()
     steps = 12 if key == "gradient_accumulation_steps" else 3
-    assert one(make(recipe={key: None}))["estimate"]["steps"] == steps
+    assert one(make(recipe={key: None})).estimate.steps == steps
 
 
 # --- which attempt
@@ -210,7 +213,7 @@ def test_keys_that_may_be_removed(make, data, key):
 @pytest.fixture
 def run_id(make, data):
     data()
-    return one(make())["run_id"]
+    return one(make()).run_id
 
 
 def test_never_trained(make, run_id):
@@ -232,8 +235,8 @@ def test_verify_finds_changed_content(make, deliver, run_id):
     folder = deliver(run_id)
     (folder / "weights").write_bytes(b"54321")
     (folder / "manifest.json").touch()
-    assert one(make())["state"] == "ready"
-    assert one(make(verify=True))["why"] == f"{folder / 'weights'} has changed since it was verified"
+    assert one(make()).state == "ready"
+    assert one(make(verify=True)).why == f"{folder / 'weights'} has changed since it was verified"
 
 
 def test_a_launched_run_is_attached_to(make, note, run_id):
@@ -261,7 +264,7 @@ def test_fresh_makes_the_next_attempt_once(make, deliver, note, run_id):
 def test_attempts_are_counted_as_numbers(make, note, run_id):
     for number in ("-2", "-9", "-10", "-x", "0"):
         note(f"{run_id}{number}", final=True, state="failed")
-    assert one(make(fresh=True))["run_id"] == f"{run_id}-11"
+    assert one(make(fresh=True)).run_id == f"{run_id}-11"
 
 
 def test_an_earlier_verified_one_stays_ready(make, deliver, note, run_id):
@@ -282,7 +285,7 @@ def test_a_trainer_that_the_inventory_lacks(make, note, data, run_id, placement)
     note(run_id, "pod-7", **placement)
     with pytest.raises(UserError, match=rf"{run_id} was launched on pod-7, which this inventory does not hold.*move"):
         make()
-    assert one(make(move=True))["trainer"] == "here"
+    assert one(make(move=True)).trainer == "here"
 
 
 def test_a_damaged_adapter_of_a_trainer_that_is_gone_is_trained_here(make, note, deliver, run_id):
@@ -294,7 +297,7 @@ def test_a_damaged_adapter_of_a_trainer_that_is_gone_is_trained_here(make, note,
 def test_a_launched_run_stays_where_it_is(make, note, data, run_id):
     note(run_id, "b", final=False)
     assert told(one(make(trainers=trainers(data, "a", "b")))) == (run_id, "to attach", "placed on b", "b")
-    assert one(make(trainers=trainers(data, "a", "b"), move=True))["trainer"] == "a"
+    assert one(make(trainers=trainers(data, "a", "b"), move=True)).trainer == "a"
 
 
 @pytest.mark.parametrize("state", ["launched", "finished", "failed"])
@@ -302,11 +305,11 @@ def test_whoever_is_placed_elsewhere_is_asked_there_and_nowhere_else(make, note,
     note(run_id, "b", final=state != "launched", state=state, lane=1)
     here = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), gpus=2, lanes=2)]
     run = one(make(trainers=here))
-    assert (run["trainer"], run["hosts"], run["gpus"], run["lane"]) == ("b", ["b"], 2, 1)
+    assert (run.trainer, run.hosts, run.gpus, run.lane) == ("b", ("b",), 2, 1)
 
 
 def test_a_declared_trainer_is_taken(make, data, run_id):
-    assert one(make(trainers=trainers(data, "a", "b", b=("witness",))))["trainer"] == "b"
+    assert one(make(trainers=trainers(data, "a", "b", b=("witness",)))).trainer == "b"
     with pytest.raises(UserError, match=r"no trainer takes witness: every one declares other agents"):
         make(trainers=trainers(data, "a", a=("crew",)))
 
@@ -349,16 +352,14 @@ def test_whom_a_whole_inventory_trains(make, data):
     data("crew"), data("mayor")
     both = trainers(data, "a", "b", b=("mayor",))
     result = make("", both)
-    assert [(run["agent"], run["trainer"]) for run in result["runs"]] == [
+    assert [(run.agent, run.trainer) for run in result.runs] == [
         ("crew", "a"),
         ("gastown", "a"),
         ("mayor", "b"),
     ]
-    assert any(
-        said.startswith("left out: deacon, polecat, refinery, witness; there is no") for said in result["warnings"]
-    )
+    assert any(said.startswith("left out: deacon, polecat, refinery, witness; there is no") for said in result.warnings)
     declared = trainers(data, "a", "b", a=("crew",), b=("mayor",))
-    assert [run["agent"] for run in make("", declared)["runs"]] == ["crew", "mayor"]
+    assert [run.agent for run in make("", declared).runs] == ["crew", "mayor"]
     with pytest.raises(UserError, match="no dataset for deacon"):
         make("", trainers(data, "a", "b", b=("deacon",)))
 
@@ -371,11 +372,11 @@ def test_a_whole_inventory_without_any_data(make, data):
 def test_the_runs_of_a_lost_trainer_move_and_no_others(make, note, data):
     data("crew"), data("mayor")
     three = trainers(data, "a", "b", "c")
-    ids = {run["agent"]: run["run_id"] for run in make("crew,mayor", three)["runs"]}
+    ids = {run.agent: run.run_id for run in make("crew,mayor", three).runs}
     note(ids["crew"], "b", final=False, lane=0)
     note(ids["mayor"], "c", final=False, lane=0)
-    moved = {run["agent"]: (run["trainer"], run["state"], run["why"]) for run in
-             make("crew,mayor", three, move="b")["runs"]}  # fmt: skip
+    moved = {run.agent: (run.trainer, run.state, run.why) for run in
+             make("crew,mayor", three, move="b").runs}  # fmt: skip
     assert moved == {"crew": ("a", "to train", "moved from b"), "mayor": ("c", "to attach", "placed on c")}
     with pytest.raises(UserError, match="-e move=a,b,c leaves no host to train on"):
         make("crew", three, move=["a", "b", "c"])
@@ -389,11 +390,11 @@ def test_a_trainer_with_fewer_gpus_than_a_run_takes(make, data, run_id):
 def test_a_sweep_is_a_run_for_each_variant(make, data):
     data()
     boxes = trainers(data, "a", "b")
-    runs = make(trainers=boxes, variants=[{"lora_r": 8}, {"lora_r": 16}, {"lora_r": 32}])["runs"]
-    assert [(run["recipe"]["lora_r"], run["variant"], run["trainer"]) for run in runs] == [
+    runs = make(trainers=boxes, variants=[{"lora_r": 8}, {"lora_r": 16}, {"lora_r": 32}]).runs
+    assert [(run.recipe["lora_r"], run.variant, run.trainer) for run in runs] == [
         (8, {"lora_r": 8}, "a"), (16, {"lora_r": 16}, "b"), (32, {"lora_r": 32}, "a"),
     ]  # fmt: skip
-    assert len({run["run_id"] for run in runs}) == 3
+    assert len({run.run_id for run in runs}) == 3
     with pytest.raises(UserError, match=r"-e '.*sweep.*': Axolotl knows no key «lora_rank»"):
         make(variants=[{"lora_rank": 8}])
     with pytest.raises(UserError, match="variants 1 and 2 of the sweep are the same training"):
@@ -402,10 +403,10 @@ def test_a_sweep_is_a_run_for_each_variant(make, data):
 
 def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
     data(count=40, size=14000)
-    [alone] = make()["runs"]
-    [shared] = make(trainers=[Trainer("here", datasets_dir=str(data.folder), gpus=4)])["runs"]
-    assert (shared["run_id"], shared["gpus"], shared["estimate"]) == (alone["run_id"], 4, alone["estimate"])
-    assert (shared["recipe"]["micro_batch_size"], shared["recipe"]["gradient_accumulation_steps"]) == (2, 1)
+    [alone] = make().runs
+    [shared] = make(trainers=[Trainer("here", datasets_dir=str(data.folder), gpus=4)]).runs
+    assert (shared.run_id, shared.gpus, shared.estimate) == (alone.run_id, 4, alone.estimate)
+    assert (shared.recipe["micro_batch_size"], shared.recipe["gradient_accumulation_steps"]) == (2, 1)
 
 
 def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_path, monkeypatch):
@@ -414,12 +415,12 @@ def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_p
     with pytest.raises(UserError, match=r"«deepspeed» needs a package that requirements/trainer-cuda.txt does not pin"):
         make(recipe={"deepspeed": config})
     monkeypatch.setattr(plan.recipe, "pinned_version", lambda lock, package: "0.19.0")
-    plain = one(make())["run_id"]
-    assert one(make(recipe={"deepspeed": config}))["recipe"]["deepspeed"] == config
+    plain = one(make()).run_id
+    assert one(make(recipe={"deepspeed": config})).recipe["deepspeed"] == config
     path = tmp_path / "zero3.json"
     path.write_text(json.dumps(config))
     run = one(make(recipe={"deepspeed": str(path)}))
-    assert (run["recipe"]["deepspeed"], run["run_id"]) == (config, plain)
+    assert (run.recipe["deepspeed"], run.run_id) == (config, plain)
     with pytest.raises(
         UserError, match=r"«deepspeed: no.json» must name a JSON file, from the checkout on: .*/no.json"
     ):
@@ -432,9 +433,9 @@ def pair(data, *names: str, **changes: Any) -> list[Trainer]:
 
 
 def test_of_a_gang_the_first_host_speaks_for_the_others(make, data, run_id):
-    [run] = make(trainers=[*pair(data, "a", "b")])["runs"]
-    assert (run["run_id"], run["trainer"], run["hosts"], run["gpus"]) == (run_id, "a", ["a", "b"], 2)
-    assert (run["recipe"]["micro_batch_size"], run["recipe"]["gradient_accumulation_steps"]) == (2, 1)
+    [run] = make(trainers=[*pair(data, "a", "b")]).runs
+    assert (run.run_id, run.trainer, run.hosts, run.gpus) == (run_id, "a", ("a", "b"), 2)
+    assert (run.recipe["micro_batch_size"], run.recipe["gradient_accumulation_steps"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +474,7 @@ def test_a_run_that_is_alone_on_a_host_that_a_gang_has_now(make, note, data, run
     note(run_id, "b", final=False)
     with pytest.raises(UserError, match=rf"{run_id} was launched on b alone, which now trains in a gang that a leads"):
         make(trainers=pair(data, "a", "b"))
-    assert one(make(trainers=pair(data, "a", "b"), move=True))["hosts"] == ["a", "b"]
+    assert one(make(trainers=pair(data, "a", "b"), move=True)).hosts == ("a", "b")
 
 
 def test_a_trainer_that_is_given_up_must_be_one(make, note, data, run_id):
@@ -488,10 +489,10 @@ def test_what_a_given_up_trainer_alone_declares_is_not_left_out(make, data):
     boxes = trainers(data, "a", "b", a=("crew",), b=("mayor",))
     with pytest.raises(UserError, match=r"no trainer takes mayor: every one that is left without b declares other"):
         make("", boxes, move="b")
-    assert [run["agent"] for run in make("crew", boxes, move="b")["runs"]] == ["crew"]
+    assert [run.agent for run in make("crew", boxes, move="b").runs] == ["crew"]
     with_rest = [*boxes, *trainers(data, "c")]
-    runs = make("crew,mayor", with_rest, move="b")["runs"]
-    assert [(run["agent"], run["trainer"]) for run in runs] == [("crew", "a"), ("mayor", "c")]
+    runs = make("crew,mayor", with_rest, move="b").runs
+    assert [(run.agent, run.trainer) for run in runs] == [("crew", "a"), ("mayor", "c")]
 
 
 def test_agents_of_a_trainer_are_checked(make, data):
@@ -506,7 +507,7 @@ def mixed(data) -> list[Trainer]:
 
 def test_where_hosts_differ_what_was_begun_holds(make, note, deliver, data, run_id):
     laptop, real = mixed(data)
-    rehearsal = one(make(trainers=[laptop]))["run_id"]
+    rehearsal = one(make(trainers=[laptop])).run_id
     assert told(one(make(trainers=[laptop, real]))) == (rehearsal, "to train", "", "laptop")
     note(run_id, "real", final=False)
     assert told(one(make(trainers=[laptop, real]))) == (run_id, "to attach", "launched before", "real")
@@ -518,8 +519,8 @@ def test_where_hosts_differ_what_was_begun_holds(make, note, deliver, data, run_
 def test_where_hosts_differ_a_real_run_comes_before_a_rehearsal(make, note, deliver, data, run_id):
     laptop, real = mixed(data)
     spare = dataclasses.replace(real, name="spare")
-    deliver(one(make(trainers=[laptop]))["run_id"])
-    assert one(make(trainers=[laptop, real]))["state"] == "ready"
+    deliver(one(make(trainers=[laptop])).run_id)
+    assert one(make(trainers=[laptop, real])).state == "ready"
     note(run_id, "real", final=False)
     assert told(one(make(trainers=[laptop, real])))[:2] == (run_id, "to attach")
     assert told(one(make(trainers=[laptop, real, spare], move="real")))[1:] == ("to train", "moved from real", "spare")
@@ -533,7 +534,7 @@ def test_a_host_without_the_data_is_of_no_account_as_long_as_nobody_trains_there
 
 def test_more_hosts_than_ansible_looks_after(make, data):
     data("crew"), data("mayor"), data("witness")
-    runs = make("crew,mayor,witness", trainers(data, "a", "b", "c"))["runs"]
+    runs = make("crew,mayor,witness", trainers(data, "a", "b", "c")).runs
     assert fleet.fork_limit_warning(runs, 3) == []
     [said] = fleet.fork_limit_warning(runs, 1)
     assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
@@ -542,16 +543,16 @@ def test_more_hosts_than_ansible_looks_after(make, data):
 
 def test_who_trains_where_in_words(make, data):
     data("crew", count=80, size=14000), data("mayor"), data("witness")
-    assert fleet.describe_queues(make("crew")["runs"]) == []
+    assert fleet.describe_queues(make("crew").runs) == []
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), lanes=2)]
-    said = fleet.describe_queues(make("crew,mayor,witness", boxes)["runs"])
+    said = fleet.describe_queues(make("crew,mayor,witness", boxes).runs)
     assert [line.partition(";")[0] for line in said] == ["a: crew", "b lane 1: mayor", "b lane 2: witness"]
 
 
 def test_work_is_what_goes_through_the_model(make, data):
     data(count=40, size=14000)  # ten packed steps an epoch, three epochs
     run = one(make())
-    assert run["estimate"]["work"] == run["estimate"]["steps"] * 8 * 4096
+    assert run.estimate.work == run.estimate.steps * 8 * 4096
 
 
 # --- what suits the data
@@ -559,36 +560,36 @@ def test_work_is_what_goes_through_the_model(make, data):
 
 def test_warnings_for_a_small_set_suggest_values_that_suit(make, data):
     data(count=160, size=14000)  # 160 × about 4,000 tokens of 4,096, 5 % held out: 19 packed steps an epoch
-    [warning] = make()["warnings"]
-    steps = one(make())["estimate"]["steps"]
+    [warning] = make().warnings
+    steps = one(make()).estimate.steps
     assert steps == 57
     assert warning.startswith(f"witness: warmup takes 50 of about {steps} steps. Values that suit this data: -e '")
     better = json.loads(re.search(r"-e '(.*)'$", warning).group(1))
     assert better == {"recipe": {"warmup_steps": 5}}
-    assert make(**better)["warnings"] == []
+    assert make(**better).warnings == []
 
 
 def test_warning_for_eval_steps_beyond_the_end(make, data):
     data()
-    [warning] = make(recipe={"warmup_steps": 0})["warnings"]
+    [warning] = make(recipe={"warmup_steps": 0}).warnings
     assert "no evaluation before the end falls within about 3 steps (eval_steps 50)" in warning
     assert '{"recipe": {"eval_steps": 1}}' in warning
 
 
 def test_eval_sample_packing_is_switched_off_for_a_small_evaluation_set(make, data):
     data(count=40)
-    assert one(make())["recipe"]["eval_sample_packing"] is False
+    assert one(make()).recipe["eval_sample_packing"] is False
     data(use="val", count=40, size=14000)
-    assert one(make())["recipe"]["eval_sample_packing"] is True
+    assert one(make()).recipe["eval_sample_packing"] is True
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_example_datasets_all_plan_as_a_rehearsal(make, agent):
     run = one(make(agent, [Trainer("localhost", "rehearsal", datasets_dir=EXAMPLES)]))
-    assert (run["agent"], run["state"], run["rehearsal"]) == (agent, "to train", True)
-    assert run["estimate"]["steps"] == 12
-    assert run["recipe"]["base_model"] == "tiny-random-qwen3"
-    assert sum(item["examples"] for item in run["datasets"]) >= 39
+    assert (run.agent, run.state, run.rehearsal) == (agent, "to train", True)
+    assert run.estimate.steps == 12
+    assert run.recipe["base_model"] == "tiny-random-qwen3"
+    assert sum(item.examples for item in run.datasets) >= 39
 
 
 def test_a_root_that_is_not_absolute_is_refused(make, data):
@@ -600,13 +601,13 @@ def test_a_root_that_is_not_absolute_is_refused(make, data):
 def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypatch):
     data()
     boxes = [Trainer(name, datasets_dir=str(data.folder)) for name in ("one", "two")]
-    run_id = make(trainers=boxes)["runs"][0]["run_id"]
+    run_id = make(trainers=boxes).runs[0].run_id
     note(run_id, "two", state="finished", final=True)
     monkeypatch.setattr(plan.store, "integrity_error", lambda folder, verify=False: None)
-    (made,) = make(trainers=boxes)["runs"]
-    assert (made["state"], made["trainer"]) == ("ready", "two")
-    (made,) = make(trainers=boxes[:1])["runs"]
-    assert (made["state"], made["trainer"]) == ("ready", "one")
+    (made,) = make(trainers=boxes).runs
+    assert (made.state, made.trainer) == ("ready", "two")
+    (made,) = make(trainers=boxes[:1]).runs
+    assert (made.state, made.trainer) == ("ready", "one")
 
 
 @pytest.mark.parametrize(
@@ -630,10 +631,10 @@ def test_a_base_model_is_pinned_or_a_folder(make, data, recipe, words):
 
 def test_a_folder_and_another_commit_are_fine(make, data):
     data()
-    assert "model_revision" not in make(recipe={"base_model": "/models/mine"})["runs"][0]["recipe"]
-    assert make(recipe={"model_revision": "abc"})["runs"][0]["recipe"]["model_revision"] == "abc"
+    assert "model_revision" not in make(recipe={"base_model": "/models/mine"}).runs[0].recipe
+    assert make(recipe={"model_revision": "abc"}).runs[0].recipe["model_revision"] == "abc"
     own = {"base_model": "Acme/Tiny", "model_revision": "abc"}
-    assert make(recipe=own)["runs"][0]["recipe"]["base_model"] == "Acme/Tiny"
+    assert make(recipe=own).runs[0].recipe["base_model"] == "Acme/Tiny"
 
 
 # --- the checkout that is planned from
@@ -641,7 +642,7 @@ def test_a_folder_and_another_commit_are_fine(make, data):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of what a plan reads: configs and locks."""
+    """Copy what a plan reads: configs and locks."""
     root = tmp_path / "checkout"
     for pattern in ("configs/**/*.*", "requirements/*.txt"):
         for path in ROOT.glob(pattern):
@@ -652,7 +653,7 @@ def checkout(tmp_path):
 
 
 def said(call: Any, *given: Any) -> str:
-    """The words of an error."""
+    """Return the words of an error."""
     with pytest.raises(UserError) as error:
         call(*given)
     return str(error.value)
@@ -785,17 +786,17 @@ def test_a_file_is_read_once_and_warned_of_once(make, data, monkeypatch):
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder))]
     result = make("witness,mayor,gastown", boxes)
     assert sorted(read) == [("mayor_train.jsonl", "train", 4096), ("witness_train.jsonl", "train", 4096)]
-    assert result["warnings"].count("witness_train.jsonl is odd") == 1
+    assert result.warnings.count("witness_train.jsonl is odd") == 1
     others = ", ".join(agent for agent in OTHERS if agent not in ("mayor", "witness"))
-    assert f"gastown is trained without {others}: no such file in {data.folder}" in result["warnings"]
+    assert f"gastown is trained without {others}: no such file in {data.folder}" in result.warnings
 
 
 def test_the_shared_adapter_may_have_data_of_its_own(make, data):
     data("crew"), data("gastown"), data("gastown", "val")
-    names = [pathlib.Path(item["path"]).name for item in one(make("gastown"))["datasets"]]
+    names = [pathlib.Path(item.path).name for item in one(make("gastown")).datasets]
     assert names == ["gastown_train.jsonl", "gastown_val.jsonl"]
     (data.folder / "gastown_train.jsonl").unlink()
-    names = [pathlib.Path(item["path"]).name for item in one(make("gastown"))["datasets"]]
+    names = [pathlib.Path(item.path).name for item in one(make("gastown")).datasets]
     assert names == ["crew_train.jsonl"]
     (data.folder / "crew_train.jsonl").unlink()
     assert said(make, "gastown").startswith(f"no dataset for gastown: {data.folder / 'gastown_train.jsonl'} does not")
@@ -806,11 +807,11 @@ def test_a_recipe_may_name_its_files(make, data):
     val = data(use="val", count=2, size=50)
     items = [{"path": str(mine), "roles_to_train": ["assistant"]}, {"path": str(other)}]
     run = one(make(recipe={"datasets": items}))
-    assert [(item["path"], item["use"]) for item in run["datasets"]] == [
+    assert [(item.path, item.use) for item in run.datasets] == [
         (str(mine), "train"), (str(other), "train"), (str(val), "val"),
     ]  # fmt: skip
-    assert {item["entry"]["roles_to_train"][0] for item in run["datasets"]} == {"assistant"}
-    assert "datasets" not in run["recipe"]
+    assert {item.entry["roles_to_train"][0] for item in run.datasets} == {"assistant"}
+    assert "datasets" not in run.recipe
     gone = [str(data.folder / name) for name in ("x.jsonl", "y.jsonl")]
     words = said(lambda: make(recipe={"datasets": [{"path": gone[0]}, {"path": str(mine)}, {"path": gone[1]}]}))
     assert words == f"no dataset for witness: {gone[0]}, {gone[1]} does not exist. -e datasets_dir=… says where to look"
@@ -818,9 +819,9 @@ def test_a_recipe_may_name_its_files(make, data):
 
 def test_a_datasets_entry_without_a_path_is_an_option_for_the_agents_file(make, data):
     data()
-    [item] = one(make(recipe={"datasets": [{"roles_to_train": ["user"]}]}))["datasets"]
-    assert item["path"] == str(data.folder / "witness_train.jsonl")
-    assert item["entry"] == {
+    [item] = one(make(recipe={"datasets": [{"roles_to_train": ["user"]}]})).datasets
+    assert item.path == str(data.folder / "witness_train.jsonl")
+    assert item.entry == {
         "ds_type": "json",
         "type": "chat_template",
         "field_messages": "conversations",
@@ -834,11 +835,11 @@ def test_what_is_longer_than_a_sequence_is_told_by_the_recipes_strategy(make, da
     with path.open("a") as file:
         turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "b" * 20_000}]
         file.write(json.dumps({"conversations": turns}) + "\n")
-    [cut] = [said for said in make()["warnings"] if "longer" in said]
+    [cut] = [said for said in make().warnings if "longer" in said]
     assert cut.endswith("about 1 of 4 examples are longer than sequence_len 4096 and will be cut at its end")
     for strategy in ("drop", None):
         result = make(recipe={"excess_length_strategy": strategy})
-        assert any(said.endswith("and will be dropped") for said in result["warnings"])
+        assert any(said.endswith("and will be dropped") for said in result.warnings)
     with pytest.raises(UserError, match="1 of 4 examples are longer than"):
         make(recipe={"excess_length_strategy": "raise"})
 
@@ -856,7 +857,7 @@ def test_an_evaluation_set_that_holds_what_is_trained_on(make, data):
 def test_everything_that_a_plan_says_of_a_run(make, data, note):
     path = data(count=40, size=14000)
     box = Trainer("here", machine="gpu-24gb", datasets_dir=str(data.folder), gpus=2)
-    run = one(make(trainers=[box], recipe={"liger_rms_norm": True}))
+    run = one(make(trainers=[box], recipe={"liger_rms_norm": True})).as_dict()
     keys = run.pop("recipe")
     mark = run.pop("fingerprint")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -900,7 +901,7 @@ def test_a_class_that_is_too_small_is_told_with_the_one_that_fits(make, data):
 
     def said(machine, **keys):
         box = Trainer("here", machine=machine, datasets_dir=str(data.folder))
-        return [text for text in make(trainers=[box], recipe=keys)["warnings"] if "GPU memory" in text]
+        return [text for text in make(trainers=[box], recipe=keys).warnings if "GPU memory" in text]
 
     assert said("") == said("gpu-12gb") == said("gpu-24gb") == said("gpu-80gb") == []
     assert said("gpu-24gb", liger_fused_linear_cross_entropy=False) == [
@@ -918,7 +919,7 @@ def test_for_a_pod_each_class_is_estimated_because_its_gpu_is_not_chosen_yet(mak
     path = data(count=40)
     pod = Trainer("pod", datasets_dir=str(data.folder), rented=True)
     merged = plan.Planner(ROOT, path.parent, {}).merged_recipe
-    assert one(make(trainers=[pod]))["estimate"]["memory_classes"] == {
+    assert one(make(trainers=[pod])).estimate.memory_classes == {
         path.stem: plan.memory.estimate(merged("witness", "", path.stem))
         for path in (ROOT / "configs/machines").glob("*.yml")
     }
@@ -933,57 +934,62 @@ def test_a_model_of_which_nothing_is_known_is_told_with_what_would_change_that(m
     assert (
         "owner/new: how much GPU memory a training needs is not known: its dimensions are not known here. They are as "
         f"soon as this controller has {folder}/config.json"
-    ) in result["warnings"]
-    assert (one(result)["estimate"]["memory_gib"], one(result)["estimate"]["memory_classes"]) == (None, {})
+    ) in result.warnings
+    assert (one(result).estimate.memory_gib, one(result).estimate.memory_classes) == (None, {})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(plan.memory.base_models.CONFIGS["qwen3-8b"]))
     result = make(recipe=new)
-    assert not any("GPU memory" in text for text in result["warnings"])
-    assert one(result)["estimate"]["memory_gib"] == plan.memory.estimate(one(result)["recipe"]) > 20
+    assert not any("GPU memory" in text for text in result.warnings)
+    assert one(result).estimate.memory_gib == plan.memory.estimate(one(result).recipe) > 20
 
 
 def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):
     data(count=9), data(use="val", count=2)
     box = Trainer("here", "rehearsal", datasets_dir=str(data.folder), gpus=4)
     run = one(make(trainers=[box]))
-    assert (run["rehearsal"], run["gpus"], plan.recipe.effective_batch(run["recipe"])) == (True, 1, 8)
-    assert (run["estimate"]["memory_gib"], run["estimate"]["memory_floor_gib"]) == (None, None)
+    assert (run.rehearsal, run.gpus, plan.recipe.effective_batch(run.recipe)) == (True, 1, 8)
+    assert (run.estimate.memory_gib, run.estimate.memory_floor_gib) == (None, None)
     train, val = (plan.dataset.check_file(data.folder / f"witness_{use}.jsonl", use, 1024) for use in ("train", "val"))
-    assert run["estimate"]["tokens"] == train.tokens
+    assert run.estimate.tokens == train.tokens
     mark = plan.recipe.fingerprint(
         plan.Planner(ROOT, data.folder, {}).merged_recipe("witness", "rehearsal", "")
         | {"val_set_size": 0, "eval_sample_packing": False},
         True,
         [{"use": one.use, "sha256": one.sha256} for one in (train, val)],
-        run["axolotl"],
+        run.axolotl,
     )
-    assert run["fingerprint"] == mark
+    assert run.fingerprint == mark
 
 
 def test_a_variant_is_in_the_name_of_its_run(make, data):
     data()
-    names = [run["name"] for run in make(variants=[{"lora_r": 8, "seed": 1}, {"lora_r": 16}])["runs"]]
+    names = [run.name for run in make(variants=[{"lora_r": 8, "seed": 1}, {"lora_r": 16}]).runs]
     assert names == ["witness lora_r 8, seed 1", "witness lora_r 16"]
 
 
 def test_what_is_placed_says_so(make, note, data, run_id):
-    assert (one(make())["placed"], one(make())["lane"]) == (False, 0)
+    assert (one(make()).placed, one(make()).lane) == (False, 0)
     note(run_id, final=False, lane=1)
     two = [Trainer("here", datasets_dir=str(data.folder), lanes=2)]
     run = one(make(trainers=two))
-    assert (run["placed"], run["lane"], run["state"]) == (True, 1, "to attach")
+    assert (run.placed, run.lane, run.state) == (True, 1, "to attach")
     run = one(make(trainers=two, move=True))
-    assert (run["placed"], run["lane"], run["why"]) == (False, 0, "moved from here")
+    assert (run.placed, run.lane, run.why) == (False, 0, "moved from here")
 
 
 def test_a_delivered_run_is_not_moved_and_not_placed(make, note, deliver, data, run_id):
     deliver(run_id)
     note(run_id, "pod-7", final=True, state="verified", lane=3)
     run = one(make(trainers=trainers(data, "a", "b"), move=True))
-    assert (run["state"], run["why"], run["placed"], run["trainer"]) == ("ready", "", False, "a")
+    assert (run.state, run.why, run.placed, run.trainer) == ("ready", "", False, "a")
 
 
 # --- attempts, closer
+
+
+def attempted(attempt: Attempt) -> tuple[str, str, str, dict[str, Any]]:
+    assert (attempt.fingerprint, attempt.axolotl) == ("a" * 64, "0.21.0")
+    return attempt.run_id, attempt.state, attempt.why, attempt.placement
 
 
 @pytest.mark.parametrize(
@@ -1002,8 +1008,8 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
     runs_.mkdir()
     if placement:
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
-    found = plan.Planner(ROOT, tmp_path, {}).find_attempt("witness", "a" * 64, False, False)
-    assert found == (f"witness-{'a' * 12}", *expected, placement)
+    attempt = Attempts(tmp_path, "0.21.0").find("witness", "a" * 64)
+    assert attempted(attempt) == (f"witness-{'a' * 12}", *expected, placement)
 
 
 def test_attempts_of_other_recipes_do_not_count(tmp_path):
@@ -1011,47 +1017,46 @@ def test_attempts_of_other_recipes_do_not_count(tmp_path):
     (tmp_path / "runs").mkdir()
     for name in (f"{first}b", f"{first}-x", f"{first}-2-3", f"mayor-{'a' * 12}", f"x{first}-9"):
         (tmp_path / f"runs/{name}.json").write_text('{"final": true, "state": "failed"}')
-    planner = plan.Planner(ROOT, tmp_path, {})
-    assert planner.find_attempt("witness", "a" * 64, False, False) == (first, "to train", "", {})
-    assert planner.find_attempt("witness", "a" * 64, True, False) == (first, "to train", "", {})
+    for fresh in (False, True):
+        attempt = Attempts(tmp_path, "0.21.0", fresh=fresh).find("witness", "a" * 64)
+        assert attempted(attempt) == (first, "to train", "", {})
 
 
 def test_attempts_are_known_from_their_folders_too(tmp_path, deliver):
     first = f"witness-{'a' * 12}"
-    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    known, fresh = (Attempts(tmp_path / "output", "0.21.0", fresh=fresh) for fresh in (False, True))
     folder = deliver(f"{first}-3")
     (folder.parent / f"{first}-7").touch()  # no folder
-    assert planner.find_attempt("witness", "a" * 64, False, False) == (f"{first}-3", "ready", "", {})
+    assert attempted(known.find("witness", "a" * 64)) == (f"{first}-3", "ready", "", {})
     (folder / "weights").unlink()
     missing = f"{folder / 'weights'} is missing"
-    assert planner.find_attempt("witness", "a" * 64, False, False) == (f"{first}-3", "to train", missing, {})
-    assert planner.find_attempt("witness", "a" * 64, True, False) == (f"{first}-3", "to train", missing, {})
+    assert attempted(known.find("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
+    assert attempted(fresh.find("witness", "a" * 64)) == (f"{first}-3", "to train", missing, {})
 
 
 def test_the_newest_of_the_earlier_ones_that_are_whole_stays_ready(tmp_path, deliver, note):
     first = f"witness-{'a' * 12}"
-    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    known, fresh = (Attempts(tmp_path / "output", "0.21.0", fresh=fresh) for fresh in (False, True))
     for number in ("", "-2", "-3"):
         folder = deliver(f"{first}{number}")
     (folder / "weights").unlink()
     note(f"{first}-4", final=True, state="failed")
-    assert planner.find_attempt("witness", "a" * 64, False, False)[:3] == (
+    assert attempted(known.find("witness", "a" * 64))[:3] == (
         f"{first}-2",
         "ready",
         f"{first}-4 failed later",
     )
-    assert planner.find_attempt("witness", "a" * 64, True, False)[:3] == (
+    assert attempted(fresh.find("witness", "a" * 64))[:3] == (
         f"{first}-5", "to train", "a fresh attempt was asked for",
     )  # fmt: skip
     note(f"{first}-4", final=False)
-    assert planner.find_attempt("witness", "a" * 64, False, False)[:2] == (f"{first}-4", "to attach")
+    assert attempted(known.find("witness", "a" * 64))[:2] == (f"{first}-4", "to attach")
 
 
 def test_whether_something_was_begun():
-    run = {"state": "to train", "placed": False, "why": ""}
-    assert plan.has_history(run) is False
+    assert plan.has_history(planned_run(state="to train", placed=False, why="")) is False
     for change in ({"state": "ready"}, {"placed": True}, {"why": "moved from b"}):
-        assert plan.has_history({**run, **change}) is True
+        assert plan.has_history(planned_run(**change)) is True
 
 
 # --- how long it takes
@@ -1075,7 +1080,7 @@ LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
 
 
 @pytest.mark.parametrize(
-    ("keys", "sets", "steps", "work"),
+    ("keys", "sets", "count", "work"),
     [
         (PACKED, [("train", 10, 1000)], 15, 15 * 2 * 100),
         (PACKED, [("train", 11, 1001)], 15, 15 * 2 * 100),  # a row without a second one is dropped
@@ -1099,16 +1104,16 @@ LOOSE = {"sequence_len": 100, "gradient_accumulation_steps": 4}
         (LOOSE | {"val_set_size": 0.5}, [("train", 8, 160)], 1, 4 * 20),
     ],
 )
-def test_steps_and_tokens_of_a_run(keys, sets, steps, work):
-    assert plan.estimate_steps(keys, rows(*sets)) == steps
-    assert plan.estimate_work(keys, rows(*sets)) == work
+def test_steps_and_tokens_of_a_run(keys, sets, count, work):
+    assert steps.estimate_steps(keys, rows(*sets)) == count
+    assert steps.estimate_work(keys, rows(*sets)) == work
 
 
 def test_of_many_conversations_as_many_rows_are_counted_as_of_few():
     """2,500 tokens of 4,096: one in a row, whatever their sum is."""
     for count in (1000, 1001, 5000):
         keys = {"sequence_len": 4096, "sample_packing": True, "micro_batch_size": 1}
-        assert plan.estimate_rows(keys, rows(("train", count, 2500 * count))) == count
+        assert steps.estimate_rows(keys, rows(("train", count, 2500 * count))) == count
 
 
 @pytest.mark.parametrize(("strategy", "steps"), [("drop", 1), ("truncate", 24), (None, 1)])
@@ -1118,9 +1123,9 @@ def test_conversations_that_axolotl_drops_take_no_steps(make, data, strategy, st
     path.write_text("".join([*path.read_text().splitlines(True)[:192], short]))
     made = make(recipe={"excess_length_strategy": strategy, "val_set_size": 0, "num_epochs": 1, "max_steps": None})
     run = one(made)
-    assert run["estimate"]["steps"] == steps
-    assert run["recipe"]["sample_packing"] == (strategy == "truncate")
-    assert (run["estimate"]["work"] < 100) == (strategy != "truncate")
+    assert run.estimate.steps == steps
+    assert run.recipe["sample_packing"] == (strategy == "truncate")
+    assert (run.estimate.work < 100) == (strategy != "truncate")
 
 
 @pytest.mark.parametrize(
@@ -1137,7 +1142,7 @@ def test_what_takes_no_step_is_refused(keys, words):
 
 def test_what_is_said_of_several_agents_in_the_same_words_is_said_once():
     said = ["crew: warmup", "mayor: warmup", "crew: warmup", "note: warmup", "mayor: other", "plain", "plain"]
-    assert plan.together(said, ("crew", "mayor")) == [
+    assert plan.merge_warnings(said, ("crew", "mayor")) == [
         "crew, mayor: warmup", "note: warmup", "mayor: other", "plain",
     ]  # fmt: skip
 
@@ -1146,24 +1151,24 @@ def test_of_machine_classes_that_nobody_takes_nothing_is_said(make, data):
     data()
     box = Trainer("pod", datasets_dir=str(data.folder), rented=True)
     made = make(trainers=[box], recipe={"chunked_cross_entropy": True})
-    assert one(made)["estimate"]["memory_classes"]
-    assert not [line for line in made["warnings"] if "takes the place" in line]
+    assert one(made).estimate.memory_classes
+    assert not [line for line in made.warnings if "takes the place" in line]
 
 
 def test_memory_is_that_of_one_process_of_several(make, data):
     data()
     alone = one(make(trainers=[Trainer("box", datasets_dir=str(data.folder))]))
     gang = one(make(trainers=[Trainer("box", datasets_dir=str(data.folder), gpus=8)]))
-    assert gang["recipe"]["micro_batch_size"] == 1
+    assert gang.recipe["micro_batch_size"] == 1
     single = one(make(recipe={"micro_batch_size": 1, "gradient_accumulation_steps": 8}))
-    assert gang["estimate"]["memory_gib"] == single["estimate"]["memory_gib"] < alone["estimate"]["memory_gib"]
+    assert gang.estimate.memory_gib == single.estimate.memory_gib < alone.estimate.memory_gib
 
 
 # --- what suits, closer
 
 
 def suited(changes: dict[str, Any], *sets: tuple[str, int, int]) -> tuple[dict[str, Any], list[str]]:
-    """What becomes of a recipe of 100-token rows, eight to a step, and what is told."""
+    """Adapt a recipe of 100-token rows, eight to a step, to data; return it and what is told."""
     planner = plan.Planner(ROOT, ROOT, {})
     keys = {"sequence_len": 100, "micro_batch_size": 8, "sample_packing": True, "num_epochs": 1, **changes}
     planner.adapt_to_dataset("crew", keys, rows(*sets))
@@ -1273,15 +1278,15 @@ def test_a_trainer_needs_a_lane_and_a_root(make, data):
 def test_all_is_told_once_and_in_order(make, data):
     data("crew"), data("mayor")
     result = make(["mayor", "crew"], trainers(data, "a", "b"))
-    assert [run["agent"] for run in result["runs"]] == ["mayor", "crew"]
-    assert len(result["warnings"]) == len(set(result["warnings"]))
+    assert [run.agent for run in result.runs] == ["mayor", "crew"]
+    assert len(result.warnings) == len(set(result.warnings))
 
 
 def test_a_run_goes_to_the_machine_of_the_trainer_it_is_placed_on(make, data):
     data("crew"), data("mayor")
     small = Trainer("small", machine="gpu-24gb", datasets_dir=str(data.folder))
     big = Trainer("big", datasets_dir=str(data.folder))
-    runs_ = {run["trainer"]: run["recipe"] for run in make("crew,mayor", [big, small])["runs"]}
+    runs_ = {run.trainer: run.recipe for run in make("crew,mayor", [big, small]).runs}
     planner = plan.Planner(ROOT, data.folder, {})
     for name, machine in (("big", ""), ("small", "gpu-24gb")):
         merged = planner.merged_recipe("crew", "", machine)
@@ -1301,7 +1306,7 @@ def test_sweeps_of_several_agents_are_named_by_their_own_variants(make, data):
         r"decides what is learnt",
         str(error.value),
     )
-    assert len(make("crew,mayor", variants=[{"seed": 1}, {"seed": 2}])["runs"]) == 4
+    assert len(make("crew,mayor", variants=[{"seed": 1}, {"seed": 2}]).runs) == 4
 
 
 def test_where_no_way_has_the_data_the_first_one_is_told(make, data):
@@ -1331,46 +1336,114 @@ def test_giving_all_up_leaves_nobody(make, data, run_id):
     )
 
 
+# --- as a table
+
+
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        ({}, ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to train")),
+        ({"estimate": Estimate(tokens=999, steps=3, memory_gib=24.4)},
+         ("crew", "crew-1", "gpu-1", "0", "999", "3", "24.4 GiB", "to train")),
+        ({"estimate": Estimate(tokens=1000)}, ("crew", "crew-1", "gpu-1", "0", "1 k", "0", "?", "to train")),
+        ({"estimate": Estimate(tokens=49_501)}, ("crew", "crew-1", "gpu-1", "0", "50 k", "0", "?", "to train")),
+        ({"state": "to resume", "why": "failed before"},
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to resume (failed before)")),
+        ({"rehearsal": True, "why": "moved from b"},
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "–", "to train (moved from b) (rehearsal: tiny model, CPU)")),
+        ({"name": "crew lora_r 8", "state": "ready",
+          "datasets": [PlannedDataset("a", "train", "", 3), PlannedDataset("b", "train", "", 4),
+                       PlannedDataset("c", "val", "", 50)]},
+         ("crew lora_r 8", "crew-1", "gpu-1", "7", "0", "0", "?", "ready")),
+    ],
+)  # fmt: skip
+def test_a_run_as_people_read_it(values, cells):
+    row = plan.table_row(planned_run(**{"name": "crew", "run_id": "crew-1", "trainer": "gpu-1", **values}))
+    assert row == cells
+    assert len(row) == len(plan.COLUMNS)
+
+
+# --- its three steps
+
+
+def test_who_is_given_up_gets_nothing_but_still_says_whom_the_inventory_trains(tmp_path):
+    first, second, alone = (Trainer(name, hosts=hosts, members=members) for name, hosts, members in
+                            (("a", 2, ("a", "b")), ("b", 2, ("a", "b")), ("c", 1, ())))  # fmt: skip
+    checked = plan.check_trainers([first, second, alone], "b", tmp_path)
+    assert (checked.leaders, checked.remaining) == ([first, alone], [alone])
+    assert [checked.move.lets_go(name) for name in "abc"] == [True, True, False]
+
+
+def test_only_a_run_with_a_history_is_bound_to_trainers_that_would_train_the_same(data, note, tmp_path, run_id):
+    laptop, real = mixed(data)
+    hosts_ = plan.check_trainers([laptop, real, dataclasses.replace(real, name="spare")], False, tmp_path / "output")
+    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    [draft] = plan.draft_runs(planner, ["witness"], [{}], hosts_).values()
+    assert (draft.run.trainer, draft.only) == ("laptop", None)
+    note(run_id, "spare", final=False, lane=2)
+    [draft] = plan.draft_runs(planner, ["witness"], [{}], hosts_).values()
+    assert (draft.run.trainer, draft.run.lane, draft.only) == ("spare", 2, {"real", "spare"})
+
+
+def test_what_goes_to_another_trainer_than_its_draft_is_planned_for_it(data, tmp_path):
+    data("crew"), data("mayor")
+    boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), gpus=2)]
+    hosts_ = plan.check_trainers(boxes, False, tmp_path / "output")
+    planner = plan.Planner(ROOT, tmp_path / "output", {})
+    drafts = plan.draft_runs(planner, ["crew", "mayor"], [{}], hosts_)
+    assert [(draft.run.trainer, draft.run.gpus) for draft in drafts.values()] == [("a", 1), ("a", 1)]
+    crew, mayor = plan.place_runs(planner, drafts, hosts_)
+    assert crew == drafts["crew", 0].run
+    assert (mayor.trainer, mayor.hosts, mayor.gpus) == ("b", ("b",), 2)
+    assert plan.recipe.effective_batch(mayor.recipe) * 2 == plan.recipe.effective_batch(crew.recipe)
+
+
+def test_a_plan_is_written_as_it_is_read(make, data):
+    data()
+    run = one(make())
+    assert PlannedRun.from_dict(json.loads(json.dumps(run.as_dict()))) == run
+
+
 # --- a new version of Axolotl
 
 
 @pytest.fixture
 def updated(make, data, deliver, monkeypatch, tmp_path):
-    """An adapter of Axolotl 0.19, and locks that pin the version of today; returns its run_id."""
+    """Deliver an adapter of Axolotl 0.19 where the locks pin the version of today; return its run_id."""
     data()
     pinned = recipe.pinned_version
     with monkeypatch.context() as then:
         then.setattr(recipe, "pinned_version", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
         run = one(make())
-    folder = deliver(run["run_id"])
+    folder = deliver(run.run_id)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= {"run_id": run["run_id"], "fingerprint": run["fingerprint"], "versions": {"axolotl": "0.19.0"}}
+    manifest |= {"run_id": run.run_id, "fingerprint": run.fingerprint, "versions": {"axolotl": "0.19.0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder.parent / "latest").symlink_to(run["run_id"])
-    return run["run_id"]
+    (folder.parent / "latest").symlink_to(run.run_id)
+    return run.run_id
 
 
 def test_the_plan_tells_what_is_trained_anew_because_of_axolotl(make, updated):
     made = make()
-    assert one(made)["state"] == "to train"
-    assert one(made)["run_id"] != updated
-    assert one(made)["axolotl"] == recipe.pinned_version(ROOT / "requirements/trainer-cuda.txt", "axolotl")
-    [said] = [line for line in made["warnings"] if "Axolotl" in line]
-    assert said.startswith(f"witness has {updated}, of Axolotl 0.19.0; the locks pin {one(made)['axolotl']} now.")
+    assert one(made).state == "to train"
+    assert one(made).run_id != updated
+    assert one(made).axolotl == recipe.pinned_version(ROOT / "requirements/trainer-cuda.txt", "axolotl")
+    [said] = [line for line in made.warnings if "Axolotl" in line]
+    assert said.startswith(f"witness has {updated}, of Axolotl 0.19.0; the locks pin {one(made).axolotl} now.")
     assert said.endswith("-e keep_axolotl=0.19 keeps what there is")
 
 
 def test_an_adapter_of_an_older_axolotl_is_kept_when_asked(make, updated):
     for keep in ("0.19", "0.19.0"):
         made = make(keep=keep)
-        assert (one(made)["run_id"], one(made)["state"], one(made)["axolotl"]) == (updated, "ready", "0.19.0")
-        assert not [line for line in made["warnings"] if "Axolotl" in line]
+        assert (one(made).run_id, one(made).state, one(made).axolotl) == (updated, "ready", "0.19.0")
+        assert not [line for line in made.warnings if "Axolotl" in line]
 
 
 def test_it_need_not_be_what_latest_points_to(make, updated, tmp_path):
     (tmp_path / "output/adapters/witness/latest").unlink()
-    assert one(make(keep="0.19"))["run_id"] == updated
-    assert [line for line in make()["warnings"] if line.startswith(f"witness has {updated}, of Axolotl 0.19.0")]
+    assert one(make(keep="0.19")).run_id == updated
+    assert [line for line in make().warnings if line.startswith(f"witness has {updated}, of Axolotl 0.19.0")]
 
 
 def test_a_variant_is_kept_too(make, data, deliver, monkeypatch, tmp_path):
@@ -1379,14 +1452,14 @@ def test_a_variant_is_kept_too(make, data, deliver, monkeypatch, tmp_path):
     pinned = recipe.pinned_version
     with monkeypatch.context() as then:
         then.setattr(recipe, "pinned_version", lambda lock, name: "0.19.0" if name == "axolotl" else pinned(lock, name))
-        runs = make(variants=variants)["runs"]
+        runs = make(variants=variants).runs
     for run in runs:
-        folder = deliver(run["run_id"])
+        folder = deliver(run.run_id)
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest |= {key: run[key] for key in ("run_id", "fingerprint")} | {"versions": {"axolotl": "0.19.0"}}
+        manifest |= {"run_id": run.run_id, "fingerprint": run.fingerprint, "versions": {"axolotl": "0.19.0"}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    kept = make(variants=variants, keep="0.19")["runs"]
-    assert [(run["run_id"], run["state"]) for run in kept] == [(run["run_id"], "ready") for run in runs]
+    kept = make(variants=variants, keep="0.19").runs
+    assert [(run.run_id, run.state) for run in kept] == [(run.run_id, "ready") for run in runs]
 
 
 @pytest.mark.parametrize("keep", ["0", "newest", "0.19beta", "v0.19"])
@@ -1405,8 +1478,8 @@ def test_another_version_than_that_of_what_there_is_is_refused(make, updated):
 def test_what_is_at_work_already_is_not_dropped_for_what_is_kept(make, updated, tmp_path):
     run = one(make())
     (tmp_path / "output/runs").mkdir(exist_ok=True)
-    (tmp_path / f"output/runs/{run['run_id']}.json").write_text(json.dumps({"trainer": run["trainer"]}))
-    assert (one(make(keep="0.19"))["run_id"], one(make(keep="0.19"))["state"]) == (run["run_id"], "to attach")
+    (tmp_path / f"output/runs/{run.run_id}.json").write_text(json.dumps({"trainer": run.trainer}))
+    assert (one(make(keep="0.19")).run_id, one(make(keep="0.19")).state) == (run.run_id, "to attach")
 
 
 @pytest.mark.parametrize("change", ["recipe", "data", "files", "fresh"])
@@ -1420,12 +1493,12 @@ def test_nothing_else_is_kept(make, data, updated, tmp_path, change):
         recipe={"lora_alpha": 48} if change == "recipe" else {},
         fresh=change == "fresh",
     )
-    assert one(made)["state"] == "to train"
-    assert one(made)["run_id"] != updated
-    assert not [line for line in made["warnings"] if "Axolotl" in line]
+    assert one(made).state == "to train"
+    assert one(made).run_id != updated
+    assert not [line for line in made.warnings if "Axolotl" in line]
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"versions": 3}', '{"versions": {"axolotl": null}}'])
 def test_a_manifest_that_says_nothing_of_axolotl_is_passed_over(make, updated, tmp_path, manifest):
     (tmp_path / "output/adapters/witness" / updated / "manifest.json").write_text(manifest)
-    assert one(make(keep="0.19"))["state"] == "to train"
+    assert one(make(keep="0.19")).state == "to train"

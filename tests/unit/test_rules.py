@@ -35,15 +35,15 @@ def test_what_the_plan_makes_of_it(one: Brought, tmp_path):
         assert one.refused in str(error.value)
         return
     made = one.planned(tmp_path)
-    warnings, [run] = made["warnings"], made["runs"]
-    assert {key: run["recipe"].get(key) for key in one.becomes} == one.becomes
-    assert run["recipe"].keys() <= SCHEMA["properties"].keys()
+    warnings, [run] = made.warnings, made.runs
+    assert {key: run.recipe.get(key) for key in one.becomes} == one.becomes
+    assert run.recipe.keys() <= SCHEMA["properties"].keys()
     for piece in one.says:
         assert any(said.startswith("crew: ") and piece in said for said in warnings), (piece, warnings)
 
 
 def test_one_that_says_nothing_is_told_nothing_but_the_schedule(tmp_path):
-    [said] = Brought("", "logging_steps: 5\n").planned(tmp_path)["warnings"]
+    [said] = Brought("", "logging_steps: 5\n").planned(tmp_path).warnings
     assert said.startswith("crew: warmup takes")
 
 
@@ -147,16 +147,16 @@ def test_a_contradiction_that_a_later_layer_ends_is_none():
 
 
 def test_a_rehearsal_replaces_without_a_word_and_hides_no_contradiction(tmp_path):
-    def rehearsed(text: str) -> dict[str, Any]:
+    def rehearsed(text: str) -> plan.Plan:
         (tmp_path / "configs/agents/crew.yml").write_text(text)
         trainer = Trainer("here", profile="rehearsal", datasets_dir=str(ROOT / "examples/datasets"))
         return plan.make(tmp_path, tmp_path / "output", "crew", [trainer], {})
 
     Brought("", "{}\n").planned(tmp_path)
     made = rehearsed("warmup_ratio: 0.1\nevals_per_epoch: 4\n")
-    keys = made["runs"][0]["recipe"]
+    keys = made.runs[0].recipe
     assert (keys["warmup_steps"], keys["eval_steps"], keys["save_steps"]) == (2, 4, 4)
-    assert not [said for said in made["warnings"] if "takes the place" in said]
+    assert not [said for said in made.warnings if "takes the place" in said]
     with pytest.raises(UserError, match=r"crew\.yml, line 2: «warmup_ratio: 0\.1», and .* Keep one of them$"):
         rehearsed("warmup_steps: 5\nwarmup_ratio: 0.1\n")
 
@@ -190,7 +190,7 @@ def test_the_fingerprint_is_of_what_is_left():
 def planned(tmp_path):
     """Plans crew, with overrides, on as many conversations."""
 
-    def planner(overrides: dict[str, Any], train: int = 8, val: int = 0) -> dict[str, Any]:
+    def planner(overrides: dict[str, Any], train: int = 8, val: int = 0) -> plan.Plan:
         for use, count in (("train", train), ("val", val)):
             turns = [{"from": "human", "value": f"{use}"}, {"from": "gpt", "value": "a" * 100}]
             rows = [{"conversations": [{**turns[0], "value": f"{use} {n}"}, turns[1]]} for n in range(count)]
@@ -204,7 +204,7 @@ def planned(tmp_path):
 
 def test_a_validation_set_of_its_own_keeps_the_evaluations(planned):
     made = planned({"early_stopping_patience": 2, "val_set_size": 0}, val=2)
-    keys = made["runs"][0]["recipe"]
+    keys = made.runs[0].recipe
     assert (keys["eval_steps"], keys["save_steps"], keys["val_set_size"]) == (50, 50, 0)
     assert "saves_per_epoch" not in keys
 
@@ -219,8 +219,8 @@ def test_nothing_is_held_out_where_its_share_was_removed():
 
 def test_a_single_conversation_leaves_nothing_to_evaluate(planned):
     made = planned({}, train=1)
-    assert "eval_steps" not in made["runs"][0]["recipe"]
-    assert "crew: nothing is evaluated (val_set_size is 0), so eval_steps is left out" in made["warnings"]
+    assert "eval_steps" not in made.runs[0].recipe
+    assert "crew: nothing is evaluated (val_set_size is 0), so eval_steps is left out" in made.warnings
     with pytest.raises(UserError, match=r"«early_stopping_patience» needs evaluations, and nothing is evaluated"):
         planned({"early_stopping_patience": 2}, train=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, validation
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.trainer import environment
+from planned import planned_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
@@ -161,13 +163,13 @@ def test_the_least_capability_among_a_pods_gpus(names, capability):
 
 
 def test_what_axolotl_would_find_of_the_gpu():
-    run = {"rehearsal": False, "gpus": 2, "hosts": ["a", "b"]}
+    run = planned_run(gpus=2, hosts=("a", "b"))
     hopper = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 4, "compute_capability": "sm_90"}
     assert validation.capabilities(run, ["NVIDIA H200"]) == hopper
     old = validation.capabilities(run, ["Tesla V100"])
     assert (old["bf16"], old["fp8"], old["tf32"], old["compute_capability"]) == (False, False, False, "sm_70")
     cpu = {"bf16": False, "fp8": False, "tf32": False, "n_gpu": 1, "compute_capability": None}
-    assert validation.capabilities({"rehearsal": True}, ["NVIDIA H200"]) == cpu
+    assert validation.capabilities(planned_run(rehearsal=True), ["NVIDIA H200"]) == cpu
 
 
 # --- what is asked
@@ -196,11 +198,11 @@ def test_rehearsals_alone_ask_nothing(check, stand_in, asked):
 
 def test_what_is_ready_or_runs_already_is_not_asked_about(check, stand_in, asked):
     check("witness,mayor", [GPU], named=stand_in())
-    made = check.made
-    made["runs"][0]["state"], made["runs"][1]["state"] = "ready", "to attach"
-    assert validation.questions(made["runs"], [GPU], AXOLOTL) == []
-    made["runs"][1]["state"] = "to resume"
-    assert [one.run["agent"] for one in validation.questions(made["runs"], [GPU], AXOLOTL)] == ["mayor"]
+    witness, mayor = check.made.runs
+    witness, mayor = dataclasses.replace(witness, state="ready"), dataclasses.replace(mayor, state="to attach")
+    assert validation.questions([witness, mayor], [GPU], AXOLOTL) == []
+    mayor = dataclasses.replace(mayor, state="to resume")
+    assert [one.run.agent for one in validation.questions([witness, mayor], [GPU], AXOLOTL)] == ["mayor"]
 
 
 def test_what_was_taken_is_not_asked_again(check, stand_in, asked, tmp_path):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Callable
+from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.agents import AGENTS, EVERYBODY
+from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.text import nearest, short
+
+# What :func:`trainers_of` reads of a host.
+HOST_VARIABLES = (
+    "agents", "datasets_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes", "run_profile",
+    "trainer_gpu_count", "trainer_machine", "trainer_root",
+)  # fmt: skip
 
 # What the hosts of a gang must have in common, and the variables that say it.
 _ALIKE = {
@@ -51,7 +58,7 @@ class Trainer:
     machine: str = ""
     datasets_dir: str = "output/datasets"
     agents: tuple[str, ...] = ()
-    root: str = "/workspace/lora-forge"
+    root: str = TRAINER_ROOT
     lanes: int = 1
     gpus: int = 1
     hosts: int = 1
@@ -61,25 +68,67 @@ class Trainer:
     gpu_names: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Lane:
     """Where a run trains: a trainer's name, and the number of one of its lanes, from 0."""
 
     trainer: str
     number: int = 0
 
+    @classmethod
+    def of(cls, run: PlannedRun) -> Lane:
+        """Return the lane that a run is planned on."""
+        return cls(run.trainer, run.lane)
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """Which placements of unfinished runs are let go.
+
+    Attributes:
+        everywhere: Whether all of them are.
+        trainers: Those that are given up: what was placed there is let go, and they get nothing any more.
+    """
+
+    everywhere: bool = False
+    trainers: tuple[str, ...] = ()
+
+    def lets_go(self, trainer: str) -> bool:
+        """Tell whether what was placed on a trainer is let go."""
+        return self.everywhere or trainer in self.trainers
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """The trainers of an inventory, checked, of each gang its first host alone.
+
+    Attributes:
+        leaders: All of them.
+        remaining: Those that may get work, at least one.
+        move: Which placements are let go, and which trainers are given up.
+    """
+
+    leaders: list[Trainer]
+    remaining: list[Trainer]
+    move: Move
+
+    @property
+    def by_name(self) -> dict[str, Trainer]:
+        """Those that may get work, by their names."""
+        return {trainer.name: trainer for trainer in self.remaining}
+
 
 Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
 
 
 def split_names(wanted: Any) -> list[str]:
-    """What an option names: a list, or words with commas between."""
+    """List what an option names: a list, or words with commas between."""
     names = wanted if isinstance(wanted, list) else str(wanted or "").split(",")
     return [name for name in (str(name).strip() for name in names) if name]
 
 
 def select_agents(wanted: Any) -> list[str]:
-    """The agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none where it is empty.
+    """List the agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none if empty.
 
     Raises:
         UserError: There is no such agent.
@@ -94,8 +143,97 @@ def select_agents(wanted: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def trainers_of(
+    hosts: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Sequence[str]],
+    datasets_dir: Optional[str] = None,
+) -> list[Trainer]:
+    """Read trainers from the variables of their hosts, and gangs from the groups of the inventory.
+
+    Args:
+        hosts: The hosts that train.
+        hostvars: Of each of them, those of HOST_VARIABLES that are set.
+        groups: The names of the inventory's groups, and their hosts.
+        datasets_dir: Where the datasets of all of them lie on the controller; None for what each host says.
+
+    Raises:
+        UserError: What counts GPUs or hosts is no number.
+    """
+    trainers = []
+    for host in hosts:
+        known = hostvars.get(host, {})
+        rehearsal = known.get("run_profile") == "rehearsal"
+        least = 0 if rehearsal else 1
+        gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
+        members, fitting = find_gang(host, size, groups)
+        folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
+        pod_gpus = known.get("pod_gpus") or []
+        trainers.append(
+            Trainer(
+                name=host,
+                profile=known.get("run_profile") or "",
+                machine=known.get("trainer_machine") or "",
+                datasets_dir=folder,
+                agents=tuple(split_names(known.get("agents"))),
+                root=str(known.get("trainer_root", Trainer.root)),
+                lanes=_count_lanes(host, known, gpus),
+                gpus=gpus,
+                hosts=size,
+                members=members,
+                groups=fitting,
+                rented="pod_gpus" in known,
+                gpu_names=tuple(split_names(pod_gpus if isinstance(pod_gpus, list) else [pod_gpus])),
+            )
+        )
+    return trainers
+
+
+def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
+    """Count the lanes that a host declares, as the plan touches none: its GPUs, named or counted, by those of a run."""
+    lanes = known.get("run_lanes") or []
+    named = len(split_names(",".join(map(str, lanes)) if isinstance(lanes, list) else lanes))
+    if known.get("run_profile") == "rehearsal":
+        return named or 1
+    variable = "trainer_gpu_count" if "trainer_gpu_count" in known else "pod_gpu_count"
+    return (named or _count(host, known, variable, 0)) // gpus
+
+
+def _count(host: str, known: Mapping[str, Any], variable: str, least: int) -> int:
+    value = known.get(variable, 1)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < least:
+        raise UserError(f"{variable} of {host} is «{value}»; it must be a whole number, {least} or more")
+    return number
+
+
+def find_gang(host: str, size: int, groups: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find the group of the inventory that holds a host and so many others as a run takes.
+
+    Args:
+        host: The host.
+        size: How many hosts a run takes; one makes no gang.
+        groups: The names of the inventory's groups, and their hosts.
+
+    Returns:
+        The hosts of the first such group, and the names of all that may be meant; another one of the same hosts is
+        none of them.
+    """
+    members: tuple[str, ...] = ()
+    fitting: list[str] = []
+    for group, hosts in groups.items():
+        fits = size > 1 and len(hosts) == size and host in hosts and group not in ("all", "ungrouped")
+        if fits and sorted(hosts) != sorted(members):
+            members = members or tuple(hosts)
+            fitting.append(group)
+    return members, tuple(fitting)
+
+
 def check_agents(trainer: Trainer) -> Trainer:
-    """A trainer with the agents that it names checked.
+    """Check the agents that a trainer names, and return it with each of them once.
 
     Raises:
         UserError: There is no such agent.
@@ -107,7 +245,7 @@ def check_agents(trainer: Trainer) -> Trainer:
 
 
 def check_gangs(trainers: list[Trainer]) -> list[Trainer]:
-    """The trainers, of each gang its first host alone, which speaks for the others.
+    """Check the gangs, and return the trainers, of each gang its first host alone, which speaks for the others.
 
     Raises:
         UserError: A host has no gang, or the hosts of one are not alike.
@@ -139,24 +277,21 @@ def check_gangs(trainers: list[Trainer]) -> list[Trainer]:
     return [trainer for trainer in trainers if trainer.members[:1] in ((), (trainer.name,))]
 
 
-def parse_move(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tuple[Callable[[str], bool], list[str]]:
-    """What ``-e move=…`` says: true, or names of trainers. Who names a host of a gang gives the gang up.
+def parse_move(move: Any, trainers: Sequence[Trainer], output: pathlib.Path) -> Move:
+    """Read what ``-e move=…`` says: true, or names of trainers. Who names a host of a gang gives the gang up.
 
     Args:
         move: What it says.
         trainers: All of the inventory.
         output: Where placements are kept; a trainer that the inventory no longer holds is known from there.
 
-    Returns:
-        Whether a run that was placed on a trainer is let go, and which trainers get nothing any more.
-
     Raises:
         UserError: There is no such trainer.
     """
-    said = str(move or "").strip().lower()
-    if said in ("true", "yes", "1"):
-        return (lambda _: True), []
-    named = [] if said in ("", "false", "no", "0") else split_names(move)
+    word = str(move or "").strip().lower()
+    if word in ("true", "yes", "1"):
+        return Move(everywhere=True)
+    named = [] if word in ("", "false", "no", "0") else split_names(move)
     known = [trainer.name for trainer in trainers]
     lost = [name for name in named if name not in known]
     placed = {rundir.read_json(path).get("trainer") for path in (output / "runs").glob("*.json")} if lost else set()
@@ -165,17 +300,17 @@ def parse_move(move: Any, trainers: list[Trainer], output: pathlib.Path) -> tupl
             hint = nearest(name, known) or "."
             raise UserError(f"-e move={name}: there is no trainer «{name}»{hint} Trainers: {', '.join(known)}")
     gang = [member for trainer in trainers if trainer.name in named for member in trainer.members]
-    left = list(dict.fromkeys(named + gang))
-    return (lambda trainer: trainer in left), left
+    return Move(trainers=tuple(dict.fromkeys(named + gang)))
 
 
 def trainers_for(trainers: list[Trainer], agent: str) -> list[Trainer]:
-    """The trainers that take an agent: those that declare it, or else those that declare none."""
-    return [one for one in trainers if agent in one.agents] or [one for one in trainers if not one.agents]
+    """List the trainers that take an agent: those that declare it, or else those that declare none."""
+    declaring = [trainer for trainer in trainers if agent in trainer.agents]
+    return declaring or [trainer for trainer in trainers if not trainer.agents]
 
 
 def group_alike(trainers: list[Trainer]) -> list[list[Trainer]]:
-    """Trainers by what a run of theirs would be: it goes by profile and data."""
+    """Group trainers by what a run of theirs would be: it goes by profile and data."""
     ways: dict[tuple[str, str], list[Trainer]] = {}
     for trainer in trainers:
         ways.setdefault((trainer.profile, trainer.datasets_dir), []).append(trainer)
@@ -183,7 +318,7 @@ def group_alike(trainers: list[Trainer]) -> list[list[Trainer]]:
 
 
 def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
-    """The agents of a whole inventory: those that its trainers declare, and where one takes any, all that have data.
+    """List the agents of a whole inventory: those that its trainers declare, and where one takes any, all with data.
 
     Args:
         trainers: At least one.
@@ -195,8 +330,8 @@ def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
         return [agent for agent in AGENTS if agent in declared]
     folder = pathlib.Path(rest.datasets_dir)
     with_data = {agent for agent in AGENTS if dataset.find_files(folder, [agent], "train")}
-    if dataset.find_files(folder, [agent for agent in AGENTS if agent != EVERYBODY], "train"):
-        with_data.add(EVERYBODY)
+    if dataset.find_files(folder, [agent for agent in AGENTS if agent != SHARED_AGENT], "train"):
+        with_data.add(SHARED_AGENT)
     lacking = [agent for agent in AGENTS if agent not in declared | with_data]
     if lacking and declared | with_data:
         warnings.append(f"left out: {', '.join(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
@@ -207,8 +342,8 @@ def assign_lanes(
     trainers: list[Trainer],
     weight: dict[Job, int],
     placed: dict[Job, Lane],
-    only: Mapping[Job, set[str]] = MappingProxyType({}),
-    left: Sequence[str] = (),
+    only: Mapping[Job, Collection[str]] = MappingProxyType({}),
+    given_up: Sequence[str] = (),
 ) -> dict[Job, Lane]:
     """Spread jobs over lanes: where they are already, then where they are declared, then by load.
 
@@ -220,65 +355,61 @@ def assign_lanes(
         weight: What is to be trained, and its estimated work.
         placed: Lanes of unfinished runs.
         only: The trainers that come into question for a job, where not all of them do.
-        left: Trainers that were given up.
+        given_up: Trainers that get nothing any more.
 
     Raises:
         UserError: No trainer takes an agent.
     """
     # First lanes before second ones: as long as there is a trainer without work, none gets two.
     lanes = sorted(
-        (Lane(one.name, lane) for one in trainers for lane in range(one.lanes)), key=lambda lane: lane.number
+        (Lane(trainer.name, number) for trainer in trainers for number in range(trainer.lanes)),
+        key=lambda lane: lane.number,
     )
     load = dict.fromkeys(lanes, 0)
-    chosen = {}
+    assigned = {}
     for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
         agent = job[0]
-        open_to = {trainer.name for trainer in trainers_for(trainers, agent)}
-        candidates = [lane for lane in lanes if lane.trainer in open_to & only.get(job, open_to)]
+        takers = {trainer.name for trainer in trainers_for(trainers, agent)}
+        candidates = [lane for lane in lanes if lane.trainer in takers.intersection(only.get(job, takers))]
         held = placed.get(job)
         if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
             candidates = [held] if held in load else [lane for lane in lanes if lane.trainer == held.trainer]
         if not candidates:
-            remaining = f" that is left without {', '.join(left)}" if left else ""
-            advice = "; or name others with -e role=…" if left else ""
+            remaining = f" that is left without {', '.join(given_up)}" if given_up else ""
+            advice = "; or name others with -e role=…" if given_up else ""
             raise UserError(
                 f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
             )
-        chosen[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
-        load[chosen[job]] += weight[job]
-    return chosen
+        assigned[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
+        load[assigned[job]] += weight[job]
+    return assigned
 
 
-def describe_queues(runs: list[dict[str, Any]]) -> list[str]:
-    """Who trains where, one line a lane; none where one run is alone.
-
-    Args:
-        runs: The planned runs.
-    """
-    lanes: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def describe_queues(runs: Sequence[PlannedRun]) -> list[str]:
+    """Say who trains where, one line a lane; nothing where one run is alone."""
+    queues: dict[Lane, list[PlannedRun]] = {}
     for run in runs:
-        if run["state"] != "ready":
-            lanes.setdefault((run["trainer"], run["lane"]), []).append(run)
-    if sum(map(len, lanes.values())) < 2:
+        if run.state != "ready":
+            queues.setdefault(Lane.of(run), []).append(run)
+    if sum(map(len, queues.values())) < 2:
         return []
-    several = {trainer for trainer, number in lanes if number}
+    with_several = {lane.trainer for lane in queues if lane.number}
     lines = []
-    for (trainer, number), here in sorted(lanes.items()):
-        where = f"{trainer} lane {number + 1}" if trainer in several else trainer
-        work = short(sum(run["estimate"]["work"] for run in here))
-        queue = ", one after the other" if len(here) > 1 else ""
-        lines.append(f"{where}: {', '.join(run['name'] for run in here)}{queue}; about {work} tokens to train on")
+    for lane, queue in sorted(queues.items()):
+        where = f"{lane.trainer} lane {lane.number + 1}" if lane.trainer in with_several else lane.trainer
+        names = ", ".join(run.name for run in queue) + (", one after the other" if len(queue) > 1 else "")
+        lines.append(f"{where}: {names}; about {short(sum(run.estimate.work for run in queue))} tokens to train on")
     return lines
 
 
-def fork_limit_warning(runs: list[dict[str, Any]], forks: int) -> list[str]:
-    """A sentence on hosts that Ansible does not get to, as it looks after others; none where it gets to all.
+def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
+    """Warn of hosts that Ansible does not get to, as it looks after others; nothing where it gets to all.
 
     Args:
         runs: The planned runs.
         forks: How many hosts it looks after at a time.
     """
-    hosts = list(dict.fromkeys(host for run in runs if run["state"] != "ready" for host in run["hosts"]))
+    hosts = list(dict.fromkeys(host for run in runs if run.state != "ready" for host in run.hosts))
     late = hosts[forks:]
     if not late:
         return []

@@ -21,8 +21,10 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from ansible.module_utils.lora_forge.planning.plan import Plan
 from ansible.module_utils.lora_forge.text import canonical
 from ansible.module_utils.lora_forge.trainer import environment
 
@@ -62,33 +64,33 @@ def _number(capability: str) -> tuple[int, ...]:
     return tuple(map(int, capability.split(".")))
 
 
-def capabilities(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def capabilities(run: PlannedRun, names: Sequence[str]) -> dict[str, Any]:
     """What Axolotl would find of the GPU that a run is for (``gpu_capabilities`` in axolotl/cli/config.py).
 
     Args:
         run: The run's plan.
         names: The GPUs that it may get; empty where nobody knows.
     """
-    if run["rehearsal"]:
+    if run.rehearsal:
         return {"bf16": False, "fp8": False, "tf32": False, "n_gpu": 1, "compute_capability": None}
     have = compute_capability(names)
     return {
         "bf16": _number(have) >= (8, 0),
         "fp8": _number(have) >= (9, 0),
         "tf32": _number(have) >= (8, 0),
-        "n_gpu": run.get("gpus", 1) * len(run.get("hosts") or [""]),
+        "n_gpu": run.gpus * len(run.hosts),
         "compute_capability": f"sm_{have.replace('.', '')}",
     }
 
 
-def _rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
+def _rendered(run: PlannedRun, root: str) -> dict[str, Any]:
     """What the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
 
     Args:
         run: The run's plan.
         root: The trainer's root.
     """
-    variables = launch.template_variables(run, root, "offline")
+    variables = launch.template_variables(run.as_dict(), root, "offline")
     sets = {key: [{**one, "path": "data.jsonl"} for one in variables[key]] for key in ("datasets", "test_datasets")}
     places = {"output_dir": "output", "dataset_prepared_path": "prepared"}
     return {**variables["recipe"], **places, **{key: value for key, value in sets.items() if value}}
@@ -136,13 +138,13 @@ class Question:
         mark: What its answer is known by.
     """
 
-    run: dict[str, Any]
+    run: PlannedRun
     recipe: dict[str, Any]
     capabilities: dict[str, Any]
     mark: str
 
 
-def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked_of: str) -> list[Question]:
+def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of: str) -> list[Question]:
     """What to ask about the runs that will be started.
 
     Args:
@@ -154,12 +156,12 @@ def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked
         Nothing where all of them are rehearsals: they cost nothing, and begin with the same validation.
     """
     by_name = {trainer.name: trainer for trainer in trainers}
-    starting = [run for run in runs if run["state"] in ("to train", "to resume")]
-    if all(run["rehearsal"] for run in starting):
+    starting = [run for run in runs if run.state in ("to train", "to resume")]
+    if all(run.rehearsal for run in starting):
         return []
     found = []
     for run in starting:
-        trainer = by_name.get(run["trainer"], Trainer(run["trainer"]))
+        trainer = by_name.get(run.trainer, Trainer(run.trainer))
         given, have = _rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
         mark = hashlib.sha256(canonical([given, have, asked_of]).encode()).hexdigest()
         found.append(Question(run, given, have, mark))
@@ -167,7 +169,7 @@ def questions(runs: Sequence[dict[str, Any]], trainers: Sequence[Trainer], asked
 
 
 def check(
-    made: dict[str, Any],
+    made: Plan,
     trainers: Sequence[Trainer],
     checkout: pathlib.Path,
     output: pathlib.Path,
@@ -201,7 +203,7 @@ def check(
     taken = _taken(output)
     basis = b"".join((checkout / one).read_bytes() for one in (*locks, PROGRAM))
     asked_of = hashlib.sha256(basis + named.encode()).hexdigest()  # what is named may be another environment
-    asked = [one for one in questions(made["runs"], trainers, asked_of) if one.mark not in taken]
+    asked = [one for one in questions(made.runs, trainers, asked_of) if one.mark not in taken]
     if not asked:
         return []
     python = find_environment(checkout, [trainer.root for trainer in trainers], locks, named)
@@ -210,7 +212,7 @@ def check(
             "Axolotl's own check of the recipes was left out: no environment of requirements/trainer-*.txt is on this "
             "machine. A rehearsal makes one (ansible-playbook train.yml); -e axolotl_environment=… names one elsewhere"
         ]
-    agents = ", ".join(dict.fromkeys(one.run["agent"] for one in asked))
+    agents = ", ".join(dict.fromkeys(one.run.agent for one in asked))
     say(f"  Axolotl checks what is new in the recipes of {agents}, which takes a while")
     try:
         answer = ask_axolotl(python, checkout, asked, timeout)
@@ -222,8 +224,7 @@ def check(
             f"pin {axolotl}"
         ]
     refused = [
-        f"Axolotl refuses the recipe of {one.run['name']}: "
-        f"{add_locations(said, made['origins'].get(one.run['run_id'], {}))}"
+        f"Axolotl refuses the recipe of {one.run.name}: {add_locations(said, made.origins.get(one.run.run_id, {}))}"
         for one, problems in zip(asked, answer["problems"])
         for said in problems
     ]

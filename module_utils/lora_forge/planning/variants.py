@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.text import canonical
 
 _FOLDER = "sweeps"  # of output/
@@ -22,7 +23,7 @@ _FORMS = (
 
 
 def expand_sweep(given: Any) -> list[dict[str, Any]]:
-    """The variants of a sweep: recipe overrides, one mapping for each.
+    """List the variants of a sweep: recipe overrides, one mapping for each.
 
     Args:
         given: A grid (key -> list of values; every combination is a variant, the last key varies fastest), or the list
@@ -36,52 +37,44 @@ def expand_sweep(given: Any) -> list[dict[str, Any]]:
         if lacking:
             raise UserError(f"sweep: «{lacking[0]}» needs a list of values, such as {lacking[0]}: [1, 2]")
         return [dict(zip(given, values)) for values in itertools.product(*given.values())]
-    if isinstance(given, list) and given and all(isinstance(one, dict) and one for one in given):
+    if isinstance(given, list) and given and all(isinstance(variant, dict) and variant for variant in given):
         return given
     raise UserError(f"sweep must be {_FORMS}")
 
 
 def variant_label(variant: dict[str, Any]) -> str:
-    """A variant in words: «lora_r 16, learning_rate 0.0001»."""
+    """Say what a variant changes: «lora_r 16, learning_rate 0.0001»."""
     return ", ".join(f"{key} {canonical(value).strip(chr(34))}" for key, value in variant.items())
 
 
-def write_sweeps(output: pathlib.Path, runs: list[dict[str, Any]]) -> None:
+def write_sweeps(output: pathlib.Path, runs: Sequence[PlannedRun]) -> None:
     """Write down which runs are variants of each other, one file an agent: ``sweeps/<agent>-<8 hex>.json``.
 
     Args:
         output: Where adapters are kept.
-        runs: The planned runs, each with its ``variant``.
+        runs: The planned runs, those of an agent in the user's order.
     """
-    for agent in dict.fromkeys(run["agent"] for run in runs):
-        mine = [
-            {
-                "run_id": run["run_id"],
-                "variant": run["variant"],
-                "label": variant_label(run["variant"]),
-            }  # in the user's order
-            for run in runs
-            if run["agent"] == agent
-        ]
-        mark = hashlib.sha256(canonical(sorted(one["run_id"] for one in mine)).encode()).hexdigest()[:8]
+    for agent in dict.fromkeys(run.agent for run in runs):
+        theirs = [run for run in runs if run.agent == agent]
+        rows = [{"run_id": run.run_id, "variant": run.variant, "label": variant_label(run.variant)} for run in theirs]
+        mark = hashlib.sha256(canonical(sorted(run.run_id for run in theirs)).encode()).hexdigest()[:8]
         path = output / _FOLDER / f"{agent}-{mark}.json"
-        known = rundir.read_json(path)
-        if known.get("runs") != mine:
+        if rundir.read_json(path).get("runs") != rows:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rundir.write_json(path, {"name": path.stem, "agent": agent, "runs": mine, "made_at": round(time.time(), 3)})
+            rundir.write_json(path, {"name": path.stem, "agent": agent, "runs": rows, "made_at": round(time.time(), 3)})
 
 
 def read_sweeps(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The sweeps that were noted, newest first; a damaged file is passed over.
+    """Read the sweeps that were noted, newest first; a damaged file is passed over.
 
     Args:
         output: Where adapters are kept.
         agents: Only theirs; empty for all.
     """
-    found = [rundir.read_json(path) | {"name": path.stem} for path in (output / _FOLDER).glob("*.json")]
-    meant = set(agents) or set(AGENTS)
-    whole = [one for one in found if one.get("agent") in meant and _is_whole(one.get("runs"))]
-    return sorted(whole, key=lambda one: (one.get("made_at") or 0, one["name"]), reverse=True)
+    sweeps = [rundir.read_json(path) | {"name": path.stem} for path in (output / _FOLDER).glob("*.json")]
+    wanted = set(agents) or set(AGENTS)
+    whole = [sweep for sweep in sweeps if sweep.get("agent") in wanted and _is_whole(sweep.get("runs"))]
+    return sorted(whole, key=lambda sweep: (sweep.get("made_at") or 0, sweep["name"]), reverse=True)
 
 
 def _is_whole(runs: Any) -> bool:

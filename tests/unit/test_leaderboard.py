@@ -1,4 +1,4 @@
-"""Sweeps: variants, what belongs together, the leader board."""
+"""Sweeps: what belongs together, the leader board."""
 
 from __future__ import annotations
 
@@ -8,41 +8,20 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion
-from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.results import leaderboard
+from planned import planned_run
 
 DATA = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
 
 
-def test_a_grid_is_every_combination():
-    assert variants.expand_sweep({"lora_r": [16, 64], "num_epochs": [3, 4]}) == [
-        {"lora_r": 16, "num_epochs": 3}, {"lora_r": 16, "num_epochs": 4},
-        {"lora_r": 64, "num_epochs": 3}, {"lora_r": 64, "num_epochs": 4},
-    ]  # fmt: skip
-    given = [{"lora_r": 16}, {"lora_r": 64, "num_epochs": 4}]
-    assert variants.expand_sweep(given) == given
-
-
-@pytest.mark.parametrize("given", [{}, [], "lora_r=16", [16, 64], [{}], None])
-def test_what_is_no_sweep(given):
-    with pytest.raises(UserError, match=r"sweep must be a grid: .* or a list: "):
-        variants.expand_sweep(given)
-
-
-@pytest.mark.parametrize("values", [16, [], "16,64"])
-def test_a_grid_needs_lists(values):
-    with pytest.raises(UserError, match=r"sweep: «lora_r» needs a list of values, such as lora_r: \[1, 2\]"):
-        variants.expand_sweep({"lora_r": values})
-
-
-def test_a_variant_in_words():
-    said = variants.variant_label({"lora_r": 16, "learning_rate": 1.0e-4, "optimizer": "adamw_8bit"})
-    assert said == "lora_r 16, learning_rate 0.0001, optimizer adamw_8bit"
-
-
 def planned(*ranks: int) -> list[dict[str, Any]]:
     return [{"agent": "witness", "run_id": f"witness-{rank}", "variant": {"lora_r": rank}} for rank in ranks]
+
+
+def swept(*ranks: int) -> list[PlannedRun]:
+    return [planned_run(**run) for run in planned(*ranks)]
 
 
 @pytest.fixture
@@ -97,12 +76,12 @@ def test_the_cells(tmp_path, deliver):
 
 
 def test_what_belongs_together_is_noted_once(tmp_path):
-    variants.write_sweeps(tmp_path, planned(8, 16))
+    variants.write_sweeps(tmp_path, swept(8, 16))
     (known,) = variants.read_sweeps(tmp_path)
     assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
-    variants.write_sweeps(tmp_path, planned(8, 16))
+    variants.write_sweeps(tmp_path, swept(8, 16))
     assert variants.read_sweeps(tmp_path) == [known]
-    variants.write_sweeps(tmp_path, planned(8, 32))
+    variants.write_sweeps(tmp_path, swept(8, 32))
     assert len(variants.read_sweeps(tmp_path)) == 2
     assert len(leaderboard.summary_lines(tmp_path, ["witness"])) == 2
     assert len(leaderboard.summary_lines(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its

@@ -68,7 +68,7 @@ class Row:
 
 def shape(recipe: dict[str, Any]) -> Optional[flops.Shape]:
     """What FLOPs depend on, of a recipe's model; None where it is not known."""
-    model = memory.known(recipe)
+    model = memory.find_model(recipe)
     if model is None:
         return None
     return flops.Shape(model.linear_weights(), model.vocab * model.hidden, model.layers, model.heads * model.head_dim)

@@ -81,7 +81,7 @@ class Case:
     """What is simulated.
 
     Attributes:
-        base: A model of ``bases.CONFIGS``, in lower case.
+        base: A model of ``base_models.CONFIGS``, in lower case.
         rows: Micro batch.
         length: Tokens of a row.
         checkpointing: Gradient checkpointing.

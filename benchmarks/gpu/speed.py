@@ -387,7 +387,7 @@ class Bench:
         """Why this machine should not try a variant."""
         if self.tiny and not variant.cpu:
             return "a CPU cannot run it"
-        needs, has = memory.on_host(keys), host_memory()
+        needs, has = memory.host_bytes(keys), host_memory()
         if needs > ROOM * has:
             return f"up to {needs / 2**30:.0f} GiB would be offloaded to the host, which has {has / 2**30:.0f} GiB"
         return None

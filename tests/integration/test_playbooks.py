@@ -109,6 +109,27 @@ def test_a_gang_is_one_group(planned):
     assert "b: run_hosts is 2, and the groups rack, gang each hold it and so many hosts" in text
 
 
+def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
+    trainers = {"hosts": {"a": {"run_gpu": 2, "pod_max_usd_per_houre": 1, "trainer_colour": "red"}, "b": {}}}
+    late = "{{ ansible_facts.default_ipv4.address }}"  # what is known only when the host was asked
+    trainers["vars"] = {"run_notify_on": ["failed", "money"], "run_address": late}
+    wrong = ("-e", "run_backend=sysemd", "-e", "run_stop_timeout=soon")
+    text, runs = planned({"trainers": trainers}, "-e", "role=witness", *wrong, code=2)
+    assert not runs
+    for sentence in (
+        "a, b: run_backend is «sysemd»; it takes auto, systemd, tmux, process; did you mean «systemd»?",
+        "a, b: run_stop_timeout is «soon»; it takes a whole number",
+        "a, b: run_notify_on holds «money», which is called over_budget now",
+        "a: there is no option run_gpu; did you mean «run_gpus»?",
+        "a: there is no option pod_max_usd_per_houre; did you mean «pod_max_usd_per_hour»?",
+    ):
+        assert sentence in text
+    trainers = {"hosts": {"a": {"trainer_colour": "red", "run_address": late, "run_stop_timeout": "{{ 5 * 60 }}"}}}
+    text, runs = planned({"trainers": trainers}, "-e", "role=witness", "-e", "run_backend=tmux")
+    assert "! a: there is no option trainer_colour; it is passed over" in text
+    assert runs["witness"]["trainer"] == "a"
+
+
 @pytest.mark.parametrize("detach", ["true", "false"])
 def test_where_no_host_answers_the_summary_says_so(planned, detach):
     dead = {"ansible_host": "127.0.0.1", "ansible_port": 9}  # nobody listens there

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -34,11 +36,49 @@ def test_documentation_is_the_argument_spec(path: pathlib.Path) -> None:
         assert {"description", "returned", "type", "sample"} <= entry.keys(), name
 
 
+def entry_points(role: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Give the options of each entry point of a role."""
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    return {entry: spec["options"] for entry, spec in specs.items()}
+
+
 @pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
 def test_argument_specs_are_the_defaults(role: pathlib.Path) -> None:
-    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    """A default that is computed stands among the defaults alone: in specs Ansible would compute it for every call."""
     defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
-    assert {name: option["default"] for name, option in options.items()} == defaults
+    options = {name: spec for entry in entry_points(role).values() for name, spec in entry.items()}
+    assert {name for name in options if name.startswith(f"{role.name}_")} == defaults.keys()
+    plain = {name: value for name, value in defaults.items() if "{{" not in str(value)}
+    assert {name: spec["default"] for name, spec in options.items() if "default" in spec} == plain
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+def test_an_option_is_the_same_in_all_entry_points(role: pathlib.Path) -> None:
+    entries = entry_points(role)
+    for options in entries.values():
+        assert options.items() >= {name: spec for name, spec in entries["main"].items() if name in options}.items()
+
+
+def calls(node: Any) -> Iterator[tuple[str, str]]:
+    """List the roles that tasks call, each with the entry point."""
+    if isinstance(node, list):
+        for item in node:
+            yield from calls(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("ansible.builtin.include_role", "ansible.builtin.import_role"):
+                yield value["name"], value.get("tasks_from", "main")
+            yield from calls(value)
+
+
+def test_every_entry_point_has_its_options_checked() -> None:
+    paths = [*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/*/tasks/*.yml")]
+    called = {call for path in paths for call in calls(yaml.safe_load(path.read_text()))}
+    specified = {(role.name, entry) for role in ROLES for entry in entry_points(role)}
+    assert called <= specified
+    assert specified - called <= {("run", "main")}  # for playbooks of others
+    for role, entry in specified:
+        assert (ROOT / "roles" / role / "tasks" / f"{entry}.yml").exists()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def messages(question: str = "Why?", answer: str = "Because.") -> dict[str, Any]
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes records, or lines as they are, and returns the path."""
+    """Write records, or lines as they are, and return the path."""
 
     def writer(*rows: Any, name: str = "witness_train.jsonl") -> pathlib.Path:
         lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]

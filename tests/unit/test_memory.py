@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch, tmp_path):
-    """The models that this machine happens to have decide nothing here."""
+    """Hide the models that this machine happens to have."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
@@ -250,10 +250,10 @@ def test_offloading_takes_the_place_of_recomputing():
 
 
 def test_what_is_offloaded_must_fit_on_the_host():
-    assert memory.on_host(BASE) == memory.on_host({"base_model": "other", "activation_offloading": True}) == 0
-    assert memory.on_host(BASE | {"activation_offloading": "hidden_states"}) == 2 * 28 * 8192 * 3584 * 2
+    assert memory.host_bytes(BASE) == memory.host_bytes({"base_model": "other", "activation_offloading": True}) == 0
+    assert memory.host_bytes(BASE | {"activation_offloading": "hidden_states"}) == 2 * 28 * 8192 * 3584 * 2
     everything = memory.parts(BASE | {"gradient_checkpointing": False})["kept"]
-    assert memory.on_host(BASE | {"activation_offloading": True}) == 2 * everything
+    assert memory.host_bytes(BASE | {"activation_offloading": True}) == 2 * everything
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_recipe_with_an_absurd_figure_has_no_estimate(key, value):
     absurd = BASE | {key: value}
     assert (memory.estimate(absurd), memory.floor(absurd)) == (None, None)
     assert memory.unknown_reason(absurd) == f"«{key}» is no whole number from 1 to 10000000"
-    assert memory.on_host(absurd | {"activation_offloading": True}) == 0
+    assert memory.host_bytes(absurd | {"activation_offloading": True}) == 0
 
 
 def test_the_greatest_figures_that_are_taken_have_an_estimate():
@@ -321,7 +321,7 @@ def test_the_greatest_figures_that_are_taken_have_an_estimate():
     ids=str,
 )
 def test_which_modules_get_an_adapter(targets, found):
-    assert sorted(memory.targets({"lora_target_modules": targets}, named("qwen2.5-7b"))) == found
+    assert sorted(memory.adapted_modules({"lora_target_modules": targets}, named("qwen2.5-7b"))) == found
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_the_model_is_known_by_its_name(name):
     ],
 )
 def test_makers_add_to_a_name_what_changes_no_shape(name, entry):
-    assert memory.known({"base_model": name}) == named(entry)
+    assert memory.find_model({"base_model": name}) == named(entry)
 
 
 @pytest.mark.parametrize(
@@ -482,27 +482,28 @@ def test_a_config_may_leave_out_what_is_a_default():
 def test_the_table_only_counts_where_the_hub_has_nothing(tmp_path):
     recipe = {"base_model": "Qwen/Qwen2.5-7B-Instruct", "model_revision": COMMIT}
     folder = tmp_path / "hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots" / COMMIT
-    assert memory.config_of(recipe) == (QWEN, None)
+    assert memory.find_config(recipe) == (QWEN, None)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{")
-    assert memory.config_of(recipe) == (QWEN, None)
+    assert memory.find_config(recipe) == (QWEN, None)
     (folder / "config.json").write_text(json.dumps(QWEN | {"num_hidden_layers": 2}))
-    assert memory.known(recipe).layers == 2
-    assert memory.known(recipe | {"model_revision": "other"}).layers == 28
+    assert memory.find_model(recipe).layers == 2
+    assert memory.find_model(recipe | {"model_revision": "other"}).layers == 28
 
 
 def test_where_the_hub_keeps_its_models(tmp_path):
     recipe = {"base_model": "owner/new", "model_revision": COMMIT}
     end = f"models--owner--new/snapshots/{COMMIT}"
-    assert memory.snapshot(recipe, {"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == pathlib.Path("/c") / end
-    assert memory.snapshot(recipe, {"HF_HOME": "/h"}) == pathlib.Path("/h/hub") / end
-    assert memory.snapshot(recipe, {"XDG_CACHE_HOME": "/x"}) == pathlib.Path("/x/huggingface/hub") / end
-    assert memory.snapshot(recipe, {}) == pathlib.Path.home() / ".cache/huggingface/hub" / end
-    assert memory.snapshot(recipe, {"HF_HUB_CACHE": "~nosuch/x"}) == pathlib.Path("~nosuch/x") / end  # as for the hub
-    assert memory.config_of(recipe, {"HF_HUB_CACHE": "~nosuch/x"}) == ({}, None)
-    assert memory.snapshot({"base_model": "owner/new"}, {}) is None
-    assert memory.snapshot({"base_model": "../x", "model_revision": COMMIT}, {}) is None
-    assert memory.snapshot({"base_model": "a/b", "model_revision": "../../x"}, {}) is None
+    assert memory.model_folder(recipe, {"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == pathlib.Path("/c") / end
+    assert memory.model_folder(recipe, {"HF_HOME": "/h"}) == pathlib.Path("/h/hub") / end
+    assert memory.model_folder(recipe, {"XDG_CACHE_HOME": "/x"}) == pathlib.Path("/x/huggingface/hub") / end
+    assert memory.model_folder(recipe, {}) == pathlib.Path.home() / ".cache/huggingface/hub" / end
+    elsewhere = {"HF_HUB_CACHE": "~nosuch/x"}  # as for the hub
+    assert memory.model_folder(recipe, elsewhere) == pathlib.Path("~nosuch/x") / end
+    assert memory.find_config(recipe, elsewhere) == ({}, None)
+    assert memory.model_folder({"base_model": "owner/new"}, {}) is None
+    assert memory.model_folder({"base_model": "../x", "model_revision": COMMIT}, {}) is None
+    assert memory.model_folder({"base_model": "a/b", "model_revision": "../../x"}, {}) is None
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "0123456", "refs/pr/3"])
@@ -510,7 +511,7 @@ def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
     """As huggingface_hub does: a file in refs, named as the revision is, and none of these is a folder of snapshots."""
     recipe = BASE | {"base_model": "owner/new", "model_revision": revision}
     model = tmp_path / "hub/models--owner--new"
-    assert memory.snapshot(recipe) is None
+    assert memory.model_folder(recipe) is None
     assert memory.unknown_reason(recipe) == (
         "its dimensions are not known here. They are as soon as this controller has the config.json of that model"
     )
@@ -518,21 +519,21 @@ def test_the_hub_tells_the_commit_of_a_branch(tmp_path, revision):
     ref.parent.mkdir(parents=True)
     for wrong in ("", "main", COMMIT[:-1], "../../../" + COMMIT, COMMIT + "\n" * 100, "\N{SNOWMAN}", "\x00" * 40):
         ref.write_text(wrong, encoding="utf-8")
-        assert memory.snapshot(recipe) is None
+        assert memory.model_folder(recipe) is None
     ref.write_bytes(b"\xff" * 40)
-    assert memory.snapshot(recipe) is None
+    assert memory.model_folder(recipe) is None
     ref.write_text(COMMIT)
-    assert memory.snapshot(recipe) == folder
+    assert memory.model_folder(recipe) == folder
     assert memory.unknown_reason(recipe).endswith(f"{folder}/config.json")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(QWEN))
-    assert memory.known(recipe) == named("qwen2.5-7b")
+    assert memory.find_model(recipe) == named("qwen2.5-7b")
     ref.unlink()
     ref.mkdir()
-    assert memory.snapshot(recipe) is None
+    assert memory.model_folder(recipe) is None
     ref.rmdir()
     os.mkfifo(ref)
-    assert memory.snapshot(recipe) is None
+    assert memory.model_folder(recipe) is None
 
 
 def test_any_model_is_known_once_its_config_is_there(tmp_path):
@@ -573,7 +574,7 @@ def test_a_config_that_cannot_be_read_is_none(tmp_path, content):
     folder = tmp_path / "new"
     folder.mkdir()
     (folder / "config.json").write_bytes(content)
-    assert memory.config_of({"base_model": str(folder)}) == ({}, None)
+    assert memory.find_config({"base_model": str(folder)}) == ({}, None)
     assert memory.estimate(BASE | {"base_model": str(folder)}) is None
 
 
@@ -584,7 +585,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, name, make):
     if name != "config.json":
         (tmp_path / "config.json").write_text(json.dumps(QWEN))
     make(tmp_path / name)
-    model = memory.known({"base_model": str(tmp_path)})
+    model = memory.find_model({"base_model": str(tmp_path)})
     assert model == (None if name == "config.json" else named("qwen2.5-7b"))
 
 
@@ -596,7 +597,7 @@ def safetensors(path, tensors):
 def test_a_folder_is_read_where_it_exists_and_its_weights_are_counted(tmp_path):
     recipe = BASE | {"base_model": str(tmp_path)}
     (tmp_path / "config.json").write_text(json.dumps(QWEN))
-    assert memory.known(recipe) == named("qwen2.5-7b")
+    assert memory.find_model(recipe) == named("qwen2.5-7b")
     one = {"model.embed_tokens.weight": [1000, 8], "model.norm.weight": [8]}
     two = {"model.layers.0.mlp.up_proj.weight": [16, 8], "model.layers.0.mlp.up_proj.bias": [16]}
     index = {"weight_map": dict.fromkeys(one, "1.safetensors") | dict.fromkeys(two, "2.safetensors")}

@@ -20,7 +20,7 @@ SCHEMA = json.loads((ROOT / "configs/schema.json").read_text(encoding="utf-8"))
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a text as configs/agents/witness.yml."""
+    """Read a text as configs/agents/witness.yml."""
 
     def reader(text: str | bytes) -> recipe.Layer:
         path = tmp_path / "witness.yml"

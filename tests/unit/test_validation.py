@@ -26,7 +26,7 @@ LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """An environment whose Python answers as it is told: a problem for every recipe with this key and value."""
+    """Make an environment whose Python answers as it is told: a problem for every recipe with this key and value."""
 
     def maker(problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = ()) -> str:
         home = tmp_path / "environment"
@@ -48,7 +48,7 @@ def stand_in(tmp_path):
 
 @pytest.fixture
 def asked(tmp_path):
-    """What the stand-in was asked, one entry for each time: agents' recipes and its environment."""
+    """List what the stand-in was asked, one entry for each time: agents' recipes and its environment."""
 
     def reader() -> list[Any]:
         path = tmp_path / "asked"

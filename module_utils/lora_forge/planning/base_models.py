@@ -1,7 +1,7 @@
 """Dimensions of common base models, each from the ``config.json`` that its maker published beside the weights.
 
 Only what memory depends on, under transformers' names. A model that is not here is known as soon as its config.json is
-at hand: see ``memory.config_of``. Data only.
+at hand: see ``memory.find_config``. Data only.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge.errors import UserError
 
 _CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
-_SHOWN = 5  # errors of one file that are told
+_SHOWN = 5  # errors of one file that are shown
 EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
 
 # The two forms: the list's key, the keys of a turn, and whom each speaker stands for.
@@ -64,16 +64,16 @@ class DatasetFile:
 
     @property
     def examples(self) -> int:
-        """How many conversations."""
+        """The number of conversations."""
         return len(self.lengths)
 
     @property
     def tokens(self) -> int:
-        """Estimated tokens of all."""
+        """The estimated tokens of all conversations."""
         return sum(self.lengths)
 
     def lost(self, strategy: str) -> set[int]:
-        """Which conversations are not trained on, by their place.
+        """Tell which conversations are not trained on, by their place.
 
         Args:
             strategy: Axolotl's excess_length_strategy.
@@ -81,18 +81,18 @@ class DatasetFile:
         return self.hopeless if strategy == "truncate" else self.longer
 
     def trained(self, strategy: str) -> list[int]:
-        """The lengths of the others."""
+        """List the lengths of the others."""
         lost = self.lost(strategy)
-        return [length for at, length in enumerate(self.lengths) if at not in lost]
+        return [length for place, length in enumerate(self.lengths) if place not in lost]
 
 
 def find_files(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
-    """The files ``<agent>_<use>.jsonl`` that are there."""
+    """List the files ``<agent>_<use>.jsonl`` that are there."""
     return [path for path in (folder / f"{agent}_{use}.jsonl" for agent in agents) if path.is_file()]
 
 
 def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
-    """Hold a file against the contract.
+    """Check a file against the contract.
 
     Args:
         path: The file.
@@ -103,7 +103,7 @@ def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
         UserError: With the first errors, each with its line number.
     """
     raw = path.read_bytes()
-    found = DatasetFile(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
+    file = DatasetFile(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
     errors: list[str] = []
     secrets: list[int] = []
     repeated: list[int] = []
@@ -112,12 +112,12 @@ def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
         if not line.strip():
             continue
         problem, form, turns = _read(line)
-        if problem is None and found.form and form != found.form:
-            problem = f"is in the «{form}» form, but the lines before are in «{found.form}»; a file takes one form"
+        if problem is None and file.form and form != file.form:
+            problem = f"is in the «{form}» form, but the lines before are in «{file.form}»; a file takes one form"
         if problem is not None:
             errors.append(f"{path}, line {number}: {problem}")
             continue
-        found.form = form
+        file.form = form
         characters = sum(len(text) for _, text in turns)
         before = 0
         for speaker, text in turns:
@@ -125,27 +125,27 @@ def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
                 break
             before += len(text)
         if before >= limit:
-            found.hopeless.add(found.examples)
+            file.hopeless.add(file.examples)
         if characters > limit:
-            found.longer.add(found.examples)
+            file.longer.add(file.examples)
         length = int(min(characters, limit) / _CHARS_PER_TOKEN) + 4 * len(turns)
-        found.lengths.append(min(length, sequence_len))
+        file.lengths.append(min(length, sequence_len))
         digest = hashlib.sha256(repr(turns).encode()).hexdigest()
-        if digest in found.digests:
+        if digest in file.digests:
             repeated.append(number)
-        found.digests.setdefault(digest, number)
+        file.digests.setdefault(digest, number)
         if any(_SECRETS.search(text) for _, text in turns):
             secrets.append(number)
     if errors:
         more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         raise UserError("\n".join(errors[:_SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
-    if not found.examples:
+    if not file.examples:
         raise UserError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
     if secrets:
-        found.warnings.append(f"{path}: something that looks like a key or token in {_lines(secrets)}; take it out")
+        file.warnings.append(f"{path}: something that looks like a key or token in {_lines(secrets)}; take it out")
     if repeated:
-        found.warnings.append(f"{path}: {_lines(repeated)} repeat earlier conversations")
-    return found
+        file.warnings.append(f"{path}: {_lines(repeated)} repeat earlier conversations")
+    return file
 
 
 def _lines(numbers: list[int]) -> str:
@@ -154,7 +154,7 @@ def _lines(numbers: list[int]) -> str:
 
 
 def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
-    """One line: a problem or None, its form, and its turns as (speaker, text)."""
+    """Read a line: its problem or None, its form, and its turns as (speaker, text)."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -169,26 +169,26 @@ def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
         return f"has neither «conversations» nor «messages» (it has: {names})", "", []
     if not isinstance(record[form], list) or not record[form]:
         return f"«{form}» holds no turns", form, []
-    who, what = _FORMS[form]
+    speaker_key, text_key = _FORMS[form]
     turns: list[tuple[str, str]] = []
     for number, turn in enumerate(record[form], 1):
-        if not isinstance(turn, dict) or who not in turn or what not in turn:
-            return f"turn {number} needs «{who}» and «{what}»", form, []
-        speaker = _SPEAKERS.get(str(turn[who]))
+        if not isinstance(turn, dict) or speaker_key not in turn or text_key not in turn:
+            return f"turn {number} needs «{speaker_key}» and «{text_key}»", form, []
+        speaker = _SPEAKERS.get(str(turn[speaker_key]))
         if speaker is None:
-            return f"turn {number} is by «{turn[who]}»; known speakers: {', '.join(_SPEAKERS)}", form, []
-        if not isinstance(turn[what], str):
-            return f"turn {number}: «{what}» must be text, not {type(turn[what]).__name__}", form, []
-        if not turn[what].strip():
-            return f"turn {number} ({turn[who]}) is empty", form, []
-        turns.append((speaker, turn[what]))
+            return f"turn {number} is by «{turn[speaker_key]}»; known speakers: {', '.join(_SPEAKERS)}", form, []
+        if not isinstance(turn[text_key], str):
+            return f"turn {number}: «{text_key}» must be text, not {type(turn[text_key]).__name__}", form, []
+        if not turn[text_key].strip():
+            return f"turn {number} ({turn[speaker_key]}) is empty", form, []
+        turns.append((speaker, turn[text_key]))
     if not any(speaker == "assistant" for speaker, _ in turns):
         return "has no assistant turn, so there is nothing to learn from it", form, []
     return None, form, turns
 
 
 def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> list[str]:
-    """What the sequence length does to the examples.
+    """Tell what the sequence length does to the examples.
 
     Args:
         sets: The dataset files.
@@ -202,19 +202,19 @@ def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> 
         UserError: Nothing trainable would be left of a file.
     """
     warnings = []
-    for found in sets:
-        lost = len(found.lost(strategy))
-        if lost == found.examples or (strategy == "raise" and lost):
+    for file in sets:
+        lost = len(file.lost(strategy))
+        if lost == file.examples or (strategy == "raise" and lost):
             cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
             raise UserError(
-                f"{found.path}: {'all' if lost == found.examples else lost} of {found.examples} examples {cause} "
+                f"{file.path}: {'all' if lost == file.examples else lost} of {file.examples} examples {cause} "
                 f"sequence_len {sequence_len} (about {int(sequence_len * _CHARS_PER_TOKEN):,} characters). "
                 "Raise sequence_len in the recipe, or split the conversations."
             )
-        if found.longer:
+        if file.longer:
             fate = "cut at its end" if strategy == "truncate" else "dropped"
             warnings.append(
-                f"{found.path}: about {len(found.longer)} of {found.examples} examples are longer than sequence_len "
+                f"{file.path}: about {len(file.longer)} of {file.examples} examples are longer than sequence_len "
                 f"{sequence_len} and will be {fate}"
             )
     return warnings
@@ -226,20 +226,20 @@ def check_overlap(train: list[DatasetFile], val: list[DatasetFile]) -> None:
     Raises:
         UserError: With both files and lines.
     """
-    for known in train:
-        for other in val:
-            shared = other.digests.keys() & known.digests
-            both = sorted((other.digests[digest], known.digests[digest]) for digest in shared)
-            if both:
-                pairs = ", ".join(f"{a} (there line {b})" for a, b in both[:_SHOWN])
+    for trained in train:
+        for evaluated in val:
+            shared = evaluated.digests.keys() & trained.digests
+            lines = sorted((evaluated.digests[digest], trained.digests[digest]) for digest in shared)
+            if lines:
+                pairs = ", ".join(f"{line} (there line {other})" for line, other in lines[:_SHOWN])
                 raise UserError(
-                    f"{other.path} shares {len(both)} conversation(s) with {known.path}: line {pairs}. An evaluation "
-                    "on what was trained on says nothing; remove them from one of the files."
+                    f"{evaluated.path} shares {len(lines)} conversation(s) with {trained.path}: line {pairs}. An "
+                    "evaluation on what was trained on says nothing; remove them from one of the files."
                 )
 
 
 def axolotl_entry(summary: DatasetFile, options: dict[str, Any]) -> dict[str, Any]:
-    """Axolotl's dataset item for a file, without its path.
+    """Make Axolotl's dataset item for a file, without its path.
 
     Args:
         summary: The checked file.

@@ -1,8 +1,8 @@
 """How much GPU memory a training needs, computed from its recipe and the base model's config.json.
 
-What decides are pure functions. :func:`snapshot`, :func:`config_of` and :func:`count_parameters` alone read files,
-those of the controller. Others wrote these files, so nothing in them is believed before its size, type and bounds are
-checked.
+The decisions are pure functions. Only :func:`model_folder`, :func:`find_config` and :func:`count_parameters` read
+files, those of the controller. Others wrote these files, so nothing in them is trusted before its size, type and bounds
+are checked.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ class Model:
 
     @property
     def queries(self) -> int:
-        """Width of all queries."""
+        """Width of all queries together."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of all keys, and of all values."""
+        """Width of all keys together, and of all values."""
         return self.kv_heads * self.head_dim
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Input and output width of each linear module of a layer."""
+        """Give the input and output width of each linear module of a layer."""
         both = {"o_proj": (self.queries, self.hidden), "down_proj": (self.intermediate, self.hidden)}
         if self.together:
             return both | {
@@ -90,13 +90,13 @@ class Model:
         }
 
     def linear_weights(self) -> int:
-        """How many weights the linear modules have; those that are quantised."""
+        """Count the weights of the linear modules, which are those that are quantised."""
         if self.counted:
             return self.counted[0]
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values()) + self.beside
 
     def embedding_weights(self) -> int:
-        """How many weights the embedding and the output head have, and what else is not quantised where it is known."""
+        """Count the weights of embedding and output head, and what else is not quantised, where that is known."""
         return self.counted[1] if self.counted else self.vocab * self.hidden * (1 if self.tied else 2)
 
 
@@ -153,27 +153,27 @@ _CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; a
 _FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
 
 
-def _named(base_model: Any) -> str:
-    """A model's name as :data:`bases.CONFIGS` has it: without its owner, and without what does not change its shape."""
+def _table_name(base_model: Any) -> str:
+    """Name a model as :data:`base_models.CONFIGS` does: without its owner, and what does not change its shape."""
     name = str(base_model or "").rstrip("/").rpartition("/")[2].lower()
     return re.sub(r"^meta-|-(instruct|chat|base|it|pt)(?=-|$)", "", name)
 
 
-def _int(value: Any, least: int = 1, most: int = _MOST) -> int:
-    """A whole number within its bounds; a ValueError for anything else, a text or a boolean too."""
+def _whole_number(value: Any, least: int = 1, most: int = _MOST) -> int:
+    """Return a whole number within its bounds; anything else, text or a boolean too, is a ValueError."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"no whole number from {least} to {most}")
     return value
 
 
 def from_config(config: Mapping[str, Any]) -> Optional[Model]:
-    """The dimensions that a config.json tells.
+    """Read a model's dimensions off its config.json.
 
     Args:
         config: What config.json holds. The language model of a multimodal one stands in its ``text_config``.
 
     Returns:
-        None where they cannot be told for sure: a kind that is not in :data:`KINDS`, experts, weights that were
+        None where they are not certain: a kind that is not in :data:`KINDS`, experts, weights that were
         quantised beforehand, a dimension that is missing or no whole number within :data:`_MOST`.
     """
     text = config.get("text_config") or config
@@ -184,24 +184,25 @@ def from_config(config: Mapping[str, Any]) -> Optional[Model]:
         return None
     if config.get("quantization_config") or text.get("quantization_config"):
         return None
-    said = _DEFAULTS.get(kind, {}) | dict(text)
+    values = _DEFAULTS.get(kind, {}) | dict(text)
     try:
-        hidden, heads = _int(said["hidden_size"]), _int(said["num_attention_heads"])
-        kv_heads, head_dim = said.get("num_key_value_heads"), said.get("head_dim")
-        head_dim = _int(hidden // heads if head_dim is None else head_dim)
-        windows, slides = said.get("layer_types"), said.get("sliding_window") and said.get("use_sliding_window", True)
+        hidden, heads = _whole_number(values["hidden_size"]), _whole_number(values["num_attention_heads"])
+        kv_heads, head_dim = values.get("num_key_value_heads"), values.get("head_dim")
+        head_dim = _whole_number(hidden // heads if head_dim is None else head_dim)
+        windows = values.get("layer_types")
+        slides = values.get("sliding_window") and values.get("use_sliding_window", True)
         full = isinstance(windows, list) and windows and "sliding_attention" not in windows
         return Model(
-            layers=_int(said["num_hidden_layers"]),
+            layers=_whole_number(values["num_hidden_layers"]),
             hidden=hidden,
-            intermediate=_int(said["intermediate_size"]),
+            intermediate=_whole_number(values["intermediate_size"]),
             heads=heads,
-            kv_heads=heads if kv_heads is None else _int(kv_heads),
+            kv_heads=heads if kv_heads is None else _whole_number(kv_heads),
             head_dim=head_dim,
-            vocab=_int(said["vocab_size"]),
-            tied=bool(said.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            vocab=_whole_number(values["vocab_size"]),
+            tied=bool(values.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
             masked=head_dim > _VARLEN_HEAD or bool(slides and not full),
-            capped=bool(said.get("final_logit_softcapping")),
+            capped=bool(values.get("final_logit_softcapping")),
             beside=_tower(config.get("vision_config")),
             **KINDS[kind],
         )
@@ -210,7 +211,7 @@ def from_config(config: Mapping[str, Any]) -> Optional[Model]:
 
 
 def _tower(vision: Any) -> int:
-    """How many weights the layers of a vision tower have, about: attention, and an MLP that may be gated.
+    """Estimate how many weights the layers of a vision tower have: attention, and an MLP that may be gated.
 
     0 where there is none, or its config leaves a width out; a ValueError where that makes no sense.
     """
@@ -218,37 +219,37 @@ def _tower(vision: Any) -> int:
         return 0
     if not isinstance(vision, Mapping):
         raise ValueError("vision_config is no mapping")
-    said = [vision.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
-    layers, wide, inner = (0 if value is None else _int(value, 0) for value in said)
-    return layers * (4 * wide * wide + 3 * wide * inner) if None not in said else 0
+    values = [vision.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+    layers, hidden, intermediate = (0 if value is None else _whole_number(value, 0) for value in values)
+    return layers * (4 * hidden * hidden + 3 * hidden * intermediate) if None not in values else 0
 
 
-def _regular(path: pathlib.Path) -> os.stat_result:
-    """What the system tells of a file; a ValueError for a folder, or a pipe or device, which would keep its reader."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
+def _stat_regular(path: pathlib.Path) -> os.stat_result:
+    """Stat a file; a folder, or a pipe or device, which would keep its reader waiting, is a ValueError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is no regular file")
-    return about
+    return status
 
 
 def _read(path: pathlib.Path, most: int) -> bytes:
-    """All bytes of a regular file; a ValueError where these are more than ``most``."""
-    if _regular(path).st_size > most:
+    """Read all bytes of a regular file; more than ``most`` are a ValueError."""
+    if _stat_regular(path).st_size > most:
         raise ValueError(f"{path} has more than {most} bytes")
     with path.open("rb") as file:
         return file.read(most)
 
 
-def _json(found: bytes) -> Any:
-    """What a JSON text holds; a ValueError for one that is broken or nested too deep."""
+def _parse_json(content: bytes) -> Any:
+    """Parse a JSON text; one that is broken or nested too deep is a ValueError."""
     try:
-        return json.loads(found)
+        return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
 
-def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Optional[pathlib.Path]:
-    """The folder of the base model on this machine, where there is one: the very folder, or the hub's cache.
+def model_folder(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Optional[pathlib.Path]:
+    """Name the base model's folder on this machine: the one that the recipe names, or one of the hub's cache.
 
     Args:
         recipe: With ``base_model``, and ``model_revision`` where it is none of a folder.
@@ -260,17 +261,17 @@ def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ)
         of which the cache does not tell the commit. It has a folder for each commit, and in ``refs`` a file with the
         commit for each other revision (huggingface_hub's documentation, «Understand caching»).
     """
-    base = str(recipe.get("base_model") or "")
-    if base.startswith("/"):
-        return pathlib.Path(base)
+    model = str(recipe.get("base_model") or "")
+    if model.startswith("/"):
+        return pathlib.Path(model)
     revision = str(recipe.get("model_revision") or "")
     name = r"\w[\w.-]*"
-    if not re.fullmatch(f"{name}/{name}", base) or not re.fullmatch(f"{name}(/{name})*", revision):
+    if not re.fullmatch(f"{name}/{name}", model) or not re.fullmatch(f"{name}(/{name})*", revision):
         return None
     home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     # Not pathlib's, which raises where there is no such user.
     cache = os.path.expanduser(environ.get("HF_HUB_CACHE") or f"{home}/hub")
-    folder = pathlib.Path(cache) / f"models--{base.replace('/', '--')}"
+    folder = pathlib.Path(cache) / f"models--{model.replace('/', '--')}"
     if not re.fullmatch(COMMIT, revision):
         try:
             revision = _read(folder / "refs" / revision, _REF_BYTES).decode().strip()
@@ -279,31 +280,31 @@ def snapshot(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ)
     return folder / "snapshots" / revision if re.fullmatch(COMMIT, revision) else None
 
 
-def config_of(
+def find_config(
     recipe: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> tuple[dict[str, Any], Optional[pathlib.Path]]:
-    """The config.json of a recipe's base model, from this machine, or else from :data:`bases.CONFIGS`.
+    """Read the config.json of a recipe's base model from this machine, or else from :data:`base_models.CONFIGS`.
 
     Args:
-        recipe: As for :func:`snapshot`.
-        environ: As for :func:`snapshot`.
+        recipe: As for :func:`model_folder`.
+        environ: As for :func:`model_folder`.
 
     Returns:
         What it holds, empty where the model is not known; and the folder that it lies in, None for the table.
     """
-    folder = snapshot(recipe, environ)
+    folder = model_folder(recipe, environ)
     if folder is not None:
         try:
-            found = _json(_read(folder / "config.json", _JSON_BYTES))
-            if isinstance(found, dict):
-                return found, folder
+            config = _parse_json(_read(folder / "config.json", _JSON_BYTES))
+            if isinstance(config, dict):
+                return config, folder
         except (OSError, ValueError):
             pass
-    return base_models.CONFIGS.get(_named(recipe.get("base_model")), {}), None
+    return base_models.CONFIGS.get(_table_name(recipe.get("base_model")), {}), None
 
 
 def count_parameters(folder: pathlib.Path) -> Optional[tuple[int, int]]:
-    """Weights of linear modules, and all others, from the headers of a model's safetensors files.
+    """Count the weights of linear modules, and all others, from the headers of a model's safetensors files.
 
     A header is JSON behind its length in 8 bytes (safetensors' documentation, «Format»). Linear are tensors of two
     dimensions but the embedding and the head, which Axolotl does not quantise.
@@ -311,65 +312,65 @@ def count_parameters(folder: pathlib.Path) -> Optional[tuple[int, int]]:
     Returns:
         None where a file is missing or cannot be read, or what it tells can be no model.
     """
-    found = [0, 0]
+    linear, others = 0, 0
     try:
         index = folder / "model.safetensors.index.json"
         names = {"model.safetensors"}
         if index.exists():
-            names = set(_json(_read(index, _JSON_BYTES))["weight_map"].values())
+            names = set(_parse_json(_read(index, _JSON_BYTES))["weight_map"].values())
         for name in names:
             if pathlib.PurePath(name).name != name:
                 raise ValueError(f"{index} names a file elsewhere")
-            about = _regular(folder / name)
-            here = _header(str(folder / name), about.st_size, about.st_mtime_ns)
-            found = [found[0] + here[0], found[1] + here[1]]
-        return _int(found[0], most=_MOST_WEIGHTS), _int(found[1], most=_MOST_WEIGHTS)
+            status = _stat_regular(folder / name)
+            counts = _count_in_file(str(folder / name), status.st_size, status.st_mtime_ns)
+            linear, others = linear + counts[0], others + counts[1]
+        return _whole_number(linear, most=_MOST_WEIGHTS), _whole_number(others, most=_MOST_WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
 
 
 @functools.cache
-def _header(path: str, size: int, _changed: int) -> tuple[int, int]:
-    """The same for one file, which is read once for each plan: it asks for every agent and machine class.
+def _count_in_file(path: str, size: int, _changed: int) -> tuple[int, int]:
+    """Do the same for one file, once for each plan, which asks for every agent and machine class.
 
     The length is held against the file's size: a pointer of git-lfs, read so, would tell of 2 billion gigabytes.
     """
-    found = [0, 0]
+    counts = [0, 0]
     with pathlib.Path(path).open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        header = _json(file.read(_int(length, most=min(size - 8, HEADER_BYTES))))
-    for tensor, about in header.items():
+        header = _parse_json(file.read(_whole_number(length, most=min(size - 8, HEADER_BYTES))))
+    for tensor, entry in header.items():
         if tensor == "__metadata__":
             continue
-        shape = about["shape"]
+        shape = entry["shape"]
         if not isinstance(shape, list) or len(shape) > 8:
             raise ValueError(f"{path}: a shape that no weight has")
         linear = len(shape) == 2 and not re.search(r"embed|lm_head", tensor)
-        found[0 if linear else 1] += math.prod(_int(one, 0, _MOST_WEIGHTS) for one in shape)
-    return found[0], found[1]
+        counts[0 if linear else 1] += math.prod(_whole_number(size, 0, _MOST_WEIGHTS) for size in shape)
+    return counts[0], counts[1]
 
 
-def known(recipe: dict[str, Any]) -> Optional[Model]:
-    """The dimensions of a recipe's model; None where they are not known."""
-    config, folder = config_of(recipe)
+def find_model(recipe: dict[str, Any]) -> Optional[Model]:
+    """Find the dimensions of a recipe's model; None where they are not known."""
+    config, folder = find_config(recipe)
     model = from_config(config)
     if model is None or folder is None:
         return model
     return dataclasses.replace(model, counted=count_parameters(folder))
 
 
-def _odd(recipe: Mapping[str, Any]) -> str:
-    """The key of a recipe's figure with which nothing can be computed; empty where all are sound."""
+def _unusable_figure(recipe: Mapping[str, Any]) -> str:
+    """Name the key of a recipe's figure with which nothing can be computed; empty where all are sound."""
     for key, default in _FIGURES.items():
         try:
-            _int(recipe.get(key, default))
+            _whole_number(recipe.get(key, default))
         except ValueError:
             return key
     return ""
 
 
 def _weight_bytes(recipe: Mapping[str, Any]) -> float:
-    """Bytes of a frozen weight of a linear module, as Axolotl loads it.
+    """Give the bytes of a frozen weight of a linear module, as Axolotl loads it.
 
     It quantises by the adapter's name (``_set_quantization_config`` in axolotl/loaders/model.py): ``load_in_4bit``
     counts for QLoRA only, ``load_in_8bit`` for LoRA only. Elsewhere they are left aside, and the model is in bf16.
@@ -383,17 +384,17 @@ def _weight_bytes(recipe: Mapping[str, Any]) -> float:
 
 
 def recomputes(recipe: dict[str, Any]) -> bool:
-    """Whether the backward pass makes a layer's activations again.
+    """Tell whether the backward pass computes a layer's activations again.
 
     Axolotl takes ``activation_offloading`` in the place of recomputing where an adapter is trained: all activations go
-    to the host. Only ``hidden_states`` offloads the checkpoints of what is made again.
+    to the host. Only ``hidden_states`` offloads the checkpoints of what is computed again.
     """
     offloaded = recipe.get("activation_offloading")
     return bool(recipe.get("gradient_checkpointing")) and (not offloaded or offloaded == "hidden_states")
 
 
-def targets(recipe: dict[str, Any], model: Model) -> list[str]:
-    """The linear modules of a layer that get an adapter."""
+def adapted_modules(recipe: dict[str, Any], model: Model) -> list[str]:
+    """List the linear modules of a layer that get an adapter."""
     wanted, names = recipe.get("lora_target_modules") or [], list(model.linears())
     if recipe.get("lora_target_linear") or wanted in ("all-linear", ["all-linear"]):
         return names
@@ -406,18 +407,18 @@ def targets(recipe: dict[str, Any], model: Model) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def on_host(recipe: dict[str, Any]) -> float:
-    """Bytes of the host's memory that offloaded activations may take; 0 where nothing is offloaded or known."""
-    model = known(recipe)
-    if model is None or not recipe.get("activation_offloading") or _odd(recipe):
+def host_bytes(recipe: dict[str, Any]) -> float:
+    """Estimate the bytes of the host's memory for offloaded activations; 0 where nothing is offloaded or known."""
+    model = find_model(recipe)
+    if model is None or not recipe.get("activation_offloading") or _unusable_figure(recipe):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    each = tokens * model.hidden * _BF16 if recomputes(recipe) else kept_activations(model, recipe)
-    return _PINNED * model.layers * each
+    of_layer = tokens * model.hidden * _BF16 if recomputes(recipe) else kept_activations(model, recipe)
+    return _PINNED * model.layers * of_layer
 
 
 def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
-    """Bytes of activations that the backward pass of one layer needs.
+    """Estimate the bytes of activations that the backward pass of one layer needs.
 
     In bf16 tensors of T tokens; h: hidden, a: all queries, k: all keys, i: intermediate; d is 1.5 where LoRA has a
     dropout (what is left, and a mask of a byte each), else 0::
@@ -436,9 +437,9 @@ def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
         recipe: The merged recipe.
     """
     rows, length = recipe.get("micro_batch_size", 1), recipe["sequence_len"]
-    tokens, rank, adapted = rows * length, recipe["lora_r"], targets(recipe, model)
+    tokens, rank, adapted = rows * length, recipe["lora_r"], adapted_modules(recipe, model)
     hidden, inner, queries, keys = model.hidden, model.intermediate, model.queries, model.keys
-    on, drop = recipes.lora_kernels(recipe), _DROPPED if recipe.get("lora_dropout") else 0.0
+    kernels, drop = recipes.lora_kernels(recipe), _DROPPED if recipe.get("lora_dropout") else 0.0
     norm = 1 if recipe.get("liger_rms_norm") else 2
     wide: float = norm * (model.norms * hidden + (queries + keys if model.head_norms else 0))
     flash = bool(re.search("flash|flex", str(recipe.get("attn_implementation", ""))) or recipe.get("flash_attention"))
@@ -446,9 +447,9 @@ def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
     unrepeated = flash or (masked and model.kv_heads == 1)  # a single one is repeated without a copy
     wide += 2 * queries + 2 * keys if unrepeated else 4 * queries
     wide += drop * queries if "o_proj" in adapted else 0
-    wide += rank if "o_proj" in adapted and "lora_o_kernel" not in on else 0
+    wide += rank if "o_proj" in adapted and "lora_o_kernel" not in kernels else 0
     for names, kernel in ((QKV, "lora_qkv_kernel"), (MLP, "lora_mlp_kernel")):
-        if kernel in on and set(names) <= set(adapted):
+        if kernel in kernels and set(names) <= set(adapted):
             wide += (1 + drop) * hidden + (2 * inner if names is MLP else 0)
             continue
         own = [name for name in adapted if name in names + (("gate_up_proj",) if names is MLP else ("qkv_proj",))]
@@ -462,8 +463,8 @@ def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
     return _BF16 * (tokens * wide + copies + mask)
 
 
-def _at_work(model: Model, recipe: dict[str, Any]) -> float:
-    """Bytes that the backward pass of a layer takes beside what is kept.
+def _backward_bytes(model: Model, recipe: dict[str, Any]) -> float:
+    """Estimate the bytes that the backward pass of a layer takes beside what is kept.
 
     The gradients of the hidden state and of what down_proj is given, (i + 2 h) × tokens, and the weights of one module
     in bf16 where they are quantised.
@@ -475,7 +476,7 @@ def _at_work(model: Model, recipe: dict[str, Any]) -> float:
 
 
 def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
-    """Bytes of everything that a training holds on each of its GPUs at its peak, by name.
+    """Estimate the bytes of everything that a training holds on each of its GPUs at its peak, by name.
 
     With tokens = sequence_len × micro_batch_size::
 
@@ -506,12 +507,12 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
     Returns:
         None where nothing can be said: see :func:`unknown_reason`.
     """
-    model = known(recipe)
+    model = find_model(recipe)
     return None if model is None or unknown_reason(recipe) else parts_of(model, recipe)
 
 
 def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
-    """The same for a model whose dimensions are given.
+    """Do the same for a model whose dimensions are given.
 
     Args:
         model: The model.
@@ -519,36 +520,36 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
     """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
     linears = model.linears()
-    trained = model.layers * recipe["lora_r"] * sum(sum(linears[name]) for name in targets(recipe, model))
+    trained = model.layers * recipe["lora_r"] * sum(sum(linears[name]) for name in adapted_modules(recipe, model))
     moment = _ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else _FP32
-    layer = _at_work(model, recipe)
+    layer = _backward_bytes(model, recipe)
     fused = any(recipe.get(key) for key in _FUSED)
     logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (_LOGIT + (_BF16 if model.capped else 0.0)))
-    held = tokens * model.hidden * _BF16 * model.layers
+    kept = tokens * model.hidden * _BF16 * model.layers
     if not recipe.get("gradient_checkpointing"):
-        held = kept_activations(model, recipe) * model.layers
+        kept = kept_activations(model, recipe) * model.layers
     else:
         layer += kept_activations(model, recipe)
         if not recomputes(recipe):
-            held = _STASH * tokens * model.intermediate * _BF16
+            kept = _STASH * tokens * model.intermediate * _BF16
         elif recipe.get("activation_offloading"):
-            held *= min(_OFFLOADED, model.layers) / model.layers
+            kept *= min(_OFFLOADED, model.layers) / model.layers
     layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
-    found = {
+    used = {
         "frozen": model.linear_weights() * _weight_bytes(recipe),
         "embeddings": model.embedding_weights() * _BF16,
         "LoRA": trained * _FP32,
         "gradients": trained * _FP32,
         "optimizer": trained * 2 * moment,
-        "kept": held,
+        "kept": kept,
         "layer": layer,
         "logits": logits,
     }
-    return found | {"allocator": sum(found.values()) * (_FRAGMENTATION - 1), "context": _CONTEXT}
+    return used | {"allocator": sum(used.values()) * (_FRAGMENTATION - 1), "context": _CONTEXT}
 
 
 def unknown_reason(recipe: dict[str, Any]) -> str:
-    """Why nothing can be said of a recipe's memory, in words; empty where something can.
+    """Say why nothing can be said of a recipe's memory; empty where something can.
 
     Args:
         recipe: The merged recipe.
@@ -562,30 +563,30 @@ def unknown_reason(recipe: dict[str, Any]) -> str:
         return f"a model that is divided among GPUs ({sharded}) is not estimated"
     if recipe.get("attn_implementation") == "eager":
         return "eager attention, which holds a number for each pair of tokens, is not estimated"
-    odd = _odd(recipe)
-    if odd:
-        return f"«{odd}» is no whole number from 1 to {_MOST}"
-    config, folder = config_of(recipe)
+    unusable = _unusable_figure(recipe)
+    if unusable:
+        return f"«{unusable}» is no whole number from 1 to {_MOST}"
+    config, folder = find_config(recipe)
     if from_config(config) is not None:
         return ""
     if config:
         text = config.get("text_config") or config
         kind = text.get("model_type") if isinstance(text, Mapping) else None
-        shown = isinstance(kind, str) and re.fullmatch(r"[\w.-]{1,40}", kind, re.ASCII)  # a stranger's, on a terminal
+        printable = isinstance(kind, str) and re.fullmatch(r"[\w.-]{1,40}", kind, re.ASCII)  # others wrote it
         where = f"{folder}/config.json" if folder else "its config.json"
         return (
-            f"{where} tells of a model {f'(«{kind}»)' if shown else 'of another kind'} that is not estimated: one with "
-            "experts, with weights that were quantised beforehand, with a dimension that is missing or makes no sense, "
-            "or built in another way"
+            f"{where} tells of a model {f'(«{kind}»)' if printable else 'of another kind'} that is not estimated: one "
+            "with experts, with weights that were quantised beforehand, with a dimension that is missing or makes no "
+            "sense, or built in another way"
         )
-    looked = snapshot(recipe)
+    expected = model_folder(recipe)
     return "its dimensions are not known here. They are as soon as this controller has " + (
-        f"{looked}/config.json" if looked else "the config.json of that model"
+        f"{expected}/config.json" if expected else "the config.json of that model"
     )
 
 
 def estimate(recipe: dict[str, Any]) -> Optional[float]:
-    """GiB of memory that one training needs on each of its GPUs (without sharding every GPU holds everything).
+    """Estimate the GiB that one training needs on each of its GPUs (without sharding every GPU holds everything).
 
     The sum of :func:`parts`. **Simulated, not measured**: so it may only warn, or choose between GPUs; what refuses is
     :func:`floor`.
@@ -596,12 +597,12 @@ def estimate(recipe: dict[str, Any]) -> Optional[float]:
     Returns:
         None where nothing can be said, as in :func:`parts`.
     """
-    found = parts(recipe)
-    return None if found is None else round(sum(found.values()) / GIB, 1)
+    used = parts(recipe)
+    return None if used is None else round(sum(used.values()) / GIB, 1)
 
 
 def floor(recipe: dict[str, Any]) -> Optional[float]:
-    """GiB below which a training certainly does not fit: the weights of model and adapter alone, without anything else.
+    """Give the GiB below which a training certainly does not fit: the weights of model and adapter alone.
 
     Args:
         recipe: The merged recipe.
@@ -609,21 +610,21 @@ def floor(recipe: dict[str, Any]) -> Optional[float]:
     Returns:
         None where nothing can be said, as in :func:`parts`.
     """
-    found = parts(recipe)
-    if found is None:
+    used = parts(recipe)
+    if used is None:
         return None
-    # An adapter could be held in bf16. Rounded down: it refuses.
-    return math.floor((found["frozen"] + found["embeddings"] + found["LoRA"] / 2) / GIB * 10) / 10
+    # An adapter could be held in bf16. Rounded down, because this figure refuses a training.
+    return math.floor((used["frozen"] + used["embeddings"] + used["LoRA"] / 2) / GIB * 10) / 10
 
 
 def usable_gib(machine: str) -> Optional[float]:
-    """GiB that the GPUs of a machine class have at least, by its name, such as gpu-24gb; None for another name."""
-    found = re.fullmatch(r"(?:.*\D)?(\d{1,6})gb", machine)
-    return int(found.group(1)) * USABLE if found else None
+    """Give the GiB that the GPUs of a machine class have at least, by its name, such as gpu-24gb; None for another."""
+    match = re.fullmatch(r"(?:.*\D)?(\d{1,6})gb", machine)
+    return int(match.group(1)) * USABLE if match else None
 
 
 def fitting_machine(usable: float, classes: Mapping[str, Optional[float]]) -> str:
-    """The machine class to take on a GPU: of those that fit, the one that makes most of it.
+    """Choose the machine class for a GPU: of those that fit, the one that makes most of it.
 
     Args:
         usable: GiB that the GPU has.
@@ -632,5 +633,5 @@ def fitting_machine(usable: float, classes: Mapping[str, Optional[float]]) -> st
     Returns:
         Its name; empty where none fits.
     """
-    found = {name: gib for name, gib in classes.items() if gib is not None and gib <= usable}
-    return max(sorted(found), key=lambda name: (found[name], usable_gib(name) or 0), default="")
+    fitting = {name: gib for name, gib in classes.items() if gib is not None and gib <= usable}
+    return max(sorted(fitting), key=lambda name: (fitting[name], usable_gib(name) or 0), default="")

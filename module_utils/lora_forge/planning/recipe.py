@@ -1,4 +1,4 @@
-"""Recipes: reading the layers, merging them, checking them against Axolotl's schema, fingerprints."""
+"""Read a recipe's layers, merge them, check them against Axolotl's schema, and compute a recipe's fingerprint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RECORD_KEYS = frozenset(
     "sync_profiler_steps use_tensorboard use_wandb wandb_entity wandb_log_model wandb_name wandb_project "
     "wandb_watch".split()
 )
-# Computed for every run; a recipe that sets them would be overruled without a word.
+# Computed for every run; a recipe that sets them would be overruled without a message.
 COMPUTED_KEYS = frozenset(
     "auto_resume_from_checkpoints dataset_prepared_path output_dir resume_from_checkpoint test_datasets wandb_mode "
     "wandb_run_id".split()
@@ -55,16 +55,16 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 # share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
 # how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
 _DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
-_MOST = 100_000_000  # of what is counted in a recipe; more is a slip, and no float
+_MOST = 100_000_000  # of what is counted in a recipe; more is a slip of the hand
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
 
-def _given(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return bool(value)
 
 
-def _not(*harmless: Any) -> Callable[[Any], bool]:
+def _other_than(*harmless: Any) -> Callable[[Any], bool]:
     return lambda value: bool(value) and value not in harmless
 
 
@@ -84,36 +84,36 @@ class Rivals:
 # Axolotl 0.21's axolotl/utils/schemas/validation.py refuses them side by side, where no other reason is given. A value
 # that Axolotl counts as not set (false, 0) takes no part.
 RIVALS = (
-    Rivals(({"warmup_steps": _given}, {"warmup_ratio": _given}), "each says how long the warmup is"),
-    # saves_per_epoch beside save_strategy is taken by Axolotl, and the strategy passed over without a word.
+    Rivals(({"warmup_steps": _is_set}, {"warmup_ratio": _is_set}), "each says how long the warmup is"),
+    # Axolotl takes saves_per_epoch beside save_strategy, and ignores the strategy without a message.
     Rivals(
-        ({"save_steps": _given}, {"saves_per_epoch": _given}, {"save_strategy": _not("steps")}),
+        ({"save_steps": _is_set}, {"saves_per_epoch": _is_set}, {"save_strategy": _other_than("steps")}),
         "each says when a checkpoint is saved",
     ),
     Rivals(
         (
-            {"eval_steps": _given},
-            {"evals_per_epoch": _given},
-            {"eval_strategy": _not("steps"), "evaluation_strategy": _not("steps")},
+            {"eval_steps": _is_set},
+            {"evals_per_epoch": _is_set},
+            {"eval_strategy": _other_than("steps"), "evaluation_strategy": _other_than("steps")},
         ),
         "each says when is evaluated",
     ),
-    Rivals(({"eval_strategy": _given}, {"evaluation_strategy": _given}), "the second is the first one's old name"),
+    Rivals(({"eval_strategy": _is_set}, {"evaluation_strategy": _is_set}), "the second is the first one's old name"),
     # `adapter: lora` takes both, and quantises to 8 bits.
-    Rivals(({"load_in_4bit": _given}, {"load_in_8bit": _given}), "a model is loaded in one of the two"),
+    Rivals(({"load_in_4bit": _is_set}, {"load_in_8bit": _is_set}), "a model is loaded in one of the two"),
     Rivals(
-        ({"load_in_4bit": _given, "load_in_8bit": _given}, {"model_quantization_config": _given}),
+        ({"load_in_4bit": _is_set, "load_in_8bit": _is_set}, {"model_quantization_config": _is_set}),
         "each says how the base model is quantised",
     ),
     # Axolotl takes both and trains in bf16. `bf16: auto` gives way to fp16 by itself.
     Rivals(
-        ({"bf16": _not("auto"), "bfloat16": _given}, {"fp16": _given, "float16": _given}),
-        "a training has one precision, and bf16 would win without a word",
+        ({"bf16": _other_than("auto"), "bfloat16": _is_set}, {"fp16": _is_set, "float16": _is_set}),
+        "a training has one precision, and bf16 would win without a warning",
     ),
-    Rivals(({"deepspeed": _given}, {"fsdp_config": _given}), "a model is divided by one of them"),
+    Rivals(({"deepspeed": _is_set}, {"fsdp_config": _is_set}), "a model is divided by one of them"),
     Rivals(
         tuple(
-            {key: _given}
+            {key: _is_set}
             for key in (
                 *("chunked_cross_entropy", "cut_cross_entropy"),
                 *("liger_cross_entropy", "liger_fused_linear_cross_entropy"),
@@ -121,18 +121,23 @@ RIVALS = (
         ),
         "each is a cross entropy of its own",
     ),
-    Rivals(({"use_dft": _given}, {"use_eaft": _given}), "each is a loss of its own"),
-    Rivals(({"max_memory": _given}, {"gpu_memory_limit": _given}), "each limits the GPU's memory"),
-    Rivals(({"lr_groups": _given}, {"loraplus_lr_ratio": _given}), "each gives groups of weights their learning rates"),
+    Rivals(({"use_dft": _is_set}, {"use_eaft": _is_set}), "each is a loss of its own"),
+    Rivals(({"max_memory": _is_set}, {"gpu_memory_limit": _is_set}), "each limits the GPU's memory"),
     Rivals(
-        ({"neftune_noise_alpha": _given}, {"noisy_embedding_alpha": _given}), "the second is the first one's old name"
+        ({"lr_groups": _is_set}, {"loraplus_lr_ratio": _is_set}), "each gives groups of weights their learning rates"
     ),
-    Rivals(({"liger_glu_activation": _given}, {"liger_swiglu": _given}), "the second is the first one's old name"),
-    Rivals(({"sample_packing": _given}, {"batch_flattening": _not("auto")}), "each puts several examples into a row"),
+    Rivals(
+        ({"neftune_noise_alpha": _is_set}, {"noisy_embedding_alpha": _is_set}), "the second is the first one's old name"
+    ),
+    Rivals(({"liger_glu_activation": _is_set}, {"liger_swiglu": _is_set}), "the second is the first one's old name"),
+    Rivals(
+        ({"sample_packing": _is_set}, {"batch_flattening": _other_than("auto")}),
+        "each puts several examples into a row",
+    ),
     # Axolotl reads chat_template_jinja only where chat_template does not name another one.
     Rivals(
-        ({"chat_template": _not("jinja")}, {"chat_template_jinja": _given}),
-        "the second would be passed over without a word",
+        ({"chat_template": _other_than("jinja")}, {"chat_template_jinja": _is_set}),
+        "the second would be passed over without a warning",
     ),
 )
 
@@ -177,6 +182,7 @@ class Layer:
     lines: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def where(self, key: str) -> str:
+        """Tell where a key stands, for messages."""
         return f"{self.source}, line {self.lines[key]}" if key in self.lines else self.source
 
 
@@ -220,12 +226,12 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
     Returns:
         The recipe, and for each key the layer it comes from.
     """
-    recipe, origin, _ = _lay(layers)
+    recipe, origin, _ = _merge(layers)
     return recipe, origin
 
 
-def _lay(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer], list[tuple[str, str, Layer]]]:
-    """What :func:`merge` returns, and each key that took the place of a rival: it, the rival, and the rival's layer."""
+def _merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer], list[tuple[str, str, Layer]]]:
+    """Do what :func:`merge` does, and list the rivals that gave way: the new key, the rival, the rival's layer."""
     recipe: dict[str, Any] = {}
     origin: dict[str, Layer] = {}
     removed: list[tuple[str, str, Layer]] = []
@@ -245,31 +251,31 @@ def _lay(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer], lis
 
 
 def _rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
-    """The rivals of a key in a recipe, each with the reason.
+    """List the rivals of a key in a recipe, each with the reason.
 
     Args:
         recipe: Axolotl keys, be it of several layers.
         key: One of them.
     """
-    found = []
+    rivals = []
     for group in RIVALS:
         own = next((side for side in group.sides if key in side), {})
         if key not in recipe or not own or not own[key](recipe[key]):
             continue
         for side in group.sides:
             if side is not own:
-                found += [(other, group.why) for other, takes_part in side.items() if takes_part(recipe.get(other))]
-    return [(other, why) for other, why in found if other in recipe]
+                rivals += [(other, group.why) for other, takes_part in side.items() if takes_part(recipe.get(other))]
+    return [(other, why) for other, why in rivals if other in recipe]
 
 
 def replacement_notes(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
-    """A sentence for each key of an earlier layer that gave way to a rival which the merged recipe has.
+    """Tell of each key of an earlier layer that gave way to a rival which the merged recipe has.
 
     Args:
         layers: The layers, the last one on top.
-        quiet: A layer of which it is no news that it replaces what others say.
+        quiet: A layer whose replacements are no news.
     """
-    recipe, origin, removed = _lay(layers)
+    recipe, origin, removed = _merge(layers)
     return [
         f"{key} of {origin[key].source} takes the place of {rival} of {layer.source}"
         for key, rival, layer in removed
@@ -278,7 +284,7 @@ def replacement_notes(layers: list[Layer], quiet: Optional[Layer] = None) -> lis
 
 
 def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
-    """Rivals that are left in a merged recipe: they stand in one layer, and nobody can say which is meant.
+    """List rivals that are left in a merged recipe: they stand in one layer, and nobody can say which is meant.
 
     Args:
         recipe: The merged recipe.
@@ -294,13 +300,13 @@ def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
 
 
 def quote_value(value: Any) -> str:
-    """A value for a message, as YAML has it, and not too long."""
+    """Quote a value for a message, as YAML has it, and not too long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def lora_kernels(recipe: dict[str, Any]) -> frozenset[str]:
-    """The LoRA kernels that a recipe trains with on a GPU.
+    """List the LoRA kernels that a recipe trains with on a GPU.
 
     Axolotl's rule (``lora_kernels_auto_enable`` in axolotl/utils/schemas/validation.py): all of them, where none is
     named, unless the adapter is not (Q)LoRA, the model is loaded in 8 bits, or its code comes from elsewhere.
@@ -314,21 +320,21 @@ def lora_kernels(recipe: dict[str, Any]) -> frozenset[str]:
 
 
 def _unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
-    """How a recipe draws its dropout, where its kernels make that another way than Axolotl has by default.
+    """Tell how a recipe draws its dropout, where its kernels make that another way than Axolotl has by default.
 
     Returns:
-        Each of ``DROPOUT_KERNELS`` and whether it is on; empty without a dropout, or where all is as by default.
+        Each of ``_DROPOUT_KERNELS`` and whether it is on; empty without a dropout, or where all is as by default.
     """
     if not recipe.get("lora_dropout"):
         return {}
-    have = lora_kernels(recipe)
+    kernels = lora_kernels(recipe)
     default = lora_kernels({key: value for key, value in recipe.items() if key not in LORA_KERNELS})
-    on = {key: key in have for key in _DROPOUT_KERNELS}
+    on = {key: key in kernels for key in _DROPOUT_KERNELS}
     return {} if on == {key: key in default for key in _DROPOUT_KERNELS} else on
 
 
 def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
-    """Everything wrong with a merged recipe that the controller can see.
+    """List everything wrong with a merged recipe that the controller can see.
 
     Args:
         recipe: The merged recipe, before paths are added.
@@ -338,68 +344,70 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
     Returns:
         Sentences that name file, line, key and remedy.
     """
-    found = []
+    sentences = []
     known = schema["properties"]
     for key, value in recipe.items():
         where = origin[key].where(key)
         if number_error(value):
-            found.append(
+            sentences.append(
                 f"{where}: «{key}» holds {number_error(value)}; Axolotl reads numbers, text, lists and mappings"
             )
         elif key in COMPUTED_KEYS:
-            found.append(f"{where}: «{key}» is computed for every run; take it out")
+            sentences.append(f"{where}: «{key}» is computed for every run; take it out")
         elif key not in known:
-            found.append(f"{where}: Axolotl knows no key «{key}»{nearest(key, known)}")
+            sentences.append(f"{where}: Axolotl knows no key «{key}»{nearest(key, known)}")
         elif "x-deprecated" in known[key]:
-            found.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
+            sentences.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
         elif key == "datasets":
-            found += _dataset_problems(value, where, schema)
+            sentences += _dataset_problems(value, where, schema)
         else:
-            found += _type_problems(key, value, where, schema)
-    return found
+            sentences += _type_problems(key, value, where, schema)
+    return sentences
 
 
 def number_error(value: Any) -> str:
-    """What of a value no recipe can hold, though YAML can: a date, infinity; empty where there is nothing."""
+    """Name what no recipe can hold of a value, though YAML can: a date, infinity; empty where there is nothing."""
     if isinstance(value, (dict, list)):
-        inside = [*value, *value.values()] if isinstance(value, dict) else value
-        return next(filter(None, map(number_error, inside)), "")
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(number_error, items)), "")
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is no number"
     return "" if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__} ({value})"
 
 
 def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
-    """What fits Axolotl's schema and still makes no run: keys that the plan and the proof of an adapter need.
+    """List what fits Axolotl's schema and still makes no run: keys that the plan and an adapter's proof need.
 
     Args:
         recipe: A merged recipe without other problems.
         origin: The layer of each key.
     """
-    found = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
+    sentences = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
     for key in ("sequence_len", *BATCH, "num_epochs", "lora_r", "max_steps"):
         if not 0 < recipe.get(key, 1) <= _MOST:
             more = f" and {_MOST:,} at most" if recipe[key] > _MOST else ""
             more += "; leave it out for all epochs" if key == "max_steps" else ""
-            found.append(f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}» must be above 0{more}")
+            sentences.append(f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}» must be above 0{more}")
     if not 0 <= recipe.get("val_set_size", 0) < 1:
         where = origin["val_set_size"].where("val_set_size")
-        found.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
+        sentences.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
     project = str(recipe.get("wandb_project", ""))
     if re.search(r"[/\\#?%:]", project) or len(project) > 128:  # W&B's own rule
         where = origin["wandb_project"].where("wandb_project")
-        found.append(f"{where}: «wandb_project: {project}» must have no / \\ # ? % : in it, and 128 characters at most")
+        sentences.append(
+            f"{where}: «wandb_project: {project}» must have no / \\ # ? % : in it, and 128 characters at most"
+        )
     if isinstance(recipe.get("lora_target_modules"), str):
         where = origin["lora_target_modules"].where("lora_target_modules")
-        found.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")
+        sentences.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")
     elif "lora_target_modules" in recipe and not recipe["lora_target_modules"] and not recipe.get("lora_target_linear"):
         where = origin["lora_target_modules"].where("lora_target_modules")
-        found.append(f"{where}: «lora_target_modules» names no module, so that nothing would be trained")
-    return found
+        sentences.append(f"{where}: «lora_target_modules» names no module, so that nothing would be trained")
+    return sentences
 
 
 def model_problems(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
-    """A base model that would not be the one that is meant: nothing is downloaded unpinned.
+    """Refuse a base model that may not be the one that is meant: nothing is downloaded unpinned.
 
     Args:
         recipe: A merged recipe without other problems.
@@ -425,20 +433,20 @@ def model_problems(recipe: dict[str, Any], origin: dict[str, Layer], layers: lis
 def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[str]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return [f"{where}: «datasets» must be a list of mappings"]
-    found = []
+    sentences = []
     known = schema["$defs"]["SFTDataset"]["properties"]
     for number, item in enumerate(items, 1):
-        at = f"{where}: datasets, item {number}"
+        place = f"{where}: datasets, item {number}"
         kind = str(item.get("type"))
         removed = _REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
         if removed:
-            found.append(f"{at}: «type: {kind}» was removed from Axolotl; use {removed}")
+            sentences.append(f"{place}: «type: {kind}» was removed from Axolotl; use {removed}")
         for key in item:
             if key not in known:
-                found.append(f"{at}: Axolotl knows no key «{key}» there{nearest(key, known)}")
+                sentences.append(f"{place}: Axolotl knows no key «{key}» there{nearest(key, known)}")
             else:
-                found += _type_problems(key, item[key], at, {**schema, "properties": known})
-    return found
+                sentences += _type_problems(key, item[key], place, {**schema, "properties": known})
+    return sentences
 
 
 def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> list[str]:
@@ -456,7 +464,7 @@ def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> 
 
 
 def _expected(part: dict[str, Any]) -> str:
-    """What a schema takes, in a few words."""
+    """Say what a schema takes, in a few words."""
     options = part.get("anyOf", [part])
     words: list[str] = []
     for option in options:
@@ -478,28 +486,28 @@ _LIMITS = {"minimum": "of at least", "maximum": "of at most", "exclusiveMinimum"
 
 
 def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
-    """What a machine file may not do: hold training keys, or change the effective batch.
+    """List what a machine file may not do: hold training keys, or change the effective batch.
 
     Args:
         layer: The machine file.
         below: The recipe it is laid over.
     """
-    found = [
+    sentences = [
         f"{layer.where(key)}: «{key}» decides what is learnt; a machine file may only hold machine keys. "
         "Put it into configs/agents/ or configs/base.yml"
         for key in layer.keys
         if key not in MACHINE_KEYS | RECORD_KEYS
     ]
-    merged, _, removed = _lay([Layer("the recipe below", below), layer])
-    found += [
+    merged, _, removed = _merge([Layer("the recipe below", below), layer])
+    sentences += [
         f"{layer.where(key)}: «{key}» would take the place of «{rival}», which decides what is learnt; a machine file "
         "may not do that"
         for key, rival, _ in removed
         if rival not in MACHINE_KEYS | RECORD_KEYS
     ]
     named = next((key for key in layer.keys if key in LORA_KERNELS), "")
-    if named and not found and _unusual_dropout(merged) != _unusual_dropout(below):
-        found.append(
+    if named and not sentences and _unusual_dropout(merged) != _unusual_dropout(below):
+        sentences.append(
             f"{layer.where(named)}: «{named}» changes which LoRA kernels train. With «lora_dropout: "
             f"{merged['lora_dropout']}» that decides what is learnt, as {' and '.join(_DROPOUT_KERNELS)} draw the "
             "dropout otherwise. Put it into configs/agents/ or configs/base.yml, or train without a dropout"
@@ -507,22 +515,22 @@ def machine_problems(layer: Layer, below: dict[str, Any]) -> list[str]:
     try:
         before, after = effective_batch(below), effective_batch(merged)
     except (TypeError, ValueError, OverflowError):
-        return found  # a wrong type or no number, which problems() names
+        return sentences  # a wrong type or no number, which problems() names
     if before != after:
-        found.append(
+        sentences.append(
             f"{layer.source}: micro_batch_size × gradient_accumulation_steps becomes {after} instead of {before}; "
             "a machine file must keep the product"
         )
-    return found
+    return sentences
 
 
 def effective_batch(recipe: dict[str, Any]) -> int:
-    """Sequences per optimizer step: micro batch × accumulation."""
+    """Compute the sequences per optimizer step: micro batch × accumulation."""
     return int(recipe.get(BATCH[0], 1)) * int(recipe.get(BATCH[1], 1))
 
 
 def with_plugins(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the plugins that its machine keys need; a machine file may not name them itself.
+    """Add the plugins that a recipe's machine keys need; a machine file may not name them itself.
 
     Args:
         recipe: The merged recipe, its fingerprint taken: a kernel's plugin is as little part of it as the kernel's key.
@@ -537,7 +545,7 @@ def with_plugins(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_batch(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The recipe for several processes, one a GPU, that see different data: the effective batch stays what it is.
+    """Divide the batch among several processes, one a GPU: the effective batch stays what it is.
 
     effective batch = micro batch × accumulation × processes that share the data; those of one tensor or context
     parallel group see the same data. The micro batch is kept where it can be, and made smaller where it must.
@@ -564,13 +572,13 @@ def split_batch(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
             f"an effective batch of {batch} (micro_batch_size × gradient_accumulation_steps) cannot be divided among "
             f"{sharing} GPUs. It can among {', '.join(map(str, fits))}: change run_gpus, or the batch in the recipe"
         )
-    each = batch // sharing
-    micro = max(size for size in range(1, int(recipe.get(BATCH[0], 1)) + 1) if each % size == 0)
-    return {**recipe, BATCH[0]: micro, BATCH[1]: each // micro}
+    share = batch // sharing
+    micro = max(size for size in range(1, int(recipe.get(BATCH[0], 1)) + 1) if share % size == 0)
+    return {**recipe, BATCH[0]: micro, BATCH[1]: share // micro}
 
 
 def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, str]], axolotl: str) -> str:
-    """What a run is known by: SHA-256 over everything that decides what is learnt.
+    """Compute what a run is known by: SHA-256 over everything that decides what is learnt.
 
     Args:
         recipe: The merged recipe.
@@ -594,7 +602,7 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
 
 
 def pinned_version(lock: pathlib.Path, package: str) -> str:
-    """The version a lock file pins.
+    """Read the version that a lock file pins.
 
     Raises:
         UserError: The lock is missing or does not name the package.

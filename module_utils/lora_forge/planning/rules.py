@@ -1,4 +1,4 @@
-"""Rules between the keys of a recipe: what is put right with a sentence, what is refused, what is worth a word.
+"""Rules between the keys of a recipe: what is put right with a message, what is refused, what deserves a warning.
 
 Whatever is wrong here, Axolotl would refuse on the trainer, or a training would end without an adapter that can be
 proven. What is known to Axolotl alone is asked of it, in validation.py.
@@ -45,17 +45,17 @@ def apply_rules(
     Returns:
         What was done, in sentences.
     """
-    said = []
+    changes = []
     attention = str(recipe.get("attn_implementation"))
     if attention in _FLASH and _FLASH[attention] not in pinned:
-        said.append(
+        changes.append(
             f"attn_implementation is sdpa in place of {attention} of {origin['attn_implementation'].source}: that "
             f"needs {_FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
         )
         recipe["attn_implementation"] = "sdpa"
     pushes = [key for key in _PUSHES if recipe.get(key)]
     if pushes:
-        said.append(
+        changes.append(
             f"{_list(pushes)} of {origin[pushes[0]].source} {_are(pushes)} left out: a trainer is offline and pushes "
             "nothing. The adapter is delivered to this machine; publish it from here"
         )
@@ -72,13 +72,13 @@ def apply_rules(
     ):
         recipe |= {recipes.BATCH[0]: 1, recipes.BATCH[1]: micro * accumulation}
         origin |= dict.fromkeys(recipes.BATCH, origin["attn_implementation"])
-        said.append(
+        changes.append(
             f"{' and '.join(recipes.BATCH)} are 1 and {micro * accumulation} in place of {micro} and {accumulation}: "
             f"with {recipe['attn_implementation']} Axolotl packs rows as long as a whole micro batch, and steps would "
             "hold other data than with sdpa"
         )
-    said += _early_stopping(recipe, origin, layers)
-    return said
+    changes += _early_stopping(recipe, origin, layers)
+    return changes
 
 
 def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
@@ -88,7 +88,7 @@ def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer], layers: li
     """
     if not recipe.get("early_stopping_patience"):
         return []
-    own, said = layers.index(origin["early_stopping_patience"]), []
+    own, changes = layers.index(origin["early_stopping_patience"]), []
     evaluations = recipe.get("evals_per_epoch")
     if evaluations and not recipe.get("eval_steps"):
         share = 1 / (float(evaluations) * float(recipe.get("num_epochs", 1)))
@@ -96,84 +96,92 @@ def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer], layers: li
             recipe["eval_steps"] = share
             origin["eval_steps"] = origin.pop("evals_per_epoch")
             del recipe["evals_per_epoch"]
-            said.append(
+            changes.append(
                 f"early stopping counts in steps: eval_steps is {share:.4g} of the training in place of "
                 f"evals_per_epoch {evaluations}, which is the same"
             )
     if not recipe.get("eval_steps") or recipe.get("save_steps"):
-        return said
+        return changes
     saves = next((key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key)), "")
     if saves and layers.index(origin[saves]) >= own and recipe[saves] != "steps":
-        return said  # the user's own word, which problems() holds against early stopping
+        return changes  # the user's own choice, which problems() refuses beside early stopping
     recipe["save_steps"] = recipe["eval_steps"]
     origin["save_steps"] = origin["early_stopping_patience"]
     place = f", in place of {saves} of {origin[saves].source}" if saves and recipe[saves] != "steps" else ""
     if place:
         del recipe[saves], origin[saves]
-    said.append(f"early stopping needs a checkpoint at its evaluations: save_steps is eval_steps{place}")
-    return said
+    changes.append(f"early stopping needs a checkpoint at its evaluations: save_steps is eval_steps{place}")
+    return changes
 
 
 def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collection[str]) -> list[str]:
-    """What makes no training, however each key is right by itself.
+    """List what makes no training, although each key is right by itself.
 
     Args:
-        recipe: The settled recipe.
+        recipe: The recipe, after :func:`apply_rules`.
         origin: The layer of each key.
         pinned: Of :data:`PACKAGES`, those that the locks pin.
     """
-    found = []
+    sentences = []
 
-    def at(key: str) -> str:
+    def quoted(key: str) -> str:
         return f"{origin[key].where(key)}: «{key}: {recipes.quote_value(recipe[key])}»"
 
     adapter = recipe.get("adapter")
     if adapter not in ("lora", "qlora"):
-        where = at("adapter") if adapter else "the recipe has no «adapter»"
-        found.append(f"{where}; what is trained here is «lora» or «qlora»")
+        where = quoted("adapter") if adapter else "the recipe has no «adapter»"
+        sentences.append(f"{where}; what is trained here is «lora» or «qlora»")
     if adapter == "qlora" and recipe.get("load_in_8bit"):
-        found.append(f"{at('load_in_8bit')} and «adapter: qlora»: QLoRA is in 4 bits; for 8 bits write «adapter: lora»")
+        sentences.append(
+            f"{quoted('load_in_8bit')} and «adapter: qlora»: QLoRA is in 4 bits; for 8 bits write «adapter: lora»"
+        )
     elif adapter == "qlora" and not recipe.get("load_in_4bit"):
-        found.append(f"{at('adapter')} needs «load_in_4bit: true»; without quantisation write «adapter: lora»")
+        sentences.append(f"{quoted('adapter')} needs «load_in_4bit: true»; without quantisation write «adapter: lora»")
     if recipe.get("batch_size"):
-        found.append(
-            f"{at('batch_size')}: write gradient_accumulation_steps instead, which is batch_size / micro_batch_size"
+        sentences.append(
+            f"{quoted('batch_size')}: write gradient_accumulation_steps instead, which is batch_size / micro_batch_size"
         )
     metric = recipe.get("metric_for_best_model")
     if metric not in (None, "loss", "eval_loss") or (metric and recipe.get("greater_is_better")):
         key = "greater_is_better" if metric in ("loss", "eval_loss") else "metric_for_best_model"
-        found.append(f"{at(key)}: adapters are compared by their evaluation loss, the lower the better; take it out")
+        sentences.append(
+            f"{quoted(key)}: adapters are compared by their evaluation loss, the lower the better; take it out"
+        )
     if recipe.get("save_strategy") == "best" and not recipe.get("metric_for_best_model"):
-        found.append(f"{at('save_strategy')} needs «metric_for_best_model», such as eval_loss")
+        sentences.append(f"{quoted('save_strategy')} needs «metric_for_best_model», such as eval_loss")
     if recipe.get("rl") or recipe.get("reward_model") or recipe.get("process_reward_model"):
         key = next(key for key in ("rl", "reward_model", "process_reward_model") if recipe.get(key))
-        found.append(f"{at(key)}: what is trained here learns from conversations alone (SFT)")
+        sentences.append(f"{quoted(key)}: what is trained here learns from conversations alone (SFT)")
     cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
     if cut and _CUT_PACKAGE not in pinned:
         named = "cut_cross_entropy" if "cut_cross_entropy" in recipe else "plugins"
-        where = at(named) if named != "plugins" else f"{origin[named].where(named)}: «{CUT}»"
-        found.append(
+        where = quoted(named) if named != "plugins" else f"{origin[named].where(named)}: «{CUT}»"
+        sentences.append(
             f"{where} needs a package that requirements/trainer-cuda.txt does not pin, Axolotl's {_CUT_PACKAGE}. "
             "Use liger_fused_linear_cross_entropy or chunked_cross_entropy, which need nothing more; or add it to "
             "requirements/trainer-cuda.in, then make lock"
         )
-    return found + _stopping_problems(recipe, at)
+    return sentences + _stopping_problems(recipe, quoted)
 
 
-def _stopping_problems(recipe: dict[str, Any], at: Callable[[str], str]) -> list[str]:
+def _stopping_problems(recipe: dict[str, Any], quoted: Callable[[str], str]) -> list[str]:
     if not recipe.get("early_stopping_patience"):
         return []
-    every, saves, need = recipe.get("eval_steps"), recipe.get("save_steps"), f"{at('early_stopping_patience')} needs"
+    every, saves, need = (
+        recipe.get("eval_steps"),
+        recipe.get("save_steps"),
+        f"{quoted('early_stopping_patience')} needs",
+    )
     if recipe.get("evals_per_epoch") and not every:
-        return [f"{need} more than one evaluation, and {at('evals_per_epoch')} makes a single one. Give eval_steps"]
+        return [f"{need} more than one evaluation, and {quoted('evals_per_epoch')} makes a single one. Give eval_steps"]
     if not every:
         other = next((key for key in ("eval_strategy", "evaluation_strategy") if recipe.get(key)), "")
-        return [f"{need} «eval_steps»" + (f" in place of {at(other)}" if other else "")]
+        return [f"{need} «eval_steps»" + (f" in place of {quoted(other)}" if other else "")]
     if not saves:
         other = next(key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key))
-        return [f"{need} «save_steps», a multiple of eval_steps, in place of {at(other)}"]
+        return [f"{need} «save_steps», a multiple of eval_steps, in place of {quoted(other)}"]
     if saves % every:
-        return [f"{need} a save_steps that is a multiple of eval_steps; {at('save_steps')}, {at('eval_steps')}"]
+        return [f"{need} a save_steps that is a multiple of eval_steps; {quoted('save_steps')}, {quoted('eval_steps')}"]
     return []
 
 
@@ -183,7 +191,7 @@ def evaluation_problems(
     """Leave out when to evaluate where nothing is evaluated: Axolotl refuses it; the recipe is changed in place.
 
     Args:
-        recipe: The recipe, after it was suited to its data.
+        recipe: The recipe, after it was adapted to its data.
         origin: The layer of each key.
         held_out: Whether there are datasets to evaluate with.
 
@@ -208,39 +216,39 @@ def evaluation_problems(
 
 
 def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
-    """What a recipe holds that does not do what it says.
+    """Tell of keys that do not do what they say.
 
     Args:
-        recipe: The settled recipe.
+        recipe: The recipe, after :func:`apply_rules`.
         origin: The layer of each key.
     """
-    said, kernels = [], recipes.lora_kernels(recipe)
+    sentences, kernels = [], recipes.lora_kernels(recipe)
     # patch_manager rewrites the attention before Liger's plugin gives its module another rotary embedding, and the
     # rewritten one keeps what it found; the kernel for the MLP is put in the place of the forward that Liger brought.
     for key, others in (("liger_rope", ("lora_qkv_kernel", "lora_o_kernel")),
                         ("liger_glu_activation", ("lora_mlp_kernel",))):  # fmt: skip
         covering = [other for other in others if other in kernels]
         if recipe.get(key) and covering:
-            said.append(
+            sentences.append(
                 f"{key} of {origin[key].source} does nothing beside {_list(covering)}, which Axolotl has for LoRA "
                 "unless the recipe says otherwise"
             )
     if "/" in str(recipe.get("attn_implementation")):
-        said.append(
+        sentences.append(
             f"attn_implementation of {origin['attn_implementation'].source} is a kernel of the hub, and a trainer is "
             "offline: it must lie in models/hub below trainer_root already"
         )
     if recipe.get("lora_target_linear") and recipe.get("lora_target_modules"):
-        said.append(
+        sentences.append(
             f"lora_target_linear of {origin['lora_target_linear'].source} adds every linear layer to "
             "lora_target_modules, and an adapter that has others than those named fails its proof; name them instead"
         )
     if recipe.get("adapter") == "lora" and recipe.get("load_in_4bit"):
-        said.append(
+        sentences.append(
             "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "
             f"of {origin['load_in_4bit'].source} does nothing"
         )
-    return said
+    return sentences
 
 
 def _list(words: Collection[str]) -> str:

@@ -51,21 +51,21 @@ _CAPABILITIES = (
 
 
 def compute_capability(names: Sequence[str]) -> str:
-    """The least compute capability among GPUs, of which any may be taken; an A100's where one is not known.
+    """Find the least compute capability among GPUs, of which any may be taken; an A100's where one is not known.
 
     Args:
         names: As RunPod or nvidia-smi calls them; empty where nobody knows.
     """
-    found = [next((one for words, one in _CAPABILITIES if re.search(words, name)), _UNKNOWN) for name in names]
-    return min(found, key=_number) if found else _UNKNOWN
+    known = [next((number for words, number in _CAPABILITIES if re.search(words, name)), _UNKNOWN) for name in names]
+    return min(known, key=_as_numbers) if known else _UNKNOWN
 
 
-def _number(capability: str) -> tuple[int, ...]:
+def _as_numbers(capability: str) -> tuple[int, ...]:
     return tuple(map(int, capability.split(".")))
 
 
 def capabilities(run: PlannedRun, names: Sequence[str]) -> dict[str, Any]:
-    """What Axolotl would find of the GPU that a run is for (``gpu_capabilities`` in axolotl/cli/config.py).
+    """Tell what Axolotl would find of the GPU that a run is for (``gpu_capabilities`` in axolotl/cli/config.py).
 
     Args:
         run: The run's plan.
@@ -73,33 +73,33 @@ def capabilities(run: PlannedRun, names: Sequence[str]) -> dict[str, Any]:
     """
     if run.rehearsal:
         return {"bf16": False, "fp8": False, "tf32": False, "n_gpu": 1, "compute_capability": None}
-    have = compute_capability(names)
+    capability = compute_capability(names)
     return {
-        "bf16": _number(have) >= (8, 0),
-        "fp8": _number(have) >= (9, 0),
-        "tf32": _number(have) >= (8, 0),
+        "bf16": _as_numbers(capability) >= (8, 0),
+        "fp8": _as_numbers(capability) >= (9, 0),
+        "tf32": _as_numbers(capability) >= (8, 0),
         "n_gpu": run.gpus * len(run.hosts),
-        "compute_capability": f"sm_{have.replace('.', '')}",
+        "compute_capability": f"sm_{capability.replace('.', '')}",
     }
 
 
 def _rendered(run: PlannedRun, root: str) -> dict[str, Any]:
-    """What the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
+    """Give what the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
 
     Args:
         run: The run's plan.
         root: The trainer's root.
     """
     variables = launch.template_variables(run.as_dict(), root, "offline")
-    sets = {key: [{**one, "path": "data.jsonl"} for one in variables[key]] for key in ("datasets", "test_datasets")}
-    places = {"output_dir": "output", "dataset_prepared_path": "prepared"}
-    return {**variables["recipe"], **places, **{key: value for key, value in sets.items() if value}}
+    sets = {key: [{**item, "path": "data.jsonl"} for item in variables[key]] for key in ("datasets", "test_datasets")}
+    folders = {"output_dir": "output", "dataset_prepared_path": "prepared"}
+    return {**variables["recipe"], **folders, **{key: value for key, value in sets.items() if value}}
 
 
 def find_environment(
     checkout: pathlib.Path, roots: Sequence[str], locks: Sequence[str], named: str
 ) -> Optional[pathlib.Path]:
-    """The Python of an environment of the present locks on this machine, or None.
+    """Find the Python of an environment of the present locks on this machine, or None.
 
     Args:
         checkout: The project's folder; the default inventory's trainer is in it.
@@ -123,7 +123,7 @@ def find_environment(
 
 
 def _trusted(home: pathlib.Path) -> bool:
-    """Whether it is this user's or root's; a folder named like a trainer's root may be anybody's."""
+    """Tell whether a folder is this user's or root's; one with the name of a trainer's root may be anybody's."""
     return home.stat().st_uid in (os.getuid(), 0)
 
 
@@ -145,7 +145,7 @@ class Question:
 
 
 def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of: str) -> list[Question]:
-    """What to ask about the runs that will be started.
+    """List what to ask about the runs that will be started.
 
     Args:
         runs: The plan.
@@ -159,13 +159,13 @@ def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of:
     starting = [run for run in runs if run.state in ("to train", "to resume")]
     if all(run.rehearsal for run in starting):
         return []
-    found = []
+    asked = []
     for run in starting:
         trainer = by_name.get(run.trainer, Trainer(run.trainer))
-        given, have = _rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
-        mark = hashlib.sha256(canonical([given, have, asked_of]).encode()).hexdigest()
-        found.append(Question(run, given, have, mark))
-    return found
+        rendered, gpu = _rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
+        mark = hashlib.sha256(canonical([rendered, gpu, asked_of]).encode()).hexdigest()
+        asked.append(Question(run, rendered, gpu, mark))
+    return asked
 
 
 def check(
@@ -201,9 +201,9 @@ def check(
     """
     axolotl = recipe.pinned_version(checkout / locks[0], "axolotl")
     taken = _taken(output)
-    basis = b"".join((checkout / one).read_bytes() for one in (*locks, PROGRAM))
+    basis = b"".join((checkout / name).read_bytes() for name in (*locks, PROGRAM))
     asked_of = hashlib.sha256(basis + named.encode()).hexdigest()  # what is named may be another environment
-    asked = [one for one in questions(made.runs, trainers, asked_of) if one.mark not in taken]
+    asked = [question for question in questions(made.runs, trainers, asked_of) if question.mark not in taken]
     if not asked:
         return []
     python = find_environment(checkout, [trainer.root for trainer in trainers], locks, named)
@@ -212,7 +212,7 @@ def check(
             "Axolotl's own check of the recipes was left out: no environment of requirements/trainer-*.txt is on this "
             "machine. A rehearsal makes one (ansible-playbook train.yml); -e axolotl_environment=… names one elsewhere"
         ]
-    agents = ", ".join(dict.fromkeys(one.run.agent for one in asked))
+    agents = ", ".join(dict.fromkeys(question.run.agent for question in asked))
     say(f"  Axolotl checks what is new in the recipes of {agents}, which takes a while")
     try:
         answer = ask_axolotl(python, checkout, asked, timeout)
@@ -224,11 +224,12 @@ def check(
             f"pin {axolotl}"
         ]
     refused = [
-        f"Axolotl refuses the recipe of {one.run.name}: {add_locations(said, made.origins.get(one.run.run_id, {}))}"
-        for one, problems in zip(asked, answer["problems"])
-        for said in problems
+        f"Axolotl refuses the recipe of {question.run.name}: "
+        f"{add_locations(problem, made.origins.get(question.run.run_id, {}))}"
+        for question, problems in zip(asked, answer["problems"])
+        for problem in problems
     ]
-    accepted = [one.mark for one, problems in zip(asked, answer["problems"]) if not problems]
+    accepted = [question.mark for question, problems in zip(asked, answer["problems"]) if not problems]
     if remember:
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
@@ -238,22 +239,22 @@ def check(
     return [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
 
 
-def add_locations(said: str, origins: Mapping[str, str]) -> str:
-    """A sentence of Axolotl's, with where the keys that it names stand.
+def add_locations(sentence: str, origins: Mapping[str, str]) -> str:
+    """Add to a sentence of Axolotl's where the keys that it names stand.
 
     Args:
-        said: The sentence.
+        sentence: The sentence.
         origins: Of each key of the recipe, where it stands.
     """
-    said = _printable(said)
-    named = dict.fromkeys(word for word in re.findall(r"[a-z]\w*_\w+|(?<=`)\w+(?=`)", said) if word in origins)
-    places = "; ".join(f"{word}: {origins[word]}" for word in named)
-    return said + (f" ({places})" if places else "")
+    sentence = _printable(sentence)
+    keys = dict.fromkeys(word for word in re.findall(r"[a-z]\w*_\w+|(?<=`)\w+(?=`)", sentence) if word in origins)
+    places = "; ".join(f"{key}: {origins[key]}" for key in keys)
+    return sentence + (f" ({places})" if places else "")
 
 
 def _printable(text: str) -> str:
-    """A foreign text in one line, without what a terminal would obey."""
-    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    """Put a foreign text into one line, without what a terminal would obey."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _taken(output: pathlib.Path) -> list[str]:
@@ -282,7 +283,7 @@ def ask_axolotl(
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PYTHONWARNINGS": "ignore",
     }
-    given = json.dumps([{"recipe": one.recipe, "capabilities": one.capabilities} for one in asked])
+    request = json.dumps([{"recipe": question.recipe, "capabilities": question.capabilities} for question in asked])
     try:
         process = subprocess.Popen(
             [str(python), str(checkout / PROGRAM), str(os.getpid()), str(math.ceil(timeout))],
@@ -292,7 +293,7 @@ def ask_axolotl(
     except OSError as error:
         raise UserError(f"{python} could not be started ({error.strerror})") from None
     try:
-        printed, errors = process.communicate(given, timeout)
+        printed, errors = process.communicate(request, timeout)
     except subprocess.TimeoutExpired:
         raise UserError(f"{python} gave no answer within {timeout:g} s") from None
     finally:
@@ -301,9 +302,9 @@ def ask_axolotl(
             process.communicate()
     try:
         answer = json.loads(printed.strip().splitlines()[-1])
-        said = [*answer["problems"], answer["left_out"]]
-        complete = len(said) == len(asked) + 1 and bool(answer["axolotl"])
-        complete = complete and all(isinstance(one, str) for words in said for one in words)
+        texts = [*answer["problems"], answer["left_out"]]
+        complete = len(texts) == len(asked) + 1 and bool(answer["axolotl"])
+        complete = complete and all(isinstance(text, str) for group in texts for text in group)
     except (ValueError, IndexError, KeyError, TypeError):
         complete = False
     if not complete:

@@ -150,7 +150,7 @@ def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     if run["rehearsal"]:
         return REHEARSAL
     keys = run["recipe"]
-    model = memory.known(keys)
+    model = memory.find_model(keys)
     peak = next((figure for word, figure in _TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
     if model is None or peak is None:
         return None

@@ -1,0 +1,193 @@
+"""The options of the roles as inventories give them, held against the roles' own specs.
+
+Ansible checks the options of a role when the role is called, which may be after something was rented. What an
+inventory, or ``-e``, says of a trainer is known before. :func:`read_specs`, :func:`read_internal_names` and
+:func:`check_trainer_options` read files of the checkout; the others are pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.lora_forge.planning.recipe import quote_value
+from ansible.module_utils.lora_forge.text import nearest
+
+HOST_VARIABLE_PREFIXES = ("adapter_", "pod_", "run_", "trainer_")  # of each role that has options
+# Options that have another name by now: the old one, and the new one.
+RENAMED_OPTIONS = {"run_lane": "run_lanes"}
+# The same for values, by their option.
+RENAMED_VALUES = {"run_notify_on": {"money": "over_budget"}}
+INVENTORY_FACTS = ("pod_id", "pod_status", "pod_usd_per_hour")  # what inventory_plugins/runpod.py tells of a live pod
+_ALIKE = 0.75  # difflib's ratio from which on a name is a slip, and no variable of the user's own
+_SHOWN = 3  # hosts that are named
+_CHARACTERS = 60  # of a value that are shown
+_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list",
+          "dict": "a mapping"}  # fmt: skip
+_ELEMENTS = {"str": "texts", "dict": "mappings"}
+
+
+def read_specs(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Read what the roles say of their options.
+
+    Args:
+        checkout: The project's folder.
+
+    Returns:
+        The spec of each option of any entry point, by its name.
+    """
+    specs: dict[str, dict[str, Any]] = {}
+    for path in sorted(checkout.glob("roles/*/meta/argument_specs.yml")):
+        for entry in _load(path)["argument_specs"].values():
+            specs |= entry.get("options", {})
+    return specs
+
+
+def read_internal_names(checkout: pathlib.Path) -> frozenset[str]:
+    """List the variables that the project's own plays set: no options, and no slips of a user's.
+
+    Args:
+        checkout: The project's folder.
+    """
+    paths = [*checkout.glob("roles/*/tasks/*.yml"), *checkout.glob("playbooks/**/*.yml")]
+    return frozenset(INVENTORY_FACTS).union(*(_names_set_by(_load(path)) for path in paths))
+
+
+def _load(path: pathlib.Path) -> Any:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
+    return yaml.load(path.read_text(encoding="utf-8"), loader)
+
+
+def _names_set_by(node: Any) -> Iterator[str]:
+    """List the variables that a play or a task sets: vars, facts, what is registered, the turn of a loop."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _names_set_by(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("register", "loop_var"):
+                yield value
+            elif key in ("vars", "ansible.builtin.set_fact", "ansible.builtin.add_host"):
+                yield from value
+            else:
+                yield from _names_set_by(value)
+
+
+def is_checked(name: str) -> bool:
+    """Tell whether a host variable is to be handed to :func:`check_trainer_options`, by its name."""
+    return name.startswith(HOST_VARIABLE_PREFIXES)
+
+
+def option_errors(variables: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tell what is wrong with the values of options, by Ansible's own rules, and which have another name by now.
+
+    Args:
+        variables: What is given. A value with a Jinja expression in it is passed over.
+        specs: From :func:`read_specs`.
+
+    Returns:
+        Sentences, without the host. None of them shows a value of an option whose spec has ``no_log``.
+    """
+    sentences = []
+    for name, value in variables.items():
+        if name in RENAMED_OPTIONS:
+            sentences.append(f"{name} is called {RENAMED_OPTIONS[name]} now; rename it")
+        elif name in specs and not _has_expression(value):
+            sentences += _value_errors(name, value, specs[name])
+    return sentences
+
+
+def _has_expression(value: Any) -> bool:
+    return any(mark in str(value) for mark in ("{{", "{%"))
+
+
+def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
+    rule = {key: spec[key] for key in ("type", "elements", "choices", "default") if key in spec}
+    result = ArgumentSpecValidator({name: rule}).validate({name: value})
+    if not result.error_messages:
+        return []
+    taken = result.validated_parameters.get(name)  # as Ansible understands it: «a, b» may be a list
+    choices = spec.get("choices", [])
+    refused = [item for item in (taken if isinstance(taken, list) else [taken]) if item not in choices]
+    if not choices or spec.get("no_log"):
+        shown = "is of another kind" if spec.get("no_log") else f"is «{_quoted(value)}»"
+        return [f"{name} {shown}; it takes {_expected(spec)}"]
+    renamed = RENAMED_VALUES.get(name, {})
+    verb = "holds" if spec.get("type") == "list" else "is"
+    return [
+        f"{name} {verb} «{item}», which is called {renamed[item]} now"
+        if isinstance(item, str) and item in renamed
+        else f"{name} {verb} «{_quoted(item)}»; it takes {', '.join(map(str, choices))}{nearest(item, choices)}"
+        for item in refused
+    ]
+
+
+def _quoted(value: Any) -> str:
+    text = value if isinstance(value, str) else quote_value(value)
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"
+
+
+def _expected(spec: Mapping[str, Any]) -> str:
+    """Say what an option takes, in a few words."""
+    kind = spec.get("type", "str")
+    elements = f" of {_ELEMENTS[spec['elements']]}" if spec.get("elements") in _ELEMENTS else ""
+    return _KINDS.get(kind, kind) + elements
+
+
+def misspelt_option(name: str, options: Iterable[str]) -> str:
+    """Find the option of the same role that a name is so alike that it must be meant; empty where there is none.
+
+    Args:
+        name: A variable with a role's prefix that is no option.
+        options: The names of all options.
+    """
+    prefix = next(prefix for prefix in HOST_VARIABLE_PREFIXES if name.startswith(prefix))
+    own = [option.removeprefix(prefix) for option in options if option.startswith(prefix)]
+    return "".join(prefix + match for match in difflib.get_close_matches(name.removeprefix(prefix), own, 1, _ALIKE))
+
+
+def check_trainer_options(
+    checkout: pathlib.Path, hosts: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Hold what is said of the trainers against the specs of all roles, before anything is rented or started.
+
+    Args:
+        checkout: The project's folder.
+        hosts: The variables of each trainer; those that :func:`is_checked` does not name are passed over.
+
+    Returns:
+        What is wrong, and what is only strange, in sentences. A name with a role's prefix that is like an option's is
+        wrong; any other may be a variable of the user's own, and is strange.
+    """
+    specs = read_specs(checkout)
+    given = {name for variables in hosts.values() for name in variables if is_checked(name)}
+    unknown = given - specs.keys() - RENAMED_OPTIONS.keys()
+    if unknown:
+        unknown -= read_internal_names(checkout)
+    misspelt = {name: misspelt_option(name, specs) for name in sorted(unknown)}
+    wrong: dict[str, list[str]] = {}
+    strange: dict[str, list[str]] = {}
+    for host, variables in hosts.items():
+        for sentence in option_errors(variables, specs):
+            wrong.setdefault(sentence, []).append(host)
+        for name, meant in misspelt.items():
+            if name in variables and meant:
+                words = f"there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
+                wrong.setdefault(words, []).append(host)
+            elif name in variables:
+                strange.setdefault(f"there is no option {name}; it is passed over", []).append(host)
+    return _with_hosts(wrong), _with_hosts(strange)
+
+
+def _with_hosts(sentences: Mapping[str, Collection[str]]) -> list[str]:
+    """Put the hosts that a sentence is about before it: the first ones, and how many more."""
+    lines = []
+    for sentence, hosts in sentences.items():
+        more = f" and {len(hosts) - _SHOWN} more" if len(hosts) > _SHOWN else ""
+        lines.append(f"{', '.join([*hosts][:_SHOWN])}{more}: {sentence}")
+    return lines

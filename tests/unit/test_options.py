@@ -1,0 +1,158 @@
+"""Options that inventories give, held against the roles' specs."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+import yaml
+from ansible.module_utils.lora_forge.planning import options
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SPECS = options.read_specs(ROOT)
+BACKENDS = "it takes auto, systemd, tmux, process"
+EVENTS = "it takes finished, failed, stalled, over_budget"
+OVER_BUDGET = "run_notify_on holds «money», which is called over_budget now"
+SECRET = "https://hooks.example.org/T0/verysecret"
+
+
+def check(**hosts):
+    return options.check_trainer_options(ROOT, hosts)
+
+
+def test_the_prefixes_are_those_of_the_roles_with_options():
+    roles = {path.parts[-3] for path in ROOT.glob("roles/*/meta/argument_specs.yml")}
+    prefixes = {name.partition("_")[0] for name in SPECS if options.is_checked(name)}
+    assert {prefix.rstrip("_") for prefix in options.HOST_VARIABLE_PREFIXES} == prefixes
+    assert prefixes <= roles
+
+
+def test_all_entry_points_count():
+    assert {"run_backend", "trainer_prune", "pod_gpus", "adapter_output", "run_id"} <= SPECS.keys()
+    assert SPECS["run_backend"]["choices"] == ["auto", "systemd", "tmux", "process"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"run_backend": "sysemd"}, f"run_backend is «sysemd»; {BACKENDS}; did you mean «systemd»?"),
+        ({"run_backend": "nohup"}, f"run_backend is «nohup»; {BACKENDS}"),
+        ({"run_stop_timeout": "soon"}, "run_stop_timeout is «soon»; it takes a whole number"),
+        ({"run_stop_timeout": 1.5}, "run_stop_timeout is «1.5»; it takes a whole number"),
+        ({"run_stop_timeout": None}, "run_stop_timeout is «null»; it takes a whole number"),
+        ({"pod_max_usd": "1,5"}, "pod_max_usd is «1,5»; it takes a number"),
+        ({"pod_keep": "maybe"}, "pod_keep is «maybe»; it takes true or false"),
+        ({"pod_env": "x"}, "pod_env is «x»; it takes a mapping"),
+        ({"pod_gpus": {"a": 1}}, "pod_gpus is «{\"a\": 1}»; it takes a list of texts"),
+        ({"trainer_runs": ["x"]}, "trainer_runs is «[\"x\"]»; it takes a list of mappings"),
+        ({"run_gpus": "a\x1b[2J" + "b" * 90}, f"run_gpus is «a [2J{'b' * 54}…»; it takes a whole number"),
+        ({"run_notify_on": ["failed", "fail"]}, f"run_notify_on holds «fail»; {EVENTS}; did you mean «failed»?"),
+        ({"run_notify_on": "failed,never"}, f"run_notify_on holds «never»; {EVENTS}"),
+        ({"run_notify_on": ["failed", "money"]}, OVER_BUDGET),
+        ({"run_notify_on": "money"}, OVER_BUDGET),
+        ({"run_notify_on": {"x": 1}}, f"run_notify_on holds «{{\"x\": 1}}»; {EVENTS}"),
+        ({"run_lane": "cpu"}, "run_lane is called run_lanes now; rename it"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_is_taken(given, sentence):
+    assert options.option_errors(given, SPECS) == [sentence]
+    assert check(a=given) == ([f"a: {sentence}"], [])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"run_stop_timeout": "5"},
+        {"run_stop_timeout": "{{ 5 * 60 }}", "run_backend": "{% if x %}tmux{% endif %}", "pod_env": {"A": "{{ b }}"}},
+        {"trainer_lanes": 1},  # no option: another function's matter
+        {"pod_gpus": "NVIDIA L40S", "pod_clouds": "SECURE,COMMUNITY", "pod_max_usd_per_hour": "2.5", "pod_keep": "yes"},
+        {"run_lanes": ["GPU-1", "GPU-2"], "run_notify_on": [], "trainer_python_version": 3.12},
+        {"agents": 7, "ansible_host": None},
+    ],
+)  # fmt: skip
+def test_what_ansible_takes_is_taken(given):
+    assert options.option_errors(given, SPECS) == []
+
+
+def test_a_secret_is_never_shown():
+    specs = {**SPECS, "run_notify_url": {**SPECS["run_notify_url"], "type": "int"}}
+    assert SPECS["run_notify_url"]["no_log"] is True
+    assert options.option_errors({"run_notify_url": SECRET}, specs) == [
+        "run_notify_url is of another kind; it takes a whole number"
+    ]
+    specs["run_notify_url"]["choices"] = [1, 2]
+    assert SECRET not in str(options.option_errors({"run_notify_url": SECRET}, specs))
+    assert SECRET not in str(check(a={"run_notify_url": SECRET, "run_notify_ulr": SECRET, "run_secret": SECRET}))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("pod_max_usd_per_houre", "pod_max_usd_per_hour"),
+        ("pod_gpu", "pod_gpus"),
+        ("run_backnd", "run_backend"),
+        ("trainer_roots", "trainer_root"),
+        ("adapter_outputs", "adapter_output"),
+    ],
+)
+def test_a_slip_in_a_name_is_an_error(name, meant):
+    errors, warnings = check(a={name: 1}, b={"run_backend": "auto"})
+    assert errors == [
+        f"a: there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
+    ]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    "name", ["run_as", "pod_network_cidr", "trainer_colour", "trainer_name", "adapter_", "run_name"]
+)
+def test_a_variable_of_the_users_own_is_a_warning(name):
+    assert check(a={name: 1}) == ([], [f"a: there is no option {name}; it is passed over"])
+
+
+def test_other_variables_are_nobodys_business():
+    assert check(a={"runs": 1, "podium": 2, "ansible_user": "x", "datasets_dir": "y", "retrainer_lok": 1}) == ([], [])
+
+
+def test_what_the_plays_set_themselves_is_known():
+    """A second playbook in one command finds what the first one has noted of a host."""
+    noted = {"run_seen": {}, "run_plans": [], "run_failures": {}, "pod_made": {}, "pod_budget": {}, "trainer_gpu": {},
+             "adapter_delivered": [], "pod_id": "x", "pod_status": "RUNNING", "run_plan": {}, "pod_attempt": 1,
+             "run_sweep": [], "run_will_start": True}  # fmt: skip
+    assert check(a=noted) == ([], [])
+
+
+def test_what_the_inventory_plugin_tells_is_known():
+    text = (ROOT / "inventory_plugins/runpod.py").read_text()
+    told = set(re.findall(r'"(pod_\w+)":', text))
+    assert told - SPECS.keys() == set(options.INVENTORY_FACTS)
+
+
+def test_hosts_with_the_same_mistake_share_a_line():
+    given = {f"gpu-{number}": {"run_backend": "at", "run_gpuz": 1, "pod_mine": 1} for number in range(5)}
+    errors, warnings = check(**given)
+    assert [line.partition(": ")[0] for line in errors + warnings] == ["gpu-0, gpu-1, gpu-2 and 2 more"] * 3
+    del given["gpu-3"], given["gpu-4"]
+    assert check(**given)[1] == ["gpu-0, gpu-1, gpu-2: there is no option pod_mine; it is passed over"]
+
+
+def test_what_the_project_ships_is_right():
+    """The inventories of the project and of its tests, and what is in their comments."""
+    paths = [*ROOT.glob("inventory/*.yml"), *ROOT.glob("tests/**/trainers.yml"), ROOT / "tests/hosts/inventory.yml",
+             ROOT / "tests/fakes/runpod/pods.yml"]  # fmt: skip
+    given: dict[str, dict[str, object]] = {}
+
+    def read(node, where):
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if options.is_checked(key):
+                given.setdefault(where, {})[key] = value
+            read(value, where)
+
+    for path in paths:
+        read(yaml.safe_load(path.read_text()), path.name)
+        for commented in re.findall(r"^ *# ((?:pod|trainer|run)_\w+: .*)$", path.read_text(), re.MULTILINE):
+            read(yaml.safe_load(commented), path.name)
+    assert {"local.yml", "runpod.example.yml", "ssh.example.yml", "this-gpu.example.yml"} <= given.keys()
+    assert {"pod_max_usd", "pod_network_volume", "trainer_machine"} <= {name for own in given.values() for name in own}
+    assert options.check_trainer_options(ROOT, given) == ([], [])

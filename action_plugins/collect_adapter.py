@@ -58,7 +58,7 @@ class ActionModule(ActionBase):
         observed, output = args["observed"], pathlib.Path(args["output"])
         base_model = launch.base_model_path(args["run"], args["root"])
         asked = {"run_dir": args["run_dir"], "recipe": {**run.recipe, "base_model": base_model}}
-        own_python: dict[str, Any] = {**task_vars, "ansible_python_interpreter": args["python"]}  # which has numpy
+        own_python: dict[str, Any] = dict(task_vars or {}, ansible_python_interpreter=args["python"])  # which has numpy
         facts = self._execute_module("lora_adapter_info", asked, task_vars=own_python)
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
@@ -71,7 +71,7 @@ class ActionModule(ActionBase):
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}
         gpus = args["gpu"].get("gpus") or [{}]
-        deliver = {
+        deliver: dict[str, Any] = {
             "source": args["run_dir"] if local else str(incoming),
             "discard": [*([] if local else [str(incoming)]), str(output / "runs" / run.run_id)],
             "adapters": str(output / "adapters"),

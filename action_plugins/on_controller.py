@@ -5,14 +5,15 @@ The other names of this file (links beside it) are the modules that are run so; 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ansible.module_utils
-from ansible.errors import AnsibleUndefinedVariable
+from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -31,6 +32,24 @@ def load(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_host_options(hostvars: Any, hosts: Iterable[str], is_option: Callable[[str], bool]) -> Any:
+    """Template all variables of hosts whose names a function takes; what cannot be templated yet is left out.
+
+    Args:
+        hostvars: Ansible's.
+        hosts: Whose variables.
+        is_option: Takes a name.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        known: Mapping[str, Any] = hostvars[host]
+        values[host] = {}
+        for name in filter(is_option, known):
+            with contextlib.suppress(AnsibleError, TypeError, ValueError):
+                values[host][name] = json.loads(json.dumps(known[name]))
+    return values
 
 
 def read_host_variables(hostvars: Any, hosts: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -71,6 +90,8 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         if names := getattr(MODULE, "HOST_VARIABLES", ()):
             arguments["host_variables"] = read_host_variables(task_vars["hostvars"], arguments["hosts"], names)
+        if is_option := getattr(MODULE, "IS_HOST_OPTION", None):
+            arguments["host_options"] = read_host_options(task_vars["hostvars"], arguments["hosts"], is_option)
         self._task.args = json.loads(json.dumps(arguments))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}

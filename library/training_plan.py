@@ -30,6 +30,12 @@ options:
       - In a play the action of this name sets it to what the inventory says.
     type: dict
     default: {}
+  host_options:
+    description:
+      - All variables of these hosts that are named like an option of a role, a mapping of them for each name.
+      - In a play the action of this name sets it to what the inventory and C(-e) say.
+    type: dict
+    default: {}
   groups:
     description: The groups of the inventory, each with its hosts; one of them may be a gang.
     type: dict
@@ -149,13 +155,15 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.planning import fleet, plan, validation, variants
+from ansible.module_utils.lora_forge.planning import fleet, options, plan, validation, variants
 
 ARGUMENTS = {
     "agents": {"type": "raw", "default": ""},
     "hosts": {"type": "list", "elements": "str", "required": True},
     "host_variables": {"type": "dict", "default": {}},
+    "host_options": {"type": "dict", "default": {}},
     "groups": {"type": "dict", "default": {}},
     "datasets_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
@@ -172,6 +180,7 @@ ARGUMENTS = {
 }
 TELLS = True  # answer() takes what tells people what they wait for
 HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
+IS_HOST_OPTION = options.is_checked  # and host_options to those that it takes
 
 
 def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -185,6 +194,9 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     Raises:
         UserError: Anything that is wrong with what is asked for.
     """
+    wrong, strange = options.check_trainer_options(pathlib.Path(given["root"]), given["host_options"])
+    if wrong and given["validate"]:  # what starts nothing must not be kept from it by a slip
+        raise UserError("\n".join(wrong))
     trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])
     root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
     if not output.is_absolute():
@@ -200,7 +212,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         keep=given["keep_axolotl"],
         variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
     )
-    warnings = list(made.warnings)
+    warnings = [*wrong, *strange, *made.warnings]
     if given["validate"]:
         named = given["axolotl_environment"]
         warnings += validation.check(
@@ -215,10 +227,14 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         rundir.write_json(output / "plan.json", {"runs": runs})
         if given["sweep"] is not None:
             variants.write_sweeps(output, made.runs)
+    folders = {host: str(known.get("inventory_dir") or "") for host, known in given["host_variables"].items()}
     shown = {
         "columns": plan.COLUMNS,
         "rows": [plan.table_row(run) for run in made.runs],
-        "lines": [f"  {queue}" for queue in fleet.describe_queues(made.runs)],
+        "lines": [
+            *(f"  {queue}" for queue in fleet.describe_queues(made.runs)),
+            *hooks.hook_lines({host: folders.get(host, "") for host in fleet.busy_hosts(made.runs)}),
+        ],
         "warnings": warnings,
     }
     return {"changed": False, "runs": runs, "show": shown}

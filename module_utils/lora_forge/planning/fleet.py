@@ -17,8 +17,8 @@ from ansible.module_utils.lora_forge.text import nearest, short
 
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
-    "agents", "datasets_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes", "run_profile",
-    "trainer_gpu_count", "trainer_machine", "trainer_root",
+    "agents", "datasets_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes",
+    "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 # What the hosts of a gang must have in common, and the variables that say it.
@@ -402,6 +402,15 @@ def describe_queues(runs: Sequence[PlannedRun]) -> list[str]:
     return lines
 
 
+def busy_hosts(runs: Sequence[PlannedRun]) -> list[str]:
+    """List the hosts that have work, in the order of the plan.
+
+    Args:
+        runs: The planned runs.
+    """
+    return list(dict.fromkeys(host for run in runs if run.state != "ready" for host in run.hosts))
+
+
 def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
     """Warn of hosts that Ansible does not get to, as it looks after others; nothing where it gets to all.
 
@@ -409,7 +418,7 @@ def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
         runs: The planned runs.
         forks: How many hosts it looks after at a time.
     """
-    hosts = list(dict.fromkeys(host for run in runs if run.state != "ready" for host in run.hosts))
+    hosts = busy_hosts(runs)
     late = hosts[forks:]
     if not late:
         return []

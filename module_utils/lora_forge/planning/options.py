@@ -17,7 +17,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.lora_forge.planning.recipe import quote_value
 from ansible.module_utils.lora_forge.text import nearest
 
-HOST_VARIABLE_PREFIXES = ("adapter_", "pod_", "run_", "trainer_")  # of each role that has options
+HOST_VARIABLE_PREFIXES = ("adapter_", "converge_", "pod_", "run_", "trainer_")  # of each role that has options
 # Options that have another name by now: the old one, and the new one.
 RENAMED_OPTIONS = {"run_lane": "run_lanes"}
 # The same for values, by their option.

@@ -22,9 +22,12 @@ from ansible.plugins.action import ActionBase
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller import hooks  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import LIVING  # noqa: E402
+
+MARKER = "LORA_FORGE_HOOK"
 
 
 class ActionModule(ActionBase):
@@ -86,19 +89,24 @@ class ActionModule(ActionBase):
             words = hooks.command(
                 sys.executable, playbook, variables, host, dict(context.CLIARGS), self._task.check_mode
             )
+            environment = {
+                **os.environ,
+                "ANSIBLE_STDOUT_CALLBACK": "default",
+                "ANSIBLE_NOCOLOR": "1",
+                MARKER: folder,  # in all that it starts, as Ansible's workers have sessions of their own
+            }
             process = subprocess.Popen(
                 [*words, *given], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", start_new_session=True,
-                env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_NOCOLOR": "1"},
+                text=True, errors="replace", env=environment,
             )  # fmt: skip
             try:
                 output, _ = process.communicate(timeout=float(args["timeout"]))
             except subprocess.TimeoutExpired:
-                return f"it took longer than {args['timeout']} s (converge_hook_timeout)"
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # what it left behind, too
+                for pid in rundir.run_processes(home, MARKER):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 process.wait()
+                return f"it took longer than {args['timeout']} s (converge_hook_timeout)"
         return hooks.failure(output) if process.returncode else ""
 
 

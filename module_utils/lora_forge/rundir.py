@@ -103,9 +103,9 @@ def is_alive(noted: Any) -> bool:
     return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
 
 
-def run_processes(run_dir: pathlib.Path) -> list[int]:
-    """The pids of all trainer processes of a run, by the marker in their environment; never this one."""
-    wanted = f"{MARKER}={run_dir}".encode()
+def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
+    """List the pids of all trainer processes of a run, by the marker in their environment; never this one."""
+    wanted = f"{marker}={run_dir}".encode()
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import pathlib
 import re
@@ -122,8 +121,7 @@ class Claims:
     def locked(self, host: str) -> Iterator[None]:
         """One step at a time for a host: two controllers of this checkout would order two pods."""
         (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / "claims" / f".{host}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with rundir.locked(self.folder / "claims" / f".{host}.lock"):
             yield
 
     def spent(self, runs: list[str], now: float, but: str = "") -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import pathlib
 import re
@@ -11,6 +10,7 @@ import shlex
 import subprocess
 from typing import Any, Callable, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -53,8 +53,7 @@ def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[p
     private = pathlib.Path(named).expanduser() if named else folder / "id_ed25519"
     if not named:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / ".key.lock").open("a") as lock:  # two pods at once, in a fresh checkout
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with rundir.locked(folder / ".key.lock"):  # two pods at once, in a fresh checkout
             if not private.exists():
                 made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
                 if made.returncode:

@@ -45,18 +45,20 @@ def write_json(path: pathlib.Path, data: Any, mode: int = 0o644) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
-    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode(), mode)
+
+
+def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
+    """Write any file as :func:`write_json` writes JSON: whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
-        if part.exists():
-            part.unlink()
-        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

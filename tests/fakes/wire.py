@@ -22,8 +22,9 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims
-from ansible.module_utils.lora_forge.pods.lifecycle import Pods, PodSpec
+from ansible.module_utils.lora_forge.pods.lifecycle import Pods
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
+from ansible.module_utils.lora_forge.pods.spec import PodSpec
 from ansible.module_utils.testing import patch_module_args
 from contract import Contract
 

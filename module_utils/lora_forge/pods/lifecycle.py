@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from typing import Any, Callable, Optional
@@ -12,6 +11,7 @@ from ansible.module_utils.lora_forge.pods import costs
 from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, parse_time, retention_notice
 from ansible.module_utils.lora_forge.pods.costs import Offer
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, without_environment
+from ansible.module_utils.lora_forge.pods.spec import PodSpec
 
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
 _POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
@@ -25,55 +25,6 @@ NO_CAPACITY = re.compile(
     r"|no available|could not be placed|no machine|different machine",
     re.IGNORECASE,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class PodSpec:
-    """A pod as the inventory declares it, with what its runs need.
-
-    Attributes:
-        host: Its inventory name.
-        runs: The run_ids it is for.
-        output: The controller's folder in which the runs' placements and adapters are.
-        gpus: GPU candidates, in order.
-        count: GPUs of the pod.
-        clouds: SECURE, COMMUNITY or both.
-        max_usd_per_hour: The most it may cost an hour.
-        max_usd: The most that all pods of these runs may cost together; 0 for no such cap.
-        max_hours: The longest it may live.
-        memory_gib: What a training is thought to need on one GPU; 0 where nothing is known.
-        min_cuda: The lowest CUDA version of the machine's driver; empty for any.
-        data_centers: Where it may be; empty for anywhere.
-        request: What else the create request holds: image, disk, ports, mounts, args, env.
-        estimate: The hours all its runs take on a GPU type; None where nothing is known.
-        order_timeout: Seconds to wait for capacity.
-        boot_timeout: Seconds from the order until SSH must answer.
-        attempts: How many pods may be ordered until one boots.
-        find_only: Nothing may be ordered or released: what is not there and well is an error.
-        floor_gib: What a training certainly needs on one GPU; 0 where nothing is known.
-        classes: What a training is thought to need with each file of configs/machines/.
-    """
-
-    host: str
-    runs: list[str]
-    output: str
-    gpus: list[str]
-    count: int
-    clouds: list[str]
-    max_usd_per_hour: float
-    max_usd: float
-    max_hours: float
-    memory_gib: float
-    min_cuda: str
-    data_centers: list[str]
-    request: dict[str, Any]
-    estimate: Callable[[str], Optional[float]]
-    order_timeout: float
-    boot_timeout: float
-    attempts: int
-    find_only: bool = False
-    floor_gib: float = 0.0
-    classes: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Pods:

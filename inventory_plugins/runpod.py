@@ -138,7 +138,7 @@ class InventoryModule(BaseInventoryPlugin):
         claims = Claims(self.state_dir, self.get_option("owner"))
         claimed = {claim["name"] for claim in claims.all() if not claim["released_at"]}
         # What is claimed comes last, and so holds, where there is an orphan of the same host beside it.
-        for pod in sorted(api.pods(), key=lambda pod: pod["name"] in claimed):
+        for pod in sorted(api.list_pods(), key=lambda pod: pod["name"] in claimed):
             whose = parse_name(pod["name"])
             if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
                 continue

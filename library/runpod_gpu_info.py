@@ -101,7 +101,7 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
-        catalogues = {cloud: api.gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
+        catalogues = {cloud: api.list_gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
         found = costs.find_offers(
             catalogues,
             given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),

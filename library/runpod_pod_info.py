@@ -102,14 +102,14 @@ def main() -> None:
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
         known = claims.all()
-        found = list_account_pods(api.pods(), known, claims.owner, time.time())
+        found = list_account_pods(api.list_pods(), known, claims.owner, time.time())
         found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
         corrected = False
         if given["billing"]:
             for claim in known:
                 young = time.time() - (claim["released_at"] or 0) < FINAL_BILL
                 if claim["released_at"] and claim["pod_id"] and (claim["billed_usd"] is None or young):
-                    billed = api.billed(claim["pod_id"])
+                    billed = api.billed_usd(claim["pod_id"])
                     if billed is not None and billed != claim["billed_usd"]:
                         corrected = True
                         if not module.check_mode:

@@ -356,7 +356,7 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     rig.clock.time = mine["asked_at"] + 3590
     orphan = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-9-0c1d2e")
     others = [rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), rig.cloud.add("my-pod", status="EXITED")]
-    rows = claims_of.list_account_pods(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
+    rows = claims_of.list_account_pods(rig.pods.api.list_pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
     table = [[row[key] for key in ("name", "host", "mine", "claimed", "usd_per_hour", "usd", "status")] for row in rows]
     assert table == [
         [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.8576, "RUNNING"],

@@ -48,18 +48,18 @@ def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
 
 
 def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
-    private, public = ssh.key_pair("", tmp_path / "pods")
+    private, public = ssh.ensure_key_pair("", tmp_path / "pods")
     assert private == tmp_path / "pods" / "id_ed25519"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     assert public.startswith("ssh-ed25519 ")
     assert public.endswith(" lora-forge")
-    assert ssh.key_pair("", tmp_path / "pods") == (private, public)
+    assert ssh.ensure_key_pair("", tmp_path / "pods") == (private, public)
 
 
 def test_the_users_key_is_taken_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     named = made(tmp_path, "mine")
-    private, public = ssh.key_pair("~/mine", tmp_path / "pods")
+    private, public = ssh.ensure_key_pair("~/mine", tmp_path / "pods")
     assert (private, public.split()[2]) == (named, "user")
     assert not (tmp_path / "pods").exists()
 
@@ -77,28 +77,28 @@ def test_a_key_that_will_not_do_is_told_before_anything_is_ordered(tmp_path, pub
     public = pathlib.Path(f"{named}.pub")
     public.unlink() if pub is None else public.write_text(pub)
     with pytest.raises(UserError) as caught:
-        ssh.key_pair(str(named), tmp_path)
+        ssh.ensure_key_pair(str(named), tmp_path)
     assert str(caught.value) == "pod_ssh_key: " + words.format(key=named)
 
 
 def test_a_key_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
-        ssh.key_pair(str(tmp_path / "none"), tmp_path)
+        ssh.ensure_key_pair(str(tmp_path / "none"), tmp_path)
 
 
 def test_openssh_that_is_missing_or_fails_is_told(tmp_path):
     with pytest.raises(UserError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
-        ssh.run(["no-such-ssh"])
+        ssh.run_program(["no-such-ssh"])
     refuse = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
     with pytest.raises(UserError, match=r"could not make .*/id_ed25519: No space left on device$"):
-        ssh.key_pair("", tmp_path, lambda command: refuse)
+        ssh.ensure_key_pair("", tmp_path, lambda command: refuse)
 
 
 def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
     named = made(tmp_path)
     pathlib.Path(f"{named}.pub").write_text(named.read_text())
     with pytest.raises(UserError, match="holds no public key"):
-        ssh.key_pair(str(named), tmp_path)
+        ssh.ensure_key_pair(str(named), tmp_path)
 
 
 def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
@@ -108,10 +108,10 @@ def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
         if "-t" in command:
             rivals.meet()
         with one_by_one:
-            return ssh.run(command)
+            return ssh.run_program(command)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first, second = [pool.submit(ssh.key_pair, "", tmp_path, runner) for _ in range(2)]
+        first, second = [pool.submit(ssh.ensure_key_pair, "", tmp_path, runner) for _ in range(2)]
     assert first.result() == second.result()
 
 
@@ -222,8 +222,8 @@ def test_the_words_of_ssh_are_passed_on(host, code, stderr, words):
 def test_a_pod_that_is_gone_leaves_no_key(host):
     one = host(OURS, log=log_of(OURS))
     one.unreachable_reason()
-    one.access.forget(NAME)
-    one.access.forget(NAME)
+    one.access.forget_keys(NAME)
+    one.access.forget_keys(NAME)
     assert list(one.access.known_hosts.iterdir()) == []
 
 
@@ -232,7 +232,7 @@ def test_a_program_that_hangs_is_an_answer(monkeypatch):
         raise subprocess.TimeoutExpired(command, 60)
 
     monkeypatch.setattr(ssh.subprocess, "run", hang)
-    assert (ssh.run(["ssh"]).returncode, ssh.run(["ssh"]).stderr) == (255, "no answer within 60 s")
+    assert (ssh.run_program(["ssh"]).returncode, ssh.run_program(["ssh"]).stderr) == (255, "no answer within 60 s")
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space"])

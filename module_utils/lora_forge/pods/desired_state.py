@@ -27,13 +27,13 @@ def bring_about(given: dict[str, Any], check: bool, api: runpod.RunPod) -> dict[
     if check and not given["ssh_key"] and not own.exists():
         key, public = own, "ssh-ed25519 made-with-the-first-pod"
     else:
-        key, public = ssh.key_pair(given["ssh_key"], folder)
+        key, public = ssh.ensure_key_pair(given["ssh_key"], folder)
     access = ssh.SshAccess(folder / "known_hosts", key)
 
     def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
         ssh = runpod.ssh_address(pod)
         try:
-            return access.unreachable_reason(claim["name"], ssh["host"], ssh["port"], lambda: api.log(pod["id"]))
+            return access.unreachable_reason(claim["name"], ssh["host"], ssh["port"], lambda: api.read_log(pod["id"]))
         except runpod.ApiError as error:
             return f"its log cannot be read yet: {error.status} {error.detail}"
 
@@ -65,7 +65,7 @@ def bring_about(given: dict[str, Any], check: bool, api: runpod.RunPod) -> dict[
 def leave(given: dict[str, Any], check: bool, api: runpod.RunPod, claims: Claims) -> dict[str, Any]:
     """Stop or release what this owner has ordered for a host; returns the module's answer."""
     claim = claims.open(given["host"])
-    mine = [pod for pod in api.pods() if parse_name(pod["name"]) == (claims.owner, given["host"])]
+    mine = [pod for pod in api.list_pods() if parse_name(pod["name"]) == (claims.owner, given["host"])]
     mine = [pod for pod in mine if given["id"] in ("", pod["id"])]
     stop = given["state"] == "stopped"
     found = [pod for pod in mine if not (stop and pod["status"] == "EXITED")]
@@ -77,10 +77,10 @@ def leave(given: dict[str, Any], check: bool, api: runpod.RunPod, claims: Claims
     if not check:
         for one in found:
             if stop:
-                api.stop(one["id"])
+                api.stop_pod(one["id"])
             elif not claim or one["name"] != claim["name"]:  # an orphan: ordered, and its claim lost or closed
-                api.release(one["id"])
+                api.delete_pod(one["id"])
         if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
             able.release(claim, given["reason"], given["bad"])
-            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget(claim["name"])
+            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim["name"])
     return answer | ({"claim": claim, "usd": round(claim_cost(claim, able.now()), 4)} if claim else {})

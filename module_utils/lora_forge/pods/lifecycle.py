@@ -115,7 +115,7 @@ class Pods:
     def unclaimed(self, host: str) -> Optional[dict[str, Any]]:
         """A pod of this owner and host to which no claim is known."""
         closed = {claim["name"] for claim in self.claims.all()}
-        mine = [pod for pod in self.api.pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
+        mine = [pod for pod in self.api.list_pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
         return next((pod for pod in mine if pod["name"] not in closed), None)
 
     def facts(self, wanted: PodSpec, pod: dict[str, Any]) -> dict[str, Any]:
@@ -137,12 +137,12 @@ class Pods:
         """A claim's pod, by its unique name, or its id. Of twins (an order that was thought lost) one stays."""
         if not claim["asked_at"]:
             return None
-        twins = list({pod["id"]: pod for pod in self.api.pods() if pod["name"] == claim["name"]}.values())
+        twins = list({pod["id"]: pod for pod in self.api.list_pods() if pod["name"] == claim["name"]}.values())
         if claim["pod_id"] and not twins:  # a list may lag behind
-            twins = [pod for pod in [self.api.pod(claim["pod_id"])] if pod]
+            twins = [pod for pod in [self.api.get_pod(claim["pod_id"])] if pod]
         twins.sort(key=lambda pod: (pod["id"] != claim["pod_id"], pod.get("createdAt") or ""))
         for twin in twins[1:]:
-            self.api.release(twin["id"])
+            self.api.delete_pod(twin["id"])
             self.done.append(f"{twin['id']} was ordered twice; the second one is released")
         if not twins:
             return None
@@ -179,7 +179,7 @@ class Pods:
         Raises:
             UserError: Nothing ever, or not within the caps.
         """
-        catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
+        catalogues = {cloud: self.api.list_gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
         return costs.find_offers(
             catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
             wanted.floor_gib, wanted.classes,
@@ -220,7 +220,7 @@ class Pods:
         """
         claim = self.claims.open(wanted.host)
         if claim and claim["asked_at"]:
-            pod = next((pod for pod in self.api.pods() if pod["name"] == claim["name"]), None)
+            pod = next((pod for pod in self.api.list_pods() if pod["name"] == claim["name"]), None)
             if pod:
                 return {"pod": pod, "claim": claim}
         elif not claim and (self.claims.folder / "owner").exists():
@@ -249,7 +249,7 @@ class Pods:
                 allowance_s=round(hours * 3600), deadline=round(now + hours * 3600), boot_since=now,
             )  # fmt: skip
             try:
-                pod = self.api.create(self.request(wanted, claim, offer))
+                pod = self.api.create_pod(self.request(wanted, claim, offer))
             except ApiError as error:
                 if error.unclear:
                     return progress_message(
@@ -373,11 +373,13 @@ class Pods:
             why: For its file.
             bad: Remember the machine.
         """
-        found = bool(claim["pod_id"]) and self.api.release(claim["pod_id"])
+        found = bool(claim["pod_id"]) and self.api.delete_pod(claim["pod_id"])
         while claim["asked_at"]:
-            pods = [pod for pod in self.api.pods() if pod["name"] == claim["name"] and pod["id"] != claim["pod_id"]]
+            pods = [
+                pod for pod in self.api.list_pods() if pod["name"] == claim["name"] and pod["id"] != claim["pod_id"]
+            ]
             for pod in pods:
-                found = self.api.release(pod["id"]) or found
+                found = self.api.delete_pod(pod["id"]) or found
             # An order that got no clear answer may still bring a pod.
             if claim["state"] != "asked" or found or self.now() - claim["asked_at"] > SETTLE:
                 break

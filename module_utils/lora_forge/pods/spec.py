@@ -78,7 +78,7 @@ def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> PodSpe
         raise UserError(f"{given['host']}: pod_volume and pod_network_volume exclude each other")
     centers = given["data_centers"]
     if given["network_volume"]:
-        volume = api.volume(given["network_volume"])
+        volume = api.get_volume(given["network_volume"])
         if centers and volume["dataCenter"] not in centers:
             raise UserError(
                 f"{given['host']}: network volume {volume['id']} is in {volume['dataCenter']}, but pod_data_centers "

@@ -136,7 +136,7 @@ class InventoryModule(BaseInventoryPlugin):
         """
         api = runpod.RunPod(os.environ["RUNPOD_API_KEY"], self.get_option("api_url") or "")
         claims = Claims(self.state_dir, self.get_option("owner"))
-        claimed = {claim["name"] for claim in claims.all() if not claim["released_at"]}
+        claimed = {claim.name for claim in claims.list_all() if not claim.released_at}
         # What is claimed comes last, and so holds, where there is an orphan of the same host beside it.
         for pod in sorted(api.list_pods(), key=lambda pod: pod["name"] in claimed):
             whose = parse_name(pod["name"])

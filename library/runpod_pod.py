@@ -134,7 +134,7 @@ options:
     type: float
     default: 20
   since:
-    description: The RV(word) that was told already.
+    description: The RV(message) that was told already.
     type: str
     default: ''
   reason:
@@ -195,13 +195,13 @@ phase:
   returned: when it is not check mode
   type: str
   sample: ready
-word:
+message:
   description: How far it is, or what would be ordered, in a sentence.
   returned: success
   type: str
-  sample: NVIDIA L40S, SECURE, 0.86 USD/h
-done:
-  description: What was given up on the way, in sentences.
+  sample: "NVIDIA L40S, SECURE, 0.86 USD/h: ordered"
+notes:
+  description: What was given up or taken over on the way, in sentences.
   returned: when O(state=present)
   type: list
   elements: str
@@ -226,7 +226,7 @@ budget:
   returned: when it is ready
   type: dict
   sample: {deadline: 1764000000, max_hours: 24, max_usd: 0, pod: 7h9k2m4n6p, since: 1763990000, usd_per_hour: 0.86}
-keeps:
+retention_notice:
   description: What it goes on costing, until when, and the two ways on.
   returned: when it is ready
   type: str

@@ -22,7 +22,7 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims
-from ansible.module_utils.lora_forge.pods.lifecycle import Pods
+from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, Progress
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.lora_forge.pods.spec import PodSpec
 from ansible.module_utils.testing import patch_module_args
@@ -374,43 +374,43 @@ class Rig:
     def restart(self) -> None:
         """Another process: it knows what lies on disk."""
         closed = lambda pod, claim: self.shut(pod)  # noqa: E731
-        self.pods = Pods(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
+        self.manager = PodManager(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
 
     def look_at_order(self, body: dict[str, Any]) -> None:
-        claim = json.loads(self.claims.path(body["name"]).read_text())
+        claim = json.loads(self.claims.path_of(body["name"]).read_text())
         assert (claim["state"], claim["asked_at"], claim["released_at"]) == ("asked", self.clock.now(), None)
         leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
         assert body["env"] == {**self.wanted.request["env"], **leash}
         hours = (claim["deadline"] - claim["asked_at"]) / 3600
         assert hours <= self.wanted.max_hours + 0.001
-        spent = self.claims.spent(self.wanted.runs, self.clock.now(), claim["name"])
+        spent = self.claims.spent_on(self.wanted.runs, self.clock.now(), claim["name"])
         assert not self.wanted.max_usd or spent + hours * claim["usd_per_hour"] <= self.wanted.max_usd + 0.001
 
     def check(self) -> None:
-        opened = {claim["name"] for claim in self.claims.all() if not claim["released_at"]}
+        opened = {claim.name for claim in self.claims.list_all() if not claim.released_at}
         assert {pod["name"] for pod in self.cloud.live} <= opened, "rented, and not claimed"
         assert not any(KEY in path.read_text() for path in self.claims.folder.rglob("*") if path.is_file())
 
-    def advance(self, seconds: float) -> dict[str, Any]:
+    def advance(self, seconds: float) -> Progress:
         """As the action plugin does: one process after the other, each until there is something new to tell."""
-        until, done, word = self.clock.now() + seconds, [], ""
+        until, notes, message = self.clock.now() + seconds, [], ""
         while True:
             self.restart()
-            found = self.pods.advance(self.wanted, until - self.clock.now(), word)
+            progress = self.manager.advance(self.wanted, until - self.clock.now(), message)
             self.check()
-            if found["word"] != word:
-                self.told.append(found["word"])
-            done, word = done + found["done"], found["word"]
-            if found["phase"] == "ready" or self.clock.now() >= until:
-                return found | {"done": done}
+            if progress.message != message:
+                self.told.append(progress.message)
+            notes, message = notes + progress.notes, progress.message
+            if progress.phase == "ready" or self.clock.now() >= until:
+                return dataclasses.replace(progress, notes=notes)
 
-    def go(self, seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
+    def go(self, seconds: float = 0.0, **changes: Any) -> Progress:
         """Go on for so long at most, or until it is ready."""
         self.wanted = dataclasses.replace(self.wanted, **changes)
-        found = self.advance(seconds)
-        assert KEY not in repr(found)
-        assert "env" not in (found["pod"] or {})
-        return found
+        progress = self.advance(seconds)
+        assert KEY not in repr(progress)
+        assert "env" not in (progress.pod or {})
+        return progress
 
     def fails(self, seconds: float = 0.0, left: int = 0, **changes: Any) -> str:
         """Go on and fail: the sentence. So many pods are left rented then."""
@@ -422,10 +422,10 @@ class Rig:
         assert KEY not in str(caught.value)
         return str(caught.value)
 
-    def ready(self, **changes: Any) -> dict[str, Any]:
-        found = self.go(60, **changes)
-        assert found["phase"] == "ready"
-        return found
+    def ready(self, **changes: Any) -> Progress:
+        progress = self.go(60, **changes)
+        assert progress.phase == "ready"
+        return progress
 
     @property
     def orders(self) -> list[str]:
@@ -454,7 +454,7 @@ class Desk(Rig):
         self.capsys, self.state_dir = capsys, folder / "pods"
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
-        monkeypatch.setattr(lifecycle.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
+        monkeypatch.setattr(lifecycle.PodManager.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
         monkeypatch.setattr(ssh.SshAccess.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))
@@ -474,23 +474,25 @@ class Desk(Rig):
         self.capsys.readouterr()
         with patch_module_args({"_ansible_check_mode": check, **given}), pytest.raises(SystemExit):
             module.main()
-        said = self.capsys.readouterr().out
-        assert KEY not in said
-        found = json.loads(said)
-        found.pop("invocation", None)
-        return found
+        printed = self.capsys.readouterr().out
+        assert KEY not in printed
+        answer = json.loads(printed)
+        answer.pop("invocation", None)
+        return answer
 
     def pod(self, check: bool = False, **given: Any) -> dict[str, Any]:
         """Have a pod, as the action plugin does."""
-        leash = str(ROOT / "roles/pod/files/leash.py")
-        wanted = {"host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "leash": leash, "runs": [RUN]}
-        changed, word = False, ""
+        wanted = {
+            "host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "runs": [RUN],
+            "leash": str(ROOT / "roles/pod/files/leash.py"), "root": "/workspace/lora-forge",
+        }  # fmt: skip
+        changed, message = False, ""
         for _ in range(9):
-            found = self.call(check=check, **{**wanted, "since": word, **given})
-            changed, word = changed or found.get("changed", False), found.get("word", "")
-            if found.get("phase") not in ("waiting", "ordering", "booting"):
-                return found | {"changed": changed}
-        raise AssertionError(word)
+            answer = self.call(check=check, **{**wanted, "since": message, **given})
+            changed, message = changed or answer.get("changed", False), answer.get("message", "")
+            if answer.get("phase") not in ("waiting", "ordering", "booting"):
+                return answer | {"changed": changed}
+        raise AssertionError(message)
 
     def leave(self, check: bool = False, **given: Any) -> dict[str, Any]:
         return self.call(check=check, **{"host": "pod-1", "state": "absent", **given})

@@ -26,14 +26,16 @@ POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API"
 def test_check_mode_orders_nothing_and_says_price_hours_and_leash(desk):
     found = desk.pod(check=True)
     assert found["changed"] is True
-    assert found["word"] == (
+    assert found["message"] == (
         "pod-1 would be NVIDIA L40S (SECURE, stock HIGH) at 0.86 USD/h: about 0:06 h, 0.09 USD (an estimate, not "
         "measured); its leash ends it after 1:12 h, 1.03 USD, at the latest"
     )
     after = {"state": "RUNNING", "gpu": "NVIDIA L40S", "usd_per_hour": 0.86}
     assert found["diff"] == {"before": {"state": "absent"}, "after": after}
     assert (desk.cloud.asked, desk.state_dir.exists()) == (["GET /v2/catalog/gpus"], False)
-    assert ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["word"]
+    assert (
+        ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["message"]
+    )
 
 
 def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
@@ -42,14 +44,15 @@ def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
         | {"run_id": name, "estimate": {"memory_gib": gib, "memory_classes": {"gpu-48gb": gib / 2, "gpu-80gb": gib}}}
         for name, gib in (("a", 50.0), ("b", 60.0))
     ]
-    assert desk.pod(check=True, runs=runs)["word"].endswith(
+    assert desk.pod(check=True, runs=runs)["message"].endswith(
         "48 GB may be too little: 60.0 GiB is the estimate; with trainer_machine: gpu-48gb it is 30.0 GiB"
     )
 
 
 def test_a_pod_is_had_found_stopped_and_left(desk):
     made = desk.pod()
-    assert (made["changed"], made["phase"], made["done"]) == (True, "ready", [])
+    assert (made["changed"], made["phase"], made["notes"]) == (True, "ready", [])
+    assert made["retention_notice"].startswith("It costs 0.86 USD/h until its leash ends it at ")
     assert made["connection"]["ansible_port"] == desk.cloud.live[0]["port"]
     assert made["connection"]["ansible_ssh_private_key_file"] == str(desk.state_dir / "id_ed25519")
     assert made["diff"]["before"] == {"state": "absent"}
@@ -60,7 +63,9 @@ def test_a_pod_is_had_found_stopped_and_left(desk):
     desk.clock.sleep(1800)
     there = desk.pod(check=True)
     assert (there["changed"], there["pod"]["id"]) == (False, "pod1")
-    assert there["word"].startswith("pod-1 is there: NVIDIA L40S at 0.86 USD/h, 0.43 USD so far; its leash ends it in ")
+    assert there["message"].startswith(
+        "pod-1 is there: NVIDIA L40S at 0.86 USD/h, 0.43 USD so far; its leash ends it in "
+    )
     for check, changed in ((True, True), (False, True), (False, False)):
         stopped = desk.leave(check, state="stopped")
         assert (stopped["changed"], stopped["diff"]["after"]["state"]) == (changed, "EXITED")
@@ -69,8 +74,8 @@ def test_a_pod_is_had_found_stopped_and_left(desk):
         assert (left["changed"], left["phase"], left["pod"]) == (changed, "absent", None)
         assert left["diff"]["after"] == {"state": "absent"}
     assert desk.cloud.live == []
-    (claim,) = desk.claims.all()
-    assert (claim["word"], claim["usd"]) == ("by hand", pytest.approx(0.43, abs=0.01))
+    (claim,) = desk.claims.list_all()
+    assert (claim.word, claim.usd) == ("by hand", pytest.approx(0.43, abs=0.01))
     assert (desk.cloud.count("POST /v2/pods"), desk.cloud.count("DELETE /v2/pods/pod1")) == (1, 1)
 
 
@@ -90,7 +95,7 @@ def test_what_is_ordered(desk, given, request_):
     desk.pod(env={"WANDB_MODE": "offline", "PUBLIC_KEY": "not this one"}, **given)
     (body,) = desk.cloud.orders
     assert set(body.pop("env")) == POD_ENV | {"WANDB_MODE"}
-    assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.all()[0]["name"], True)
+    assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.list_all()[0].name, True)
     basic = {"image": "i", "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
              "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"}}  # fmt: skip
     assert body == {**basic, **request_}
@@ -178,7 +183,7 @@ def test_what_is_released_leaves_no_pinned_host_key(desk):
 def test_a_machine_that_is_no_good_is_remembered(desk):
     desk.pod()
     desk.leave(bad=True)
-    assert desk.claims.all()[0].items() >= {"bad": True, "machine": "195.26.233.1"}.items()
+    assert desk.claims.list_all()[0].as_dict().items() >= {"bad": True, "machine": "195.26.233.1"}.items()
 
 
 # --- runpod_pod_info, runpod_gpu_info ------------------------------------------------------------------------------
@@ -210,13 +215,13 @@ def test_a_bill_corrects_the_claim_of_a_pod_that_is_gone(desk):
     desk.cloud.bills = [("pod1", 0.25)]
     for check, changed in ((True, True), (False, True), (False, False)):
         assert desk.call("runpod_pod_info", check=check, billing=True)["changed"] is changed
-    assert desk.claims.spent(["witness-1"], desk.clock.now()) == 0.25
+    assert desk.claims.spent_on(["witness-1"], desk.clock.now()) == 0.25
 
 
 def test_prices_in_the_order_in_which_they_are_tried(desk):
     found = desk.call("runpod_gpu_info", gpus=["A100", "L40S"], clouds=["SECURE", "COMMUNITY"], max_usd_per_hour=1)
     assert found["offers"] == [
-        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48, "doubt": ""}
+        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48, "warning": ""}
         for cloud, price in (("COMMUNITY", 0.79), ("SECURE", 0.86))
     ]
     assert [offer["gpu"] for offer in desk.call("runpod_gpu_info")["offers"]] == ["NVIDIA A100", "NVIDIA L40S"]

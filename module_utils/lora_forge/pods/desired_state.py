@@ -1,86 +1,120 @@
-"""Bring a pod into the state that is wanted: present, stopped or absent; or tell what would be done."""
+"""Bring a pod into the state that is wanted: present, stopped or absent; or tell what would be done.
+
+These functions answer the module ``runpod_pod``: they take its options and return what it returns.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
-from typing import Any
+from typing import Any, Optional
 
-from ansible.module_utils.lora_forge.pods import lifecycle, messages, runpod, spec, ssh
-from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, retention_notice
+from ansible.module_utils.lora_forge.pods import messages, ssh
+from ansible.module_utils.lora_forge.pods.claims import Claim, Claims, claim_cost, parse_name, retention_notice
+from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, pod_budget
+from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address
+from ansible.module_utils.lora_forge.pods.spec import PodSpec, pod_spec
 
 
-def bring_about(given: dict[str, Any], check: bool, api: runpod.RunPod) -> dict[str, Any]:
-    """Do what the module ``runpod_pod`` is asked for; returns its answer.
+def bring_about(options: dict[str, Any], check: bool, api: RunPod) -> dict[str, Any]:
+    """Do what the module ``runpod_pod`` is asked for, as far as that goes in the time that it is given.
 
     Args:
-        given: The module's options.
+        options: The module's.
         check: Predict only.
         api: RunPod.
+
+    Returns:
+        The module's answer.
+
+    Raises:
+        UserError: It cannot be done. Nothing is left that costs money and is not claimed.
     """
-    folder = pathlib.Path(given["state_dir"]).absolute()
-    claims = Claims(folder, given["owner"])
-    if given["state"] != "present":
-        with contextlib.nullcontext() if check else claims.locked(given["host"]):
-            return leave(given, check, api, claims)
-    own = folder / "id_ed25519"
-    if check and not given["ssh_key"] and not own.exists():
-        key, public = own, "ssh-ed25519 made-with-the-first-pod"
+    folder = pathlib.Path(options["state_dir"]).absolute()
+    claims = Claims(folder, options["owner"])
+    if options["state"] != "present":
+        with contextlib.nullcontext() if check else claims.locked(options["host"]):
+            return _leave(options, check, api, claims)
+    own_key = folder / "id_ed25519"
+    if check and not options["ssh_key"] and not own_key.exists():
+        key, public_key = own_key, "ssh-ed25519 made-with-the-first-pod"
     else:
-        key, public = ssh.ensure_key_pair(given["ssh_key"], folder)
+        key, public_key = ssh.ensure_key_pair(options["ssh_key"], folder)
     access = ssh.SshAccess(folder / "known_hosts", key)
 
-    def closed(pod: dict[str, Any], claim: dict[str, Any]) -> Any:
-        ssh = runpod.ssh_address(pod)
+    def unreachable_reason(pod: dict[str, Any], claim: Claim) -> Optional[str]:
+        address = ssh_address(pod)
         try:
-            return access.unreachable_reason(claim["name"], ssh["host"], ssh["port"], lambda: api.read_log(pod["id"]))
-        except runpod.ApiError as error:
+            return access.unreachable_reason(
+                claim.name, address["host"], address["port"], lambda: api.read_log(pod["id"])
+            )
+        except ApiError as error:
             return f"its log cannot be read yet: {error.status} {error.detail}"
 
-    able = lifecycle.Pods(api, claims, closed)
-    asked = spec.wanted(given, api, public)
+    manager = PodManager(api, claims, unreachable_reason)
+    spec = pod_spec(options, api, public_key)
     if check:
-        found = able.predict(asked)
-        after = found["pod"] or {"status": "RUNNING", "gpu": {"id": found["offer"].gpu},
-                                 "cost": found["offer"].usd_per_hour}  # fmt: skip
-        return {
-            "changed": not found["pod"],
-            "word": messages.quote(given["host"], found, able.now()),
-            "pod": found["pod"],
-            "diff": {"before": messages.view(found["pod"]), "after": messages.view(after)},
-        }
-    before = claims.open(given["host"])
-    found = able.advance(asked, given["wait"], given["since"])
-    claim = found["claim"]
-    found["changed"] = before is None or before["state"] != claim["state"] or before["name"] != claim["name"]
-    if found["phase"] == "ready":
-        found["budget"] = lifecycle.pod_budget(asked, claim, claims, able.now()) | {"root": given["root"]}
-        found["keeps"] = retention_notice(claim)
-        found["connection"] = ssh.connection_variables(runpod.ssh_address(found["pod"]), claim["name"], access)
-        if found["changed"]:
-            found["diff"] = {"before": messages.view(None), "after": messages.view(found["pod"])}
-    return {**found, "usd": round(claim_cost(claim, able.now()), 4)}
+        return _predict(spec, manager)
+    return _have(spec, manager, access, options)
 
 
-def leave(given: dict[str, Any], check: bool, api: runpod.RunPod, claims: Claims) -> dict[str, Any]:
-    """Stop or release what this owner has ordered for a host; returns the module's answer."""
-    claim = claims.open(given["host"])
-    mine = [pod for pod in api.list_pods() if parse_name(pod["name"]) == (claims.owner, given["host"])]
-    mine = [pod for pod in mine if given["id"] in ("", pod["id"])]
-    stop = given["state"] == "stopped"
-    found = [pod for pod in mine if not (stop and pod["status"] == "EXITED")]
-    pod = next(iter(found or mine), None)
-    after = {**pod, "status": "EXITED", "cost": 0} if stop and pod else None
-    answer = {"changed": bool(found), "phase": "stopped" if stop else "absent", "word": "", "pod": after,
-              "diff": {"before": messages.view(pod), "after": messages.view(after)}}  # fmt: skip
-    able = lifecycle.Pods(api, claims, lambda pod, claim: None)
+def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
+    """Tell what :func:`_have` would come to, and what that would cost."""
+    prediction = manager.predict(spec)
+    pod, offer = prediction.pod, prediction.offer
+    if pod and prediction.claim:
+        message = messages.found_quote(prediction.claim, manager.now())
+        after = messages.diff_view(pod)
+    else:
+        assert offer is not None
+        message = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
+        after = {"state": "RUNNING", "gpu": offer.gpu, "usd_per_hour": offer.usd_per_hour}
+    diff = {"before": messages.diff_view(pod), "after": after}
+    return {"changed": not pod, "message": message, "pod": pod, "diff": diff}
+
+
+def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: dict[str, Any]) -> dict[str, Any]:
+    """Go on towards a pod that answers, and say how to reach it and what it may cost."""
+    before = manager.claims.find_open(spec.host)
+    progress = manager.advance(spec, options["wait"], options["since"])
+    claim, now = progress.claim, manager.now()
+    answer = progress.as_dict()
+    answer["changed"] = before is None or (before.name, before.state) != (claim.name, claim.state)
+    answer["usd"] = round(claim_cost(claim, now), 4)
+    if progress.phase == "ready" and progress.pod:
+        answer["budget"] = pod_budget(spec, claim, manager.claims, now, options["root"]).as_dict()
+        answer["retention_notice"] = retention_notice(claim)
+        answer["connection"] = ssh.connection_variables(ssh_address(progress.pod), claim.name, access)
+        if answer["changed"]:
+            answer["diff"] = {"before": messages.diff_view(None), "after": messages.diff_view(progress.pod)}
+    return answer
+
+
+def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) -> dict[str, Any]:
+    """Stop or release what this owner has ordered for a host."""
+    host, stop = options["host"], options["state"] == "stopped"
+    manager = PodManager(api, claims, lambda pod, claim: None)
+    claim = claims.find_open(host)
+    own = [pod for pod in api.list_pods() if parse_name(pod["name"]) == (claims.owner, host)]
+    meant = [pod for pod in own if options["id"] in ("", pod["id"])]
+    to_leave = [pod for pod in meant if not (stop and pod["status"] == "EXITED")]
+    before = next(iter(to_leave or meant), None)
+    after = {**before, "status": "EXITED", "cost": 0} if stop and before else None
     if not check:
-        for one in found:
+        for pod in to_leave:
             if stop:
-                api.stop_pod(one["id"])
-            elif not claim or one["name"] != claim["name"]:  # an orphan: ordered, and its claim lost or closed
-                api.delete_pod(one["id"])
-        if claim and not stop and (not given["id"] or given["id"] == claim["pod_id"]):
-            able.release(claim, given["reason"], given["bad"])
-            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim["name"])
-    return answer | ({"claim": claim, "usd": round(claim_cost(claim, able.now()), 4)} if claim else {})
+                api.stop_pod(pod["id"])
+            elif not claim or pod["name"] != claim.name:  # an orphan: ordered, and its claim lost or closed
+                api.delete_pod(pod["id"])
+        if claim and not stop and (not options["id"] or options["id"] == claim.pod_id):
+            manager.release(claim, options["reason"], options["bad"])
+            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
+    usd = round(claim_cost(claim, manager.now()), 4) if claim else 0.0
+    answer = {
+        "changed": bool(to_leave),
+        "phase": "stopped" if stop else "absent",
+        "message": "",
+        "pod": after,
+        "diff": {"before": messages.diff_view(before), "after": messages.diff_view(after)},
+    }
+    return answer | ({"claim": claim.as_dict(), "usd": usd} if claim else {})

@@ -7,7 +7,10 @@ import pathlib
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import costs, leash, runpod
+from ansible.module_utils.lora_forge.pods import costs, leash
+from ansible.module_utils.lora_forge.pods.runpod import RunPod
+
+_NEEDED = {"gpus": "[NVIDIA L40S]", "max_usd_per_hour": "1.20", "image": "runpod/pytorch:…"}  # each with an example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,60 +62,105 @@ class PodSpec:
     classes: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def wanted(given: dict[str, Any], api: runpod.RunPod, public_key: str) -> PodSpec:
-    """What the arguments ask for, checked as far as that goes without ordering.
+def pod_spec(options: dict[str, Any], api: RunPod, public_key: str) -> PodSpec:
+    """Read what is asked for from the options of the module ``runpod_pod``, checked as far as goes without ordering.
+
+    Args:
+        options: The module's.
+        api: RunPod; it is asked where a network volume is.
+        public_key: The one that the pod lets in.
 
     Raises:
         UserError: Something is missing, or contradicts something else.
     """
-    for name, example in (("gpus", "[NVIDIA L40S]"), ("max_usd_per_hour", "1.20"), ("image", "runpod/pytorch:…")):
-        if not given[name]:
-            raise UserError(f"{given['host']}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
-    on_volume = f"{given['root']}/".startswith(f"{given['mount'].rstrip('/')}/")
-    if (given["volume"] or given["network_volume"]) and not on_volume:
-        raise UserError(
-            f"{given['host']}: trainer_root {given['root']} does not lie on the volume, which is mounted at "
-            f"{given['mount']}; what is trained would be lost with the container"
-        )
-    if given["volume"] and given["network_volume"]:
-        raise UserError(f"{given['host']}: pod_volume and pod_network_volume exclude each other")
-    centers = given["data_centers"]
-    if given["network_volume"]:
-        volume = api.get_volume(given["network_volume"])
-        if centers and volume["dataCenter"] not in centers:
-            raise UserError(
-                f"{given['host']}: network volume {volume['id']} is in {volume['dataCenter']}, but pod_data_centers "
-                f"holds {', '.join(centers)}; a pod can use a volume of its own data center only"
-            )
-        centers = [volume["dataCenter"]]
-    mounts: dict[str, Any] = {}
-    if given["network_volume"]:
-        mounts = {"network": [{"volumeId": given["network_volume"], "path": given["mount"]}]}
-    elif given["volume"]:
-        mounts = {"persistent": {"size": given["volume"], "path": given["mount"]}}
-    if not given["leash"]:
+    host = options["host"]
+    for name, example in _NEEDED.items():
+        if not options[name]:
+            raise UserError(f"{host}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
+    mounts = _mounts(options)
+    data_centers = _data_centers(options, api)
+    if not options["leash"]:
         raise UserError("leash is not set; name roles/pod/files/leash.py. No pod is ordered without one")
-    args, program = leash.wrap_start(pathlib.Path(given["leash"]).read_text(encoding="utf-8"), given["start_command"])
+    program = pathlib.Path(options["leash"]).read_text(encoding="utf-8")
+    args, packed_leash = leash.wrap_start(program, options["start_command"])
     env = {
-        **{name: str(value) for name, value in given["env"].items()},
+        **{name: str(value) for name, value in options["env"].items()},
         "PUBLIC_KEY": public_key,
-        "LORA_FORGE_LEASH": program,
-        "LORA_FORGE_ROOT": given["root"],
+        "LORA_FORGE_LEASH": packed_leash,
+        "LORA_FORGE_ROOT": options["root"],
         "LORA_FORGE_API": api.url,
     }
-    request = {"image": given["image"], "disk": given["disk"], "ports": ["22/tcp"], "args": args, "env": env}
-    size, floor = (
-        max((run["estimate"].get(key) or 0 for run in given["runs"]), default=0)
-        for key in ("memory_gib", "memory_floor_gib")
-    )
-    sizes = [run["estimate"].get("memory_classes") or {} for run in given["runs"]]
+    request = {"image": options["image"], "disk": options["disk"], "ports": ["22/tcp"], "args": args, "env": env}
+    runs = options["runs"]
     return PodSpec(
-        host=given["host"], runs=[run["run_id"] for run in given["runs"]], output=given["output"], gpus=given["gpus"],
-        count=given["gpu_count"], clouds=given["clouds"], max_usd_per_hour=given["max_usd_per_hour"],
-        max_usd=given["max_usd"], max_hours=given["max_hours"], memory_gib=size, floor_gib=floor,
-        min_cuda=given["min_cuda"], data_centers=centers, request=request | ({"mounts": mounts} if mounts else {}),
-        estimate=lambda gpu: costs.pod_hours(given["runs"], gpu),
-        order_timeout=given["order_timeout"], boot_timeout=given["boot_timeout"],
-        attempts=given["attempts"], find_only=given["find_only"],
-        classes={name: max(one.get(name, 0) for one in sizes) for one in sizes[:1] for name in one},
-    )  # fmt: skip
+        host=host,
+        runs=[run["run_id"] for run in runs],
+        output=options["output"],
+        gpus=options["gpus"],
+        count=options["gpu_count"],
+        clouds=options["clouds"],
+        max_usd_per_hour=options["max_usd_per_hour"],
+        max_usd=options["max_usd"],
+        max_hours=options["max_hours"],
+        memory_gib=_largest(runs, "memory_gib"),
+        min_cuda=options["min_cuda"],
+        data_centers=data_centers,
+        request=request | ({"mounts": mounts} if mounts else {}),
+        estimate=lambda gpu: costs.pod_hours(runs, gpu),
+        order_timeout=options["order_timeout"],
+        boot_timeout=options["boot_timeout"],
+        attempts=options["attempts"],
+        find_only=options["find_only"],
+        floor_gib=_largest(runs, "memory_floor_gib"),
+        classes=_largest_by_class(runs),
+    )
+
+
+def _mounts(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the volume of a pod as RunPod's API takes it; empty without one.
+
+    Raises:
+        UserError: There would be two, or the trainer's folder would not lie on it.
+    """
+    host, mount = options["host"], options["mount"]
+    if not options["volume"] and not options["network_volume"]:
+        return {}
+    if not f"{options['root']}/".startswith(f"{mount.rstrip('/')}/"):
+        raise UserError(
+            f"{host}: trainer_root {options['root']} does not lie on the volume, which is mounted at {mount}; what is "
+            "trained would be lost with the container"
+        )
+    if options["volume"] and options["network_volume"]:
+        raise UserError(f"{host}: pod_volume and pod_network_volume exclude each other")
+    if options["network_volume"]:
+        return {"network": [{"volumeId": options["network_volume"], "path": mount}]}
+    return {"persistent": {"size": options["volume"], "path": mount}}
+
+
+def _data_centers(options: dict[str, Any], api: RunPod) -> list[str]:
+    """Return where a pod may be: anywhere that is asked for, or where its network volume is.
+
+    Raises:
+        UserError: The volume is elsewhere.
+    """
+    centers: list[str] = options["data_centers"]
+    if not options["network_volume"]:
+        return centers
+    volume = api.get_volume(options["network_volume"])
+    if centers and volume["dataCenter"] not in centers:
+        raise UserError(
+            f"{options['host']}: network volume {volume['id']} is in {volume['dataCenter']}, but pod_data_centers "
+            f"holds {', '.join(centers)}; a pod can use a volume of its own data center only"
+        )
+    return [volume["dataCenter"]]
+
+
+def _largest(runs: list[dict[str, Any]], key: str) -> float:
+    """Return the largest figure that the estimates of some runs have; 0 where none is known."""
+    return max((run["estimate"].get(key) or 0 for run in runs), default=0)
+
+
+def _largest_by_class(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Return for each machine class how many GiB the largest of some runs is thought to need with it."""
+    needs = [run["estimate"].get("memory_classes") or {} for run in runs]
+    return {name: max(need.get(name, 0) for need in needs) for name in (needs[0] if needs else {})}

@@ -19,6 +19,7 @@ from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
+from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
@@ -143,7 +144,8 @@ class ActionModule(ActionBase):
             until = time.strftime("%H:%M", time.localtime(deadline))
             display.display(f"  {agent}  the pod's leash is renewed to {until}")
             claim = pathlib.Path(budget.claim)
-            rundir.write_json(claim, {**rundir.read_json(claim), "deadline": deadline})
+            if not Claims(claim.parents[1]).renew(claim.stem, deadline):
+                display.display(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there")
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; returns the last state that was told."""

@@ -83,7 +83,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.pods import runpod
-from ansible.module_utils.lora_forge.pods.claims import FINAL_BILL, Claims, apply_billing, list_account_pods
+from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},
@@ -104,19 +104,7 @@ def main() -> None:
         pods = list_account_pods(api.list_pods(), claims.list_all(), claims.owner, time.time())
         if given["host"]:
             pods = [pod for pod in pods if pod["mine"] and pod["host"] == given["host"]]
-        corrected = False
-        if given["billing"]:
-            known = claims.list_all()
-            for claim in known:
-                young = time.time() - (claim.released_at or 0) < FINAL_BILL
-                if claim.released_at and claim.pod_id and (claim.billed_usd is None or young):
-                    billed = api.billed_usd(claim.pod_id)
-                    if billed is not None and billed != claim.billed_usd:
-                        corrected = True
-                        if not module.check_mode:
-                            claims.update(claim, billed_usd=billed)
-            if not module.check_mode:
-                apply_billing(known)
+        corrected = given["billing"] and fetch_bills(claims, api.billed_usd, time.time(), module.check_mode)
         module.exit_json(
             changed=corrected,
             pods=pods,

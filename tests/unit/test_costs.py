@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import claims as claims_of
 from ansible.module_utils.lora_forge.pods import costs
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims
-from wire import Rig, gpu
+from wire import Rig, Rivals, gpu
 
 L40S, A40, A100, L4 = (
     gpu("L40S", 0.86, 0.79), gpu("A40", 0.44), gpu("A100", 1.64, 1.19, memory=80), gpu("L4", 0.43, memory=24),
@@ -469,6 +471,75 @@ def test_a_claim_of_an_earlier_version_is_read_with_what_it_lacks(tmp_path):
     assert (claim.runs, claim.output, claim.attempt, claim.released_at, claim.word) == ([], "", 1, None, "so far")
     assert claims.find_open("pod-1") == claim
     assert claim == Claim.from_dict(claim.as_dict())
+
+
+def test_a_renewal_changes_the_deadline_of_that_very_claim_and_nothing_else(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    claim, other = (claims.open_claim("pod-1", ["a-1"], now, deadline=7.0) for now in (1, 2))
+    rundir.write_json(claims.path_of(claim.name), {**claim.as_dict(), "of a later version": 1})
+    assert claims.renew(claim.name, 9.5)
+    assert rundir.read_json(claims.path_of(claim.name)) == {**claim.as_dict(), "deadline": 9.5, "of a later version": 1}
+    assert rundir.read_json(claims.path_of(other.name)) == other.as_dict()
+
+
+def test_a_claim_that_is_closed_or_gone_is_not_renewed(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    assert not claims.renew("lora-forge-cafe01-pod-1-0c1d2e", 9.5)
+    assert not (tmp_path / "pods").exists()
+    closed = claims.open_claim("pod-1", ["a-1"], 1, deadline=7.0, released_at=8.0)
+    opened = claims.open_claim("pod-1", ["a-1"], 9)  # in its place
+    assert not claims.renew(closed.name, 9.5)
+    assert claims.list_all() == [closed, opened]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_renewal_waits_for_who_has_the_lock_and_goes_by_what_that_one_wrote(tmp_path, monkeypatch, closes):
+    claims, rivals = Claims(tmp_path, "cafe01"), Rivals(monkeypatch)
+    claim = claims.open_claim("pod-1", ["a-1"], 1, deadline=7.0)
+    renewed: list[bool] = []
+    watching = threading.Thread(target=lambda: renewed.append(claims.renew(claim.name, 9.5)))
+    with claims.locked("pod-1"):
+        watching.start()
+        rivals.meet()  # the watching has read the claim, and wants the lock
+        claims.update(claim, usd_per_hour=2.0, released_at=8.0 if closes else None)
+        time.sleep(0.05)
+        assert rundir.read_json(claims.path_of(claim.name)) == claim.as_dict()
+    watching.join()
+    assert renewed == [not closes]
+    after = dataclasses.replace(claim, deadline=7.0 if closes else 9.5)
+    assert claims.list_all() == [after]
+
+
+def test_a_bill_does_not_take_back_what_was_written_meanwhile(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    claim = claims.open_claim("pod-1", [], 1, pod_id="p1", asked_at=0.0, released_at=8.0)
+
+    def bill(pod_id: str) -> float:
+        claims.update(dataclasses.replace(claim), usd=0.5)  # by another process, while RunPod is asked
+        return 0.25
+
+    assert claims_of.fetch_bills(claims, bill, 9.0, check=True)
+    assert claims.list_all()[0].billed_usd is None
+    assert claims_of.fetch_bills(claims, bill, 9.0, check=False)
+    assert (claims.list_all()[0].usd, claims.list_all()[0].billed_usd) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("closed", "asked"),
+    [
+        ({"released_at": None}, False),
+        ({"released_at": 8.0, "pod_id": None}, False),
+        ({"released_at": 8.0}, True),
+        ({"released_at": 8.0, "billed_usd": 0.1}, True),  # its last hours may be missing
+        ({"released_at": 8.0 - claims_of.FINAL_BILL, "billed_usd": 0.1}, False),
+        ({"released_at": 8.0 - claims_of.FINAL_BILL}, True),
+    ],
+)
+def test_a_bill_is_asked_for_until_it_is_whole(tmp_path, closed, asked):
+    claims, pods = Claims(tmp_path, "cafe01"), []
+    claims.open_claim("pod-1", [], 1, **{"pod_id": "p1", "asked_at": 0.0, **closed})
+    assert not claims_of.fetch_bills(claims, pods.append, 8.0, check=False)
+    assert pods == (["p1"] if asked else [])
 
 
 def test_claims_of_one_host_have_names_of_their_own(tmp_path):

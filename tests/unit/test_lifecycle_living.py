@@ -125,9 +125,9 @@ def test_a_pod_whose_leash_ended_it_is_an_error_and_the_same_command_orders_anot
 
 def test_a_pod_whose_renewed_leash_ended_it_is_told_with_its_real_length(rig):
     claim = rig.ready().claim
-    rig.claims.update(claim, deadline=claim.deadline + 7200)  # as watch does
+    assert rig.claims.renew(claim.name, claim.deadline + 7200)
     rig.cloud.live[0]["status"] = "TERMINATED"
-    rig.clock.time = claim.deadline + 1
+    rig.clock.time = claim.deadline + 7201
     assert "ended the pod after 5:00 h, 4.30 USD" in rig.fails()
 
 

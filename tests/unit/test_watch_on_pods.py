@@ -168,6 +168,15 @@ def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
     assert f"  witness  the pod's leash is renewed to {time.strftime('%H:%M', time.localtime(later))}" in task.told
 
 
+def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
+    task = watch(seen(10, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
+    rundir.write_json(tmp_path / CLAIM, closed)
+    assert task.run()["state"] == "finished"
+    assert rundir.read_json(tmp_path / CLAIM) == closed
+    assert "  witness  the pod's claim is closed, or gone: its deadline was not noted there" in task.told
+
+
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
 def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path, trouble):
     task = watch(seen(10, 60), trouble, seen(11, 60), {"changed": True}, FINISHED, budget={"leash": 1})

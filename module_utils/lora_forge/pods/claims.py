@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
@@ -160,6 +160,37 @@ class Claims:
         rundir.write_json(self.path_of(claim.name), claim.as_dict())
         return claim
 
+    def renew(self, name: str, deadline: float) -> bool:
+        """Note that a pod's leash was renewed; of its claim nothing else is changed.
+
+        Must not be called by who holds the host's lock.
+
+        Args:
+            name: The claim's, which no other one ever has.
+            deadline: The new one, in epoch seconds.
+
+        Returns:
+            False where that very claim is closed by now, or gone: then nothing is written.
+        """
+        return self._amend(name, lambda claim: not claim.released_at, deadline=deadline)
+
+    def note_bill(self, name: str, usd: float) -> bool:
+        """Note what RunPod has billed for a pod; see :meth:`renew`."""
+        return self._amend(name, lambda claim: True, billed_usd=usd)
+
+    def _amend(self, name: str, fits: Callable[[Claim], bool], **changes: Any) -> bool:
+        """Change some of a claim's fields by what is on disk now, under its host's lock."""
+        path = self.path_of(name)
+        host = rundir.read_json(path).get("host")
+        if not host:
+            return False
+        with self.locked(host):
+            file = rundir.read_json(path)
+            if not file.get("name") or not fits(Claim.from_dict(file)):
+                return False
+            rundir.write_json(path, {**file, **changes})
+        return True
+
     def path_of(self, name: str) -> pathlib.Path:
         """Return where a claim is, or would be."""
         return self.folder / "claims" / f"{name}.json"
@@ -303,6 +334,32 @@ def apply_billing(claims: list[Claim]) -> None:
             corrected = {**cost, "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
             if corrected != cost:
                 rundir.write_json(path, {**manifest, "cost": corrected})
+
+
+def fetch_bills(claims: Claims, billed_usd: Callable[[str], Optional[float]], now: float, check: bool) -> bool:
+    """Ask what was billed for pods that are gone, and correct their claims and manifests by it.
+
+    Args:
+        claims: This checkout's.
+        billed_usd: What RunPod has billed for a pod, by its id; None while there is no bill.
+        now: Epoch seconds.
+        check: Correct nothing.
+
+    Returns:
+        Whether a bill was new.
+    """
+    changed = False
+    for claim in claims.list_all():
+        final = claim.billed_usd is not None and now - (claim.released_at or 0) >= FINAL_BILL
+        if claim.pod_id and claim.released_at and not final:
+            billed = billed_usd(claim.pod_id)
+            if billed is not None and billed != claim.billed_usd:
+                changed = True
+                if not check:
+                    claims.note_bill(claim.name, billed)
+    if not check:
+        apply_billing(claims.list_all())
+    return changed
 
 
 def list_account_pods(

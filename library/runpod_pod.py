@@ -107,9 +107,8 @@ options:
     type: dict
     default: {}
   root:
-    description: The trainer's root on the pod, where its leash looks for runs.
+    description: The trainer's root on the pod, where its leash looks for runs; needed with O(state=present).
     type: str
-    default: /workspace/lora-forge
   leash:
     description: The leash program. Needed for O(state=present).
     type: path
@@ -178,6 +177,7 @@ EXAMPLES = r"""
     gpus: [NVIDIA L40S, NVIDIA A100-SXM4-80GB]
     max_usd_per_hour: 2
     image: runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404
+    root: /workspace/lora-forge
     leash: roles/pod/files/leash.py
   delegate_to: localhost
 
@@ -196,7 +196,7 @@ phase:
   type: str
   sample: ready
 message:
-  description: How far it is, or what would be ordered, in a sentence.
+  description: How far it is, what it costs, what became of it, or what would be ordered, in a sentence.
   returned: success
   type: str
   sample: "NVIDIA L40S, SECURE, 0.86 USD/h: ordered"
@@ -264,7 +264,7 @@ ARGUMENTS = {
     "network_volume": {"type": "str", "default": ""},
     "mount": {"type": "str", "default": "/workspace"},
     "env": {"type": "dict", "default": {}},
-    "root": {"type": "str", "default": "/workspace/lora-forge"},
+    "root": {"type": "str"},
     "leash": {"type": "path"},
     "ssh_key": {"type": "str", "default": "", "no_log": False},  # a path
     "order_timeout": {"type": "int", "default": 3600},

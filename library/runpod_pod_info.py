@@ -75,6 +75,11 @@ usd_per_hour:
   returned: success
   type: float
   sample: 0.86
+show:
+  description: All of that as a table with a line below it, C(columns), C(rows) and C(lines) of the action C(show).
+  returned: success
+  type: dict
+  sample: {columns: [pod, id], rows: [[pod-1, 7h9k2m4n6p]], lines: ['  1 pods, 0.86 USD/h together']}
 """
 
 import pathlib
@@ -82,7 +87,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods import messages, runpod
 from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods
 
 ARGUMENTS = {
@@ -110,6 +115,7 @@ def main() -> None:
             pods=pods,
             unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in pods if pod["mine"] and not pod["claimed"]],
             usd_per_hour=round(sum(pod["usd_per_hour"] for pod in pods), 4),
+            show=messages.account_table(pods),
         )
 
 

@@ -52,6 +52,9 @@ def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
 def test_a_pod_is_had_found_stopped_and_left(desk):
     made = desk.pod()
     assert (made["changed"], made["phase"], made["notes"]) == (True, "ready", [])
+    assert made["message"].startswith(
+        "pod-1: NVIDIA L40S answers; 0.00 USD so far, 0.86 USD/h until its leash ends it, at"
+    )
     assert made["retention_notice"].startswith("It costs 0.86 USD/h until its leash ends it at ")
     assert made["connection"]["ansible_port"] == desk.cloud.live[0]["port"]
     assert made["connection"]["ansible_ssh_private_key_file"] == str(desk.state_dir / "id_ed25519")
@@ -72,6 +75,8 @@ def test_a_pod_is_had_found_stopped_and_left(desk):
     for check, changed in ((True, True), (False, True), (False, False), (True, False)):
         left = desk.leave(check, reason="by hand")
         assert (left["changed"], left["phase"], left["pod"]) == (changed, "absent", None)
+        outcome = "nothing is rented" if not changed else "would be released" if check else "released; it cost 0.43 USD"
+        assert left["message"] == f"pod-1: {outcome} (by hand)"
         assert left["diff"]["after"] == {"state": "absent"}
     assert desk.cloud.live == []
     (claim,) = desk.claims.list_all()
@@ -124,6 +129,7 @@ def test_the_key_the_pod_gets_is_ours(desk):
         ({"leash": "/none.py"}, "No such file or directory (/none.py)."),
         ({"api_key": ""}, "RUNPOD_API_KEY is not set."),
         ({"api_url": "http://example.org"}, "the key would go over the network in clear. Use https"),
+        ({"root": None}, "pod-1: root is not set; name the folder of the trainer on the pod"),
         ({"leash": None}, "leash is not set; name roles/pod/files/leash.py. No pod is ordered without one"),
     ],
 )  # fmt: skip
@@ -198,6 +204,8 @@ def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
     ]  # fmt: skip
     assert (found["changed"], found["usd_per_hour"]) == (False, 2.58)
     assert found["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
+    assert [row[-1] for row in found["show"]["rows"]] == ["witness-1", "nothing", "–"]
+    assert found["show"]["lines"] == ["  3 pods, 2.58 USD/h together"]
     (tmp_path / "runs").mkdir()
     for state, unclaimed in (("launched", ["pod2"]), ("failed", ["pod1", "pod2"])):
         rundir.write_json(

@@ -82,6 +82,7 @@ def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: di
     answer["changed"] = before is None or (before.name, before.state) != (claim.name, claim.state)
     answer["usd"] = round(claim_cost(claim, now), 4)
     if progress.phase == "ready" and progress.pod:
+        answer["message"] = messages.ready_message(claim, now)
         answer["budget"] = pod_budget(spec, claim, manager.claims, now, options["root"]).as_dict()
         answer["retention_notice"] = retention_notice(claim)
         answer["connection"] = ssh.connection_variables(ssh_address(progress.pod), claim.name, access)
@@ -110,10 +111,11 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
             manager.release(claim, options["reason"], options["bad"])
             ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
     usd = round(claim_cost(claim, manager.now()), 4) if claim else 0.0
+    message = "" if stop else messages.release_message(host, bool(to_leave), check, usd, options["reason"])
     answer = {
         "changed": bool(to_leave),
         "phase": "stopped" if stop else "absent",
-        "message": "",
+        "message": message,
         "pod": after,
         "diff": {"before": messages.diff_view(before), "after": messages.diff_view(after)},
     }

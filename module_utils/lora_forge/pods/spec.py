@@ -77,6 +77,8 @@ def pod_spec(options: dict[str, Any], api: RunPod, public_key: str) -> PodSpec:
     for name, example in _NEEDED.items():
         if not options[name]:
             raise UserError(f"{host}: pod_{name} is not set; name it in the inventory: pod_{name}: {example}")
+    if not options["root"]:
+        raise UserError(f"{host}: root is not set; name the folder of the trainer on the pod")
     mounts = _mounts(options)
     data_centers = _data_centers(options, api)
     if not options["leash"]:

@@ -41,14 +41,14 @@ WANTED = PodSpec(
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> Answer:
-    """An answer: bytes are a page of HTML, all else goes as JSON. «_» in a header's name is «-»."""
+    """Make an answer: bytes are a page of HTML, all else goes as JSON. «_» in a header's name is «-»."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     media = {"content_type": "text/html" if isinstance(body, bytes) else "application/json"} if data else {}
     return Answer(status, {name.replace("_", "-"): value for name, value in {**media, **headers}.items()}, data)
 
 
 def problem(status: int, detail: str, errors: tuple[str, ...] = (), title: str = "", **headers: str) -> Answer:
-    """An error as RunPod has it."""
+    """Make an error as RunPod has it."""
     body = {"title": title or f"Title {status}", "status": status, "detail": detail}
     whole = body | ({"errors": list(errors)} if errors else {})
     return answer(status, whole, content_type="application/problem+json", **headers)
@@ -183,7 +183,7 @@ class Rivals:
 
 
 def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48, **changes: Any) -> dict[str, Any]:
-    """An entry of RunPod's catalogue."""
+    """Make an entry of RunPod's catalogue."""
     return {
         "id": f"NVIDIA {name}", "name": name, "pool": None, "manufacturer": "NVIDIA", "memory": memory,
         "secure": secure > 0, "community": community > 0, "price": {"secure": secure, "community": community},
@@ -193,7 +193,7 @@ def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48
 
 
 def pod_shown(pod_id: str, **changes: Any) -> dict[str, Any]:
-    """A pod as the API shows it: it runs, and its port is not mapped yet."""
+    """Make a pod as the API shows it: it runs, and its port is not mapped yet."""
     return {
         "id": pod_id, "name": pod_id, "status": "RUNNING", "actions": [], "image": "i", "args": "", "disk": 60,
         "mounts": {}, "ports": ["22/tcp"], "env": {}, "registry": None, "cloud": "SECURE", "dataCenterId": "EU-RO-1",
@@ -204,12 +204,12 @@ def pod_shown(pod_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def volume_shown(volume_id: str) -> dict[str, Any]:
-    """A network volume as the API shows it."""
+    """Make a network volume as the API shows it."""
     return {"id": volume_id, "name": "v", "size": 100, "dataCenter": "EU-RO-1", "type": "STANDARD"}
 
 
 def bills_shown(*bills: tuple[str, float]) -> dict[str, Any]:
-    """What the API says of bills: a pod and USD each, for an hour."""
+    """Make what the API says of bills: a pod and USD each, for an hour."""
     times = {"startTime": "2025-11-24T16:00:00Z", "endTime": "2025-11-24T17:00:00Z"}
 
     def amounts(usd: float) -> dict[str, float]:
@@ -335,7 +335,7 @@ class Cloud:
         return pod
 
     def view(self, pod: dict[str, Any]) -> dict[str, Any]:
-        """A pod as the API shows it."""
+        """Return a pod as the API shows it."""
         status = pod["status"] or ("RUNNING" if self.clock.now() - pod["born"] >= self.boot else "PROVISIONING")
         direct = {"host": pod["host"], "port": pod["port"], "username": "root", "command": "ssh …"}
         born = datetime.datetime.fromtimestamp(pod["born"], datetime.timezone.utc)
@@ -354,7 +354,7 @@ def told(reply: Answer | BaseException) -> Answer:
 
 
 def host_key(pod: dict[str, Any]) -> str:
-    """A host key of a pod, as good as a real one for all that looks at fingerprints."""
+    """Return a host key of a pod, as good as a real one for all that looks at fingerprints."""
     return "ssh-ed25519 " + base64.b64encode(f"host key of {pod['id']}".encode()).decode()
 
 
@@ -437,7 +437,7 @@ class Rig:
 
 
 def load(name: str) -> Any:
-    """A module or plugin of the checkout, as «library/runpod_pod»."""
+    """Load a module or plugin of the checkout, as «library/runpod_pod»."""
     spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
     assert spec
     assert spec.loader

@@ -61,7 +61,7 @@ class Client:
         return answer if status == 201 else answer["detail"]
 
     def pod(self, pod_id: str) -> dict[str, Any]:
-        """A pod that is there."""
+        """Return a pod that is there."""
         status, pod = self.call("GET", f"/v2/pods/{pod_id}")
         assert status == 200, pod
         return pod
@@ -77,7 +77,7 @@ class Client:
         return eventually(lambda: next((pod for pod in [self.pod(pod_id)] if pod["status"] == status), None))
 
     def running(self, **changes: Any) -> dict[str, Any]:
-        """A new pod that runs."""
+        """Order a pod, and wait until it runs."""
         return self.until(self.order(**changes)["id"], "RUNNING")
 
     def fault(self, **faults: Any) -> None:
@@ -86,7 +86,7 @@ class Client:
         assert status == 200, answer
 
     def state(self) -> dict[str, Any]:
-        """What the simulator knows."""
+        """Ask what the simulator knows."""
         return self.call("GET", "/sim/state", key="")[1]
 
 
@@ -111,7 +111,7 @@ class Pace(threading.Event):
 
 @pytest.fixture
 def sim(tmp_path, monkeypatch):
-    """A simulator whose time stands still."""
+    """Run a simulator whose time stands still."""
     now = time.time()
     for name in ("api", "cloud"):
         monkeypatch.setattr(sys.modules[name], "time", types.SimpleNamespace(time=lambda: now))

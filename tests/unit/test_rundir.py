@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 @pytest.fixture(params=["file", "folder"])
 def lock(request, tmp_path):
-    """What is locked: a file that is not there yet, or a folder."""
+    """Name what is locked: a file that is not there yet, or a folder."""
     return tmp_path / "lock" if request.param == "file" else tmp_path
 
 

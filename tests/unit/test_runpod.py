@@ -23,7 +23,7 @@ OUT = "RunPod is out of order, or cannot be reached; run the same command again 
 
 
 def refused(wire: Wire, method: str = "POST") -> str:
-    """What a user reads when an order, a list or a deletion is refused."""
+    """Return what a user reads when an order, a list or a deletion is refused."""
     calls = {
         "POST": lambda: wire.api.create_pod(ORDER),
         "GET": wire.api.list_pods,
@@ -286,7 +286,7 @@ def test_cursors_that_go_in_a_circle_end():
 
 
 def known(pod_id: str, **changes: Any) -> dict[str, Any]:
-    """A pod as the client knows it: without its environment."""
+    """Make a pod as the client knows it: without its environment."""
     return {name: value for name, value in pod_shown(pod_id, **changes).items() if name != "env"}
 
 

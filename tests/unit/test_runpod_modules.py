@@ -243,7 +243,7 @@ def test_without_a_cap_no_cap_is_told(desk):
 
 
 def inventory(desk: Desk, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Any, list[str]]:
-    """The inventory that a file makes, and what was warned of."""
+    """Return the inventory that a file makes, and what was warned of."""
     path = desk.state_dir.parent / "pods.yml"
     content = {"plugin": "runpod", "pods": {"pod-1": None, "pod-2": {"agents": ["mayor"]}}, "vars": {"pod_disk": 9},
                "state_dir": str(desk.state_dir), **given}  # fmt: skip

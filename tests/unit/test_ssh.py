@@ -28,7 +28,7 @@ OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
 
 
 def log_of(*keys: str) -> list[str]:
-    """A container's log that shows some keys."""
+    """Make a container's log that shows some keys."""
     return ["starting", *(f"256 {ssh.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
 
 

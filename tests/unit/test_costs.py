@@ -23,8 +23,8 @@ BOTH = {"SECURE": ALL, "COMMUNITY": ALL}
 SECURE = {"SECURE": ALL}
 
 
-def order(found: list[costs.Offer]) -> list[tuple[str, str, float]]:
-    return [(offer.gpu.removeprefix("NVIDIA "), offer.cloud[0], offer.usd_per_hour) for offer in found]
+def order(offers: list[costs.Offer]) -> list[tuple[str, str, float]]:
+    return [(offer.gpu.removeprefix("NVIDIA "), offer.cloud[0], offer.usd_per_hour) for offer in offers]
 
 
 # --- offers --------------------------------------------------------------------------------------------------------
@@ -71,14 +71,14 @@ def test_what_may_be_ordered_in_the_order_of_preference_and_the_cheaper_cloud_fi
 ):
     given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
     floor = given.get("floor", 0.0)
-    found = costs.find_offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
-    assert order(found) == expected
+    offers = costs.find_offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
+    assert order(offers) == expected
 
 
 def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     none, unsaid = L40S | {"availability": "NONE"}, {k: v for k, v in A40.items() if k != "availability"}
-    found = costs.find_offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
-    assert [(offer.gpu, offer.stock) for offer in found] == [
+    offers = costs.find_offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
+    assert [(offer.gpu, offer.stock) for offer in offers] == [
         ("NVIDIA A100", "HIGH"), ("NVIDIA L40S", "NONE"), ("NVIDIA A40", "NONE"),
     ]  # fmt: skip
 
@@ -94,7 +94,9 @@ def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     ],
 )
 def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, stock):
-    places = {"dataCenters": [{"id": one, "availability": level} for one, level in levels.items()]} if levels else {}
+    places = (
+        {"dataCenters": [{"id": center, "availability": level} for center, level in levels.items()]} if levels else {}
+    )
     entry = {k: v for k, v in L40S.items() if k != "dataCenters"} | {"availability": "MEDIUM"} | places
     assert costs.find_offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
 
@@ -155,9 +157,9 @@ def run(**changes: Any) -> dict[str, Any]:
     return {"rehearsal": False, "recipe": recipe, "estimate": {"work": 400 * batch * recipe["sequence_len"]}}
 
 
-def pure(found: float | None) -> float:
-    assert found is not None
-    return found - costs.OVERHEAD
+def pure(hours: float | None) -> float:
+    assert hours is not None
+    return hours - costs.OVERHEAD
 
 
 def test_hours_follow_from_steps_tokens_and_weights():
@@ -224,10 +226,10 @@ def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
 def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
     estimate, max_hours, max_usd, spent, hours
 ):
-    found = costs.allowed_hours(
+    allowed = costs.allowed_hours(
         estimate, 1.0, max_hours, max_usd, spent
     )  # the dollars hold for 1.05 times the price too
-    assert found == pytest.approx(hours)
+    assert allowed == pytest.approx(hours)
 
 
 # --- while it trains -----------------------------------------------------------------------------------------------
@@ -361,9 +363,14 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
         rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
     for _ in range(2):  # the second time changes nothing
         claims_of.apply_billing(claims.list_all())
-        found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
-        assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
-        assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
+        corrected = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
+        assert {run_id: cost["usd"] for run_id, cost in corrected.items()} == {
+            "a-1": 1.0,
+            "b-1": 3.0,
+            "c-1": 9.0,
+            "d-1": 0.0,
+        }
+        assert [cost["source"] == "RunPod's bill" for cost in corrected.values()] == [True, True, False, False]
 
 
 def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):

@@ -75,8 +75,8 @@ def test_other_names_are_nobodys(name):
 
 
 def test_a_pod_is_claimed_ordered_once_and_found_again(rig):
-    found = rig.go(data_centers=["EU-RO-1"])
-    assert (found.phase, found.message) == ("booting", "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
+    progress = rig.go(data_centers=["EU-RO-1"])
+    assert (progress.phase, progress.message) == ("booting", "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
     assert rig.cloud.asked == [LIST, "GET /v2/catalog/gpus", ORDER]
     body = {k: v for k, v in rig.cloud.orders[0].items() if k not in ("env", "name")}
     assert body == {
@@ -106,8 +106,8 @@ def test_advancing_ends_with_something_new_to_tell_or_after_the_time_it_is_given
 def test_each_candidate_is_asked_for_once_until_one_is_there(rig):
     rig.cloud.fate = [CAPACITY, POOL]
     rig.cloud.gpus.append(gpu("A40", 0.44))
-    found = rig.go(gpus=["L40S", "A100", "A40"], clouds=["SECURE"])
-    assert (rig.orders, found.claim.gpu) == (["L40S", "A100", "A40"], "NVIDIA A40")
+    progress = rig.go(gpus=["L40S", "A100", "A40"], clouds=["SECURE"])
+    assert (rig.orders, progress.claim.gpu) == (["L40S", "A100", "A40"], "NVIDIA A40")
     assert len({order["name"] for order in rig.cloud.orders}) == 1
 
 
@@ -119,8 +119,8 @@ def test_each_candidate_is_asked_for_once_until_one_is_there(rig):
 ])  # fmt: skip
 def test_where_there_is_no_capacity_it_waits_between_rounds_and_then_takes_what_comes(rig, words):
     rig.cloud.fate = [problem(400, words)] * 4
-    found = rig.go()
-    assert (found.phase, found.message) == ("waiting", f"no capacity for L40S, A100 ({words.rstrip('.')})")
+    progress = rig.go()
+    assert (progress.phase, progress.message) == ("waiting", f"no capacity for L40S, A100 ({words.rstrip('.')})")
     assert rig.go(lifecycle.RETRY - 3).phase == "waiting"
     assert len(rig.orders) == 2
     rig.go(3)
@@ -200,8 +200,8 @@ def test_of_twins_the_known_one_stays(rig):
     rig.go(lifecycle.SETTLE)
     ready = rig.ready()
     rig.cloud.add(ready.claim.name, born=rig.clock.now() - 60)  # the first order, after all
-    found = rig.go()
-    assert (found.notes, rig.ids) == (["pod2 was ordered twice; the second one is released"], ["pod1"])
+    progress = rig.go()
+    assert (progress.notes, rig.ids) == (["pod2 was ordered twice; the second one is released"], ["pod1"])
 
 
 def test_an_order_that_is_listed_late_is_not_repeated(rig):
@@ -234,10 +234,10 @@ def test_a_live_pod_without_a_claim_is_taken_over(rig):
     old = rig.ready().claim
     rig.clock.sleep(3600)
     shutil.rmtree(rig.claims.folder / "claims")
-    found = rig.go()
-    assert (found.phase, found.notes) == ("ready", ["pod1 is there already; taken over"])
+    progress = rig.go()
+    assert (progress.phase, progress.notes) == ("ready", ["pod1 is there already; taken over"])
     for name in ("name", "pod_id", "gpu", "cloud", "usd_per_hour", "deadline", "allowance_s", "asked_at"):
-        assert getattr(found.claim, name) == getattr(old, name), name
+        assert getattr(progress.claim, name) == getattr(old, name), name
     assert len(rig.orders) == 1
 
 
@@ -248,10 +248,10 @@ def test_a_pod_that_was_released_and_is_listed_still_is_not_taken_over(rig):
     rig.cloud.faults = list(listed)
     assert rig.manager.predict(rig.wanted).pod is None
     rig.cloud.faults = list(listed)
-    found = rig.go()
-    assert (rig.ids, found.notes, found.message) == (["pod2"], [], "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
+    progress = rig.go()
+    assert (rig.ids, progress.notes, progress.message) == (["pod2"], [], "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
     assert rig.cloud.faults == []
-    assert found.claim.name != claim.name
+    assert progress.claim.name != claim.name
 
 
 def test_another_owners_or_hosts_pod_is_not_taken(rig):
@@ -265,13 +265,13 @@ def test_two_controllers_at_once_order_one_pod(rig, monkeypatch):
     rivals, adopt = Rivals(monkeypatch), rig.manager._adopt_orphan
 
     def late(wanted: Any) -> Any:
-        found = adopt(wanted)
+        claim = adopt(wanted)
         rivals.meet()
-        return found
+        return claim
 
     rig.manager._adopt_orphan = late
     both = [threading.Thread(target=rig.manager.advance, args=(rig.wanted, 0)) for _ in range(2)]
     for step in (threading.Thread.start, threading.Thread.join):
-        for one in both:
-            step(one)
+        for thread in both:
+            step(thread)
     assert len(rig.cloud.live) == 1

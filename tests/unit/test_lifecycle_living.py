@@ -36,9 +36,9 @@ def test_a_pod_that_was_ready_and_ended_is_replaced_and_its_machine_is_good_stil
     assert rig.ready().claim.attempt == 2
     rig.clock.sleep(age)
     rig.cloud.live[0]["status"] = status
-    found = rig.ready()
-    assert found.notes == [f"pod pod2 (NVIDIA A100) is released: it is {status}"]
-    assert (rig.ids, found.claim.attempt, found.claim.machine) == (["pod3"], 1, "10.0.0.2")
+    progress = rig.ready()
+    assert progress.notes == [f"pod pod2 (NVIDIA A100) is released: it is {status}"]
+    assert (rig.ids, progress.claim.attempt, progress.claim.machine) == (["pod3"], 1, "10.0.0.2")
     assert {other.pod_id: other.bad for other in rig.claims.list_all()} == {"pod1": True, "pod2": False, "pod3": False}
 
 
@@ -46,12 +46,12 @@ def test_a_pod_that_was_ready_and_does_not_answer_any_more_is_told_and_never_rel
     rig.ready()
     rig.shut = lambda pod: "SSH at 195.26.233.1:30001: Connection refused"
     assert rig.go(890).phase == "booting"
-    said = rig.fails(60, left=1)
-    assert said.startswith(
+    message = rig.fails(60, left=1)
+    assert message.startswith(
         "pod-1 has not answered SSH for 900 s, though RunPod says RUNNING (SSH at 195.26.233.1:30001: Connection "
         "refused). It costs 0.86 USD/h until its leash ends it at 20"
     )
-    assert said.endswith(
+    assert message.endswith(
         "Either go on with the same command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml "
         "-e pod=pod-1"
     )
@@ -67,10 +67,10 @@ def test_a_bad_machine_is_not_taken_again_for_an_hour_and_that_is_no_attempt(rig
     bad, good = "10.0.0.1", "10.0.0.2"
     rig.cloud.machines = [bad, bad, good, bad]
     rig.shut = lambda pod: "no" if pod["ssh"]["direct"]["host"] == bad else None
-    found = rig.go(960)
-    assert found.notes[1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
-    assert (rig.ids, found.phase, found.claim.attempt) == (["pod3"], "ready", 2)
-    rig.manager.release(found.claim, "done")
+    progress = rig.go(960)
+    assert progress.notes[1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
+    assert (rig.ids, progress.phase, progress.claim.attempt) == (["pod3"], "ready", 2)
+    rig.manager.release(progress.claim, "done")
     rig.clock.sleep(lifecycle.BAD_FOR)
     rig.shut = lambda pod: None
     assert rig.ready().claim.machine == bad
@@ -102,12 +102,12 @@ def test_a_pod_that_vanished_is_replaced_and_what_it_cost_counts(rig):
     rig.ready(max_usd=3.0)
     rig.clock.sleep(3600 - 12)
     rig.cloud.live[0]["status"] = "TERMINATED"
-    found = rig.ready()
-    assert found.notes == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
-    budget = lifecycle.pod_budget(rig.wanted, found.claim, rig.claims, rig.clock.now(), "/r")
+    progress = rig.ready()
+    assert progress.notes == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
+    budget = lifecycle.pod_budget(rig.wanted, progress.claim, rig.claims, rig.clock.now(), "/r")
     assert budget.spent == pytest.approx(0.86, abs=0.01)
-    assert (budget.pod, budget.max_usd, budget.since) == ("pod2", 3.0, found.claim.asked_at)
-    assert budget.claim == str(rig.claims.path_of(found.claim.name))
+    assert (budget.pod, budget.max_usd, budget.since) == ("pod2", 3.0, progress.claim.asked_at)
+    assert budget.claim == str(rig.claims.path_of(progress.claim.name))
     left = (3.0 - budget.spent) / (0.86 * costs.TOLERANCE)
     assert budget.deadline - budget.since == pytest.approx(left * 3600, abs=30)
 
@@ -212,12 +212,17 @@ def test_what_is_given_up_right_after_an_unclear_order_is_released_when_it_comes
 
 
 def test_what_would_happen_is_told_and_nothing_is_done(rig):
-    found = rig.manager.predict(rig.wanted)
-    assert (found.pod, found.offer.gpu, found.hours, found.allowed_hours) == (None, "NVIDIA L40S", 1.0, 3.0)
+    prediction = rig.manager.predict(rig.wanted)
+    assert (prediction.pod, prediction.offer.gpu, prediction.hours, prediction.allowed_hours) == (
+        None,
+        "NVIDIA L40S",
+        1.0,
+        3.0,
+    )
     assert not rig.claims.folder.exists()
     ready = rig.ready()
-    found = rig.manager.predict(rig.wanted)
-    assert (found.pod["id"], found.claim) == ("pod1", ready.claim)
+    prediction = rig.manager.predict(rig.wanted)
+    assert (prediction.pod["id"], prediction.claim) == ("pod1", ready.claim)
     assert rig.orders == ["L40S"]
 
 

@@ -209,10 +209,10 @@ def test_an_order_is_never_repeated_and_says_whether_it_may_have_been_carried_ou
 def test_a_dropped_connection_and_pages_of_html_are_told_in_a_line():
     page = b"<html>\n <h1>Bad   gateway</h1>" + b"x" * 500
     with Wire(*[("GET /v2/pods", answer(502, page))] * 4) as wire:
-        said = refused(wire, "GET")
-    assert said.startswith("RunPod, GET /v2/pods: 502 Bad Gateway: <html> <h1>Bad gateway</h1>xxx")
-    assert "\n" not in said
-    assert len(said) < 330
+        message = refused(wire, "GET")
+    assert message.startswith("RunPod, GET /v2/pods: 502 Bad Gateway: <html> <h1>Bad gateway</h1>xxx")
+    assert "\n" not in message
+    assert len(message) < 330
     with Wire(*[("GET /v2/pods", DROPPED)] * 4) as wire:
         assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no answer: connection reset by peer. {OUT}"
     with Wire(("GET /v2/pods", wrong(answer(200, b"<html>Just a moment"), HTML))) as wire:
@@ -260,13 +260,13 @@ def page(names: str, **pagination: Any) -> runpod.Answer:
 )
 def test_lists_come_whole_or_page_by_page(pages, ids):
     with Wire(*[(f"GET /v2/pods{query}", reply) for query, reply in pages]) as wire:
-        assert [one["id"] for one in wire.api.list_pods()] == list(ids)
+        assert [pod["id"] for pod in wire.api.list_pods()] == list(ids)
 
 
 def test_a_server_that_does_not_know_cursors_gives_every_pod_once():
     same = page("ab", hasNextPage=True, nextCursor="x")
     with Wire(("GET /v2/pods", same), ("GET /v2/pods?cursor=x", same)) as wire:
-        assert [one["id"] for one in wire.api.list_pods()] == ["a", "b"]
+        assert [pod["id"] for pod in wire.api.list_pods()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("more", [{}, {"nextCursor": None}, {"nextCursor": ""}])
@@ -291,16 +291,16 @@ def known(pod_id: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "found"),
+    ("reply", "pod"),
     [
         (answer(200, pod_shown("a1")), known("a1")),
         (answer(200, pod_shown("a1", status="TERMINATED")), None),
         (problem(404, "not found"), None),
     ],
 )
-def test_a_pod_that_is_gone_is_none(reply, found):
+def test_a_pod_that_is_gone_is_none(reply, pod):
     with Wire(("GET /v2/pods/a1", reply)) as wire:
-        assert wire.api.get_pod("a1") == found
+        assert wire.api.get_pod("a1") == pod
 
 
 # --- pods, logs, bills ---------------------------------------------------------------------------------------------

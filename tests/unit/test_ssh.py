@@ -29,7 +29,7 @@ OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
 
 def log_of(*keys: str) -> list[str]:
     """Make a container's log that shows some keys."""
-    return ["starting", *(f"256 {ssh.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
+    return ["starting", *(f"256 {ssh.fingerprint(key)} root@7h9k2m4n6p (ED25519)" for key in keys), "ready"]
 
 
 def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
@@ -43,8 +43,8 @@ def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
 
 def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
     public = pathlib.Path(f"{made(tmp_path)}.pub")
-    said = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
-    assert ssh.FINGERPRINT.findall(said) == [ssh.fingerprint(public.read_text())]
+    printed = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
+    assert ssh.FINGERPRINT.findall(printed) == [ssh.fingerprint(public.read_text())]
 
 
 def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
@@ -131,7 +131,7 @@ class Host:
         self.asked.append(command)
         if command[0] == "ssh-keyscan":
             assert command[-3:] == ["-p", str(PORT), HOST]
-            out = "".join(f"# {HOST}:{PORT} SSH-2.0-OpenSSH_9.6\n[{HOST}]:{PORT} {one}\n" for one in self.keys)
+            out = "".join(f"# {HOST}:{PORT} SSH-2.0-OpenSSH_9.6\n[{HOST}]:{PORT} {key}\n" for key in self.keys)
             return subprocess.CompletedProcess(command, 0 if out else 1, out, "")
         assert command[0] == "ssh"
         return subprocess.CompletedProcess(command, self.answer[0], "", self.answer[1])
@@ -158,18 +158,18 @@ def host(tmp_path) -> Callable[..., Host]:
 
 
 def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_let_us_in(host):
-    one = host(OURS, OTHER, log=log_of(OURS))
-    assert one.unreachable_reason() is None
-    assert one.pinned == f"{NAME} {OURS}\n"
-    command = one.asked[-1]
+    pod = host(OURS, OTHER, log=log_of(OURS))
+    assert pod.unreachable_reason() is None
+    assert pod.pinned == f"{NAME} {OURS}\n"
+    command = pod.asked[-1]
     assert command[-2:] == [f"root@{HOST}", "true"]
-    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(one.access.key), str(PORT)]
+    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(pod.access.key), str(PORT)]
     for option in (
-        f'UserKnownHostsFile="{one.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
+        f'UserKnownHostsFile="{pod.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
         "IdentitiesOnly=yes", "BatchMode=yes",
     ):  # fmt: skip
         assert option in command
-    assert (one.unreachable_reason(), one.reads) == (None, 1)  # the log is not read again
+    assert (pod.unreachable_reason(), pod.reads) == (None, 1)  # the log is not read again
 
 
 @pytest.mark.parametrize(
@@ -182,26 +182,26 @@ def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_
     ],
 )
 def test_what_cannot_be_proved_is_not_used_and_not_asked(host, keys, log, words):
-    one = host(*keys, log=log)
-    assert one.unreachable_reason() == words
-    assert (one.pinned, one.ssh()) == ("", 0)
+    pod = host(*keys, log=log)
+    assert pod.unreachable_reason() == words
+    assert (pod.pinned, pod.ssh()) == ("", 0)
 
 
 def test_a_stale_port_with_the_key_of_another_pod_is_refused_after_pinning_too(host):
-    one = host(OURS, log=log_of(OURS))
-    assert one.unreachable_reason() is None
-    one.keys = [OTHER]
-    assert "not in the pod's log" in one.unreachable_reason()
-    assert one.pinned == f"{NAME} {OURS}\n"
+    pod = host(OURS, log=log_of(OURS))
+    assert pod.unreachable_reason() is None
+    pod.keys = [OTHER]
+    assert "not in the pod's log" in pod.unreachable_reason()
+    assert pod.pinned == f"{NAME} {OURS}\n"
 
 
 def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
-    one = host(OURS, log=log_of(OURS))
-    one.unreachable_reason()
-    one.keys, one.log = [NEW], log_of(OURS, NEW)
-    assert one.unreachable_reason() is None
-    assert one.pinned == f"{NAME} {NEW}\n"
-    assert one.reads == 2
+    pod = host(OURS, log=log_of(OURS))
+    pod.unreachable_reason()
+    pod.keys, pod.log = [NEW], log_of(OURS, NEW)
+    assert pod.unreachable_reason() is None
+    assert pod.pinned == f"{NAME} {NEW}\n"
+    assert pod.reads == 2
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
     ],
 )
 def test_the_words_of_ssh_are_passed_on(host, code, stderr, words):
-    one = host(OURS, log=log_of(OURS))
-    one.answer = (code, stderr)
-    assert one.unreachable_reason().startswith(f"SSH at {AT}: ")
-    assert one.unreachable_reason().endswith(words)
+    pod = host(OURS, log=log_of(OURS))
+    pod.answer = (code, stderr)
+    assert pod.unreachable_reason().startswith(f"SSH at {AT}: ")
+    assert pod.unreachable_reason().endswith(words)
 
 
 def test_a_pod_that_is_gone_leaves_no_key(host):
-    one = host(OURS, log=log_of(OURS))
-    one.unreachable_reason()
-    one.access.forget_keys(NAME)
-    one.access.forget_keys(NAME)
-    assert list(one.access.known_hosts.iterdir()) == []
+    pod = host(OURS, log=log_of(OURS))
+    pod.unreachable_reason()
+    pod.access.forget_keys(NAME)
+    pod.access.forget_keys(NAME)
+    assert list(pod.access.known_hosts.iterdir()) == []
 
 
 def test_a_program_that_hangs_is_an_answer(monkeypatch):

@@ -17,16 +17,16 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        args, said, changed = self._task.args, "", False
+        args, told, changed = self._task.args, "", False
         while True:
-            found = self._execute_module("runpod_pod", {**args, "since": said}, task_vars=task_vars)
-            changed = changed or found.get("changed", False)
-            for words in found.get("done", []):
-                display.display(f"  {args['host']}: {words}")
-            if found.get("failed") and self._task.check_mode:  # what ends the plan ends it for every host
-                found["msg"] = f"{found.get('msg')}\nNothing was ordered, and nothing was started on any other host"
-            if found.get("failed") or found.get("phase") not in ("waiting", "ordering", "booting"):
-                return result | found | {"changed": changed}
-            if found["word"] != said:
-                said = found["word"]
-                display.display(f"  {args['host']}: {found['phase']}: {said}")
+            answer = self._execute_module("runpod_pod", {**args, "since": told}, task_vars=task_vars)
+            changed = changed or answer.get("changed", False)
+            for note in answer.get("notes", []):
+                display.display(f"  {args['host']}: {note}")
+            if answer.get("failed") and self._task.check_mode:  # what ends the plan ends it for every host
+                answer["msg"] = f"{answer.get('msg')}\nNothing was ordered, and nothing was started on any other host"
+            if answer.get("failed") or answer.get("phase") not in ("waiting", "ordering", "booting"):
+                return result | answer | {"changed": changed}
+            if answer["message"] != told:
+                told = answer["message"]
+                display.display(f"  {args['host']}: {answer['phase']}: {told}")

@@ -23,6 +23,8 @@ from ansible.module_utils.lora_forge.controller.retry import retry_until_connect
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
+from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
+from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
@@ -92,7 +94,7 @@ class ActionModule(ActionBase):
             task_vars: The task's.
         """
         since, told, refused = "", "", 0
-        budget = dict(args.get("budget") or {})
+        budget = Budget.from_dict(args.get("budget") or {})
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since, task_vars)
@@ -200,22 +202,23 @@ class ActionModule(ActionBase):
         notify("failed", run, answer["msg"], args["notify"], silent=True)
         return answer
 
-    def renew(self, agent: str, budget: dict[str, Any], eta: float | None, task_vars: Any) -> None:
+    def renew(self, agent: str, budget: Budget | None, eta: float | None, task_vars: Any) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
         deadline = costs.renewed_deadline(budget, time.time(), eta) if budget else None
-        if deadline is None:
+        if budget is None or deadline is None:
             return
-        asked = {"root": budget["root"], "pod": budget["pod"], "deadline": deadline}
+        asked = {"root": budget.root, "pod": budget.pod, "deadline": deadline}
         try:
             answer = self._execute_module("pod_leash", asked, task_vars=task_vars)
         except AnsibleConnectionFailure:
             return  # the next round tries again
         if not answer.get("failed"):
-            budget["deadline"] = deadline
-            claim = pathlib.Path(budget["claim"])
-            rundir.write_json(claim, {**rundir.read_json(claim), "deadline": deadline})
+            budget.deadline = deadline
             until = time.strftime("%H:%M", time.localtime(deadline))
             display.display(f"  {agent}  the pod's leash is renewed to {until}")
+            claim = pathlib.Path(budget.claim)
+            if not Claims(claim.parents[1]).renew(claim.stem, deadline):
+                display.display(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there")
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; returns the last state that was told."""

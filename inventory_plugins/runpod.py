@@ -85,9 +85,9 @@ class InventoryModule(BaseInventoryPlugin):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
-            self.declare(path)
+            self.add_declared_pods(path)
             if os.environ.get("RUNPOD_API_KEY"):
-                self.find()
+                self.add_live_pods()
             else:
                 display.warning("RUNPOD_API_KEY is not set: which pods are live is not known")
         except UserError as error:
@@ -98,7 +98,7 @@ class InventoryModule(BaseInventoryPlugin):
         named = self.get_option("state_dir")
         return pathlib.Path(named).expanduser().absolute() if named else ROOT / ".pods"
 
-    def declare(self, path: str) -> None:
+    def add_declared_pods(self, path: str) -> None:
         """Put the declared pods into the group ``trainers``.
 
         Raises:
@@ -107,8 +107,8 @@ class InventoryModule(BaseInventoryPlugin):
         declared, shared = self.get_option("pods"), self.get_option("vars")
         if not declared:
             raise UserError(f"{path}: «pods» names no pod")
-        known = yaml.safe_load((ROOT / "roles/pod/meta/argument_specs.yml").read_text(encoding="utf-8"))
-        options = known["argument_specs"]["main"]["options"]
+        specs = yaml.safe_load((ROOT / "roles/pod/meta/argument_specs.yml").read_text(encoding="utf-8"))
+        options = specs["argument_specs"]["main"]["options"]
         self.inventory.add_group("trainers")
         self.inventory.add_group("pods_live")
         for host, own in declared.items():
@@ -122,32 +122,32 @@ class InventoryModule(BaseInventoryPlugin):
             self.inventory.add_host(host, group="trainers")
             for name, value in variables.items():
                 self.inventory.set_variable(host, name, value)
-            for name, value in self.state().items():
+            for name, value in self.state_variables().items():
                 self.inventory.set_variable(host, name, value)
 
-    def state(self) -> dict[str, str]:
+    def state_variables(self) -> dict[str, str]:
         return {"pod_state_dir": str(self.state_dir), "pod_owner": self.get_option("owner")}
 
-    def find(self) -> None:
-        """Give the pods that are live their addresses.
+    def add_live_pods(self) -> None:
+        """Give the pods that are live their addresses, and put them into the group ``pods_live``.
 
         Raises:
             UserError: RunPod could not be asked.
         """
         api = runpod.RunPod(os.environ["RUNPOD_API_KEY"], self.get_option("api_url") or "")
         claims = Claims(self.state_dir, self.get_option("owner"))
-        claimed = {claim["name"] for claim in claims.all() if not claim["released_at"]}
+        claimed = {claim.name for claim in claims.list_all() if not claim.released_at}
         # What is claimed comes last, and so holds, where there is an orphan of the same host beside it.
-        for pod in sorted(api.pods(), key=lambda pod: pod["name"] in claimed):
-            whose = parse_name(pod["name"])
-            if not whose or whose[0] != claims.owner or whose[1] not in self.inventory.hosts:
+        for pod in sorted(api.list_pods(), key=lambda pod: pod["name"] in claimed):
+            owner, host = parse_name(pod["name"]) or ("", "")
+            if owner != claims.owner or host not in self.inventory.hosts:
                 continue
-            host, reached = whose[1], runpod.ssh_address(pod)
+            address = runpod.ssh_address(pod)
             self.inventory.add_host(host, group="pods_live")
             facts = {"pod_id": pod["id"], "pod_status": pod["status"], "pod_usd_per_hour": pod.get("cost")}
-            if reached:
+            if address:
                 key = self.inventory.get_host(host).vars.get("pod_ssh_key") or self.state_dir / "id_ed25519"
                 access = ssh.SshAccess(self.state_dir / "known_hosts", pathlib.Path(str(key)).expanduser())
-                facts |= ssh.connection_variables(reached, pod["name"], access)
+                facts |= ssh.connection_variables(address, pod["name"], access)
             for name, value in facts.items():
                 self.inventory.set_variable(host, name, value)

@@ -163,9 +163,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
     if not known:
-        ordered = Claims(pathlib.Path(given["budget"]["claim"]).parents[1]).all() if given["budget"] else []
+        budget = costs.Budget.from_dict(given["budget"])
+        ordered = Claims(pathlib.Path(budget.claim).parents[1]).list_all() if budget else []
         left = claims.undelivered_costs(ordered, home.parent, time.time())
-        cost = costs.usd_spent(given["budget"], sum(usd for runs, usd in left if run_id in runs))
+        cost = costs.usd_spent(budget, sum(usd for runs, usd in left if run_id in runs))
         manifest = store.manifest(
             run,
             given["observed"],

@@ -52,8 +52,8 @@ EXAMPLES = r"""
 RETURN = r"""
 leash:
   description:
-    - The leash's own word, from its last beat (in seconds since the epoch). A new O(deadline) shows in it some seconds
-      later.
+    - What the leash says of itself, by its last beat (in seconds since the epoch). A new O(deadline) shows in it some
+      seconds later.
     - RV(leash.state) is waiting, stopping (it asks the training for a checkpoint), ending, or refused (RunPod does not
       end the pod), and RV(leash.word) says so in a sentence.
     - RV(leash.alive) is whether the beat is younger than 150 seconds. Where there never was one, there is nothing else.

@@ -1,12 +1,12 @@
 #!/usr/bin/python
-"""Prices and stock of RunPod's GPUs."""
+"""List prices and stock of RunPod's GPUs."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: runpod_gpu_info
-short_description: Prices and stock of RunPod's GPUs
+short_description: List prices and stock of RunPod's GPUs
 description:
   - Reads RunPod's catalogue. With O(gpus) it tells in which order these would be tried within the price cap.
 options:
@@ -69,12 +69,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 offers:
-  description: What may be ordered, in the order in which it would be tried; prices are those of a whole pod.
+  description:
+    - What may be ordered, in the order in which it would be tried; prices are those of a whole pod.
+    - C(warning) says why one may not do; it is empty where nothing speaks against it.
   returned: success
   type: list
   elements: dict
   sample:
-    - {cloud: SECURE, gpu: NVIDIA L40S, memory_gb: 48, stock: HIGH, usd_per_hour: 0.86}
+    - {cloud: SECURE, gpu: NVIDIA L40S, memory_gb: 48, stock: HIGH, usd_per_hour: 0.86, warning: ''}
 """
 
 import dataclasses
@@ -101,8 +103,8 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
-        catalogues = {cloud: api.gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
-        found = costs.find_offers(
+        catalogues = {cloud: api.list_gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
+        offers = costs.find_offers(
             catalogues,
             given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),
             given["gpu_count"],
@@ -110,7 +112,7 @@ def main() -> None:
             given["memory_gib"],
             given["data_centers"],
         )
-        module.exit_json(changed=False, offers=[dataclasses.asdict(offer) for offer in found])
+        module.exit_json(changed=False, offers=[dataclasses.asdict(offer) for offer in offers])
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ RETURN = r"""
 pods:
   description:
     - The pods, oldest first. C(mine) tells whether this checkout ordered it, C(claimed) which live runs it is for.
-    - C(deadline) is where its leash ends it, in epoch seconds, where this checkout knows it; C(keeps) says in words
-      what it goes on costing.
+    - C(deadline) is where its leash ends it, in epoch seconds, where this checkout knows it; C(retention_notice) says
+      in words what it goes on costing.
   returned: success
   type: list
   elements: dict
@@ -75,6 +75,11 @@ usd_per_hour:
   returned: success
   type: float
   sample: 0.86
+show:
+  description: All of that as a table with a line below it, C(columns), C(rows) and C(lines) of the action C(show).
+  returned: success
+  type: dict
+  sample: {columns: [pod, id], rows: [[pod-1, 7h9k2m4n6p]], lines: ['  1 pods, 0.86 USD/h together']}
 """
 
 import pathlib
@@ -82,8 +87,8 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.pods import runpod
-from ansible.module_utils.lora_forge.pods.claims import FINAL_BILL, Claims, apply_billing, list_account_pods
+from ansible.module_utils.lora_forge.pods import messages, runpod
+from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},
@@ -101,26 +106,16 @@ def main() -> None:
     with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
-        known = claims.all()
-        found = list_account_pods(api.pods(), known, claims.owner, time.time())
-        found = [pod for pod in found if not given["host"] or (pod["mine"] and pod["host"] == given["host"])]
-        corrected = False
-        if given["billing"]:
-            for claim in known:
-                young = time.time() - (claim["released_at"] or 0) < FINAL_BILL
-                if claim["released_at"] and claim["pod_id"] and (claim["billed_usd"] is None or young):
-                    billed = api.billed(claim["pod_id"])
-                    if billed is not None and billed != claim["billed_usd"]:
-                        corrected = True
-                        if not module.check_mode:
-                            claims.write(claim, billed_usd=billed)
-            if not module.check_mode:
-                apply_billing(known)
+        pods = list_account_pods(api.list_pods(), claims.list_all(), claims.owner, time.time())
+        if given["host"]:
+            pods = [pod for pod in pods if pod["mine"] and pod["host"] == given["host"]]
+        corrected = given["billing"] and fetch_bills(claims, api.billed_usd, time.time(), module.check_mode)
         module.exit_json(
             changed=corrected,
-            pods=found,
-            unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in found if pod["mine"] and not pod["claimed"]],
-            usd_per_hour=round(sum(pod["usd_per_hour"] for pod in found), 4),
+            pods=pods,
+            unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in pods if pod["mine"] and not pod["claimed"]],
+            usd_per_hour=round(sum(pod["usd_per_hour"] for pod in pods), 4),
+            show=messages.account_table(pods),
         )
 
 

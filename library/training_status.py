@@ -130,7 +130,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     output, looks = pathlib.Path(given["output"]), given["looks"]
     agents = fleet.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
-    ordered = Claims(folder).all() if folder else []
+    ordered = Claims(folder).list_all() if folder else []
     costs = claims.cost_by_run(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
     runs = status.collect_status(output, looks, answers, costs)

@@ -16,6 +16,8 @@ modules, so that the contract stands in one place. Standard library only, Python
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -43,18 +45,20 @@ def write_json(path: pathlib.Path, data: Any, mode: int = 0o644) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
-    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode(), mode)
+
+
+def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
+    """Write any file as :func:`write_json` writes JSON: whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
-        if part.exists():
-            part.unlink()
-        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -64,6 +68,44 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None]:
+    """Hold the exclusive lock (flock) of a file or folder: one holder at a time, in this process and in all others.
+
+    It binds those who take it, and keeps nobody from reading or writing. The kernel drops it when the block is left,
+    and when the process ends, however it does. A lock file stays where it is: who comes while it is deleted and made
+    anew would hold another one.
+
+    Args:
+        path: A folder that is there, or a file, which is made where it is missing.
+        timeout: Seconds to wait for another holder; 0 tries once, None waits for as long as it takes.
+
+    Raises:
+        BlockingIOError: Somebody else has held it for all that time.
+        OSError: The file cannot be opened for writing.
+    """
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if timeout is None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        else:
+            _lock_within(handle, timeout)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock_within(handle: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(min(0.5, timeout))
 
 
 def uptime() -> float:

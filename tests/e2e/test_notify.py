@@ -53,7 +53,9 @@ class Desk:
     def rent(self, run_ids: list[str], hours: float, usd_per_hour: float) -> None:
         """Let runs have a pod since some hours."""
         asked = time.time() - 3600 * hours
-        Claims(self.home / "pods").make("pod-1", run_ids, asked, pod_id="p1", asked_at=asked, usd_per_hour=usd_per_hour)
+        Claims(self.home / "pods").open_claim(
+            "pod-1", run_ids, asked, pod_id="p1", asked_at=asked, usd_per_hour=usd_per_hour
+        )
 
     def play(self, url: str, tasks: list[dict[str, Any]], *arguments: str, **variables: Any) -> tuple[int, str]:
         """Run some tasks, as loudly as it goes; returns the exit code and what was printed: never the URL."""

@@ -22,8 +22,9 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claims
-from ansible.module_utils.lora_forge.pods.lifecycle import Pods, PodSpec
+from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, Progress
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
+from ansible.module_utils.lora_forge.pods.spec import PodSpec
 from ansible.module_utils.testing import patch_module_args
 from contract import Contract
 
@@ -40,14 +41,14 @@ WANTED = PodSpec(
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> Answer:
-    """An answer: bytes are a page of HTML, all else goes as JSON. «_» in a header's name is «-»."""
+    """Make an answer: bytes are a page of HTML, all else goes as JSON. «_» in a header's name is «-»."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     media = {"content_type": "text/html" if isinstance(body, bytes) else "application/json"} if data else {}
     return Answer(status, {name.replace("_", "-"): value for name, value in {**media, **headers}.items()}, data)
 
 
 def problem(status: int, detail: str, errors: tuple[str, ...] = (), title: str = "", **headers: str) -> Answer:
-    """An error as RunPod has it."""
+    """Make an error as RunPod has it."""
     body = {"title": title or f"Title {status}", "status": status, "detail": detail}
     whole = body | ({"errors": list(errors)} if errors else {})
     return answer(status, whole, content_type="application/problem+json", **headers)
@@ -182,7 +183,7 @@ class Rivals:
 
 
 def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48, **changes: Any) -> dict[str, Any]:
-    """An entry of RunPod's catalogue."""
+    """Make an entry of RunPod's catalogue."""
     return {
         "id": f"NVIDIA {name}", "name": name, "pool": None, "manufacturer": "NVIDIA", "memory": memory,
         "secure": secure > 0, "community": community > 0, "price": {"secure": secure, "community": community},
@@ -192,7 +193,7 @@ def gpu(name: str, secure: float = 0.0, community: float = 0.0, memory: int = 48
 
 
 def pod_shown(pod_id: str, **changes: Any) -> dict[str, Any]:
-    """A pod as the API shows it: it runs, and its port is not mapped yet."""
+    """Make a pod as the API shows it: it runs, and its port is not mapped yet."""
     return {
         "id": pod_id, "name": pod_id, "status": "RUNNING", "actions": [], "image": "i", "args": "", "disk": 60,
         "mounts": {}, "ports": ["22/tcp"], "env": {}, "registry": None, "cloud": "SECURE", "dataCenterId": "EU-RO-1",
@@ -203,12 +204,12 @@ def pod_shown(pod_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def volume_shown(volume_id: str) -> dict[str, Any]:
-    """A network volume as the API shows it."""
+    """Make a network volume as the API shows it."""
     return {"id": volume_id, "name": "v", "size": 100, "dataCenter": "EU-RO-1", "type": "STANDARD"}
 
 
 def bills_shown(*bills: tuple[str, float]) -> dict[str, Any]:
-    """What the API says of bills: a pod and USD each, for an hour."""
+    """Make what the API says of bills: a pod and USD each, for an hour."""
     times = {"startTime": "2025-11-24T16:00:00Z", "endTime": "2025-11-24T17:00:00Z"}
 
     def amounts(usd: float) -> dict[str, float]:
@@ -334,7 +335,7 @@ class Cloud:
         return pod
 
     def view(self, pod: dict[str, Any]) -> dict[str, Any]:
-        """A pod as the API shows it."""
+        """Return a pod as the API shows it."""
         status = pod["status"] or ("RUNNING" if self.clock.now() - pod["born"] >= self.boot else "PROVISIONING")
         direct = {"host": pod["host"], "port": pod["port"], "username": "root", "command": "ssh …"}
         born = datetime.datetime.fromtimestamp(pod["born"], datetime.timezone.utc)
@@ -353,7 +354,7 @@ def told(reply: Answer | BaseException) -> Answer:
 
 
 def host_key(pod: dict[str, Any]) -> str:
-    """A host key of a pod, as good as a real one for all that looks at fingerprints."""
+    """Return a host key of a pod, as good as a real one for all that looks at fingerprints."""
     return "ssh-ed25519 " + base64.b64encode(f"host key of {pod['id']}".encode()).decode()
 
 
@@ -373,43 +374,43 @@ class Rig:
     def restart(self) -> None:
         """Another process: it knows what lies on disk."""
         closed = lambda pod, claim: self.shut(pod)  # noqa: E731
-        self.pods = Pods(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
+        self.manager = PodManager(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
 
     def look_at_order(self, body: dict[str, Any]) -> None:
-        claim = json.loads(self.claims.path(body["name"]).read_text())
+        claim = json.loads(self.claims.path_of(body["name"]).read_text())
         assert (claim["state"], claim["asked_at"], claim["released_at"]) == ("asked", self.clock.now(), None)
         leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
         assert body["env"] == {**self.wanted.request["env"], **leash}
         hours = (claim["deadline"] - claim["asked_at"]) / 3600
         assert hours <= self.wanted.max_hours + 0.001
-        spent = self.claims.spent(self.wanted.runs, self.clock.now(), claim["name"])
+        spent = self.claims.spent_on(self.wanted.runs, self.clock.now(), claim["name"])
         assert not self.wanted.max_usd or spent + hours * claim["usd_per_hour"] <= self.wanted.max_usd + 0.001
 
     def check(self) -> None:
-        opened = {claim["name"] for claim in self.claims.all() if not claim["released_at"]}
+        opened = {claim.name for claim in self.claims.list_all() if not claim.released_at}
         assert {pod["name"] for pod in self.cloud.live} <= opened, "rented, and not claimed"
         assert not any(KEY in path.read_text() for path in self.claims.folder.rglob("*") if path.is_file())
 
-    def advance(self, seconds: float) -> dict[str, Any]:
+    def advance(self, seconds: float) -> Progress:
         """As the action plugin does: one process after the other, each until there is something new to tell."""
-        until, done, word = self.clock.now() + seconds, [], ""
+        until, notes, message = self.clock.now() + seconds, [], ""
         while True:
             self.restart()
-            found = self.pods.advance(self.wanted, until - self.clock.now(), word)
+            progress = self.manager.advance(self.wanted, until - self.clock.now(), message)
             self.check()
-            if found["word"] != word:
-                self.told.append(found["word"])
-            done, word = done + found["done"], found["word"]
-            if found["phase"] == "ready" or self.clock.now() >= until:
-                return found | {"done": done}
+            if progress.message != message:
+                self.told.append(progress.message)
+            notes, message = notes + progress.notes, progress.message
+            if progress.phase == "ready" or self.clock.now() >= until:
+                return dataclasses.replace(progress, notes=notes)
 
-    def go(self, seconds: float = 0.0, **changes: Any) -> dict[str, Any]:
+    def go(self, seconds: float = 0.0, **changes: Any) -> Progress:
         """Go on for so long at most, or until it is ready."""
         self.wanted = dataclasses.replace(self.wanted, **changes)
-        found = self.advance(seconds)
-        assert KEY not in repr(found)
-        assert "env" not in (found["pod"] or {})
-        return found
+        progress = self.advance(seconds)
+        assert KEY not in repr(progress)
+        assert "env" not in (progress.pod or {})
+        return progress
 
     def fails(self, seconds: float = 0.0, left: int = 0, **changes: Any) -> str:
         """Go on and fail: the sentence. So many pods are left rented then."""
@@ -421,10 +422,10 @@ class Rig:
         assert KEY not in str(caught.value)
         return str(caught.value)
 
-    def ready(self, **changes: Any) -> dict[str, Any]:
-        found = self.go(60, **changes)
-        assert found["phase"] == "ready"
-        return found
+    def ready(self, **changes: Any) -> Progress:
+        progress = self.go(60, **changes)
+        assert progress.phase == "ready"
+        return progress
 
     @property
     def orders(self) -> list[str]:
@@ -436,7 +437,7 @@ class Rig:
 
 
 def load(name: str) -> Any:
-    """A module or plugin of the checkout, as «library/runpod_pod»."""
+    """Load a module or plugin of the checkout, as «library/runpod_pod»."""
     spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
     assert spec
     assert spec.loader
@@ -453,7 +454,7 @@ class Desk(Rig):
         self.capsys, self.state_dir = capsys, folder / "pods"
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
-        monkeypatch.setattr(lifecycle.Pods.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
+        monkeypatch.setattr(lifecycle.PodManager.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
         monkeypatch.setattr(ssh.SshAccess.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))
@@ -473,23 +474,25 @@ class Desk(Rig):
         self.capsys.readouterr()
         with patch_module_args({"_ansible_check_mode": check, **given}), pytest.raises(SystemExit):
             module.main()
-        said = self.capsys.readouterr().out
-        assert KEY not in said
-        found = json.loads(said)
-        found.pop("invocation", None)
-        return found
+        printed = self.capsys.readouterr().out
+        assert KEY not in printed
+        answer = json.loads(printed)
+        answer.pop("invocation", None)
+        return answer
 
     def pod(self, check: bool = False, **given: Any) -> dict[str, Any]:
         """Have a pod, as the action plugin does."""
-        leash = str(ROOT / "roles/pod/files/leash.py")
-        wanted = {"host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "leash": leash, "runs": [RUN]}
-        changed, word = False, ""
+        wanted = {
+            "host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "runs": [RUN],
+            "leash": str(ROOT / "roles/pod/files/leash.py"), "root": "/workspace/lora-forge",
+        }  # fmt: skip
+        changed, message = False, ""
         for _ in range(9):
-            found = self.call(check=check, **{**wanted, "since": word, **given})
-            changed, word = changed or found.get("changed", False), found.get("word", "")
-            if found.get("phase") not in ("waiting", "ordering", "booting"):
-                return found | {"changed": changed}
-        raise AssertionError(word)
+            answer = self.call(check=check, **{**wanted, "since": message, **given})
+            changed, message = changed or answer.get("changed", False), answer.get("message", "")
+            if answer.get("phase") not in ("waiting", "ordering", "booting"):
+                return answer | {"changed": changed}
+        raise AssertionError(message)
 
     def leave(self, check: bool = False, **given: Any) -> dict[str, Any]:
         return self.call(check=check, **{"host": "pod-1", "state": "absent", **given})

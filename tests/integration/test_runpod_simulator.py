@@ -61,7 +61,7 @@ class Client:
         return answer if status == 201 else answer["detail"]
 
     def pod(self, pod_id: str) -> dict[str, Any]:
-        """A pod that is there."""
+        """Return a pod that is there."""
         status, pod = self.call("GET", f"/v2/pods/{pod_id}")
         assert status == 200, pod
         return pod
@@ -77,7 +77,7 @@ class Client:
         return eventually(lambda: next((pod for pod in [self.pod(pod_id)] if pod["status"] == status), None))
 
     def running(self, **changes: Any) -> dict[str, Any]:
-        """A new pod that runs."""
+        """Order a pod, and wait until it runs."""
         return self.until(self.order(**changes)["id"], "RUNNING")
 
     def fault(self, **faults: Any) -> None:
@@ -86,7 +86,7 @@ class Client:
         assert status == 200, answer
 
     def state(self) -> dict[str, Any]:
-        """What the simulator knows."""
+        """Ask what the simulator knows."""
         return self.call("GET", "/sim/state", key="")[1]
 
 
@@ -111,7 +111,7 @@ class Pace(threading.Event):
 
 @pytest.fixture
 def sim(tmp_path, monkeypatch):
-    """A simulator whose time stands still."""
+    """Run a simulator whose time stands still."""
     now = time.time()
     for name in ("api", "cloud"):
         monkeypatch.setattr(sys.modules[name], "time", types.SimpleNamespace(time=lambda: now))
@@ -361,18 +361,18 @@ def test_every_request_of_the_clients_is_described(api, sim, monkeypatch):
     monkeypatch.setattr(runpod, "QUIET", 0.1)
     client = runpod.RunPod("simulated-key", sim.url)
     for cuda in ("", "13.0"):
-        assert GPU in [gpu["id"] for gpu in client.gpus("COMMUNITY", 2, cuda)]
-    assert client.volume("vol-eu")["dataCenter"] == "EU-RO-1"
-    pod_id = client.create(ORDER)["id"]
+        assert GPU in [gpu["id"] for gpu in client.list_gpus("COMMUNITY", 2, cuda)]
+    assert client.get_volume("vol-eu")["dataCenter"] == "EU-RO-1"
+    pod_id = client.create_pod(ORDER)["id"]
     api.until(pod_id, "RUNNING")
-    assert client.pod(pod_id)["id"] == client.pods()[0]["id"] == pod_id
-    assert isinstance(client.log(pod_id), list)
-    assert client.listed("/v2/pods?limit=1", "pods")[0]["id"] == pod_id
-    assert client.billed(pod_id) is None
+    assert client.get_pod(pod_id)["id"] == client.list_pods()[0]["id"] == pod_id
+    assert isinstance(client.read_log(pod_id), list)
+    assert client.list_items("/v2/pods?limit=1", "pods")[0]["id"] == pod_id
+    assert client.billed_usd(pod_id) is None
     api.call("POST", "/sim/billing", {"pod": pod_id}, key="")
-    assert client.billed(pod_id) >= 0
-    client.stop(pod_id)
-    assert (client.release(pod_id), client.release(pod_id), client.pod(pod_id)) == (True, False, None)
+    assert client.billed_usd(pod_id) >= 0
+    client.stop_pod(pod_id)
+    assert (client.delete_pod(pod_id), client.delete_pod(pod_id), client.get_pod(pod_id)) == (True, False, None)
     paths = [(noted["method"], noted["path"].partition("?")[0]) for noted in api.state()["requests"]]
     asked = {(method, path.replace(pod_id, "{}").replace("vol-eu", "{}")) for method, path in paths}
     assert {(method, path) for method, path, _ in sim.api.routes} - asked == {  # what the client never asks

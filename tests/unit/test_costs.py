@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import claims as claims_of
 from ansible.module_utils.lora_forge.pods import costs
-from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.pods.claims import Claim, Claims
 from wire import Rig, gpu
 
 L40S, A40, A100, L4 = (
@@ -20,8 +22,8 @@ BOTH = {"SECURE": ALL, "COMMUNITY": ALL}
 SECURE = {"SECURE": ALL}
 
 
-def order(found: list[costs.Offer]) -> list[tuple[str, str, float]]:
-    return [(offer.gpu.removeprefix("NVIDIA "), offer.cloud[0], offer.usd_per_hour) for offer in found]
+def order(offers: list[costs.Offer]) -> list[tuple[str, str, float]]:
+    return [(offer.gpu.removeprefix("NVIDIA "), offer.cloud[0], offer.usd_per_hour) for offer in offers]
 
 
 # --- offers --------------------------------------------------------------------------------------------------------
@@ -68,14 +70,14 @@ def test_what_may_be_ordered_in_the_order_of_preference_and_the_cheaper_cloud_fi
 ):
     given = {"count": 1, "cap": 5.0, "memory": 0.0, **options}
     floor = given.get("floor", 0.0)
-    found = costs.find_offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
-    assert order(found) == expected
+    offers = costs.find_offers(catalogues, gpus, given["count"], given["cap"], given["memory"], floor_gib=floor)
+    assert order(offers) == expected
 
 
 def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     none, unsaid = L40S | {"availability": "NONE"}, {k: v for k, v in A40.items() if k != "availability"}
-    found = costs.find_offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
-    assert [(offer.gpu, offer.stock) for offer in found] == [
+    offers = costs.find_offers({"SECURE": [none, unsaid, A100]}, ["L40S", "A40", "A100"], 1, 5)
+    assert [(offer.gpu, offer.stock) for offer in offers] == [
         ("NVIDIA A100", "HIGH"), ("NVIDIA L40S", "NONE"), ("NVIDIA A40", "NONE"),
     ]  # fmt: skip
 
@@ -91,7 +93,9 @@ def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
     ],
 )
 def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, stock):
-    places = {"dataCenters": [{"id": one, "availability": level} for one, level in levels.items()]} if levels else {}
+    places = (
+        {"dataCenters": [{"id": center, "availability": level} for center, level in levels.items()]} if levels else {}
+    )
     entry = {k: v for k, v in L40S.items() if k != "dataCenters"} | {"availability": "MEDIUM"} | places
     assert costs.find_offers({"SECURE": [entry]}, ["L40S"], 1, 5, 0, centers)[0].stock == stock
 
@@ -128,18 +132,18 @@ def test_too_little_memory_is_said_once():
 
 def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
     (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30)
-    assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
-    assert [offer.doubt for offer in costs.find_offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
+    assert offer.warning == "24 GB may be too little: 30 GiB is the estimate"
+    assert [offer.warning for offer in costs.find_offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]
 
 
 def test_a_gpu_that_may_be_too_small_is_named_with_the_class_that_fits():
     classes = {"gpu-16gb": 10.3, "gpu-24gb": 11.9, "gpu-48gb": 27.3}
     (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30, classes=classes)
-    assert offer.doubt == (
+    assert offer.warning == (
         "24 GB may be too little: 30 GiB is the estimate; with trainer_machine: gpu-24gb it is 11.9 GiB"
     )
     (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30, classes={"gpu-48gb": 27.3})
-    assert offer.doubt == "24 GB may be too little: 30 GiB is the estimate"
+    assert offer.warning == "24 GB may be too little: 30 GiB is the estimate"
 
 
 # --- estimates -----------------------------------------------------------------------------------------------------
@@ -152,9 +156,9 @@ def run(**changes: Any) -> dict[str, Any]:
     return {"rehearsal": False, "recipe": recipe, "estimate": {"work": 400 * batch * recipe["sequence_len"]}}
 
 
-def pure(found: float | None) -> float:
-    assert found is not None
-    return found - costs.OVERHEAD
+def pure(hours: float | None) -> float:
+    assert hours is not None
+    return hours - costs.OVERHEAD
 
 
 def test_hours_follow_from_steps_tokens_and_weights():
@@ -221,10 +225,10 @@ def test_what_is_not_known_is_not_estimated_and_a_rehearsal_is_short():
 def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
     estimate, max_hours, max_usd, spent, hours
 ):
-    found = costs.allowed_hours(
+    allowed = costs.allowed_hours(
         estimate, 1.0, max_hours, max_usd, spent
     )  # the dollars hold for 1.05 times the price too
-    assert found == pytest.approx(hours)
+    assert allowed == pytest.approx(hours)
 
 
 # --- while it trains -----------------------------------------------------------------------------------------------
@@ -232,6 +236,10 @@ def test_a_leash_is_the_least_of_the_caps_and_of_twice_the_estimate_and_an_hour(
 BUDGET = {"usd_per_hour": 2.0, "spent": 1.0, "since": 0.0, "max_usd": 7.0, "max_hours": 4.0, "deadline": 7200,
           "pod": "a1", "pods": ["a0", "a1"]}  # fmt: skip
 H = 3600.0
+
+
+def budget_of(**changes: Any) -> costs.Budget:
+    return costs.Budget(**{**BUDGET, **changes})
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,7 @@ H = 3600.0
     ],
 )  # fmt: skip
 def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_fits_goes_on(changes, now, eta, words):
-    assert costs.budget_breach({**BUDGET, **changes}, now, eta) == words
+    assert costs.budget_breach(budget_of(**changes), now, eta) == words
 
 
 @pytest.mark.parametrize(
@@ -267,13 +275,20 @@ def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_
     ],
 )  # fmt: skip
 def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(changes, now, eta, deadline):
-    assert costs.renewed_deadline({**BUDGET, **changes}, now, eta) == deadline
+    assert costs.renewed_deadline(budget_of(**changes), now, eta) == deadline
+
+
+def test_a_budget_goes_through_ansible_as_it_is():
+    assert costs.Budget.from_dict({}) is None
+    budget = budget_of(claim="/c/n.json", root="/r")
+    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r"}
+    assert costs.Budget.from_dict({**budget.as_dict(), "of a later version": 1}) == budget
 
 
 def test_what_a_run_cost_is_its_share_of_the_pods():
-    assert costs.usd_spent({}) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    assert costs.usd_spent(None) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pods": ["a0", "a1"]}
-    assert costs.usd_spent(BUDGET, 0.50001) == {"usd": 0.5, **cost}
+    assert costs.usd_spent(budget_of(), 0.50001) == {"usd": 0.5, **cost}
 
 
 @pytest.mark.parametrize(("hours", "words"), [(0, "0:00 h"), (2.4, "2:24 h"), (0.999, "1:00 h"), (30.25, "30:15 h")])
@@ -295,25 +310,27 @@ def test_hours_as_people_read_them(hours, words):
 )  # fmt: skip
 def test_a_pod_costs_what_is_billed_else_its_price_for_the_time_since_its_order(tmp_path, changes, usd):
     known = {"pod_id": "a", "asked_at": 0, "usd_per_hour": 2.0, **changes}
-    assert claims_of.claim_cost(Claims(tmp_path).make("h", [], 0, **known), 5400) == usd
+    assert claims_of.claim_cost(Claims(tmp_path).open_claim("h", [], 0, **known), 5400) == usd
 
 
 def test_what_runs_have_cost_is_the_sum_over_their_pods(tmp_path):
     claims = Claims(tmp_path)
     for runs, rate, known in ((["a"], 1, {"released_at": 3600}), (["a", "b"], 2, {}), (["c"], 4, {"billed_usd": 9})):
-        last = claims.make("h", runs, rate, pod_id="x", asked_at=0, usd_per_hour=rate, **known)
-    assert [claims.spent(runs, 7200) for runs in (["a"], ["b"], ["a", "b"], ["c"], ["d"], [])] == [5, 4, 5, 9, 0, 0]
-    assert claims.spent(["c"], 7200, but=last["name"]) == 0
+        last = claims.open_claim("h", runs, rate, pod_id="x", asked_at=0, usd_per_hour=rate, **known)
+    assert [claims.spent_on(runs, 7200) for runs in (["a"], ["b"], ["a", "b"], ["c"], ["d"], [])] == [5, 4, 5, 9, 0, 0]
+    assert claims.spent_on(["c"], 7200, without=last.name) == 0
 
 
 def test_of_what_shared_pods_have_cost_nothing_is_counted_twice(tmp_path):
     claims = Claims(tmp_path / "pods")
     for pod, runs, usd in (("p1", ["a-1", "b-1"], 1), ("p2", ["b-1", "c-1"], 2), ("p3", ["d-1", "e-1"], 4),
                            (None, ["f-1"], 9)):  # fmt: skip
-        claims.make("h", runs, 0, pod_id=pod, asked_at=0, usd_per_hour=usd)
+        claims.open_claim("h", runs, 0, pod_id=pod, asked_at=0, usd_per_hour=usd)
 
     def left():
-        return {"+".join(sorted(runs)): usd for runs, usd in claims_of.undelivered_costs(claims.all(), tmp_path, H)}
+        return {
+            "+".join(sorted(runs)): usd for runs, usd in claims_of.undelivered_costs(claims.list_all(), tmp_path, H)
+        }
 
     def deliver(run_id, **cost):
         folder = tmp_path / run_id[0] / run_id
@@ -322,19 +339,19 @@ def test_of_what_shared_pods_have_cost_nothing_is_counted_twice(tmp_path):
 
     assert left() == {"a-1+b-1+c-1": 3.0, "d-1+e-1": 4.0, "f-1": 0.0}
     shares = {"a-1": 1.0, "b-1": 1.0, "c-1": 1.0, "d-1": 2.0, "e-1": 2.0, "f-1": 0.0}
-    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == shares
+    assert claims_of.cost_by_run(claims.list_all(), tmp_path, H) == shares
     deliver("b-1", usd=2.5, pods=["p1", "p2"])
     deliver("d-1", usd=5.0, pods=["p3"])  # as it was billed: more than by the clock
     deliver("g-1", usd="1", pods=["p1"])  # damaged
     assert left() == {"a-1+b-1+c-1": 0.5, "d-1+e-1": 0.0, "f-1": 0.0}
-    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == {"a-1": 0.25, "c-1": 0.25, "e-1": 0.0, "f-1": 0.0}
+    assert claims_of.cost_by_run(claims.list_all(), tmp_path, H) == {"a-1": 0.25, "c-1": 0.25, "e-1": 0.0, "f-1": 0.0}
 
 
 def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
     claims = Claims(tmp_path / "pods")
     for pod, billed in (("p1", 1.0), ("p2", 3.0), ("p3", None)):
         known = {"pod_id": pod, "asked_at": 0, "usd_per_hour": 2.0, "released_at": 3600, "billed_usd": billed}
-        claims.make("h", ["r"], 0, output=str(tmp_path), **known)
+        claims.open_claim("h", ["r"], 0, output=str(tmp_path), **known)
     costs = {
         "a-1": {"usd": 2.0, "pods": ["p1"]}, "b-1": {"usd": 3.0, "pods": ["p1", "p2"]},
         "c-1": {"usd": 9.0, "pods": ["p2", "p3"]}, "d-1": {"usd": 0.0},
@@ -344,29 +361,36 @@ def test_manifests_are_corrected_once_all_their_pods_are_billed(tmp_path):
         path.parent.mkdir(parents=True)
         rundir.write_json(path, {"run_id": run_id, "cost": {**costs[run_id], "source": "RunPod's price × time"}})
     for _ in range(2):  # the second time changes nothing
-        claims_of.apply_billing(claims.all())
-        found = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
-        assert {one: cost["usd"] for one, cost in found.items()} == {"a-1": 1.0, "b-1": 3.0, "c-1": 9.0, "d-1": 0.0}
-        assert [cost["source"] == "RunPod's bill" for cost in found.values()] == [True, True, False, False]
+        claims_of.apply_billing(claims.list_all())
+        corrected = {run_id: rundir.read_json(path)["cost"] for run_id, path in paths.items()}
+        assert {run_id: cost["usd"] for run_id, cost in corrected.items()} == {
+            "a-1": 1.0,
+            "b-1": 3.0,
+            "c-1": 9.0,
+            "d-1": 0.0,
+        }
+        assert [cost["source"] == "RunPod's bill" for cost in corrected.values()] == [True, True, False, False]
 
 
 def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
     rig = Rig(tmp_path)
-    mine = rig.ready()["claim"]
-    rig.clock.time = mine["asked_at"] + 3590
+    mine = rig.ready().claim
+    rig.clock.time = mine.asked_at + 3590
     orphan = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-9-0c1d2e")
     others = [rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e"), rig.cloud.add("my-pod", status="EXITED")]
-    rows = claims_of.list_account_pods(rig.pods.api.pods(), rig.claims.all(), rig.claims.owner, rig.clock.now())
+    rows = claims_of.list_account_pods(
+        rig.manager.api.list_pods(), rig.claims.list_all(), rig.claims.owner, rig.clock.now()
+    )
     table = [[row[key] for key in ("name", "host", "mine", "claimed", "usd_per_hour", "usd", "status")] for row in rows]
     assert table == [
-        [mine["name"], "pod-1", True, ["witness-1"], 0.86, 0.8576, "RUNNING"],
+        [mine.name, "pod-1", True, ["witness-1"], 0.86, 0.8576, "RUNNING"],
         [orphan["name"], "pod-9", True, [], 0.86, 0.0, "PROVISIONING"],
         [others[0]["name"], "pod-1", False, [], 0.86, 0.0, "PROVISIONING"],
         ["my-pod", "", False, [], 0.0, 0.0, "EXITED"],
     ]
-    assert (rows[0]["deadline"], rows[1]["deadline"]) == (mine["deadline"], None)
-    assert "-e pod=pod-1" in rows[0]["keeps"]
-    assert rows[1]["keeps"] == "It costs 0.86 USD/h."
+    assert (rows[0]["deadline"], rows[1]["deadline"]) == (mine.deadline, None)
+    assert "-e pod=pod-1" in rows[0]["retention_notice"]
+    assert rows[1]["retention_notice"] == "It costs 0.86 USD/h."
 
 
 @pytest.mark.parametrize(
@@ -387,7 +411,7 @@ def test_every_pod_of_the_account_is_told_and_whose_it_is(tmp_path):
 def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_path, placed, delivered, age, live):
     # Stopped before the pod was asked for: it is about to go on there.
     placed, noted_at = (placed[:-6], 0.5) if placed.endswith("before") else (placed, 30.0)
-    claim = Claims(tmp_path / "pods").make("h", ["a-1"], 1.0, asked_at=1.0, output=str(tmp_path))
+    claim = Claims(tmp_path / "pods").open_claim("h", ["a-1"], 1.0, asked_at=1.0, output=str(tmp_path))
     (tmp_path / "runs").mkdir()
     if placed:
         rundir.write_json(tmp_path / "runs/a-1.json", {"run_id": "a-1", "state": placed, "noted_at": noted_at})
@@ -395,7 +419,7 @@ def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_pat
         (tmp_path / "adapters/a/a-1").mkdir(parents=True)
         rundir.write_json(tmp_path / "adapters/a/a-1/manifest.json", {})
     assert claims_of.active_runs(claim, age) == (["a-1"] if live else [])
-    assert claims_of.active_runs({**claim, "released_at": 1.0}, age) == []
+    assert claims_of.active_runs(dataclasses.replace(claim, released_at=1.0), age) == []
 
 
 # --- claims, closer ------------------------------------------------------------------------------------------------
@@ -403,10 +427,10 @@ def test_a_pod_is_for_something_until_its_runs_are_delivered_or_given_up(tmp_pat
 
 def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
-    made = claims.make("pod-1", ["a-1", "b-1"], 12.5, gpu="NVIDIA L40S", attempt=2)
-    name = made["name"]
+    made = claims.open_claim("pod-1", ["a-1", "b-1"], 12.5, gpu="NVIDIA L40S", attempt=2)
+    name = made.name
     assert claims_of.parse_name(name) == ("cafe01", "pod-1")
-    assert made == {
+    assert made.as_dict() == {
         "schema_version": rundir.SCHEMA_VERSION,
         "name": name,
         "owner": "cafe01",
@@ -436,38 +460,118 @@ def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_pa
         "billed_usd": None,
     }
     path = tmp_path / "pods/claims" / f"{name}.json"
-    assert claims.path(name) == path
-    assert rundir.read_json(path) == made
+    assert claims.path_of(name) == path
+    assert rundir.read_json(path) == made.as_dict()
     assert (path.parent.stat().st_mode & 0o777) == 0o700
-    assert claims.write(made, state="ordered") == rundir.read_json(path)
+    assert claims.update(made, state="ordered").as_dict() == rundir.read_json(path)
     assert rundir.read_json(path)["state"] == "ordered"
+
+
+def test_a_claim_of_an_earlier_version_is_read_with_what_it_lacks(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    name = "lora-forge-cafe01-pod-1-0c1d2e"
+    (tmp_path / "claims").mkdir()
+    rundir.write_json(claims.path_of(name), {"name": name, "owner": "cafe01", "host": "pod-1", "made_at": 5.0,
+                                             "pod_id": "p1", "asked_at": 6.0, "word": "so far"})  # fmt: skip
+    [claim] = claims.list_all()
+    assert (claim.runs, claim.output, claim.attempt, claim.released_at, claim.word) == ([], "", 1, None, "so far")
+    assert claims.find_open("pod-1") == claim
+    assert claim == Claim.from_dict(claim.as_dict())
+
+
+def test_a_renewal_changes_the_deadline_of_that_very_claim_and_nothing_else(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    claim, other = (claims.open_claim("pod-1", ["a-1"], now, deadline=7.0) for now in (1, 2))
+    rundir.write_json(claims.path_of(claim.name), {**claim.as_dict(), "of a later version": 1})
+    assert claims.renew(claim.name, 9.5)
+    assert rundir.read_json(claims.path_of(claim.name)) == {**claim.as_dict(), "deadline": 9.5, "of a later version": 1}
+    assert rundir.read_json(claims.path_of(other.name)) == other.as_dict()
+
+
+def test_a_claim_that_is_closed_or_gone_is_not_renewed(tmp_path):
+    claims = Claims(tmp_path / "pods", "cafe01")
+    assert not claims.renew("lora-forge-cafe01-pod-1-0c1d2e", 9.5)
+    assert not (tmp_path / "pods").exists()
+    closed = claims.open_claim("pod-1", ["a-1"], 1, deadline=7.0, released_at=8.0)
+    opened = claims.open_claim("pod-1", ["a-1"], 9)  # in its place
+    assert not claims.renew(closed.name, 9.5)
+    assert claims.list_all() == [closed, opened]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_renewal_waits_for_who_has_the_lock_and_goes_by_what_that_one_wrote(tmp_path, closes):
+    claims = Claims(tmp_path, "cafe01")
+    claim = claims.open_claim("pod-1", ["a-1"], 1, deadline=7.0)
+    renewed: list[bool] = []
+    watching = threading.Thread(target=lambda: renewed.append(claims.renew(claim.name, 9.5)))
+    with claims.locked("pod-1"):
+        watching.start()
+        watching.join(0.1)
+        assert watching.is_alive()
+        assert claims.list_all() == [claim]
+        claims.update(claim, usd_per_hour=2.0, released_at=8.0 if closes else None)
+    watching.join()
+    assert renewed == [not closes]
+    assert claims.list_all() == [dataclasses.replace(claim, deadline=7.0 if closes else 9.5)]
+
+
+def test_a_bill_does_not_take_back_what_was_written_meanwhile(tmp_path):
+    claims = Claims(tmp_path, "cafe01")
+    claim = claims.open_claim("pod-1", [], 1, pod_id="p1", asked_at=0.0, released_at=8.0)
+
+    def bill(pod_id: str) -> float:
+        claims.update(dataclasses.replace(claim), usd=0.5)  # by another process, while RunPod is asked
+        return 0.25
+
+    assert claims_of.fetch_bills(claims, bill, 9.0, check=True)
+    assert claims.list_all()[0].billed_usd is None
+    assert claims_of.fetch_bills(claims, bill, 9.0, check=False)
+    assert (claims.list_all()[0].usd, claims.list_all()[0].billed_usd) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("closed", "asked"),
+    [
+        ({"released_at": None}, False),
+        ({"released_at": 8.0, "pod_id": None}, False),
+        ({"released_at": 8.0}, True),
+        ({"released_at": 8.0, "billed_usd": 0.1}, True),  # its last hours may be missing
+        ({"released_at": 8.0 - claims_of.FINAL_BILL, "billed_usd": 0.1}, False),
+        ({"released_at": 8.0 - claims_of.FINAL_BILL}, True),
+    ],
+)
+def test_a_bill_is_asked_for_until_it_is_whole(tmp_path, closed, asked):
+    claims, pods = Claims(tmp_path, "cafe01"), []
+    claims.open_claim("pod-1", [], 1, **{"pod_id": "p1", "asked_at": 0.0, **closed})
+    assert not claims_of.fetch_bills(claims, pods.append, 8.0, check=False)
+    assert pods == (["p1"] if asked else [])
 
 
 def test_claims_of_one_host_have_names_of_their_own(tmp_path):
     claims = Claims(tmp_path, "cafe01")
-    assert len({claims.make("pod-1", [], 0)["name"] for _ in range(5)}) == 5
+    assert len({claims.open_claim("pod-1", [], 0).name for _ in range(5)}) == 5
 
 
 def test_claims_are_told_from_the_oldest_on_and_what_is_none_is_passed_over(tmp_path):
     claims = Claims(tmp_path, "cafe01")
-    assert claims.all() == []
+    assert claims.list_all() == []
     for host, now in (("b", 2), ("a", 3), ("c", 1)):
-        claims.make(host, [], now)
+        claims.open_claim(host, [], now)
     (tmp_path / "claims/odd.json").write_text("{}")
     (tmp_path / "claims/cut.json").write_text("{")
-    assert [claim["host"] for claim in claims.all()] == ["c", "b", "a"]
+    assert [claim.host for claim in claims.list_all()] == ["c", "b", "a"]
 
 
 def test_the_open_claim_of_a_host_is_the_newest_of_this_owner_that_is_not_released(tmp_path):
     claims = Claims(tmp_path, "cafe01")
-    assert claims.open("a") is None
-    claims.make("a", ["old"], 1)
-    claims.make("a", ["new"], 2)
-    claims.make("a", ["released"], 3, released_at=4.0)
-    claims.make("b", ["of another host"], 5)
-    Claims(tmp_path, "deadbeef").make("a", ["of another owner"], 6)
-    assert claims.open("a")["runs"] == ["new"]
-    assert claims.open("c") is None
+    assert claims.find_open("a") is None
+    claims.open_claim("a", ["old"], 1)
+    claims.open_claim("a", ["new"], 2)
+    claims.open_claim("a", ["released"], 3, released_at=4.0)
+    claims.open_claim("b", ["of another host"], 5)
+    Claims(tmp_path, "deadbeef").open_claim("a", ["of another owner"], 6)
+    assert claims.find_open("a").runs == ["new"]
+    assert claims.find_open("c") is None
 
 
 @pytest.mark.parametrize("owner", ["a b", "a-b", "é", "a\n", "../x"])
@@ -496,8 +600,8 @@ def test_whose_a_pod_is_stands_in_its_name(name, parsed):
     assert claims_of.parse_name(name) == parsed
 
 
-def pod_claim(**changes: Any) -> dict[str, Any]:
-    return {"pod_id": "a", "asked_at": 0.0, "usd_per_hour": 2.0, "released_at": None, "billed_usd": None, **changes}
+def pod_claim(**changes: Any) -> Claim:
+    return Claim(**{"name": "n", "pod_id": "a", "asked_at": 0.0, "usd_per_hour": 2.0, **changes})
 
 
 @pytest.mark.parametrize(
@@ -528,7 +632,7 @@ def test_a_pod_that_is_kept_says_what_it_costs_until_when_and_both_ways_on(monke
 
 def test_the_runs_that_a_pod_is_kept_for(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
-    claim = claims.make("h", ["d-1", "c-1", "b-1", "a-1", "e-1"], 1000.0, output=str(tmp_path))
+    claim = claims.open_claim("h", ["d-1", "c-1", "b-1", "a-1", "e-1"], 1000.0, output=str(tmp_path))
     (tmp_path / "runs").mkdir()
     placed = {
         "a-1": {"state": "launched", "noted_at": 2000.0},
@@ -544,32 +648,34 @@ def test_the_runs_that_a_pod_is_kept_for(tmp_path):
     (tmp_path / "adapters/b/b-1").mkdir(parents=True)
     rundir.write_json(tmp_path / "adapters/b/b-1/manifest.json", {})
     assert claims_of.active_runs(claim, 9e9) == ["a-1"]
-    unknown = claims.make("h", ["a-1", "b-1"], 1000.0)  # of an earlier version: nobody knows where its output lies
+    unknown = claims.open_claim(
+        "h", ["a-1", "b-1"], 1000.0
+    )  # of an earlier version: nobody knows where its output lies
     assert claims_of.active_runs(unknown, 1001.0) == ["a-1", "b-1"]
     assert claims_of.active_runs(unknown, 9e9) == []
 
 
 def test_what_is_left_of_shared_costs_is_rounded_and_split(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
-    claims.make("h", ["a-1", "b-1", "c-1"], 0, pod_id="p1", asked_at=0, usd_per_hour=1.0)
-    assert claims_of.cost_by_run(claims.all(), tmp_path, H) == {"a-1": 0.3333, "b-1": 0.3333, "c-1": 0.3333}
+    claims.open_claim("h", ["a-1", "b-1", "c-1"], 0, pod_id="p1", asked_at=0, usd_per_hour=1.0)
+    assert claims_of.cost_by_run(claims.list_all(), tmp_path, H) == {"a-1": 0.3333, "b-1": 0.3333, "c-1": 0.3333}
     assert claims_of.cost_by_run([], tmp_path, H) == {}
     folder = tmp_path / "a/a-1"
     folder.mkdir(parents=True)
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1"})  # it says nothing of its cost
-    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    assert claims_of.undelivered_costs(claims.list_all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": None}})
-    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
+    assert claims_of.undelivered_costs(claims.list_all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 1.0)]
     rundir.write_json(folder / "manifest.json", {"run_id": "a-1", "cost": {"usd": 0.25, "pods": ["p1", "p9"]}})
-    assert claims_of.undelivered_costs(claims.all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 0.75)]
+    assert claims_of.undelivered_costs(claims.list_all(), tmp_path, H) == [({"a-1", "b-1", "c-1"}, 0.75)]
 
 
 def test_a_corrected_manifest_keeps_everything_else(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
     for pod, rate, billed in (("p1", 2.0, 3.0), ("p2", 1.0, 0.6), ("p0", 0.0, 1.0)):
-        claims.make("h", ["a-1"], 0, output=str(tmp_path), pod_id=pod, asked_at=0, usd_per_hour=rate,
+        claims.open_claim("h", ["a-1"], 0, output=str(tmp_path), pod_id=pod, asked_at=0, usd_per_hour=rate,
                     released_at=3600, billed_usd=billed)  # fmt: skip
-    claims.make("h", ["a-1"], 0)  # never ordered
+    claims.open_claim("h", ["a-1"], 0)  # never ordered
     path = tmp_path / "adapters/a/a-1/manifest.json"
     path.parent.mkdir(parents=True)
     cost = {"usd": 1.0, "usd_per_hour": 2.0, "pods": ["p1", "p2"], "source": "RunPod's price × time"}
@@ -579,31 +685,31 @@ def test_a_corrected_manifest_keeps_everything_else(tmp_path):
         "agent": "a",
         "cost": {**cost, "usd": 1.2, "usd_by_clock": 1.0, "source": "RunPod's bill"},
     }
-    claims_of.apply_billing(claims.all())
+    claims_of.apply_billing(claims.list_all())
     assert rundir.read_json(path) == right
     written = path.stat().st_mtime_ns
-    claims_of.apply_billing(claims.all())
+    claims_of.apply_billing(claims.list_all())
     assert path.stat().st_mtime_ns == written
     free = {"run_id": "a-1", "cost": {"usd": 0.0, "pods": ["p0"]}}
     rundir.write_json(path, free)  # by the clock it cost nothing: there is nothing to scale
-    claims_of.apply_billing(claims.all())
+    claims_of.apply_billing(claims.list_all())
     assert rundir.read_json(path) == free
     strange = {"run_id": "a-1", "cost": {"usd": 1.0, "pods": ["p1", "of another checkout"]}}
     rundir.write_json(path, strange)
-    claims_of.apply_billing(claims.all())
+    claims_of.apply_billing(claims.list_all())
     assert rundir.read_json(path) == strange
 
 
 def test_a_later_bill_is_laid_over_what_the_clock_said(tmp_path):
     claims = Claims(tmp_path / "pods", "cafe01")
-    claim = claims.make("h", ["a-1"], 0, output=str(tmp_path), pod_id="p1", asked_at=0, usd_per_hour=2.0,
+    claim = claims.open_claim("h", ["a-1"], 0, output=str(tmp_path), pod_id="p1", asked_at=0, usd_per_hour=2.0,
                         released_at=3600, billed_usd=3.0)  # fmt: skip
     path = tmp_path / "adapters/a/a-1/manifest.json"
     path.parent.mkdir(parents=True)
     rundir.write_json(path, {"cost": {"usd": 1.0, "pods": ["p1"]}})
-    claims_of.apply_billing(claims.all())
-    claims.write(claim, billed_usd=4.00004)
-    claims_of.apply_billing(claims.all())
+    claims_of.apply_billing(claims.list_all())
+    claims.update(claim, billed_usd=4.00004)
+    claims_of.apply_billing(claims.list_all())
     assert rundir.read_json(path)["cost"] == {
         "usd": 2.0, "usd_by_clock": 1.0, "pods": ["p1"], "source": "RunPod's bill",
     }  # fmt: skip
@@ -612,28 +718,29 @@ def test_a_later_bill_is_laid_over_what_the_clock_said(tmp_path):
 def test_every_row_of_what_burns():
     claim = pod_claim(name="lora-forge-cafe01-pod-1-0c1d2e", host="pod-1", asked_at=1000.0, deadline=1_764_000_000.0,
                       runs=[], output="", wanted_at=0)  # fmt: skip
-    unleashed = {**claim, "name": "lora-forge-cafe01-pod-2-0c1d2e", "host": "pod-2", "deadline": None}
+    unleashed = dataclasses.replace(claim, name="lora-forge-cafe01-pod-2-0c1d2e", host="pod-2", deadline=None)
     pods = [
         {"name": "b", "id": "2", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": "0.5", "gpu": None},
         {"name": "a", "id": "1", "status": "EXITED", "createdAt": "1970-01-01T00:30:00+00:00", "gpu": {"id": "L4"},
          "cost": 2, "deadline": 99.0},
-        {"name": claim["name"], "id": "3", "status": "RUNNING", "cost": 1.23456},
-        {"name": unleashed["name"], "id": "4", "status": "RUNNING", "createdAt": "no time"},
+        {"name": claim.name, "id": "3", "status": "RUNNING", "cost": 1.23456},
+        {"name": unleashed.name, "id": "4", "status": "RUNNING", "createdAt": "no time"},
         {"name": "c", "id": "5", "status": "RUNNING", "cost": None, "createdAt": None},
     ]  # fmt: skip
     rows = claims_of.list_account_pods(pods, [claim, unleashed], "cafe01", 4600.0)
     plain = {"host": "", "mine": False, "claimed": [], "deadline": None, "gpu": "CPU", "status": "RUNNING"}
     assert rows == [
-        {**plain, "name": claim["name"], "id": "3", "host": "pod-1", "usd_per_hour": 1.23456, "age_h": 1.0,
-         "usd": 1.2346, "mine": True, "deadline": claim["deadline"], "keeps": claims_of.retention_notice(claim)},
+        {**plain, "name": claim.name, "id": "3", "host": "pod-1", "usd_per_hour": 1.23456, "age_h": 1.0,
+         "usd": 1.2346, "mine": True, "deadline": claim.deadline,
+         "retention_notice": claims_of.retention_notice(claim)},
         {**plain, "name": "c", "id": "5", "usd_per_hour": 0.0, "age_h": 0.0, "usd": 0.0,
-         "keeps": "It costs 0.00 USD/h."},
+         "retention_notice": "It costs 0.00 USD/h."},
         {**plain, "name": "a", "id": "1", "status": "EXITED", "gpu": "L4", "usd_per_hour": 2.0, "age_h": 0.778,
-         "usd": 1.5556, "deadline": 99.0, "keeps": "It costs 2.00 USD/h."},
+         "usd": 1.5556, "deadline": 99.0, "retention_notice": "It costs 2.00 USD/h."},
         {**plain, "name": "b", "id": "2", "usd_per_hour": 0.5, "age_h": 0.278, "usd": 0.1389,
-         "keeps": "It costs 0.50 USD/h."},
-        {**plain, "name": unleashed["name"], "id": "4", "host": "pod-2", "usd_per_hour": 0.0, "age_h": 1.0, "usd": 0.0,
-         "mine": True, "keeps": "It costs 0.00 USD/h."},
+         "retention_notice": "It costs 0.50 USD/h."},
+        {**plain, "name": unleashed.name, "id": "4", "host": "pod-2", "usd_per_hour": 0.0, "age_h": 1.0, "usd": 0.0,
+         "mine": True, "retention_notice": "It costs 0.00 USD/h."},
     ]  # fmt: skip
 
 
@@ -666,7 +773,7 @@ def test_an_offer_says_everything_that_is_known():
 
 def test_among_gpus_that_may_be_too_small_all_are_offered_and_only_where_none_is_large_enough():
     small = costs.find_offers(SECURE, ["L4", "L40S"], 1, 5, 60)
-    assert [(offer.gpu, bool(offer.doubt)) for offer in small] == [("NVIDIA L4", True), ("NVIDIA L40S", True)]
+    assert [(offer.gpu, bool(offer.warning)) for offer in small] == [("NVIDIA L4", True), ("NVIDIA L40S", True)]
     assert [offer.gpu for offer in costs.find_offers(SECURE, ["L4", "L40S"], 1, 5, 48)] == ["NVIDIA L40S"]
 
 
@@ -704,13 +811,13 @@ def test_a_leash_counts_the_dollars_at_a_price_that_may_be_a_little_higher():
 
 
 def test_what_is_renewed_leaves_slack_for_the_collection():
-    budget = {**BUDGET, "max_usd": 0, "max_hours": 24.0}
+    budget = budget_of(max_usd=0, max_hours=24.0)
     assert costs.renewed_deadline(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
     assert costs.renewed_deadline(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
     assert (
-        costs.renewed_deadline({**budget, "max_hours": 2.0 + 1 / 60}, 0, 2 * H) is None
+        costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1 / 60), 0, 2 * H) is None
     )  # a minute more is not worth it
-    assert costs.renewed_deadline({**budget, "max_hours": 2.0 + 1.02 / 60}, 0, 2 * H) == 7261
+    assert costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1.02 / 60), 0, 2 * H) == 7261
 
 
 def test_a_run_without_a_lane_is_on_the_first_one():
@@ -723,14 +830,14 @@ def test_a_run_without_a_lane_is_on_the_first_one():
 
 @pytest.mark.parametrize(("now", "eta"), [(4 * H, None), (0.0, 4 * H), (2 * H, 2 * H)])
 def test_a_second_beyond_the_hours_is_too_long(now, eta):
-    budget = {**BUDGET, "max_usd": 0}
+    budget = budget_of(max_usd=0)
     assert costs.budget_breach(budget, now, eta) == ""
     late = costs.budget_breach(budget, now + 1, None) if eta is None else costs.budget_breach(budget, now, eta + 1)
     assert late.endswith(" 4.00 h, and pod_max_hours is 4.00")
 
 
 def test_what_nobody_said_it_cost_is_nothing():
-    assert costs.usd_spent(BUDGET)["usd"] == 0
+    assert costs.usd_spent(budget_of())["usd"] == 0
 
 
 def test_as_many_gpus_as_a_pod_may_have_are_offered():
@@ -753,11 +860,11 @@ def test_the_stock_is_that_of_the_fullest_data_center():
 
 
 def test_where_more_was_spent_than_allowed_nothing_is_renewed():
-    assert costs.renewed_deadline({**BUDGET, "spent": 9.0, "deadline": 600}, 0, H) is None
+    assert costs.renewed_deadline(budget_of(spent=9.0, deadline=600), 0, H) is None
 
 
 def test_a_claim_is_the_first_attempt_unless_it_is_said_otherwise(tmp_path):
-    assert Claims(tmp_path, "cafe01").make("pod-1", [], 0)["attempt"] == 1
+    assert Claims(tmp_path, "cafe01").open_claim("pod-1", [], 0).attempt == 1
 
 
 def test_a_pod_that_was_forgotten_is_as_old_as_it_is():

@@ -46,21 +46,21 @@ def test_an_empty_owner_file_is_no_owner(tmp_path):
 
 def test_the_open_claim_of_a_host_is_the_newest_that_is_not_released(tmp_path):
     claims = Claims(tmp_path)
-    first, second, _ = (claims.make(host, ["r"], now) for host, now in (("a", 1), ("a", 2), ("b", 3)))
-    assert [claim["made_at"] for claim in claims.all()] == [1, 2, 3]
-    assert claims.open("a") == second
-    claims.write(second, released_at=9)
-    assert claims.open("a") == first
-    claims.write(first, released_at=9)
-    assert claims.open("a") is None
-    claims.path("torn").write_text("{")
-    assert len(claims.all()) == 3
+    first, second, _ = (claims.open_claim(host, ["r"], now) for host, now in (("a", 1), ("a", 2), ("b", 3)))
+    assert [claim.made_at for claim in claims.list_all()] == [1, 2, 3]
+    assert claims.find_open("a") == second
+    claims.update(second, released_at=9)
+    assert claims.find_open("a") == first
+    claims.update(first, released_at=9)
+    assert claims.find_open("a") is None
+    claims.path_of("torn").write_text("{")
+    assert len(claims.list_all()) == 3
 
 
 @pytest.mark.parametrize("host", ["pod-1", "a", "gpu.example.org", "lora-forge-1-2"])
 def test_a_name_tells_owner_and_host(tmp_path, host):
     claims = Claims(tmp_path)
-    names = {claims.make(host, [], 0)["name"] for _ in range(3)}
+    names = {claims.open_claim(host, [], 0).name for _ in range(3)}
     assert len(names) == 3
     assert {parse_name(name) for name in names} == {(claims.owner, host)}
 
@@ -75,23 +75,23 @@ def test_other_names_are_nobodys(name):
 
 
 def test_a_pod_is_claimed_ordered_once_and_found_again(rig):
-    found = rig.go(data_centers=["EU-RO-1"])
-    assert (found["phase"], found["word"]) == ("booting", "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
+    progress = rig.go(data_centers=["EU-RO-1"])
+    assert (progress.phase, progress.message) == ("booting", "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
     assert rig.cloud.asked == [LIST, "GET /v2/catalog/gpus", ORDER]
     body = {k: v for k, v in rig.cloud.orders[0].items() if k not in ("env", "name")}
     assert body == {
         "image": "i", "disk": 60, "ports": ["22/tcp"], "cloud": "SECURE", "dataCenterIds": ["EU-RO-1"],
         "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"},
     }  # fmt: skip
-    assert rig.go(2)["word"] == "it is PROVISIONING, and has no SSH port yet"
+    assert rig.go(2).message == "it is PROVISIONING, and has no SSH port yet"
     rig.restart()
     ready = rig.ready()
-    assert (ready["claim"]["state"], ready["claim"]["pod_id"]) == ("ready", "pod1")
-    written = rig.claims.all()
+    assert (ready.claim.state, ready.claim.pod_id) == ("ready", "pod1")
+    written = rig.claims.list_all()
     del rig.cloud.asked[:]
-    assert rig.ready()["claim"] == ready["claim"]
-    assert (rig.cloud.asked, rig.claims.all()) == ([LIST], written)
-    assert rig.ready(runs=["crew-1"])["claim"]["runs"] == ["crew-1", "witness-1"]
+    assert rig.ready().claim == ready.claim
+    assert (rig.cloud.asked, rig.claims.list_all()) == ([LIST], written)
+    assert rig.ready(runs=["crew-1"]).claim.runs == ["crew-1", "witness-1"]
 
 
 def test_advancing_ends_with_something_new_to_tell_or_after_the_time_it_is_given(rig):
@@ -99,15 +99,15 @@ def test_advancing_ends_with_something_new_to_tell_or_after_the_time_it_is_given
     rig.go(20)
     for since, least, most in (("what was told", 0, 0), ("no SSH answer yet", 20, 20)):
         began = rig.clock.now()
-        assert rig.pods.advance(rig.wanted, 20, since)["word"] == "no SSH answer yet"
+        assert rig.manager.advance(rig.wanted, 20, since).message == "no SSH answer yet"
         assert least <= rig.clock.now() - began <= most
 
 
 def test_each_candidate_is_asked_for_once_until_one_is_there(rig):
     rig.cloud.fate = [CAPACITY, POOL]
     rig.cloud.gpus.append(gpu("A40", 0.44))
-    found = rig.go(gpus=["L40S", "A100", "A40"], clouds=["SECURE"])
-    assert (rig.orders, found["claim"]["gpu"]) == (["L40S", "A100", "A40"], "NVIDIA A40")
+    progress = rig.go(gpus=["L40S", "A100", "A40"], clouds=["SECURE"])
+    assert (rig.orders, progress.claim.gpu) == (["L40S", "A100", "A40"], "NVIDIA A40")
     assert len({order["name"] for order in rig.cloud.orders}) == 1
 
 
@@ -119,13 +119,13 @@ def test_each_candidate_is_asked_for_once_until_one_is_there(rig):
 ])  # fmt: skip
 def test_where_there_is_no_capacity_it_waits_between_rounds_and_then_takes_what_comes(rig, words):
     rig.cloud.fate = [problem(400, words)] * 4
-    found = rig.go()
-    assert (found["phase"], found["word"]) == ("waiting", f"no capacity for L40S, A100 ({words.rstrip('.')})")
-    assert rig.go(lifecycle.RETRY - 3)["phase"] == "waiting"
+    progress = rig.go()
+    assert (progress.phase, progress.message) == ("waiting", f"no capacity for L40S, A100 ({words.rstrip('.')})")
+    assert rig.go(lifecycle.RETRY - 3).phase == "waiting"
     assert len(rig.orders) == 2
     rig.go(3)
     assert len(rig.orders) == 4
-    assert rig.go(30)["phase"] == "ready"
+    assert rig.go(30).phase == "ready"
     assert rig.orders == ["L40S", "A100"] * 2 + ["L40S"]
 
 
@@ -136,7 +136,7 @@ def test_without_capacity_it_ends_in_time_with_nothing_rented(rig):
         "specifications), within 100 s. Nothing is rented. Name more GPUs in pod_gpus, another cloud, or wait longer: "
         "-e pod_order_timeout=…"
     )
-    assert rig.claims.open("pod-1") is None
+    assert rig.claims.find_open("pod-1") is None
     assert len(rig.orders) == 2 * 7
 
 
@@ -165,7 +165,7 @@ def test_what_no_other_try_mends_ends_it_at_once_with_nothing_claimed(rig, fate,
     rig.cloud.fate = list(fate)
     assert words in rig.fails(60)
     assert len(rig.orders) == asked
-    assert rig.claims.open("pod-1") is None
+    assert rig.claims.find_open("pod-1") is None
 
 
 # --- what got no clear answer --------------------------------------------------------------------------------------
@@ -177,31 +177,31 @@ def test_an_order_whose_answer_was_lost_is_found_by_its_name_and_not_repeated(ri
     if how == "died":  # the controller, while it waited for the answer
         rig.cloud.fate = [KeyboardInterrupt()]
         with pytest.raises(KeyboardInterrupt):
-            rig.pods.advance(rig.wanted, 0)
+            rig.manager.advance(rig.wanted, 0)
         rig.cloud.add(rig.cloud.orders[0]["name"], rig.cloud.orders[0])
         rig.restart()
     else:
-        assert rig.go()["word"] == "no answer; looking for its pod"
-    assert rig.ready()["claim"]["pod_id"] == "pod1"
+        assert rig.go().message == "no answer; looking for its pod"
+    assert rig.ready().claim.pod_id == "pod1"
     assert rig.orders == ["L40S"]
 
 
 @pytest.mark.parametrize("fate", [problem(500, "oops"), answer(502, b"<html>"), NoAnswer("reset"), NO_POD])
 def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_come_any_more(rig, fate):
     rig.cloud.fate = [fate]
-    assert rig.go(lifecycle.SETTLE - 6)["phase"] == "ordering"
+    assert rig.go(lifecycle.SETTLE - 6).phase == "ordering"
     assert rig.orders == ["L40S"]
     rig.ready()
-    assert [order["name"] for order in rig.cloud.orders] == [rig.claims.open("pod-1")["name"]] * 2
+    assert [order["name"] for order in rig.cloud.orders] == [rig.claims.find_open("pod-1").name] * 2
 
 
 def test_of_twins_the_known_one_stays(rig):
     rig.cloud.fate = [problem(502, "oops")]
     rig.go(lifecycle.SETTLE)
     ready = rig.ready()
-    rig.cloud.add(ready["claim"]["name"], born=rig.clock.now() - 60)  # the first order, after all
-    found = rig.go()
-    assert (found["done"], rig.ids) == (["pod2 was ordered twice; the second one is released"], ["pod1"])
+    rig.cloud.add(ready.claim.name, born=rig.clock.now() - 60)  # the first order, after all
+    progress = rig.go()
+    assert (progress.notes, rig.ids) == (["pod2 was ordered twice; the second one is released"], ["pod1"])
 
 
 def test_an_order_that_is_listed_late_is_not_repeated(rig):
@@ -231,47 +231,47 @@ def test_a_pod_that_is_listed_twice_is_no_twin(rig):
 
 
 def test_a_live_pod_without_a_claim_is_taken_over(rig):
-    old = rig.ready()["claim"]
+    old = rig.ready().claim
     rig.clock.sleep(3600)
     shutil.rmtree(rig.claims.folder / "claims")
-    found = rig.go()
-    assert (found["phase"], found["done"]) == ("ready", ["pod1 is there already; taken over"])
+    progress = rig.go()
+    assert (progress.phase, progress.notes) == ("ready", ["pod1 is there already; taken over"])
     for name in ("name", "pod_id", "gpu", "cloud", "usd_per_hour", "deadline", "allowance_s", "asked_at"):
-        assert found["claim"][name] == old[name], name
+        assert getattr(progress.claim, name) == getattr(old, name), name
     assert len(rig.orders) == 1
 
 
 def test_a_pod_that_was_released_and_is_listed_still_is_not_taken_over(rig):
-    claim = rig.ready()["claim"]
+    claim = rig.ready().claim
     listed = [(LIST, answer(200, {"pods": [rig.cloud.view(rig.cloud.live[0])]}))]
-    rig.pods.release(claim, "no longer wanted")
+    rig.manager.release(claim, "no longer wanted")
     rig.cloud.faults = list(listed)
-    assert rig.pods.predict(rig.wanted)["pod"] is None
+    assert rig.manager.predict(rig.wanted).pod is None
     rig.cloud.faults = list(listed)
-    found = rig.go()
-    assert (rig.ids, found["done"], found["word"]) == (["pod2"], [], "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
+    progress = rig.go()
+    assert (rig.ids, progress.notes, progress.message) == (["pod2"], [], "NVIDIA L40S, SECURE, 0.86 USD/h: ordered")
     assert rig.cloud.faults == []
-    assert found["claim"]["name"] != claim["name"]
+    assert progress.claim.name != claim.name
 
 
 def test_another_owners_or_hosts_pod_is_not_taken(rig):
     rig.cloud.add("lora-forge-deadbeef-pod-1-0c1d2e")
     rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-2-0c1d2e")
-    rig.pods.advance(rig.wanted, 0)
+    rig.manager.advance(rig.wanted, 0)
     assert len(rig.orders) == 1
 
 
 def test_two_controllers_at_once_order_one_pod(rig, monkeypatch):
-    rivals, adopt = Rivals(monkeypatch), rig.pods.adopt
+    rivals, adopt = Rivals(monkeypatch), rig.manager._adopt_orphan
 
     def late(wanted: Any) -> Any:
-        found = adopt(wanted)
+        claim = adopt(wanted)
         rivals.meet()
-        return found
+        return claim
 
-    rig.pods.adopt = late
-    both = [threading.Thread(target=rig.pods.advance, args=(rig.wanted, 0)) for _ in range(2)]
+    rig.manager._adopt_orphan = late
+    both = [threading.Thread(target=rig.manager.advance, args=(rig.wanted, 0)) for _ in range(2)]
     for step in (threading.Thread.start, threading.Thread.join):
-        for one in both:
-            step(one)
+        for thread in both:
+            step(thread)
     assert len(rig.cloud.live) == 1

@@ -18,14 +18,14 @@ def test_pods_that_do_not_boot_in_time_are_replaced_and_after_enough_of_them_not
         "pod {} (NVIDIA {}) is released: it did not answer SSH within 900 s (it is PROVISIONING, and has no SSH port "
         "yet)"
     )
-    assert rig.go(910)["done"] == [released.format("pod1", "L40S")]
+    assert rig.go(910).notes == [released.format("pod1", "L40S")]
     assert rig.ids == ["pod2"]
     assert rig.fails(2000) == (
         f"pod-1: {released.format('pod3', 'L40S')}. It was number 3 of 3; nothing is rented any longer. An image "
         "without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
     )
     assert rig.orders == ["L40S", "A100", "L40S"]  # what gave a bad pod is asked for last
-    assert rig.claims.open("pod-1") is None
+    assert rig.claims.find_open("pod-1") is None
 
 
 @pytest.mark.parametrize("status", ["EXITED", "ERROR"])
@@ -33,33 +33,33 @@ def test_pods_that_do_not_boot_in_time_are_replaced_and_after_enough_of_them_not
 def test_a_pod_that_was_ready_and_ended_is_replaced_and_its_machine_is_good_still(rig, status, age):
     rig.cloud.machines = ["10.0.0.1", "10.0.0.2", "10.0.0.2"]
     rig.cloud.fate = [{"status": status}]  # the first one was never ready
-    assert rig.ready()["claim"]["attempt"] == 2
+    assert rig.ready().claim.attempt == 2
     rig.clock.sleep(age)
     rig.cloud.live[0]["status"] = status
-    found = rig.ready()
-    assert found["done"] == [f"pod pod2 (NVIDIA A100) is released: it is {status}"]
-    assert (rig.ids, found["claim"]["attempt"], found["claim"]["machine"]) == (["pod3"], 1, "10.0.0.2")
-    assert {one["pod_id"]: one["bad"] for one in rig.claims.all()} == {"pod1": True, "pod2": False, "pod3": False}
+    progress = rig.ready()
+    assert progress.notes == [f"pod pod2 (NVIDIA A100) is released: it is {status}"]
+    assert (rig.ids, progress.claim.attempt, progress.claim.machine) == (["pod3"], 1, "10.0.0.2")
+    assert {other.pod_id: other.bad for other in rig.claims.list_all()} == {"pod1": True, "pod2": False, "pod3": False}
 
 
 def test_a_pod_that_was_ready_and_does_not_answer_any_more_is_told_and_never_released(rig):
     rig.ready()
     rig.shut = lambda pod: "SSH at 195.26.233.1:30001: Connection refused"
-    assert rig.go(890)["phase"] == "booting"
-    said = rig.fails(60, left=1)
-    assert said.startswith(
+    assert rig.go(890).phase == "booting"
+    message = rig.fails(60, left=1)
+    assert message.startswith(
         "pod-1 has not answered SSH for 900 s, though RunPod says RUNNING (SSH at 195.26.233.1:30001: Connection "
         "refused). It costs 0.86 USD/h until its leash ends it at 20"
     )
-    assert said.endswith(
+    assert message.endswith(
         "Either go on with the same command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml "
         "-e pod=pod-1"
     )
     rig.shut = lambda pod: None
-    assert rig.go()["phase"] == "ready"
+    assert rig.go().phase == "ready"
     rig.clock.sleep(3600)
     rig.shut = lambda pod: "no"
-    assert rig.go(890)["phase"] == "booting"  # the time begins anew
+    assert rig.go(890).phase == "booting"  # the time begins anew
     assert rig.orders == ["L40S"]
 
 
@@ -67,18 +67,18 @@ def test_a_bad_machine_is_not_taken_again_for_an_hour_and_that_is_no_attempt(rig
     bad, good = "10.0.0.1", "10.0.0.2"
     rig.cloud.machines = [bad, bad, good, bad]
     rig.shut = lambda pod: "no" if pod["ssh"]["direct"]["host"] == bad else None
-    found = rig.go(960)
-    assert found["done"][1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
-    assert (rig.ids, found["phase"], found["claim"]["attempt"]) == (["pod3"], "ready", 2)
-    rig.pods.release(found["claim"], "done")
+    progress = rig.go(960)
+    assert progress.notes[1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
+    assert (rig.ids, progress.phase, progress.claim.attempt) == (["pod3"], "ready", 2)
+    rig.manager.release(progress.claim, "done")
     rig.clock.sleep(lifecycle.BAD_FOR)
     rig.shut = lambda pod: None
-    assert rig.ready()["claim"]["machine"] == bad
+    assert rig.ready().claim.machine == bad
 
 
 def test_a_pod_that_is_ready_is_kept_when_its_machine_was_bad_for_another(rig):
-    machine = rig.ready()["claim"]["machine"]
-    rig.claims.make("pod-2", [], rig.clock.now(), bad=True, machine=machine, released_at=rig.clock.now())
+    machine = rig.ready().claim.machine
+    rig.claims.open_claim("pod-2", [], rig.clock.now(), bad=True, machine=machine, released_at=rig.clock.now())
     rig.go()
     assert rig.ids == ["pod1"]
 
@@ -89,45 +89,45 @@ def test_a_pod_that_costs_more_than_the_cap_is_released_at_once(rig):
         "pod-1: NVIDIA L40S was offered at 0.86 USD/h, but the pod cost 2.01; it was released at once"
     )
     assert [asked.partition(" ")[0] for asked in rig.cloud.asked] == ["GET", "GET", "POST", "DELETE", "GET"]
-    assert rig.claims.all()[0]["word"] == "it costs 2.01 USD/h, more than RunPod's catalogue said"
+    assert rig.claims.list_all()[0].word == "it costs 2.01 USD/h, more than RunPod's catalogue said"
 
 
 def test_a_price_that_changes_is_noted(rig):
     rig.ready()
     rig.cloud.live[0]["price"] = 0.9
-    assert rig.go()["claim"]["usd_per_hour"] == 0.9
+    assert rig.go().claim.usd_per_hour == 0.9
 
 
 def test_a_pod_that_vanished_is_replaced_and_what_it_cost_counts(rig):
     rig.ready(max_usd=3.0)
     rig.clock.sleep(3600 - 12)
     rig.cloud.live[0]["status"] = "TERMINATED"
-    found = rig.ready()
-    assert found["done"] == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
-    budget = lifecycle.pod_budget(rig.wanted, found["claim"], rig.claims, rig.clock.now())
-    assert budget["spent"] == pytest.approx(0.86, abs=0.01)
-    assert (budget["pod"], budget["max_usd"], budget["since"]) == ("pod2", 3.0, found["claim"]["asked_at"])
-    assert budget["claim"] == str(rig.claims.path(found["claim"]["name"]))
-    left = (3.0 - budget["spent"]) / (0.86 * costs.TOLERANCE)
-    assert budget["deadline"] - budget["since"] == pytest.approx(left * 3600, abs=30)
+    progress = rig.ready()
+    assert progress.notes == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
+    budget = lifecycle.pod_budget(rig.wanted, progress.claim, rig.claims, rig.clock.now(), "/r")
+    assert budget.spent == pytest.approx(0.86, abs=0.01)
+    assert (budget.pod, budget.max_usd, budget.since) == ("pod2", 3.0, progress.claim.asked_at)
+    assert budget.claim == str(rig.claims.path_of(progress.claim.name))
+    left = (3.0 - budget.spent) / (0.86 * costs.TOLERANCE)
+    assert budget.deadline - budget.since == pytest.approx(left * 3600, abs=30)
 
 
 def test_a_pod_whose_leash_ended_it_is_an_error_and_the_same_command_orders_another(rig):
-    deadline = rig.ready()["claim"]["deadline"]
+    deadline = rig.ready().claim.deadline
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.clock.time = deadline + 1
     assert rig.fails() == (
         "pod-1: its leash ended the pod after 3:00 h, 2.58 USD. Checkpoints that were fetched are kept; for more time: "
         "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
     )
-    assert rig.ready()["claim"]["pod_id"] == "pod2"
+    assert rig.ready().claim.pod_id == "pod2"
 
 
 def test_a_pod_whose_renewed_leash_ended_it_is_told_with_its_real_length(rig):
-    claim = rig.ready()["claim"]
-    rig.claims.write(claim, deadline=claim["deadline"] + 7200)  # as watch does
+    claim = rig.ready().claim
+    assert rig.claims.renew(claim.name, claim.deadline + 7200)
     rig.cloud.live[0]["status"] = "TERMINATED"
-    rig.clock.time = claim["deadline"] + 1
+    rig.clock.time = claim.deadline + 7201
     assert "ended the pod after 5:00 h, 4.30 USD" in rig.fails()
 
 
@@ -158,7 +158,7 @@ def test_a_pod_whose_leash_ended_it_costs_nothing_after_its_deadline(rig):
 def test_what_does_not_fit_into_the_caps_is_told_before_anything_is_ordered(rig, changes, words):
     assert rig.fails(**changes) == words
     with pytest.raises(UserError, match=re.escape(words)):
-        rig.pods.predict(rig.wanted)
+        rig.manager.predict(rig.wanted)
     assert rig.orders == []
 
 
@@ -178,12 +178,12 @@ def test_a_pod_whose_price_would_break_the_cap_in_all_is_released_at_once(rig):
     rig.cloud.fate = [{"price": 1.72}]
     assert rig.fails(max_usd=2.0).endswith("was offered at 0.86 USD/h, but the pod cost 1.72; it was released at once")
     rig.cloud.fate = [{"price": 0.9}]  # with its disk
-    claim = rig.go()["claim"]
-    assert (claim["deadline"] - claim["asked_at"]) / 3600 * claim["usd_per_hour"] <= 2.0
+    claim = rig.go().claim
+    assert (claim.deadline - claim.asked_at) / 3600 * claim.usd_per_hour <= 2.0
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.cloud.fate = [{"price": 1.72}]  # without a cap in all, that on the hour decides
     rig.clock.sleep(60)
-    assert rig.go(max_usd=0.0)["claim"]["usd_per_hour"] == 1.72
+    assert rig.go(max_usd=0.0).claim.usd_per_hour == 1.72
 
 
 @pytest.mark.parametrize("how", ["interrupted", "over the cap", "unclear", "both"])
@@ -201,29 +201,34 @@ def test_the_same_command_hours_later_waits_anew(rig, how):
 
 def test_a_slow_boot_does_not_use_up_the_time_for_capacity(rig):
     rig.cloud.fate = [{"status": "PROVISIONING"}]
-    assert rig.go(960, order_timeout=300.0)["phase"] == "ready"
+    assert rig.go(960, order_timeout=300.0).phase == "ready"
 
 
 def test_what_is_given_up_right_after_an_unclear_order_is_released_when_it_comes(rig):
     rig.cloud.fate, rig.cloud.lag = ["lost"], 5.0
-    rig.pods.release(rig.go()["claim"], "no longer wanted")
+    rig.manager.release(rig.go().claim, "no longer wanted")
     rig.clock.sleep(10)
     rig.check()
 
 
 def test_what_would_happen_is_told_and_nothing_is_done(rig):
-    found = rig.pods.predict(rig.wanted)
-    assert (found["pod"], found["offer"].gpu, found["hours"], found["allowance"]) == (None, "NVIDIA L40S", 1.0, 3.0)
+    prediction = rig.manager.predict(rig.wanted)
+    assert (prediction.pod, prediction.offer.gpu, prediction.hours, prediction.allowed_hours) == (
+        None,
+        "NVIDIA L40S",
+        1.0,
+        3.0,
+    )
     assert not rig.claims.folder.exists()
     ready = rig.ready()
-    found = rig.pods.predict(rig.wanted)
-    assert (found["pod"]["id"], found["claim"]) == ("pod1", ready["claim"])
+    prediction = rig.manager.predict(rig.wanted)
+    assert (prediction.pod["id"], prediction.claim) == ("pod1", ready.claim)
     assert rig.orders == ["L40S"]
 
 
 def test_a_pod_that_would_be_taken_over_is_told(rig):
     rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-1-0c1d2e")
-    assert rig.pods.predict(rig.wanted)["pod"]["id"] == "pod1"
+    assert rig.manager.predict(rig.wanted).pod["id"] == "pod1"
 
 
 @pytest.mark.parametrize("status", ["EXITED", "ERROR", "TERMINATED"])
@@ -231,7 +236,7 @@ def test_who_only_looks_orders_and_releases_nothing(rig, status):
     assert "is not rented" in rig.fails(find_only=True)
     assert not rig.orders
     rig.ready(find_only=False)
-    assert rig.go(find_only=True)["phase"] == "ready"
+    assert rig.go(find_only=True).phase == "ready"
     rig.clock.sleep(60)
     rig.cloud.live[0]["status"] = status
     assert ("is gone" if status == "TERMINATED" else f"is {status}") in rig.fails(left=int(status != "TERMINATED"))

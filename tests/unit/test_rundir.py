@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 import rundir
@@ -30,6 +34,45 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         rundir.write_json(path, {"a": 2})
     assert rundir.read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.fixture(params=["file", "folder"])
+def lock(request, tmp_path):
+    """Name what is locked: a file that is not there yet, or a folder."""
+    return tmp_path / "lock" if request.param == "file" else tmp_path
+
+
+def test_a_lock_has_one_holder_and_is_free_again_however_its_block_ends(lock):
+    with contextlib.suppress(ZeroDivisionError), rundir.locked(lock):
+        began = time.monotonic()
+        for timeout in (0, 0.1):
+            with pytest.raises(BlockingIOError), rundir.locked(lock, timeout):
+                raise AssertionError("two holders")
+        assert time.monotonic() - began >= 0.1
+        raise ZeroDivisionError
+    with rundir.locked(lock, timeout=0):
+        assert lock.exists()
+
+
+def test_a_lock_binds_other_processes(lock):
+    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with rundir.locked(lock):
+        tried = subprocess.run([sys.executable, "-c", program, lock], capture_output=True, text=True)
+    assert tried.stderr.splitlines()[-1].startswith("BlockingIOError")
+
+
+def test_who_waits_for_a_lock_gets_it(lock, monkeypatch):
+    first = rundir.locked(lock)
+    first.__enter__()
+    monkeypatch.setattr(rundir.time, "sleep", lambda seconds: first.__exit__(None, None, None))
+    with rundir.locked(lock, timeout=60):
+        pass
+
+
+def test_a_lock_file_keeps_what_it_holds(tmp_path):
+    (tmp_path / "history").write_text("one\n")
+    with rundir.locked(tmp_path / "history"):
+        assert (tmp_path / "history").read_text() == "one\n"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "\udcff"])

@@ -23,8 +23,12 @@ OUT = "RunPod is out of order, or cannot be reached; run the same command again 
 
 
 def refused(wire: Wire, method: str = "POST") -> str:
-    """What a user reads when an order, a list or a deletion is refused."""
-    calls = {"POST": lambda: wire.api.create(ORDER), "GET": wire.api.pods, "DELETE": lambda: wire.api.release("a1")}
+    """Return what a user reads when an order, a list or a deletion is refused."""
+    calls = {
+        "POST": lambda: wire.api.create_pod(ORDER),
+        "GET": wire.api.list_pods,
+        "DELETE": lambda: wire.api.delete_pod("a1"),
+    }
     with pytest.raises(ApiError) as caught:
         calls[method]()
     assert KEY not in str(caught.value)
@@ -36,8 +40,8 @@ def refused(wire: Wire, method: str = "POST") -> str:
 
 def test_a_request_has_the_key_an_agent_of_its_own_and_a_time_limit():
     with Wire(("GET /v2/pods", NONE), ("POST /v2/pods", MADE, ORDER)) as wire:
-        wire.api.pods()
-        wire.api.create(ORDER)
+        wire.api.list_pods()
+        wire.api.create_pod(ORDER)
     look, order = wire.sent
     assert look["headers"] == {
         "Authorization": f"Bearer {KEY}", "User-Agent": runpod.AGENT, "Accept": "application/json",
@@ -57,12 +61,12 @@ def test_the_other_requests():
         (f"{gpus}&minCudaVersion=13.0", answer(200, {"gpus": [gpu("H200", 3.59)]})),
         ("GET /v2/network-volumes/v1", answer(200, volume_shown("v1"))),
     ) as wire:
-        assert wire.api.release("a/1") is True
-        assert wire.api.release("a1") is False
-        assert wire.api.stop("a1") is None
-        assert wire.api.gpus("COMMUNITY", 2) == [gpu("A40", 0.44)]
-        assert wire.api.gpus("COMMUNITY", 2, "13.0") == [gpu("H200", 3.59)]
-        assert wire.api.volume("v1") == volume_shown("v1")
+        assert wire.api.delete_pod("a/1") is True
+        assert wire.api.delete_pod("a1") is False
+        assert wire.api.stop_pod("a1") is None
+        assert wire.api.list_gpus("COMMUNITY", 2) == [gpu("A40", 0.44)]
+        assert wire.api.list_gpus("COMMUNITY", 2, "13.0") == [gpu("H200", 3.59)]
+        assert wire.api.get_volume("v1") == volume_shown("v1")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +100,13 @@ def test_without_a_key_it_says_where_to_get_one(key):
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])
 def test_the_end_of_a_line_is_no_part_of_the_key(end):
     with pytest.raises(UserError, match=r"no answer"):
-        RunPod(KEY + end, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
+        RunPod(KEY + end, "http://127.0.0.1:9", sleep=lambda seconds: None).list_pods()
 
 
 @pytest.mark.parametrize("key", ["rpa_1\nrpa_2", "rpa 1", "rpa_1\t2", "rpa_1…"])
 def test_a_key_that_cannot_be_sent_is_told_and_not_shown(key):
     with pytest.raises(UserError, match=r"RUNPOD_API_KEY holds .* copy it anew") as caught:
-        RunPod(key, "http://127.0.0.1:9", sleep=lambda seconds: None).pods()
+        RunPod(key, "http://127.0.0.1:9", sleep=lambda seconds: None).list_pods()
     assert "rpa" not in str(caught.value)
 
 
@@ -151,7 +155,7 @@ def test_a_429_is_repeated_when_it_says_so(method, after, slept):
     good = {"POST": MADE, "GET": NONE}[method]
     headers = {"retry_after": after} if after else {}
     with Wire((f"{method} /v2/pods", problem(429, "slow down", **headers)), (f"{method} /v2/pods", good)) as wire:
-        wire.api.create(ORDER) if method == "POST" else wire.api.pods()
+        wire.api.create_pod(ORDER) if method == "POST" else wire.api.list_pods()
     assert wire.slept == slept
 
 
@@ -159,7 +163,7 @@ def test_a_429_is_repeated_when_it_says_so(method, after, slept):
 def test_a_429_may_name_a_date(ahead, least):
     date = email.utils.format_datetime(email.utils.parsedate_to_datetime(email.utils.formatdate(time.time() + ahead)))
     with Wire(("GET /v2/pods", problem(429, "", retry_after=date)), ("GET /v2/pods", NONE)) as wire:
-        wire.api.pods()
+        wire.api.list_pods()
     assert least <= wire.slept[0] <= max(0, ahead)
 
 
@@ -177,7 +181,7 @@ def test_a_429_that_asks_for_too_long_or_does_not_end_is_told():
 def test_what_may_be_repeated_is_repeated_with_growing_pauses(method, trouble):
     asked, good = {"GET": ("GET /v2/pods", NONE), "DELETE": ("DELETE /v2/pods/a1", answer(204))}[method]
     with Wire(*[(asked, trouble)] * 3, (asked, good)) as wire:
-        wire.api.pods() if method == "GET" else wire.api.release("a1")
+        wire.api.list_pods() if method == "GET" else wire.api.delete_pod("a1")
     assert wire.slept == [1, 2, 4]
     with Wire(*[(asked, trouble)] * 4) as wire:
         assert refused(wire, method).endswith(OUT)
@@ -194,7 +198,7 @@ def test_what_may_be_repeated_is_repeated_with_growing_pauses(method, trouble):
 )  # fmt: skip
 def test_an_order_is_never_repeated_and_says_whether_it_may_have_been_carried_out(reply, unclear):
     with Wire(("POST /v2/pods", reply)) as wire, pytest.raises(ApiError) as caught:
-        wire.api.create(ORDER)
+        wire.api.create_pod(ORDER)
     assert caught.value.unclear is unclear
     assert wire.slept == []
 
@@ -205,10 +209,10 @@ def test_an_order_is_never_repeated_and_says_whether_it_may_have_been_carried_ou
 def test_a_dropped_connection_and_pages_of_html_are_told_in_a_line():
     page = b"<html>\n <h1>Bad   gateway</h1>" + b"x" * 500
     with Wire(*[("GET /v2/pods", answer(502, page))] * 4) as wire:
-        said = refused(wire, "GET")
-    assert said.startswith("RunPod, GET /v2/pods: 502 Bad Gateway: <html> <h1>Bad gateway</h1>xxx")
-    assert "\n" not in said
-    assert len(said) < 330
+        message = refused(wire, "GET")
+    assert message.startswith("RunPod, GET /v2/pods: 502 Bad Gateway: <html> <h1>Bad gateway</h1>xxx")
+    assert "\n" not in message
+    assert len(message) < 330
     with Wire(*[("GET /v2/pods", DROPPED)] * 4) as wire:
         assert refused(wire, "GET") == f"RunPod, GET /v2/pods: no answer: connection reset by peer. {OUT}"
     with Wire(("GET /v2/pods", wrong(answer(200, b"<html>Just a moment"), HTML))) as wire:
@@ -224,11 +228,11 @@ def test_a_list_of_another_form_is_an_error_and_not_an_empty_list(body):
 @pytest.mark.parametrize(
     ("path", "body", "ask"),
     [
-        ("/v2/pods", {"pods": ["a1"]}, lambda api: api.pods()),
-        ("/v2/pods", {"pods": [{"name": "without an id"}]}, lambda api: api.pods()),
-        ("/v2/billing/pods?podId=a1&bucketSize=hour", [1], lambda api: api.billed("a1")),
-        ("/v2/billing/pods?podId=a1&bucketSize=hour", {"records": [{}]}, lambda api: api.billed("a1")),
-        ("/v2/pods/a1", [1], lambda api: api.pod("a1")),
+        ("/v2/pods", {"pods": ["a1"]}, lambda api: api.list_pods()),
+        ("/v2/pods", {"pods": [{"name": "without an id"}]}, lambda api: api.list_pods()),
+        ("/v2/billing/pods?podId=a1&bucketSize=hour", [1], lambda api: api.billed_usd("a1")),
+        ("/v2/billing/pods?podId=a1&bucketSize=hour", {"records": [{}]}, lambda api: api.billed_usd("a1")),
+        ("/v2/pods/a1", [1], lambda api: api.get_pod("a1")),
     ],
 )
 def test_other_answers_of_another_form_are_errors_of_ours(path, body, ask):
@@ -256,19 +260,19 @@ def page(names: str, **pagination: Any) -> runpod.Answer:
 )
 def test_lists_come_whole_or_page_by_page(pages, ids):
     with Wire(*[(f"GET /v2/pods{query}", reply) for query, reply in pages]) as wire:
-        assert [one["id"] for one in wire.api.pods()] == list(ids)
+        assert [pod["id"] for pod in wire.api.list_pods()] == list(ids)
 
 
 def test_a_server_that_does_not_know_cursors_gives_every_pod_once():
     same = page("ab", hasNextPage=True, nextCursor="x")
     with Wire(("GET /v2/pods", same), ("GET /v2/pods?cursor=x", same)) as wire:
-        assert [one["id"] for one in wire.api.pods()] == ["a", "b"]
+        assert [pod["id"] for pod in wire.api.list_pods()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("more", [{}, {"nextCursor": None}, {"nextCursor": ""}])
 def test_a_list_that_goes_on_nobody_knows_where_is_an_error_and_not_the_whole(more):
     with Wire(("GET /v2/pods", page("ab", hasNextPage=True, **more))) as wire:
-        assert "an answer of another form: there is more, and no word of where. " in refused(wire, "GET")
+        assert "an answer of another form: there is more, and it does not say where. " in refused(wire, "GET")
 
 
 def test_cursors_that_go_in_a_circle_end():
@@ -278,25 +282,25 @@ def test_cursors_that_go_in_a_circle_end():
     again = [("GET /v2/pods?cursor=x", reply("y")), ("GET /v2/pods?cursor=y", reply("x"))]
     wire = Wire(("GET /v2/pods", reply("x")), *again * 3)
     with contextlib.suppress(ApiError):  # an end or an error: both will do
-        wire.__enter__().api.pods()
+        wire.__enter__().api.list_pods()
 
 
 def known(pod_id: str, **changes: Any) -> dict[str, Any]:
-    """A pod as the client knows it: without its environment."""
+    """Make a pod as the client knows it: without its environment."""
     return {name: value for name, value in pod_shown(pod_id, **changes).items() if name != "env"}
 
 
 @pytest.mark.parametrize(
-    ("reply", "found"),
+    ("reply", "pod"),
     [
         (answer(200, pod_shown("a1")), known("a1")),
         (answer(200, pod_shown("a1", status="TERMINATED")), None),
         (problem(404, "not found"), None),
     ],
 )
-def test_a_pod_that_is_gone_is_none(reply, found):
+def test_a_pod_that_is_gone_is_none(reply, pod):
     with Wire(("GET /v2/pods/a1", reply)) as wire:
-        assert wire.api.pod("a1") == found
+        assert wire.api.get_pod("a1") == pod
 
 
 # --- pods, logs, bills ---------------------------------------------------------------------------------------------
@@ -312,16 +316,16 @@ def test_pods_come_without_their_environment_and_without_those_that_are_gone():
         ("GET /v2/pods", without),
         ("POST /v2/pods", answer(201, pod_shown("e", env=env))),
     ) as wire:
-        assert wire.api.pods() == [known("a", deadline=1764000000.0), known("c")]
-        assert wire.api.pods() == [known("d")]
-        assert wire.api.create(ORDER) == known("e", deadline=1764000000.0)
+        assert wire.api.list_pods() == [known("a", deadline=1764000000.0), known("c")]
+        assert wire.api.list_pods() == [known("d")]
+        assert wire.api.create_pod(ORDER) == known("e", deadline=1764000000.0)
 
 
 def test_a_log_is_read_as_far_as_it_is_there():
     text = b'id: 1\ndata: {"line":"one","source":"container"}\n\n: ping\ndata: {"other":1}\ndata: {"line":"tw'
     stream = answer(200, text, content_type="text/event-stream")
     with Wire(("GET /v2/pods/a1/logs?source=container&tail=1000", stream)) as wire:
-        assert wire.api.log("a1") == ["one"]
+        assert wire.api.read_log("a1") == ["one"]
     assert (wire.sent[0]["stream"], wire.sent[0]["seconds"]) == (True, runpod.QUIET)
 
 
@@ -329,7 +333,7 @@ def test_a_bill_is_that_of_the_pod_alone():
     asked = "GET /v2/billing/pods?podId=a1&bucketSize=hour"
     bills = [("a1", 0.5), ("b", 9), ("a1", 1)]
     with Wire(*[(asked, answer(200, bills_shown(*bills[:number]))) for number in (0, 2, 3)]) as wire:
-        assert [wire.api.billed("a1") for _ in range(3)] == [None, 0.5, 1.5]
+        assert [wire.api.billed_usd("a1") for _ in range(3)] == [None, 0.5, 1.5]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ UNSEEN = "RunPod does not describe this "
 def test_a_request_of_the_clients_that_is_wrong_is_seen(asked, body, violation):
     with pytest.raises(AssertionError, match=re.escape(UNSEEN + "request, ")) as caught:
         with Wire((asked, NoAnswer("never reached"))) as wire:
-            wire.api.ask(*asked.split(" "), body)
+            wire.api.request(*asked.split(" "), body)
     assert violation in str(caught.value)
 
 
@@ -90,27 +90,27 @@ def without(shown: dict[str, Any], name: str) -> dict[str, Any]:
 def test_an_answer_that_is_wrong_is_seen_unless_it_is_marked(asked, reply, violation):
     with pytest.raises(AssertionError, match=re.escape(UNSEEN + "answer, ")) as caught:
         with Wire((asked, reply)) as wire:
-            wire.api.ask(*asked.split(" "))
+            wire.api.request(*asked.split(" "))
     assert violation in str(caught.value)
     with Wire((asked, wrong(reply, "on purpose"))) as wire:
         with contextlib.suppress(ApiError):  # the one that is an error; another one is none
-            wire.api.ask(*asked.split(" "))
+            wire.api.request(*asked.split(" "))
 
 
 def test_a_mark_on_an_answer_that_is_right_is_seen():
     with pytest.raises(AssertionError, match=r"marked as wrong \(once it was\)"):
         with Wire(("GET /v2/billing/pods", wrong(answer(200, bills_shown()), "once it was"))) as wire:
-            wire.api.ask("GET", "/v2/billing/pods")
+            wire.api.request("GET", "/v2/billing/pods")
 
 
 def test_the_account_in_memory_is_held_too(rig):
     with pytest.raises(AssertionError, match=r"query\.status: is not described"):
-        rig.cloud.client().ask("GET", "/v2/pods?status=RUNNING")
+        rig.cloud.client().request("GET", "/v2/pods?status=RUNNING")
     with pytest.raises(AssertionError, match=r"\$\.action: 'explode' is not one of"):
-        rig.cloud.client().ask("POST", "/v2/pods/a1/action", {"action": "explode"})
+        rig.cloud.client().request("POST", "/v2/pods/a1/action", {"action": "explode"})
     rig.cloud.add("one", status="ASLEEP")
     with pytest.raises(AssertionError, match=r"\$\.pods\[0\]\.status: 'ASLEEP' is not one of"):
-        rig.cloud.client().pods()
+        rig.cloud.client().list_pods()
 
 
 def test_a_parameter_that_must_be_there_is_missed(tmp_path):

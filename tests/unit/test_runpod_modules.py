@@ -24,16 +24,18 @@ POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API"
 
 
 def test_check_mode_orders_nothing_and_says_price_hours_and_leash(desk):
-    found = desk.pod(check=True)
-    assert found["changed"] is True
-    assert found["word"] == (
+    answer = desk.pod(check=True)
+    assert answer["changed"] is True
+    assert answer["message"] == (
         "pod-1 would be NVIDIA L40S (SECURE, stock HIGH) at 0.86 USD/h: about 0:06 h, 0.09 USD (an estimate, not "
         "measured); its leash ends it after 1:12 h, 1.03 USD, at the latest"
     )
     after = {"state": "RUNNING", "gpu": "NVIDIA L40S", "usd_per_hour": 0.86}
-    assert found["diff"] == {"before": {"state": "absent"}, "after": after}
+    assert answer["diff"] == {"before": {"state": "absent"}, "after": after}
     assert (desk.cloud.asked, desk.state_dir.exists()) == (["GET /v2/catalog/gpus"], False)
-    assert ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["word"]
+    assert (
+        ": how long it takes is not known; its leash ends it after 24:00 h" in desk.pod(check=True, runs=[])["message"]
+    )
 
 
 def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
@@ -42,14 +44,18 @@ def test_a_gpu_that_may_be_too_small_is_told_with_the_class_that_fits(desk):
         | {"run_id": name, "estimate": {"memory_gib": gib, "memory_classes": {"gpu-48gb": gib / 2, "gpu-80gb": gib}}}
         for name, gib in (("a", 50.0), ("b", 60.0))
     ]
-    assert desk.pod(check=True, runs=runs)["word"].endswith(
+    assert desk.pod(check=True, runs=runs)["message"].endswith(
         "48 GB may be too little: 60.0 GiB is the estimate; with trainer_machine: gpu-48gb it is 30.0 GiB"
     )
 
 
 def test_a_pod_is_had_found_stopped_and_left(desk):
     made = desk.pod()
-    assert (made["changed"], made["phase"], made["done"]) == (True, "ready", [])
+    assert (made["changed"], made["phase"], made["notes"]) == (True, "ready", [])
+    assert made["message"].startswith(
+        "pod-1: NVIDIA L40S answers; 0.00 USD so far, 0.86 USD/h until its leash ends it, at"
+    )
+    assert made["retention_notice"].startswith("It costs 0.86 USD/h until its leash ends it at ")
     assert made["connection"]["ansible_port"] == desk.cloud.live[0]["port"]
     assert made["connection"]["ansible_ssh_private_key_file"] == str(desk.state_dir / "id_ed25519")
     assert made["diff"]["before"] == {"state": "absent"}
@@ -60,17 +66,21 @@ def test_a_pod_is_had_found_stopped_and_left(desk):
     desk.clock.sleep(1800)
     there = desk.pod(check=True)
     assert (there["changed"], there["pod"]["id"]) == (False, "pod1")
-    assert there["word"].startswith("pod-1 is there: NVIDIA L40S at 0.86 USD/h, 0.43 USD so far; its leash ends it in ")
+    assert there["message"].startswith(
+        "pod-1 is there: NVIDIA L40S at 0.86 USD/h, 0.43 USD so far; its leash ends it in "
+    )
     for check, changed in ((True, True), (False, True), (False, False)):
         stopped = desk.leave(check, state="stopped")
         assert (stopped["changed"], stopped["diff"]["after"]["state"]) == (changed, "EXITED")
     for check, changed in ((True, True), (False, True), (False, False), (True, False)):
         left = desk.leave(check, reason="by hand")
         assert (left["changed"], left["phase"], left["pod"]) == (changed, "absent", None)
+        outcome = "nothing is rented" if not changed else "would be released" if check else "released; it cost 0.43 USD"
+        assert left["message"] == f"pod-1: {outcome} (by hand)"
         assert left["diff"]["after"] == {"state": "absent"}
     assert desk.cloud.live == []
-    (claim,) = desk.claims.all()
-    assert (claim["word"], claim["usd"]) == ("by hand", pytest.approx(0.43, abs=0.01))
+    (claim,) = desk.claims.list_all()
+    assert (claim.word, claim.usd) == ("by hand", pytest.approx(0.43, abs=0.01))
     assert (desk.cloud.count("POST /v2/pods"), desk.cloud.count("DELETE /v2/pods/pod1")) == (1, 1)
 
 
@@ -90,7 +100,7 @@ def test_what_is_ordered(desk, given, request_):
     desk.pod(env={"WANDB_MODE": "offline", "PUBLIC_KEY": "not this one"}, **given)
     (body,) = desk.cloud.orders
     assert set(body.pop("env")) == POD_ENV | {"WANDB_MODE"}
-    assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.all()[0]["name"], True)
+    assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.list_all()[0].name, True)
     basic = {"image": "i", "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
              "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"}}  # fmt: skip
     assert body == {**basic, **request_}
@@ -119,14 +129,15 @@ def test_the_key_the_pod_gets_is_ours(desk):
         ({"leash": "/none.py"}, "No such file or directory (/none.py)."),
         ({"api_key": ""}, "RUNPOD_API_KEY is not set."),
         ({"api_url": "http://example.org"}, "the key would go over the network in clear. Use https"),
+        ({"root": None}, "pod-1: root is not set; name the folder of the trainer on the pod"),
         ({"leash": None}, "leash is not set; name roles/pod/files/leash.py. No pod is ordered without one"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("check", [True, False])
 def test_what_is_missing_or_contradicts_is_told_and_nothing_is_ordered(desk, given, words, check):
-    found = desk.pod(check=check, **given)
-    assert found["failed"]
-    assert words in found["msg"]
+    answer = desk.pod(check=check, **given)
+    assert answer["failed"]
+    assert words in answer["msg"]
     assert desk.cloud.orders == []
 
 
@@ -136,8 +147,8 @@ def test_a_refusal_is_told_without_the_key(desk):
 
 
 def test_a_short_value_in_env_does_not_blot_the_answer_out(desk):
-    found = desk.pod(env={"OMP_NUM_THREADS": "1"})
-    assert found["connection"]["ansible_host"] == desk.cloud.live[0]["host"]
+    answer = desk.pod(env={"OMP_NUM_THREADS": "1"})
+    assert answer["connection"]["ansible_host"] == desk.cloud.live[0]["host"]
 
 
 def test_a_log_that_cannot_be_read_yet_is_no_end(desk):
@@ -178,7 +189,7 @@ def test_what_is_released_leaves_no_pinned_host_key(desk):
 def test_a_machine_that_is_no_good_is_remembered(desk):
     desk.pod()
     desk.leave(bad=True)
-    assert desk.claims.all()[0].items() >= {"bad": True, "machine": "195.26.233.1"}.items()
+    assert desk.claims.list_all()[0].as_dict().items() >= {"bad": True, "machine": "195.26.233.1"}.items()
 
 
 # --- runpod_pod_info, runpod_gpu_info ------------------------------------------------------------------------------
@@ -187,19 +198,21 @@ def test_a_machine_that_is_no_good_is_remembered(desk):
 def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
     desk.pod(output=str(tmp_path))
     desk.cloud.add(f"lora-forge-{desk.claims.owner}-pod-9-0c1d2e"), desk.cloud.add("my-pod")
-    found = desk.call("runpod_pod_info")
-    assert [(pod["id"], pod["mine"], pod["claimed"]) for pod in found["pods"]] == [
+    answer = desk.call("runpod_pod_info")
+    assert [(pod["id"], pod["mine"], pod["claimed"]) for pod in answer["pods"]] == [
         ("pod1", True, ["witness-1"]), ("pod2", True, []), ("pod3", False, []),
     ]  # fmt: skip
-    assert (found["changed"], found["usd_per_hour"]) == (False, 2.58)
-    assert found["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
+    assert (answer["changed"], answer["usd_per_hour"]) == (False, 2.58)
+    assert answer["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
+    assert [row[-1] for row in answer["show"]["rows"]] == ["witness-1", "nothing", "–"]
+    assert answer["show"]["lines"] == ["  3 pods, 2.58 USD/h together"]
     (tmp_path / "runs").mkdir()
     for state, unclaimed in (("launched", ["pod2"]), ("failed", ["pod1", "pod2"])):
         rundir.write_json(
             tmp_path / "runs" / "witness-1.json", {"run_id": "witness-1", "state": state, "noted_at": 9e9}
         )
-        found = desk.call("runpod_pod_info")
-        assert [one["id"] for one in found["unclaimed"]] == unclaimed
+        answer = desk.call("runpod_pod_info")
+        assert [pod["id"] for pod in answer["unclaimed"]] == unclaimed
     assert [pod["id"] for pod in desk.call("runpod_pod_info", host="pod-1")["pods"]] == ["pod1"]
 
 
@@ -210,13 +223,13 @@ def test_a_bill_corrects_the_claim_of_a_pod_that_is_gone(desk):
     desk.cloud.bills = [("pod1", 0.25)]
     for check, changed in ((True, True), (False, True), (False, False)):
         assert desk.call("runpod_pod_info", check=check, billing=True)["changed"] is changed
-    assert desk.claims.spent(["witness-1"], desk.clock.now()) == 0.25
+    assert desk.claims.spent_on(["witness-1"], desk.clock.now()) == 0.25
 
 
 def test_prices_in_the_order_in_which_they_are_tried(desk):
-    found = desk.call("runpod_gpu_info", gpus=["A100", "L40S"], clouds=["SECURE", "COMMUNITY"], max_usd_per_hour=1)
-    assert found["offers"] == [
-        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48, "doubt": ""}
+    answer = desk.call("runpod_gpu_info", gpus=["A100", "L40S"], clouds=["SECURE", "COMMUNITY"], max_usd_per_hour=1)
+    assert answer["offers"] == [
+        {"gpu": "NVIDIA L40S", "cloud": cloud, "usd_per_hour": price, "stock": "HIGH", "memory_gb": 48, "warning": ""}
         for cloud, price in (("COMMUNITY", 0.79), ("SECURE", 0.86))
     ]
     assert [offer["gpu"] for offer in desk.call("runpod_gpu_info")["offers"]] == ["NVIDIA A100", "NVIDIA L40S"]
@@ -230,29 +243,29 @@ def test_without_a_cap_no_cap_is_told(desk):
 
 
 def inventory(desk: Desk, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Any, list[str]]:
-    """The inventory that a file makes, and what was warned of."""
+    """Return the inventory that a file makes, and what was warned of."""
     path = desk.state_dir.parent / "pods.yml"
     content = {"plugin": "runpod", "pods": {"pod-1": None, "pod-2": {"agents": ["mayor"]}}, "vars": {"pod_disk": 9},
                "state_dir": str(desk.state_dir), **given}  # fmt: skip
     path.write_text(yaml.safe_dump(content))
-    plugin, found, warned = inventory_loader.get("runpod"), InventoryData(), []
+    plugin, hosts, warned = inventory_loader.get("runpod"), InventoryData(), []
     monkeypatch.setitem(type(plugin).parse.__globals__, "display", mock.Mock(warning=warned.append))
     assert plugin.verify_file(str(path))
-    plugin.parse(found, DataLoader(), str(path), cache=False)
-    return found, warned
+    plugin.parse(hosts, DataLoader(), str(path), cache=False)
+    return hosts, warned
 
 
 def test_without_a_key_the_inventory_is_what_is_declared_with_a_warning(desk, monkeypatch):
     desk.pod()
     del desk.cloud.asked[:]
     monkeypatch.delenv("RUNPOD_API_KEY")
-    found, warned = inventory(desk, monkeypatch)
+    hosts, warned = inventory(desk, monkeypatch)
     assert warned == ["RUNPOD_API_KEY is not set: which pods are live is not known"]
-    assert [host.name for host in found.groups["trainers"].get_hosts()] == ["pod-1", "pod-2"]
-    assert found.groups["pods_live"].get_hosts() == []
+    assert [host.name for host in hosts.groups["trainers"].get_hosts()] == ["pod-1", "pod-2"]
+    assert hosts.groups["pods_live"].get_hosts() == []
     own = {"pod_disk": 9, "pod_state_dir": str(desk.state_dir), "pod_owner": ""}
-    assert found.get_host("pod-1").vars.items() >= own.items()
-    assert found.get_host("pod-2").vars.items() >= {**own, "agents": ["mayor"]}.items()
+    assert hosts.get_host("pod-1").vars.items() >= own.items()
+    assert hosts.get_host("pod-2").vars.items() >= {**own, "agents": ["mayor"]}.items()
     assert desk.cloud.asked == []
 
 
@@ -261,19 +274,19 @@ def test_with_a_key_one_request_finds_our_pods_and_how_to_reach_them(desk, monke
     for name in ("lora-forge-deadbeef-pod-2-0c1d2e", f"lora-forge-{desk.claims.owner}-pod-9-0c1d2e", "my-pod"):
         desk.cloud.add(name)
     del desk.cloud.asked[:]
-    found, warned = inventory(desk, monkeypatch)
+    hosts, warned = inventory(desk, monkeypatch)
     assert (desk.cloud.asked, warned) == (["GET /v2/pods"], [])
-    assert [host.name for host in found.groups["pods_live"].get_hosts()] == ["pod-1"]
+    assert [host.name for host in hosts.groups["pods_live"].get_hosts()] == ["pod-1"]
     facts = {"pod_id": "pod1", "pod_status": "RUNNING", "pod_usd_per_hour": 0.86, **made["connection"]}
-    assert found.get_host("pod-1").vars.items() >= facts.items()
-    assert "ansible_host" not in found.get_host("pod-2").vars
-    assert "pod-9" not in found.hosts
-    found, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
-    assert [host.name for host in found.groups["pods_live"].get_hosts()] == ["pod-2"]
-    assert "ansible_host" not in found.get_host("pod-2").vars  # it boots: its port is not mapped yet
+    assert hosts.get_host("pod-1").vars.items() >= facts.items()
+    assert "ansible_host" not in hosts.get_host("pod-2").vars
+    assert "pod-9" not in hosts.hosts
+    hosts, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
+    assert [host.name for host in hosts.groups["pods_live"].get_hosts()] == ["pod-2"]
+    assert "ansible_host" not in hosts.get_host("pod-2").vars  # it boots: its port is not mapped yet
     desk.clock.sleep(60)
-    found, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
-    assert found.get_host("pod-2").vars["ansible_ssh_private_key_file"] == os.path.expanduser("~/mine")
+    hosts, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
+    assert hosts.get_host("pod-2").vars["ansible_ssh_private_key_file"] == os.path.expanduser("~/mine")
 
 
 def test_of_two_pods_of_a_host_the_claimed_one_is_reached(desk, monkeypatch):

@@ -28,8 +28,8 @@ OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
 
 
 def log_of(*keys: str) -> list[str]:
-    """A container's log that shows some keys."""
-    return ["starting", *(f"256 {ssh.fingerprint(one)} root@7h9k2m4n6p (ED25519)" for one in keys), "ready"]
+    """Make a container's log that shows some keys."""
+    return ["starting", *(f"256 {ssh.fingerprint(key)} root@7h9k2m4n6p (ED25519)" for key in keys), "ready"]
 
 
 def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
@@ -43,23 +43,23 @@ def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
 
 def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
     public = pathlib.Path(f"{made(tmp_path)}.pub")
-    said = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
-    assert ssh.FINGERPRINT.findall(said) == [ssh.fingerprint(public.read_text())]
+    printed = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
+    assert ssh.FINGERPRINT.findall(printed) == [ssh.fingerprint(public.read_text())]
 
 
 def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
-    private, public = ssh.key_pair("", tmp_path / "pods")
+    private, public = ssh.ensure_key_pair("", tmp_path / "pods")
     assert private == tmp_path / "pods" / "id_ed25519"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     assert public.startswith("ssh-ed25519 ")
     assert public.endswith(" lora-forge")
-    assert ssh.key_pair("", tmp_path / "pods") == (private, public)
+    assert ssh.ensure_key_pair("", tmp_path / "pods") == (private, public)
 
 
 def test_the_users_key_is_taken_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     named = made(tmp_path, "mine")
-    private, public = ssh.key_pair("~/mine", tmp_path / "pods")
+    private, public = ssh.ensure_key_pair("~/mine", tmp_path / "pods")
     assert (private, public.split()[2]) == (named, "user")
     assert not (tmp_path / "pods").exists()
 
@@ -77,28 +77,28 @@ def test_a_key_that_will_not_do_is_told_before_anything_is_ordered(tmp_path, pub
     public = pathlib.Path(f"{named}.pub")
     public.unlink() if pub is None else public.write_text(pub)
     with pytest.raises(UserError) as caught:
-        ssh.key_pair(str(named), tmp_path)
+        ssh.ensure_key_pair(str(named), tmp_path)
     assert str(caught.value) == "pod_ssh_key: " + words.format(key=named)
 
 
 def test_a_key_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^pod_ssh_key: {tmp_path}/none does not exist; name a private key"):
-        ssh.key_pair(str(tmp_path / "none"), tmp_path)
+        ssh.ensure_key_pair(str(tmp_path / "none"), tmp_path)
 
 
 def test_openssh_that_is_missing_or_fails_is_told(tmp_path):
     with pytest.raises(UserError, match=r"^no-such-ssh is not there\. It comes with OpenSSH's client: apt-get inst"):
-        ssh.run(["no-such-ssh"])
+        ssh.run_program(["no-such-ssh"])
     refuse = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
     with pytest.raises(UserError, match=r"could not make .*/id_ed25519: No space left on device$"):
-        ssh.key_pair("", tmp_path, lambda command: refuse)
+        ssh.ensure_key_pair("", tmp_path, lambda command: refuse)
 
 
 def test_a_private_key_in_the_place_of_the_public_one_is_refused(tmp_path):
     named = made(tmp_path)
     pathlib.Path(f"{named}.pub").write_text(named.read_text())
     with pytest.raises(UserError, match="holds no public key"):
-        ssh.key_pair(str(named), tmp_path)
+        ssh.ensure_key_pair(str(named), tmp_path)
 
 
 def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
@@ -108,10 +108,10 @@ def test_two_pods_at_once_make_one_key_pair(tmp_path, monkeypatch):
         if "-t" in command:
             rivals.meet()
         with one_by_one:
-            return ssh.run(command)
+            return ssh.run_program(command)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first, second = [pool.submit(ssh.key_pair, "", tmp_path, runner) for _ in range(2)]
+        first, second = [pool.submit(ssh.ensure_key_pair, "", tmp_path, runner) for _ in range(2)]
     assert first.result() == second.result()
 
 
@@ -131,7 +131,7 @@ class Host:
         self.asked.append(command)
         if command[0] == "ssh-keyscan":
             assert command[-3:] == ["-p", str(PORT), HOST]
-            out = "".join(f"# {HOST}:{PORT} SSH-2.0-OpenSSH_9.6\n[{HOST}]:{PORT} {one}\n" for one in self.keys)
+            out = "".join(f"# {HOST}:{PORT} SSH-2.0-OpenSSH_9.6\n[{HOST}]:{PORT} {key}\n" for key in self.keys)
             return subprocess.CompletedProcess(command, 0 if out else 1, out, "")
         assert command[0] == "ssh"
         return subprocess.CompletedProcess(command, self.answer[0], "", self.answer[1])
@@ -158,18 +158,18 @@ def host(tmp_path) -> Callable[..., Host]:
 
 
 def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_let_us_in(host):
-    one = host(OURS, OTHER, log=log_of(OURS))
-    assert one.unreachable_reason() is None
-    assert one.pinned == f"{NAME} {OURS}\n"
-    command = one.asked[-1]
+    pod = host(OURS, OTHER, log=log_of(OURS))
+    assert pod.unreachable_reason() is None
+    assert pod.pinned == f"{NAME} {OURS}\n"
+    command = pod.asked[-1]
     assert command[-2:] == [f"root@{HOST}", "true"]
-    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(one.access.key), str(PORT)]
+    assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(pod.access.key), str(PORT)]
     for option in (
-        f'UserKnownHostsFile="{one.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
+        f'UserKnownHostsFile="{pod.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
         "IdentitiesOnly=yes", "BatchMode=yes",
     ):  # fmt: skip
         assert option in command
-    assert (one.unreachable_reason(), one.reads) == (None, 1)  # the log is not read again
+    assert (pod.unreachable_reason(), pod.reads) == (None, 1)  # the log is not read again
 
 
 @pytest.mark.parametrize(
@@ -182,26 +182,26 @@ def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_
     ],
 )
 def test_what_cannot_be_proved_is_not_used_and_not_asked(host, keys, log, words):
-    one = host(*keys, log=log)
-    assert one.unreachable_reason() == words
-    assert (one.pinned, one.ssh()) == ("", 0)
+    pod = host(*keys, log=log)
+    assert pod.unreachable_reason() == words
+    assert (pod.pinned, pod.ssh()) == ("", 0)
 
 
 def test_a_stale_port_with_the_key_of_another_pod_is_refused_after_pinning_too(host):
-    one = host(OURS, log=log_of(OURS))
-    assert one.unreachable_reason() is None
-    one.keys = [OTHER]
-    assert "not in the pod's log" in one.unreachable_reason()
-    assert one.pinned == f"{NAME} {OURS}\n"
+    pod = host(OURS, log=log_of(OURS))
+    assert pod.unreachable_reason() is None
+    pod.keys = [OTHER]
+    assert "not in the pod's log" in pod.unreachable_reason()
+    assert pod.pinned == f"{NAME} {OURS}\n"
 
 
 def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
-    one = host(OURS, log=log_of(OURS))
-    one.unreachable_reason()
-    one.keys, one.log = [NEW], log_of(OURS, NEW)
-    assert one.unreachable_reason() is None
-    assert one.pinned == f"{NAME} {NEW}\n"
-    assert one.reads == 2
+    pod = host(OURS, log=log_of(OURS))
+    pod.unreachable_reason()
+    pod.keys, pod.log = [NEW], log_of(OURS, NEW)
+    assert pod.unreachable_reason() is None
+    assert pod.pinned == f"{NAME} {NEW}\n"
+    assert pod.reads == 2
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
     ],
 )
 def test_the_words_of_ssh_are_passed_on(host, code, stderr, words):
-    one = host(OURS, log=log_of(OURS))
-    one.answer = (code, stderr)
-    assert one.unreachable_reason().startswith(f"SSH at {AT}: ")
-    assert one.unreachable_reason().endswith(words)
+    pod = host(OURS, log=log_of(OURS))
+    pod.answer = (code, stderr)
+    assert pod.unreachable_reason().startswith(f"SSH at {AT}: ")
+    assert pod.unreachable_reason().endswith(words)
 
 
 def test_a_pod_that_is_gone_leaves_no_key(host):
-    one = host(OURS, log=log_of(OURS))
-    one.unreachable_reason()
-    one.access.forget(NAME)
-    one.access.forget(NAME)
-    assert list(one.access.known_hosts.iterdir()) == []
+    pod = host(OURS, log=log_of(OURS))
+    pod.unreachable_reason()
+    pod.access.forget_keys(NAME)
+    pod.access.forget_keys(NAME)
+    assert list(pod.access.known_hosts.iterdir()) == []
 
 
 def test_a_program_that_hangs_is_an_answer(monkeypatch):
@@ -232,7 +232,7 @@ def test_a_program_that_hangs_is_an_answer(monkeypatch):
         raise subprocess.TimeoutExpired(command, 60)
 
     monkeypatch.setattr(ssh.subprocess, "run", hang)
-    assert (ssh.run(["ssh"]).returncode, ssh.run(["ssh"]).stderr) == (255, "no answer within 60 s")
+    assert (ssh.run_program(["ssh"]).returncode, ssh.run_program(["ssh"]).stderr) == (255, "no answer within 60 s")
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space"])

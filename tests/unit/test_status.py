@@ -92,7 +92,7 @@ def test_what_is_delivered_and_what_is_only_placed(tmp_path):
 def test_runs_that_share_a_pod_share_its_cost(tmp_path):
     """The module, from claims on disk to the column of the table and the sum in the report."""
     pods, names = claims.Claims(tmp_path / "pods"), [f"witness-00000000000{letter}" for letter in "abc"]
-    pods.make("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
+    pods.open_claim("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
     deliver(tmp_path, names[0], latest=True, cost={"usd": 1.0, "pods": ["p1"]})
     looks = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
     given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": tmp_path / "pods"}

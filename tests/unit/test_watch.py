@@ -57,14 +57,14 @@ class Task:
         return found
 
 
-def step(phase: str, word: str = "", **more: Any) -> dict[str, Any]:
-    return {"changed": False, "phase": phase, "word": word, "done": [], **more}
+def step(phase: str, message: str = "", **more: Any) -> dict[str, Any]:
+    return {"changed": False, "phase": phase, "message": message, "notes": [], **more}
 
 
 def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     task = Task(
         monkeypatch, "runpod_pod", step("waiting", "no capacity for L40S", changed=True),
-        step("waiting", "no capacity for L40S"), step("ordering", "another one", done=["pod1 is released"]),
+        step("waiting", "no capacity for L40S"), step("ordering", "another one", notes=["pod1 is released"]),
         step("booting", "no SSH answer yet"), step("ready", connection={}), host="pod-1", wait=20,
     )  # fmt: skip
     found = task.run()
@@ -77,7 +77,9 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", [{"failed": True, "msg": "no key"}, step("absent"), {"changed": True, "word": "x"}])
+@pytest.mark.parametrize(
+    "answer", [{"failed": True, "msg": "no key"}, step("absent"), {"changed": True, "message": "x"}]
+)
 def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer):
     task = Task(monkeypatch, "runpod_pod", answer, host="pod-1")
     assert task.run() == {"changed": False, **answer}
@@ -102,6 +104,7 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
 
 
 FINISHED = seen(100, state="finished")
+CLAIM = "pods/claims/n.json"
 
 
 PLAN = {
@@ -124,11 +127,12 @@ def watch(monkeypatch, tmp_path):
         task = Task(monkeypatch, "watch", *answers, **given)
         task.posts = []
         monkeypatch.setattr(notices, "post", lambda url, body, timeout: task.posts.append(body) or "")
-        rundir.write_json(tmp_path / "claim.json", {"name": "n", "deadline": 0})
+        (tmp_path / "pods/claims").mkdir(parents=True, exist_ok=True)
+        rundir.write_json(tmp_path / CLAIM, {"name": "n", "host": "pod-1", "deadline": 0})
         now = task.clock.now()
         task.args["budget"] = budget and {
             "usd_per_hour": 1.0, "spent": 0.0, "since": now, "max_usd": 0.0, "max_hours": 24.0, "pod": "pod1",
-            "deadline": now + 3600 * budget.pop("leash", 24), "claim": str(tmp_path / "claim.json"),
+            "deadline": now + 3600 * budget.pop("leash", 24), "claim": str(tmp_path / CLAIM),
             "root": "/workspace/lora-forge", **budget,
         }  # fmt: skip
         return task
@@ -194,8 +198,17 @@ def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
     assert task.run()["state"] == "finished"
     assert task.asked[1] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
     assert [name for name, _ in task.asked].count("pod_leash") == 1
-    assert rundir.read_json(tmp_path / "claim.json") == {"name": "n", "deadline": later}
+    assert rundir.read_json(tmp_path / CLAIM) == {"name": "n", "host": "pod-1", "deadline": later}
     assert f"  witness  the pod's leash is renewed to {time.strftime('%H:%M', time.localtime(later))}" in task.told
+
+
+def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
+    task = watch(seen(10, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
+    rundir.write_json(tmp_path / CLAIM, closed)
+    assert task.run()["state"] == "finished"
+    assert rundir.read_json(tmp_path / CLAIM) == closed
+    assert "  witness  the pod's claim is closed, or gone: its deadline was not noted there" in task.told
 
 
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
@@ -203,7 +216,7 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
     task = watch(seen(10, 60), trouble, seen(11, 60), {"changed": True}, FINISHED, budget={"leash": 1})
     task.run()
     assert [name for name, _ in task.asked] == ["training_run_info", "pod_leash"] * 2 + ["training_run_info"]
-    assert rundir.read_json(tmp_path / "claim.json")["deadline"] > task.clock.now()
+    assert rundir.read_json(tmp_path / CLAIM)["deadline"] > task.clock.now()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -347,8 +346,7 @@ def message(home: pathlib.Path, run_id: str) -> str:
 @contextlib.contextmanager
 def _locked(home: pathlib.Path) -> Iterator[IO[bytes]]:
     """The history, open for appending, and for nobody else: two hosts may deliver runs of one agent at a time."""
-    with (home / _HISTORY).open("a+b") as book:
-        fcntl.flock(book, fcntl.LOCK_EX)
+    with rundir.locked(home / _HISTORY), (home / _HISTORY).open("a+b") as book:
         yield book
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
-import fcntl
 import os
 import pathlib
 import re
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
@@ -22,6 +22,77 @@ _PREFIX = "lora-forge"
 _BILLED = "RunPod's bill"  # where a cost in a manifest is from
 LAUNCH = 3600.0  # seconds within which a run is launched on a pod that was asked for, or the pod is for nothing
 FINAL_BILL = 86400.0  # seconds after which RunPod's bill for a pod is taken for whole
+
+
+@dataclasses.dataclass
+class Claim:
+    """What this checkout knows of a pod that it has ordered, or is about to order. Times are in epoch seconds.
+
+    Attributes:
+        name: The pod's unique name, with the owner and the host in it.
+        owner: The checkout's id.
+        host: The pod's inventory name.
+        runs: The run_ids it is for.
+        output: The controller's folder in which their placements and adapters are; empty where that is not known.
+        made_at: When the claim was made.
+        began_at: When the first of a row of attempts was.
+        wanted_at: When a controller last asked for the pod.
+        waiting_since: Since when there is no capacity.
+        attempt: The number of this one in a row of attempts.
+        state: claimed, waiting (for capacity), asked, ordered, ready; then released, gone, or given up.
+        pod_id: RunPod's id, as soon as there is one.
+        gpu: RunPod's id of the GPU type that was asked for.
+        cloud: SECURE or COMMUNITY.
+        usd_per_hour: Its price.
+        asked_at: When it was ordered.
+        allowance_s: Seconds that it was given to live.
+        deadline: When its leash ends it.
+        boot_since: Since when it is waited for.
+        ready_at: When it answered SSH first.
+        machine: The address of its machine.
+        word: Why it waits, or was closed, in words.
+        bad: Whether its machine is no good.
+        released_at: When the claim was closed; None while it is open.
+        usd: What it had cost then, by the clock.
+        billed_usd: What RunPod has billed for it.
+    """
+
+    name: str
+    owner: str = ""
+    host: str = ""
+    runs: list[str] = dataclasses.field(default_factory=list)
+    output: str = ""
+    made_at: float = 0.0
+    began_at: float = 0.0
+    wanted_at: float = 0.0
+    waiting_since: Optional[float] = None
+    attempt: int = 1
+    state: str = "claimed"
+    pod_id: Optional[str] = None
+    gpu: Optional[str] = None
+    cloud: Optional[str] = None
+    usd_per_hour: float = 0.0
+    asked_at: Optional[float] = None
+    allowance_s: Optional[int] = None
+    deadline: Optional[float] = None
+    boot_since: Optional[float] = None
+    ready_at: Optional[float] = None
+    machine: Optional[str] = None
+    word: str = ""
+    bad: bool = False
+    released_at: Optional[float] = None
+    usd: float = 0.0
+    billed_usd: Optional[float] = None
+    schema_version: int = rundir.SCHEMA_VERSION
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Claim:
+        """Read a claim as it is on disk; what an earlier version did not write has its default."""
+        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the claim as it is on disk."""
+        return dataclasses.asdict(self)
 
 
 class Claims:
@@ -58,19 +129,18 @@ class Claims:
             self._owner = _checked(path.read_text().strip())
         return self._owner
 
-    def all(self) -> list[dict[str, Any]]:
-        """Every claim, oldest first."""
-        found = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
-        return sorted((claim for claim in found if claim.get("name")), key=lambda claim: claim["made_at"])
+    def list_all(self) -> list[Claim]:
+        """List every claim, oldest first."""
+        files = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
+        return sorted((Claim.from_dict(file) for file in files if file.get("name")), key=lambda claim: claim.made_at)
 
-    def open(self, host: str) -> Optional[dict[str, Any]]:
-        """The claim of a host that is not released, the newest one of this owner."""
-        found = [claim for claim in self.all() if claim["host"] == host and not claim["released_at"]]
-        found = [claim for claim in found if claim["owner"] == self.owner]
-        return found[-1] if found else None
+    def find_open(self, host: str) -> Optional[Claim]:
+        """Return the newest claim of this owner to a host's pod that is not closed."""
+        own = [claim for claim in self.list_all() if (claim.owner, claim.host) == (self.owner, host)]
+        return next((claim for claim in reversed(own) if not claim.released_at), None)
 
-    def make(self, host: str, runs: list[str], now: float, **known: Any) -> dict[str, Any]:
-        """A new claim, on disk.
+    def open_claim(self, host: str, runs: list[str], now: float, **known: Any) -> Claim:
+        """Write a new claim.
 
         Args:
             host: Its inventory name.
@@ -78,67 +148,74 @@ class Claims:
             now: Epoch seconds.
             known: What is known of it already.
         """
-        claim = {
-            "schema_version": rundir.SCHEMA_VERSION,
-            "name": f"{_PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}",
-            "owner": self.owner,
-            "host": host,
-            "runs": runs,
-            "output": "",
-            "made_at": now,
-            "began_at": now,
-            "wanted_at": now,
-            "waiting_since": None,
-            "attempt": 1,
-            "state": "claimed",
-            "pod_id": None,
-            "gpu": None,
-            "cloud": None,
-            "usd_per_hour": 0.0,
-            "asked_at": None,
-            "allowance_s": None,
-            "deadline": None,
-            "boot_since": None,
-            "ready_at": None,
-            "machine": None,
-            "word": "",
-            "bad": False,
-            "released_at": None,
-            "usd": 0.0,
-            "billed_usd": None,
-        }
-        return self.write(claim | known)
+        name = f"{_PREFIX}-{self.owner}-{host}-{uuid.uuid4().hex[:6]}"
+        claim = Claim(name, self.owner, host, runs, made_at=now, began_at=now, wanted_at=now)
+        return self.update(claim, **known)
 
-    def write(self, claim: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        claim.update(changes)
+    def update(self, claim: Claim, **changes: Any) -> Claim:
+        """Change a claim, and write it; who holds no lock of its host may be overwritten, or overwrite."""
+        for name, value in changes.items():
+            setattr(claim, name, value)
         (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
-        rundir.write_json(self.path(claim["name"]), claim)
+        rundir.write_json(self.path_of(claim.name), claim.as_dict())
         return claim
 
-    def path(self, name: str) -> pathlib.Path:
+    def renew(self, name: str, deadline: float) -> bool:
+        """Note that a pod's leash was renewed; of its claim nothing else is changed.
+
+        Must not be called by who holds the host's lock.
+
+        Args:
+            name: The claim's, which no other one ever has.
+            deadline: The new one, in epoch seconds.
+
+        Returns:
+            False where that very claim is closed by now, or gone: then nothing is written.
+        """
+        return self._amend(name, lambda claim: not claim.released_at, deadline=deadline)
+
+    def note_bill(self, name: str, usd: float) -> bool:
+        """Note what RunPod has billed for a pod; see :meth:`renew`."""
+        return self._amend(name, lambda claim: True, billed_usd=usd)
+
+    def _amend(self, name: str, fits: Callable[[Claim], bool], **changes: Any) -> bool:
+        """Change some of a claim's fields by what is on disk now, under its host's lock."""
+        path = self.path_of(name)
+        host = rundir.read_json(path).get("host")
+        if not host:
+            return False
+        with self.locked(host):
+            file = rundir.read_json(path)
+            if not file.get("name") or not fits(Claim.from_dict(file)):
+                return False
+            rundir.write_json(path, {**file, **changes})
+        return True
+
+    def path_of(self, name: str) -> pathlib.Path:
+        """Return where a claim is, or would be."""
         return self.folder / "claims" / f"{name}.json"
 
     @contextlib.contextmanager
     def locked(self, host: str) -> Iterator[None]:
-        """One step at a time for a host: two controllers of this checkout would order two pods."""
+        """Take one step at a time for a host: two controllers of this checkout would order two pods."""
         (self.folder / "claims").mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / "claims" / f".{host}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with rundir.locked(self.folder / "claims" / f".{host}.lock"):
             yield
 
-    def spent(self, runs: list[str], now: float, but: str = "") -> float:
-        """USD that the pods of some runs have cost so far.
+    def spent_on(self, runs: list[str], now: float, without: str = "") -> float:
+        """Add up what the pods of some runs have cost so far, in USD.
 
         Args:
             runs: run_ids.
             now: Epoch seconds.
-            but: The name of a claim that is left out.
+            without: The name of a claim that is left out.
         """
-        return sum(claim_cost(c, now) for c in self.all() if c["name"] != but and set(c["runs"]) & set(runs))
+        claims = [claim for claim in self.list_all() if claim.name != without and set(claim.runs) & set(runs)]
+        return sum(claim_cost(claim, now) for claim in claims)
 
 
 def _checked(owner: str) -> str:
-    """An owner's id that is found in names again.
+    """Return an owner's id, if it is found in names again.
 
     Raises:
         UserError: It would not be.
@@ -149,24 +226,29 @@ def _checked(owner: str) -> str:
 
 
 def parse_name(name: str) -> Optional[tuple[str, str]]:
-    """Owner and host of a pod that lora-forge ordered, from its name; None for others."""
+    """Read owner and host from the name of a pod that lora-forge ordered; None for other names."""
     match = re.match(rf"^{_PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
     return (match.group(1), match.group(2)) if match else None
 
 
-def claim_cost(claim: dict[str, Any], now: float) -> float:
-    """USD that a pod has cost: as billed, once that is whole, else its price × the time from order to release."""
-    if not claim["pod_id"]:
+def claim_cost(claim: Claim, now: float) -> float:
+    """Return what a pod has cost, in USD: as billed, once that is whole, else its price × the time since its order.
+
+    Args:
+        claim: Its claim.
+        now: Epoch seconds.
+    """
+    if not claim.pod_id or claim.asked_at is None:
         return 0.0
-    billed = claim["billed_usd"]
-    if billed is not None and now - (claim["released_at"] or now) > FINAL_BILL:
+    billed = claim.billed_usd
+    if billed is not None and now - (claim.released_at or now) > FINAL_BILL:
         return float(billed)
-    by_clock = max(0.0, (claim["released_at"] or now) - claim["asked_at"]) / 3600 * float(claim["usd_per_hour"])
-    return max(float(billed or 0), by_clock)  # a bill may still be missing its last hours
+    seconds = max(0.0, (claim.released_at or now) - claim.asked_at)
+    return max(float(billed or 0), seconds / 3600 * float(claim.usd_per_hour))  # a bill may lack its last hours
 
 
-def undelivered_costs(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
-    """What pods have cost, and no manifest of a delivered adapter accounts for: in USD, with the runs it was for.
+def undelivered_costs(claims: list[Claim], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
+    """Return what pods have cost that no delivered adapter's manifest accounts for: in USD, with the runs it was for.
 
     Runs that shared a pod stand together, and so do those of a run's pods: what an adapter cost is what was left when
     it was delivered. So nothing is counted twice.
@@ -178,80 +260,112 @@ def undelivered_costs(claims: list[dict[str, Any]], adapters: pathlib.Path, now:
     """
     groups: list[tuple[set[str], set[str], float]] = []
     for claim in claims:
-        runs, pods, usd = {*claim["runs"]}, {str(claim["pod_id"])}, claim_cost(claim, now)
-        for one in [group for group in groups if group[0] & runs]:
-            groups.remove(one)
-            runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
+        runs, pods, usd = {*claim.runs}, {str(claim.pod_id)}, claim_cost(claim, now)
+        for group in [group for group in groups if group[0] & runs]:
+            groups.remove(group)
+            runs, pods, usd = runs | group[0], pods | group[1], usd + group[2]
         groups.append((runs, pods, usd))
     folders = store.delivered_folders(adapters) if groups else []
     costs = [store.read_manifest(folder).get("cost") or {} for folder in folders]
-    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if run_state.finite(one.get("usd"))]
+    noted = [(cost["usd"], {*map(str, cost.get("pods") or [])}) for cost in costs if run_state.finite(cost.get("usd"))]
     return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 
-def cost_by_run(claims: list[dict[str, Any]], adapters: pathlib.Path, now: float) -> dict[str, float]:
-    """USD that each run has cost which is not delivered: an equal part of what is :func:`undelivered_costs` for."""
-    there = {folder.name for folder in store.delivered_folders(adapters)}
+def cost_by_run(claims: list[Claim], adapters: pathlib.Path, now: float) -> dict[str, float]:
+    """Share what is :func:`undelivered_costs` among its runs that are not delivered, in equal parts: USD by run."""
+    delivered = {folder.name for folder in store.delivered_folders(adapters)}
     return {
-        run: round(usd / len(runs - there), 4)
+        run: round(usd / len(runs - delivered), 4)
         for runs, usd in undelivered_costs(claims, adapters, now)
-        for run in runs - there
+        for run in runs - delivered
     }
 
 
-def retention_notice(claim: dict[str, Any]) -> str:
-    """What a pod that is kept goes on costing, until when, and the two ways on."""
-    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim["deadline"]))
+def retention_notice(claim: Claim) -> str:
+    """Tell what a pod that is kept goes on costing, until when, and the two ways on.
+
+    Args:
+        claim: Its claim, with a deadline.
+    """
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim.deadline))
     return (
-        f"It costs {claim['usd_per_hour']:.2f} USD/h until its leash ends it at {until}. Either go on with the same "
-        f"command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod={claim['host']}"
+        f"It costs {claim.usd_per_hour:.2f} USD/h until its leash ends it at {until}. Either go on with the same "
+        f"command, or give it up: ansible-playbook -i <inventory> playbooks/release.yml -e pod={claim.host}"
     )
 
 
-def active_runs(claim: dict[str, Any], now: float) -> list[str]:
-    """The runs for which a pod is kept: not launched yet, under way, or finished and not delivered.
+def active_runs(claim: Claim, now: float) -> list[str]:
+    """List the runs for which a pod is kept: not launched yet, under way, or finished and not delivered.
 
     Args:
         claim: Its claim.
         now: Epoch seconds.
     """
-    if claim["released_at"]:
+    if claim.released_at:
         return []
-    output = pathlib.Path(claim["output"])
-    found = []
-    for run in claim["runs"]:
-        placed = rundir.read_json(output / "runs" / f"{run}.json") if claim["output"] else {}
-        delivered = bool(claim["output"]) and any(output.glob(f"adapters/*/{run}/manifest.json"))
+    output = pathlib.Path(claim.output)
+    active = []
+    for run in claim.runs:
+        placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
+        delivered = bool(claim.output) and any(output.glob(f"adapters/*/{run}/manifest.json"))
         # Asked for after the run was last heard of: it is about to be launched there.
-        coming = now - claim["wanted_at"] < LAUNCH and placed.get("noted_at", 0) < claim["wanted_at"]
+        coming = now - claim.wanted_at < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
         if not delivered and (placed.get("state") in ("launched", "finished") or coming):
-            found.append(run)
-    return sorted(found)
+            active.append(run)
+    return sorted(active)
 
 
-def apply_billing(claims: list[dict[str, Any]]) -> None:
+def apply_billing(claims: list[Claim]) -> None:
     """Correct the cost in manifests by what was billed, once the bills of all their pods are there."""
-    known = {claim["pod_id"]: claim for claim in claims if claim["pod_id"]}
-    outputs = {claim["output"] for claim in claims if claim["output"]}
+    by_pod = {claim.pod_id: claim for claim in claims if claim.pod_id}
+    outputs = {claim.output for claim in claims if claim.output}
     for path in [path for output in outputs for path in pathlib.Path(output).glob("adapters/*/*/manifest.json")]:
         manifest = rundir.read_json(path)
-        noted = manifest.get("cost") or {}
-        found = [known.get(pod) for pod in noted.get("pods") or []]
-        if not found or not all(one and one["billed_usd"] is not None for one in found):
+        cost = manifest.get("cost") or {}
+        pods = cost.get("pods") or []
+        billed = [by_pod[pod] for pod in pods if pod in by_pod and by_pod[pod].billed_usd is not None]
+        if not pods or len(billed) < len(pods):
             continue
-        counted = sum(claim_cost({**one, "billed_usd": None}, one["released_at"]) for one in found if one)
-        by_clock = noted.get("usd_by_clock", noted["usd"])
+        unbilled = [dataclasses.replace(claim, billed_usd=None) for claim in billed]
+        counted = sum(claim_cost(claim, claim.released_at or 0.0) for claim in unbilled)
+        by_clock = cost.get("usd_by_clock", cost["usd"])
         if counted:
-            usd = round(by_clock * sum(one["billed_usd"] for one in found if one) / counted, 4)
-            after = {**noted, "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
-            if after != noted:
-                rundir.write_json(path, {**manifest, "cost": after})
+            usd = round(by_clock * sum(claim.billed_usd or 0.0 for claim in billed) / counted, 4)
+            corrected = {**cost, "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
+            if corrected != cost:
+                rundir.write_json(path, {**manifest, "cost": corrected})
+
+
+def fetch_bills(claims: Claims, billed_usd: Callable[[str], Optional[float]], now: float, check: bool) -> bool:
+    """Ask what was billed for pods that are gone, and correct their claims and manifests by it.
+
+    Args:
+        claims: This checkout's.
+        billed_usd: What RunPod has billed for a pod, by its id; None while there is no bill.
+        now: Epoch seconds.
+        check: Correct nothing.
+
+    Returns:
+        Whether a bill was new.
+    """
+    changed = False
+    for claim in claims.list_all():
+        final = claim.billed_usd is not None and now - (claim.released_at or 0) >= FINAL_BILL
+        if claim.pod_id and claim.released_at and not final:
+            billed = billed_usd(claim.pod_id)
+            if billed is not None and billed != claim.billed_usd:
+                changed = True
+                if not check:
+                    claims.note_bill(claim.name, billed)
+    if not check:
+        apply_billing(claims.list_all())
+    return changed
 
 
 def list_account_pods(
-    api_pods: list[dict[str, Any]], claims: list[dict[str, Any]], owner: str, now: float
+    api_pods: list[dict[str, Any]], claims: list[Claim], owner: str, now: float
 ) -> list[dict[str, Any]]:
-    """Every pod of the account, and whose it is.
+    """List every pod of the account, and whose it is, oldest first.
 
     Args:
         api_pods: From RunPod.
@@ -261,14 +375,14 @@ def list_account_pods(
 
     Returns:
         A list of {name, id, host, gpu, status, usd_per_hour, age_h, usd, mine, claimed (by which live runs), deadline,
-        keeps: what it goes on costing, in words}.
+        retention_notice: what it goes on costing, in words}.
     """
-    by_name = {claim["name"]: claim for claim in claims}
+    by_name = {claim.name: claim for claim in claims}
     rows = []
-    for pod in sorted(api_pods, key=lambda one: one.get("createdAt") or ""):
+    for pod in sorted(api_pods, key=lambda pod: pod.get("createdAt") or ""):
         parsed = parse_name(pod["name"])
         claim = by_name.get(pod["name"])
-        born = parse_time(pod.get("createdAt")) or (claim or {}).get("asked_at") or now
+        born = parse_time(pod.get("createdAt")) or (claim and claim.asked_at) or now
         rate = float(pod.get("cost") or 0)
         rows.append({
             "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
@@ -276,14 +390,16 @@ def list_account_pods(
             "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
             "mine": parsed is not None and parsed[0] == owner,
             "claimed": active_runs(claim, now) if claim else [],
-            "deadline": claim["deadline"] if claim else pod.get("deadline"),
-            "keeps": retention_notice(claim) if claim and claim["deadline"] else f"It costs {rate:.2f} USD/h.",
+            "deadline": claim.deadline if claim else pod.get("deadline"),
+            "retention_notice": (
+                retention_notice(claim) if claim and claim.deadline else f"It costs {rate:.2f} USD/h."
+            ),
         })  # fmt: skip
     return rows
 
 
 def parse_time(text: Optional[str]) -> Optional[float]:
-    """RFC 3339 as epoch seconds."""
+    """Read a time as RunPod writes it (RFC 3339), in epoch seconds; None where it is none."""
     try:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
     except ValueError:

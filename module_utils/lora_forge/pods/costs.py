@@ -35,7 +35,7 @@ class Offer:
         usd_per_hour: Of all the pod's GPUs.
         stock: HIGH, MEDIUM, LOW or NONE.
         memory_gb: Of one GPU.
-        doubt: Why it may not do, in words; empty where nothing speaks against it.
+        warning: Why it may not do, in words; empty where nothing speaks against it.
     """
 
     gpu: str
@@ -43,21 +43,61 @@ class Offer:
     usd_per_hour: float
     stock: str
     memory_gb: int
-    doubt: str = ""
+    warning: str = ""
+
+
+@dataclasses.dataclass
+class Budget:
+    """What a pod costs and may cost. It goes through Ansible as a plain object, from the order to the watching.
+
+    Attributes:
+        usd_per_hour: The pod's price.
+        spent: USD on earlier pods of the same runs.
+        since: When the pod was ordered, in epoch seconds.
+        max_usd: The user's cap on all that the runs cost; 0 for none.
+        max_hours: The user's cap on the pod's life.
+        deadline: When its leash ends it, in epoch seconds.
+        pod: Its id at RunPod.
+        pods: The ids of all pods that the runs have had, this one among them.
+        claim: The file of its claim.
+        root: The trainer's folder on the pod.
+    """
+
+    usd_per_hour: float
+    spent: float
+    since: float
+    max_usd: float
+    max_hours: float
+    deadline: float = 0.0
+    pod: str = ""
+    pods: list[str] = dataclasses.field(default_factory=list)
+    claim: str = ""
+    root: str = ""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Optional[Budget]:
+        """Read a budget as it came through Ansible; None for the empty one of a trainer of one's own."""
+        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+        return cls(**known) if data else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the budget as it goes through Ansible."""
+        return dataclasses.asdict(self)
 
 
 def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
-    """The id of a GPU by its id or its shorter name.
+    """Return the id of a GPU by its id or its shorter name.
 
     Raises:
         UserError: There is none; the nearest one is named.
     """
-    for one in catalogue:
-        if name.lower() in (one["id"].lower(), one["name"].lower()):
-            return str(one["id"])
-    ids = sorted({one["id"] for one in catalogue})
-    near = difflib.get_close_matches(name.lower(), {text.lower(): text for text in ids}, cutoff=0.3)
-    hint = f"; did you mean «{next(one for one in ids if one.lower() == near[0])}»?" if near else "."
+    for entry in catalogue:
+        if name.lower() in (entry["id"].lower(), entry["name"].lower()):
+            return str(entry["id"])
+    ids = sorted({entry["id"] for entry in catalogue})
+    by_lower = {text.lower(): text for text in ids}
+    near = difflib.get_close_matches(name.lower(), by_lower, cutoff=0.3)
+    hint = f"; did you mean «{by_lower[near[0]]}»?" if near else "."
     raise UserError(f"pod_gpus: RunPod has no GPU «{name}»{hint} There are: {', '.join(ids)}")
 
 
@@ -71,10 +111,10 @@ def find_offers(
     floor_gib: float = 0,
     classes: Optional[dict[str, float]] = None,
 ) -> list[Offer]:
-    """What may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
+    """List what may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
 
-    A GPU with less memory than the estimate is offered only where no other candidate will do, with its doubt in words:
-    an estimate chooses and warns, and refuses nothing.
+    A GPU with less memory than the estimate is offered only where no other candidate will do, with a warning: an
+    estimate chooses and warns, and refuses nothing.
 
     Args:
         catalogues: RunPod's catalogue for each cloud that is allowed.
@@ -89,51 +129,63 @@ def find_offers(
     Raises:
         UserError: No candidate will do; says why for each, and the cheapest that there is.
     """
-    found, why, prices = [], [], []
+    offers, refusals, prices = [], [], []
     for name in gpus:
-        gpu = gpu_id(name, [one for catalogue in catalogues.values() for one in catalogue])
-        here = []
+        gpu = gpu_id(name, [entry for catalogue in catalogues.values() for entry in catalogue])
+        of_gpu = []
         for cloud, catalogue in catalogues.items():
-            one = next((one for one in catalogue if one["id"] == gpu), None)
-            price = round(float(one["price"][cloud.lower()]) * count, 4) if one else 0.0
-            if not one or not one[cloud.lower()] or not price:  # 0 means that it is not offered there
+            entry = next((entry for entry in catalogue if entry["id"] == gpu), None)
+            price = round(float(entry["price"][cloud.lower()]) * count, 4) if entry else 0.0
+            if not entry or not entry[cloud.lower()] or not price:  # 0 means that it is not offered there
                 continue
             prices.append((price, gpu, cloud))
-            if one["maxCount"][cloud.lower()] < count:
-                why.append(f"{gpu} ({cloud}): at most {one['maxCount'][cloud.lower()]} in a pod")
-            elif one["memory"] < floor_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
-                words = f"{gpu}: {one['memory']} GB, but the weights alone take {floor_gib} GiB"
-                why += [words] if words not in why else []
+            if entry["maxCount"][cloud.lower()] < count:
+                refusals.append(f"{gpu} ({cloud}): at most {entry['maxCount'][cloud.lower()]} in a pod")
+            elif entry["memory"] < floor_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
+                refusal = f"{gpu}: {entry['memory']} GB, but the weights alone take {floor_gib} GiB"
+                refusals += [refusal] if refusal not in refusals else []
             elif price > cap:
-                why.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
+                refusals.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
             else:
-                small = one["memory"] < memory_gib
-                doubt = f"{one['memory']} GB may be too little: {memory_gib} GiB is the estimate" if small else ""
-                fits = memory.fitting_machine(one["memory"] * memory.USABLE, classes or {}) if small else ""
-                doubt += f"; with trainer_machine: {fits} it is {(classes or {})[fits]} GiB" if fits else ""
-                here.append(Offer(gpu, cloud, price, stock_level(one, data_centers or []), int(one["memory"]), doubt))
-        found += sorted(here, key=lambda offer: offer.usd_per_hour)
-    found = [offer for offer in found if not offer.doubt] or found
-    if found:
-        return sorted(found, key=lambda offer: offer.stock == "NONE")
+                warning = _memory_warning(entry["memory"], memory_gib, classes or {})
+                stock = stock_level(entry, data_centers or [])
+                of_gpu.append(Offer(gpu, cloud, price, stock, int(entry["memory"]), warning))
+        offers += sorted(of_gpu, key=lambda offer: offer.usd_per_hour)
+    offers = [offer for offer in offers if not offer.warning] or offers
+    if offers:
+        return sorted(offers, key=lambda offer: offer.stock == "NONE")
     within = f" within pod_max_usd_per_hour {cap:.2f}" if math.isfinite(cap) else ""
     cheapest = f" The cheapest of them is {min(prices)[1]} at {min(prices)[0]:.2f} USD/h." if prices else ""
     raise UserError(
         f"no GPU of pod_gpus will do{within}: "
-        f"{'; '.join(why) or 'none is offered in ' + ' or '.join(catalogues)}.{cheapest}"
+        f"{'; '.join(refusals) or 'none is offered in ' + ' or '.join(catalogues)}.{cheapest}"
     )
 
 
-def stock_level(one: dict[str, Any], data_centers: list[str]) -> str:
-    """How much there is of a GPU, where it may be."""
+def _memory_warning(memory_gb: float, needed_gib: float, classes: dict[str, float]) -> str:
+    """Tell that a GPU may have too little memory, and the machine class with which it would do."""
+    if memory_gb >= needed_gib:
+        return ""
+    fitting = memory.fitting_machine(memory_gb * memory.USABLE, classes)
+    way_out = f"; with trainer_machine: {fitting} it is {classes[fitting]} GiB" if fitting else ""
+    return f"{memory_gb} GB may be too little: {needed_gib} GiB is the estimate{way_out}"
+
+
+def stock_level(gpu: dict[str, Any], data_centers: list[str]) -> str:
+    """Return how much there is of a GPU, where it may be: HIGH, MEDIUM, LOW or NONE.
+
+    Args:
+        gpu: Its entry in RunPod's catalogue.
+        data_centers: Where it may be; empty for anywhere.
+    """
     if not data_centers:
-        return str(one.get("availability") or "NONE")
-    levels = [place["availability"] for place in one.get("dataCenters") or [] if place["id"] in data_centers]
+        return str(gpu.get("availability") or "NONE")
+    levels = [place["availability"] for place in gpu.get("dataCenters") or [] if place["id"] in data_centers]
     return min(levels, key=_STOCKS.index) if levels else "NONE"
 
 
 def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
-    """How long a run will keep a GPU, estimated before anything was measured.
+    """Estimate how long a run will keep a GPU, in hours, before anything was measured.
 
     FLOPs = tokens (the plan's work) × 6 N, shared by the GPUs of the run: 2 N forward, 2 N backward (a LoRA's base is
     frozen, so no gradients of its weights), 2 N again for gradient checkpointing, with N the weights of the model's
@@ -161,7 +213,7 @@ def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
 
 
 def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:
-    """How long runs will keep a pod: those of one lane come one after the other, lanes run at once.
+    """Estimate how long runs will keep a pod, in hours: those of one lane come one after the other, lanes run at once.
 
     Args:
         runs: Runs of the plan.
@@ -172,15 +224,15 @@ def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:
     """
     lanes: dict[int, float] = {}
     for run in runs:
-        one = training_hours(run, gpu)
-        if one is None:
+        hours, lane = training_hours(run, gpu), run.get("lane", 0)
+        if hours is None:
             return None
-        lanes[run.get("lane", 0)] = lanes.get(run.get("lane", 0), 0.0) + one
+        lanes[lane] = lanes.get(lane, 0.0) + hours
     return max(lanes.values(), default=None)
 
 
 def allowed_hours(estimate: Optional[float], rate: float, max_hours: float, max_usd: float, spent: float) -> float:
-    """How many hours a pod may live from its order on: the length of its leash.
+    """Return how many hours a pod may live from its order on: the length of its leash.
 
     The least of ``max_hours``, 2 × the estimate + 1 h, and what is left of ``max_usd``.
 
@@ -199,57 +251,64 @@ def allowed_hours(estimate: Optional[float], rate: float, max_hours: float, max_
     return min(limits)
 
 
-def budget_breach(budget: dict[str, Any], now: float, eta: Optional[float]) -> str:
-    """Why a training must end now, in words; empty while it may go on.
+def budget_breach(budget: Budget, now: float, eta: Optional[float]) -> str:
+    """Tell why a training must end now, in words; empty while it may go on.
 
     Args:
-        budget: usd_per_hour, spent (USD on earlier pods), since (when this pod was ordered, epoch seconds),
-            max_usd (0 for none), max_hours.
+        budget: Of its pod.
         now: Epoch seconds.
         eta: Seconds that the training still needs, from its measured pace; None while there is none.
     """
-    lived = (now - budget["since"]) / 3600
-    least = lived + (eta or 0) / 3600
-    usd = budget["spent"] + least * budget["usd_per_hour"]
+    hours = (now - budget.since + (eta or 0)) / 3600
+    usd = budget.spent + hours * budget.usd_per_hour
     measured = "at the measured pace it would come to" if eta else "it has come to"
-    if budget["max_usd"] and usd > budget["max_usd"]:
-        return f"{measured} {usd:.2f} USD, and pod_max_usd is {budget['max_usd']:.2f}"
-    if least > budget["max_hours"]:
-        return f"{measured} {least:.2f} h, and pod_max_hours is {budget['max_hours']:.2f}"
+    if budget.max_usd and usd > budget.max_usd:
+        return f"{measured} {usd:.2f} USD, and pod_max_usd is {budget.max_usd:.2f}"
+    if hours > budget.max_hours:
+        return f"{measured} {hours:.2f} h, and pod_max_hours is {budget.max_hours:.2f}"
     return ""
 
 
-def usd_spent(budget: dict[str, Any], usd: float = 0) -> dict[str, Any]:
-    """What a run has cost, for its manifest.
+def usd_spent(budget: Optional[Budget], usd: float = 0) -> dict[str, Any]:
+    """Return what a run has cost, for its manifest.
 
     Args:
-        budget: Of the pod; empty for a trainer of one's own.
+        budget: Of the pod; None for a trainer of one's own.
         usd: What its pods have cost, and no other manifest accounts for: see ``claims.undelivered_costs``.
     """
     if not budget:
         return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     return {
         "usd": round(usd, 4),
-        "usd_per_hour": budget["usd_per_hour"],
+        "usd_per_hour": budget.usd_per_hour,
         "source": "RunPod's price × time",
-        "pods": budget["pods"],
+        "pods": budget.pods,
     }
 
 
-def renewed_deadline(budget: dict[str, Any], now: float, eta: Optional[float]) -> Optional[float]:
-    """A later deadline for the leash (epoch seconds), where the measured pace asks for one and the caps allow it."""
+def renewed_deadline(budget: Budget, now: float, eta: Optional[float]) -> Optional[float]:
+    """Return a later deadline for the leash, where the measured pace asks for one and the caps allow it.
+
+    Args:
+        budget: Of the pod.
+        now: Epoch seconds.
+        eta: Seconds that the training still needs, from its measured pace; None while there is none.
+
+    Returns:
+        Epoch seconds; None where the deadline stays.
+    """
     if eta is None:
         return None
     wanted = now + MARGIN * eta + SPARE * 3600
-    limits = [budget["since"] + budget["max_hours"] * 3600]
-    if budget["max_usd"]:
-        limits.append(budget["since"] + max(0.0, budget["max_usd"] - budget["spent"]) / budget["usd_per_hour"] * 3600)
+    limits = [budget.since + budget.max_hours * 3600]
+    if budget.max_usd:
+        limits.append(budget.since + max(0.0, budget.max_usd - budget.spent) / budget.usd_per_hour * 3600)
     latest = min(wanted, *limits)
     needed = now + eta + SPARE * 3600 / 2  # what is left must hold the training, its collection, and some slack
-    return round(latest) if needed > budget["deadline"] and latest > budget["deadline"] + 60 else None
+    return round(latest) if needed > budget.deadline and latest > budget.deadline + 60 else None
 
 
-def hours_text(hours_: float) -> str:
-    """Hours as 2:24 h."""
-    minutes = round(hours_ * 60)
+def hours_text(hours: float) -> str:
+    """Write hours as 2:24 h."""
+    minutes = round(hours * 60)
     return f"{minutes // 60}:{minutes % 60:02} h"

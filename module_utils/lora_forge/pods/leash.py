@@ -19,7 +19,7 @@ PROGRAM = "/tmp/lora-forge-leash.py"  # on the pod's own disk: a volume that han
 
 
 def wrap_start(program: str, start: str = "/start.sh") -> tuple[str, str]:
-    """What makes a pod start its leash first and then what its image would have started.
+    """Return what makes a pod start its leash first and then what its image would have started.
 
     Args:
         program: The source of the pod role's ``leash.py``.
@@ -68,12 +68,12 @@ def renew(root: pathlib.Path, pod: str, deadline: float, check: bool = False) ->
 
 
 def read_status(root: pathlib.Path, pod: str) -> dict[str, Any]:
-    """The leash's own word, and ``alive``: whether it is fresh. Nothing but ``alive`` where it has never written.
+    """Read what the leash says of itself, and ``alive``: whether that is fresh; where it never wrote, ``alive`` alone.
 
     Args:
         root: The trainer's folder.
         pod: The pod's id.
     """
-    word = rundir.read_json(root / "leash" / f"{pod}.json")
-    beat = word.get("beat")
-    return {**word, "alive": isinstance(beat, (int, float)) and abs(time.time() - beat) < _SILENT}
+    status = rundir.read_json(root / "leash" / f"{pod}.json")
+    beat = status.get("beat")
+    return {**status, "alive": isinstance(beat, (int, float)) and abs(time.time() - beat) < _SILENT}

@@ -9,9 +9,17 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import costs
-from ansible.module_utils.lora_forge.pods.claims import Claims, claim_cost, parse_name, parse_time, retention_notice
-from ansible.module_utils.lora_forge.pods.costs import Offer
+from ansible.module_utils.lora_forge.pods.claims import (
+    Claim,
+    Claims,
+    claim_cost,
+    parse_name,
+    parse_time,
+    retention_notice,
+)
+from ansible.module_utils.lora_forge.pods.costs import Budget, Offer
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, without_environment
+from ansible.module_utils.lora_forge.pods.spec import PodSpec
 
 SETTLE = 30.0  # seconds in which a pod whose order got no clear answer may still appear in the list
 _POLL = 2.0  # seconds between two looks at a pod that boots, and later a fifteenth of its age, up to POLL_LATER
@@ -28,61 +36,54 @@ NO_CAPACITY = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class PodSpec:
-    """A pod as the inventory declares it, with what its runs need.
+class Progress:
+    """How far a pod is.
 
     Attributes:
-        host: Its inventory name.
-        runs: The run_ids it is for.
-        output: The controller's folder in which the runs' placements and adapters are.
-        gpus: GPU candidates, in order.
-        count: GPUs of the pod.
-        clouds: SECURE, COMMUNITY or both.
-        max_usd_per_hour: The most it may cost an hour.
-        max_usd: The most that all pods of these runs may cost together; 0 for no such cap.
-        max_hours: The longest it may live.
-        memory_gib: What a training is thought to need on one GPU; 0 where nothing is known.
-        min_cuda: The lowest CUDA version of the machine's driver; empty for any.
-        data_centers: Where it may be; empty for anywhere.
-        request: What else the create request holds: image, disk, ports, mounts, args, env.
-        estimate: The hours all its runs take on a GPU type; None where nothing is known.
-        order_timeout: Seconds to wait for capacity.
-        boot_timeout: Seconds from the order until SSH must answer.
-        attempts: How many pods may be ordered until one boots.
-        find_only: Nothing may be ordered or released: what is not there and well is an error.
-        floor_gib: What a training certainly needs on one GPU; 0 where nothing is known.
-        classes: What a training is thought to need with each file of configs/machines/.
+        phase: waiting (for capacity), ordering, booting or ready.
+        message: How far it is, in a sentence; empty when it is ready.
+        pod: As RunPod has it, without its environment; None while there is none.
+        claim: This checkout's claim to it.
+        notes: What was given up or taken over on the way, in sentences.
     """
 
-    host: str
-    runs: list[str]
-    output: str
-    gpus: list[str]
-    count: int
-    clouds: list[str]
-    max_usd_per_hour: float
-    max_usd: float
-    max_hours: float
-    memory_gib: float
-    min_cuda: str
-    data_centers: list[str]
-    request: dict[str, Any]
-    estimate: Callable[[str], Optional[float]]
-    order_timeout: float
-    boot_timeout: float
-    attempts: int
-    find_only: bool = False
-    floor_gib: float = 0.0
-    classes: dict[str, float] = dataclasses.field(default_factory=dict)
+    phase: str
+    message: str
+    pod: Optional[dict[str, Any]]
+    claim: Claim
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a module's answer."""
+        return dataclasses.asdict(self)
 
 
-class Pods:
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What would be done for a pod: it is there, or it would be ordered.
+
+    Attributes:
+        pod: The pod that is there; None where one would be ordered.
+        claim: This checkout's claim to that one.
+        offer: What would be asked for first.
+        hours: What the pod's runs take on it, as estimated; None where nothing is known.
+        allowed_hours: After so many its leash would end it.
+    """
+
+    pod: Optional[dict[str, Any]] = None
+    claim: Optional[Claim] = None
+    offer: Optional[Offer] = None
+    hours: Optional[float] = None
+    allowed_hours: float = 0.0
+
+
+class PodManager:
     """Brings a declared pod about, step by step; everything it has to remember is in the claim.
 
     Args:
         api: RunPod.
         claims: This checkout's.
-        closed: Why a pod cannot be reached by SSH yet, or None: ``closed(pod, claim)``.
+        unreachable_reason: Tells why a pod cannot be reached by SSH yet, or None.
         now: The time in epoch seconds.
         sleep: Waits, in seconds.
     """
@@ -91,86 +92,92 @@ class Pods:
         self,
         api: RunPod,
         claims: Claims,
-        closed: Callable[[dict[str, Any], dict[str, Any]], Optional[str]],
+        unreachable_reason: Callable[[dict[str, Any], Claim], Optional[str]],
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.api, self.claims, self.closed, self.now, self.sleep = api, claims, closed, now, sleep
-        self.done: list[str] = []  # what was given up on the way, in sentences
+        self.api, self.claims, self.unreachable_reason = api, claims, unreachable_reason
+        self.now, self.sleep = now, sleep
+        self.notes: list[str] = []  # what was given up or taken over on the way, in sentences
 
-    def advance(self, wanted: PodSpec, seconds: float, since: str = "") -> dict[str, Any]:
+    def advance(self, spec: PodSpec, seconds: float, since: str = "") -> Progress:
         """Go on towards a pod that answers, until there is something to tell, or for so long at most.
 
         Args:
-            wanted: The pod.
+            spec: The pod.
             seconds: The longest wait.
-            since: The ``word`` that was told already.
-
-        Returns:
-            phase (waiting for capacity, booting, ready), word, pod, claim, and done: sentences on what was given up.
+            since: The message that was told already.
 
         Raises:
             UserError: It cannot be had. Nothing is left that costs money and is not claimed.
         """
         until = self.now() + seconds
         while True:
-            with self.claims.locked(wanted.host):
-                found = self.step(wanted)
-            if found["phase"] == "ready" or found["word"] != since or self.done or self.now() >= until:
-                return found | {"done": self.done}
-            age = self.now() - (found["claim"]["asked_at"] or self.now())
-            self.sleep(min(max(_POLL, min(age / 15, _POLL_LATER)), max(0.1, until - self.now())))
+            with self.claims.locked(spec.host):
+                progress = self._step(spec)
+            if progress.phase == "ready" or progress.message != since or self.notes or self.now() >= until:
+                return progress
+            pause = max(_POLL, min(self._age(progress.claim) / 15, _POLL_LATER))
+            self.sleep(min(pause, max(0.1, until - self.now())))
 
-    def step(self, wanted: PodSpec) -> dict[str, Any]:
-        claim = self.claims.open(wanted.host) or self.adopt(wanted)
-        if wanted.find_only and not (claim and claim["pod_id"]):
-            raise UserError(f"{wanted.host} is not rented: nothing of it runs. train.yml orders it")
-        claim = claim or self.make(wanted)
-        if self.now() - (claim["wanted_at"] or 0) > _WANTED_EVERY:
-            self.claims.write(claim, wanted_at=self.now())
-        if claim["state"] == "waiting" and self.now() - claim["asked_at"] < RETRY:
-            return progress_message("waiting", claim["word"], None, claim)
-        if claim["asked_at"] and self.now() - claim["asked_at"] > 10 * RETRY:
-            self.claims.write(claim, waiting_since=None)  # nobody has been waiting since
-        if set(wanted.runs) != set(claim["runs"]):
-            claim = self.claims.write(claim, runs=sorted({*claim["runs"], *wanted.runs}), output=wanted.output)
-        pod = self.find(claim)
+    def _progress(self, phase: str, message: str, pod: Optional[dict[str, Any]], claim: Claim) -> Progress:
+        return Progress(phase, message, without_environment(pod) if pod else None, claim, self.notes)
+
+    def _age(self, claim: Claim) -> float:
+        """Return the seconds since a pod was asked for; 0 while it is not."""
+        return self.now() - (claim.asked_at or self.now())
+
+    def _step(self, spec: PodSpec) -> Progress:
+        """Find out how far the pod is, and do what comes next."""
+        claim = self.claims.find_open(spec.host) or self._adopt_orphan(spec)
+        if spec.find_only and not (claim and claim.pod_id):
+            raise UserError(f"{spec.host} is not rented: nothing of it runs. train.yml orders it")
+        claim = claim or self._open_claim(spec)
+        if self.now() - claim.wanted_at > _WANTED_EVERY:
+            self.claims.update(claim, wanted_at=self.now())
+        if claim.state == "waiting" and self._age(claim) < RETRY:
+            return self._progress("waiting", claim.word, None, claim)
+        if self._age(claim) > 10 * RETRY:
+            self.claims.update(claim, waiting_since=None)  # nobody has been waiting since
+        if set(spec.runs) != set(claim.runs):
+            claim = self.claims.update(claim, runs=sorted({*claim.runs, *spec.runs}), output=spec.output)
+        pod = self._find_pod(claim)
         if pod is None:
-            if claim["pod_id"] and self.now() - claim["asked_at"] < SETTLE:
-                return progress_message("booting", "it is ordered, and not in RunPod's list yet", None, claim)
-            if wanted.find_only:
-                raise UserError(f"{wanted.host}: pod {claim['pod_id']} is gone. train.yml orders another one")
-            if claim["pod_id"]:
-                self.lost(claim)
-                claim = self.make(wanted)
-            elif claim["state"] == "asked" and self.now() - claim["asked_at"] < SETTLE:
-                return progress_message("ordering", "the order got no clear answer; looking for its pod", None, claim)
-            return self.order(wanted, claim)
-        return self.boot(wanted, claim, pod)
+            if claim.pod_id and self._age(claim) < SETTLE:
+                return self._progress("booting", "it is ordered, and not in RunPod's list yet", None, claim)
+            if spec.find_only:
+                raise UserError(f"{spec.host}: pod {claim.pod_id} is gone. train.yml orders another one")
+            if claim.pod_id:
+                self._close_lost(claim)
+                claim = self._open_claim(spec)
+            elif claim.state == "asked" and self._age(claim) < SETTLE:
+                return self._progress("ordering", "the order got no clear answer; looking for its pod", None, claim)
+            return self._order(spec, claim)
+        return self._check_boot(spec, claim, pod)
 
-    def make(self, wanted: PodSpec, **known: Any) -> dict[str, Any]:
-        return self.claims.make(wanted.host, wanted.runs, self.now(), output=wanted.output, **known)
+    def _open_claim(self, spec: PodSpec, **known: Any) -> Claim:
+        return self.claims.open_claim(spec.host, spec.runs, self.now(), output=spec.output, **known)
 
-    def adopt(self, wanted: PodSpec) -> Optional[dict[str, Any]]:
-        """A claim to a pod of this owner and host that is there though no claim is: from another controller, say."""
-        pod = self.unclaimed(wanted.host)
+    def _adopt_orphan(self, spec: PodSpec) -> Optional[Claim]:
+        """Claim a pod of this owner and host that is there though no claim is: from another controller, say."""
+        pod = self._find_orphan(spec.host)
         if not pod:
             return None
-        self.done.append(f"{pod['id']} is there already; taken over")
+        self.notes.append(f"{pod['id']} is there already; taken over")
         # Ready, as far as is known: it may hold a training, and is not released when it does not answer.
         now = self.now()
-        return self.make(wanted, **self.facts(wanted, pod), state="ordered", boot_since=now, ready_at=now)
+        return self._open_claim(spec, **self._claimable_facts(spec, pod), state="ordered", boot_since=now, ready_at=now)
 
-    def unclaimed(self, host: str) -> Optional[dict[str, Any]]:
-        """A pod of this owner and host to which no claim is known."""
-        closed = {claim["name"] for claim in self.claims.all()}
-        mine = [pod for pod in self.api.pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
-        return next((pod for pod in mine if pod["name"] not in closed), None)
+    def _find_orphan(self, host: str) -> Optional[dict[str, Any]]:
+        """Find a pod of this owner and host to which no claim is known."""
+        known = {claim.name for claim in self.claims.list_all()}
+        mine = [pod for pod in self.api.list_pods() if parse_name(pod["name"]) == (self.claims.owner, host)]
+        return next((pod for pod in mine if pod["name"] not in known), None)
 
-    def facts(self, wanted: PodSpec, pod: dict[str, Any]) -> dict[str, Any]:
-        """What a claim holds of a pod that is taken over."""
+    def _claimable_facts(self, spec: PodSpec, pod: dict[str, Any]) -> dict[str, Any]:
+        """Return what a claim holds of a pod that is taken over."""
         born = parse_time(pod.get("createdAt")) or self.now()
-        deadline = pod.get("deadline") or born + wanted.max_hours * 3600
+        deadline = pod.get("deadline") or born + spec.max_hours * 3600
         return {
             "name": pod["name"],
             "pod_id": pod["id"],
@@ -182,216 +189,212 @@ class Pods:
             "allowance_s": round(deadline - born),
         }
 
-    def find(self, claim: dict[str, Any]) -> Optional[dict[str, Any]]:
-        """A claim's pod, by its unique name, or its id. Of twins (an order that was thought lost) one stays."""
-        if not claim["asked_at"]:
+    def _find_pod(self, claim: Claim) -> Optional[dict[str, Any]]:
+        """Find a claim's pod, by its unique name, or its id. Of twins (an order that was thought lost) one stays."""
+        if not claim.asked_at:
             return None
-        twins = list({pod["id"]: pod for pod in self.api.pods() if pod["name"] == claim["name"]}.values())
-        if claim["pod_id"] and not twins:  # a list may lag behind
-            twins = [pod for pod in [self.api.pod(claim["pod_id"])] if pod]
-        twins.sort(key=lambda pod: (pod["id"] != claim["pod_id"], pod.get("createdAt") or ""))
+        twins = list({pod["id"]: pod for pod in self.api.list_pods() if pod["name"] == claim.name}.values())
+        if claim.pod_id and not twins:  # a list may lag behind
+            twins = [pod for pod in [self.api.get_pod(claim.pod_id)] if pod]
+        twins.sort(key=lambda pod: (pod["id"] != claim.pod_id, pod.get("createdAt") or ""))
         for twin in twins[1:]:
-            self.api.release(twin["id"])
-            self.done.append(f"{twin['id']} was ordered twice; the second one is released")
+            self.api.delete_pod(twin["id"])
+            self.notes.append(f"{twin['id']} was ordered twice; the second one is released")
         if not twins:
             return None
         pod = twins[0]
-        rate = float(pod.get("cost") or 0) or claim["usd_per_hour"]  # 0 while it is stopped
-        if claim["pod_id"] != pod["id"]:
-            self.claims.write(claim, pod_id=pod["id"], state="ordered")
-        if claim["usd_per_hour"] != rate:
-            self.claims.write(claim, usd_per_hour=rate)
+        rate = float(pod.get("cost") or 0) or claim.usd_per_hour  # 0 while it is stopped
+        if claim.pod_id != pod["id"]:
+            self.claims.update(claim, pod_id=pod["id"], state="ordered")
+        if claim.usd_per_hour != rate:
+            self.claims.update(claim, usd_per_hour=rate)
         return pod
 
-    def lost(self, claim: dict[str, Any]) -> None:
-        """A pod is gone that this checkout has not released.
+    def _close_lost(self, claim: Claim) -> None:
+        """Close the claim to a pod that is gone though this checkout has not released it.
 
         Raises:
             UserError: Its leash ended it: another one would go the same way.
         """
-        ended = min(self.now(), claim["deadline"] or self.now())  # it cannot have cost more than until then
-        self.claims.write(
+        ended = min(self.now(), claim.deadline or self.now())  # it cannot have cost more than until then
+        self.claims.update(
             claim, released_at=ended, state="gone", word="it was gone", usd=round(claim_cost(claim, ended), 4)
         )
-        if claim["deadline"] and self.now() > claim["deadline"]:
+        if claim.deadline and self.now() > claim.deadline:
             raise UserError(
-                f"{claim['host']}: its leash ended the pod after "
-                f"{costs.hours_text((ended - claim['asked_at']) / 3600)}, "
+                f"{claim.host}: its leash ended the pod after "
+                f"{costs.hours_text((ended - (claim.asked_at or ended)) / 3600)}, "
                 f"{claim_cost(claim, self.now()):.2f} USD. Checkpoints that were fetched are kept; for more time: "
                 "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
             )
-        self.done.append(f"pod {claim['pod_id']} of {claim['host']} is gone, by somebody else's hand or RunPod's")
+        self.notes.append(f"pod {claim.pod_id} of {claim.host} is gone, by somebody else's hand or RunPod's")
 
-    def offers(self, wanted: PodSpec) -> list[Offer]:
-        """What may be ordered now, in order.
+    def _find_offers(self, spec: PodSpec) -> list[Offer]:
+        """List what may be ordered now, in order.
 
         Raises:
             UserError: Nothing ever, or not within the caps.
         """
-        catalogues = {cloud: self.api.gpus(cloud, wanted.count, wanted.min_cuda) for cloud in wanted.clouds}
+        catalogues = {cloud: self.api.list_gpus(cloud, spec.count, spec.min_cuda) for cloud in spec.clouds}
         return costs.find_offers(
-            catalogues, wanted.gpus, wanted.count, wanted.max_usd_per_hour, wanted.memory_gib, wanted.data_centers,
-            wanted.floor_gib, wanted.classes,
+            catalogues, spec.gpus, spec.count, spec.max_usd_per_hour, spec.memory_gib, spec.data_centers,
+            spec.floor_gib, spec.classes,
         )  # fmt: skip
 
-    def fitting(self, wanted: PodSpec, spent: float) -> list[tuple[Offer, float]]:
-        """The offers on which the training fits into the caps, in order, each with the hours that its pod may live.
+    def _affordable_offers(self, spec: PodSpec, spent: float) -> list[tuple[Offer, float]]:
+        """List the offers on which the training fits into the caps, each with the hours that its pod may live.
 
         Raises:
             UserError: There is none.
         """
-        found, first = [], ""
-        for offer in self.rotated(self.offers(wanted), wanted.host):
-            estimate = wanted.estimate(offer.gpu)
-            hours = costs.allowed_hours(estimate, offer.usd_per_hour, wanted.max_hours, wanted.max_usd, spent)
+        affordable, refusal = [], ""
+        for offer in self._bad_ones_last(self._find_offers(spec), spec.host):
+            estimate = spec.estimate(offer.gpu)
+            hours = costs.allowed_hours(estimate, offer.usd_per_hour, spec.max_hours, spec.max_usd, spent)
             if hours > 0 and (estimate is None or estimate <= hours):
-                found.append((offer, hours))
+                affordable.append((offer, hours))
                 continue
             before = f"{spent:.2f} USD are spent on it; " if spent else ""
             need = f"about {costs.hours_text(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
-            first = first or (
-                f"{wanted.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
-                f"pod_max_hours is {wanted.max_hours:g}, pod_max_usd {wanted.max_usd:g}. Nothing was ordered"
+            refusal = refusal or (
+                f"{spec.host}: {before}{offer.gpu} at {offer.usd_per_hour:.2f} USD/h would take {need}; "
+                f"pod_max_hours is {spec.max_hours:g}, pod_max_usd {spec.max_usd:g}. Nothing was ordered"
             )
-        if not found:
-            raise UserError(first)
-        return found
+        if not affordable:
+            raise UserError(refusal)
+        return affordable
 
-    def predict(self, wanted: PodSpec) -> dict[str, Any]:
-        """What :meth:`advance` would do, without doing it.
-
-        Returns:
-            ``pod`` where it is there; otherwise ``offer`` (the first to be asked for), ``hours`` (estimated, or None),
-            ``allowance`` (hours until its leash ends it).
+    def predict(self, spec: PodSpec) -> Prediction:
+        """Tell what :meth:`advance` would do, without doing it.
 
         Raises:
             UserError: It cannot be ordered like this.
         """
-        claim = self.claims.open(wanted.host)
-        if claim and claim["asked_at"]:
-            pod = next((pod for pod in self.api.pods() if pod["name"] == claim["name"]), None)
+        claim = self.claims.find_open(spec.host)
+        if claim and claim.asked_at:
+            pod = next((pod for pod in self.api.list_pods() if pod["name"] == claim.name), None)
             if pod:
-                return {"pod": pod, "claim": claim}
+                return Prediction(pod, claim)
         elif not claim and (self.claims.folder / "owner").exists():
-            pod = self.unclaimed(wanted.host)
+            pod = self._find_orphan(spec.host)
             if pod:
-                return {"pod": pod, "claim": {**self.facts(wanted, pod), "billed_usd": None, "released_at": None}}
-        offer, hours = self.fitting(wanted, self.claims.spent(wanted.runs, self.now()))[0]
-        return {"pod": None, "offer": offer, "hours": wanted.estimate(offer.gpu), "allowance": hours}
+                return Prediction(pod, Claim(host=spec.host, **self._claimable_facts(spec, pod)))
+        offer, hours = self._affordable_offers(spec, self.claims.spent_on(spec.runs, self.now()))[0]
+        return Prediction(offer=offer, hours=spec.estimate(offer.gpu), allowed_hours=hours)
 
-    def order(self, wanted: PodSpec, claim: dict[str, Any]) -> dict[str, Any]:
+    def _order(self, spec: PodSpec, claim: Claim) -> Progress:
         """Ask for each candidate once; when all are out of stock, that is said, and the caller asks again."""
-        if claim["waiting_since"] and self.now() - claim["waiting_since"] > wanted.order_timeout:
-            words = claim["word"]
-            self.claims.write(claim, released_at=self.now(), state="given up", word="no capacity")
+        if claim.waiting_since and self.now() - claim.waiting_since > spec.order_timeout:
+            shortage = claim.word
+            self.claims.update(claim, released_at=self.now(), state="given up", word="no capacity")
             raise UserError(
-                f"{wanted.host}: {words}, within {wanted.order_timeout:.0f} s. Nothing is rented. Name more GPUs in "
+                f"{spec.host}: {shortage}, within {spec.order_timeout:.0f} s. Nothing is rented. Name more GPUs in "
                 "pod_gpus, another cloud, or wait longer: -e pod_order_timeout=…"
             )
-        spent = self.claims.spent(wanted.runs, self.now(), claim["name"])
+        spent = self.claims.spent_on(spec.runs, self.now(), claim.name)
         refused: list[ApiError] = []
-        for offer, hours in self.fitting(wanted, spent):
+        for offer, hours in self._affordable_offers(spec, spent):
             now = self.now()
             # On disk before the order: whatever happens from here on, the pod is found again by its name.
-            self.claims.write(
+            self.claims.update(
                 claim, state="asked", asked_at=now, gpu=offer.gpu, cloud=offer.cloud, usd_per_hour=offer.usd_per_hour,
                 allowance_s=round(hours * 3600), deadline=round(now + hours * 3600), boot_since=now,
             )  # fmt: skip
             try:
-                pod = self.api.create(self.request(wanted, claim, offer))
+                pod = self.api.create_pod(self._create_request(spec, claim, offer))
             except ApiError as error:
                 if error.unclear:
-                    return progress_message(
+                    return self._progress(
                         "ordering", f"{error.status or 'no answer'}; looking for its pod", None, claim
                     )
                 if error.status not in (400, 403):
-                    self.claims.write(claim, released_at=self.now(), state="given up", word=str(error))
+                    self.claims.update(claim, released_at=self.now(), state="given up", word=str(error))
                     raise
                 refused.append(error)
                 continue
             price = float(pod.get("cost") or offer.usd_per_hour)
-            self.claims.write(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
-            if price > wanted.max_usd_per_hour or (wanted.max_usd and price > offer.usd_per_hour * costs.TOLERANCE):
+            self.claims.update(claim, state="ordered", pod_id=pod["id"], usd_per_hour=price)
+            if price > spec.max_usd_per_hour or (spec.max_usd and price > offer.usd_per_hour * costs.TOLERANCE):
                 self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
-                raise UserError(f"{wanted.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
+                raise UserError(f"{spec.host}: {offer.gpu} was offered at {offer.usd_per_hour:.2f} USD/h, but the "
                                  f"pod cost {price:.2f}; it was released at once")  # fmt: skip
-            words = f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered" + (offer.doubt and f"; {offer.doubt}")
-            return progress_message("booting", words, pod, claim)
+            message = f"{offer.gpu}, {offer.cloud}, {price:.2f} USD/h: ordered"
+            message += f"; {offer.warning}" if offer.warning else ""
+            return self._progress("booting", message, pod, claim)
         if all(error.status == 403 for error in refused) or not any(NO_CAPACITY.search(e.detail) for e in refused):
             # Every candidate fails alike: that is the request, or the account, not the stock.
             rule = next((error for error in refused if error.status == 400), refused[-1])
-            self.claims.write(claim, released_at=self.now(), state="given up", word=rule.detail)
+            self.claims.update(claim, released_at=self.now(), state="given up", word=rule.detail)
             raise rule
         detail = next(error.detail for error in refused if NO_CAPACITY.search(error.detail))
-        word = f"no capacity for {', '.join(wanted.gpus)} ({detail.rstrip('.')})"
-        self.claims.write(claim, state="waiting", word=word, waiting_since=claim["waiting_since"] or self.now())
-        return progress_message("waiting", word, None, claim)
+        shortage = f"no capacity for {', '.join(spec.gpus)} ({detail.rstrip('.')})"
+        self.claims.update(claim, state="waiting", word=shortage, waiting_since=claim.waiting_since or self.now())
+        return self._progress("waiting", shortage, None, claim)
 
-    def request(self, wanted: PodSpec, claim: dict[str, Any], offer: Offer) -> dict[str, Any]:
-        """The create request."""
-        gpu: dict[str, Any] = {"id": offer.gpu, "count": wanted.count}  # without the count it is refused
-        if wanted.min_cuda:
-            gpu["minCudaVersion"] = wanted.min_cuda
-        leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
-        made = {**wanted.request, "name": claim["name"], "cloud": offer.cloud, "gpu": gpu}
-        made["env"] = {**wanted.request["env"], **leash}
-        return made | ({"dataCenterIds": wanted.data_centers} if wanted.data_centers else {})
+    def _create_request(self, spec: PodSpec, claim: Claim, offer: Offer) -> dict[str, Any]:
+        """Return the request that orders a pod."""
+        gpu: dict[str, Any] = {"id": offer.gpu, "count": spec.count}  # without the count it is refused
+        if spec.min_cuda:
+            gpu["minCudaVersion"] = spec.min_cuda
+        leash = {"LORA_FORGE_DEADLINE": str(claim.deadline), "LORA_FORGE_ALLOWANCE": str(claim.allowance_s)}
+        request = {**spec.request, "name": claim.name, "cloud": offer.cloud, "gpu": gpu}
+        request["env"] = {**spec.request["env"], **leash}
+        return request | ({"dataCenterIds": spec.data_centers} if spec.data_centers else {})
 
-    def rotated(self, offers: list[Offer], host: str) -> list[Offer]:
-        """The offers, those last that gave a bad pod a short while ago."""
-        bad = [c["gpu"] for c in self.claims.all() if c["host"] == host and self.recently_bad(c)]
+    def _bad_ones_last(self, offers: list[Offer], host: str) -> list[Offer]:
+        """Sort the offers: last come those that gave a bad pod a short while ago."""
+        bad = [claim.gpu for claim in self.claims.list_all() if claim.host == host and self._is_recently_bad(claim)]
         return sorted(offers, key=lambda offer: bad.count(offer.gpu))
 
-    def recently_bad(self, claim: dict[str, Any]) -> bool:
-        return bool(claim["bad"]) and self.now() - (claim["released_at"] or 0) < BAD_FOR
+    def _is_recently_bad(self, claim: Claim) -> bool:
+        return claim.bad and self.now() - (claim.released_at or 0) < BAD_FOR
 
-    def boot(self, wanted: PodSpec, claim: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
+    def _check_boot(self, spec: PodSpec, claim: Claim, pod: dict[str, Any]) -> Progress:
         """See how far a pod is; give it up when it is no good."""
         if pod["status"] in ("EXITED", "ERROR"):  # started again it may come back without its GPU
             persistent = (pod.get("mounts") or {}).get("persistent")
-            if wanted.find_only or (claim["ready_at"] and persistent):
+            if spec.find_only or (claim.ready_at and persistent):
                 raise UserError(
-                    f"{wanted.host} is {pod['status']}: somebody stopped it, or the balance is used up. What it holds "
+                    f"{spec.host} is {pod['status']}: somebody stopped it, or the balance is used up. What it holds "
                     f"may be wanted, so it is not replaced. {retention_notice(claim)}"
                 )
-            return self.another(wanted, claim, pod, f"it is {pod['status']}")
+            return self._replace(spec, claim, pod, f"it is {pod['status']}")
         ssh = ssh_address(pod)
         if (
             ssh
-            and not claim["ready_at"]
-            and not wanted.find_only
-            and any(self.recently_bad(c) and c["machine"] == ssh["host"] for c in self.claims.all())
+            and not claim.ready_at
+            and not spec.find_only
+            and any(self._is_recently_bad(other) and other.machine == ssh["host"] for other in self.claims.list_all())
         ):
-            return self.another(wanted, claim, pod, f"it is the bad machine {ssh['host']} again", counts=False)
+            return self._replace(spec, claim, pod, f"it is the bad machine {ssh['host']} again", counts=False)
         mapped = bool(ssh) and pod["status"] == "RUNNING"
-        why = (self.closed(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet") or ""
+        why = self.unreachable_reason(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet"
         if not why:
-            if claim["state"] != "ready" or claim["boot_since"]:
-                ready_at = claim["ready_at"] or self.now()
-                self.claims.write(
+            if claim.state != "ready" or claim.boot_since:
+                ready_at = claim.ready_at or self.now()
+                self.claims.update(
                     claim, state="ready", boot_since=None, ready_at=ready_at, machine=ssh["host"], word=""
                 )
-            return progress_message("ready", "", pod, claim)
-        if not claim["boot_since"]:  # it was ready once: its container, or the network, went away
-            self.claims.write(claim, boot_since=self.now())
-        if self.now() - claim["boot_since"] > wanted.boot_timeout:
-            if (
-                claim["ready_at"] or wanted.find_only
-            ):  # what it holds may be worth more than it costs: that is the user's to say
+            return self._progress("ready", "", pod, claim)
+        boot_since = claim.boot_since
+        if not boot_since:  # it was ready once: its container, or the network, went away
+            boot_since = self.now()
+            self.claims.update(claim, boot_since=boot_since)
+        if self.now() - boot_since > spec.boot_timeout:
+            # What it holds may be worth more than it costs: that is the user's to say.
+            if claim.ready_at or spec.find_only:
                 raise UserError(
-                    f"{wanted.host} has not answered SSH for {wanted.boot_timeout:.0f} s, though RunPod says "
+                    f"{spec.host} has not answered SSH for {spec.boot_timeout:.0f} s, though RunPod says "
                     f"{pod['status']} ({why}). {retention_notice(claim)}"
                 )
-            return self.another(wanted, claim, pod, f"it did not answer SSH within {wanted.boot_timeout:.0f} s ({why})")
-        return progress_message("booting", why, pod, claim)
+            return self._replace(spec, claim, pod, f"it did not answer SSH within {spec.boot_timeout:.0f} s ({why})")
+        return self._progress("booting", why, pod, claim)
 
-    def another(
-        self, wanted: PodSpec, claim: dict[str, Any], pod: dict[str, Any], why: str, counts: bool = True
-    ) -> dict[str, Any]:
+    def _replace(self, spec: PodSpec, claim: Claim, pod: dict[str, Any], why: str, counts: bool = True) -> Progress:
         """Release a pod that is no good, and claim another one.
 
         Args:
-            wanted: What is wanted.
+            spec: What is wanted.
             claim: Its claim.
             pod: The pod.
             why: In words.
@@ -400,21 +403,21 @@ class Pods:
         Raises:
             UserError: There were enough.
         """
-        claim["machine"] = ssh_address(pod).get("host") or claim["machine"]
-        self.release(claim, why, bad=counts and not claim["ready_at"])
-        words = f"pod {claim['pod_id']} ({claim['gpu']}) is released: {why}"
-        self.done.append(words)
-        too_long = self.now() - claim["began_at"] > wanted.order_timeout
-        if not claim["ready_at"] and (claim["attempt"] >= wanted.attempts if counts else too_long):
+        claim.machine = ssh_address(pod).get("host") or claim.machine
+        self.release(claim, why, bad=counts and not claim.ready_at)
+        note = f"pod {claim.pod_id} ({claim.gpu}) is released: {why}"
+        self.notes.append(note)
+        too_long = self.now() - claim.began_at > spec.order_timeout
+        if not claim.ready_at and (claim.attempt >= spec.attempts if counts else too_long):
             raise UserError(
-                f"{wanted.host}: {words}. It was number {claim['attempt']} of {wanted.attempts}; nothing is rented any "
+                f"{spec.host}: {note}. It was number {claim.attempt} of {spec.attempts}; nothing is rented any "
                 "longer. An image without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
             )
-        chain = {} if claim["ready_at"] else {"began_at": claim["began_at"], "attempt": claim["attempt"] + counts}
-        following = self.make(wanted, **chain)
-        return progress_message("ordering", "another one", None, following)
+        chain = {} if claim.ready_at else {"began_at": claim.began_at, "attempt": claim.attempt + counts}
+        following = self._open_claim(spec, **chain)
+        return self._progress("ordering", "another one", None, following)
 
-    def release(self, claim: dict[str, Any], why: str, bad: bool = False) -> bool:
+    def release(self, claim: Claim, why: str, bad: bool = False) -> bool:
         """Delete a claim's pod and close the claim; True when there was a pod.
 
         Args:
@@ -422,37 +425,42 @@ class Pods:
             why: For its file.
             bad: Remember the machine.
         """
-        found = bool(claim["pod_id"]) and self.api.release(claim["pod_id"])
-        while claim["asked_at"]:
-            pods = [pod for pod in self.api.pods() if pod["name"] == claim["name"] and pod["id"] != claim["pod_id"]]
+        gone = bool(claim.pod_id and self.api.delete_pod(claim.pod_id))
+        while claim.asked_at:
+            pods = [pod for pod in self.api.list_pods() if pod["name"] == claim.name and pod["id"] != claim.pod_id]
             for pod in pods:
-                found = self.api.release(pod["id"]) or found
+                gone = self.api.delete_pod(pod["id"]) or gone
             # An order that got no clear answer may still bring a pod.
-            if claim["state"] != "asked" or found or self.now() - claim["asked_at"] > SETTLE:
+            if claim.state != "asked" or gone or self._age(claim) > SETTLE:
                 break
             self.sleep(_POLL)
         now = self.now()
-        self.claims.write(
+        self.claims.update(
             claim, released_at=now, state="released", word=why, bad=bad, usd=round(claim_cost(claim, now), 4)
         )
-        return found
+        return gone
 
 
-def progress_message(phase: str, word: str, pod: Optional[dict[str, Any]], claim: dict[str, Any]) -> dict[str, Any]:
-    """What :meth:`Pods.advance` returns."""
-    return {"phase": phase, "word": word, "pod": without_environment(pod) if pod else None, "claim": dict(claim)}
+def pod_budget(spec: PodSpec, claim: Claim, claims: Claims, now: float, root: str) -> Budget:
+    """Return what watching needs to keep a pod within its caps.
 
-
-def pod_budget(wanted: PodSpec, claim: dict[str, Any], claims: Claims, now: float) -> dict[str, Any]:
-    """What watching needs to keep within the caps; see :func:`money.breach` and :func:`money.renewal`."""
-    return {
-        "usd_per_hour": claim["usd_per_hour"],
-        "spent": round(claims.spent(wanted.runs, now, claim["name"]), 4),
-        "since": claim["asked_at"],
-        "max_usd": wanted.max_usd,
-        "max_hours": wanted.max_hours,
-        "deadline": claim["deadline"],
-        "pod": claim["pod_id"],
-        "pods": [one["pod_id"] for one in claims.all() if one["pod_id"] and set(one["runs"]) & set(wanted.runs)],
-        "claim": str(claims.path(claim["name"])),
-    }
+    Args:
+        spec: The pod.
+        claim: Its claim.
+        claims: This checkout's.
+        now: Epoch seconds.
+        root: The trainer's folder on it.
+    """
+    related = [other for other in claims.list_all() if set(other.runs) & set(spec.runs)]
+    return Budget(
+        usd_per_hour=claim.usd_per_hour,
+        spent=round(claims.spent_on(spec.runs, now, claim.name), 4),
+        since=claim.asked_at or now,
+        max_usd=spec.max_usd,
+        max_hours=spec.max_hours,
+        deadline=claim.deadline or now,
+        pod=claim.pod_id or "",
+        pods=[other.pod_id for other in related if other.pod_id],
+        claim=str(claims.path_of(claim.name)),
+        root=root,
+    )

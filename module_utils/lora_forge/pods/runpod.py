@@ -69,15 +69,15 @@ class ApiError(UserError):
         self.unclear = method == "POST" and (status == 0 or status >= 500)
         default = "RunPod is out of order, or cannot be reached; run the same command again in a while"
         what = f"{status} {title}" if status else title
-        said = f": {detail}" if detail and detail != title else ""
+        details = f": {detail}" if detail and detail != title else ""
         remedy = _REMEDIES.get(status, default)
-        super().__init__(f"RunPod, {method} {url}: {(what + said).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
+        super().__init__(f"RunPod, {method} {url}: {(what + details).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def open_url(
     method: str, url: str, headers: dict[str, str], body: Optional[bytes], seconds: float, stream: bool
 ) -> Answer:
-    """The transport of modules and plugins alike: Ansible's own, with its proxies and certificates.
+    """Carry one request, for modules and plugins alike: by Ansible's own HTTP, with its proxies and certificates.
 
     Raises:
         NoAnswer: There was no whole answer.
@@ -103,7 +103,7 @@ def open_url(
 
 
 def _read_stream(answer: Any, seconds: float) -> bytes:
-    """What a stream of server-sent events holds by now: read until it is silent for ``seconds``."""
+    """Read what a stream of server-sent events holds by now, until it is silent for ``seconds``."""
     text, deadline = b"", time.monotonic() + 5 * seconds
     while time.monotonic() < deadline:
         try:
@@ -117,14 +117,14 @@ def _read_stream(answer: Any, seconds: float) -> bytes:
 
 
 def without_environment(pod: dict[str, Any]) -> dict[str, Any]:
-    """A pod without its environment, which RunPod shows in clear, keys included; of it only our deadline is kept."""
+    """Strip a pod of its environment, which RunPod shows in clear, keys included; only our deadline is kept of it."""
     shown = {name: value for name, value in pod.items() if name != "env"}
     deadline = str((pod.get("env") or {}).get("LORA_FORGE_DEADLINE", ""))
     return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
 
 
 def ssh_address(pod: dict[str, Any]) -> dict[str, Any]:
-    """Where a pod's sshd is: host, port and username; empty while its port is not mapped."""
+    """Return where a pod's sshd is: host, port and username; empty while its port is not mapped."""
     return (pod.get("ssh") or {}).get("direct") or {}
 
 
@@ -161,8 +161,8 @@ class RunPod:
             raise UserError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
         self.key, self.transport, self.sleep = key, transport, sleep
 
-    def ask(self, method: str, path: str, body: Any = None, stream: bool = False) -> Any:
-        """One request, repeated where that is safe.
+    def request(self, method: str, path: str, body: Any = None, stream: bool = False) -> Any:
+        """Make a request, repeated where that is safe.
 
         GET and DELETE are repeated after a 5xx or a lost answer; every method after a 429, which carried nothing out.
         POST is never repeated after a 5xx: it may have made a pod that costs money.
@@ -189,11 +189,13 @@ class RunPod:
             try:
                 answer = self.transport(method, self.url + path, headers, data, QUIET if stream else TIMEOUT, stream)
             except NoAnswer as error:
-                failure = ApiError(method, path, 0, "no answer", self.mask(str(error)))
+                failure = ApiError(method, path, 0, "no answer", self._mask_key(str(error)))
             else:
                 if answer.status < 300:
-                    return answer.body.decode("utf-8", "replace") if stream else self.parse(method, path, answer)
-                failure = self.failure(method, path, answer)
+                    return (
+                        answer.body.decode("utf-8", "replace") if stream else self._parse_answer(method, path, answer)
+                    )
+                failure = self._error_of(method, path, answer)
                 if answer.status == 429:
                     pause = _retry_after(answer.headers, pause)
             again = failure.status == 429 or (method != "POST" and (failure.status == 0 or failure.status >= 500))
@@ -202,99 +204,105 @@ class RunPod:
             self.sleep(pause)
         raise AssertionError  # the loop returns or raises
 
-    def excerpt(self, body: bytes) -> str:
-        """The beginning of an answer that was not meant for programs."""
-        text = " ".join(self.mask(body[:2000].decode("utf-8", "replace")).split())
+    def _excerpt(self, body: bytes) -> str:
+        """Return the beginning of an answer that was not meant for programs."""
+        text = " ".join(self._mask_key(body[:2000].decode("utf-8", "replace")).split())
         return text[:160] + ("…" if len(text) > 160 else "")
 
-    def mask(self, text: str) -> str:
+    def _mask_key(self, text: str) -> str:
         return text.replace(self.key, "…")
 
-    def parse(self, method: str, path: str, answer: Answer) -> Any:
+    def _parse_answer(self, method: str, path: str, answer: Answer) -> Any:
         if not answer.body:
             return None
         try:
             return json.loads(answer.body)
         except ValueError:
-            raise ApiError(method, path, 0, "no JSON", self.excerpt(answer.body)) from None
+            raise ApiError(method, path, 0, "no JSON", self._excerpt(answer.body)) from None
 
-    def failure(self, method: str, path: str, answer: Answer) -> ApiError:
+    def _error_of(self, method: str, path: str, answer: Answer) -> ApiError:
         try:
-            said = json.loads(answer.body)
-            assert isinstance(said, dict)
+            problem = json.loads(answer.body)
+            assert isinstance(problem, dict)
         except (ValueError, AssertionError):  # a page of HTML from a proxy, or from RunPod's edge
-            said = {"detail": self.excerpt(answer.body)}
-        title = self.mask(str(said.get("title") or http.client.responses.get(answer.status, "error")))
-        detail = "; ".join(filter(None, [str(said.get("detail") or ""), *map(str, said.get("errors") or [])]))
-        return ApiError(method, path, answer.status, title, self.mask(detail))
+            problem = {"detail": self._excerpt(answer.body)}
+        title = self._mask_key(str(problem.get("title") or http.client.responses.get(answer.status, "error")))
+        detail = "; ".join(filter(None, [str(problem.get("detail") or ""), *map(str, problem.get("errors") or [])]))
+        return ApiError(method, path, answer.status, title, self._mask_key(detail))
 
-    def listed(self, path: str, key: str) -> list[dict[str, Any]]:
-        """All of a list: in one answer, as older servers give it, or page by page."""
-        found: dict[str, dict[str, Any]] = {}  # by id: pages may overlap
+    def list_items(self, path: str, key: str) -> list[dict[str, Any]]:
+        """List all items of a path: from one answer, as older servers give it, or page by page."""
+        by_id: dict[str, dict[str, Any]] = {}  # pages may overlap
         cursor, seen = "", set()
         while True:
             query = ("&" if "?" in path else "?") + urllib.parse.urlencode({"cursor": cursor}) if cursor else ""
-            answer = self.ask("GET", path + query)
+            answer = self.request("GET", path + query)
             items = answer.get(key) if isinstance(answer, dict) else None
-            if not isinstance(items, list) or not all(isinstance(one, dict) and "id" in one for one in items):
+            if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
                 # An empty list here would look as if nothing were rented.
                 raise ApiError("GET", path, 0, "an answer of another form", f"it holds no list «{key}»")
-            found.update((one["id"], one) for one in items)
+            by_id.update((item["id"], item) for item in items)
             page = answer.get("pagination") or {}
             following = page.get("nextCursor") if page.get("hasNextPage") else None
             if page.get("hasNextPage") and not following:
-                raise ApiError("GET", path, 0, "an answer of another form", "there is more, and no word of where")
+                raise ApiError("GET", path, 0, "an answer of another form", "there is more, and it does not say where")
             if not following or following in seen:
-                return list(found.values())
+                return list(by_id.values())
             cursor = str(following)
             seen.add(following)
 
-    def pods(self) -> list[dict[str, Any]]:
-        """All pods of the account that are not gone, without their environment."""
+    def list_pods(self) -> list[dict[str, Any]]:
+        """List all pods of the account that are not gone, without their environment."""
         return [
-            without_environment(pod) for pod in self.listed("/v2/pods", "pods") if pod.get("status") != "TERMINATED"
+            without_environment(pod) for pod in self.list_items("/v2/pods", "pods") if pod.get("status") != "TERMINATED"
         ]
 
-    def pod(self, pod_id: str) -> Optional[dict[str, Any]]:
-        """One pod without its environment; None when it is gone."""
+    def get_pod(self, pod_id: str) -> Optional[dict[str, Any]]:
+        """Return a pod without its environment; None when it is gone."""
         try:
-            found = self.ask("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
+            pod = self.request("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        if not isinstance(found, dict) or "id" not in found:
+        if not isinstance(pod, dict) or "id" not in pod:
             raise ApiError("GET", f"/v2/pods/{pod_id}", 0, "an answer of another form", "it is no pod")
-        return None if found.get("status") == "TERMINATED" else without_environment(found)
+        return None if pod.get("status") == "TERMINATED" else without_environment(pod)
 
-    def create(self, request: dict[str, Any]) -> dict[str, Any]:
+    def create_pod(self, order: dict[str, Any]) -> dict[str, Any]:
         """Order a pod; what it costs begins here.
+
+        Args:
+            order: What RunPod's API takes.
+
+        Returns:
+            The pod without its environment.
 
         Raises:
             ApiError: With ``unclear``, when a pod may have been made all the same: look it up by its name.
         """
-        made = self.ask("POST", "/v2/pods", request)
-        if not isinstance(made, dict) or not made.get("id"):
+        pod = self.request("POST", "/v2/pods", order)
+        if not isinstance(pod, dict) or not pod.get("id"):
             raise ApiError("POST", "/v2/pods", 0, "an answer of another form", "it names no pod")
-        return without_environment(made)
+        return without_environment(pod)
 
-    def release(self, pod_id: str) -> bool:
+    def delete_pod(self, pod_id: str) -> bool:
         """Delete a pod, and what lies on it; False when it was gone."""
         try:
-            self.ask("DELETE", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
+            self.request("DELETE", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
         except ApiError as error:
             if error.status == 404:
                 return False
             raise
         return True
 
-    def stop(self, pod_id: str) -> None:
+    def stop_pod(self, pod_id: str) -> None:
         """Stop a pod; its volume stays, and goes on costing money."""
-        self.ask("POST", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/action", {"action": "stop"})
+        self.request("POST", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/action", {"action": "stop"})
 
-    def log(self, pod_id: str) -> list[str]:
-        """The lines of a pod's container log, as far as they are there."""
-        text = self.ask("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/logs?source=container&tail=1000",
+    def read_log(self, pod_id: str) -> list[str]:
+        """Return the lines of a pod's container log, as far as they are there."""
+        text = self.request("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/logs?source=container&tail=1000",
                         stream=True)  # fmt: skip
         lines = []
         for line in text.splitlines():
@@ -305,8 +313,8 @@ class RunPod:
                     continue  # cut in the middle, or an event of another kind
         return lines
 
-    def gpus(self, cloud: str, count: int, min_cuda: str = "") -> list[dict[str, Any]]:
-        """The catalogue of GPUs with prices and the stock of a cloud.
+    def list_gpus(self, cloud: str, count: int, min_cuda: str = "") -> list[dict[str, Any]]:
+        """List the GPUs that RunPod has, with prices and the stock of a cloud.
 
         Args:
             cloud: SECURE or COMMUNITY.
@@ -316,26 +324,26 @@ class RunPod:
         query = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": count}
         if min_cuda:
             query["minCudaVersion"] = min_cuda
-        return self.listed(f"/v2/catalog/gpus?{urllib.parse.urlencode(query)}", "gpus")
+        return self.list_items(f"/v2/catalog/gpus?{urllib.parse.urlencode(query)}", "gpus")
 
-    def volume(self, volume_id: str) -> dict[str, Any]:
-        """A network volume."""
-        return self.ask("GET", f"/v2/network-volumes/{urllib.parse.quote(volume_id, safe='')}")
+    def get_volume(self, volume_id: str) -> dict[str, Any]:
+        """Return a network volume."""
+        return self.request("GET", f"/v2/network-volumes/{urllib.parse.quote(volume_id, safe='')}")
 
-    def billed(self, pod_id: str) -> Optional[float]:
-        """What RunPod has billed for a pod so far, in USD; None while no bill has arrived."""
+    def billed_usd(self, pod_id: str) -> Optional[float]:
+        """Return what RunPod has billed for a pod so far, in USD; None while no bill has arrived."""
         query = urllib.parse.urlencode({"podId": pod_id, "bucketSize": "hour"})
-        found = self.ask("GET", f"/v2/billing/pods?{query}")
+        bills = self.request("GET", f"/v2/billing/pods?{query}")
         # The filter is checked: a query parameter that a server does not know is silently ignored.
         try:
-            records = [one for one in found["records"] if one["podId"] == pod_id]
-            return round(sum(float(one["totalAmount"]) for one in records), 4) if records else None
+            amounts = [float(record["totalAmount"]) for record in bills["records"] if record["podId"] == pod_id]
+            return round(sum(amounts), 4) if amounts else None
         except (KeyError, TypeError, ValueError):
             raise ApiError("GET", "/v2/billing/pods", 0, "an answer of another form", "it holds no bill") from None
 
 
 def _retry_after(headers: dict[str, str], default: float) -> float:
-    """Seconds that a 429 asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+    """Read how many seconds a 429 asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
     text = headers.get("retry-after", "").strip()
     if text.isdigit():
         return float(text)
@@ -346,7 +354,7 @@ def _retry_after(headers: dict[str, str], default: float) -> float:
 
 
 def _loopback(host: str) -> bool:
-    """Whether a host is this very machine."""
+    """Tell whether a host is this very machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import pathlib
 import re
@@ -11,13 +10,14 @@ import shlex
 import subprocess
 from typing import Any, Callable, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_program(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a program of OpenSSH.
 
     Raises:
@@ -34,13 +34,13 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def fingerprint(key: str) -> str:
-    """The fingerprint of a public key line («ssh-ed25519 AAAA…»), as ``ssh-keygen -l`` shows it."""
+    """Return the fingerprint of a public key line («ssh-ed25519 AAAA…»), as ``ssh-keygen -l`` shows it."""
     digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
-def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[pathlib.Path, str]:
-    """The private key's path and the public key: the user's, or one made for this checkout.
+def ensure_key_pair(named: str, folder: pathlib.Path, runner: _Runner = run_program) -> tuple[pathlib.Path, str]:
+    """Return the private key's path and the public key: the user's, or one made for this checkout.
 
     Args:
         named: The user's private key; empty for one of the checkout's own.
@@ -53,12 +53,11 @@ def key_pair(named: str, folder: pathlib.Path, runner: _Runner = run) -> tuple[p
     private = pathlib.Path(named).expanduser() if named else folder / "id_ed25519"
     if not named:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / ".key.lock").open("a") as lock:  # two pods at once, in a fresh checkout
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with rundir.locked(folder / ".key.lock"):  # two pods at once, in a fresh checkout
             if not private.exists():
-                made = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
-                if made.returncode:
-                    raise UserError(f"ssh-keygen could not make {private}: {made.stderr.strip()}")
+                done = runner(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lora-forge", "-f", str(private)])
+                if done.returncode:
+                    raise UserError(f"ssh-keygen could not make {private}: {done.stderr.strip()}")
     public = pathlib.Path(f"{private}.pub")
     if not private.is_file() or not public.is_file():
         raise UserError(f"pod_ssh_key: {public if private.is_file() else private} does not exist; name a private key "
@@ -79,17 +78,17 @@ class SshAccess:
         runner: Runs ssh and ssh-keyscan.
     """
 
-    def __init__(self, known_hosts: pathlib.Path, key: pathlib.Path, runner: _Runner = run):
+    def __init__(self, known_hosts: pathlib.Path, key: pathlib.Path, runner: _Runner = run_program):
         self.known_hosts, self.key, self.runner = known_hosts, key, runner
 
     def options(self, name: str) -> list[str]:
-        """Options of ssh for a pod, other than its address: only the pinned key will do."""
+        """Return the options of ssh for a pod, other than its address: only the pinned key will do."""
         file = f'"{self.known_hosts / name}"'  # ssh takes an unquoted space for the beginning of a second file
         pinned = (f"UserKnownHostsFile={file}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
-        return [word for option in (*pinned, "IdentitiesOnly=yes") for word in ("-o", option)]
+        return [argument for option in (*pinned, "IdentitiesOnly=yes") for argument in ("-o", option)]
 
     def unreachable_reason(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
-        """Why the pod cannot be used yet, in words; None when it answers.
+        """Tell why the pod cannot be used yet, in words; None when it answers.
 
         Args:
             name: The pod's unique name.
@@ -103,37 +102,37 @@ class SshAccess:
         keys = [key for key in keys if len(key.split()) == 2]
         if not keys:
             return f"no SSH answer at {at} yet"
-        if not set(keys) & set(self.pinned(name)):
+        if not set(keys) & set(self.pinned_keys(name)):
             shown = set(FINGERPRINT.findall("\n".join(log())))
             fitting = [key for key in keys if fingerprint(key) in shown]
             if not shown:
                 return "its log shows no host key yet"
             if not fitting:  # a stale port may be another pod's by now
                 return f"what answers at {at} shows a host key that is not in the pod's log"
-            self.pin(name, fitting)
+            self.pin_keys(name, fitting)
         command = ["ssh", *self.options(name), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-        asked = self.runner([*command, "-i", str(self.key), "-p", str(port), f"root@{host}", "true"])
-        if asked.returncode == 0:
+        login = self.runner([*command, "-i", str(self.key), "-p", str(port), f"root@{host}", "true"])
+        if login.returncode == 0:
             return None
-        said = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
-        return f"SSH at {at}: {said}"
+        problem = (login.stderr.strip().splitlines() or [f"exit code {login.returncode}"])[-1]
+        return f"SSH at {at}: {problem}"
 
-    def pinned(self, name: str) -> list[str]:
+    def pinned_keys(self, name: str) -> list[str]:
         path = self.known_hosts / name
         return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
 
-    def pin(self, name: str, keys: list[str]) -> None:
+    def pin_keys(self, name: str, keys: list[str]) -> None:
         """Pin a pod's keys, in the place of those it had before."""
         self.known_hosts.mkdir(parents=True, exist_ok=True)
         (self.known_hosts / name).write_text("".join(f"{name} {key}\n" for key in keys))
 
-    def forget(self, name: str) -> None:
+    def forget_keys(self, name: str) -> None:
         """Drop a pod's keys."""
         (self.known_hosts / name).unlink(missing_ok=True)
 
 
 def connection_variables(ssh: dict[str, Any], name: str, access: SshAccess) -> dict[str, Any]:
-    """The variables with which Ansible reaches a pod.
+    """Return the variables with which Ansible reaches a pod.
 
     Args:
         ssh: Its address: host and port.

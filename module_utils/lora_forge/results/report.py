@@ -11,7 +11,6 @@ import functools
 import io
 import json
 import math
-import os
 import pathlib
 import re
 import statistics
@@ -643,10 +642,5 @@ def write(path: pathlib.Path, data: bytes, check: bool = False) -> bool:
         return False
     if not check:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        rundir.write_bytes(path, data, mode=0o666)
     return True

@@ -6,7 +6,6 @@ begun. Runs on trainers: Python 3.9 or newer, neither network nor huggingface_hu
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pathlib
 import subprocess
@@ -134,8 +133,7 @@ def start_fetch(
         return True
     folder = state_dir(model, revision, home)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "begin.lock").open("a") as guard:  # two controllers in the same second: the other one follows
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with rundir.locked(folder / "begin.lock"):  # two controllers in the same second: the other one follows
         if model_state(model, revision, home)["state"] in ("present", "fetching"):
             return False
         rundir.write_json(folder / "request.json", {"model": model, "revision": revision, "cache": str(home)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -83,8 +82,7 @@ def adopt(root: pathlib.Path, lock: pathlib.Path, image: pathlib.Path = IMAGE) -
     if not is_complete(baked):
         return False
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{home.name}.lock").open("a") as guard:
-        _take(guard, home)
+    with _building(home):
         if not is_complete(home):
             _clear(home)
             home.symlink_to(baked)
@@ -120,8 +118,7 @@ def ensure(
     if is_complete(home):
         return False
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{home.name}.lock").open("a") as guard:
-        _take(guard, home)
+    with _building(home):
         if is_complete(home):
             return False
         _clear(home)
@@ -278,15 +275,23 @@ def _clear(home: pathlib.Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _take(guard: object, home: pathlib.Path) -> None:
-    deadline = time.monotonic() + LOCK_TIMEOUT
-    while True:
+def _lock_file(home: pathlib.Path) -> pathlib.Path:
+    return home.with_name(f"{home.name}.lock")
+
+
+@contextlib.contextmanager
+def _building(home: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of an environment's builders.
+
+    Raises:
+        UserError: Another one builds it for longer than LOCK_TIMEOUT.
+    """
+    with contextlib.ExitStack() as held:
         try:
-            return fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+            held.enter_context(rundir.locked(_lock_file(home), LOCK_TIMEOUT))
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"another process has been building {home} for {LOCK_TIMEOUT} s") from None
-            time.sleep(0.5)
+            raise UserError(f"another process has been building {home} for {LOCK_TIMEOUT} s") from None
+        yield
 
 
 def _uv(command: list[str], failure: str, **more: str) -> str:
@@ -397,12 +402,8 @@ def remove(root: pathlib.Path, home: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def _locked(home: pathlib.Path) -> Iterator[None]:
     """Hold the lock of an environment's builders, or raise BlockingIOError at once."""
-    path = home.with_name(f"{home.name}.lock")
-    if not path.exists():  # of a time when they had none
-        yield
-        return
-    with path.open("r+") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Environments of a time when they had no lock get none.
+    with rundir.locked(_lock_file(home), timeout=0) if _lock_file(home).exists() else contextlib.nullcontext():
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,6 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -186,8 +184,7 @@ def start(
     """
     if check:
         return _launch(run_dir, spec, secrets, wanted, check)
-    with (run_dir / "launch.lock").open("a") as guard:  # two controllers in the same second: the other one attaches
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with rundir.locked(run_dir / "launch.lock"):  # two controllers in the same second: the other one attaches
         return _launch(run_dir, spec, secrets, wanted, check)
 
 
@@ -215,7 +212,7 @@ def _launch(
         "lane_dir": spec.get("lane_dir") or LANE_DIR,
         "backend": choice.backend,
     }
-    with _order(run_dir.parent):
+    with rundir.locked(run_dir.parent):  # one launch at a time on a trainer, so that each gets a turn of its own
         cut_off = before["status"].get("state") in ("queued", "running")
         kept = rundir.read_json(run_dir / "run.json").get("turn") if cut_off else None
         spec["turn"] = kept or _next_turn(run_dir.parent)
@@ -232,17 +229,6 @@ def _launch(
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
     raise UserError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
-
-
-@contextlib.contextmanager
-def _order(folder: pathlib.Path) -> Iterator[None]:
-    """One launch at a time on a trainer, so that each gets a turn of its own."""
-    guard = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(guard)
 
 
 def _next_turn(folder: pathlib.Path) -> int:

@@ -48,7 +48,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def seconds(value: Any) -> float:
-    """A number of seconds, or an epoch before 2096; 0.0 for anything else."""
+    """Return a number of seconds, or an epoch before 2096; 0.0 for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -57,7 +57,7 @@ def seconds(value: Any) -> float:
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one; raises OSError where the file cannot be read."""
+    """Read the object in a JSON file, or an empty one; raises OSError where the file cannot be read."""
     try:
         data = json.loads(path.read_text())
     except ValueError:

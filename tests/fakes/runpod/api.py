@@ -49,12 +49,12 @@ class Request:
         return urllib.parse.parse_qs(urllib.parse.urlsplit(self.target).query, keep_blank_values=True)
 
     def last(self, name: str) -> str | None:
-        """The last value of a query parameter."""
+        """Return the last value of a query parameter."""
         values = self.query.get(name)
         return values[-1] if values else None
 
     def json(self) -> Any:
-        """The body, None when there is none.
+        """Return the body, None when there is none.
 
         Raises:
             Problem: 400, it is not JSON.
@@ -78,7 +78,7 @@ class Answer:
     late: float = 0.0
 
     def content(self) -> bytes:
-        """The body's bytes; nothing of a stream."""
+        """Return the body's bytes; nothing of a stream."""
         if self.body is None:
             return b""
         return self.body.encode() if self.media == HTML else json.dumps(self.body).encode()
@@ -179,7 +179,7 @@ class Api:
         return answer
 
     def _edge(self, request: Request, facts: dict[str, str]) -> None:
-        """What stands before the API: it refuses urllib's own name."""
+        """Refuse urllib's own name, as what stands before the API does."""
         agent = request.headers.get("User-Agent", "")
         if not agent or agent.startswith("Python-urllib"):
             raise Edge(403)
@@ -221,7 +221,7 @@ class Api:
         return Caller("pod", owner) if owner else Caller("bad")
 
     def _check_scope(self, request: Request, caller: Caller, handler: Callable[..., Answer]) -> None:
-        """A pod's own key is for looking at itself and ending itself."""
+        """Let a pod's own key look at that pod and end it, and do nothing else."""
         own = request.path.split("/")[3:4] == [caller.pod]
         if not own or handler not in (self.get_pod, self.delete_pod, self.act):
             raise Problem(403, "access denied")
@@ -240,7 +240,7 @@ class Api:
             raise Problem(429, "rate limit exceeded for the minute window", headers={"Retry-After": wait})
 
     def _quota(self, now: float) -> dict[str, str]:
-        """The headers that tell how many requests are left."""
+        """Return the headers that tell how many requests are left."""
         with self.lock:
             times = [note["time"] for note in self.requests if note["key"] in ("account", "pod")]
         left = []
@@ -269,7 +269,7 @@ class Api:
     # Pods
 
     def list_pods(self, request: Request, caller: Caller) -> Answer:
-        """The pods, those aside that a fault still hides."""
+        """List the pods, those aside that a fault still hides."""
         return _page(request, "pods", self.cloud.listed())
 
     def create_pod(self, request: Request, caller: Caller) -> Answer:
@@ -311,7 +311,7 @@ class Api:
         return Answer(204) if action == "terminate" else Answer(200, self.cloud.show(pod))
 
     def logs(self, request: Request, caller: Caller, pod_id: str) -> Answer:
-        """A pod's log as a stream, from the last ``tail`` lines, ``since`` or the Last-Event-ID on."""
+        """Stream a pod's log, from the last ``tail`` lines, ``since`` or the Last-Event-ID on."""
         self.cloud.find(pod_id)
         source, cursor = request.last("source"), request.headers.get("Last-Event-ID") or request.last("since")
         when, _, number = (cursor or "").partition("/")
@@ -335,7 +335,7 @@ class Api:
         return Answer(200, self.cloud.catalog.show_gpu(name, request.query))
 
     def list_data_centers(self, request: Request, caller: Caller) -> Answer:
-        """The data centers."""
+        """List the data centers."""
         return _page(request, "dataCenters", self.cloud.catalog.list_data_centers(request.query))
 
     def list_volumes(self, request: Request, caller: Caller) -> Answer:
@@ -350,7 +350,7 @@ class Api:
         raise Problem(404, "network volume not found")
 
     def billing(self, request: Request, caller: Caller) -> Answer:
-        """What :meth:`sim_billing` has let appear, in buckets."""
+        """Return what :meth:`sim_billing` has let appear, in buckets."""
         size, pod = request.last("bucketSize") or "day", request.last("podId")
         first, last = _window(request, size)
         with self.cloud.lock:
@@ -377,7 +377,7 @@ class Api:
             return Answer(400, Problem(400, f"{type(error).__name__}: {error}").body, PROBLEM)
 
     def state(self) -> dict[str, Any]:
-        """What was asked, all pods there ever were, their cost in USD, and what broke the contract.
+        """Tell what was asked, all pods there ever were, their cost in USD, and what broke the contract.
 
         A request's status is 0 when its answer was dropped; times are seconds since the epoch.
         """
@@ -449,7 +449,7 @@ def _route(
 
 
 def _page(request: Request, name: str, entries: list[dict[str, Any]]) -> Answer:
-    """A list, or a page of it when limit or cursor ask for one.
+    """Return a list, or a page of it when limit or cursor ask for one.
 
     Raises:
         Problem: 400, limit or cursor are wrong.
@@ -471,7 +471,7 @@ def _page(request: Request, name: str, entries: list[dict[str, Any]]) -> Answer:
 
 
 def _window(request: Request, size: str) -> tuple[float, float]:
-    """The time that billing is asked for, snapped to buckets, in seconds since the epoch.
+    """Return the time that billing is asked for, snapped to buckets, in seconds since the epoch.
 
     Raises:
         Problem: 400, lastN does not go with startTime and endTime, or these are no times.

@@ -124,12 +124,12 @@ class Catalog:
                     self.volumes[name] = {**VOLUMES[0], "name": name, **change, "id": name}
 
     def list_volumes(self) -> list[dict[str, Any]]:
-        """The network volumes, as the API shows them."""
+        """List the network volumes, as the API shows them."""
         with self._lock:
             return [dict(volume) for volume in self.volumes.values()]
 
     def list_gpus(self, query: Query) -> list[dict[str, Any]]:
-        """The GPU types, as the API shows them; those of no asked country drop out.
+        """List the GPU types, as the API shows them; those of no asked country drop out.
 
         Raises:
             Problem: The query's parameters do not go together.
@@ -152,7 +152,7 @@ class Catalog:
             return self._show(self.gpus[name], query)
 
     def list_data_centers(self, query: Query) -> list[dict[str, Any]]:
-        """The data centers that meet the query's filters, as the API shows them."""
+        """List the data centers that meet the query's filters, as the API shows them."""
         include = _words(query, "include")
         shown = []
         for place in DATA_CENTERS:
@@ -200,7 +200,7 @@ def check_query(query: Query) -> None:
 
 
 def offered(gpu: Gpu, cloud: str, count: int) -> str:
-    """The stock level of so many GPUs in one machine.
+    """Return the stock level of so many GPUs in one machine.
 
     Args:
         gpu: The type.
@@ -212,7 +212,7 @@ def offered(gpu: Gpu, cloud: str, count: int) -> str:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """A CUDA version as numbers, as 12.11 is above 12.2."""
+    """Read a CUDA version as numbers, as 12.11 is above 12.2."""
     return tuple(int(part) for part in text.split("."))
 
 
@@ -245,5 +245,5 @@ def _wanted(place: Mapping[str, Any], query: Query) -> bool:
 
 
 def _words(query: Query, name: str) -> list[str]:
-    """The comma-separated values of a parameter."""
+    """Split the comma-separated values of a parameter."""
     return [word for word in (query.get(name) or [""])[-1].split(",") if word]

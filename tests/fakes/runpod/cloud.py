@@ -122,7 +122,7 @@ class Pod:
         return self.ended is None and self.status != "EXITED"
 
     def usd(self) -> float:
-        """What it has cost by the simulator's clock, in USD."""
+        """Return what it has cost by the simulator's clock, in USD."""
         running = time.time() - self.since if self.charged() else 0.0
         return self.banked + running / 3600 * self.place.price
 
@@ -131,7 +131,7 @@ class Pod:
         self.banked, self.since = self.usd(), time.time()
 
     def shown_port(self) -> int | None:
-        """The port that the API says leads to its SSH."""
+        """Return the port that the API says leads to its SSH."""
         until, port = self.stale
         return port if port is not None and (time.time() < until or self.port is None) else self.port
 
@@ -218,7 +218,7 @@ class Cloud:
         return Place(where[0], address(first + number), gpu.cuda[number % len(gpu.cuda)], price)
 
     def _machines(self, gpu: Gpu, wanted: dict[str, Any]) -> list[int]:
-        """The numbers of the type's machines whose CUDA version is wanted."""
+        """List the numbers of the type's machines whose CUDA version is wanted."""
         count = min(MACHINES, int(self.faults.number("machines", MACHINES, gpu=gpu.id)))
         exact, least = wanted.get("allowedCudaVersions"), wanted.get("minCudaVersion")
         found = []
@@ -231,7 +231,7 @@ class Cloud:
     # Looking
 
     def find(self, pod_id: str) -> Pod:
-        """A pod that is there.
+        """Return a pod that is there.
 
         Raises:
             Problem: 404.
@@ -243,18 +243,18 @@ class Cloud:
             return pod
 
     def listed(self) -> list[dict[str, Any]]:
-        """The pods that lists have, as the API shows them."""
+        """List the pods that lists have, as the API shows them."""
         with self.lock:
             now = time.time()
             return [self.show(pod) for pod in self.pods.values() if pod.ended is None and pod.listed_from <= now]
 
     def owner(self, key: str) -> str | None:
-        """The pod whose key this is; also of a pod that is gone, None when it is nobody's."""
+        """Return the pod whose key this is; also of a pod that is gone, None when it is nobody's."""
         with self.lock:
             return next((pod.id for pod in self.pods.values() if pod.key == key), None)
 
     def show(self, pod: Pod) -> dict[str, Any]:
-        """A pod as the API shows it, its environment in clear."""
+        """Return a pod as the API shows it, its environment in clear."""
         with self.lock:
             order, running = pod.order, pod.status == "RUNNING"
             port = pod.shown_port() if running and pod.ssh else None
@@ -293,7 +293,7 @@ class Cloud:
     def follow(
         self, pod_id: str, tail: int, wanted: Callable[[LogLine], bool], gone: Callable[[], bool]
     ) -> Iterator[bytes]:
-        """A pod's log as server-sent events, for as long as the pod is there.
+        """Stream a pod's log as server-sent events, for as long as the pod is there.
 
         Args:
             pod_id: The pod.
@@ -476,7 +476,7 @@ class Cloud:
         )
 
     def _reachable(self, value: str) -> str:
-        """A text in which the simulator's address is one that leads to it from inside a container."""
+        """Put into a text an address of the simulator that leads to it from inside a container."""
         for host in ("127.0.0.1", "localhost"):
             value = value.replace(f"http://{host}:{self.port}", f"http://{self.backend.gateway}:{self.port}")
         return value
@@ -628,7 +628,7 @@ def iso(seconds: float) -> str:
 
 
 def address(machine: int) -> str:
-    """The loopback address of a machine."""
+    """Return the loopback address of a machine."""
     return f"127.0.0.{FIRST_ADDRESS + machine}"
 
 
@@ -658,7 +658,7 @@ LENGTHS = dict(zip(BUCKETS, (3600, 86400, 7 * 86400, 31 * 86400, 366 * 86400), s
 
 
 def bucket(seconds: float, size: str) -> float:
-    """The beginning of the billing bucket that a time is in.
+    """Return the beginning of the billing bucket that a time is in.
 
     Args:
         seconds: Since the epoch.
@@ -690,7 +690,7 @@ def _runtime(pod: Pod, port: int | None) -> dict[str, Any]:
 
 
 def _closed_port(ip: str) -> int:
-    """A port that nobody listens on."""
+    """Find a port that nobody listens on."""
     with socket.socket() as one:
         one.bind((ip, 0))
         return int(one.getsockname()[1])

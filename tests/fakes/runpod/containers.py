@@ -123,7 +123,7 @@ class Nothing:
         self.counts[pod_id] += 1
 
     def restarts(self, pod_id: str) -> int:
-        """What was counted."""
+        """Return what was counted."""
         return self.counts.get(pod_id, 0)
 
     def remove(self, pod_id: str) -> None:
@@ -272,7 +272,7 @@ class LogLine:
     text: str
 
     def event(self) -> bytes:
-        """The line as a server-sent event."""
+        """Write the line as a server-sent event."""
         data = json.dumps({"ts": self.time, "source": self.source, "line": self.text})
         return f"id: {self.time}/{self.number:012}\ndata: {data}\n\n".encode()
 
@@ -298,7 +298,7 @@ class LogReader:
         self.begun: dict[str, str] = {}  # stream -> the beginning of a line whose end is still to come
 
     def read(self) -> list[LogLine]:
-        """The whole lines that came since the last call."""
+        """Read the whole lines that came since the last call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)

@@ -83,7 +83,7 @@ class Contract:
     def request_errors(
         self, method: str, path: str, query: Mapping[str, list[str]], headers: Mapping[str, str], body: Any
     ) -> list[str]:
-        """What is wrong with a request, so that the API refuses it.
+        """Tell what is wrong with a request, so that the API refuses it.
 
         Args:
             method: In capitals.
@@ -99,7 +99,7 @@ class Contract:
         return _first(each.undeclared(method, path, query) for each in self.descriptions)
 
     def answer_errors(self, method: str, path: str, status: int, media: str, body: Any) -> list[str]:
-        """What is wrong with an answer; a field that is not described is, as it would be of our own invention.
+        """Tell what is wrong with an answer; a field that is not described is, as we would have invented it.
 
         Args:
             method: Of the request, in capitals.
@@ -112,7 +112,7 @@ class Contract:
 
 
 def _first(errors: Iterable[list[str]]) -> list[str]:
-    """What the first description finds that finds anything: two would say the same twice."""
+    """Return what the first description finds that finds anything: two would say the same twice."""
     return next(filter(None, errors), [])
 
 
@@ -133,7 +133,7 @@ class Description:
         self.lock = threading.Lock()
 
     def operation(self, method: str, path: str) -> Operation | None:
-        """The operation that serves a path, or None."""
+        """Find the operation that serves a path, or None."""
         for template, item in self.document["paths"].items():
             if method.lower() in item and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
                 found = item[method.lower()]
@@ -200,7 +200,7 @@ class Description:
         return self._errors(_closed(content[media]["schema"]) | {"unevaluatedProperties": False}, body, CLOSED)
 
     def resolved(self, part: dict[str, Any]) -> dict[str, Any]:
-        """A part of the description, or what it refers to."""
+        """Return a part of the description, or what it refers to."""
         while "$ref" in part:
             keys = [_unescaped(key) for key in part["$ref"].removeprefix("#/").split("/")]
             part = self.document
@@ -209,7 +209,7 @@ class Description:
         return part
 
     def _typed(self, word: str, parameter: dict[str, Any]) -> Any:
-        """A parameter's text as the type that its schema wants; what does not fit stays a text and is refused."""
+        """Read a parameter's text as the type that its schema wants; what does not fit stays a text, and is refused."""
         schema = self.resolved(parameter["schema"])
         if schema.get("type") == "array" and not parameter.get("explode", True):
             return word.split(",")
@@ -223,7 +223,7 @@ class Description:
         return self._errors({"$ref": f"#{urllib.parse.quote(pointer)}"}, value)
 
     def _errors(self, schema: dict[str, Any], value: Any, where: str = HERE) -> list[str]:
-        """What breaks a schema of the description, in the words of the API («$.name: …»)."""
+        """Tell what breaks a schema of the description, in the words of the API («$.name: …»)."""
         # The schema stands alone, so its references must name the document.
         key = json.dumps(schema, sort_keys=True).replace('"$ref": "#', f'"$ref": "{where}#')
         with self.lock:
@@ -246,7 +246,7 @@ def _is_date_time(value: object) -> bool:
 
 
 def _closed(schema: Any) -> Any:
-    """A schema that allows no property it does not name, in any object below it; its own object stays open."""
+    """Close a schema: no object below it has properties that are not named; its own object stays open."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):

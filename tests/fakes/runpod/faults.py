@@ -68,12 +68,12 @@ class Faults:
             self._ordered = {}
 
     def show(self) -> dict[str, list[dict[str, Any]]]:
-        """What is ordered, with the times that are left."""
+        """Tell what is ordered, with the times that are left."""
         with self._lock:
             return {name: [dict(fault) for fault in faults] for name, faults in self._ordered.items() if faults}
 
     def take(self, name: str, **facts: str | None) -> dict[str, Any] | None:
-        """The fault that meets these facts, or None; it counts as one of its times.
+        """Find the fault that meets these facts, or None; it counts as one of its times.
 
         Args:
             name: A key of FAULTS.
@@ -88,7 +88,7 @@ class Faults:
         return None
 
     def number(self, name: str, default: float, **facts: str | None) -> float:
-        """The fault's number (its first parameter), or what is usual."""
+        """Return the fault's number (its first parameter), or what is usual."""
         fault = self.take(name, **facts)
         return float(fault.get(FAULTS[name][0], default)) if fault else default
 

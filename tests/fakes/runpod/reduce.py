@@ -36,7 +36,7 @@ NAMED = ("properties", "content", "responses")  # their keys are names, not keyw
 
 
 def reduced(official: dict[str, Any], read: str) -> dict[str, Any]:
-    """The part of a description that is used.
+    """Return the part of a description that is used.
 
     Args:
         official: An OpenAPI 3.1 description, in whole or reduced before.
@@ -66,7 +66,7 @@ def reduced(official: dict[str, Any], read: str) -> dict[str, Any]:
 
 
 def _bare(part: Any, named: bool = False) -> Any:
-    """A part of a description without what no check looks at; ``named``: its keys are names."""
+    """Strip a part of a description of what no check looks at; ``named``: its keys are names."""
     if isinstance(part, list):
         return [_bare(entry) for entry in part]
     if not isinstance(part, dict):
@@ -75,7 +75,7 @@ def _bare(part: Any, named: bool = False) -> Any:
 
 
 def _references(part: Any) -> Iterator[str]:
-    """What a part refers to, as «#/components/schemas/Pod»."""
+    """List what a part refers to, as «#/components/schemas/Pod»."""
     if isinstance(part, dict):
         if isinstance(part.get("$ref"), str):
             yield part["$ref"]
@@ -86,7 +86,7 @@ def _references(part: Any) -> Iterator[str]:
 
 
 def laid_out(document: dict[str, Any]) -> str:
-    """A reduced description as a file: a line for each operation and each component, so that changes are seen."""
+    """Write a reduced description as a file, a line for each operation and component, so that changes are seen."""
     return _lines(document, 3) + "\n"
 
 

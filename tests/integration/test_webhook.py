@@ -51,7 +51,7 @@ def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch
 def test_json_after_an_error_of_the_server(hook: Hook, tell: Any, tmp_path: pathlib.Path) -> None:
     hook.answers = [503, 200]
     asked = time.time() - 3600 * 2.5  # two and a half dollars for it and for another one that is not delivered either
-    ordered = Claims(tmp_path / "pods").make(
+    ordered = Claims(tmp_path / "pods").open_claim(
         "pod-1", ["witness-0", "mayor-0"], asked, pod_id="p1", asked_at=asked, usd_per_hour=2.0
     )
     assert ordered

@@ -52,6 +52,6 @@ def _cost(output: pathlib.Path, run: PlannedRun, pods: str, now: float) -> float
     """What a run has cost in USD, as status, report and manifests have it."""
     if not pods:
         return 0.0
-    costs = cost_by_run(Claims(pathlib.Path(pods)).all(), output / "adapters", now)
+    costs = cost_by_run(Claims(pathlib.Path(pods)).list_all(), output / "adapters", now)
     delivered = store.read_manifest(output / "adapters" / run.agent / run.run_id).get("cost") or {}
     return float(costs.get(run.run_id, delivered.get("usd") or 0.0))

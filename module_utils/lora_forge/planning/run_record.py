@@ -9,7 +9,6 @@ yesterday is no failure of today's command.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import pathlib
 import time
 from collections.abc import Iterable
@@ -178,8 +177,7 @@ def update_record(
         before = read_record(output, run_id)
         return before, change(before, at)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{run_id}.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with rundir.locked(path.parent / f".{run_id}.lock"):
         before = read_record(output, run_id)
         after = change(before, at)
         if after != before:

@@ -67,7 +67,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import environment
+from ansible.module_utils.lora_forge.trainer import stale_environments
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
@@ -81,10 +81,10 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         root = pathlib.Path(given["root"])
-        found = environment.unnamed_environments(root, given["named"])
+        found = stale_environments.unnamed_environments(root, given["named"])
         for one in found:
             going = given["remove"] and not one["used_by"]
-            one["removed"] = going and (module.check_mode or environment.remove(root, pathlib.Path(one["path"])))
+            one["removed"] = going and (module.check_mode or stale_environments.remove(root, pathlib.Path(one["path"])))
         gone = [one for one in found if one["removed"]]
         freed = sum(one["bytes"] - one["shared"] for one in gone)
         module.exit_json(changed=bool(gone), environments=found, freed=freed)

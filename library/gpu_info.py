@@ -138,7 +138,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import gpu
+from ansible.module_utils.lora_forge.trainer import gpu, gpu_fitness
 
 ARGUMENTS = {
     "lock": {"type": "path"},
@@ -159,19 +159,19 @@ def main() -> None:
     with report_errors(module):
         lock = pathlib.Path(given["lock"]) if given["lock"] else None
         # In check mode the lock may not be there yet.
-        cuda = gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) if lock and lock.exists() else None
+        cuda = gpu_fitness.cuda_of_lock(lock.read_text(encoding="utf-8")) if lock and lock.exists() else None
         found = gpu.query(given["program"], given["timeout"])
-        wanted = gpu.GpuRequirements(
+        wanted = gpu_fitness.GpuRequirements(
             cuda=cuda or "",
             count=given["count"],
             memory_gib=given["memory_gib"],
             floor_gib=given["memory_floor_gib"],
             lane=given["lane"],
-            **gpu.recipe_requirements(given["recipes"]),
+            **gpu_fitness.recipe_requirements(given["recipes"]),
         )
-        problems = gpu.problems(found, wanted)
+        problems = gpu_fitness.problems(found, wanted)
         facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")}
-        facts |= {"problems": problems, "doubts": gpu.warnings(found, wanted)}
+        facts |= {"problems": problems, "doubts": gpu_fitness.warnings(found, wanted)}
         if problems and given["required"]:
             module.fail_json(
                 msg=f"{len(problems)} problem(s) with the GPU of this host:\n" + "\n".join(problems), **facts

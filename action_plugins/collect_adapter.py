@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 
 display = Display()
@@ -48,7 +49,7 @@ class ActionModule(ActionBase):
     def collect(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """The steps; the first one that fails is the answer."""
         run, observed, output = args["plan"], args["observed"], pathlib.Path(args["output"])
-        base_model = launch.base_model_path(run, args["root"])
+        base_model = launch.base_model_path(PlannedRun.from_dict(run), args["root"])
         asked = {"run_dir": args["run_dir"], "recipe": {**run["recipe"], "base_model": base_model}}
         facts = self._execute_module("lora_adapter_info", asked, task_vars=task_vars)
         if facts.get("failed"):

@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.text import canonical
@@ -88,7 +89,7 @@ def _rendered(run: dict[str, Any], root: str) -> dict[str, Any]:
         run: The run's plan.
         root: The trainer's root.
     """
-    variables = launch.template_variables(run, root, "offline")
+    variables = launch.template_variables(PlannedRun.from_dict(run), root, "offline")
     sets = {key: [{**one, "path": "data.jsonl"} for one in variables[key]] for key in ("datasets", "test_datasets")}
     places = {"output_dir": "output", "dataset_prepared_path": "prepared"}
     return {**variables["recipe"], **places, **{key: value for key, value in sets.items() if value}}

@@ -106,7 +106,7 @@ def modules_of_action(name: str) -> set[str]:
     if plugin.is_symlink():  # to on_controller.py, which runs it in Ansible's own process
         return set()
     text = plugin.read_text()
-    called = set(re.findall(r'\bcall\(\s*self,\s*"(\w+)"', text)) - {name}
+    called = set(re.findall(r'\bcall_action\(\s*self,\s*"(\w+)"', text)) - {name}
     return set(re.findall(r'_execute_module\(\s*"(\w+)"', text)).union(*map(modules_of_action, called))
 
 

@@ -338,3 +338,30 @@ def test_the_image_has_the_one_that_takes_the_place(desk, monkeypatch, tmp_path)
     assert desk.ensure(desk.cuda)
     assert desk.home.resolve() == baked
     assert not [call for call in desk.calls if "trainer-cuda" in call]
+
+
+STALE = {"name": "trainer-cuda-1", "bytes": 7_100_000_000, "shared": 7_000_400_000, "used_by": "", "removed": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remove", "check", "fate", "line"),
+    [
+        ({}, False, False, "", "no lock of this checkout names these; -e trainer_prune=true removes them"),
+        ({"used_by": "process 7"}, False, False, "used by process 7",
+         "no lock of this checkout names these; -e trainer_prune=true removes them"),
+        ({"removed": True}, True, False, "removed",
+         "100.0 MB freed; what uv has in its cache stays there, until uv cache clean"),
+        ({"removed": True}, True, True, "",
+         "100.0 MB would be freed; what uv has in its cache stays there, until uv cache clean"),
+    ],
+)  # fmt: skip
+def test_what_is_shown_of_environments_that_no_lock_names(changes, remove, check, fate, line):
+    assert stale_environments.prune_table("gpu-1", [{**STALE, **changes}], 100_000_000, remove, check) == {
+        "columns": ["environment", "MB", "in uv's cache too", ""],
+        "rows": [["trainer-cuda-1", 7100, 7000, fate]],
+        "lines": [f"  gpu-1: {line}"],
+    }
+
+
+def test_nothing_is_shown_where_every_environment_is_named():
+    assert stale_environments.prune_table("gpu-1", [], 0, True, False) == {}

@@ -262,7 +262,7 @@ def test_a_gpu_of_nothing():
     assert gpu_fitness.problems(tiny, GpuRequirements(floor_gib=0.9)) == []
 
 
-def test_doubts_are_about_the_lane_alone():
+def test_warnings_are_about_the_lane_alone():
     small = found(card(), card(index=1, uuid=SECOND, memory_mib=16384, used_mib=4, free_mib=15000))
     assert gpu_fitness.warnings(small, GpuRequirements(memory_gib=23.8, lane=UUID)) == []
     assert len(gpu_fitness.warnings(small, GpuRequirements(memory_gib=23.8, lane=SECOND))) == 1
@@ -554,12 +554,12 @@ def test_the_module_on_a_fit_host(module):
     code, answer = module("a100", lock=CUDA_LOCK, memory_gib=23.8, recipes=[{"tf32": True}], _ansible_check_mode=True)
     assert code == 0
     assert (answer["changed"], answer["problems"], answer["driver"]) == (False, [], "580.95.05")
-    assert (answer["gpus"], answer["processes"], answer["doubts"]) == ([card()], [], [])
+    assert (answer["gpus"], answer["processes"], answer["warnings_found"]) == ([card()], [], [])
 
 
-def test_the_module_passes_doubts_on(module):
+def test_the_module_passes_warnings_on(module):
     code, answer = module("t4", memory_gib=23.8, memory_floor_gib=5.4)
-    assert (code, answer["problems"], len(answer["doubts"])) == (0, [], 1)
+    assert (code, answer["problems"], len(answer["warnings_found"])) == (0, [], 1)
 
 
 def test_the_lock_decides_which_driver_will_do(module):

@@ -773,3 +773,25 @@ def test_who_waits_is_told_only_what_is_new(run, clock):
     token = runs.observe(run).token
     clock.then = lambda now: tell(run, "log", loss=1.0) if now == 50_001.0 else None
     assert [event["event"] for event in runs.wait_for_news(run, token, 30).events] == ["log"]
+
+
+@pytest.mark.parametrize(("check", "word"), [(True, "would be freed"), (False, "freed")])
+def test_what_is_shown_of_checkpoints(check, word):
+    rows = [
+        {"path": "/r/output/checkpoint-4", "step": 4, "eval_loss": 7.51, "bytes": 5_240_000, "keep": False, "why": "n"},
+        {"path": "/r/output/checkpoint-6", "step": 6, "eval_loss": 7.5, "bytes": 5_240_000, "keep": True, "why": "b"},
+        {"path": "/r/output/x", "step": None, "eval_loss": None, "bytes": 10_000, "keep": False, "why": "w"},
+    ]
+    shown = runs.prune_table("witness-0", rows, None, check)
+    assert shown["rows"] == [
+        ["checkpoint-4", 4, "7.5100", 5.2, "goes", "n"],
+        ["checkpoint-6", 6, "7.5000", 5.2, "stays", "b"],
+        ["x", "–", "–", 0.0, "goes", "w"],
+    ]
+    assert len(shown["columns"]) == 6
+    assert shown["lines"] == [f"  witness-0: 5.2 MB {word}"]
+
+
+def test_what_is_shown_of_a_run_whose_checkpoints_are_left_alone():
+    shown = runs.prune_table("witness-0", [], "it is alive", False)
+    assert (shown["rows"], shown["lines"]) == ([], ["  witness-0: left alone: it is alive"])

@@ -74,7 +74,7 @@ class GpuRequirements:
 
 
 def recipe_requirements(recipes: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """What recipes ask of the generation of a GPU, as Axolotl 0.21 reads their keys.
+    """Read what recipes ask of the generation of a GPU, as Axolotl 0.21 reads their keys.
 
     Args:
         recipes: Of the runs that a host is for.
@@ -105,57 +105,59 @@ def _varlen(recipe: dict[str, Any]) -> bool:
 
 
 def cuda_of_lock(text: str) -> Optional[str]:
-    """The CUDA version that the text of a lock pins, such as ``13.0``; None in a lock without CUDA."""
+    """Read the CUDA version that the text of a lock pins, such as ``13.0``; None in a lock without CUDA."""
     match = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+\.\d+)", text, re.MULTILINE)
     return match.group(1) if match else None
 
 
-def problems(found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
-    """Everything that keeps a training from running on this host.
+def problems(snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
+    """List everything that keeps a training from running on this host.
 
     Args:
-        found: From ``gpu.query``.
+        snapshot: From ``gpu.query``.
         wanted: What the training wants.
 
     Returns:
         Sentences: what was found, and what to do. Empty when the host is fit.
     """
-    said = [found["error"]] if found["error"] else []
-    gpus = found["gpus"]
+    sentences = [snapshot["error"]] if snapshot["error"] else []
+    gpus = snapshot["gpus"]
     if not gpus:
-        return said
-    said += _driver_problems(found["driver"], wanted.cuda)
+        return sentences
+    sentences += _driver_problems(snapshot["driver"], wanted.cuda)
     if len(gpus) < wanted.count:
-        said.append(f"this host has {len(gpus)} GPU(s), and {wanted.count} are wanted. Take a host with more of them")
-    meant = [gpu for gpu in gpus if wanted.lane in ("", gpu["uuid"])]
-    if not meant:
+        sentences.append(
+            f"this host has {len(gpus)} GPU(s), and {wanted.count} are wanted. Take a host with more of them"
+        )
+    candidates = [gpu for gpu in gpus if wanted.lane in ("", gpu["uuid"])]
+    if not candidates:
         there = ", ".join(f"{gpu['uuid']} ({_name(gpu)})" for gpu in gpus)
-        said.append(f"there is no GPU {wanted.lane} on this host; it has {there}. Name one of these")
-    for gpu in meant:
-        said += _capability_problems(gpu, wanted)
-        said += _health_problems(gpu)
-        said += _memory_problems(gpu, found, wanted)
-    return said
+        sentences.append(f"there is no GPU {wanted.lane} on this host; it has {there}. Name one of these")
+    for gpu in candidates:
+        sentences += _capability_problems(gpu, wanted)
+        sentences += _health_problems(gpu)
+        sentences += _memory_problems(gpu, snapshot, wanted)
+    return sentences
 
 
-def warnings(found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
-    """What may end a training on this host, and keeps nobody from trying.
+def warnings(snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
+    """List what may end a training on this host, and keeps nobody from trying.
 
     It is less memory than was estimated, on the GPU or beside what others hold there: a desktop's windows, too.
 
     Args:
-        found: From ``gpu.query``.
+        snapshot: From ``gpu.query``.
         wanted: What the training wants.
 
     Returns:
         Sentences.
     """
-    meant = [gpu for gpu in found["gpus"] if wanted.lane in ("", gpu["uuid"])]
-    return [sentence for gpu in meant for sentence in _memory_doubts(gpu, found, wanted)]
+    candidates = [gpu for gpu in snapshot["gpus"] if wanted.lane in ("", gpu["uuid"])]
+    return [sentence for gpu in candidates for sentence in _memory_warnings(gpu, snapshot, wanted)]
 
 
 def _usable(gpu: dict[str, Any]) -> Optional[int]:
-    """MiB that trainings can have, the driver's own left out; None where nvidia-smi does not tell."""
+    """Return the MiB that trainings can have, the driver's own left out; None where nvidia-smi does not tell."""
     total, used, free = gpu["memory_mib"], gpu["used_mib"], gpu["free_mib"]
     if total is None or used is None:
         return None
@@ -205,41 +207,41 @@ def _capability_problems(gpu: dict[str, Any], wanted: GpuRequirements) -> list[s
         remedy = "Set attn_implementation: sdpa for this machine (configs/machines/), or take another GPU"
         limits.append((f"attn_implementation: {named}", least, most, remedy))
     have = gpu["compute_capability"]
-    said = []
+    sentences = []
     for what, low, high, remedy in limits:
         needs = f"{low} to {high}" if high else f"{low} or newer"
         if low and have is None:
-            said.append(f"{_name(gpu)}: the driver does not tell its compute capability; {what} needs {needs}. "
+            sentences.append(f"{_name(gpu)}: the driver does not tell its compute capability; {what} needs {needs}. "
                         "Update the driver")  # fmt: skip
         elif (low and _version(have) < _version(low)) or (high and _version(have) > _version(high)):
-            said.append(f"{_name(gpu)}: compute capability {have}, and {what} needs {needs}. {remedy}")
-    return said
+            sentences.append(f"{_name(gpu)}: compute capability {have}, and {what} needs {needs}. {remedy}")
+    return sentences
 
 
 def _health_problems(gpu: dict[str, Any]) -> list[str]:
     repair = f"Reset it (nvidia-smi --gpu-reset -i {gpu['index']}) or reboot; replace a rented host"
-    said = []
+    sentences = []
     if gpu["ecc_errors"]:
-        said.append(
+        sentences.append(
             f"{_name(gpu)}: {gpu['ecc_errors']} uncorrected memory error(s) since the driver was loaded. {repair}"
         )
     if gpu["remap_failure"]:
-        said.append(f"{_name(gpu)}: a faulty row of its memory could not be remapped. Replace the GPU or the host")
+        sentences.append(f"{_name(gpu)}: a faulty row of its memory could not be remapped. Replace the GPU or the host")
     if gpu["remap_pending"] or gpu["retired_pending"]:
-        said.append(f"{_name(gpu)}: faulty memory waits to be taken out of use. {repair}")
+        sentences.append(f"{_name(gpu)}: faulty memory waits to be taken out of use. {repair}")
     if gpu["recovery_action"] not in (None, "None"):
-        said.append(f"{_name(gpu)}: the driver asks for its recovery by «{gpu['recovery_action']}». {repair}")
+        sentences.append(f"{_name(gpu)}: the driver asks for its recovery by «{gpu['recovery_action']}». {repair}")
     if gpu["mig"]:
-        said.append(
+        sentences.append(
             f"{_name(gpu)}: it is split by MIG, and a training would see a part of it. Switch MIG off "
             f"(nvidia-smi -i {gpu['index']} -mig 0), or take a host with a whole GPU"
         )
-    return said
+    return sentences
 
 
-def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
+def _memory_problems(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     if gpu["mig"]:
-        return []  # what is told of it is not what a training would see; said among the health problems
+        return []  # what is told of it is not what a training would see; told among the health problems
     usable = _usable(gpu)
     if usable is None:
         return [f"{_name(gpu)}: nvidia-smi does not tell its memory. Reset it or reboot; replace a rented host"]
@@ -249,15 +251,15 @@ def _memory_problems(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequ
         why = f"the weights alone take {wanted.floor_gib:.1f} GiB"
     if usable < floor:
         return [f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and {why}. Take a larger GPU"]
-    held, who = _others(gpu, found)
+    held, who = _others(gpu, snapshot)
     if usable - held < floor:
         return [f"{_name(gpu)}: {who}; {_left(usable, held)}, and {why}. End what holds it, or take another GPU"]
     return []
 
 
-def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequirements) -> list[str]:
+def _memory_warnings(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     usable = _usable(gpu)
-    if gpu["mig"] or usable is None or _memory_problems(gpu, found, wanted):
+    if gpu["mig"] or usable is None or _memory_problems(gpu, snapshot, wanted):
         return []  # it is refused
     needed = None if wanted.memory_gib is None else wanted.memory_gib * 1024
     estimate = (
@@ -268,7 +270,7 @@ def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequir
             f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and {estimate}. It is tried; should it run out of "
             "memory, take a larger GPU, or a machine class with a smaller micro_batch_size (configs/machines/)"
         ]
-    held, who = _others(gpu, found)
+    held, who = _others(gpu, snapshot)
     if held <= _CROWDED if needed is None else usable - held >= needed:
         return []  # what others hold is little, or leaves enough
     return [
@@ -278,20 +280,20 @@ def _memory_doubts(gpu: dict[str, Any], found: dict[str, Any], wanted: GpuRequir
     ]
 
 
-def _others(gpu: dict[str, Any], found: dict[str, Any]) -> tuple[int, str]:
-    """MiB that others than lora-forge's own runs hold on a GPU, and who they are, in words."""
-    here = [process for process in found["processes"] if process["gpu_uuid"] == gpu["uuid"]]
-    ours = [process for process in here if process["run"] is not None]
-    others = [process for process in here if process["run"] is None]
+def _others(gpu: dict[str, Any], snapshot: dict[str, Any]) -> tuple[int, str]:
+    """Return the MiB that others than lora-forge's own runs hold on a GPU, and who they are, in words."""
+    there = [process for process in snapshot["processes"] if process["gpu_uuid"] == gpu["uuid"]]
+    ours = [process for process in there if process["run"] is not None]
+    others = [process for process in there if process["run"] is None]
     seen = _sum(others)
     hidden = max(0, gpu["used_mib"] - _sum(ours) - seen)
-    runs_are_seen = any(process["run"] is not None for process in found["processes"])
-    if (found["runs"] and not runs_are_seen) or any(process["used_mib"] is None for process in ours):
+    runs_are_seen = any(process["run"] is not None for process in snapshot["processes"])
+    if (snapshot["runs"] and not runs_are_seen) or any(process["used_mib"] is None for process in ours):
         # A container hides processes, or gives them other pids: it is a lora-forge run's, for all that can be told.
         # That run holds the lane, ours will queue, and then its memory is free.
         hidden = 0
-    who = [f"process {one['pid']} ({one['name']}) holds {_mib(one['used_mib'])}" for one in others]
-    if not others or (hidden > _CROWDED and all(one["used_mib"] is not None for one in others)):
+    who = [f"process {process['pid']} ({process['name']}) holds {_mib(process['used_mib'])}" for process in others]
+    if not others or (hidden > _CROWDED and all(process["used_mib"] is not None for process in others)):
         who.append(f"{hidden} MiB are held by no process that can be seen from here (containers hide those of others)")
     return seen + hidden, "; ".join(who)
 

@@ -377,7 +377,7 @@ def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
 
 
 def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], Optional[str]]:
-    """Which checkpoints of a run would go.
+    """Decide which checkpoints of a run stay and which go.
 
     The best by eval loss stay (a checkpoint's is that of the last evaluation at or before its step), always the one
     whose adapter would be delivered as the best, and the newest whole one. What was set aside as not whole goes.
@@ -425,3 +425,31 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
         row["bytes"] = sum(file.stat().st_size for file in row["path"].rglob("*") if file.is_file())
         row["path"] = str(row["path"])
     return rows, None
+
+
+def prune_table(run_id: str, rows: list[dict[str, Any]], left_alone: Optional[str], check: bool) -> dict[str, Any]:
+    """Lay out for people which checkpoints of a run stay and which go, as ``show`` takes it.
+
+    Args:
+        run_id: The run.
+        rows: From :func:`prune_plan`.
+        left_alone: From there, too.
+        check: Whether it was only predicted.
+    """
+    freed = sum(row["bytes"] for row in rows if not row["keep"])
+    outcome = f"{round(freed / 1e6, 1)} MB {'would be freed' if check else 'freed'}"
+    return {
+        "columns": ["checkpoint", "step", "eval loss", "MB", "", "why"],
+        "rows": [
+            [
+                os.path.basename(row["path"]),
+                "–" if row["step"] is None else row["step"],
+                "–" if row["eval_loss"] is None else f"{row['eval_loss']:.4f}",
+                round(row["bytes"] / 1e6, 1),
+                "stays" if row["keep"] else "goes",
+                row["why"],
+            ]
+            for row in rows
+        ],
+        "lines": [f"  {run_id}: {f'left alone: {left_alone}' if left_alone else outcome}"],
+    }

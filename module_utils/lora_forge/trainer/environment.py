@@ -33,28 +33,28 @@ class TorchUnreachableError(UserError):
 
 
 def environment_name(lock: pathlib.Path) -> str:
-    """The name of a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
+    """Name a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
     return f"{lock.stem}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
 
 
 def packages(lock: pathlib.Path) -> int:
-    """How many packages a lock pins."""
+    """Count the packages that a lock pins."""
     return len(re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def unhashed_requirements(lock: pathlib.Path) -> list[str]:
-    """The packages of a lock whose files are not known by a hash."""
+    """List the packages of a lock whose files are not known by a hash."""
     entries = re.split(r"^(?=[A-Za-z0-9])", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [entry.partition("==")[0] for entry in entries if "==" in entry and "--hash=" not in entry]
 
 
 def is_complete(home: pathlib.Path) -> bool:
-    """Whether an environment was built to its end."""
+    """Tell whether an environment was built to its end."""
     return (home / COMPLETE).exists() and (home / "bin/python").exists()
 
 
 def built_from(home: pathlib.Path, locks: Sequence[pathlib.Path]) -> Optional[pathlib.Path]:
-    """Which of some locks an environment was built from; None while it was not built to its end.
+    """Tell which of some locks an environment was built from; None while it was not built to its end.
 
     Args:
         home: ``<trainer_root>/env/<key>``, which may be a link to another lock's environment.
@@ -137,7 +137,7 @@ def ensure(
 
 
 def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
-    """The interpreter that an environment is made with.
+    """Choose the interpreter that an environment is made with.
 
     Args:
         wanted: A version (``3.13``), a path, or empty for any that the locks are for.
@@ -158,9 +158,9 @@ def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
     if wanted and wanted not in cpython.VERSIONS:
         raise UserError(f"trainer_python_version is {wanted}; it is a path, or a version of {_any()}, such as 3.13")
     versions = (wanted,) if wanted else cpython.VERSIONS
-    found = cpython.find_interpreter(versions, root, dict(os.environ))
-    if found:
-        return found.path
+    installed = cpython.find_interpreter(versions, root, dict(os.environ))
+    if installed:
+        return installed.path
     if download:
         return versions[0]
     looked = "on PATH, in /usr/bin, and where uv and pyenv keep theirs"
@@ -292,22 +292,22 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
     env |= more
     if _wheels():
         env["UV_FIND_LINKS"] = _wheels()
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        text = done.stdout.strip()
+    process = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if process.returncode:
+        text = process.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
         raise (TorchUnreachableError if _TORCH.search(text) else UserError)(f"{failure}. uv says: {text[-1500:]}")
-    return done.stdout
+    return process.stdout
 
 
 def _wheels() -> str:
-    """The folder of wheels that this host is told of, be it for pip only."""
+    """Return the folder of wheels that this host is told of, be it for pip only."""
     return os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
 
 
 def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], python: str) -> str:
-    """The uv program: the one that is named, or the pinned one, installed below the trainer's root.
+    """Return the uv program: the one that is named, or the pinned one, installed below the trainer's root.
 
     Args:
         wanted: A path; empty to use the pinned one.

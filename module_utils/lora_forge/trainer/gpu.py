@@ -82,21 +82,21 @@ def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
         runs: The run directories of all lora-forge runs with a live trainer on this host, on a GPU or not.
         error: A sentence on what went wrong, with the remedy, or None.
     """
-    found: dict[str, Any] = {"driver": None, "gpus": [], "processes": [], "runs": [], "error": None}
+    snapshot: dict[str, Any] = {"driver": None, "gpus": [], "processes": [], "runs": [], "error": None}
     try:
         rows = _gpus(program, timeout)
-        found["driver"] = rows[0]["driver"]
-        found["gpus"] = [{key: value for key, value in row.items() if key != "driver"} for row in rows]
+        snapshot["driver"] = rows[0]["driver"]
+        snapshot["gpus"] = [{key: value for key, value in row.items() if key != "driver"} for row in rows]
         runs = _runs()
-        found["runs"] = sorted(set(runs.values()))
-        found["processes"] = [{**row, "run": runs.get(row["pid"])} for row in _processes(program, timeout)]
+        snapshot["runs"] = sorted(set(runs.values()))
+        snapshot["processes"] = [{**row, "run": runs.get(row["pid"])} for row in _processes(program, timeout)]
     except UserError as error:
-        found["error"] = str(error)
-    return found
+        snapshot["error"] = str(error)
+    return snapshot
 
 
 def gpu_usage(program: str = "nvidia-smi", timeout: float = 5.0) -> list[dict[str, Any]]:
-    """How busy the GPUs are: {index, uuid, name, memory_mib, used_mib, use} for each; empty where there is none."""
+    """Tell how busy each GPU is: {index, uuid, name, memory_mib, used_mib, use}; an empty list where there is none."""
     names = ("index", "uuid", "name", "memory_mib", "used_mib", "use")
     try:
         return [{name: row[name] for name in names} for row in _gpus(program, timeout)]
@@ -156,20 +156,20 @@ def _processes(program: str, timeout: float) -> list[dict[str, Any]]:
 
 
 def _runs() -> dict[int, str]:
-    """The run directory of every process that belongs to a lora-forge run, by pid."""
-    found = {}
+    """Find the run directory of every process that belongs to a lora-forge run, by pid."""
+    runs = {}
     marker = f"{rundir.MARKER}=".encode()
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended, or is another user's
                 for variable in (entry / "environ").read_bytes().split(b"\0"):
                     if variable.startswith(marker):
-                        found[int(entry.name)] = os.fsdecode(variable[len(marker) :])
-    return found
+                        runs[int(entry.name)] = os.fsdecode(variable[len(marker) :])
+    return runs
 
 
 def _ask(program: str, what: str, timeout: float) -> tuple[int, str]:
-    """Run one query; returns its exit code and all it printed (failures are told on standard output)."""
+    """Run one query, and return its exit code and all it printed (failures are told on standard output)."""
     command = [program, what, "--format=csv,noheader,nounits"]
     try:
         process = subprocess.Popen(

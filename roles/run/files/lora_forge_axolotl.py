@@ -135,7 +135,7 @@ class RunCallback(TrainerCallback):
 
 
 def number(value: Any) -> Any:
-    """A figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
+    """Return a figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
     if value is None:
         return None
     value = float(value)
@@ -187,7 +187,7 @@ def start_wandb(cfg: Any) -> None:
 
 
 def foreign_plugins() -> list[str]:
-    """What other packages than Axolotl's own would have it load by itself, by the groups that Axolotl 0.21 looks at."""
+    """List what other packages would have Axolotl load by itself, by the groups that Axolotl 0.21 reads."""
     groups = ("axolotl.plugins", "axolotl.model_support")
     points = [point for group in groups for point in importlib.metadata.entry_points(group=group)]
     return sorted(point.value for point in points if not point.value.startswith("axolotl."))

@@ -75,7 +75,7 @@ NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
 
 
 def failures(text: str) -> list[str]:
-    """The exception that ended a training, and before it, in this order, what led to it.
+    """Find the exception that ended a training, and before it, in this order, what led to it.
 
     Args:
         text: The end of its log.
@@ -109,13 +109,13 @@ def failures(text: str) -> list[str]:
 
 
 def ends(line: str) -> bool:
-    """Whether a line after an exception is none of its message."""
+    """Tell whether a line after an exception is none of its message."""
     logged = re.match(r"\[\d{4}-|[EWI]\d{4} \d\d:|\s*\d+%\|", line)
     return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, *AFTER))
 
 
 def told(said: list[str]) -> str:
-    """The exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
+    """Tell the exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
     if not said:
         return ""
     last, *others = said[0].split("\n")
@@ -124,14 +124,14 @@ def told(said: list[str]) -> str:
 
 
 def last_words(text: str) -> str:
-    """The end of a log that has no traceback: from the last exception on, or else a few lines."""
+    """Return the end of a log that has no traceback: from the last exception on, or else a few lines."""
     lines = [line for line in re.split(r"[\r\n]+", text) if not NOISE.match(line)]
     begin = next((at for at in reversed(range(len(lines))) if EXCEPTION.match(lines[at])), -6)
     return "\n".join(lines[begin:][:MESSAGE])
 
 
 def inherited(account: Mapping[str, str]) -> dict[str, str]:
-    """What a training has of its account's environment: all but other launchers' variables, and what is missing.
+    """Return what a training has of its account's environment: all but other launchers' variables, and what is missing.
 
     Args:
         account: The environment of the supervisor.
@@ -144,7 +144,7 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
 
 
 def in_queue(run_dir: pathlib.Path) -> bool:
-    """Whether a run waits for its lane."""
+    """Tell whether a run waits for its lane."""
     status = rundir.read_json(run_dir / "status.json")
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
@@ -270,7 +270,7 @@ class Supervisor:
         return self.take(first, self.launched_before) and all(map(self.take, others))
 
     def launched_before(self) -> list[pathlib.Path]:
-        """The runs of this trainer that come first where they want this lane, or a GPU of it, as well.
+        """List the runs of this trainer that come first where they want this lane, or a GPU of it, as well.
 
         A lock alone takes whoever comes along: the hosts of a gang must all take their runs in one order, or one of
         them waits in one run for a host that waits in another.
@@ -284,7 +284,7 @@ class Supervisor:
         ]
 
     def wait(self, why: str) -> None:
-        """A moment in the queue, with a pulse; what is waited for is said once."""
+        """Wait a moment in the queue, with a pulse; what is waited for is told once."""
         if not self.waiting:
             self.say(f"waiting for lane {self.spec['lane']}: {why}")
             self.waiting = True
@@ -327,7 +327,7 @@ class Supervisor:
             self.say(f"{prepared} was not whole; deleted, it is made again")
 
     def environment(self) -> dict[str, str]:
-        """The trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
+        """Return the trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
         env = {**inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():
@@ -366,7 +366,7 @@ class Supervisor:
             self.ask_to_stop(self.trainer)
 
     def began_at(self, events_from: int) -> Optional[int]:
-        """The step that this start trains from, as the training itself says; None while it has not begun."""
+        """Return the step that this start trains from, as the training itself says; None while it has not begun."""
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         return next((event["step"] for event in events if event.get("event") == "begin"), None)
 
@@ -444,7 +444,7 @@ class Supervisor:
         return 0
 
     def resumable(self, state: str) -> bool:
-        """Whether this host may start the run again by itself: a shutdown stopped it, not a person."""
+        """Tell whether this host may start the run again by itself: a shutdown stopped it, not a person."""
         return state == "stopped" and not (self.run_dir / "stop").exists()
 
     def run(self) -> int:

@@ -40,7 +40,7 @@ TORCH = importlib.metadata.version("torch").partition("+")[0]
 
 
 def there(plugin: str) -> bool:
-    """Whether a plugin is to be loaded here: Axolotl's own always, and one of the user's, unless it is only there."""
+    """Tell whether a plugin can be loaded here: Axolotl's own always, one of the user's unless it is only there."""
     try:
         return plugin.startswith("axolotl.") or importlib.util.find_spec(plugin.rpartition(".")[0]) is not None
     except (ImportError, ValueError):
@@ -48,7 +48,7 @@ def there(plugin: str) -> bool:
 
 
 def problems(recipe: dict[str, Any], capabilities: dict[str, Any]) -> list[str]:
-    """What Axolotl says against a recipe."""
+    """List what Axolotl says against a recipe."""
     PluginManager.get_instance().plugins.clear()  # those of the recipe before bring keys of their own, and defaults
     recipe["plugins"] = [plugin for plugin in recipe.get("plugins") or [] if there(plugin)]
     try:

@@ -122,7 +122,7 @@ class CannotCompile(Exception):
 
 
 def sentence(error: BaseException) -> str:
-    """A failure in words, with the remedy."""
+    """Put a failure into words, with the remedy."""
     if isinstance(error, Unfit):
         return str(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -211,7 +211,7 @@ def compile_c() -> None:
 
 
 def line() -> Any:
-    """A Triton kernel: results = 2 × values + 1."""
+    """Compute, as a Triton kernel: results = 2 × values + 1."""
     import triton
     import triton.language as tl
 

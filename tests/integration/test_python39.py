@@ -107,7 +107,7 @@ def modules_of_action(name: str) -> set[str]:
         return set()
     text = plugin.read_text()
     called = set(re.findall(r'\bcall_action\(\s*self,\s*"(\w+)"', text)) - {name}
-    return set(re.findall(r'_execute_module\(\s*"(\w+)"', text)).union(*map(modules_of_action, called))
+    return set(re.findall(r'_execute_module[(,]\s*"(\w+)"', text)).union(*map(modules_of_action, called))
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:

@@ -11,12 +11,11 @@ from ansible.plugins.action import ActionBase
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.planning.provisioning import environment_names  # noqa: E402
 
 
 class ActionModule(ActionBase):
-    """``environment_prune``: calls the module of the same name for this checkout's locks, and shows what it found."""
+    """``environment_prune``: calls the module of the same name, C(named) by this checkout's locks."""
 
     TRANSFERS_FILES = False
 
@@ -27,6 +26,4 @@ class ActionModule(ActionBase):
             "named": environment_names(ROOT),
             **self._task.args,
         }
-        answer = self._execute_module("environment_prune", asked, task_vars=task_vars)
-        show(**answer.get("show", {}))
-        return result | answer
+        return result | self._execute_module("environment_prune", asked, task_vars=task_vars)

@@ -33,7 +33,7 @@ class Progress:
         seconds_per_step: Since the newest start.
         began_at: When the newest start was, in epoch seconds.
         last_event_at: When the newest event was, in epoch seconds.
-        end_reason: Why it ended, in the plugin's words.
+        end_reason: Why it ended, as the plugin words it.
         wandb: The run at W&B, of the newest start: mode, run (entity/project/id) and url.
         data: examples, tokens, longer, dropped and untrainable, summed over the training and evaluation sets.
         ended: Whether the training said that it is over.

@@ -197,10 +197,10 @@ class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
 
     def register(self, cfg: dict[str, Any]) -> None:
-        found = foreign_plugins()
-        if found:
+        foreign = foreign_plugins()
+        if foreign:
             raise RuntimeError(
-                f"Axolotl loads {', '.join(found)} by itself, because a package in this environment brings it. "
+                f"Axolotl loads {', '.join(foreign)} by itself, because a package in this environment brings it. "
                 "Nothing trains that the recipe does not name. Delete the environment; it is made anew from its lock"
             )
 

@@ -81,7 +81,7 @@ def failures(text: str) -> list[str]:
         text: The end of its log.
 
     Returns:
-        The words of each exception, the one that ended it first; empty where the log holds no traceback.
+        The text of each exception, the one that ended it first; empty where the log holds no traceback.
     """
     chains: list[list[str]] = []
     linked, at = False, 0
@@ -94,16 +94,16 @@ def failures(text: str) -> list[str]:
             continue
         while at < len(lines) and lines[at].startswith((" ", "\t")):
             at += 1
-        if at == len(lines) or ends(lines[at]):  # another process's words among these, or a group of exceptions
+        if at == len(lines) or ends(lines[at]):  # another process's text among this, or a group of exceptions
             continue
-        words = lines[at : at + 1]
+        message = lines[at : at + 1]
         at += 1
-        while at < len(lines) and len(words) < MESSAGE and not ends(lines[at]):
-            words.append(lines[at])
+        while at < len(lines) and len(message) < MESSAGE and not ends(lines[at]):
+            message.append(lines[at])
             at += 1
-        if not beside and "ChildFailedError" not in words[0]:  # torchrun's: one of its processes failed
+        if not beside and "ChildFailedError" not in message[0]:  # torchrun's: one of its processes failed
             chains = chains if linked and chains else [*chains, []]
-            chains[-1].append("\n".join(words).rstrip())
+            chains[-1].append("\n".join(message).rstrip())
         linked = False
     return chains[-1][::-1] if chains else []
 
@@ -114,12 +114,13 @@ def ends(line: str) -> bool:
     return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, *AFTER))
 
 
-def told(said: list[str]) -> str:
+def told(exceptions: list[str]) -> str:
     """Tell the exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
-    if not said:
+    if not exceptions:
         return ""
-    last, *others = said[0].split("\n")
-    cause = next((words.split("\n")[0] for words in reversed(said[1:]) if words.split("\n")[0] not in last), "")
+    last, *others = exceptions[0].split("\n")
+    causes = [text.split("\n")[0] for text in reversed(exceptions[1:])]
+    cause = next((line for line in causes if line not in last), "")
     return "\n".join([f"{last} (because of {cause})" if cause else last, *others])
 
 
@@ -313,11 +314,11 @@ class Supervisor:
     def set_aside(self) -> None:
         """Rename checkpoints that are not whole: Axolotl resumes from the highest number without looking."""
         for step, path in rundir.checkpoints(self.output):
-            flaw = rundir.defect(path)
-            if flaw is not None:
+            defect = rundir.defect(path)
+            if defect is not None:
                 aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
                 path.rename(aside)
-                self.say(f"checkpoint-{step} is not whole ({flaw}); set aside as {aside.name}")
+                self.say(f"checkpoint-{step} is not whole ({defect}); set aside as {aside.name}")
 
     def drop_half_prepared(self) -> None:
         """Delete tokenised data that was cut off: Axolotl would take any file in its cache for the whole of it."""
@@ -332,8 +333,8 @@ class Supervisor:
         secrets = self.run_dir / "env"
         if secrets.exists():
             for line in secrets.read_text(encoding="utf-8").splitlines():
-                name, found, value = line.partition("=")
-                if found:
+                name, separator, value = line.partition("=")
+                if separator:
                     env[name] = value
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.run_dir), env.get("PYTHONPATH")]))
         env["PYTHONUNBUFFERED"] = "1"
@@ -421,16 +422,16 @@ class Supervisor:
         with log.open("rb") as file:
             file.seek(max(log_from, log.stat().st_size - TAIL))
             text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
-        said = failures(text)
+        exceptions = failures(text)
         # An exception that ended it tells the kind, and no other one that was survived before. A signal leaves none.
-        searched = said if said and code > 0 else [text]
-        kind = next((kind for words in searched for kind, pattern in REASONS if pattern.search(words)), None)
+        searched = exceptions if exceptions and code > 0 else [text]
+        kind = next((kind for part in searched for kind, pattern in REASONS if pattern.search(part)), None)
         kind = None if kind == "configuration" and code < 0 else kind
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
             hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
-        return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(said) or last_words(text)}"[:2000]}
+        return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(exceptions) or last_words(text)}"[:2000]}
 
     def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:
         """Write a final state; the secrets go with it."""

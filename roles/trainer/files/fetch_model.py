@@ -131,10 +131,10 @@ class Fetch:
     def write(self, **changes: Any) -> None:
         """Update status.json with the bytes that are on the disk. On a full one the reserve makes room."""
         if self.wanted:
-            done = sum(self.on_disk(name) for name in self.wanted)
-            self.rates.append((time.monotonic(), done))
+            size = sum(self.on_disk(name) for name in self.wanted)
+            self.rates.append((time.monotonic(), size))
             seconds, gained = (last - first for first, last in zip(self.rates[0], self.rates[-1]))
-            self.status["bytes"] = done
+            self.status["bytes"] = size
             self.status["total_bytes"] = sum(self.files[name].size for name in self.wanted)
             self.status["bytes_per_second"] = round(max(gained, 0) / seconds) if seconds else None
         self.status.update(changes, heartbeat=rundir.uptime())
@@ -226,7 +226,7 @@ class Fetch:
         """Fetch files, some at a time; each goes on where it was cut off."""
         from huggingface_hub import hf_hub_download
 
-        def one(name: str) -> None:
+        def fetch_file(name: str) -> None:
             # One by one instead of snapshot_download: without a connection that takes a half-filled folder for whole.
             self.drop_misfit(name)
             patiently(
@@ -235,7 +235,7 @@ class Fetch:
             )
 
         with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-            for _ in pool.map(one, names):
+            for _ in pool.map(fetch_file, names):
                 pass
 
     def places(self, name: str) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:

@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
     def collect(self, run: PlannedRun, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         """Take the steps; the first one that fails is the answer."""
         observed, output = args["observed"], pathlib.Path(args["output"])
-        base_model = launch.base_model_path(args["run"], args["root"])
+        base_model = launch.base_model_path(run, args["root"])
         asked = {"run_dir": args["run_dir"], "recipe": {**run.recipe, "base_model": base_model}}
         own_python: dict[str, Any] = dict(task_vars or {}, ansible_python_interpreter=args["python"])  # which has numpy
         facts = self._execute_module("lora_adapter_info", asked, task_vars=own_python)

@@ -22,26 +22,26 @@ RESTARTS = 3  # of a fetch that died without a word
 
 
 def size(count: float, of: float) -> str:
-    """Bytes in the unit that fits a total: «3.2 of 15.2 GB»."""
+    """Write bytes in the unit that fits a total: «3.2 of 15.2 GB»."""
     unit, name = (1e9, "GB") if of >= 1e9 else (1e6, "MB")
     return f"{count / unit:.1f} of {of / unit:.1f} {name}"
 
 
-def line(host: str, model: str, found: dict[str, Any]) -> str:
-    """One line of progress.
+def line(host: str, model: str, state: dict[str, Any]) -> str:
+    """Write one line of progress.
 
     Args:
         host: The trainer.
         model: What is fetched.
-        found: The module's answer.
+        state: The module's answer.
     """
-    if not found["total_bytes"]:
+    if not state["total_bytes"]:
         return f"  {host}: {model} is asked for at the hub"
-    parts = [f"  {host}: {model} {size(found['bytes'], found['total_bytes'])}"]
-    rate = found.get("bytes_per_second")
+    parts = [f"  {host}: {model} {size(state['bytes'], state['total_bytes'])}"]
+    rate = state.get("bytes_per_second")
     if rate:
         parts.append(f"{rate / 1e6:.0f} MB/s")
-        parts.append(f"eta {duration((found['total_bytes'] - found['bytes']) / rate)}")
+        parts.append(f"eta {duration((state['total_bytes'] - state['bytes']) / rate)}")
     return ", ".join(parts)
 
 
@@ -58,33 +58,33 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         timeout = float(args.pop("unreachable_timeout"))
         host, model = (task_vars or {}).get("inventory_hostname", ""), args["model"]
-        looking = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
+        question = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
 
-        def ask(asked: dict[str, Any]) -> dict[str, Any]:
+        def ask(options: dict[str, Any]) -> dict[str, Any]:
             return retry_until_connected(
-                lambda: self._execute_module("base_model", asked, task_vars=task_vars),
+                lambda: self._execute_module("base_model", options, task_vars=task_vars),
                 AnsibleConnectionFailure,
                 timeout,
-                lambda words: display.display(f"  {host}: {words}"),
+                lambda message: display.display(f"  {host}: {message}"),
             )
 
-        found = ask(args)
-        changed, restarts, followed = found.get("changed", False), 0, False
-        while not found.get("failed") and not self._task.check_mode and found["state"] != "present":
-            if found["state"] == "fetching":
-                display.display(line(host, model, found))
+        state = ask(args)
+        changed, restarts, followed = state.get("changed", False), 0, False
+        while not state.get("failed") and not self._task.check_mode and state["state"] != "present":
+            if state["state"] == "fetching":
+                display.display(line(host, model, state))
                 followed = True
-                found = ask({**looking, "wait": WAIT, "since": found["mark"]})
+                state = ask({**question, "wait": WAIT, "since": state["mark"]})
             elif restarts < RESTARTS:
                 restarts += 1
                 display.display(f"  {host}: the fetch of {model} ended without a word; starting it again")
-                found = ask(args)
+                state = ask(args)
             else:
-                found |= {
+                state |= {
                     "failed": True,
                     "msg": f"the fetch of {model} was killed {restarts + 1} times on {host}, perhaps for want of "
                     f"memory. Look at fetch.log in {args['home']}/lora-forge there, then run the same command again.",
                 }
-        if followed and not found.get("failed"):
+        if followed and not state.get("failed"):
             display.display(f"  {host}: {model} is there")
-        return result | found | {"changed": changed}
+        return result | state | {"changed": changed}

@@ -23,7 +23,7 @@ WAIT = 30  # seconds the trainer blocks for text; one round trip in that time
 
 
 def marked(agent: str, text: str) -> str:
-    """The lines of a text with the agent before each."""
+    """Put the agent before each line of a text."""
     return "".join(f"{agent}  {line}".rstrip() + "\n" for line in text.removesuffix("\n").split("\n"))
 
 
@@ -43,22 +43,22 @@ class ActionModule(ActionBase):
         run_id = str(args["run_dir"]).rpartition("/")[2]
         asked = {name: args[name] for name in ("run_dir", "log", "lines")} | {"wait": WAIT if follow else 0}
         while True:
-            seen = retry_until_connected(
+            answer = retry_until_connected(
                 partial(self._execute_module, "training_log", asked, task_vars=task_vars),
                 AnsibleConnectionFailure,
                 float(args["unreachable_timeout"]),
-                lambda words: display.display(f"  {agent}  {words}"),
+                lambda message: display.display(f"  {agent}  {message}"),
             )
-            if seen.get("failed"):
-                return result | seen
-            text, state = seen["text"], seen["state"]
+            if answer.get("failed"):
+                return result | answer
+            text, state = answer["text"], answer["state"]
             if text:
                 display.display((marked(agent, text) if prefix else text).removesuffix("\n"))
-            elif "offset" not in asked and not seen["offset"]:
+            elif "offset" not in asked and not answer["offset"]:
                 display.display(f"  {agent}  {args['log']}.log of {run_id} is empty so far; the run is {state}")
-            if not follow or (state in OVER and not seen["more"]):
+            if not follow or (state in OVER and not answer["more"]):
                 break
-            asked = asked | {"offset": seen["offset"]}
+            asked = asked | {"offset": answer["offset"]}
         if follow:
             display.display(f"  {agent}  {run_id} is {state}")
         return result | {"changed": False, "state": state}

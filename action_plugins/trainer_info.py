@@ -1,4 +1,4 @@
-"""Look at a trainer. One that does not answer is an answer too."""
+"""Ask a trainer for its runs. One that does not answer is an answer too."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         try:
-            found = self._execute_module("trainer_info", self._task.args, task_vars=task_vars)
+            answer = self._execute_module("trainer_info", self._task.args, task_vars=task_vars)
         except AnsibleError as error:  # no connection, no sudo
-            found = {"failed": True, "msg": str(error)}
-        if found.get("failed"):  # no Python, no rights: what is there is not known either
+            answer = {"failed": True, "msg": str(error)}
+        if answer.get("failed"):  # no Python, no rights: what is there is not known either
             # A module that broke before it could answer leaves its reason on standard error. One that could answer
             # hands over an exception, which ansible-core 2.19 made an object with a message.
-            message = getattr(getattr(found.get("exception"), "event", None), "msg", None)
-            reasons = [str(one or "").strip() for one in (found.get("module_stderr"), message, found.get("msg"))]
+            message = getattr(getattr(answer.get("exception"), "event", None), "msg", None)
+            reasons = [str(text or "").strip() for text in (answer.get("module_stderr"), message, answer.get("msg"))]
             reason = next(filter(None, reasons), "no answer")
             return result | {"changed": False, "silent": reason.splitlines()[-1]}
-        return result | found
+        return result | answer

@@ -65,12 +65,12 @@ class ActionModule(ActionBase):
                 f"--partial-dir={transfer.PARTIAL}",
             ]
             options += ["--stats", *(["--dry-run"] if dry else [])]
-            text = self.rsync(args, options, f"{tree}/", f"{self.there()}{to}/")
+            text = self.rsync(args, options, f"{tree}/", f"{self.remote()}{to}/")
         sent = re.findall(r"^<f\S* (.*)$", text, re.MULTILINE)
         count = int(re.sub(r"\D", "", next(iter(re.findall(r"^Total bytes sent: ([\d,.]+)", text, re.MULTILINE)), "0")))
         if sent:
-            words = "would be staged" if dry else f"staged, {count:,} bytes sent"
-            for line in [f"  {self.host}: {len(sent)} files {words}", *(f"      {one}" for one in sent if dry)]:
+            outcome = "would be staged" if dry else f"staged, {count:,} bytes sent"
+            for line in [f"  {self.host}: {len(sent)} files {outcome}", *(f"      {path}" for path in sent if dry)]:
                 display.display(line)
         return {"changed": bool(sent), "sent": sent, "bytes": count}
 
@@ -78,18 +78,18 @@ class ActionModule(ActionBase):
         """Fetch the files."""
         to = pathlib.Path(args["to"])
         to.mkdir(parents=True, exist_ok=True)
-        source = f"{self.there()}{args['from']}/"
+        source = f"{self.remote()}{args['from']}/"
         text = self.rsync(args, ["--inplace", "--files-from=-"], source, f"{to}/", "\n".join(args["files"]) + "\n")
-        got = re.findall(r"^>f\S* (.*)$", text, re.MULTILINE)
-        return {"changed": bool(got), "sent": got}
+        fetched = re.findall(r"^>f\S* (.*)$", text, re.MULTILINE)
+        return {"changed": bool(fetched), "sent": fetched}
 
-    def there(self) -> str:
-        """How rsync names the trainer."""
+    def remote(self) -> str:
+        """Return the trainer's name as rsync takes it."""
         host = str(self._connection.get_option("host"))
         return f"[{host}]:" if ":" in host else f"{host}:"
 
     def rsync(self, args: dict[str, Any], options: list[str], source: str, to: str, names: str = "") -> str:
-        """Run it; returns what it says.
+        """Run rsync, and return what it prints.
 
         Raises:
             UserError: It failed.
@@ -107,9 +107,9 @@ class ActionModule(ActionBase):
         command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n",
                    f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), source, to]  # fmt: skip
         try:
-            done = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
+            process = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
             raise UserError(transfer.transfer_error(self.host, "rsync is not found on the controller")) from None
-        if done.returncode:
-            raise UserError(transfer.transfer_error(self.host, done.stderr.strip()[-2000:]))
-        return done.stdout
+        if process.returncode:
+            raise UserError(transfer.transfer_error(self.host, process.stderr.strip()[-2000:]))
+        return process.stdout

@@ -228,7 +228,7 @@ class ActionModule(ActionBase):
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
-        doubt = run_state.loss_warning(seen["progress"])
+        doubt = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
         if doubt and not self.doubted:
             display.display(f"  {agent}  {doubt}")
         self.doubted = bool(doubt)

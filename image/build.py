@@ -22,7 +22,7 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
 from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planning import recipe  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import environment, gpu  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import environment, gpu_fitness  # noqa: E402
 
 
 def default(argument: str) -> str:
@@ -69,7 +69,7 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
         "org.opencontainers.image.base.digest": digest or None,
         "lora-forge.axolotl": recipe.pinned_version(lock, "axolotl"),
         "lora-forge.torch": recipe.pinned_version(lock, "torch"),
-        "lora-forge.cuda": gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) or "none",
+        "lora-forge.cuda": gpu_fitness.cuda_of_lock(lock.read_text(encoding="utf-8")) or "none",
         "lora-forge.lock": lock.stem,
         "lora-forge.lock.sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
     }

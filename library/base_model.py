@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Have the base model on the trainer."""
+"""Fetch the base model to the trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ options:
     type: path
     required: true
   python:
-    description: A Python with huggingface_hub, on the trainer. Empty only looks and starts nothing.
+    description: A Python with huggingface_hub, on the trainer. Empty only tells, and starts nothing.
     type: str
     default: ''
   program:
@@ -64,7 +64,7 @@ EXAMPLES = r"""
     program: /workspace/lora-forge/fetch_model.py
     hf_token: "{{ lookup('ansible.builtin.env', 'HF_TOKEN') }}"
 
-- name: Look how far it is
+- name: Ask how far it is
   base_model:
     model: Qwen/Qwen2.5-7B-Instruct
     home: /workspace/lora-forge/models/hub
@@ -136,10 +136,10 @@ def main() -> None:
         changed = bool(given["python"]) and base_model.start_fetch(
             *wanted, given["python"], given["program"], given["hf_token"], module.check_mode
         )
-        found = base_model.wait_for_progress(*wanted, given["since"], given["wait"])
-        if found["state"] == "failed" and not (changed and module.check_mode):
-            module.fail_json(msg=found["error"], **found)
-        module.exit_json(changed=changed, **found)
+        answer = base_model.wait_for_progress(*wanted, given["since"], given["wait"])
+        if answer["state"] == "failed" and not (changed and module.check_mode):
+            module.fail_json(msg=answer["error"], **answer)
+        module.exit_json(changed=changed, **answer)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ freed:
   returned: success
   type: int
   sample: 5242880
+show:
+  description: Columns and rows of a table, and lines below it, for people.
+  returned: success
+  type: dict
+  sample:
+    columns: [checkpoint, step, eval loss, MB, '', why]
+    rows: [[checkpoint-4, 4, '7.5100', 5.2, goes, number 3 by eval loss]]
+    lines: ['  witness-c6746a504464: 5.2 MB freed']
 left_alone:
   description: Why the run was not touched; empty otherwise.
   returned: success
@@ -84,8 +92,13 @@ def main() -> None:
         if not module.check_mode:
             for row in going:
                 shutil.rmtree(row["path"])
-        freed = sum(row["bytes"] for row in going)
-        module.exit_json(changed=bool(going), checkpoints=rows, freed=freed, left_alone=left_alone or "")
+        module.exit_json(
+            changed=bool(going),
+            checkpoints=rows,
+            freed=sum(row["bytes"] for row in going),
+            left_alone=left_alone or "",
+            show=runs.prune_table(run_dir.name, rows, left_alone, module.check_mode),
+        )
 
 
 if __name__ == "__main__":

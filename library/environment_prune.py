@@ -20,6 +20,10 @@ options:
     type: list
     elements: str
     required: true
+  host:
+    description: What people call this host, for RV(show).
+    type: str
+    default: this host
   remove:
     description: Whether what is found is removed, too.
     type: bool
@@ -61,17 +65,26 @@ freed:
   returned: success
   type: int
   sample: 100000000
+show:
+  description: Columns and rows of a table, and lines below it, for people; empty where nothing was found.
+  returned: success
+  type: dict
+  sample:
+    columns: [environment, MB, in uv's cache too, '']
+    rows: [[trainer-cuda-9a0b1c2d3e4f5061, 7100, 7000, removed]]
+    lines: ["  gpu-1: 100.0 MB freed; what uv has in its cache stays there, until uv cache clean"]
 """
 
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import environment
+from ansible.module_utils.lora_forge.trainer import stale_environments
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "named": {"type": "list", "elements": "str", "required": True},
+    "host": {"type": "str", "default": "this host"},
     "remove": {"type": "bool", "default": False},
 }
 
@@ -81,13 +94,14 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         root = pathlib.Path(given["root"])
-        found = environment.unnamed_environments(root, given["named"])
-        for one in found:
-            going = given["remove"] and not one["used_by"]
-            one["removed"] = going and (module.check_mode or environment.remove(root, pathlib.Path(one["path"])))
-        gone = [one for one in found if one["removed"]]
-        freed = sum(one["bytes"] - one["shared"] for one in gone)
-        module.exit_json(changed=bool(gone), environments=found, freed=freed)
+        stale = stale_environments.unnamed_environments(root, given["named"])
+        for row in stale:
+            going = given["remove"] and not row["used_by"]
+            row["removed"] = going and (module.check_mode or stale_environments.remove(root, pathlib.Path(row["path"])))
+        gone = [row for row in stale if row["removed"]]
+        freed = sum(row["bytes"] - row["shared"] for row in gone)
+        table = stale_environments.prune_table(given["host"], stale, freed, given["remove"], module.check_mode)
+        module.exit_json(changed=bool(gone), environments=stale, freed=freed, show=table)
 
 
 if __name__ == "__main__":

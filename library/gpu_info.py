@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Whether a host's GPUs are fit for a training."""
+"""Hold the GPUs of a host against what a training needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ options:
     type: int
     default: 1
   memory_gib:
-    description: GiB of memory that the training is thought to need on each GPU. Less is a doubt, no problem.
+    description: GiB of memory that the training is thought to need on each GPU. Less is a warning, no problem.
     type: float
   memory_floor_gib:
     description: GiB of memory that the training certainly needs on each GPU. When left out, 1 GiB is.
@@ -71,7 +71,7 @@ EXAMPLES = r"""
         tf32: true
         attn_implementation: flash_attention_2
 
-- name: Only look
+- name: Only tell
   gpu_info:
     required: false
 """
@@ -126,7 +126,7 @@ problems:
   sample:
     - "GPU 0, NVIDIA A100-SXM4-80GB: process 4242 (python) holds 78000 MiB; 3.2 of 79.4 GiB are left, and the weights
       alone take 5.4 GiB. End what holds it, or take another GPU"
-doubts:
+warnings_found:
   description: What may end the training here, and keeps nobody from trying; a sentence each.
   returned: always
   type: list
@@ -138,7 +138,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import gpu
+from ansible.module_utils.lora_forge.trainer import gpu, gpu_fitness
 
 ARGUMENTS = {
     "lock": {"type": "path"},
@@ -159,19 +159,19 @@ def main() -> None:
     with report_errors(module):
         lock = pathlib.Path(given["lock"]) if given["lock"] else None
         # In check mode the lock may not be there yet.
-        cuda = gpu.cuda_of_lock(lock.read_text(encoding="utf-8")) if lock and lock.exists() else None
-        found = gpu.query(given["program"], given["timeout"])
-        wanted = gpu.GpuRequirements(
+        cuda = gpu_fitness.cuda_of_lock(lock.read_text(encoding="utf-8")) if lock and lock.exists() else None
+        snapshot = gpu.query(given["program"], given["timeout"])
+        wanted = gpu_fitness.GpuRequirements(
             cuda=cuda or "",
             count=given["count"],
             memory_gib=given["memory_gib"],
             floor_gib=given["memory_floor_gib"],
             lane=given["lane"],
-            **gpu.recipe_requirements(given["recipes"]),
+            **gpu_fitness.recipe_requirements(given["recipes"]),
         )
-        problems = gpu.problems(found, wanted)
-        facts = {key: found[key] for key in ("driver", "gpus", "processes", "runs")}
-        facts |= {"problems": problems, "doubts": gpu.warnings(found, wanted)}
+        problems = gpu_fitness.problems(snapshot, wanted)
+        facts = {key: snapshot[key] for key in ("driver", "gpus", "processes", "runs")}
+        facts |= {"problems": problems, "warnings_found": gpu_fitness.warnings(snapshot, wanted)}
         if problems and given["required"]:
             module.fail_json(
                 msg=f"{len(problems)} problem(s) with the GPU of this host:\n" + "\n".join(problems), **facts

@@ -9,7 +9,7 @@ module: trainer_info
 short_description: Tell what is true of all runs on a trainer, and how busy its GPUs are
 description:
   - One call for a whole host. Concludes the state of each run as M(training_run_info) does.
-  - The action plugin of the same name turns a trainer that does not answer into RV(silent), so that a look at many
+  - The action plugin of the same name turns a trainer that does not answer into RV(silent), so that asking many
     trainers is never a failure.
 options:
   root:
@@ -32,7 +32,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at a trainer
+- name: Ask a trainer
   trainer_info:
     root: /workspace/lora-forge
   register: trainer_seen
@@ -75,8 +75,8 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         gpus = gpu.gpu_usage()
-        found = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"])
-        module.exit_json(changed=False, runs=found, gpus=gpus)
+        listed = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"])
+        module.exit_json(changed=False, runs=[run.as_dict() for run in listed], gpus=gpus)
 
 
 if __name__ == "__main__":

@@ -52,12 +52,12 @@ EXAMPLES = r"""
 - name: Read the end of a log
   training_log:
     run_dir: /workspace/lora-forge/runs/witness-c6746a504464
-  register: said
+  register: log_read
 
 - name: Read on
   training_log:
     run_dir: /workspace/lora-forge/runs/witness-c6746a504464
-    offset: "{{ said.offset }}"
+    offset: "{{ log_read.offset }}"
     wait: 30
 """
 
@@ -106,8 +106,8 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
-        found = logs.read_log(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
-        module.exit_json(changed=False, **found)
+        answer = logs.read_log(run_dir, given["log"], given["offset"], given["lines"], given["wait"])
+        module.exit_json(changed=False, **answer)
 
 
 if __name__ == "__main__":

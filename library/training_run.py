@@ -90,12 +90,12 @@ backend:
   returned: when O(state=started)
   type: str
   sample: tmux
-look:
+attach_command:
   description: The command that shows the run on its trainer.
   returned: when O(state=started)
   type: str
   sample: tmux attach -t witness-c6746a504464
-word:
+message:
   description: What the backend means for a reboot.
   returned: when O(state=started)
   type: str
@@ -133,18 +133,9 @@ def main() -> None:
             module.exit_json(changed=runs.stop(run_dir, given["stop_timeout"], module.check_mode))
         if given["state"] == "absent":
             module.exit_json(changed=runs.remove(run_dir, given["stop_timeout"], module.check_mode))
-        spec = given["facts"] | {
-            "run_id": run_dir.name,
-            "command": given["command"],
-            "lane": given["lane"],
-            "lane_dir": given["lane_dir"],
-            "prepared": given["prepared"],
-            "processes": given["processes"],
-            "env": {name: str(value) for name, value in given["environment"].items()},
-            "stop_timeout": given["stop_timeout"],
-        }
+        launch = runs.Launch.from_dict(given)
         secrets = {name: str(value) for name, value in given["secrets"].items() if value}
-        module.exit_json(**runs.start(run_dir, spec, secrets, given["backend"], module.check_mode))
+        module.exit_json(**runs.start(run_dir, launch, secrets, given["backend"], module.check_mode))
 
 
 if __name__ == "__main__":

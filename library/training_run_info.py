@@ -43,10 +43,10 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at a run
+- name: Ask for a run
   training_run_info:
     run_dir: /workspace/lora-forge/runs/witness-c6746a504464
-  register: seen
+  register: run_seen
 """
 
 RETURN = r"""
@@ -124,8 +124,8 @@ def main() -> None:
     limits = {name: given[name] for name in ("stall_timeout", "heartbeat_timeout")}
     with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
-        found = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
-        module.exit_json(changed=False, **found)
+        observation = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
+        module.exit_json(changed=False, **observation.as_dict())
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ import_forge()
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import fleet, launch, memory, plan, recipe  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
 OVERRIDDEN = {"base_model", "model_revision", "max_steps"}  # a folder has no revision
@@ -88,10 +90,12 @@ class Proof:
 
     def stage(self) -> None:
         """Lay out datasets and run directory as the role ``run`` does, by its own functions."""
-        variables = launch.template_variables(self.plan, str(self.work), "disabled")
+        variables = launch.template_variables(PlannedRun.from_dict(self.plan), str(self.work), "disabled")
         sets = {key: variables[key] for key in ("datasets", "test_datasets") if variables[key]}
         keys = {**variables["recipe"], "base_model": str(self.model), **sets}
-        files = launch.input_files(self.plan, ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, [])
+        files = launch.input_files(
+            PlannedRun.from_dict(self.plan), ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, []
+        )
         with tempfile.TemporaryDirectory() as tree:
             transfer.build_tree(pathlib.Path(tree), files)
             transfer.copy(pathlib.Path(tree), self.work)
@@ -103,18 +107,16 @@ class Proof:
         variables.pop("PYTHONPATH")  # only what the machine itself needs; the supervisor adds the run directory
         if kept:
             variables["PYTHONPATH"] = os.pathsep.join(kept)
-        spec = {
-            "run_id": self.plan["run_id"],
-            **launch.run_facts(self.plan, "here"),
-            "command": [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
-            "lane": "cpu-proof" if self.tiny else "gpu-proof",
-            "lane_dir": str(self.work),
-            "prepared": launch.prepared_path(self.plan, str(self.work)),
-            "processes": 1,
-            "env": variables,
-            "stop_timeout": 120,
-        }
-        return bool(runs.start(self.run_dir, spec, {}, "process")["changed"])
+        run = PlannedRun.from_dict(self.plan)
+        started = runs.Launch(
+            command=[sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
+            lane="cpu-proof" if self.tiny else "gpu-proof",
+            lane_dir=str(self.work),
+            environment=variables,
+            prepared=launch.prepared_path(run, str(self.work)),
+            facts=launch.run_facts(run, "here"),
+        )
+        return bool(runs.start(self.run_dir, started, {}, "process")["changed"])
 
     def stopped(self, *_: Any) -> None:
         """SIGTERM: the training leaves the card, as at the deadline; the same command goes on."""
@@ -125,10 +127,10 @@ class Proof:
         self.notes.update(what)
         save(self.work / "notes.json", self.notes)
 
-    def kill_in_the_middle(self, seen: dict[str, Any]) -> None:
+    def kill_in_the_middle(self, seen: Observation) -> None:
         """Kill once, when a step beyond a whole checkpoint has been trained."""
-        step, whole = seen["progress"]["step"] or 0, seen["checkpoint"]["step"]
-        if "killed_at" in self.notes or not whole or seen["state"] != "running":
+        step, whole = seen.progress.step or 0, seen.checkpoint["step"]
+        if "killed_at" in self.notes or not whole or seen.state != "running":
             return
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
         beyond = max((event["step"] for event in events if event["event"] == "log"), default=0)
@@ -139,7 +141,7 @@ class Proof:
             self.note(killed_at=max(step, beyond, whole), checkpoint=whole, begins=begins)
             print(f"  SIGKILL at step {self.notes['killed_at']}; the newest checkpoint is of step {whole}", flush=True)
 
-    def follow(self, deadline: float) -> dict[str, Any]:
+    def follow(self, deadline: float) -> Observation:
         """Watch until the run is over, killing it once; the last look at it.
 
         Args:
@@ -150,18 +152,18 @@ class Proof:
             seen = runs.observe(self.run_dir)
             self.note(peak_mib=max(self.notes.get("peak_mib") or 0, used_mib() or 0) if not self.tiny else None)
             self.kill_in_the_middle(seen)
-            word = f"{seen['state']}, step {seen['progress']['step']} of {seen['progress']['planned']}"
+            word = f"{seen.state}, step {seen.progress.step} of {seen.progress.planned}"
             if word != shown:
                 shown = word
                 print(f"  {time.strftime('%H:%M:%S')} {word}", flush=True)
             if "killed_at" in self.notes and "again_at" not in self.notes:
                 assert self.start()
                 self.note(again_at=time.time())
-            elif seen["state"] not in run_state.LIVING:
+            elif seen.state not in run_state.LIVING:
                 return seen
             if time.monotonic() > deadline:
                 end(self.run_dir)
-                print(f"the time is up at step {seen['progress']['step']}. The same command resumes the training")
+                print(f"the time is up at step {seen.progress.step}. The same command resumes the training")
                 raise SystemExit(AGAIN)
             time.sleep(1)
 
@@ -172,9 +174,9 @@ class Proof:
             return []
         return [f"the loss did not fall: {first} in the beginning, {last} in the end"]
 
-    def conclude(self, seen: dict[str, Any]) -> dict[str, Any]:
+    def conclude(self, seen: Observation) -> dict[str, Any]:
         """Verify the adapter, and say what was proven."""
-        problems = [] if seen["state"] == "finished" else [f"the run is {seen['state']}: {seen['detail']}"]
+        problems = [] if seen.state == "finished" else [f"the run is {seen.state}: {seen.detail}"]
         verified = store.verify(self.run_dir / "output", self.plan["recipe"]) if not problems else {"problems": []}
         problems += verified["problems"]
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
@@ -183,8 +185,8 @@ class Proof:
             problems.append("it was over before it could be killed; give it more steps")
         elif begins[self.notes["begins"] :][:1] != [self.notes["checkpoint"]]:
             problems.append(f"it began at steps {begins}, and did not resume from {self.notes['checkpoint']}")
-        done = seen["progress"]
-        problems += self.rising(done["loss_first"], done["loss"])
+        done = seen.progress
+        problems += self.rising(done.loss_first, done.loss)
         return {
             "proven": not problems,
             "problems": problems,
@@ -192,17 +194,17 @@ class Proof:
             "agent": self.plan["agent"],
             "recipe_sha256": self.plan["recipe_sha256"],
             "changed": self.changed | {"base_model": [self.changed["base_model"][0], self.model.name]},
-            "steps": {"reached": done["step"], "planned": done["planned"]},
+            "steps": {"reached": done.step, "planned": done.planned},
             "begins": begins,
             "killed": {key: self.notes.get(key) for key in ("killed_at", "checkpoint")},
-            "loss": {key: done[key] for key in ("loss_first", "loss", "eval_first", "eval_loss")},
-            "tokens_per_second": done["tokens_per_second"],
+            "loss": {key: getattr(done, key) for key in ("loss_first", "loss", "eval_first", "eval_loss")},
+            "tokens_per_second": done.tokens_per_second,
             "lora": {key: verified.get(key) for key in ("rank", "layers", "pairs", "parameters")},
             "memory_gib": {
                 "estimated": memory.estimate(self.plan["recipe"]),
                 "used_on_the_card": round(self.notes["peak_mib"] / 1024, 2) if self.notes.get("peak_mib") else None,
             },
-            "verdict": "verified" if not problems else seen["state"],
+            "verdict": "verified" if not problems else seen.state,
             **facts(),
         }
 

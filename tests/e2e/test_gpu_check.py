@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from ansible.module_utils.lora_forge.trainer import gpu
+from ansible.module_utils.lora_forge.trainer import gpu_fitness
 
 from .conftest import CONVERGE, ROOT
 
@@ -174,4 +174,4 @@ def test_the_kernel_computes_what_it_says_and_compiles_for_gpus(cuda: pathlib.Pa
 def test_the_gpu_gate_knows_every_attention_of_axolotl(environment: pathlib.Path) -> None:
     code = "import json; from axolotl.utils.schemas import enums; print(json.dumps(sorted(enums.CANONICAL_ATTN_IMPLS)))"
     done = subprocess.run([str(environment), "-c", code], capture_output=True, text=True, timeout=CONVERGE, check=True)
-    assert set(json.loads(done.stdout.splitlines()[-1])) <= gpu.ATTENTION.keys()
+    assert set(json.loads(done.stdout.splitlines()[-1])) <= gpu_fitness.ATTENTION.keys()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch, plan, recipe
 
 from .conftest import CONVERGE, ROOT
@@ -57,12 +58,12 @@ class Bench:
         shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", folder)
         if halt:
             (folder / "halt").write_text(str(halt))
-        model = pathlib.Path(launch.base_model_path(run, str(self.root)))
+        model = pathlib.Path(launch.base_model_path(PlannedRun.from_dict(run), str(self.root)))
         if not model.exists():
             model.parent.mkdir(exist_ok=True)
             tiny = [str(self.python), str(ROOT / "roles/run/files/tiny_model.py"), str(model)]
             subprocess.run([*tiny, *(one["path"] for one in run["datasets"])], check=True, timeout=CONVERGE)
-        given = launch.template_variables(run, str(self.root), "disabled")
+        given = launch.template_variables(PlannedRun.from_dict(run), str(self.root), "disabled")
         for one in (*given["datasets"], *given["test_datasets"]):
             one["path"] = str(self.datasets / pathlib.PurePath(one["path"]).name)
         text = given["recipe"] | {key: given[key] for key in ("datasets", "test_datasets") if given[key]}

@@ -119,7 +119,7 @@ def test_a_failure_is_told_once(desk: Desk, hook: Hook, trained: Any) -> None:
 
 def test_a_standstill_is_told_and_what_a_person_stopped_is_not(desk: Desk, hook: Hook, trained: Any) -> None:
     run_dir = trained(hang_at=3, stop_timeout=1)
-    eventually(lambda: len(runs.observe(run_dir)["events"]) > 2)
+    eventually(lambda: len(runs.observe(run_dir).events) > 2)
     code, _ = desk.role(hook.url, "run", "watch", run_stall_timeout=2)
     assert code == 2
     assert [(one["event"], one["detail"][:11]) for one in hook.told] == [("stalled", "no step for")]
@@ -133,7 +133,7 @@ def test_a_standstill_is_told_and_what_a_person_stopped_is_not(desk: Desk, hook:
 
 def test_a_broken_cap_is_told_with_what_became_of_the_checkpoint(desk: Desk, hook: Hook, trained: Any) -> None:
     run_dir = trained(steps=2000)
-    eventually(lambda: runs.observe(run_dir)["checkpoint"]["step"])
+    eventually(lambda: runs.observe(run_dir).checkpoint["step"])
     desk.rent(["witness-0"], hours=1.0, usd_per_hour=2.0)
     code, _ = desk.role(hook.url, "run", "watch", run_budget=BUDGET | {"since": time.time() - 3600})
     assert code == 2
@@ -146,7 +146,7 @@ def test_a_broken_cap_is_told_with_what_became_of_the_checkpoint(desk: Desk, hoo
 
 def test_what_cannot_be_stopped_is_told_all_the_same(desk: Desk, hook: Hook, trained: Any) -> None:
     run_dir = trained(hang_at=3, stop_timeout=1)
-    eventually(lambda: len(runs.observe(run_dir)["events"]) > 2)
+    eventually(lambda: len(runs.observe(run_dir).events) > 2)
     budget = BUDGET | {"since": time.time() - 3600}
     broken = "from ansible.module_utils.basic import AnsibleModule\n"
     broken += "AnsibleModule({}, bypass_checks=True).fail_json(msg='no rights there')\n"

@@ -14,6 +14,7 @@ import uuid
 from typing import Any, Callable
 
 import rundir
+from ansible.module_utils.lora_forge.trainer import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fakes" / "trainer.py"
@@ -64,6 +65,11 @@ class Lab:
         return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
                 "turn": turn, "processes": processes, "command": command, "env": env,
                 "stop_timeout": stop_timeout}  # fmt: skip
+
+    def launch(self, run_id: str = "witness-0", facts: dict[str, Any] | None = None, **settings: Any) -> runs.Launch:
+        """Return what ``runs.start`` takes; see :meth:`spec`."""
+        spec = self.spec(run_id, **settings)
+        return runs.Launch.from_dict(spec | {"environment": spec["env"], "facts": facts or {}})
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
         """A run directory with supervisor.py (of a faster pulse) and rundir.py in it."""

@@ -42,7 +42,7 @@ def test_a_real_detached_process_outlives_the_one_that_started_it(lab):
     run = lab.make(hang_at=1)
     code = (
         "import sys, pathlib; sys.path[:0] = sys.argv[2:]; import ansible.module_utils as m; "
-        "m.__path__.append(sys.argv[2]); from ansible.module_utils.lora_forge import backend as b; "
+        "m.__path__.append(sys.argv[2]); from ansible.module_utils.lora_forge.trainer import backend as b; "
         "print(b.start(b.Choice('process', '', ''), 'w', pathlib.Path(sys.argv[1]), 9))"
     )
     utils = str(backend.__file__).partition("/lora_forge/")[0]

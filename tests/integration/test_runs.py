@@ -17,7 +17,7 @@ from lab import PATIENCE, eventually, go_on, reached, starts, status, until
 
 
 def start(lab, run, secrets=None, check=False, **settings):
-    return runs.start(run, lab.spec(run.name, **settings), secrets or {}, "process", check)
+    return runs.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
 
 
 # --- start --------------------------------------------------------------------------------------------------------
@@ -27,15 +27,15 @@ def test_start_attaches_to_what_is_alive_or_finished(lab):
     run = lab.stage()
     first = start(lab, run, {"HF_TOKEN": "x"}, stay_at=1)
     assert first["changed"] is True
-    assert "after a reboot" in first["word"]
+    assert "after a reboot" in first["message"]
     assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
     again = start(lab, run)
-    assert (again["changed"], again["backend"], again["look"]) == (False, "process", first["look"])
+    assert (again["changed"], again["backend"], again["attach_command"]) == (False, "process", first["attach_command"])
     go_on(run)
     until(run, "finished")
     assert not (run / "env").exists()
     assert start(lab, run)["changed"] is False
-    assert runs.observe(run)["state"] == "finished"
+    assert runs.observe(run).state == "finished"
     assert starts(run) == [0]
 
 
@@ -61,7 +61,7 @@ def test_each_launch_has_its_turn_and_what_was_cut_off_keeps_it(lab):
 
     assert turns() == [1, 2]
     os.kill(status(second)["supervisor"]["pid"], signal.SIGKILL)
-    eventually(lambda: not runs.observe(second)["alive"])
+    eventually(lambda: not runs.observe(second).alive)
     assert start(lab, second)["changed"]
     assert turns() == [1, 2]
     runs.stop(second, PATIENCE)
@@ -83,10 +83,10 @@ def test_start_resumes_what_was_stopped_and_what_failed(lab):
     start(lab, run, stay_at=3)
     reached(run, 3)
     assert runs.stop(run, PATIENCE) is True
-    assert runs.observe(run)["state"] == "stopped"
+    assert runs.observe(run).state == "stopped"
     assert start(lab, run, crash_at=6, save_every=6)["changed"] is True
     until(run, "failed")
-    assert "made to crash" in runs.observe(run)["log_tail"]
+    assert "made to crash" in runs.observe(run).log_tail
     assert start(lab, run)["changed"] is True
     until(run, "finished")
     assert len(starts(run)) == 3
@@ -97,10 +97,10 @@ def test_start_takes_over_an_orphaned_trainer(lab):
     start(lab, run, ignore_term=1, hang_at=3)
     reached(run, 2)
     os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
-    eventually(lambda: runs.observe(run)["state"] == "stopped")
+    eventually(lambda: runs.observe(run).state == "stopped")
     found = runs.observe(run)
-    assert found["alive"] is True
-    assert "its trainer still runs" in found["detail"]
+    assert found.alive is True
+    assert "its trainer still runs" in found.detail
     assert start(lab, run)["changed"] is True
     until(run, "finished")
     assert not (run / "overlap").exists()
@@ -128,7 +128,7 @@ def test_stop_of_what_is_not_there_or_final_is_no_change(lab):
     assert runs.stop(run, 1) is False
     start(lab, run, steps=1)
     until(run, "finished")
-    eventually(lambda: not runs.observe(run)["alive"])
+    eventually(lambda: not runs.observe(run).alive)
     assert runs.stop(run, 1) is False
     assert not (run / "stop").exists()
 
@@ -138,7 +138,7 @@ def test_stop_in_check_mode_stops_nothing(lab):
     start(lab, run, hang_at=1)
     assert runs.stop(run, 1, check=True) is True
     assert not (run / "stop").exists()
-    assert runs.observe(run)["alive"]
+    assert runs.observe(run).alive
 
 
 def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
@@ -147,7 +147,7 @@ def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
     reached(run, 2)
     assert runs.stop(run, PATIENCE) is True
     assert rundir.last_complete(run / "output") == 2
-    assert runs.observe(run)["detail"].startswith("stopped: on request")
+    assert runs.observe(run).detail.startswith("stopped: on request")
     assert not (run / "env").exists()
     assert runs.stop(run, PATIENCE) is False
 
@@ -193,11 +193,11 @@ def test_a_run_that_ends_without_an_adapter_failed_and_may_start_again(lab, adap
     start(lab, run, adapter=adapter)
     until(run, "finished")
     found = runs.observe(run)
-    assert found["state"] == "failed"
-    assert words in found["detail"]
+    assert found.state == "failed"
+    assert words in found.detail
     assert start(lab, run)["changed"] is True
     until(run, "finished")
-    assert runs.observe(run)["state"] == "finished"
+    assert runs.observe(run).state == "finished"
     assert status(run)["starts"] == 2
 
 
@@ -206,10 +206,10 @@ def test_a_run_that_ends_without_an_adapter_failed_and_may_start_again(lab, adap
 
 def test_all_runs_of_a_trainer(lab):
     run = lab.stage(where=lab.root / "runs")
-    runs.start(run, {**lab.spec(run.name), "agent": "witness"}, {}, "process")
+    runs.start(run, lab.launch(run.name, {"agent": "witness"}), {}, "process")
     until(run, "finished")
     (run.parent / "never-started").mkdir()
     (found,) = runs.observe_all(run.parents[1], [{"uuid": "GPU-1", "use": 97}])
-    assert (found["run_id"], found["agent"], found["state"]) == (run.name, "witness", "finished")
-    assert "events" not in found
-    assert (found["gpu"], found["gpu_busy"]) == (None, None)
+    assert (found.run_id, found.agent, found.state) == (run.name, "witness", "finished")
+    assert "events" not in found.as_dict()
+    assert (found.gpu, found.gpu_busy) == (None, None)

@@ -14,7 +14,7 @@ import types
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import cpython, environment
+from ansible.module_utils.lora_forge.trainer import cpython, environment, stale_environments
 from wire import load
 
 PYTHON = "/usr/bin/python3.13"
@@ -258,24 +258,24 @@ def test_what_no_lock_names_is_found_with_its_size_and_removed(desk):
     (old / "lib/weights").write_bytes(bytes(1 << 20))
     (desk.root / "env/notes").mkdir()
     keep = [environment.environment_name(desk.cpu), environment.environment_name(desk.cuda)]
-    [found] = environment.unnamed_environments(desk.root, keep)
+    [found] = stale_environments.unnamed_environments(desk.root, keep)
     assert (found["name"], found["used_by"]) == ("0123456789abcdef", "")
     assert found["bytes"] >= 1 << 20
-    assert environment.remove(desk.root, pathlib.Path(found["path"]))
+    assert stale_environments.remove(desk.root, pathlib.Path(found["path"]))
     assert sorted(path.name for path in (desk.root / "env").iterdir() if path.is_dir()) == sorted([keep[0], "notes"])
-    assert environment.unnamed_environments(desk.root, keep) == []
-    assert environment.unnamed_environments(desk.root / "nowhere", keep) == []
+    assert stale_environments.unnamed_environments(desk.root, keep) == []
+    assert stale_environments.unnamed_environments(desk.root / "nowhere", keep) == []
 
 
 def test_a_link_and_what_it_leads_to_stay_or_go_together(desk):
     desk.fails(desk.cpu, NO_NETWORK)
     desk.ensure(desk.cuda)
-    assert environment.unnamed_environments(desk.root, [environment.environment_name(desk.cpu)]) == []
+    assert stale_environments.unnamed_environments(desk.root, [environment.environment_name(desk.cpu)]) == []
     names = {environment.environment_name(desk.cpu), environment.environment_name(desk.cuda)}
-    found = environment.unnamed_environments(desk.root, [])
+    found = stale_environments.unnamed_environments(desk.root, [])
     assert {one["name"] for one in found} == names
     for one in found:
-        assert environment.remove(desk.root, pathlib.Path(one["path"]))
+        assert stale_environments.remove(desk.root, pathlib.Path(one["path"]))
     assert not [path for path in (desk.root / "env").iterdir() if path.name in names]
 
 
@@ -287,10 +287,10 @@ def test_one_that_a_process_runs_in_is_used(desk):
     command = [str(python), "-c", "print('here', flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"here\n"
-        [found] = environment.unnamed_environments(desk.root, [])
+        [found] = stale_environments.unnamed_environments(desk.root, [])
         assert found["used_by"] == f"process {process.pid}"
         process.communicate(b"\n")
-    [found] = environment.unnamed_environments(desk.root, [])
+    [found] = stale_environments.unnamed_environments(desk.root, [])
     assert found["used_by"] == ""
 
 
@@ -298,8 +298,8 @@ def test_one_that_is_being_built_is_used(desk):
     desk.ensure(desk.cuda)
     with (desk.root / "env" / f"{desk.home.name}.lock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        [found] = environment.unnamed_environments(desk.root, [])
-        assert not environment.remove(desk.root, desk.home)
+        [found] = stale_environments.unnamed_environments(desk.root, [])
+        assert not stale_environments.remove(desk.root, desk.home)
     assert found["used_by"] == "a build that goes on"
     assert environment.is_complete(desk.home)
 
@@ -312,9 +312,9 @@ def test_one_that_a_run_is_to_train_by_is_used(desk, state, kept):
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"command": [f"{desk.home}/bin/python", "-m", "axolotl.cli.train"]}))
     (run / "status.json").write_text(json.dumps({"state": state}))
-    [found] = environment.unnamed_environments(desk.root, [])
+    [found] = stale_environments.unnamed_environments(desk.root, [])
     assert found["used_by"] == ("run mayor-0" if kept else "")
-    assert environment.remove(desk.root, desk.home) is not kept
+    assert stale_environments.remove(desk.root, desk.home) is not kept
     assert desk.home.exists() is kept
 
 
@@ -323,7 +323,7 @@ def test_what_uvs_cache_has_too_is_told(desk):
     for name in ("own", "linked"):
         (desk.home / name).write_bytes(bytes(1 << 20))
     (desk.root / "cache").hardlink_to(desk.home / "linked")
-    [found] = environment.unnamed_environments(desk.root, [])
+    [found] = stale_environments.unnamed_environments(desk.root, [])
     assert found["shared"] == 1 << 20
     assert 1 << 20 <= found["bytes"] - found["shared"] < 2 << 20
 
@@ -338,3 +338,30 @@ def test_the_image_has_the_one_that_takes_the_place(desk, monkeypatch, tmp_path)
     assert desk.ensure(desk.cuda)
     assert desk.home.resolve() == baked
     assert not [call for call in desk.calls if "trainer-cuda" in call]
+
+
+STALE = {"name": "trainer-cuda-1", "bytes": 7_100_000_000, "shared": 7_000_400_000, "used_by": "", "removed": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remove", "check", "fate", "line"),
+    [
+        ({}, False, False, "", "no lock of this checkout names these; -e trainer_prune=true removes them"),
+        ({"used_by": "process 7"}, False, False, "used by process 7",
+         "no lock of this checkout names these; -e trainer_prune=true removes them"),
+        ({"removed": True}, True, False, "removed",
+         "100.0 MB freed; what uv has in its cache stays there, until uv cache clean"),
+        ({"removed": True}, True, True, "",
+         "100.0 MB would be freed; what uv has in its cache stays there, until uv cache clean"),
+    ],
+)  # fmt: skip
+def test_what_is_shown_of_environments_that_no_lock_names(changes, remove, check, fate, line):
+    assert stale_environments.prune_table("gpu-1", [{**STALE, **changes}], 100_000_000, remove, check) == {
+        "columns": ["environment", "MB", "in uv's cache too", ""],
+        "rows": [["trainer-cuda-1", 7100, 7000, fate]],
+        "lines": [f"  gpu-1: {line}"],
+    }
+
+
+def test_nothing_is_shown_where_every_environment_is_named():
+    assert stale_environments.prune_table("gpu-1", [], 0, True, False) == {}

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 from ansible.module_utils.lora_forge.planning import recipe
-from ansible.module_utils.lora_forge.trainer import gpu
-from ansible.module_utils.lora_forge.trainer.gpu import GpuRequirements
+from ansible.module_utils.lora_forge.trainer import gpu, gpu_fitness
+from ansible.module_utils.lora_forge.trainer.gpu_fitness import GpuRequirements
 from ansible.module_utils.testing import patch_module_args
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -135,7 +135,7 @@ def test_names_with_commas_and_memory_that_is_not_told(script):
 def test_failures_in_words(ask, word, sentence):
     answer = ask(word)
     assert answer == found(driver=None, error=sentence)
-    assert gpu.problems(answer, GpuRequirements(cuda="13.0")) == [sentence]
+    assert gpu_fitness.problems(answer, GpuRequirements(cuda="13.0")) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_no_program(tmp_path):
 def test_nothing_is_wrong_with_a_healthy_one(ask):
     every = GpuRequirements(cuda="13.0", count=1, memory_gib=79.3, bf16=True, tf32=True, varlen=True,
                    attention=("sdpa", "flash_attention_2"), lane=UUID)  # fmt: skip
-    assert gpu.problems(ask("a100"), every) == []
-    assert gpu.problems(ask("a100"), GpuRequirements()) == []
+    assert gpu_fitness.problems(ask("a100"), every) == []
+    assert gpu_fitness.problems(ask("a100"), GpuRequirements()) == []
 
 
 @pytest.mark.parametrize(
@@ -198,71 +198,77 @@ def test_the_driver(driver, cuda, minimum):
         f"the NVIDIA driver is {driver}, and CUDA {cuda}, which the environment's torch is built with, needs {minimum} "
         f"or newer. Update the driver, or take a host with a newer one (RunPod: minCudaVersion {cuda})"
     )
-    assert gpu.problems(found(card(), driver=driver), GpuRequirements(cuda=cuda)) == ([expected] if minimum else [])
+    assert gpu_fitness.problems(found(card(), driver=driver), GpuRequirements(cuda=cuda)) == (
+        [expected] if minimum else []
+    )
 
 
 def test_the_driver_is_not_told():
-    assert gpu.problems(found(card(), driver=None), GpuRequirements(cuda="13.0")) == [
+    assert gpu_fitness.problems(found(card(), driver=None), GpuRequirements(cuda="13.0")) == [
         "nvidia-smi does not tell the driver's version; CUDA 13.0 needs 580.65.06 or newer. Update it"
     ]
 
 
 def test_a_cuda_that_nobody_noted():
-    assert gpu.problems(found(card()), GpuRequirements(cuda="14.0")) == [
-        "no minimum driver is noted for CUDA 14.0. Add it to CUDA in module_utils/lora_forge/trainer/gpu.py"
+    assert gpu_fitness.problems(found(card()), GpuRequirements(cuda="14.0")) == [
+        "no minimum driver is noted for CUDA 14.0. Add it to CUDA in module_utils/lora_forge/trainer/gpu_fitness.py"
     ]
 
 
 def test_the_count_and_the_lane(ask):
-    assert gpu.problems(ask("a100"), GpuRequirements(count=2)) == [
+    assert gpu_fitness.problems(ask("a100"), GpuRequirements(count=2)) == [
         "this host has 1 GPU(s), and 2 are wanted. Take a host with more of them"
     ]
-    assert gpu.problems(ask("two"), GpuRequirements(count=2)) == []
-    assert gpu.problems(ask("a100"), GpuRequirements(lane="GPU-0")) == [
+    assert gpu_fitness.problems(ask("two"), GpuRequirements(count=2)) == []
+    assert gpu_fitness.problems(ask("a100"), GpuRequirements(lane="GPU-0")) == [
         f"there is no GPU GPU-0 on this host; it has {UUID} ({A100}). Name one of these"
     ]
 
 
 def test_only_the_lane_is_checked():
     bad = found(card(ecc_errors=3), card(index=1, uuid=SECOND))
-    assert gpu.problems(bad, GpuRequirements(lane=SECOND)) == []
-    assert len(gpu.problems(bad, GpuRequirements(lane=UUID))) == 1
-    assert len(gpu.problems(bad, GpuRequirements())) == 1
+    assert gpu_fitness.problems(bad, GpuRequirements(lane=SECOND)) == []
+    assert len(gpu_fitness.problems(bad, GpuRequirements(lane=UUID))) == 1
+    assert len(gpu_fitness.problems(bad, GpuRequirements())) == 1
 
 
 def test_too_little_memory(ask):
-    assert gpu.problems(ask("t4"), GpuRequirements(memory_gib=20.0, floor_gib=14.7)) == [
+    assert gpu_fitness.problems(ask("t4"), GpuRequirements(memory_gib=20.0, floor_gib=14.7)) == [
         "GPU 0, Tesla T4: 14.6 GiB of memory, and the weights alone take 14.7 GiB. Take a larger GPU"
     ]
-    assert gpu.warnings(ask("t4"), GpuRequirements(memory_gib=20.0, floor_gib=14.7)) == []  # it is refused already
+    assert (
+        gpu_fitness.warnings(ask("t4"), GpuRequirements(memory_gib=20.0, floor_gib=14.7)) == []
+    )  # it is refused already
 
 
 def test_an_estimate_warns_and_refuses_nothing(ask):
     wanted = GpuRequirements(memory_gib=16.6, floor_gib=5.4)
-    assert gpu.problems(ask("t4"), wanted) == []
-    assert gpu.warnings(ask("t4"), wanted) == [
+    assert gpu_fitness.problems(ask("t4"), wanted) == []
+    assert gpu_fitness.warnings(ask("t4"), wanted) == [
         "GPU 0, Tesla T4: 14.6 GiB of memory, and the training is thought to need 16.6 GiB (an estimate, not "
         "measured). It is tried; should it run out of memory, take a larger GPU, or a machine class with a smaller "
         "micro_batch_size (configs/machines/)"
     ]
-    assert gpu.warnings(ask("t4"), GpuRequirements(memory_gib=14.5)) == []
-    assert gpu.warnings(ask("t4"), GpuRequirements()) == []
-    assert gpu.warnings(found(card(mig=True)), GpuRequirements(memory_gib=90)) == []  # a problem in itself
+    assert gpu_fitness.warnings(ask("t4"), GpuRequirements(memory_gib=14.5)) == []
+    assert gpu_fitness.warnings(ask("t4"), GpuRequirements()) == []
+    assert gpu_fitness.warnings(found(card(mig=True)), GpuRequirements(memory_gib=90)) == []  # a problem in itself
 
 
 def test_a_gpu_of_nothing():
     tiny = found(card(memory_mib=1024, used_mib=0, free_mib=1023))
-    assert gpu.problems(tiny, GpuRequirements()) == [
+    assert gpu_fitness.problems(tiny, GpuRequirements()) == [
         f"{A100}: 1.0 GiB of memory, and no training fits into less than 1 GiB. Take a larger GPU"
     ]
-    assert gpu.problems(tiny, GpuRequirements(floor_gib=0.9)) == []
+    assert gpu_fitness.problems(tiny, GpuRequirements(floor_gib=0.9)) == []
 
 
-def test_doubts_are_about_the_lane_alone():
+def test_warnings_are_about_the_lane_alone():
     small = found(card(), card(index=1, uuid=SECOND, memory_mib=16384, used_mib=4, free_mib=15000))
-    assert gpu.warnings(small, GpuRequirements(memory_gib=23.8, lane=UUID)) == []
-    assert len(gpu.warnings(small, GpuRequirements(memory_gib=23.8, lane=SECOND))) == 1
-    assert gpu.warnings(found(card(used_mib=None)), GpuRequirements(memory_gib=23.8)) == []  # a problem in itself
+    assert gpu_fitness.warnings(small, GpuRequirements(memory_gib=23.8, lane=UUID)) == []
+    assert len(gpu_fitness.warnings(small, GpuRequirements(memory_gib=23.8, lane=SECOND))) == 1
+    assert (
+        gpu_fitness.warnings(found(card(used_mib=None)), GpuRequirements(memory_gib=23.8)) == []
+    )  # a problem in itself
 
 
 T4 = "GPU 0, Tesla T4: compute capability 7.5, and"
@@ -272,15 +278,19 @@ AMPERE = "or take an Ampere GPU or newer"
 def test_the_default_recipe_on_a_t4(ask):
     """transformers refuses tf32 there, torch emulates bf16, and its varlen attention begins at 8.0."""
     base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
-    assert gpu.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu.recipe_requirements([base]))) == [
+    assert gpu_fitness.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu_fitness.recipe_requirements([base]))) == [
         f"{T4} bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this machine (configs/machines/), {AMPERE}",
         f"{T4} tf32 needs 8.0 or newer. Set tf32: false for this machine (configs/machines/), {AMPERE}",
         f"{T4} attn_implementation: sdpa with sample_packing needs 8.0 or newer. Set sdpa_varlen: false for this "
         f"machine (configs/machines/), {AMPERE}",
     ]
-    assert gpu.problems(ask("a100"), GpuRequirements(cuda="13.0", **gpu.recipe_requirements([base]))) == []
+    assert (
+        gpu_fitness.problems(ask("a100"), GpuRequirements(cuda="13.0", **gpu_fitness.recipe_requirements([base]))) == []
+    )
     tried = base | {"bf16": False, "fp16": True, "tf32": False, "sdpa_varlen": False}
-    assert gpu.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu.recipe_requirements([tried]))) == []
+    assert (
+        gpu_fitness.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu_fitness.recipe_requirements([tried]))) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +302,7 @@ def test_the_default_recipe_on_a_t4(ask):
     ],
 )  # fmt: skip
 def test_what_computes_in_bf16(keys, bf16):
-    assert gpu.recipe_requirements([keys])["bf16"] is bf16
+    assert gpu_fitness.recipe_requirements([keys])["bf16"] is bf16
 
 
 @pytest.mark.parametrize(
@@ -304,34 +314,37 @@ def test_what_computes_in_bf16(keys, bf16):
     ],
 )  # fmt: skip
 def test_what_packs_by_torchs_own_flash_attention(keys, varlen):
-    assert gpu.recipe_requirements([{"attn_implementation": "sdpa", "sample_packing": True} | keys])["varlen"] is varlen
+    assert (
+        gpu_fitness.recipe_requirements([{"attn_implementation": "sdpa", "sample_packing": True} | keys])["varlen"]
+        is varlen
+    )
 
 
 def test_one_recipe_that_asks_is_enough():
     quiet = {"bf16": False, "tf32": "auto"}
     assert (
-        gpu.recipe_requirements([])
-        == gpu.recipe_requirements([quiet])
+        gpu_fitness.recipe_requirements([])
+        == gpu_fitness.recipe_requirements([quiet])
         == {"bf16": False, "tf32": False, "varlen": False, "attention": ()}
     )
     packed = {"attn_implementation": "sdpa", "sample_packing": True, "tf32": True}
     flash = {"attn_implementation": "flash_attention_2", "bf16": False}
-    assert gpu.recipe_requirements([quiet, packed, flash, flash]) == {
+    assert gpu_fitness.recipe_requirements([quiet, packed, flash, flash]) == {
         "bf16": True, "tf32": True, "varlen": True, "attention": ("sdpa", "flash_attention_2"),
     }  # fmt: skip
 
 
 def test_a_gpu_that_cuda_has_dropped():
-    assert gpu.problems(found(card(compute_capability="7.0")), GpuRequirements(cuda="13.0")) == [
+    assert gpu_fitness.problems(found(card(compute_capability="7.0")), GpuRequirements(cuda="13.0")) == [
         f"{A100}: compute capability 7.0, and CUDA 13.0 needs 7.5 or newer. Take a newer GPU"
     ]
-    assert gpu.problems(found(card(compute_capability="7.0")), GpuRequirements(cuda="12.6")) == []
+    assert gpu_fitness.problems(found(card(compute_capability="7.0")), GpuRequirements(cuda="12.6")) == []
 
 
 def test_a_compute_capability_that_is_not_told():
     unknown = found(card(compute_capability=None))
-    assert gpu.problems(unknown, GpuRequirements(attention=("sdpa",))) == []
-    assert gpu.problems(unknown, GpuRequirements(bf16=True)) == [
+    assert gpu_fitness.problems(unknown, GpuRequirements(attention=("sdpa",))) == []
+    assert gpu_fitness.problems(unknown, GpuRequirements(bf16=True)) == [
         f"{A100}: the driver does not tell its compute capability; bf16 needs 8.0 or newer. Update the driver"
     ]
 
@@ -363,24 +376,24 @@ def test_every_attention(attention, fits):
     good = [
         have
         for have in CAPABILITIES
-        if not gpu.problems(found(card(compute_capability=have)), GpuRequirements(attention=(attention,)))
+        if not gpu_fitness.problems(found(card(compute_capability=have)), GpuRequirements(attention=(attention,)))
     ]
     assert good == fits
 
 
 def test_the_words_on_attention(ask):
-    assert gpu.problems(ask("t4"), GpuRequirements(attention=("flash_attention_2",))) == [
+    assert gpu_fitness.problems(ask("t4"), GpuRequirements(attention=("flash_attention_2",))) == [
         "GPU 0, Tesla T4: compute capability 7.5, and attn_implementation: flash_attention_2 needs 8.0 or newer. "
         + SDPA
     ]
-    assert gpu.problems(ask("a100"), GpuRequirements(attention=("flash_attention_3",))) == [
+    assert gpu_fitness.problems(ask("a100"), GpuRequirements(attention=("flash_attention_3",))) == [
         f"{A100}: compute capability 8.0, and attn_implementation: flash_attention_3 needs 9.0 to 9.9. {SDPA}"
     ]
 
 
 def test_uncorrected_errors(ask):
     reset = f"Reset it (nvidia-smi --gpu-reset -i 0) {REPLACE}"
-    assert gpu.problems(ask("ecc"), GpuRequirements()) == [
+    assert gpu_fitness.problems(ask("ecc"), GpuRequirements()) == [
         f"{A100}: 3 uncorrected memory error(s) since the driver was loaded. {reset}",
         f"{A100}: faulty memory waits to be taken out of use. {reset}",
     ]
@@ -402,7 +415,7 @@ def test_uncorrected_errors(ask):
     ],
 )  # fmt: skip
 def test_health(values, words):
-    assert gpu.problems(found(card(**values)), GpuRequirements()) == ([f"{A100}: {words}"] if words else [])
+    assert gpu_fitness.problems(found(card(**values)), GpuRequirements()) == ([f"{A100}: {words}"] if words else [])
 
 
 HOLDS = "process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left"
@@ -415,18 +428,18 @@ def thought(gib: str) -> str:
 
 def test_somebody_else_leaves_less_than_the_weights(ask):
     wanted = GpuRequirements(memory_gib=40.0, floor_gib=20.9)
-    assert gpu.problems(ask("busy"), wanted) == [
+    assert gpu_fitness.problems(ask("busy"), wanted) == [
         f"{A100}: {HOLDS}, and the weights alone take 20.9 GiB. End what holds it, or take another GPU"
     ]
-    assert gpu.warnings(ask("busy"), wanted) == []  # it is refused already
-    assert gpu.problems(ask("busy"), GpuRequirements(memory_gib=40.0, floor_gib=20.7)) == []
+    assert gpu_fitness.warnings(ask("busy"), wanted) == []  # it is refused already
+    assert gpu_fitness.problems(ask("busy"), GpuRequirements(memory_gib=40.0, floor_gib=20.7)) == []
 
 
 def test_somebody_else_leaves_less_than_was_estimated(ask):
     wanted = GpuRequirements(memory_gib=23.8, floor_gib=5.4)
-    assert gpu.problems(ask("busy"), wanted) == []
-    assert gpu.warnings(ask("busy"), wanted) == [f"{A100}: {HOLDS}, and {thought('23.8')}. {TRIED}"]
-    assert gpu.warnings(ask("busy"), GpuRequirements(memory_gib=20.0, floor_gib=5.4)) == []
+    assert gpu_fitness.problems(ask("busy"), wanted) == []
+    assert gpu_fitness.warnings(ask("busy"), wanted) == [f"{A100}: {HOLDS}, and {thought('23.8')}. {TRIED}"]
+    assert gpu_fitness.warnings(ask("busy"), GpuRequirements(memory_gib=20.0, floor_gib=5.4)) == []
 
 
 def test_a_desktop_trains_beside_its_windows():
@@ -434,47 +447,47 @@ def test_a_desktop_trains_beside_its_windows():
     windows = [process(1000 + number, "gnome-shell", 333) for number in range(4)]
     desktop = found(card(memory_mib=24564, used_mib=1332, free_mib=22740), processes=windows)
     wanted = GpuRequirements(memory_gib=22.5, floor_gib=5.4)
-    assert gpu.problems(desktop, wanted) == []
-    [said] = gpu.warnings(desktop, wanted)
+    assert gpu_fitness.problems(desktop, wanted) == []
+    [said] = gpu_fitness.warnings(desktop, wanted)
     assert "process 1000 (gnome-shell) holds 333 MiB; process 1001" in said
     assert said.endswith(f"22.2 of 23.5 GiB are left, and {thought('22.5')}. {TRIED}")
-    assert gpu.warnings(desktop, GpuRequirements(memory_gib=16.6, floor_gib=5.4)) == []
+    assert gpu_fitness.warnings(desktop, GpuRequirements(memory_gib=16.6, floor_gib=5.4)) == []
 
 
 def test_somebody_else_and_no_estimate(ask):
-    assert gpu.problems(ask("busy"), GpuRequirements()) == []
-    assert gpu.warnings(ask("busy"), GpuRequirements()) == [f"{A100}: {HOLDS}. {TRIED}"]
-    assert gpu.problems(ask("full"), GpuRequirements()) == [
+    assert gpu_fitness.problems(ask("busy"), GpuRequirements()) == []
+    assert gpu_fitness.warnings(ask("busy"), GpuRequirements()) == [f"{A100}: {HOLDS}. {TRIED}"]
+    assert gpu_fitness.problems(ask("full"), GpuRequirements()) == [
         f"{A100}: process 4242 (python) holds 80600 MiB; 0.7 of 79.4 GiB are left, and no training fits into less than "
         "1 GiB. End what holds it, or take another GPU"
     ]
     small = found(card(used_mib=1020, free_mib=80262), processes=[process(used=1000)])
-    assert gpu.problems(small, GpuRequirements()) == gpu.warnings(small, GpuRequirements()) == []
+    assert gpu_fitness.problems(small, GpuRequirements()) == gpu_fitness.warnings(small, GpuRequirements()) == []
 
 
 def test_a_run_of_ours_is_no_problem(ask):
     ours = ask("busy") | {"processes": [process(run="/runs/w")], "runs": ["/runs/w"]}
-    assert gpu.problems(ours, GpuRequirements(memory_gib=75, floor_gib=70)) == []
-    assert gpu.warnings(ours, GpuRequirements(memory_gib=75, floor_gib=70)) == []
+    assert gpu_fitness.problems(ours, GpuRequirements(memory_gib=75, floor_gib=70)) == []
+    assert gpu_fitness.warnings(ours, GpuRequirements(memory_gib=75, floor_gib=70)) == []
 
 
 HIDDEN = "are held by no process that can be seen from here (containers hide those of others)"
 
 
 def test_memory_that_nobody_is_seen_to_hold(ask):
-    assert gpu.problems(ask("hidden"), GpuRequirements(floor_gib=23.8)) == [
+    assert gpu_fitness.problems(ask("hidden"), GpuRequirements(floor_gib=23.8)) == [
         f"{A100}: 60004 MiB {HIDDEN}; 20.8 of 79.4 GiB are left, and the weights alone take 23.8 GiB. End what holds "
         "it, or take another GPU"
     ]
-    assert gpu.warnings(ask("hidden"), GpuRequirements(memory_gib=23.8)) == [
+    assert gpu_fitness.warnings(ask("hidden"), GpuRequirements(memory_gib=23.8)) == [
         f"{A100}: 60004 MiB {HIDDEN}; 20.8 of 79.4 GiB are left, and {thought('23.8')}. {TRIED}"
     ]
 
 
 def test_hidden_memory_beside_a_live_run_is_taken_for_its_own(ask):
     beside = ask("hidden") | {"runs": ["/runs/w"]}
-    assert gpu.problems(beside, GpuRequirements(memory_gib=75, floor_gib=70)) == []
-    assert gpu.warnings(beside, GpuRequirements(memory_gib=75, floor_gib=70)) == []
+    assert gpu_fitness.problems(beside, GpuRequirements(memory_gib=75, floor_gib=70)) == []
+    assert gpu_fitness.warnings(beside, GpuRequirements(memory_gib=75, floor_gib=70)) == []
 
 
 def test_others_beside_a_run_of_ours():
@@ -483,21 +496,21 @@ def test_others_beside_a_run_of_ours():
         processes=[process(7, "axolotl", 20000, run="/runs/w"), process(8, "other", 30000)],
         runs=["/runs/w"],
     )
-    assert gpu.problems(both, GpuRequirements(floor_gib=50)) == [
+    assert gpu_fitness.problems(both, GpuRequirements(floor_gib=50)) == [
         f"{A100}: process 8 (other) holds 30000 MiB; 10000 MiB {HIDDEN}; 40.3 of 79.4 GiB are left, and the weights "
         "alone take 50.0 GiB. End what holds it, or take another GPU"
     ]
-    assert gpu.problems(both, GpuRequirements(floor_gib=40)) == []
+    assert gpu_fitness.problems(both, GpuRequirements(floor_gib=40)) == []
 
 
 def test_a_process_whose_memory_is_not_told():
     secret = found(card(used_mib=60000, free_mib=21282), processes=[process(used=None)])
-    assert gpu.problems(secret, GpuRequirements(floor_gib=50)) == [
+    assert gpu_fitness.problems(secret, GpuRequirements(floor_gib=50)) == [
         f"{A100}: process 4242 (python) holds an unknown amount of memory; 20.8 of 79.4 GiB are left, and the weights "
         "alone take 50.0 GiB. End what holds it, or take another GPU"
     ]
     ours = found(card(used_mib=60000, free_mib=21282), processes=[process(used=None, run="/r")], runs=["/r"])
-    assert gpu.problems(ours, GpuRequirements(floor_gib=50)) == []
+    assert gpu_fitness.problems(ours, GpuRequirements(floor_gib=50)) == []
 
 
 @pytest.mark.parametrize(
@@ -509,14 +522,14 @@ def test_a_process_whose_memory_is_not_told():
     ],
 )
 def test_the_cuda_of_a_lock(text, cuda):
-    assert gpu.cuda_of_lock(text) == cuda
+    assert gpu_fitness.cuda_of_lock(text) == cuda
 
 
 def test_the_cuda_of_our_locks():
-    cuda = gpu.cuda_of_lock((ROOT / "requirements/trainer-cuda.txt").read_text())
+    cuda = gpu_fitness.cuda_of_lock((ROOT / "requirements/trainer-cuda.txt").read_text())
     assert cuda is not None
-    assert cuda.partition(".")[0] in gpu.CUDA, "note the minimum driver of this CUDA"
-    assert gpu.cuda_of_lock((ROOT / "requirements/trainer-cpu.txt").read_text()) is None
+    assert cuda.partition(".")[0] in gpu_fitness.CUDA, "note the minimum driver of this CUDA"
+    assert gpu_fitness.cuda_of_lock((ROOT / "requirements/trainer-cpu.txt").read_text()) is None
 
 
 # The module
@@ -541,12 +554,12 @@ def test_the_module_on_a_fit_host(module):
     code, answer = module("a100", lock=CUDA_LOCK, memory_gib=23.8, recipes=[{"tf32": True}], _ansible_check_mode=True)
     assert code == 0
     assert (answer["changed"], answer["problems"], answer["driver"]) == (False, [], "580.95.05")
-    assert (answer["gpus"], answer["processes"], answer["doubts"]) == ([card()], [], [])
+    assert (answer["gpus"], answer["processes"], answer["warnings_found"]) == ([card()], [], [])
 
 
-def test_the_module_passes_doubts_on(module):
+def test_the_module_passes_warnings_on(module):
     code, answer = module("t4", memory_gib=23.8, memory_floor_gib=5.4)
-    assert (code, answer["problems"], len(answer["doubts"])) == (0, [], 1)
+    assert (code, answer["problems"], len(answer["warnings_found"])) == (0, [], 1)
 
 
 def test_the_lock_decides_which_driver_will_do(module):

@@ -13,7 +13,7 @@ import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import environment, gpu
+from ansible.module_utils.lora_forge.trainer import environment, gpu_fitness
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CUDA_LOCK = ROOT / "requirements/trainer-cuda.txt"
@@ -245,7 +245,7 @@ def test_unknown_options_go_on_in_their_order(build, monkeypatch, capsys):
 
 def test_the_base_has_the_cuda_of_the_lock(build):
     tag = build.default("BASE").rpartition(":")[2]
-    assert tag.startswith(gpu.cuda_of_lock(CUDA_LOCK.read_text()) + ".")
+    assert tag.startswith(gpu_fitness.cuda_of_lock(CUDA_LOCK.read_text()) + ".")
 
 
 def test_the_image_has_the_python_and_the_folder_of_the_role(build):

@@ -7,29 +7,51 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
+from ansible.module_utils.lora_forge.trainer.runs import Launch
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GPUS = [f"GPU-{number}" for number in range(4)]
 SETS = [
-    {"path": "examples/crew_train.jsonl", "sha256": "a" * 64, "use": "train", "entry": {"type": "chat_template"}},
-    {"path": "/data/crew_val.jsonl", "sha256": "b" * 64, "use": "val", "entry": {"type": "chat_template"}},
+    {
+        "path": "examples/crew_train.jsonl",
+        "sha256": "a" * 64,
+        "use": "train",
+        "examples": 9,
+        "entry": {"type": "chat_template"},
+    },
+    {
+        "path": "/data/crew_val.jsonl",
+        "sha256": "b" * 64,
+        "use": "val",
+        "examples": 3,
+        "entry": {"type": "chat_template"},
+    },
 ]
 
 
-def plan(**changes: Any) -> dict[str, Any]:
-    return {"run_id": "crew-0", "rehearsal": False, "lane": 0, "gpus": 1, "hosts": ["gpu-1"], "datasets": SETS,
-            "recipe": {"base_model": "Qwen/Qwen2.5-7B-Instruct", "learning_rate": 2.0e-4}, **changes}  # fmt: skip
+RECIPE = {"base_model": "Qwen/Qwen2.5-7B-Instruct", "learning_rate": 2.0e-4}
+PLAN = {"run_id": "crew-0", "agent": "crew", "name": "crew", "fingerprint": "f" * 64, "trainer": "gpu-1",
+        "state": "to train", "rehearsal": False, "recipe": RECIPE, "recipe_sha256": "c" * 64, "axolotl": "0.21",
+        "datasets": SETS, "hosts": ["gpu-1"]}  # fmt: skip
+ADDRESSES = {"gpu-1": "203.0.113.1", "gpu-2": "203.0.113.2"}
 
 
-def command(run: dict[str, Any], host: str) -> list[str]:
-    addresses = {"gpu-1": "203.0.113.1", "gpu-2": "203.0.113.2"}
-    return launch.training_command(
-        run, host, "/env/bin/python", "axolotl.cli.train",
-        address=addresses[host], leader=addresses["gpu-1"], port=29400, timeout=900,
-    )  # fmt: skip
+def plan(**changes: Any) -> PlannedRun:
+    return PlannedRun.from_dict({**PLAN, **changes})
+
+
+def options(host: str = "gpu-1", **changes: Any) -> launch.TrainerOptions:
+    return launch.TrainerOptions(
+        root="/r", python="/env/bin/python", address=ADDRESSES[host], leader=ADDRESSES["gpu-1"], **changes
+    )
+
+
+def command(run: PlannedRun, host: str) -> list[str]:
+    return launch.training_command(run, host, options(host))
 
 
 def test_one_gpu_needs_no_launcher():
@@ -77,7 +99,7 @@ def test_a_lane_on_the_cpu_hides_the_gpus():
 
 
 def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():
-    run = plan(recipe={**plan()["recipe"], "plugins": ["liger"], "fsdp_config": {"offload_params": False}})
+    run = plan(recipe={**RECIPE, "plugins": ["liger"], "fsdp_config": {"offload_params": False}})
     templar = Templar(loader=DataLoader(), variables=launch.template_variables(run, "/r", "offline"))
     text = templar.template(trust_as_template((ROOT / "templates/axolotl.yml.j2").read_text()))
     found = yaml.safe_load(text)
@@ -115,3 +137,39 @@ def test_what_is_staged():
     assert all(pathlib.Path(one["src"]).is_file() for one in found if "roles/run" in one.get("src", ""))
     assert "tiny_model.py" not in places
     assert "tiny_model.py" in [one["path"] for one in launch.input_files(plan(rehearsal=True), ROOT, "", kept, [])]
+
+
+def test_the_options_of_a_task_may_be_text():
+    given = {"root": "/r", "python": "/p", "lanes": "GPU-1,,GPU-2", "gpus": ["GPU-0"], "port": "29500", "timeout": "60",
+             "stop_timeout": "30", "lane_dir": "", "plan": PLAN}  # fmt: skip
+    read = launch.TrainerOptions.from_dict(given)
+    assert (read.lanes, read.gpus, read.lane_dir) == (("GPU-1", "GPU-2"), ("GPU-0",), None)
+    assert (read.port, read.timeout, read.stop_timeout) == (29500, 60, 30)
+    listed = launch.TrainerOptions.from_dict({**given, "lanes": ["GPU-3"], "lane_dir": "/locks"})
+    assert (listed.lanes, listed.lane_dir) == (("GPU-3",), "/locks")
+
+
+def test_what_a_gang_of_two_hosts_is_launched_with():
+    run = plan(hosts=["gpu-1", "gpu-2"], gpus=2, lane=1)
+    found = launch.plan_launch(run, "gpu-2", options("gpu-2", gpus=tuple(GPUS), wandb="online", stop_timeout=30))
+    assert (found.lane, found.processes, found.prepared, found.stop_timeout) == (
+        "GPU-2,GPU-3",
+        4,
+        "/r/prepared/crew-0",
+        30,
+    )
+    assert found.command == command(run, "gpu-2")
+    assert found.environment["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-3"
+    assert found.environment["WANDB_MODE"] == "online"
+    assert found.facts == {
+        "agent": "crew", "fingerprint": "f" * 64, "rehearsal": False, "recipe_sha256": "c" * 64,
+        "datasets": ["a" * 64, "b" * 64], "host": "gpu-2", "hosts": ["gpu-1", "gpu-2"],
+    }  # fmt: skip
+    assert Launch.from_dict(found.as_dict()) == found
+
+
+def test_how_a_rehearsals_model_is_made():
+    run = plan(rehearsal=True, recipe={"base_model": "tiny"})
+    words = launch.tiny_model_command(run, options())
+    assert words[:3] == ["/env/bin/python", "/r/tiny_model.py", launch.base_model_path(run, "/r")]
+    assert words[3:] == [f"/r/datasets/{'a' * 64}/crew_train.jsonl", f"/r/datasets/{'b' * 64}/crew_val.jsonl"]

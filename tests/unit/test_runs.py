@@ -13,7 +13,7 @@ from lab import events, status
 
 
 def start(lab, run, secrets=None, check=False, **settings):
-    return runs.start(run, lab.spec(run.name, **settings), secrets or {}, "process", check)
+    return runs.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
 
 
 # --- start --------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def event(run, kind, step, **values):
 
 def test_observe_of_nothing(tmp_path):
     found = runs.observe(tmp_path / "none")
-    assert (found["state"], found["alive"], found["events"]) == ("absent", False, [])
+    assert (found.state, found.alive, found.events) == ("absent", False, [])
 
 
 def test_observe_gives_only_the_events_since_the_token(lab):
@@ -59,15 +59,15 @@ def test_observe_gives_only_the_events_since_the_token(lab):
     event(run, "begin", 0, time=time.time() - 5)
     event(run, "log", 1, loss=2.0)
     found = runs.observe(run)
-    assert found["state"] == "running"
-    assert [e["event"] for e in found["events"]] == ["begin", "log"]
-    assert found["eta_seconds"] is not None
+    assert found.state == "running"
+    assert [e["event"] for e in found.events] == ["begin", "log"]
+    assert found.eta_seconds is not None
     event(run, "log", 2, loss=1.0)
-    fresh = runs.observe(run, found["token"])
-    assert [e["step"] for e in fresh["events"]] == [2]
-    assert fresh["progress"]["loss_first"] == 2.0
-    assert runs.observe(run, fresh["token"])["events"] == []
-    assert len(runs.observe(run, "999999:x")["events"]) == 3  # a token of an earlier run of this name
+    fresh = runs.observe(run, found.token)
+    assert [e["step"] for e in fresh.events] == [2]
+    assert fresh.progress.loss_first == 2.0
+    assert runs.observe(run, fresh.token).events == []
+    assert len(runs.observe(run, "999999:x").events) == 3  # a token of an earlier run of this name
 
 
 @pytest.mark.parametrize(
@@ -81,23 +81,23 @@ def test_observe_gives_only_the_events_since_the_token(lab):
 )
 def test_observe_concludes_from_processes_and_clocks(lab, values, state, detail):
     found = runs.observe(alive_run(lab, **values))
-    assert found["state"] == state
-    assert found["detail"].startswith(detail)
+    assert found.state == state
+    assert found.detail.startswith(detail)
 
 
 def test_waiting_goes_on_without_news_even_when_a_stall_grows_longer(lab, clock):
     run, began = alive_run(lab, heartbeat=clock.now() - 100), clock.now()
     before = runs.observe(run)
-    found = runs.wait_for_news(run, before["token"], 600)
-    assert found["token"] == before["token"]
-    assert found["detail"] != before["detail"]
+    found = runs.wait_for_news(run, before.token, 600)
+    assert found.token == before.token
+    assert found.detail != before.detail
     assert clock.now() == began + 600
 
 
 @pytest.mark.parametrize("news", ["event", "state"])
 def test_waiting_ends_early_on_news(lab, clock, news):
     run, began = alive_run(lab), clock.now()
-    token = runs.observe(run)["token"]
+    token = runs.observe(run).token
 
     def tell():
         if news == "event":
@@ -109,8 +109,8 @@ def test_waiting_ends_early_on_news(lab, clock, news):
     found = runs.wait_for_news(run, token, 20)
     gathered = runs.SETTLE if news == "event" else 0
     assert clock.now() - began == 7 + gathered
-    assert found["token"] != token
-    assert len(found["events"]) == (news == "event")
+    assert found.token != token
+    assert len(found.events) == (news == "event")
 
 
 # --- an exit code of 0 proves nothing ---------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_systemd_is_waited_for_after_a_death_or_a_reboot(lab, monkeypatch, super
     rundir.write_json(run / "run.json", {"backend": "systemd"})
     monkeypatch.setattr(runs.rundir, "uptime", lambda: uptime)
     found = runs.observe(run)
-    assert found["state"] == state
-    assert ("systemd starts it again" in found["detail"]) is (state == "running")
+    assert found.state == state
+    assert ("systemd starts it again" in found.detail) is (state == "running")
     rundir.write_json(run / "run.json", {"backend": "tmux"})
-    assert runs.observe(run)["state"] == "stopped"
+    assert runs.observe(run).state == "stopped"

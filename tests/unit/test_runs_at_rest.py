@@ -124,7 +124,7 @@ def test_everything_that_is_seen_of_a_run(run, clock):
     )
     tell(run, "begin", step=0, time=100.0)
     tell(run, "log", step=4, loss=2.0, time=140.0)
-    seen = runs.observe(run)
+    seen = runs.observe(run).as_dict()
     events = seen.pop("events")
     progress = seen.pop("progress")
     token = seen.pop("token")
@@ -141,7 +141,7 @@ def test_everything_that_is_seen_of_a_run(run, clock):
             "fingerprint": None,
             "rehearsal": None,
             "backend": "tmux",
-            "look": None,
+            "attach_command": None,
             "hosts": None,
         },
         "silent_for": 10.0,
@@ -153,8 +153,8 @@ def test_everything_that_is_seen_of_a_run(run, clock):
 
 def test_nothing_is_seen_of_what_is_not_there(run):
     seen = runs.observe(run)
-    assert (seen["state"], seen["alive"], seen["silent_for"], seen["eta_seconds"]) == ("absent", False, None, None)
-    assert runs.observe(run, "")["events"] == []
+    assert (seen.state, seen.alive, seen.silent_for, seen.eta_seconds) == ("absent", False, None, None)
+    assert runs.observe(run, "").events == []
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_nothing_is_seen_of_what_is_not_there(run):
 )
 def test_silence_and_idleness_become_a_stall(run, clock, values, state):
     say(run, **values)
-    assert runs.observe(run)["state"] == state
-    assert runs.observe(run, stall_timeout=9999, heartbeat_timeout=9999)["state"] == "running"
+    assert runs.observe(run).state == state
+    assert runs.observe(run, stall_timeout=9999, heartbeat_timeout=9999).state == "running"
 
 
 def test_a_run_without_a_word_on_its_idleness_is_not_idle(run, clock):
@@ -179,18 +179,18 @@ def test_a_run_without_a_word_on_its_idleness_is_not_idle(run, clock):
     status = rundir.read_json(run / "status.json")
     del status["idle"]
     rundir.write_json(run / "status.json", status)
-    assert runs.observe(run, stall_timeout=0.5)["state"] == "running"
+    assert runs.observe(run, stall_timeout=0.5).state == "running"
     del status["heartbeat"]
     rundir.write_json(run / "status.json", status)
-    assert runs.observe(run, stall_timeout=0.0, heartbeat_timeout=0.0)["silent_for"] is None
+    assert runs.observe(run, stall_timeout=0.0, heartbeat_timeout=0.0).silent_for is None
 
 
 def test_after_a_reboot_the_last_word_is_as_old_as_the_boot(run, clock):
     clock.now = 40.0
     say(run, heartbeat=9000.0, supervisor=EARLIER, trainer=EARLIER)
-    assert runs.observe(run)["silent_for"] == 40.0
+    assert runs.observe(run).silent_for == 40.0
     say(run, heartbeat=9000.0, supervisor=None, trainer=None)
-    assert runs.observe(run)["silent_for"] == 40.0
+    assert runs.observe(run).silent_for == 40.0
 
 
 @pytest.mark.parametrize(
@@ -202,37 +202,37 @@ def test_systemd_starts_again_what_nobody_asked_to_stop(run, clock, backend_name
     rundir.write_json(run / "run.json", {"backend": backend_name})
     if stop:
         (run / "stop").touch()
-    assert runs.observe(run)["state"] == state
+    assert runs.observe(run).state == state
 
 
 @pytest.mark.parametrize(("supervisor", "trainer", "alive"), [(ME, GONE, True), (GONE, ME, True), (GONE, GONE, False)])
 def test_a_run_is_alive_with_either_process(run, supervisor, trainer, alive):
     say(run, supervisor=supervisor, trainer=trainer)
-    assert runs.observe(run)["alive"] is alive
+    assert runs.observe(run).alive is alive
 
 
 def test_only_what_is_new_is_told(run, clock):
     say(run)
     tell(run, "begin", step=0)
-    first = runs.observe(run)["token"]
+    first = runs.observe(run).token
     tell(run, "log", loss=1.0)
-    assert [event["event"] for event in runs.observe(run, first)["events"]] == ["log"]
+    assert [event["event"] for event in runs.observe(run, first).events] == ["log"]
     size = (run / "metrics.jsonl").stat().st_size
-    assert runs.observe(run, f"{size}:x")["events"] == []
+    assert runs.observe(run, f"{size}:x").events == []
     for token in (f"{size + 1}:x", "0:x", ":x", "-1:x", ""):  # of another file, or none
-        assert len(runs.observe(run, token)["events"]) == 2, token
+        assert len(runs.observe(run, token).events) == 2, token
 
 
 def test_a_token_changes_with_what_is_news_and_not_with_a_growing_number(run, clock):
     say(run, heartbeat=49_900.0)
-    tokens = [runs.observe(run)["token"]]
+    tokens = [runs.observe(run).token]
     clock.now += 10
-    assert runs.observe(run)["token"] == tokens[0]  # «the supervisor has been silent for 110 s»
+    assert runs.observe(run).token == tokens[0]  # «the supervisor has been silent for 110 s»
     for change in ({}, {"starts": 2}, {"state": "queued", "lane": "GPU-1"}):
         say(run, heartbeat=clock.now, **change)
-        tokens.append(runs.observe(run)["token"])
+        tokens.append(runs.observe(run).token)
     tell(run, "begin")
-    tokens.append(runs.observe(run)["token"])
+    tokens.append(runs.observe(run).token)
     assert len(set(tokens)) == len(tokens)
     assert {len(token.partition(":")[2]) for token in tokens} == {12}
 
@@ -241,19 +241,19 @@ def test_there_is_an_end_in_sight_only_while_it_runs(run, clock):
     tell(run, "begin", step=0, time=100.0)
     tell(run, "log", step=4, loss=2.0, time=140.0)
     say(run, idle=99_999)
-    assert runs.observe(run)["state"] == "stalled"
-    assert runs.observe(run)["eta_seconds"] is None
+    assert runs.observe(run).state == "stalled"
+    assert runs.observe(run).eta_seconds is None
 
 
 def test_a_failure_brings_the_end_of_its_log(run, clock):
     say(run, state="failed", supervisor=GONE, trainer=GONE, reason={"kind": "crash", "detail": "x"})
-    assert "log_tail" not in runs.observe(run)
+    assert runs.observe(run).log_tail is None
     (run / "train.log").write_bytes(b"\xff" + b"a" * runs.LOG_TAIL + b"b")
-    assert runs.observe(run)["log_tail"] == "a" * (runs.LOG_TAIL - 1) + "b"
+    assert runs.observe(run).log_tail == "a" * (runs.LOG_TAIL - 1) + "b"
     (run / "train.log").write_bytes(b"short \xff")
-    assert runs.observe(run)["log_tail"] == "short \ufffd"
+    assert runs.observe(run).log_tail == "short \ufffd"
     say(run)
-    assert "log_tail" not in runs.observe(run)
+    assert runs.observe(run).log_tail is None
 
 
 def test_a_run_that_says_finished_is_held_against_its_weights(run, clock):
@@ -262,9 +262,9 @@ def test_a_run_that_says_finished_is_held_against_its_weights(run, clock):
     tell(run, "begin", step=0)
     tell(run, "log", step=10, loss=1.0)
     tell(run, "end", step=10)
-    assert "adapter_model.safetensors is missing" in runs.observe(run)["detail"]
+    assert "adapter_model.safetensors is missing" in runs.observe(run).detail
     weights(run)
-    assert (runs.observe(run)["state"], runs.observe(run)["detail"]) == ("finished", "")
+    assert (runs.observe(run).state, runs.observe(run).detail) == ("finished", "")
 
 
 def test_every_run_of_a_trainer_with_its_gpu(tmp_path, clock):
@@ -277,20 +277,20 @@ def test_every_run_of_a_trainer_with_its_gpu(tmp_path, clock):
     rundir.write_json(tmp_path / "runs/crew-1/run.json", {"agent": "gastown"})
     (tmp_path / "runs/staged-1").mkdir()
     seen = runs.observe_all(tmp_path, gpus)
-    assert [(one["run_id"], one["agent"], one["gpu"] and one["gpu"]["uuid"], one["gpu_busy"]) for one in seen] == [
+    assert [(run.run_id, run.agent, run.gpu and run.gpu["uuid"], run.gpu_busy) for run in seen] == [
         ("crew-1", "gastown", None, None),
         ("deacon-1", "deacon", "GPU-1", None),  # it holds none any more
         ("mayor-1", "mayor", "GPU-2", 7),
         ("witness-1", "witness", "GPU-1", 93),
     ]
-    for one in seen:
-        assert not {"events", "log_tail", "token"} & set(one)
-        assert one["status"]["lane"] == lanes[one["run_id"]]
+    for run in seen:
+        assert not {"events", "log_tail", "token"} & set(run.as_dict())
+        assert run.status["lane"] == lanes[run.run_id]
     say(tmp_path / "runs/mayor-1", lane="GPU-2", idle=100)
-    states = [one["state"] for one in runs.observe_all(tmp_path, gpus, stall_timeout=50)]
+    states = [run.state for run in runs.observe_all(tmp_path, gpus, stall_timeout=50)]
     assert states == ["running", "stopped", "stalled", "running"]
     say(tmp_path / "runs/mayor-1", lane="GPU-2", idle=1801)
-    assert [one["state"] for one in runs.observe_all(tmp_path, gpus)][2] == "stalled"
+    assert [run.state for run in runs.observe_all(tmp_path, gpus)][2] == "stalled"
 
 
 @pytest.mark.parametrize(
@@ -346,14 +346,14 @@ def test_the_newest_checkpoint_that_is_whole(run):
 
 def test_without_news_the_wait_is_as_long_as_was_said(run, clock):
     say(run)
-    token = runs.observe(run)["token"]
-    assert runs.wait_for_news(run, token, 30, heartbeat_timeout=1e9, stall_timeout=1e9)["token"] == token
+    token = runs.observe(run).token
+    assert runs.wait_for_news(run, token, 30, heartbeat_timeout=1e9, stall_timeout=1e9).token == token
     assert clock.now == 50_030.0
 
 
 def test_news_of_a_run_that_goes_on_bring_what_follows_soon(run, clock):
     say(run)
-    token = runs.observe(run)["token"]
+    token = runs.observe(run).token
 
     def later(now: float) -> None:
         if now in (50_003.0, 50_004.0, 50_006.0):
@@ -361,15 +361,15 @@ def test_news_of_a_run_that_goes_on_bring_what_follows_soon(run, clock):
 
     clock.then = later
     seen = runs.wait_for_news(run, token, 30)
-    assert [event["step"] for event in seen["events"]] == [3, 4]
+    assert [event["step"] for event in seen.events] == [3, 4]
     assert clock.now == 50_005.0
 
 
 def test_news_just_before_the_time_is_up_prolong_nothing(run, clock):
     say(run)
-    token = runs.observe(run)["token"]
+    token = runs.observe(run).token
     clock.then = lambda now: tell(run, "begin") if now == 50_002.0 else None
-    assert len(runs.wait_for_news(run, token, 3)["events"]) == 1
+    assert len(runs.wait_for_news(run, token, 3).events) == 1
     assert clock.now == 50_003.0
 
 
@@ -384,21 +384,21 @@ def test_news_just_before_the_time_is_up_prolong_nothing(run, clock):
 )
 def test_news_of_what_waits_or_runs_are_gathered_and_others_told_at_once(run, clock, values, until):
     say(run)
-    token = runs.observe(run)["token"]
+    token = runs.observe(run).token
     say(run, **values)
-    assert runs.wait_for_news(run, token, 30)["token"] != token
+    assert runs.wait_for_news(run, token, 30).token != token
     assert clock.now == until
 
 
 def test_the_limits_hold_while_one_waits(run, clock):
     say(run, idle=100)
-    assert runs.wait_for_news(run, "", 30, stall_timeout=50.0)["state"] == "stalled"
-    assert runs.wait_for_news(run, "", 30, heartbeat_timeout=-1.0)["detail"].startswith("the supervisor")
+    assert runs.wait_for_news(run, "", 30, stall_timeout=50.0).state == "stalled"
+    assert runs.wait_for_news(run, "", 30, heartbeat_timeout=-1.0).detail.startswith("the supervisor")
 
 
 # --- start --------------------------------------------------------------------------------------------------------
 
-SPEC = {"run_id": "witness-0", "lane": "cpu", "command": ["true"], "env": {}, "stop_timeout": 20}
+LAUNCH = {"command": ["true"], "environment": {"A": 1}, "stop_timeout": 20, "processes": 2, "prepared": "/prepared"}
 
 
 @pytest.fixture
@@ -409,9 +409,9 @@ def supervisor(run, monkeypatch):
     def starter(choice: backend.Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int) -> str:
         started.append((choice.backend, run_id, run_dir, stop_timeout))
         noted = rundir.read_json(run_dir / "run.json")
-        assert "look" not in noted  # how to look at it is not known yet
+        assert "attach_command" not in noted  # it is not known yet
         say(run_dir, launch=noted["launch"], supervisor=GONE, trainer=GONE)
-        return "look here"
+        return "tail -f it"
 
     monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
     monkeypatch.setattr(backend, "start", starter)
@@ -419,29 +419,36 @@ def supervisor(run, monkeypatch):
 
 
 def launch(run: pathlib.Path, secrets: Any = None, check: bool = False, **changes: Any) -> dict[str, Any]:
-    return runs.start(run, {**SPEC, "run_id": run.name, **changes}, secrets or {}, "process", check)
+    return runs.start(run, runs.Launch.from_dict({**LAUNCH, **changes}), secrets or {}, "process", check)
 
 
 def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervisor):
     (run / "stop").touch()
     (run / "env").write_text("OLD=1\n")
-    word = backend.choose("process", backend.probe_host()).word
-    assert launch(run, {"WANDB_API_KEY": "k", "HF_TOKEN": "t"}) == {
+    message = backend.choose("process", backend.probe_host()).message
+    assert launch(run, {"WANDB_API_KEY": "k", "HF_TOKEN": "t"}, facts={"agent": "witness"}) == {
         "changed": True,
         "backend": "process",
-        "look": "look here",
-        "word": word,
+        "attach_command": "tail -f it",
+        "message": message,
     }
     assert supervisor == [("process", "witness-0", run, 20)]
     noted = rundir.read_json(run / "run.json")
     assert len(noted.pop("launch")) == 32
     assert noted == {
-        **SPEC,
+        "run_id": "witness-0",
+        "agent": "witness",
+        "lane": "cpu",
+        "command": ["true"],
+        "env": {"A": "1"},
+        "stop_timeout": 20,
+        "processes": 2,
+        "prepared": "/prepared",
         "schema_version": rundir.SCHEMA_VERSION,
         "lane_dir": runs.LANE_DIR,
         "backend": "process",
         "turn": 1,
-        "look": "look here",
+        "attach_command": "tail -f it",
     }
     assert (run / "env").read_text() == "HF_TOKEN=t\nWANDB_API_KEY=k\n"
     assert stat.S_IMODE((run / "env").stat().st_mode) == 0o600
@@ -504,9 +511,10 @@ def test_two_launches_at_once_do_not_get_one_turn(tmp_path, clock, supervisor, m
     assert [rundir.read_json(path / "run.json")["turn"] for path in paths] == [1, 2]
 
 
-def test_what_lives_or_is_done_is_attached_to(run, clock, supervisor):
-    rundir.write_json(run / "run.json", {"backend": "tmux", "look": "tmux attach"})
-    there = {"changed": False, "backend": "tmux", "look": "tmux attach", "word": ""}
+@pytest.mark.parametrize("key", ["attach_command", "look"])  # as runs of earlier versions have it
+def test_what_lives_or_is_done_is_attached_to(run, clock, supervisor, key):
+    rundir.write_json(run / "run.json", {"backend": "tmux", key: "tmux attach"})
+    there = {"changed": False, "backend": "tmux", "attach_command": "tmux attach", "message": ""}
     for values in ({}, {"state": "queued", "lane": "x"}, {"idle": 99_999}, {"supervisor": GONE, "state": "failed"}):
         say(run, **values)
         assert launch(run) == launch(run, check=True) == there, values
@@ -520,8 +528,9 @@ def test_what_lives_or_is_done_is_attached_to(run, clock, supervisor):
 
 def test_a_prediction_names_the_backend_and_touches_nothing(run, clock, supervisor):
     (run / "stop").touch()
-    word = backend.choose("process", backend.probe_host()).word
-    assert launch(run, {"A": "b"}, check=True) == {"changed": True, "backend": "process", "look": "", "word": word}
+    message = backend.choose("process", backend.probe_host()).message
+    predicted = {"changed": True, "backend": "process", "attach_command": "", "message": message}
+    assert launch(run, {"A": "b"}, check=True) == predicted
     assert [path.name for path in run.iterdir()] == ["stop"]
     say(run, state="stopped")  # its supervisor is about to go
     assert launch(run, check=True)["changed"] is True
@@ -551,7 +560,7 @@ def test_and_no_longer_than_its_trainer_may_take(run, clock, supervisor):
 
 @pytest.mark.parametrize("log", [None, "x" * 999 + "\nboom"])
 def test_a_supervisor_that_does_not_come_up(run, clock, supervisor, monkeypatch, log):
-    monkeypatch.setattr(backend, "start", lambda *given: "look")
+    monkeypatch.setattr(backend, "start", lambda *given: "tail -f it")
     say(run, launch="an earlier one", supervisor=GONE, trainer=GONE)
     if log:
         (run / "supervisor.log").write_text(log)
@@ -563,7 +572,7 @@ def test_a_supervisor_that_does_not_come_up(run, clock, supervisor, monkeypatch,
 
 
 def test_a_supervisor_that_takes_its_time(run, clock, supervisor, monkeypatch):
-    monkeypatch.setattr(backend, "start", lambda *given: "look")
+    monkeypatch.setattr(backend, "start", lambda *given: "tail -f it")
 
     def come(now: float) -> None:
         if now > 50_019.0:
@@ -752,15 +761,37 @@ def test_a_failed_second_attempt_among_all_runs_comes_without_its_log(tmp_path, 
     run.mkdir(parents=True)
     say(run, state="failed", supervisor=GONE, trainer=GONE)
     (run / "train.log").write_text("boom")
-    assert runs.observe(run)["log_tail"] == "boom"
+    assert runs.observe(run).log_tail == "boom"
     [seen] = runs.observe_all(tmp_path, [])
-    assert (seen["run_id"], seen["agent"], seen["state"]) == ("witness-0a-2", "witness", "failed")
-    assert "log_tail" not in seen
+    assert (seen.run_id, seen.agent, seen.state) == ("witness-0a-2", "witness", "failed")
+    assert "log_tail" not in seen.as_dict()
 
 
 def test_who_waits_is_told_only_what_is_new(run, clock):
     say(run)
     tell(run, "begin", step=0)
-    token = runs.observe(run)["token"]
+    token = runs.observe(run).token
     clock.then = lambda now: tell(run, "log", loss=1.0) if now == 50_001.0 else None
-    assert [event["event"] for event in runs.wait_for_news(run, token, 30)["events"]] == ["log"]
+    assert [event["event"] for event in runs.wait_for_news(run, token, 30).events] == ["log"]
+
+
+@pytest.mark.parametrize(("check", "word"), [(True, "would be freed"), (False, "freed")])
+def test_what_is_shown_of_checkpoints(check, word):
+    rows = [
+        {"path": "/r/output/checkpoint-4", "step": 4, "eval_loss": 7.51, "bytes": 5_240_000, "keep": False, "why": "n"},
+        {"path": "/r/output/checkpoint-6", "step": 6, "eval_loss": 7.5, "bytes": 5_240_000, "keep": True, "why": "b"},
+        {"path": "/r/output/x", "step": None, "eval_loss": None, "bytes": 10_000, "keep": False, "why": "w"},
+    ]
+    shown = runs.prune_table("witness-0", rows, None, check)
+    assert shown["rows"] == [
+        ["checkpoint-4", 4, "7.5100", 5.2, "goes", "n"],
+        ["checkpoint-6", 6, "7.5000", 5.2, "stays", "b"],
+        ["x", "–", "–", 0.0, "goes", "w"],
+    ]
+    assert len(shown["columns"]) == 6
+    assert shown["lines"] == [f"  witness-0: 5.2 MB {word}"]
+
+
+def test_what_is_shown_of_a_run_whose_checkpoints_are_left_alone():
+    shown = runs.prune_table("witness-0", [], "it is alive", False)
+    assert (shown["rows"], shown["lines"]) == ([], ["  witness-0: left alone: it is alive"])

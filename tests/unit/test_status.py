@@ -18,7 +18,14 @@ CARD = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_
 
 
 def seen(state="running", run_id=RUN, **more):
-    done = {**run_state.progress([]), "step": 412, "planned": 1216, "loss": 0.8123, "eval_loss": 0.894, "measured": 9}
+    done = {
+        **run_state.Progress().as_dict(),
+        "step": 412,
+        "planned": 1216,
+        "loss": 0.8123,
+        "eval_loss": 0.894,
+        "measured": 9,
+    }
     return {
         "run_id": run_id,
         "agent": run_id.partition("-")[0],

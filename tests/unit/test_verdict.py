@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.results import verdict
 from ansible.module_utils.lora_forge.trainer import run_state
+from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation, Progress
 
 
 def event(kind, step, time=0.0, **values):
@@ -57,7 +60,7 @@ def test_conclude(status, done, alive, ages, state, detail):
 
 def test_a_finished_run_without_weights_failed():
     found = run_state.conclude(
-        OVER, DONE, False, False, 9, 9, 60, 1800, flaw="adapter_model.safetensors holds no tensors"
+        OVER, DONE, False, False, 9, 9, 60, 1800, defect="adapter_model.safetensors holds no tensors"
     )
     assert found == ("failed", f"{BUT} adapter_model.safetensors holds no tensors")
 
@@ -75,7 +78,7 @@ def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=No
         "state": state,
         "detail": detail,
         "alive": state in LIVES if alive is None else alive,
-        "progress": run_state.progress([])
+        "progress": run_state.Progress().as_dict()
         | {"step": step, "planned": 10, "measured": step, "last_event_at": 9.0, "began_at": 5.0},
         "status": {"exit_code": exit_code},
         "silent_for": silent_for,
@@ -248,8 +251,8 @@ def test_what_to_do_next(found, words):
 
 def test_progress_of_nothing():
     found = run_state.progress([])
-    assert (found["ended"], found["measured"]) == (False, 0)
-    assert {value for key, value in found.items() if key not in ("ended", "measured")} == {None}
+    assert (found.ended, found.measured) == (False, 0)
+    assert {value for key, value in found.as_dict().items() if key not in ("ended", "measured")} == {None}
     assert run_state.eta_seconds(found) is None
 
 
@@ -262,8 +265,8 @@ def test_progress_of_nothing():
 )
 def test_measured_are_the_steps_since_the_newest_begin(newest, measured):
     before = [event("begin", 0), event("log", 4, loss=2.0)]
-    assert run_state.progress(before)["measured"] == 4
-    assert run_state.progress([*before, *newest])["measured"] == measured
+    assert run_state.progress(before).measured == 4
+    assert run_state.progress([*before, *newest]).measured == measured
 
 
 def test_progress_sums_up():
@@ -279,10 +282,10 @@ def test_progress_sums_up():
             event("eval", 4, 21, eval_loss=1.2),
         ]
     )
-    assert (found["step"], found["planned"], found["epoch"]) == (4, 10, 0.4)
-    assert (found["loss_first"], found["loss"], found["eval_first"], found["eval_loss"]) == (2.0, 1.0, 2.2, 1.2)
-    assert (found["tokens_per_second"], found["seconds_per_step"], found["last_event_at"]) == (60.0, 2.5, 21)
-    assert found["data"] == {"examples": 14, "tokens": 140, "longer": 2, "dropped": 1, "untrainable": 1}
+    assert (found.step, found.planned, found.epoch) == (4, 10, 0.4)
+    assert (found.loss_first, found.loss, found.eval_first, found.eval_loss) == (2.0, 1.0, 2.2, 1.2)
+    assert (found.tokens_per_second, found.seconds_per_step, found.last_event_at) == (60.0, 2.5, 21)
+    assert found.data == {"examples": 14, "tokens": 140, "longer": 2, "dropped": 1, "untrainable": 1}
     assert run_state.eta_seconds(found) == 15.0
 
 
@@ -295,8 +298,8 @@ def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
             {"event": "wandb", "time": 4, "mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"},
         ]
     )
-    assert found["wandb"] == {"mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"}
-    assert (found["step"], found["planned"], found["loss"]) == (3, 10, 1.0)
+    assert found.wandb == {"mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"}
+    assert (found.step, found.planned, found.loss) == (3, 10, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +313,30 @@ def test_progress_passes_over_what_is_no_event_of_ours(line):
     assert run_state.progress([*history, line]) == run_state.progress(history)
 
 
+def test_a_progress_comes_back_as_it_was_from_the_answer_of_a_module():
+    assert Progress.from_dict({**DONE.as_dict(), "of_another_version": 1}) == DONE
+    assert Progress.from_dict({}) == Progress()
+
+
+def test_an_observation_comes_back_as_it_was_from_the_answer_of_a_module():
+    seen = Observation(state="running", progress=DONE, events=[event("begin", 0)], token="9:x", silent_for=1.0)
+    answer = seen.as_dict()
+    assert answer["progress"] == DONE.as_dict()
+    assert "log_tail" not in answer
+    assert Observation.from_dict({**answer, "changed": False}) == seen
+    failed = dataclasses.replace(seen, state="failed", log_tail="boom")
+    assert failed.as_dict()["log_tail"] == "boom"
+    assert Observation.from_dict(failed.as_dict()) == failed
+
+
+def test_one_of_all_runs_comes_without_what_is_long():
+    listed = ListedRun(state="failed", progress=DONE, events=[{}], token="x", log_tail="boom", run_id="a-1", agent="a")
+    answer = listed.as_dict()
+    assert not {"events", "token", "log_tail"} & answer.keys()
+    assert {"run_id", "agent", "gpu", "gpu_busy", "facts", "checkpoint"} <= answer.keys()
+    assert ListedRun.from_dict(answer) == ListedRun(state="failed", progress=DONE, run_id="a-1", agent="a")
+
+
 def test_progress_takes_back_what_a_resume_took_back():
     history = [
         event("begin", 0, 0),
@@ -321,10 +348,10 @@ def test_progress_takes_back_what_a_resume_took_back():
         event("begin", 2, 100),
     ]
     found = run_state.progress(rundir.surviving_events(history))
-    assert (found["step"], found["loss"], found["eval_loss"], found["ended"]) == (2, 2.0, None, False)
-    assert found["end_reason"] is None
+    assert (found.step, found.loss, found.eval_loss, found.ended) == (2, 2.0, None, False)
+    assert found.end_reason is None
     history += [event("log", 3, 105, loss=1.5)]
-    assert run_state.progress(rundir.surviving_events(history))["seconds_per_step"] == 5.0  # of the newest start
+    assert run_state.progress(rundir.surviving_events(history)).seconds_per_step == 5.0  # of the newest start
 
 
 @pytest.mark.parametrize(
@@ -352,7 +379,7 @@ def test_all_that_is_known_of_a_progress():
             event("end", 9, 22),
         ]
     )
-    assert found == {
+    assert found.as_dict() == {
         "step": 9,
         "planned": 10,
         "epoch": 0.5,
@@ -380,16 +407,16 @@ def test_all_that_is_known_of_a_progress():
 def test_which_adapter_is_delivered_is_what_the_end_says(said, step, loss):
     evaluated = [event("eval", 4, 5, eval_loss=2.0), event("eval", 6, 7, eval_loss=2.5)]
     found = run_state.progress([event("begin", 0, 0), *evaluated, event("end", 6, 8, adapter=said)])
-    assert (found["adapter_step"], found["eval_adapter"]) == (step, loss)
-    assert (found["step"], found["eval_loss"]) == (6, 2.5)
+    assert (found.adapter_step, found.eval_adapter) == (step, loss)
+    assert (found.step, found.eval_loss) == (6, 2.5)
 
 
 def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():
     begun = [event("begin", 0, 0), event("log", 2, 4, loss=1.0)]
     for kind in ("eval", "save"):
-        assert run_state.progress([*begun, event(kind, 4, 100, eval_loss=1.0)])["seconds_per_step"] == 2.0
-    assert run_state.progress([event("log", 2, 4, loss=1.0)])["measured"] == 0  # nobody knows when it began
-    assert run_state.progress([*begun, event("end", 4, 6, reason=run_state.EARLY)])["end_reason"] == run_state.EARLY
+        assert run_state.progress([*begun, event(kind, 4, 100, eval_loss=1.0)]).seconds_per_step == 2.0
+    assert run_state.progress([event("log", 2, 4, loss=1.0)]).measured == 0  # nobody knows when it began
+    assert run_state.progress([*begun, event("end", 4, 6, reason=run_state.EARLY)]).end_reason == run_state.EARLY
 
 
 @pytest.mark.parametrize(
@@ -400,7 +427,7 @@ def test_a_pace_is_measured_between_logs_and_not_where_it_evaluates_or_saves():
     ],
 )  # fmt: skip
 def test_how_long_it_still_takes(changes, seconds):
-    assert run_state.eta_seconds({"step": 4, "planned": 10, "seconds_per_step": 2.0, **changes}) == seconds
+    assert run_state.eta_seconds(Progress(**{"step": 4, "planned": 10, "seconds_per_step": 2.0, **changes})) == seconds
 
 
 @pytest.mark.parametrize(
@@ -414,7 +441,7 @@ def test_how_long_it_still_takes(changes, seconds):
     ],
 )
 def test_losses_that_will_not_do_are_told_while_it_trains(loss, eval_loss, words):
-    assert run_state.loss_warning({"loss": loss, "eval_loss": eval_loss, "step": 4}) == words
+    assert run_state.loss_warning(Progress(loss=loss, eval_loss=eval_loss, step=4)) == words
 
 
 def test_everything_that_speaks_against_a_run_is_told():
@@ -425,17 +452,17 @@ def test_everything_that_speaks_against_a_run_is_told():
         "the last loss is nan",
         "the file is cut off",
     ]
-    begun = {**DONE, "step": 0, "planned": None}
+    begun = dataclasses.replace(DONE, step=0, planned=None)
     assert run_state.unproven_reasons({"exit_code": 0}, begun) == ["0 of None steps were reached"]
-    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 1, "planned": None}) == []
-    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 11}) == []
-    assert run_state.unproven_reasons({"exit_code": 0}, {**DONE, "step": 9, "end_reason": "stopped"}) == [
+    assert run_state.unproven_reasons({"exit_code": 0}, dataclasses.replace(DONE, step=1, planned=None)) == []
+    assert run_state.unproven_reasons({"exit_code": 0}, dataclasses.replace(DONE, step=11)) == []
+    assert run_state.unproven_reasons({"exit_code": 0}, dataclasses.replace(DONE, step=9, end_reason="stopped")) == [
         "9 of 10 steps were reached"
     ]
 
 
 def test_several_reasons_stand_in_one_sentence():
-    found = run_state.conclude({**OVER, "exit_code": 1}, SHORT, False, False, 9, 9, 60, 1800, flaw="x is missing")
+    found = run_state.conclude({**OVER, "exit_code": 1}, SHORT, False, False, 9, 9, 60, 1800, defect="x is missing")
     assert found[1] == f"{BUT} the trainer's exit code is 1 and 5 of 10 steps were reached and x is missing"
 
 
@@ -588,7 +615,7 @@ def test_a_verdict_of_a_sample_of_states_names_what_to_do():
 def test_data_that_is_counted_late_takes_no_step_back():
     late = {"event": "data", "time": 30, "examples": 4, "tokens": 40}
     found = run_state.progress([event("begin", 0), event("log", 4, 8, loss=1.0), late])
-    assert (found["step"], found["planned"], found["last_event_at"]) == (4, 10, 30)
+    assert (found.step, found.planned, found.last_event_at) == (4, 10, 30)
 
 
 def test_a_verified_run_asks_for_nothing_whatever_its_trainer_says():

@@ -98,8 +98,8 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
         at = seconds * (step - begin)
         events.append({"event": "log", "time": at, "step": step, "planned": 100, "loss": 1.0, "epoch": 0.1})
     done = run_state.progress(events)
-    return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done, "token": f"t{step}",
-            "eta_seconds": run_state.eta_seconds(done), "events": events,
+    return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done.as_dict(),
+            "token": f"t{step}", "eta_seconds": run_state.eta_seconds(done), "events": events,
             "checkpoint": {"step": checkpoint, "files": []}, **changes}  # fmt: skip
 
 
@@ -341,6 +341,6 @@ def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
             rundir.mark_complete(folder, number)
     names = [f"output/checkpoint-12/{name}" for name in ("a.bin", "nested/b.bin", "complete.json")]
     assert runs.newest_checkpoint(tmp_path) == {"step": 12, "files": names}
-    assert runs.observe(tmp_path)["checkpoint"]["step"] == 12
+    assert runs.observe(tmp_path).checkpoint["step"] == 12
     (tmp_path / names[0]).write_text("longer")
     assert runs.newest_checkpoint(tmp_path)["step"] == 6

@@ -222,7 +222,7 @@ def run_problems(observed: dict[str, Any]) -> list[str]:
         observed: What training_run_info returned of it.
     """
     found = [] if observed["state"] == "finished" else [f"the run is {observed['state']}: {observed['detail']}"]
-    return found + run_state.unproven_reasons(observed["status"], observed["progress"])
+    return found + run_state.unproven_reasons(observed["status"], run_state.Progress.from_dict(observed["progress"]))
 
 
 def manifest(

@@ -9,8 +9,8 @@ def call_action(action: Any, name: str, args: dict[str, Any], task_vars: Any) ->
     """Run another action plugin for the same host, and return its answer.
 
     Args:
-        action: Who calls, an ``ActionBase``.
-        name: The other one.
+        action: The ``ActionBase`` that calls.
+        name: The other plugin's.
         args: Its options.
         task_vars: The task's variables.
     """

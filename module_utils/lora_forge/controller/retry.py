@@ -1,4 +1,4 @@
-"""Riding out a lost connection."""
+"""Ride out a lost connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def retry_until_connected(
 
     Args:
         ask: One question to a host.
-        lost: The error that means the host cannot be reached.
+        lost: The error that means that the host cannot be reached.
         timeout: Seconds without an answer after which that error is raised.
         tell: Called with a few words about every attempt that failed.
     """

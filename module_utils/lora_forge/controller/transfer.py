@@ -27,16 +27,16 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
         UserError: A file is gone, or not the planned one.
     """
     total = 0
-    for one in files:
-        place = tree / one["path"]
+    for file in files:
+        place = tree / file["path"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        if one.get("src") is None:
-            place.write_text(one["content"], encoding="utf-8")
+        if file.get("src") is None:
+            place.write_text(file["content"], encoding="utf-8")
         else:
-            source = pathlib.Path(one["src"]).resolve()
+            source = pathlib.Path(file["src"]).resolve()
             if not source.is_file():
                 raise UserError(f"{source} is gone. It was there when the run was planned; nothing was started")
-            if one.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != one["sha256"]:
+            if file.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != file["sha256"]:
                 raise UserError(
                     f"{source} was changed after the run was planned. Nothing was started; run the same command "
                     "again, and the new content is planned as a run of its own"
@@ -47,7 +47,7 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
 
 
 def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
-    """The command by which a trainer is made ready for rsync: the folder, and something to compare new content with.
+    """Write the command that makes a trainer ready for rsync: the folder, and something to compare new content with.
 
     What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
     would look for a transfer that was cut off it finds the newest file of that name, as a link: it reads that, and
@@ -59,9 +59,9 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
     """
     command = f"umask 022; mkdir -p {shlex.quote(to)}"
     links = []
-    for one in files:
-        place = pathlib.PurePath(one["path"])
-        if one.get("sha256"):
+    for file in files:
+        place = pathlib.PurePath(file["path"])
+        if file.get("sha256"):
             known = f"{shlex.quote(str(place.parents[1]))}/*/{shlex.quote(place.name)}"
             part = shlex.quote(f"{place.parent}/{PARTIAL}")
             newest = f'old=$(ls -t {known} 2>/dev/null | head -n 1); [ -n "$old" ]'
@@ -98,47 +98,47 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
     return copied
 
 
-def write_error(host: str, words: str) -> str:
-    """What to say of a trainer_root that cannot be made."""
+def write_error(host: str, message: str) -> str:
+    """Say what to do about a trainer_root that cannot be made."""
     return (
-        f"{host}: {words}\nSet trainer_root to a folder on a large disk that this user may write: "
+        f"{host}: {message}\nSet trainer_root to a folder on a large disk that this user may write: "
         "-e trainer_root=/data/lora-forge"
     )
 
 
-def connection_error(host: str, words: str) -> str:
-    """What to say of a trainer that cannot be reached at all.
+def connection_error(host: str, message: str) -> str:
+    """Say what to do about a trainer that cannot be reached at all.
 
     Args:
-        host: Who.
-        words: What ssh said of it.
+        host: The trainer.
+        message: What ssh said of it.
     """
-    words = words.strip().removeprefix("Failed to connect to the host via ssh: ")
-    if "Host key verification failed" in words:  # ssh's own words say what to do, and are not to be passed over
+    message = message.strip().removeprefix("Failed to connect to the host via ssh: ")
+    if "Host key verification failed" in message:  # ssh's own words say what to do, and are not to be passed over
         return (
-            f"{host} is not known by its key, and nothing was sent to it:\n{words}\nIf it is a new host, or was made "
+            f"{host} is not known by its key, and nothing was sent to it:\n{message}\nIf it is a new host, or was made "
             "anew, connect once by hand and compare its fingerprint; if not, somebody may be in between"
         )
-    said = words.splitlines() or ["no answer"]
+    lines = message.splitlines() or ["no answer"]
     return (
-        f"{host} does not answer: {said[-1]}\nWhat runs there goes on. When it answers again, the same command goes "
+        f"{host} does not answer: {lines[-1]}\nWhat runs there goes on. When it answers again, the same command goes "
         f"on; -e move={host} gives it up, and starts what it had on another trainer"
     )
 
 
-def transfer_error(host: str, words: str) -> str:
-    """What to say of a transfer that failed.
+def transfer_error(host: str, message: str) -> str:
+    """Say what to do about a transfer that failed.
 
     Args:
         host: With whom.
-        words: What rsync, or ssh, said of it.
+        message: What rsync, or ssh, said of it.
     """
-    if "not found" in words or "executable" in words:
+    if "not found" in message or "executable" in message:
         advice = "rsync is needed on both ends. Debian, Ubuntu: apt-get install rsync"
-    elif "No space left" in words:
+    elif "No space left" in message:
         advice = "The disk is full. Free some space; the same command goes on where it was cut."
-    elif "Permission denied" in words and "rsync" in words:
-        return write_error(host, words)
+    elif "Permission denied" in message and "rsync" in message:
+        return write_error(host, message)
     else:
         advice = "The same command goes on where it was cut."
-    return f"the transfer with {host} failed: {words}\n{advice}"
+    return f"the transfer with {host} failed: {message}\n{advice}"

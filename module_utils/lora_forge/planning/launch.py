@@ -2,39 +2,130 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
+from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 TINY_MODEL = "tiny_model.py"
 
 
-def dataset_path(root: str, one: dict[str, Any]) -> str:
-    """Where a dataset of a plan lies on its trainer: by its content, so that no cache outlives a change of it."""
-    return f"{root}/datasets/{one['sha256']}/{pathlib.PurePath(one['path']).name}"
+@dataclasses.dataclass(frozen=True)
+class TrainerOptions:
+    """What the inventory, and the trainer itself, say of how it trains.
+
+    Attributes:
+        root: The trainer's root.
+        python: The Python of its environment.
+        module: What trains.
+        lanes: The GPUs to train on, by UUID; they go before ``gpus``.
+        gpus: The UUIDs of the GPUs that it has.
+        address: Under which the other hosts of a gang reach it.
+        leader: Under which it reaches the first host of a gang.
+        port: Where the hosts of a gang meet; each lane has the next one, as lanes train at once.
+        timeout: Seconds that the hosts of a gang wait for each other.
+        wandb: ``online``, ``offline`` or ``disabled``.
+        wandb_server: A W&B server of one's own; empty for W&B's.
+        stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
+        lane_dir: Where lanes are locked; None for the usual folder.
+    """
+
+    root: str
+    python: str
+    module: str = "axolotl.cli.train"
+    lanes: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    address: str = ""
+    leader: str = ""
+    port: int = 29400
+    timeout: int = 900
+    wandb: str = "offline"
+    wandb_server: str = ""
+    stop_timeout: int = 120
+    lane_dir: Optional[str] = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
+        """Read them from the options of a task, where a number may be text and a list too; others are passed over.
+
+        Args:
+            data: ``lanes`` may be text with commas; an empty ``lane_dir`` is none.
+        """
+        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+        lanes = data.get("lanes") or ()
+        lanes = lanes.split(",") if isinstance(lanes, str) else lanes
+        numbers = {name: int(known[name]) for name in ("port", "timeout", "stop_timeout") if name in known}
+        return cls(
+            **known
+            | numbers
+            | {
+                "lanes": tuple(lane for lane in lanes if lane),
+                "gpus": tuple(data.get("gpus") or ()),
+                "lane_dir": data.get("lane_dir") or None,
+            }
+        )
 
 
-def base_model_path(run: dict[str, Any], root: str) -> str:
-    """The base model as the trainer finds it: the recipe's, or a rehearsal's, which goes by the data it learnt from.
+def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
+    """Work out what a run is launched with on one of its hosts.
 
     Args:
-        run: The run's plan.
+        run: The run.
+        host: The host's name in the inventory.
+        options: Its options.
+
+    Raises:
+        ValueError: The host is none of the run's.
+    """
+    lane = lane_name(run, options.lanes, options.gpus)
+    return Launch(
+        command=training_command(run, host, options),
+        lane=lane,
+        lane_dir=options.lane_dir,
+        environment=training_environment(lane, options.root, options.wandb, options.wandb_server),
+        stop_timeout=options.stop_timeout,
+        prepared=prepared_path(run, options.root),
+        processes=len(run.hosts) * run.gpus,
+        facts=run_facts(run, host),
+    )
+
+
+def dataset_path(root: str, dataset: PlannedDataset) -> str:
+    """Return where a dataset lies on its trainer: by its content, so that no cache outlives a change of it."""
+    return f"{root}/datasets/{dataset.sha256}/{pathlib.PurePath(dataset.path).name}"
+
+
+def base_model_path(run: PlannedRun, root: str) -> str:
+    """Name the base model as the trainer finds it: the recipe's, or a rehearsal's, which goes by the data it learnt.
+
+    Args:
+        run: The run.
         root: The trainer's root.
     """
-    if not run["rehearsal"]:
-        return run["recipe"]["base_model"]
-    learnt = hashlib.sha256("".join(one["sha256"] for one in run["datasets"]).encode()).hexdigest()
-    return f"{root}/models/{run['recipe']['base_model']}-{learnt[:12]}"
+    name: str = run.recipe["base_model"]
+    if not run.rehearsal:
+        return name
+    learnt = hashlib.sha256("".join(dataset.sha256 for dataset in run.datasets).encode()).hexdigest()
+    return f"{root}/models/{name}-{learnt[:12]}"
 
 
-def template_variables(run: dict[str, Any], root: str, wandb: str) -> dict[str, Any]:
-    """The variables of templates/axolotl.yml.j2: the recipe, the datasets, and what every run needs.
+def tiny_model_command(run: PlannedRun, options: TrainerOptions) -> list[str]:
+    """Write the command line that makes a rehearsal's model on its trainer."""
+    paths = [dataset_path(options.root, dataset) for dataset in run.datasets]
+    return [options.python, f"{options.root}/{TINY_MODEL}", base_model_path(run, options.root), *paths]
+
+
+def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]:
+    """Collect the variables of templates/axolotl.yml.j2: the recipe, the datasets, and what every run needs.
 
     Args:
-        run: The run's plan.
+        run: The run.
         root: The trainer's root.
         wandb: ``online``, ``offline`` or ``disabled``.
 
@@ -43,84 +134,72 @@ def template_variables(run: dict[str, Any], root: str, wandb: str) -> dict[str, 
     """
     computed = {
         "base_model": base_model_path(run, root),
-        "output_dir": f"{root}/runs/{run['run_id']}/output",
+        "output_dir": f"{root}/runs/{run.run_id}/output",
         "dataset_prepared_path": prepared_path(run, root),
         "auto_resume_from_checkpoints": True,
         "include_tkps": True,
-        "plugins": [*run["recipe"].get("plugins", []), _PLUGIN],
+        "plugins": [*run.recipe.get("plugins", []), _PLUGIN],
         "wandb_mode": wandb,
     }
-    sets: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    for one in run["datasets"]:
-        sets[one["use"]].append({**one["entry"], "path": dataset_path(root, one), "split": "train"})
+    entries: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for dataset in run.datasets:
+        entries[dataset.use].append({**dataset.entry, "path": dataset_path(root, dataset), "split": "train"})
     return {
-        "run_id": run["run_id"],
-        "recipe": {**run["recipe"], **computed},
-        "datasets": sets["train"],
-        "test_datasets": sets["val"],
+        "run_id": run.run_id,
+        "recipe": {**run.recipe, **computed},
+        "datasets": entries["train"],
+        "test_datasets": entries["val"],
     }
 
 
-def prepared_path(run: dict[str, Any], root: str) -> str:
-    """Where Axolotl keeps a run's tokenised data."""
-    return f"{root}/prepared/{run['run_id']}"
+def prepared_path(run: PlannedRun, root: str) -> str:
+    """Return where Axolotl keeps a run's tokenised data."""
+    return f"{root}/prepared/{run.run_id}"
 
 
-def lane_name(run: dict[str, Any], named: Sequence[str], gpus: Sequence[str]) -> str:
-    """What a run has to itself: the UUIDs of its GPUs, with commas between them, or a word that begins with cpu.
+def lane_name(run: PlannedRun, named: Sequence[str], gpus: Sequence[str]) -> str:
+    """Name what a run has to itself: the UUIDs of its GPUs, with commas between them, or a word that begins with cpu.
 
     Args:
-        run: The run's plan.
+        run: The run.
         named: What the inventory says to train on; it goes before what the trainer has.
         gpus: The UUIDs of the trainer's GPUs.
     """
-    count = run.get("gpus", 1)
-    cards = list(named) or ([] if run["rehearsal"] else list(gpus))
-    lanes = [",".join(cards[at : at + count]) for at in range(0, len(cards), count)] or ["cpu"]
-    return lanes[run.get("lane", 0) % len(lanes)]
+    cards = list(named) or ([] if run.rehearsal else list(gpus))
+    lanes = [",".join(cards[at : at + run.gpus]) for at in range(0, len(cards), run.gpus)] or ["cpu"]
+    return lanes[run.lane % len(lanes)]
 
 
-def training_command(
-    run: dict[str, Any], host: str, python: str, module: str, *, address: str, leader: str, port: int, timeout: int
-) -> list[str]:
-    """The command line of a run on one of its hosts, in its run directory.
+def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> list[str]:
+    """Write the command line of a run on one of its hosts, in its run directory.
 
     A single process is started directly. For several there is torchrun, which waits for all of them; the launcher that
     Axolotl has would end before them.
 
     Args:
-        run: The run's plan; its first host leads.
-        host: This one.
-        python: The environment's.
-        module: What trains.
-        address: Under which the others reach this host.
-        leader: Under which this host reaches the first one.
-        port: Where they meet there; each lane has one of its own, as lanes train at once.
-        timeout: Seconds that they wait for each other.
+        run: The run; its first host leads.
+        host: The host's name in the inventory.
+        options: Its options.
+
+    Raises:
+        ValueError: The host is none of the run's.
     """
-    hosts, gpus = run.get("hosts") or [host], run.get("gpus", 1)
-    if len(hosts) * gpus == 1:
-        return [python, "-m", module, "axolotl.yml"]
+    if len(run.hosts) * run.gpus == 1:
+        return [options.python, "-m", options.module, "axolotl.yml"]
     meet: list[Any] = ["--standalone"]
-    if len(hosts) > 1:
-        rank = hosts.index(host)
-        options = {"is_host": rank == 0, "join_timeout": timeout, "read_timeout": timeout}
-        meet = ["--nnodes", len(hosts), "--node-rank", rank, "--rdzv-backend", "c10d", "--rdzv-id", run["run_id"],
-                "--rdzv-endpoint", f"{leader}:{port + run.get('lane', 0)}",
-                "--rdzv-conf", ",".join(f"{name}={value}" for name, value in options.items()),
-                "--local-addr", address]  # fmt: skip
-    return [
-        str(word)
-        for word in (
-            *(python, "-m", "torch.distributed.run", "--nproc-per-node", gpus),
-            *meet,
-            *("gang.py", module, "axolotl.yml"),
-        )
-    ]
+    if len(run.hosts) > 1:
+        rank = run.hosts.index(host)
+        settings = {"is_host": rank == 0, "join_timeout": options.timeout, "read_timeout": options.timeout}
+        meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d", "--rdzv-id", run.run_id,
+                "--rdzv-endpoint", f"{options.leader}:{options.port + run.lane}",
+                "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
+                "--local-addr", options.address]  # fmt: skip
+    launcher = [options.python, "-m", "torch.distributed.run", "--nproc-per-node", run.gpus]
+    return [str(word) for word in (*launcher, *meet, "gang.py", options.module, "axolotl.yml")]
 
 
 def training_environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str, str]:
-    """Environment variables of a training that are no secrets.
+    """Collect the environment variables of a training that are no secrets.
 
     Args:
         lane: Of :func:`lane_name`.
@@ -141,38 +220,45 @@ def training_environment(lane: str, root: str, wandb: str, wandb_server: str) ->
     }
 
 
-def run_facts(run: dict[str, Any], host: str) -> dict[str, Any]:
-    """What run.json keeps of a run's plan, for people and later questions.
+def run_facts(run: PlannedRun, host: str) -> dict[str, Any]:
+    """Collect what run.json keeps of a planned run, for people and later questions.
 
     Args:
-        run: The run's plan.
+        run: The run.
         host: Where it trains.
     """
-    known = {key: run[key] for key in ("agent", "fingerprint", "rehearsal", "recipe_sha256")}
-    return known | {"datasets": [one["sha256"] for one in run["datasets"]], "host": host}
+    return {
+        "agent": run.agent,
+        "fingerprint": run.fingerprint,
+        "rehearsal": run.rehearsal,
+        "recipe_sha256": run.recipe_sha256,
+        "datasets": [dataset.sha256 for dataset in run.datasets],
+        "host": host,
+        "hosts": list(run.hosts),
+    }
 
 
 def input_files(
-    run: dict[str, Any], checkout: pathlib.Path, axolotl: str, kept: pathlib.Path, checkpoint: Sequence[str]
+    run: PlannedRun, checkout: pathlib.Path, axolotl: str, kept: pathlib.Path, checkpoint: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What a run needs on its trainer, as ``transfer`` takes it: paths below the trainer's root.
+    """List what a run needs on its trainer, as ``transfer`` takes it: paths below the trainer's root.
 
     Args:
-        run: The run's plan. A relative dataset path is meant from the checkout.
+        run: The run. A relative dataset path is meant from the checkout.
         checkout: The project's folder.
         axolotl: The text of axolotl.yml.
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
     """
-    there, programs = f"runs/{run['run_id']}", checkout / "roles/run/files"
-    found = [
-        {"path": dataset_path(".", one)[2:], "src": str(checkout / one["path"]), "sha256": one["sha256"]}
-        for one in run["datasets"]
+    run_dir, programs = f"runs/{run.run_id}", checkout / "roles/run/files"
+    files = [
+        {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
+        for dataset in run.datasets
     ]
-    found += [{"path": f"{there}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
-    found += [{"path": f"{there}/{name}", "src": str(kept / name)} for name in checkpoint]
-    if run["rehearsal"]:
-        found.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
-    found.append({"path": f"{there}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
-    found.append({"path": f"{there}/axolotl.yml", "content": axolotl})
-    return found
+    files += [{"path": f"{run_dir}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
+    files += [{"path": f"{run_dir}/{name}", "src": str(kept / name)} for name in checkpoint]
+    if run.rehearsal:
+        files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
+    files.append({"path": f"{run_dir}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
+    files.append({"path": f"{run_dir}/axolotl.yml", "content": axolotl})
+    return files

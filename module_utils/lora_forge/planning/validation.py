@@ -90,7 +90,7 @@ def _rendered(run: PlannedRun, root: str) -> dict[str, Any]:
         run: The run's plan.
         root: The trainer's root.
     """
-    variables = launch.template_variables(run.as_dict(), root, "offline")
+    variables = launch.template_variables(run, root, "offline")
     sets = {key: [{**item, "path": "data.jsonl"} for item in variables[key]] for key in ("datasets", "test_datasets")}
     folders = {"output_dir": "output", "dataset_prepared_path": "prepared"}
     return {**variables["recipe"], **folders, **{key: value for key, value in sets.items() if value}}

@@ -228,9 +228,8 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
     lines = []
     for row in current_rows(rows):
         told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
-        told += (
-            [run_state.loss_warning(row)] if row["state"] in run_state.LIVING and run_state.loss_warning(row) else []
-        )
+        warning = run_state.loss_warning(run_state.Progress.from_dict(row))
+        told += [warning] if warning and row["state"] in run_state.LIVING else []
         told += row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
         if row["next"]:

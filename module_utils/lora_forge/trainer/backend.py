@@ -66,24 +66,30 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A backend, the scope of its unit (``system`` or ``user``, systemd only), and what it means for reboots."""
+    """A backend, and what follows from it.
+
+    Attributes:
+        backend: One of :data:`_BACKENDS`.
+        scope: Of its unit, ``system`` or ``user``; empty without systemd.
+        message: What it means for a reboot.
+    """
 
     backend: str
     scope: str
-    word: str
+    message: str
 
 
 _Runner = Callable[[list[str]], "tuple[int, str]"]
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
-    """Run a short command; returns its exit code and everything it printed."""
+    """Run a short command, and return its exit code and everything it printed."""
     # A user's systemd is found by this variable, which only a session that PAM has made has set.
     env = {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ}
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
     )
-    return done.returncode, done.stdout.strip()
+    return process.returncode, process.stdout.strip()
 
 
 def probe_host(run: Optional[_Runner] = None) -> Host:
@@ -131,12 +137,12 @@ def choose(wanted: str, host: Host) -> Choice:
         raise UserError("run_backend is tmux, but tmux is not installed here. Install it, or use process or auto.")
     if wanted not in _BACKENDS:
         raise UserError(f"run_backend is «{wanted}»; it is one of auto, {', '.join(_BACKENDS)}")
-    word = "does not resume by itself after a reboot; the same command resumes it"
-    return Choice(wanted, "", f"{word}; {linger}" if host.systemd and not can_systemd else word)
+    message = "does not resume by itself after a reboot; the same command resumes it"
+    return Choice(wanted, "", f"{message}; {linger}" if host.systemd and not can_systemd else message)
 
 
 def unit_text(run_id: str, command: list[str], run_dir: str, stop_timeout: int, user: Optional[str]) -> str:
-    """The systemd unit of a run.
+    """Write the systemd unit of a run.
 
     Args:
         run_id: The run.
@@ -165,7 +171,7 @@ def _checked(run: _Runner, command: list[str]) -> None:
 
 
 def _unit_path(run_id: str, scope: str) -> pathlib.Path:
-    """Where the unit of a run lies."""
+    """Return where the unit of a run lies."""
     folder = SYSTEM_UNITS if scope == "system" else pathlib.Path.home() / ".config/systemd/user"
     return folder / f"lora-forge-{run_id}.service"
 
@@ -181,7 +187,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         run: Runs a command; a parameter for tests.
 
     Returns:
-        How to look at it, for a person.
+        The command that shows it to a person.
 
     Raises:
         UserError: The backend refused.
@@ -215,7 +221,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
 
 
 def remove_unit(run_id: str, run: _Runner = run_command) -> bool:
-    """Remove the unit of a run, in either scope; True when there was one."""
+    """Remove the unit of a run, in either scope; return whether there was one."""
     removed = False
     for scope in ("system", "user"):
         path = _unit_path(run_id, scope)

@@ -1,7 +1,7 @@
 """The base model on its trainer: a folder that is there, or a fetch from the hub into its cache.
 
-The fetch itself is roles/trainer/files/fetch_model.py, a process of its own; this is how it is looked at and
-begun. Runs on trainers: Python 3.9 or newer, neither network nor huggingface_hub.
+The fetch itself is roles/trainer/files/fetch_model.py, a process of its own; this is how it is begun, and
+how far it is. Runs on trainers: Python 3.9 or newer, neither network nor huggingface_hub.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ansible.module_utils.lora_forge.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # the weights that transformers loads
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_START_TIMEOUT = 20.0  # seconds for a fetch to say its first word
+_START_TIMEOUT = 20.0  # seconds for a fetch to write its first status
 _MARK_STEPS = 20  # progress counts as news in steps of 1/20: five percent
 
 
 def _is_local(model: str) -> bool:
-    """Whether a base model is a folder on the trainer and not a model of the hub."""
+    """Tell whether a base model is a folder on the trainer and not a model of the hub."""
     return model.startswith("/")
 
 
 def state_dir(model: str, revision: str, home: pathlib.Path) -> pathlib.Path:
-    """Where the fetch of a model keeps its word.
+    """Return where the fetch of a model keeps its status.
 
     Args:
         model: Its name on the hub.
@@ -38,7 +38,7 @@ def state_dir(model: str, revision: str, home: pathlib.Path) -> pathlib.Path:
 
 
 def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]:
-    """What is true of a base model at this moment.
+    """Tell what is true of a base model at this moment.
 
     Args:
         model: A model of the hub, or a folder on the trainer (begins with /, ~ or a dot).
@@ -57,30 +57,30 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
         folder = pathlib.Path(model).resolve()
         size = local_size(folder)
         return _marked({"state": "present", "folder": str(folder), "bytes": size, "total_bytes": size})
-    home_of = state_dir(model, revision, home)
-    status = rundir.read_json(home_of / "status.json")
-    found: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    folder = state_dir(model, revision, home)
+    status = rundir.read_json(folder / "status.json")
+    sizes: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
     state = status.get("state")
     if state == "present":
-        flaw = rundir.defect(home_of)
-        if flaw is None:
-            return _marked({**found, "state": state, "folder": status["folder"]})
-        return _marked({"state": "absent", "error": f"{flaw}; it has to be fetched again"})
+        defect = rundir.defect(folder)
+        if defect is None:
+            return _marked({**sizes, "state": state, "folder": status["folder"]})
+        return _marked({"state": "absent", "error": f"{defect}; it has to be fetched again"})
     if state == "fetching" and rundir.is_alive(status.get("process")):
-        return _marked({**found, "state": state, "bytes_per_second": status.get("bytes_per_second")})
+        return _marked({**sizes, "state": state, "bytes_per_second": status.get("bytes_per_second")})
     if state == "failed":
-        return _marked({**found, "state": state, "error": status.get("error", "")})
-    return _marked({**found, "state": "absent"})
+        return _marked({**sizes, "state": state, "error": status.get("error", "")})
+    return _marked({**sizes, "state": "absent"})
 
 
 def _marked(known: dict[str, Any]) -> dict[str, Any]:
-    found = {"folder": "", "bytes": 0, "total_bytes": 0, "bytes_per_second": None, "error": "", **known}
-    step = found["bytes"] * _MARK_STEPS // found["total_bytes"] if found["total_bytes"] else "-"
-    return {**found, "mark": f"{found['state']}:{step}"}
+    state = {"folder": "", "bytes": 0, "total_bytes": 0, "bytes_per_second": None, "error": "", **known}
+    step = state["bytes"] * _MARK_STEPS // state["total_bytes"] if state["total_bytes"] else "-"
+    return {**state, "mark": f"{state['state']}:{step}"}
 
 
 def local_size(folder: pathlib.Path) -> int:
-    """The bytes of a folder's weights.
+    """Return the bytes of a folder's weights.
 
     Raises:
         UserError: It is not there, or lacks what a base model needs.
@@ -142,7 +142,7 @@ def start_fetch(
 
 
 def _start(folder: pathlib.Path, python: str, program: str, token: str) -> None:
-    """Start the program and wait for its first word."""
+    """Start the program, and wait for its first status."""
     before = rundir.read_json(folder / "status.json").get("process")
     # Ansible's own PYTHONPATH is not for another Python.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -162,7 +162,7 @@ def _start(folder: pathlib.Path, python: str, program: str, token: str) -> None:
         )
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
-        ended = process.poll() is not None  # before the look: it may come to its end between the two
+        ended = process.poll() is not None  # asked first: it may come to its end between the two
         if rundir.read_json(folder / "status.json").get("process") != before:
             return
         if ended:
@@ -173,13 +173,13 @@ def _start(folder: pathlib.Path, python: str, program: str, token: str) -> None:
 
 
 def wait_for_progress(model: str, revision: str, home: pathlib.Path, since: str, seconds: float) -> dict[str, Any]:
-    """Look until there is news, or the time is up.
+    """Wait until there is news, or the time is up.
 
     Args:
         model: A model of the hub, or a folder on the trainer.
         revision: Branch, tag or commit; empty for main.
         home: HF_HOME.
-        since: The mark of the last look.
+        since: The mark of the last answer.
         seconds: The longest wait.
 
     Returns:
@@ -187,7 +187,7 @@ def wait_for_progress(model: str, revision: str, home: pathlib.Path, since: str,
     """
     deadline = time.monotonic() + seconds
     while True:
-        found = model_state(model, revision, home)
-        if found["state"] != "fetching" or found["mark"] != since or time.monotonic() >= deadline:
-            return found
+        state = model_state(model, revision, home)
+        if state["state"] != "fetching" or state["mark"] != since or time.monotonic() >= deadline:
+            return state
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Finds the CPython that a trainer's environment is made with, wherever a host keeps one. Python 3.9 or newer."""
+"""Find the CPython that a trainer's environment is made with, wherever a host keeps one. Python 3.9 or newer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Interpreter(NamedTuple):
 
 
 def _candidates(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Iterator[str]:
-    """Where an interpreter may be, the likeliest first: PATH, what uv fetched, and pyenv's folder.
+    """List where an interpreter may be, the likeliest first: PATH, what uv fetched, and pyenv's folder.
 
     pyenv puts scripts on PATH that end with an error unless a version is chosen, so its folder is looked into as well.
 
@@ -58,7 +58,7 @@ def _candidates(versions: Sequence[str], root: pathlib.Path, environ: dict[str, 
 
 
 def probe(path: str, versions: Sequence[str]) -> Optional[Interpreter]:
-    """What an interpreter is, if it is a CPython of one of the versions.
+    """Tell what an interpreter is, if it is a CPython of one of the versions.
 
     Args:
         path: A program.
@@ -70,7 +70,7 @@ def probe(path: str, versions: Sequence[str]) -> Optional[Interpreter]:
     if not os.access(path, os.X_OK):
         return None
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [path, "-I", "-c", _PROBE],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -81,28 +81,28 @@ def probe(path: str, versions: Sequence[str]) -> Optional[Interpreter]:
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    said = re.fullmatch(r"CPython ((\d+\.\d+)\.\d+) usual (/.*)\n", done.stdout)
-    if done.returncode or said is None or said.group(2) not in versions:
+    answer = re.fullmatch(r"CPython ((\d+\.\d+)\.\d+) usual (/.*)\n", process.stdout)
+    if process.returncode or answer is None or answer.group(2) not in versions:
         return None
-    return Interpreter(said.group(1), said.group(3))
+    return Interpreter(answer.group(1), answer.group(3))
 
 
 def find_interpreter(versions: Sequence[str], root: pathlib.Path, environ: dict[str, str]) -> Optional[Interpreter]:
-    """The first interpreter that will do; arguments are those of :func:`_candidates`."""
+    """Find the first interpreter that will do; arguments are those of :func:`_candidates`."""
     seen = set()
     for path in _candidates(versions, root, environ):
         real = os.path.realpath(path)
         if real not in seen:
             if os.path.basename(real).startswith("python"):  # or else a shim, which goes by the name it is called by
                 seen.add(real)
-            found = probe(path, versions)
-            if found:
-                return found
+            interpreter = probe(path, versions)
+            if interpreter:
+                return interpreter
     return None
 
 
 def install_advice(release: str) -> str:
-    """How to get an interpreter on this distribution, in a sentence.
+    """Tell how to get an interpreter on this distribution, in a sentence.
 
     Args:
         release: The text of ``/etc/os-release``.

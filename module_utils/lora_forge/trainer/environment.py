@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Optional
+from typing import Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
@@ -19,7 +19,6 @@ from ansible.module_utils.lora_forge.trainer import cpython
 
 # Where the training image keeps its environments: a volume that is mounted at the trainer's root does not hide them.
 IMAGE = pathlib.Path("/opt/lora-forge")
-_NAME = re.compile(r"([\w-]+-)?[0-9a-f]{16}")  # of an environment: what key() makes, and what it made earlier
 COMPLETE = ".complete"  # written last; an environment cannot be renamed, so it is built in place
 # What uv says where PyTorch's index cannot be reached, or a folder of wheels has no such build, or not for this Python.
 _TORCH = re.compile(r"download[\w-]*\.pytorch\.org|no version of torch(vision)?==|torch(vision)?==\S+ has no wheels")
@@ -34,28 +33,28 @@ class TorchUnreachableError(UserError):
 
 
 def environment_name(lock: pathlib.Path) -> str:
-    """The name of a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
+    """Name a lock's environment: the lock's, and the first 16 hex digits of the file's SHA-256."""
     return f"{lock.stem}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
 
 
 def packages(lock: pathlib.Path) -> int:
-    """How many packages a lock pins."""
+    """Count the packages that a lock pins."""
     return len(re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def unhashed_requirements(lock: pathlib.Path) -> list[str]:
-    """The packages of a lock whose files are not known by a hash."""
+    """List the packages of a lock whose files are not known by a hash."""
     entries = re.split(r"^(?=[A-Za-z0-9])", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [entry.partition("==")[0] for entry in entries if "==" in entry and "--hash=" not in entry]
 
 
 def is_complete(home: pathlib.Path) -> bool:
-    """Whether an environment was built to its end."""
+    """Tell whether an environment was built to its end."""
     return (home / COMPLETE).exists() and (home / "bin/python").exists()
 
 
 def built_from(home: pathlib.Path, locks: Sequence[pathlib.Path]) -> Optional[pathlib.Path]:
-    """Which of some locks an environment was built from; None while it was not built to its end.
+    """Tell which of some locks an environment was built from; None while it was not built to its end.
 
     Args:
         home: ``<trainer_root>/env/<key>``, which may be a link to another lock's environment.
@@ -136,7 +135,7 @@ def ensure(
 
 
 def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
-    """The interpreter that an environment is made with.
+    """Choose the interpreter that an environment is made with.
 
     Args:
         wanted: A version (``3.13``), a path, or empty for any that the locks are for.
@@ -157,9 +156,9 @@ def interpreter(wanted: str, download: bool, root: pathlib.Path) -> str:
     if wanted and wanted not in cpython.VERSIONS:
         raise UserError(f"trainer_python_version is {wanted}; it is a path, or a version of {_any()}, such as 3.13")
     versions = (wanted,) if wanted else cpython.VERSIONS
-    found = cpython.find_interpreter(versions, root, dict(os.environ))
-    if found:
-        return found.path
+    installed = cpython.find_interpreter(versions, root, dict(os.environ))
+    if installed:
+        return installed.path
     if download:
         return versions[0]
     looked = "on PATH, in /usr/bin, and where uv and pyenv keep theirs"
@@ -275,7 +274,8 @@ def _clear(home: pathlib.Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _lock_file(home: pathlib.Path) -> pathlib.Path:
+def lock_file(home: pathlib.Path) -> pathlib.Path:
+    """Return the file that whoever builds an environment, or removes it, holds locked."""
     return home.with_name(f"{home.name}.lock")
 
 
@@ -288,7 +288,7 @@ def _building(home: pathlib.Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(rundir.locked(_lock_file(home), LOCK_TIMEOUT))
+            held.enter_context(rundir.locked(lock_file(home), LOCK_TIMEOUT))
         except BlockingIOError:
             raise UserError(f"another process has been building {home} for {LOCK_TIMEOUT} s") from None
         yield
@@ -299,22 +299,22 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
     env |= more
     if _wheels():
         env["UV_FIND_LINKS"] = _wheels()
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        text = done.stdout.strip()
+    process = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if process.returncode:
+        text = process.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
         raise (TorchUnreachableError if _TORCH.search(text) else UserError)(f"{failure}. uv says: {text[-1500:]}")
-    return done.stdout
+    return process.stdout
 
 
 def _wheels() -> str:
-    """The folder of wheels that this host is told of, be it for pip only."""
+    """Return the folder of wheels that this host is told of, be it for pip only."""
     return os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
 
 
 def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], python: str) -> str:
-    """The uv program: the one that is named, or the pinned one, installed below the trainer's root.
+    """Return the uv program: the one that is named, or the pinned one, installed below the trainer's root.
 
     Args:
         wanted: A path; empty to use the pinned one.
@@ -344,104 +344,3 @@ def find_uv(wanted: str, root: pathlib.Path, lock: Optional[pathlib.Path], pytho
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # another controller was first
     return str(home / "bin/uv")
-
-
-def unnamed_environments(root: pathlib.Path, named: Sequence[str]) -> list[dict[str, Any]]:
-    """The environments of a trainer that some locks do not name, with what keeps each from being removed.
-
-    Args:
-        root: The trainer's root.
-        named: The keys of the locks.
-
-    Returns:
-        ``name``, ``path``, ``used_by`` (words, or empty), ``bytes`` on disk and ``shared``, those of them that uv's
-        cache has as well; of one that is used they are 0.
-    """
-    linked = {os.path.realpath(root / "env" / name) for name in named}
-    users = _users(root)
-    found = []
-    for home in sorted((root / "env").glob("*")):
-        if not _NAME.fullmatch(home.name) or home.name in named or os.path.realpath(home) in linked:
-            continue
-        used = _used(home, users)
-        with contextlib.suppress(BlockingIOError), _locked(home):
-            own, shared = (0, 0) if used else _sizes(home)
-            found.append(
-                {"name": home.name, "path": str(home), "bytes": own + shared, "shared": shared, "used_by": used}
-            )
-            continue
-        found.append({"name": home.name, "path": str(home), "bytes": 0, "shared": 0, "used_by": "a build that goes on"})
-    return found
-
-
-def remove(root: pathlib.Path, home: pathlib.Path) -> bool:
-    """Remove an environment, unless it is used or built by now: its mark first, so that nobody takes a rest for whole.
-
-    Args:
-        root: The trainer's root.
-        home: From :func:`unnamed_environments`.
-
-    Returns:
-        Whether it was removed.
-
-    Raises:
-        OSError: It could not be.
-    """
-    with contextlib.suppress(BlockingIOError), _locked(home):
-        if _used(home, _users(root)):
-            return False
-        if home.is_symlink():
-            home.unlink()
-        elif home.exists():
-            (home / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(home)
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _locked(home: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of an environment's builders, or raise BlockingIOError at once."""
-    # Environments of a time when they had no lock get none.
-    with rundir.locked(_lock_file(home), timeout=0) if _lock_file(home).exists() else contextlib.nullcontext():
-        yield
-
-
-def _sizes(home: pathlib.Path) -> tuple[int, int]:
-    """Bytes on disk of an environment's files: of those that are nowhere else, and of those that uv's cache has."""
-    own = shared = 0
-    for folder, _, names in os.walk(home) if not home.is_symlink() else ():
-        for name in names:
-            file = os.lstat(os.path.join(folder, name))
-            own += 512 * file.st_blocks if file.st_nlink == 1 else 0
-            shared += 512 * file.st_blocks if file.st_nlink > 1 else 0
-    return own, shared
-
-
-def _used(home: pathlib.Path, users: Sequence[tuple[str, str]]) -> str:
-    inside = f"{os.path.realpath(home)}/"
-    return next((who for who, folder in users if f"{folder}/".startswith(inside)), "")
-
-
-def _users(root: pathlib.Path) -> list[tuple[str, str]]:
-    """Who runs a program, and the folder that it lies in, links resolved: this machine's processes, and runs.
-
-    A run that waits for its lane, or that another machine with this volume trains, has no process here.
-    """
-    found = [(f"process {pid}", folder) for pid, folder in _programs()]
-    for path in (root / "runs").glob("*/run.json"):
-        command = rundir.read_json(path).get("command")
-        state = rundir.read_json(path.with_name("status.json")).get("state")
-        if isinstance(command, list) and command and state not in rundir.FINAL_STATES:
-            found.append((f"run {path.parent.name}", os.path.realpath(os.path.dirname(str(command[0])))))
-    return found
-
-
-def _programs() -> list[tuple[int, str]]:
-    """The processes of this machine, each with the folder of the program that it was started by, links resolved."""
-    found = []
-    for entry in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            program = os.fsdecode((entry / "cmdline").read_bytes().split(b"\0")[0])
-            found.append((int(entry.name), os.path.realpath(os.path.dirname(program)) if "/" in program else ""))
-    return found

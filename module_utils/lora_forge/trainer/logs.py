@@ -33,7 +33,7 @@ def read_log(
         seconds: The longest wait for text, or for the end of the run.
 
     Returns:
-        text (whole lines, see :func:`_readable`), offset (where to read on), state (of :func:`runs.observe`),
+        text (whole lines, see :func:`_readable`), offset (where to read on), state (of ``runs.observe``),
         more (text was left, as it is too much for one answer).
 
     Raises:
@@ -45,13 +45,13 @@ def read_log(
     deadline = time.monotonic() + seconds
     gathered = seconds == 0
     while True:
-        found = runs.observe(run_dir)  # before the log is read: what a run that is over wrote is all there
-        if offset < 0 and found["state"] == "absent" and not path.exists():
+        seen = runs.observe(run_dir)  # before the log is read: what a run that is over wrote is all there
+        if offset < 0 and seen.state == "absent" and not path.exists():
             raise UserError(
                 f"there is no log of {run_dir.name}: nothing was ever started in {run_dir} on this trainer. "
                 "train.yml starts it; if it was trained elsewhere, its log is there"
             )
-        ended = found["state"] in OVER and not found["alive"]
+        ended = seen.state in OVER and not seen.alive
         late = time.monotonic() >= deadline
         rows, end, more = _read_rows(path, offset, lines, unfinished=ended or late)
         if rows and not (gathered or ended or late or more):
@@ -59,14 +59,14 @@ def read_log(
             time.sleep(1)
             continue
         # A supervisor that has written its final state is about to write its last line.
-        if ended or late or more or ((rows or offset < 0) and found["state"] not in OVER):
+        if ended or late or more or ((rows or offset < 0) and seen.state not in OVER):
             text = "".join(f"{row}\n" for row in rows)
-            return {"text": text, "offset": end, "state": found["state"], "more": more}
+            return {"text": text, "offset": end, "state": seen.state, "more": more}
         time.sleep(0.5)
 
 
 def _read_rows(path: pathlib.Path, offset: int, lines: int, unfinished: bool) -> tuple[list[str], int, bool]:
-    """Lines of a log from an offset on, the offset behind them, and whether more whole lines may follow at once.
+    """Read lines of a log from an offset on, the offset behind them, and whether more whole lines may follow at once.
 
     Args:
         path: The log.
@@ -96,7 +96,7 @@ def _read_rows(path: pathlib.Path, offset: int, lines: int, unfinished: bool) ->
 
 
 def _readable(data: bytes) -> list[str]:
-    """The lines of a log as they are worth reading: without terminal codes, and of a progress bar its last picture."""
+    """Split a log into lines worth reading: without terminal codes, and of a progress bar its last picture."""
     rows = []
     for row in _TERMINAL_CODE.sub("", data.decode("utf-8", "replace")).split("\n"):
         pictures = row.rstrip("\r").split("\r")

@@ -1,7 +1,11 @@
-"""The state of a run on its trainer, from its files and processes. Pure functions."""
+"""The state of a run on its trainer, from its files and processes: what is observed, and what follows. Pure functions.
+
+Runs on trainers: Python 3.9 or newer.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Optional
 
@@ -11,117 +15,237 @@ EARLY = "early stopping"  # how the plugin words it
 RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
 
 
-def progress(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sum up the events of a run.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a training has come. None where nothing is known; a figure that is not finite was logged as text.
+
+    Attributes:
+        step: The newest optimizer step.
+        planned: How many steps there are to be.
+        epoch: Of the newest step, as Axolotl counts them.
+        loss_first: The first training loss.
+        loss: The newest one.
+        eval_first: The first eval loss.
+        eval_loss: The newest one.
+        tokens_per_second: Of the newest step.
+        adapter_step: The step of what is delivered in the end.
+        eval_adapter: The eval loss of that.
+        seconds_per_step: Since the newest start.
+        began_at: When the newest start was, in epoch seconds.
+        last_event_at: When the newest event was, in epoch seconds.
+        end_reason: Why it ended, as the plugin words it.
+        wandb: The run at W&B, of the newest start: mode, run (entity/project/id) and url.
+        data: examples, tokens, longer, dropped and untrainable, summed over the training and evaluation sets.
+        ended: Whether the training said that it is over.
+        measured: Steps since the newest start.
+    """
+
+    step: Optional[int] = None
+    planned: Optional[int] = None
+    epoch: Optional[float] = None
+    loss_first: Any = None
+    loss: Any = None
+    eval_first: Any = None
+    eval_loss: Any = None
+    tokens_per_second: Optional[float] = None
+    adapter_step: Optional[int] = None
+    eval_adapter: Any = None
+    seconds_per_step: Optional[float] = None
+    began_at: Optional[float] = None
+    last_event_at: Optional[float] = None
+    end_reason: Optional[str] = None
+    wandb: Optional[dict[str, Any]] = None
+    data: Optional[dict[str, int]] = None
+    ended: bool = False
+    measured: int = 0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Progress:
+        """Read it from plain values, such as a module's answer; other keys are passed over."""
+        return cls(**_known(cls, data))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as plain values."""
+        return _plain(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What is seen of a run on its trainer at one moment.
+
+    Attributes:
+        state: absent, queued, running, stalled, stopped, failed or finished.
+        detail: Why, in a sentence; empty where there is nothing to say.
+        status: The supervisor's status.json; empty without one.
+        alive: Whether a process of the run is there.
+        progress: How far the training has come.
+        eta_seconds: Seconds until the last step at the pace so far; None unless it runs.
+        events: Of the training, since the token that was asked with.
+        token: What to ask with next.
+        checkpoint: The newest whole one: its step (0 without one), and its files below the run directory.
+        facts: Of run.json: whose run it is, and how it was started.
+        silent_for: Seconds since the supervisor's last word; once it is gone, since about the run's end.
+        log_tail: The end of train.log, of a run that failed; None otherwise.
+    """
+
+    state: str
+    detail: str = ""
+    status: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alive: bool = False
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    eta_seconds: Optional[float] = None
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    token: str = ""
+    checkpoint: dict[str, Any] = dataclasses.field(default_factory=lambda: {"step": 0, "files": []})
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    silent_for: Optional[float] = None
+    log_tail: Optional[str] = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Observation:
+        """Read it from a module's answer; other keys are passed over.
+
+        Args:
+            data: From :meth:`as_dict`.
+
+        Raises:
+            TypeError: It has no state.
+        """
+        return cls(**_known(cls, data) | {"progress": Progress.from_dict(data.get("progress") or {})})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as training_run_info answers it; without ``log_tail`` where there is none."""
+        data = _plain(self) | {"progress": self.progress.as_dict()}
+        if self.log_tail is None:
+            del data["log_tail"]
+        return data
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedRun(Observation):
+    """One of all runs of a trainer.
+
+    Attributes:
+        run_id: Its name.
+        agent: Who is trained.
+        gpu: The first GPU of its lane, as ``gpu.gpu_usage`` lists it; None without one.
+        gpu_busy: The use of that GPU in percent while the run holds it; None where it is not known.
+    """
+
+    run_id: str = ""
+    agent: str = ""
+    gpu: Optional[dict[str, Any]] = None
+    gpu_busy: Optional[float] = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as trainer_info answers it: without events, token and log."""
+        return {key: value for key, value in super().as_dict().items() if key not in ("events", "token", "log_tail")}
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {key: value for key, value in data.items() if key in names}
+
+
+def progress(events: list[dict[str, Any]]) -> Progress:
+    """Sum up the events of a run. What is no event of ours is passed over.
 
     Args:
         events: From ``rundir.surviving_events``, oldest first.
-
-    Returns:
-        step, planned (steps), measured (steps since the newest start), epoch, loss_first, loss, eval_first, eval_loss,
-        tokens_per_second, seconds_per_step (of the newest start), began_at (the newest start) and last_event_at (epoch
-        seconds), ended, end_reason, wandb (of the newest start: mode, run as entity/project/id, url), and data:
-        examples, tokens, longer, dropped, untrainable, summed over the training and evaluation sets; of what is
-        delivered in the end adapter_step (the step that it is of) and eval_adapter (its eval loss). None where nothing
-        is known. What is no event of ours is passed over.
     """
-    found: dict[str, Any] = dict.fromkeys(
-        ("step", "planned", "epoch", "loss_first", "loss", "eval_first", "eval_loss", "tokens_per_second",
-         "adapter_step", "eval_adapter", "seconds_per_step", "began_at", "last_event_at", "end_reason", "wandb", "data")
-    )  # fmt: skip
-    events = [event for event in events if _whole(event)]
-    found["ended"] = False
+    events = [event for event in events if _is_whole(event)]
+    sums: dict[str, Any] = {"measured": 0}
     began: Optional[dict[str, Any]] = None
     # Once for each set: a start that tokenises again counts the same again.
     data = list({(event["examples"], event["tokens"]): event for event in events if event["event"] == "data"}.values())
-    found["measured"] = 0
     evaluated: dict[Any, Any] = {}
     if data:
         keys = ("examples", "tokens", "longer", "dropped", "untrainable")
-        found["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}
+        sums["data"] = {key: sum(int(event.get(key, 0)) for event in data) for key in keys}
     for event in events:
         kind = event["event"]
-        found["last_event_at"] = event["time"]
+        sums["last_event_at"] = event["time"]
         if kind == "wandb":
-            found["wandb"] = {key: event.get(key) for key in ("mode", "run", "url")}
+            sums["wandb"] = {key: event.get(key) for key in ("mode", "run", "url")}
         if kind in ("data", "wandb"):
             continue
-        found["step"], found["planned"] = event.get("step"), event.get("planned")
+        sums["step"], sums["planned"] = event.get("step"), event.get("planned")
         if kind == "begin":
-            began, found["ended"], found["end_reason"], found["measured"] = event, False, None, 0
-            found["began_at"] = event["time"]
+            began = event
+            sums |= {"ended": False, "end_reason": None, "measured": 0, "began_at": event["time"]}
         elif kind == "log":
-            found["loss_first"] = event["loss"] if found["loss_first"] is None else found["loss_first"]
-            for key in ("loss", "tokens_per_second", "epoch"):
-                found[key] = event.get(key)
+            if sums.get("loss_first") is None:
+                sums["loss_first"] = event["loss"]
+            sums |= {key: event.get(key) for key in ("loss", "tokens_per_second", "epoch")}
         elif kind == "eval":
-            found["eval_first"] = event["eval_loss"] if found["eval_first"] is None else found["eval_first"]
-            found["eval_loss"] = evaluated[event["step"]] = event["eval_loss"]
+            if sums.get("eval_first") is None:
+                sums["eval_first"] = event["eval_loss"]
+            sums["eval_loss"] = evaluated[event["step"]] = event["eval_loss"]
         elif kind == "end":
-            found["ended"], found["end_reason"] = True, event.get("reason")
-            at = event.get("adapter")
-            found["adapter_step"] = at if isinstance(at, int) else event["step"]
-            found["eval_adapter"] = evaluated.get(found["adapter_step"])
+            adapter = event.get("adapter")
+            step = adapter if isinstance(adapter, int) else event["step"]
+            sums |= {"ended": True, "end_reason": event.get("reason"), "adapter_step": step}
+            sums["eval_adapter"] = evaluated.get(step)
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
-            found["measured"] = event["step"] - began["step"]
-            found["seconds_per_step"] = (event["time"] - began["time"]) / (event["step"] - began["step"])
-    return found
+            sums["measured"] = event["step"] - began["step"]
+            sums["seconds_per_step"] = (event["time"] - began["time"]) / sums["measured"]
+    return Progress(**sums)
 
 
-def _whole(event: dict[str, Any]) -> bool:
-    """Whether an event has what :func:`progress` reads of its kind."""
+def _is_whole(event: dict[str, Any]) -> bool:
+    """Tell whether an event has what :func:`progress` reads of its kind."""
     kind = event.get("event")
     numbers = ("time",) if kind in ("data", "wandb") else ("step", "planned", "time")
     known = all(isinstance(event.get(key), (int, float)) for key in numbers)
     return known and kind is not None and all(key in event for key in NEEDED.get(kind, ()))
 
 
-def eta_seconds(done: dict[str, Any]) -> Optional[float]:
-    """Seconds until the last step at the pace so far; None before the first step."""
-    if not done["seconds_per_step"] or done["planned"] is None:
+def eta_seconds(done: Progress) -> Optional[float]:
+    """Return the seconds until the last step at the pace so far; None before the first step."""
+    if not done.seconds_per_step or done.planned is None or done.step is None:
         return None
-    return max(0.0, (done["planned"] - done["step"]) * done["seconds_per_step"])
+    return max(0.0, (done.planned - done.step) * done.seconds_per_step)
 
 
 def finite(value: Any) -> bool:
-    """Whether a logged figure is a finite number (NaN and infinity are logged as text)."""
+    """Tell whether a logged figure is a finite number (NaN and infinity are logged as text)."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def loss_warning(done: dict[str, Any]) -> str:
-    """What of the losses so far will not do, in words; empty where nothing is wrong.
-
-    Args:
-        done: From :func:`progress`.
-    """
-    if done["loss"] is not None and not finite(done["loss"]):
-        return f"its loss is {done['loss']} at step {done['step']}; it goes on, and would end as failed"
-    if done["eval_loss"] is not None and not finite(done["eval_loss"]):
-        return f"its eval loss is {done['eval_loss']}; it goes on, and latest moves to no adapter of such a loss"
+def loss_warning(done: Progress) -> str:
+    """Say which of the losses so far is no finite number, in words; empty where nothing is wrong."""
+    if done.loss is not None and not finite(done.loss):
+        return f"its loss is {done.loss} at step {done.step}; it goes on, and would end as failed"
+    if done.eval_loss is not None and not finite(done.eval_loss):
+        return f"its eval loss is {done.eval_loss}; it goes on, and latest moves to no adapter of such a loss"
     return ""
 
 
-def unproven_reasons(status: dict[str, Any], done: dict[str, Any], flaw: Optional[str] = None) -> list[str]:
-    """What speaks against a run that says it finished: an exit code of 0 alone proves nothing.
+def unproven_reasons(status: dict[str, Any], done: Progress, defect: Optional[str] = None) -> list[str]:
+    """List what speaks against a run that says it finished: an exit code of 0 alone proves nothing.
 
     Args:
         status: status.json.
-        done: From :func:`progress`.
-        flaw: What is wrong with the adapter's files, as far as was looked; None when nothing is.
+        done: How far the training came.
+        defect: What is wrong with the adapter's files, as far as they were read; None when nothing is.
     """
-    found = []
+    reasons = []
     if status.get("exit_code") != 0:
-        found.append(f"the trainer's exit code is {status.get('exit_code')}")
-    if done["step"] is None or (done["step"] < (done["planned"] or 1) and done["end_reason"] != EARLY):
-        found.append(f"{done['step']} of {done['planned']} steps were reached")
-    if not finite(done["loss"]):
-        found.append(f"the last loss is {done['loss']}")
-    return found + ([flaw] if flaw else [])
+        reasons.append(f"the trainer's exit code is {status.get('exit_code')}")
+    if done.step is None or (done.step < (done.planned or 1) and done.end_reason != EARLY):
+        reasons.append(f"{done.step} of {done.planned} steps were reached")
+    if not finite(done.loss):
+        reasons.append(f"the last loss is {done.loss}")
+    return reasons + ([defect] if defect else [])
 
 
 def conclude(
     status: dict[str, Any],
-    done: dict[str, Any],
+    done: Progress,
     supervisor_alive: bool,
     trainer_alive: bool,
     heartbeat_age: Optional[float],
@@ -129,13 +253,13 @@ def conclude(
     heartbeat_timeout: float,
     stall_timeout: float,
     comes_back: bool = False,
-    flaw: Optional[str] = None,
+    defect: Optional[str] = None,
 ) -> tuple[str, str]:
-    """The state of a run on its trainer, and a sentence on it.
+    """Conclude the state of a run on its trainer, with a sentence on it.
 
     Args:
         status: status.json, or an empty object.
-        done: From :func:`progress`.
+        done: How far the training came.
         supervisor_alive: The very process noted in status.json is there.
         trainer_alive: Some process of the run is there.
         heartbeat_age: Seconds since the supervisor's last word, by the trainer's own clock.
@@ -143,20 +267,20 @@ def conclude(
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
         stall_timeout: Seconds without an event after which the training counts as stalled.
         comes_back: Something on the host (systemd) starts a supervisor that died again.
-        flaw: What is wrong with the adapter's files of a run that says it finished.
+        defect: What is wrong with the adapter's files of a run that says it finished.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
     """
-    said = status.get("state")
+    noted = status.get("state")
     reason = status.get("reason") or {}
-    if said is None:
+    if noted is None:
         return "absent", "there is no such run on this trainer"
-    if said == "finished":
-        against = unproven_reasons(status, done, flaw)
-        return ("failed", f"not proven: it says finished, but {' and '.join(against)}") if against else (said, "")
-    if said in ("failed", "stopped"):
-        return said, f"{reason['kind']}: {reason['detail']}" if reason else ""
+    if noted == "finished":
+        reasons = unproven_reasons(status, done, defect)
+        return ("failed", f"not proven: it says finished, but {' and '.join(reasons)}") if reasons else (noted, "")
+    if noted in ("failed", "stopped"):
+        return noted, f"{reason['kind']}: {reason['detail']}" if reason else ""
     if not supervisor_alive:
         if comes_back and heartbeat_age is not None and heartbeat_age < RESTART_WITHIN:
             return "running", "its supervisor is gone (killed, or the host restarted); systemd starts it again"
@@ -164,6 +288,6 @@ def conclude(
         return "stopped", f"the supervisor is gone (killed, or the host restarted){left}; the same command resumes"
     if heartbeat_age is not None and heartbeat_age > heartbeat_timeout:
         return "stalled", f"the supervisor has been silent for {heartbeat_age:.0f} s"
-    if said == "running" and step_age is not None and step_age > stall_timeout:
+    if noted == "running" and step_age is not None and step_age > stall_timeout:
         return "stalled", f"no step for {step_age:.0f} s"
-    return ("queued", f"waits for lane {status.get('lane')}") if said == "queued" else ("running", "")
+    return ("queued", f"waits for lane {status.get('lane')}") if noted == "queued" else ("running", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,11 +17,12 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import backend, run_state
+from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
-_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "look", "hosts")  # of run.json
+_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
@@ -29,19 +31,14 @@ _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as
 
 def observe(
     run_dir: pathlib.Path, since: str = "", stall_timeout: float = 1800, heartbeat_timeout: float = _STALE_AFTER
-) -> dict[str, Any]:
-    """Everything that can be seen of a run at this moment.
+) -> Observation:
+    """Look at everything that can be seen of a run at this moment.
 
     Args:
         run_dir: The run directory.
         since: The ``token`` of an earlier observation: only later events are returned.
         stall_timeout: Seconds without an event after which the training counts as stalled.
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
-
-    Returns:
-        state, detail, status, progress, eta_seconds, events (since the token), token, checkpoint (the newest whole
-        one: step, and its files below the run directory), facts (run.json's, of whose run it is), silent_for (seconds
-        since the supervisor's last word; once it is gone, since about the run's end), log_tail (of a failure).
     """
     status, noted = rundir.read_json(run_dir / "status.json"), rundir.read_json(run_dir / "run.json")
     metrics = run_dir / "metrics.jsonl"
@@ -64,59 +61,70 @@ def observe(
         comes_back=noted.get("backend") == "systemd" and not (run_dir / "stop").exists(),
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
-        flaw=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
+        defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
     )
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
-    found = {
-        "state": state,
-        "detail": detail,
-        "status": status,
-        "alive": supervisor_alive or trainer_alive,
-        "progress": done,
-        "eta_seconds": run_state.eta_seconds(done) if state == "running" else None,
-        "events": fresh,
-        "token": f"{size}:{token}",
-        "checkpoint": newest_checkpoint(run_dir),
-        "facts": {key: noted.get(key) for key in _FACTS},
-        "silent_for": silent,
-    }
-    if state == "failed" and (run_dir / "train.log").exists():
-        with (run_dir / "train.log").open("rb") as log:
-            log.seek(max(0, (run_dir / "train.log").stat().st_size - LOG_TAIL))
-            found["log_tail"] = log.read().decode("utf-8", "replace")
-    return found
+    return Observation(
+        state=state,
+        detail=detail,
+        status=status,
+        alive=supervisor_alive or trainer_alive,
+        progress=done,
+        eta_seconds=run_state.eta_seconds(done) if state == "running" else None,
+        events=fresh,
+        token=f"{size}:{token}",
+        checkpoint=newest_checkpoint(run_dir),
+        facts={key: noted.get(key) for key in _FACTS} | {"attach_command": _attach_command(noted)},
+        silent_for=silent,
+        log_tail=_log_tail(run_dir / "train.log") if state == "failed" else None,
+    )
 
 
-def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: float = 1800) -> list[dict[str, Any]]:
-    """Every run of a trainer.
+def _attach_command(noted: dict[str, Any]) -> Optional[str]:
+    """Return the command of run.json that shows a run; older runs have it as ``look``."""
+    return noted.get("attach_command", noted.get("look"))
+
+
+def _log_tail(path: pathlib.Path) -> Optional[str]:
+    """Return the end of a log; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - LOG_TAIL))
+        return log.read().decode("utf-8", "replace")
+
+
+def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: float = 1800) -> list[ListedRun]:
+    """List every run of a trainer, by its name.
 
     Args:
         root: The trainer's root.
         gpus: From ``gpu.gpu_usage``.
         stall_timeout: As in :func:`observe`.
-
-    Returns:
-        :func:`observe`'s answers without events and log, with run_id, agent, gpu (the first of its lane's; None
-        without) and gpu_busy (its use in percent while the run holds it; None where it is not known).
     """
-    found = []
+    listed = []
     for path in sorted((root / "runs").glob("*/")):
         seen = observe(path, stall_timeout=stall_timeout)
-        if seen["state"] == "absent":
+        if seen.state == "absent":
             continue  # staged, or cleaned up; never started
-        seen = {key: value for key, value in seen.items() if key not in ("events", "log_tail", "token")}
-        card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen["status"].get("lane")).split(",")), None)
-        busy = card["use"] if card and seen["state"] in run_state.LIVING else None
-        agent = seen["facts"]["agent"] or path.name.partition("-")[0]
-        found.append({**seen, "run_id": path.name, "agent": agent, "gpu": card, "gpu_busy": busy})
-    return found
+        card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen.status.get("lane")).split(",")), None)
+        listed.append(
+            ListedRun(
+                **vars(seen),
+                run_id=path.name,
+                agent=seen.facts["agent"] or path.name.partition("-")[0],
+                gpu=card,
+                gpu_busy=card["use"] if card and seen.state in run_state.LIVING else None,
+            )
+        )
+    return listed
 
 
 def weights_defect(path: pathlib.Path) -> Optional[str]:
-    """What is wrong with a safetensors file at first sight: missing, cut off or empty; None when nothing is.
+    """Say what is wrong with a safetensors file at first sight: missing, cut off or empty; None when nothing is.
 
     Reads the header alone (https://github.com/huggingface/safetensors#format), so that it costs nothing to ask often.
-    What its tensors hold is the proof's, see ``adapter.verify``.
+    What its tensors hold is for ``adapters.store.verify`` to prove.
     """
     try:
         with path.open("rb") as file:
@@ -137,14 +145,14 @@ def weights_defect(path: pathlib.Path) -> Optional[str]:
 
 
 def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
-    """The newest whole checkpoint: its step (0 without one), and its files as paths below the run directory."""
+    """Return the newest whole checkpoint: its step (0 without one), and its files as paths below the run directory."""
     step = rundir.last_complete(run_dir / "output")
     folder = f"output/checkpoint-{step}"
     files = rundir.read_json(run_dir / folder / rundir.COMPLETE).get("files", {}) if step else {}
     return {"step": step, "files": [f"{folder}/{name}" for name in (*sorted(files), rundir.COMPLETE)] if step else []}
 
 
-def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> dict[str, Any]:
+def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> Observation:
     """Observe until something differs from the token, or the time is up; of a run that goes on, with what follows soon.
 
     Args:
@@ -155,84 +163,138 @@ def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: f
     """
     until = time.monotonic() + seconds
     while True:
-        found = observe(run_dir, since, **limits)
+        seen = observe(run_dir, since, **limits)
         now = time.monotonic()
-        if found["token"] != since:
-            until = min(until, now + SETTLE if found["state"] in ("queued", "running") else now)
+        if seen.token != since:
+            until = min(until, now + SETTLE if seen.state in ("queued", "running") else now)
         if now >= until:
-            return found
+            return seen
         time.sleep(0.5)
 
 
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What a run is launched with, as the controller works it out; run.json keeps it.
+
+    Attributes:
+        command: The trainer's command line, in the run directory.
+        lane: What it has to itself on its host: the UUIDs of its GPUs, or a word that begins with cpu.
+        lane_dir: Where lanes are locked; None for :data:`LANE_DIR`.
+        environment: Environment variables of the trainer process that are no secrets.
+        stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
+        prepared: Its cache of tokenised data; None without one.
+        processes: How many processes train, on all hosts.
+        facts: What is known of the run, for people and later questions.
+    """
+
+    command: list[str]
+    lane: str = "cpu"
+    lane_dir: Optional[str] = None
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    stop_timeout: int = 120
+    prepared: Optional[str] = None
+    processes: int = 1
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Launch:
+        """Read it from the options of training_run; other keys are passed over."""
+        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+        return cls(**known | {"environment": {name: str(value) for name, value in data["environment"].items()}})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as options of training_run."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def run_json(self, run_id: str) -> dict[str, Any]:
+        """Write it as run.json keeps it.
+
+        Args:
+            run_id: The run.
+        """
+        return {
+            **self.facts,
+            "run_id": run_id,
+            "command": self.command,
+            "lane": self.lane,
+            "lane_dir": self.lane_dir or LANE_DIR,
+            "prepared": self.prepared,
+            "processes": self.processes,
+            "env": self.environment,
+            "stop_timeout": self.stop_timeout,
+        }
+
+
 def start(
-    run_dir: pathlib.Path, spec: dict[str, Any], secrets: dict[str, str], wanted: str, check: bool = False
+    run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool = False
 ) -> dict[str, Any]:
     """Start a run, or attach to it when it is alive or finished.
 
     Args:
         run_dir: The run directory with axolotl.yml, supervisor.py, rundir.py and the plugin staged in it.
-        spec: What becomes run.json: run_id, lane, lane_dir, command, env, stop_timeout, and what is known of the run.
+        launch: What it is launched with.
         secrets: Environment variables for the trainer process alone.
         wanted: The backend, or ``auto``.
         check: Predict only.
 
     Returns:
-        changed, backend, word (what the backend means for reboots), look (how to look at it).
+        changed, backend, message (what the backend means for reboots), attach_command (which shows the run to a
+        person).
 
     Raises:
         UserError: The supervisor did not come up.
     """
     if check:
-        return _launch(run_dir, spec, secrets, wanted, check)
+        return _start(run_dir, launch, secrets, wanted, check)
     with rundir.locked(run_dir / "launch.lock"):  # two controllers in the same second: the other one attaches
-        return _launch(run_dir, spec, secrets, wanted, check)
+        return _start(run_dir, launch, secrets, wanted, check)
 
 
-def _launch(
-    run_dir: pathlib.Path, spec: dict[str, Any], secrets: dict[str, str], wanted: str, check: bool
-) -> dict[str, Any]:
+def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool) -> dict[str, Any]:
     before = observe(run_dir)
-    deadline = time.monotonic() + 5 + spec["stop_timeout"]
-    while before["alive"] and (before["state"] == "failed" or before["status"].get("state") in ("stopped", "stopping")):
+    deadline = time.monotonic() + 5 + launch.stop_timeout
+    while before.alive and (before.state == "failed" or before.status.get("state") in ("stopped", "stopping")):
         if check or time.monotonic() > deadline:
             break
         time.sleep(0.05)  # its supervisor is about to go, or about to be told to stop
         before = observe(run_dir)
-    if before["state"] == "finished" or (before["alive"] and before["state"] != "stopped"):
-        noted = rundir.read_json(run_dir / "run.json")
-        return {"changed": False, "backend": noted.get("backend"), "look": noted.get("look"), "word": ""}
+    if before.state == "finished" or (before.alive and before.state != "stopped"):
+        return {"changed": False, "message": "", **{key: before.facts[key] for key in ("backend", "attach_command")}}
     choice = backend.choose(wanted, backend.probe_host())
     if check:
-        return {"changed": True, "backend": choice.backend, "look": "", "word": choice.word}
+        return {"changed": True, "backend": choice.backend, "attach_command": "", "message": choice.message}
     (run_dir / "stop").unlink(missing_ok=True)
-    spec = {
-        **spec,
+    noted = {
+        **launch.run_json(run_dir.name),
         "schema_version": rundir.SCHEMA_VERSION,
         "launch": uuid.uuid4().hex,  # times would not do: the clock may have been set back since the last launch
-        "lane_dir": spec.get("lane_dir") or LANE_DIR,
         "backend": choice.backend,
     }
     with rundir.locked(run_dir.parent):  # one launch at a time on a trainer, so that each gets a turn of its own
-        cut_off = before["status"].get("state") in ("queued", "running")
+        cut_off = before.status.get("state") in ("queued", "running")
         kept = rundir.read_json(run_dir / "run.json").get("turn") if cut_off else None
-        spec["turn"] = kept or _next_turn(run_dir.parent)
-        rundir.write_json(run_dir / "run.json", spec)
+        noted["turn"] = kept or _next_turn(run_dir.parent)
+        rundir.write_json(run_dir / "run.json", noted)
     _write_secrets(run_dir / "env", secrets)
-    look = backend.start(choice, spec["run_id"], run_dir, int(spec["stop_timeout"]))
-    rundir.write_json(run_dir / "run.json", {**spec, "look": look})
+    attach_command = backend.start(choice, run_dir.name, run_dir, int(launch.stop_timeout))
+    rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command})
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        status = rundir.read_json(run_dir / "status.json")
-        if status.get("launch") == spec["launch"]:
-            return {"changed": True, "backend": choice.backend, "look": look, "word": choice.word}
+        if rundir.read_json(run_dir / "status.json").get("launch") == noted["launch"]:
+            return {
+                "changed": True,
+                "backend": choice.backend,
+                "attach_command": attach_command,
+                "message": choice.message,
+            }
         time.sleep(0.1)
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
-    raise UserError(f"the supervisor of {spec['run_id']} did not come up within 20 s ({choice.backend}). {text}")
+    raise UserError(f"the supervisor of {run_dir.name} did not come up within 20 s ({choice.backend}). {text}")
 
 
 def _next_turn(folder: pathlib.Path) -> int:
-    """The number of a launch among all of a trainer: who has the lower one comes first on a lane.
+    """Return the number of a launch among all of a trainer: who has the lower one comes first on a lane.
 
     No time: the wall clock may be set back, and the one since boot begins again.
     """
@@ -247,7 +309,7 @@ def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:
 
 
 def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
-    """Stop a run with a checkpoint; True when there was something to stop.
+    """Stop a run with a checkpoint; return whether there was something to stop.
 
     Args:
         run_dir: The run directory.
@@ -290,7 +352,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
 
 
 def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
-    """Stop a run and delete its directory; True when there was one."""
+    """Stop a run and delete its directory; return whether there was one."""
     if not run_dir.exists():
         return False
     if not check:
@@ -301,7 +363,7 @@ def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
 
 
 def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], Optional[str]]:
-    """Which checkpoints of a run would go.
+    """Decide which checkpoints of a run stay and which go.
 
     The best by eval loss stay (a checkpoint's is that of the last evaluation at or before its step), always the one
     whose adapter would be delivered as the best, and the newest whole one. What was set aside as not whole goes.
@@ -349,3 +411,31 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
         row["bytes"] = sum(file.stat().st_size for file in row["path"].rglob("*") if file.is_file())
         row["path"] = str(row["path"])
     return rows, None
+
+
+def prune_table(run_id: str, rows: list[dict[str, Any]], left_alone: Optional[str], check: bool) -> dict[str, Any]:
+    """Lay out for people which checkpoints of a run stay and which go, as ``show`` takes it.
+
+    Args:
+        run_id: The run.
+        rows: From :func:`prune_plan`.
+        left_alone: From there, too.
+        check: Whether it was only predicted.
+    """
+    freed = sum(row["bytes"] for row in rows if not row["keep"])
+    outcome = f"{round(freed / 1e6, 1)} MB {'would be freed' if check else 'freed'}"
+    return {
+        "columns": ["checkpoint", "step", "eval loss", "MB", "", "why"],
+        "rows": [
+            [
+                os.path.basename(row["path"]),
+                "–" if row["step"] is None else row["step"],
+                "–" if row["eval_loss"] is None else f"{row['eval_loss']:.4f}",
+                round(row["bytes"] / 1e6, 1),
+                "stays" if row["keep"] else "goes",
+                row["why"],
+            ]
+            for row in rows
+        ],
+        "lines": [f"  {run_id}: {f'left alone: {left_alone}' if left_alone else outcome}"],
+    }

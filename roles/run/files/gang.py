@@ -23,7 +23,7 @@ TIMEOUT = datetime.timedelta(minutes=5)  # to agree; what loads models and data 
 
 
 def agreed(wanted: bool, device: Any = "cpu") -> bool:
-    """Whether any process wants something, so that all of them do it at the same step.
+    """Tell whether any process wants something, so that all of them do it at the same step.
 
     Args:
         wanted: Whether this one does.
@@ -37,7 +37,7 @@ def agreed(wanted: bool, device: Any = "cpu") -> bool:
 
 
 def stop_wanted() -> bool:
-    """Whether the supervisor asks for a stop: torchrun would give a checkpoint half a minute at most."""
+    """Tell whether the supervisor asks for a stop: torchrun would give a checkpoint half a minute at most."""
     return STOP.exists()
 
 
@@ -48,7 +48,7 @@ def barrier() -> None:
 
 
 def common_checkpoint(output: pathlib.Path, store: Any, rank: int, world: int) -> int:
-    """The newest checkpoint that is whole on every host; newer ones are renamed aside, on all of them.
+    """Find the newest checkpoint that is whole on every host; newer ones are renamed aside, on all of them.
 
     Args:
         output: Axolotl's output_dir, on this host.

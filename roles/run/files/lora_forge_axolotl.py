@@ -135,7 +135,7 @@ class RunCallback(TrainerCallback):
 
 
 def number(value: Any) -> Any:
-    """A figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
+    """Return a figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
     if value is None:
         return None
     value = float(value)
@@ -187,7 +187,7 @@ def start_wandb(cfg: Any) -> None:
 
 
 def foreign_plugins() -> list[str]:
-    """What other packages than Axolotl's own would have it load by itself, by the groups that Axolotl 0.21 looks at."""
+    """List what other packages would have Axolotl load by itself, by the groups that Axolotl 0.21 reads."""
     groups = ("axolotl.plugins", "axolotl.model_support")
     points = [point for group in groups for point in importlib.metadata.entry_points(group=group)]
     return sorted(point.value for point in points if not point.value.startswith("axolotl."))
@@ -197,10 +197,10 @@ class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
 
     def register(self, cfg: dict[str, Any]) -> None:
-        found = foreign_plugins()
-        if found:
+        foreign = foreign_plugins()
+        if foreign:
             raise RuntimeError(
-                f"Axolotl loads {', '.join(found)} by itself, because a package in this environment brings it. "
+                f"Axolotl loads {', '.join(foreign)} by itself, because a package in this environment brings it. "
                 "Nothing trains that the recipe does not name. Delete the environment; it is made anew from its lock"
             )
 

@@ -75,13 +75,13 @@ NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
 
 
 def failures(text: str) -> list[str]:
-    """The exception that ended a training, and before it, in this order, what led to it.
+    """Find the exception that ended a training, and before it, in this order, what led to it.
 
     Args:
         text: The end of its log.
 
     Returns:
-        The words of each exception, the one that ended it first; empty where the log holds no traceback.
+        The text of each exception, the one that ended it first; empty where the log holds no traceback.
     """
     chains: list[list[str]] = []
     linked, at = False, 0
@@ -94,44 +94,45 @@ def failures(text: str) -> list[str]:
             continue
         while at < len(lines) and lines[at].startswith((" ", "\t")):
             at += 1
-        if at == len(lines) or ends(lines[at]):  # another process's words among these, or a group of exceptions
+        if at == len(lines) or ends(lines[at]):  # another process's text among this, or a group of exceptions
             continue
-        words = lines[at : at + 1]
+        message = lines[at : at + 1]
         at += 1
-        while at < len(lines) and len(words) < MESSAGE and not ends(lines[at]):
-            words.append(lines[at])
+        while at < len(lines) and len(message) < MESSAGE and not ends(lines[at]):
+            message.append(lines[at])
             at += 1
-        if not beside and "ChildFailedError" not in words[0]:  # torchrun's: one of its processes failed
+        if not beside and "ChildFailedError" not in message[0]:  # torchrun's: one of its processes failed
             chains = chains if linked and chains else [*chains, []]
-            chains[-1].append("\n".join(words).rstrip())
+            chains[-1].append("\n".join(message).rstrip())
         linked = False
     return chains[-1][::-1] if chains else []
 
 
 def ends(line: str) -> bool:
-    """Whether a line after an exception is none of its message."""
+    """Tell whether a line after an exception is none of its message."""
     logged = re.match(r"\[\d{4}-|[EWI]\d{4} \d\d:|\s*\d+%\|", line)
     return bool(logged) or line in (*LINKS, '"""') or line.endswith(TRACEBACK) or line.startswith((*BESIDE, *AFTER))
 
 
-def told(said: list[str]) -> str:
-    """The exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
-    if not said:
+def told(exceptions: list[str]) -> str:
+    """Tell the exceptions of :func:`failures` in few words: what ended it, and what was at the bottom of it."""
+    if not exceptions:
         return ""
-    last, *others = said[0].split("\n")
-    cause = next((words.split("\n")[0] for words in reversed(said[1:]) if words.split("\n")[0] not in last), "")
+    last, *others = exceptions[0].split("\n")
+    causes = [text.split("\n")[0] for text in reversed(exceptions[1:])]
+    cause = next((line for line in causes if line not in last), "")
     return "\n".join([f"{last} (because of {cause})" if cause else last, *others])
 
 
 def last_words(text: str) -> str:
-    """The end of a log that has no traceback: from the last exception on, or else a few lines."""
+    """Return the end of a log that has no traceback: from the last exception on, or else a few lines."""
     lines = [line for line in re.split(r"[\r\n]+", text) if not NOISE.match(line)]
     begin = next((at for at in reversed(range(len(lines))) if EXCEPTION.match(lines[at])), -6)
     return "\n".join(lines[begin:][:MESSAGE])
 
 
 def inherited(account: Mapping[str, str]) -> dict[str, str]:
-    """What a training has of its account's environment: all but other launchers' variables, and what is missing.
+    """Return what a training has of its account's environment: all but other launchers' variables, and what is missing.
 
     Args:
         account: The environment of the supervisor.
@@ -144,7 +145,7 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
 
 
 def in_queue(run_dir: pathlib.Path) -> bool:
-    """Whether a run waits for its lane."""
+    """Tell whether a run waits for its lane."""
     status = rundir.read_json(run_dir / "status.json")
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
@@ -270,7 +271,7 @@ class Supervisor:
         return self.take(first, self.launched_before) and all(map(self.take, others))
 
     def launched_before(self) -> list[pathlib.Path]:
-        """The runs of this trainer that come first where they want this lane, or a GPU of it, as well.
+        """List the runs of this trainer that come first where they want this lane, or a GPU of it, as well.
 
         A lock alone takes whoever comes along: the hosts of a gang must all take their runs in one order, or one of
         them waits in one run for a host that waits in another.
@@ -284,7 +285,7 @@ class Supervisor:
         ]
 
     def wait(self, why: str) -> None:
-        """A moment in the queue, with a pulse; what is waited for is said once."""
+        """Wait a moment in the queue, with a pulse; what is waited for is told once."""
         if not self.waiting:
             self.say(f"waiting for lane {self.spec['lane']}: {why}")
             self.waiting = True
@@ -313,11 +314,11 @@ class Supervisor:
     def set_aside(self) -> None:
         """Rename checkpoints that are not whole: Axolotl resumes from the highest number without looking."""
         for step, path in rundir.checkpoints(self.output):
-            flaw = rundir.defect(path)
-            if flaw is not None:
+            defect = rundir.defect(path)
+            if defect is not None:
                 aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
                 path.rename(aside)
-                self.say(f"checkpoint-{step} is not whole ({flaw}); set aside as {aside.name}")
+                self.say(f"checkpoint-{step} is not whole ({defect}); set aside as {aside.name}")
 
     def drop_half_prepared(self) -> None:
         """Delete tokenised data that was cut off: Axolotl would take any file in its cache for the whole of it."""
@@ -327,13 +328,13 @@ class Supervisor:
             self.say(f"{prepared} was not whole; deleted, it is made again")
 
     def environment(self) -> dict[str, str]:
-        """The trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
+        """Return the trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
         env = {**inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():
             for line in secrets.read_text(encoding="utf-8").splitlines():
-                name, found, value = line.partition("=")
-                if found:
+                name, separator, value = line.partition("=")
+                if separator:
                     env[name] = value
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.run_dir), env.get("PYTHONPATH")]))
         env["PYTHONUNBUFFERED"] = "1"
@@ -366,7 +367,7 @@ class Supervisor:
             self.ask_to_stop(self.trainer)
 
     def began_at(self, events_from: int) -> Optional[int]:
-        """The step that this start trains from, as the training itself says; None while it has not begun."""
+        """Return the step that this start trains from, as the training itself says; None while it has not begun."""
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         return next((event["step"] for event in events if event.get("event") == "begin"), None)
 
@@ -421,16 +422,16 @@ class Supervisor:
         with log.open("rb") as file:
             file.seek(max(log_from, log.stat().st_size - TAIL))
             text = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
-        said = failures(text)
+        exceptions = failures(text)
         # An exception that ended it tells the kind, and no other one that was survived before. A signal leaves none.
-        searched = said if said and code > 0 else [text]
-        kind = next((kind for words in searched for kind, pattern in REASONS if pattern.search(words)), None)
+        searched = exceptions if exceptions and code > 0 else [text]
+        kind = next((kind for part in searched for kind, pattern in REASONS if pattern.search(part)), None)
         kind = None if kind == "configuration" and code < 0 else kind
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
             hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
-        return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(said) or last_words(text)}"[:2000]}
+        return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(exceptions) or last_words(text)}"[:2000]}
 
     def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:
         """Write a final state; the secrets go with it."""
@@ -444,7 +445,7 @@ class Supervisor:
         return 0
 
     def resumable(self, state: str) -> bool:
-        """Whether this host may start the run again by itself: a shutdown stopped it, not a person."""
+        """Tell whether this host may start the run again by itself: a shutdown stopped it, not a person."""
         return state == "stopped" and not (self.run_dir / "stop").exists()
 
     def run(self) -> int:

@@ -40,7 +40,7 @@ TORCH = importlib.metadata.version("torch").partition("+")[0]
 
 
 def there(plugin: str) -> bool:
-    """Whether a plugin is to be loaded here: Axolotl's own always, and one of the user's, unless it is only there."""
+    """Tell whether a plugin can be loaded here: Axolotl's own always, one of the user's unless it is only there."""
     try:
         return plugin.startswith("axolotl.") or importlib.util.find_spec(plugin.rpartition(".")[0]) is not None
     except (ImportError, ValueError):
@@ -48,7 +48,7 @@ def there(plugin: str) -> bool:
 
 
 def problems(recipe: dict[str, Any], capabilities: dict[str, Any]) -> list[str]:
-    """What Axolotl says against a recipe."""
+    """List what Axolotl says against a recipe."""
     PluginManager.get_instance().plugins.clear()  # those of the recipe before bring keys of their own, and defaults
     recipe["plugins"] = [plugin for plugin in recipe.get("plugins") or [] if there(plugin)]
     try:
@@ -64,17 +64,17 @@ def problems(recipe: dict[str, Any], capabilities: dict[str, Any]) -> list[str]:
 
 
 def sentence(error: Any) -> str:
-    """One error of pydantic's in words: which key, unless its own message tells, and what."""
-    said = error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, error['loc']))}: {said}" if error["loc"] else said
+    """Put an error of pydantic's into words: which key, unless its own message tells, and what."""
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, error['loc']))}: {message}" if error["loc"] else message
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    named = {plugin for one in asked for plugin in one["recipe"].get("plugins") or []}
-    said = [problems(one["recipe"], one["capabilities"]) for one in asked]
+    questions = json.load(sys.stdin)
+    named = {plugin for question in questions for plugin in question["recipe"].get("plugins") or []}
+    answers = [problems(question["recipe"], question["capabilities"]) for question in questions]
     left_out = sorted(plugin for plugin in named if not there(plugin))
-    print(json.dumps({"axolotl": importlib.metadata.version("axolotl"), "problems": said, "left_out": left_out}))
+    print(json.dumps({"axolotl": importlib.metadata.version("axolotl"), "problems": answers, "left_out": left_out}))
 
 
 if __name__ == "__main__":

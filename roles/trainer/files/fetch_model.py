@@ -60,7 +60,7 @@ class File(NamedTuple):
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in words: 15.2 GB."""
+    """Write bytes in words: 15.2 GB."""
     return f"{count / 1e9:.1f} GB"
 
 
@@ -131,10 +131,10 @@ class Fetch:
     def write(self, **changes: Any) -> None:
         """Update status.json with the bytes that are on the disk. On a full one the reserve makes room."""
         if self.wanted:
-            done = sum(self.on_disk(name) for name in self.wanted)
-            self.rates.append((time.monotonic(), done))
+            size = sum(self.on_disk(name) for name in self.wanted)
+            self.rates.append((time.monotonic(), size))
             seconds, gained = (last - first for first, last in zip(self.rates[0], self.rates[-1]))
-            self.status["bytes"] = done
+            self.status["bytes"] = size
             self.status["total_bytes"] = sum(self.files[name].size for name in self.wanted)
             self.status["bytes_per_second"] = round(max(gained, 0) / seconds) if seconds else None
         self.status.update(changes, heartbeat=rundir.uptime())
@@ -149,7 +149,7 @@ class Fetch:
                 rundir.write_json(self.state_dir / "status.json", self.status)
 
     def fetch(self) -> pathlib.Path:
-        """Bring everything that a training loads; returns the folder of the snapshot.
+        """Bring everything that a training loads, and return the folder of the snapshot.
 
         Raises:
             Exception: Anything; :meth:`sentence` words it.
@@ -209,7 +209,7 @@ class Fetch:
             self.files[entry.rfilename] = File(entry.size or 0, (entry.lfs and entry.lfs.sha256) or entry.blob_id or "")
 
     def weights(self, snapshot: pathlib.Path) -> list[str]:
-        """The files that hold the weights: those of the index where there is one, and no second copy of them."""
+        """List the files that hold the weights: those of the index where there is one, and no second copy of them."""
         if INDEX not in self.files:
             return [SINGLE]
         index = json.loads((snapshot / INDEX).read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ class Fetch:
         """Fetch files, some at a time; each goes on where it was cut off."""
         from huggingface_hub import hf_hub_download
 
-        def one(name: str) -> None:
+        def fetch_file(name: str) -> None:
             # One by one instead of snapshot_download: without a connection that takes a half-filled folder for whole.
             self.drop_misfit(name)
             patiently(
@@ -235,16 +235,16 @@ class Fetch:
             )
 
         with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-            for _ in pool.map(one, names):
+            for _ in pool.map(fetch_file, names):
                 pass
 
     def places(self, name: str) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-        """Where a file of the model lies: its link in the snapshot, its blob, its blob while it arrives."""
+        """Return where a file of the model lies: its link in the snapshot, its blob, its blob while it arrives."""
         blob = self.home / "blobs" / (self.files[name].blob or "-")
         return self.home / "snapshots" / self.commit / name, blob, blob.with_name(f"{blob.name}.incomplete")
 
     def on_disk(self, name: str) -> int:
-        """How many bytes of a file are there."""
+        """Count the bytes of a file that are there."""
         for path in self.places(name):
             with contextlib.suppress(OSError):
                 return path.stat().st_size
@@ -264,7 +264,7 @@ class Fetch:
             arriving.unlink(missing_ok=True)
 
     def sentence(self, error: BaseException) -> str:
-        """What went wrong and what to do, for the user."""
+        """Say what went wrong and what to do, for the user."""
         if isinstance(error, Trouble):
             return str(error)
         if isinstance(error, ImportError):
@@ -331,14 +331,14 @@ class Fetch:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The error behind huggingface_hub's «not in the cache either»."""
+    """Return the error behind huggingface_hub's «not in the cache either»."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     return error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
 
 
 def transient(error: BaseException) -> bool:
-    """Whether an error may go away by itself."""
+    """Tell whether an error may go away by itself."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -370,10 +370,10 @@ def patiently(call: Callable[[], Any], done: Callable[[], int] = lambda: 0) -> A
 
 
 def take(lock: IO[str], state_dir: pathlib.Path) -> bool:
-    """Take the lock; False when somebody else is fetching.
+    """Take the lock; return whether nobody else is fetching.
 
-    One that has said its last word still holds the lock for a moment, and one that has just begun has not said
-    its first one yet: both are waited for.
+    One that has written its last status still holds the lock for a moment, and one that has just begun has not
+    written its first one yet: both are waited for.
     """
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:

@@ -39,7 +39,8 @@ PyMODINIT_FUNC PyInit_lora_forge_stub(void) { return PyModule_Create(&module); }
 """
 NEEDS_C = "Triton compiles C before the first step of a training"
 
-# What CUDA says when it fails, and what that means. The first match decides. {said} is it, {python} the environment's.
+# What CUDA says when it fails, and what that means. The first match decides. {message} is CUDA's, {python} the
+# environment's.
 FAILURES = (
     (
         r"Failed to find C compiler",
@@ -56,7 +57,7 @@ FAILURES = (
     ),
     (
         r"C does not compile",
-        "{said}, and " + NEEDS_C + ". Install a whole compiler (Debian, Ubuntu: gcc and libc6-dev; Fedora: gcc)",
+        "{message}, and " + NEEDS_C + ". Install a whole compiler (Debian, Ubuntu: gcc and libc6-dev; Fedora: gcc)",
     ),
     (
         r"Error 804\b|forward compatibility",
@@ -98,12 +99,12 @@ FAILURES = (
     ),
     (
         r"No module named|cannot import name|cannot open shared object",
-        "the environment is not whole ({said}). Delete its folder below env/ in the trainer's root, and run again",
+        "the environment is not whole ({message}). Delete its folder below env/ in the trainer's root, and run again",
     ),
 )
 BROKEN = (
-    "CUDA does not work on this host, even where nvidia-smi looks fine ({said}). Such bad hosts are known: reboot it, "
-    "and replace a rented one"
+    "CUDA does not work on this host, even where nvidia-smi looks fine ({message}). Such bad hosts are known: "
+    "reboot it, and replace a rented one"
 )
 
 
@@ -117,35 +118,35 @@ NO_COMPILER = 86  # exit status: no fault of the GPU, and another machine with t
 class CannotCompile(Exception):
     """The C compiler is missing, or failed; says what it said."""
 
-    def __init__(self, said: str):
-        super().__init__(f"C does not compile on this host ({said})")
+    def __init__(self, message: str):
+        super().__init__(f"C does not compile on this host ({message})")
 
 
 def sentence(error: BaseException) -> str:
-    """A failure in words, with the remedy."""
+    """Put a failure into words, with the remedy."""
     if isinstance(error, Unfit):
         return str(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, CannotCompile):
         text = str(error)
-    said = " ".join(text.split())[:300]
-    for words, meaning in FAILURES:
-        if re.search(words, text):
-            return meaning.format(said=said, python=f"{sys.version_info[0]}.{sys.version_info[1]}")
-    return BROKEN.format(said=said)
+    message = " ".join(text.split())[:300]
+    for pattern, meaning in FAILURES:
+        if re.search(pattern, text):
+            return meaning.format(message=message, python=f"{sys.version_info[0]}.{sys.version_info[1]}")
+    return BROKEN.format(message=message)
 
 
-def compare(what: str, torch: Any, found: Any, exact: Any, tolerance: float) -> None:
+def compare(what: str, torch: Any, result: Any, exact: Any, tolerance: float) -> None:
     """Hold a result against the exact one, which a CPU computed in float32.
 
     Raises:
         Unfit: It is not finite, or further off than the tolerance.
     """
-    found = found.detach().float().cpu()
+    result = result.detach().float().cpu()
     advice = "This GPU computes wrongly: replace it"
-    if not torch.isfinite(found).all():
+    if not torch.isfinite(result).all():
         raise Unfit(f"{what} has values that are not finite. {advice}")
-    off = float((found - exact).norm() / exact.norm())
+    off = float((result - exact).norm() / exact.norm())
     if off > tolerance:
         raise Unfit(f"{what} is off by {off:.3f} of its size; {tolerance} is tolerated. {advice}")
 
@@ -203,15 +204,15 @@ def compile_c() -> None:
             build.compile_module_from_src(STUB, "lora_forge_stub")
         except Exception as error:
             log.seek(0)
-            said = [line for line in log.read().decode(errors="replace").splitlines() if "error" in line]
-            raise CannotCompile(said[0] if said else str(error)) from error
+            errors = [line for line in log.read().decode(errors="replace").splitlines() if "error" in line]
+            raise CannotCompile(errors[0] if errors else str(error)) from error
         finally:
             os.dup2(kept, 2)
             os.close(kept)
 
 
 def line() -> Any:
-    """A Triton kernel: results = 2 × values + 1."""
+    """Compute, as a Triton kernel: results = 2 × values + 1."""
     import triton
     import triton.language as tl
 
@@ -232,8 +233,8 @@ def kernel(torch: Any, device: str) -> None:
     compare("the result of a Triton kernel", torch, results, 2 * values + 1, TRITON_TOLERANCE)
 
 
-def check(device: str, found: dict[str, Any]) -> None:
-    """Do everything; what is found out is added to ``found`` as it goes."""
+def check(device: str, report: dict[str, Any]) -> None:
+    """Do everything; what is found out is added to the report as it goes."""
     import torch
 
     if device == "cuda":
@@ -241,12 +242,12 @@ def check(device: str, found: dict[str, Any]) -> None:
             compile_c()
         torch.cuda.init()  # unlike is_available(), it says why it fails
     for number in range(torch.cuda.device_count() if device == "cuda" else 1):
-        found["device"] = "cpu"
+        report["device"] = "cpu"
         if device == "cuda":
             torch.cuda.set_device(number)
-            found["device"] = torch.cuda.get_device_name()
+            report["device"] = torch.cuda.get_device_name()
         speed = round(multiply(torch, device), 3)
-        found["bf16_tflops"] = min(speed, found["bf16_tflops"] or speed)
+        report["bf16_tflops"] = min(speed, report["bf16_tflops"] or speed)
         quantised(torch, device)
         if device == "cuda":
             kernel(torch, device)
@@ -260,22 +261,22 @@ def main(arguments: Optional[list[str]] = None) -> int:
     if given.lane:
         os.environ["CUDA_VISIBLE_DEVICES"] = given.lane  # read when CUDA starts
     os.environ["HF_HUB_OFFLINE"] = "1"  # bitsandbytes looks for faster kernels on the hub
-    found: dict[str, Any] = {"ok": False, "device": None, "bf16_tflops": None, "seconds": None, "error": None}
+    report: dict[str, Any] = {"ok": False, "device": None, "bf16_tflops": None, "seconds": None, "error": None}
     answer = os.dup(1)
     os.dup2(2, 1)
     began, status = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # or a compiler that is gone would not be missed
         try:
-            check(given.device, found)
-            found["ok"] = True
+            check(given.device, report)
+            report["ok"] = True
         except Exception as error:  # whatever it is, the answer is a sentence
-            found["error"] = sentence(error)
+            report["error"] = sentence(error)
             status = NO_COMPILER if isinstance(error, CannotCompile) else 1
-    found["seconds"] = round(time.monotonic() - began, 1)
+    report["seconds"] = round(time.monotonic() - began, 1)
     sys.stdout.flush()
     with os.fdopen(answer, "w", encoding="utf-8") as out:
-        out.write(json.dumps(found, ensure_ascii=False) + "\n")
+        out.write(json.dumps(report, ensure_ascii=False) + "\n")
     return status
 
 

@@ -339,8 +339,8 @@ class Planner:
         """What is ready of a recipe by other versions of Axolotl: major.minor -> version, fingerprint, attempt."""
         found: dict[str, tuple[str, str, tuple[str, str, str, dict[str, Any]]]] = {}
         for path in (self.output / "adapters" / agent).glob("*/manifest.json"):
-            versions = rundir.read_json(path).get("versions")
-            version = str(versions.get("axolotl") or "") if isinstance(versions, dict) else ""
+            manifest = store.read_manifest(path.parent)
+            version = str(manifest.versions.get("axolotl") or "") if manifest else ""
             minor = _minor(version)
             if minor and minor not in (_minor(self.axolotl), *found):
                 mark = recipe.fingerprint(keys, rehearsal, files, minor)

@@ -16,7 +16,6 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import run_state
 
 _PREFIX = "lora-forge"
 _BILLED = "RunPod's bill"  # where a cost in a manifest is from
@@ -184,8 +183,8 @@ def undelivered_costs(claims: list[dict[str, Any]], adapters: pathlib.Path, now:
             runs, pods, usd = runs | one[0], pods | one[1], usd + one[2]
         groups.append((runs, pods, usd))
     folders = store.delivered_folders(adapters) if groups else []
-    costs = [store.read_manifest(folder).get("cost") or {} for folder in folders]
-    noted = [(one["usd"], {*map(str, one.get("pods") or [])}) for one in costs if run_state.finite(one.get("usd"))]
+    costs = [manifest.cost for manifest in map(store.read_manifest, folders) if manifest]
+    noted = [(cost.usd, {*(cost.pods or ())}) for cost in costs if cost.usd is not None]
     return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 

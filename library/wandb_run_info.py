@@ -123,7 +123,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_query, wandb_records
 
 ARGUMENTS = {
     "runs": {"type": "list", "elements": "str", "default": []},
@@ -142,10 +142,10 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         if given["record"]:
-            found = wandb.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
+            found = wandb_records.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
         else:
             names = ("entity", "project", "base_url", "timeout", "history")
-            found = wandb.ask_server(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
+            found = wandb_query.ask_server(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
         error = found.pop("error")
         if error:
             module.fail_json(**error, **found)

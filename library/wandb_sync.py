@@ -84,7 +84,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_records
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
@@ -99,7 +99,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with report_errors(module):
-        found = wandb.sync(
+        found = wandb_records.sync(
             pathlib.Path(given["path"]),
             given["entity"],
             given["base_url"],

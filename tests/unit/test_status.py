@@ -8,7 +8,7 @@ import pytest
 import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.pods import claims
-from ansible.module_utils.lora_forge.results import report, status, wandb
+from ansible.module_utils.lora_forge.results import report, status, wandb_query
 from ansible.module_utils.lora_forge.trainer import gpu, run_state
 from lab import ROOT
 from wire import load
@@ -168,7 +168,7 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
         runs_ = [{"asked": name, "state": "running", "error": None} for name in names]
         return {"runs": runs_, "error": {"kind": "timeout", "msg": "W&B: late"} if project == "q" else None}
 
-    monkeypatch.setattr(wandb, "ask_server", ask)
+    monkeypatch.setattr(wandb_query, "ask_server", ask)
     deliver(tmp_path, "witness-00000000000d")
     names = [f"witness-00000000000{letter}" for letter in "abcd"]
     own = "https://wandb.ai/e/p/runs/x"

@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.results import verdict, wandb
+from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
 from ansible.module_utils.lora_forge.text import duration, short
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -38,7 +38,7 @@ def ask_wandb(
     """
     delivered = {folder.name for folder in store.delivered_folders(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    ours, elsewhere = wandb.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
+    ours, elsewhere = wandb_client.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
     known = [
         (run["run_id"], run["progress"].get("wandb"))
         for snapshot in snapshots.values()
@@ -49,7 +49,7 @@ def ask_wandb(
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
-            theirs = wandb.server_of(str(logged.get("url") or "")) or ours
+            theirs = wandb_client.server_of(str(logged.get("url") or "")) or ours
             if theirs == ours:
                 projects[place[0], place[1]].append(place[2])
             else:
@@ -60,7 +60,7 @@ def ask_wandb(
         for run_id, theirs in sorted(elsewhere)
     ]
     for (entity, project), names in projects.items():
-        answer = wandb.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
+        answer = wandb_query.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
             notes.append(answer["error"]["msg"])
         answers |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}

@@ -296,7 +296,7 @@ def _recipe_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
 
 
 def _dataset_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
-    """List the datasets that are not the same in all runs: name, and for each the start of its hash, and its examples."""
+    """List the datasets that are not the same in all runs: name, and in each run the start of its hash and its size."""
     columns = [
         {
             f"{pathlib.PurePath(str(file.path)).name} ({file.use or 'train'})": (

@@ -123,7 +123,7 @@ def ask(server: WandbServer, *runs: str, timeout: float = TIME) -> dict[str, Any
 
 
 def sync(server: WandbServer, folder: pathlib.Path) -> dict[str, Any]:
-    found = wandb_records.sync(folder, base_url=server.url, key=KEY, timeout=TIME)
+    found = wandb_records.sync_records(folder, base_url=server.url, key=KEY, timeout=TIME)
     assert KEY not in repr(found)
     return found
 
@@ -279,7 +279,7 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     assert (told["changed"], told["synced"], told["url"]) == (False, [], url)
     assert server.operations["file_stream"] == streamed
     (tmp_path / "latest").symlink_to(folder.parent)
-    assert [run["synced"] for run in wandb_records.read(tmp_path / "latest", TIME)["runs"]] == [True, True]
+    assert [run["synced"] for run in wandb_records.read_records(tmp_path / "latest", TIME)["runs"]] == [True, True]
     # What is uploaded needs no key any more.
     told = module(capfd, "wandb_sync", **{**given, "api_key": ""})
     assert (told["changed"], told.get("failed"), told["url"]) == (False, None, "")
@@ -331,12 +331,12 @@ def test_a_run_that_w_and_b_lost_sight_of_is_uploaded_afterwards(server, tmp_pat
 def test_a_record_that_was_cut_off_is_read_and_uploaded_as_far_as_it_goes(server, tmp_path, capfd):
     record = log(server, tmp_path / "a", "witness-4", 20, "offline", kill=True)
     [file] = record.glob("*.wandb")
-    whole, cut = wandb_records.read(record, TIME, history=99), tmp_path / "cut/run"
+    whole, cut = wandb_records.read_records(record, TIME, history=99), tmp_path / "cut/run"
     [run] = whole["runs"]
     assert (run["state"], run["step"], steps(run["history"])) == ("unfinished", 19, list(range(20)))
     cut.mkdir(parents=True)
     (cut / file.name).write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    [run] = wandb_records.read(cut, TIME, history=99)["runs"]
+    [run] = wandb_records.read_records(cut, TIME, history=99)["runs"]
     assert run["state"] == "unfinished"
     assert 0 < run["step"] < 19
     assert steps(run["history"]) == list(range(run["step"] + 1))
@@ -354,7 +354,7 @@ def test_a_record_that_was_cut_off_is_read_and_uploaded_as_far_as_it_goes(server
     shutil.rmtree(tmp_path / "cut/none")
     told = module(capfd, "wandb_sync", **given)
     assert (told["changed"], told["synced"]) == (False, [])
-    [run] = wandb_records.read(tmp_path / "cut/empty", TIME)["runs"]
+    [run] = wandb_records.read_records(tmp_path / "cut/empty", TIME)["runs"]
     assert (run["id"], run["state"], run["step"], run["error"]) == (None, "unfinished", None, None)
 
 

@@ -588,7 +588,7 @@ def _dashes(place: int) -> str:
 
 
 def link(url: Any) -> Optional[str]:
-    """Pass a web address on; None for whatever else stands there, which a browser might run."""
+    """Return a web address; None for whatever else stands there, which a browser might run."""
     return url if isinstance(url, str) and url.startswith(("https://", "http://")) else None
 
 

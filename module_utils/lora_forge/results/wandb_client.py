@@ -24,14 +24,14 @@ from ansible.module_utils.lora_forge.errors import UserError
 KEPT = ("WANDB_BASE_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL")
 _SHOWN = ("_step", "_timestamp", "_runtime")  # of the client's own keys
 _SHORTEST = 8  # characters of anything that could be a key
-_SAID = 200  # characters of what W&B, or its client, said
+_LONGEST = 200  # characters of what W&B, or its client, said that are passed on
 
 Entry = dict[str, Any]
 Error = dict[str, str]
 
 
 def entry(asked: str, **known: Any) -> Entry:
-    """A run of which nothing is known but what is given."""
+    """Make the entry of a run of which nothing is known but what is given."""
     unknown = dict.fromkeys(("id", "name", "path", "state", "heartbeat_at", "heartbeat_age", "step", "url", "error"))
     return {"asked": asked, **unknown, "summary": {}, "history": [], "system": {}, "tags": [], "config": {}, **known}
 
@@ -39,35 +39,36 @@ def entry(asked: str, **known: Any) -> Entry:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def error_entry(kind: str, where: str, said: str = "", key: str = "") -> Error:
-    """A kind of error in words: what was found, where, and what to do.
+def error_entry(kind: str, where: str, complaint: str = "", key: str = "") -> Error:
+    """Put a kind of error into words: what was found, where, and what to do.
 
     Args:
         kind: no_key, bad_key, no_project, run_not_found, rate_limit, timeout, server_down or answer.
         where: W&B's address, or a file; for no_project and run_not_found what is missing too.
-        said: What W&B, or its client, said.
+        complaint: What W&B, or its client, said.
         key: Taken out of it, should it be there.
     """
-    said = " ".join(scrubbed(said, key).split()).rpartition("while retrying: ")[2]
-    said = re.sub(r"^Failed to verify credentials with \S+: ", "", said)
-    said = f" ({said[:_SAID]}…)" if len(said) > _SAID else f" ({said})" if said else ""
+    complaint = " ".join(scrubbed(complaint, key).split()).rpartition("while retrying: ")[2]
+    complaint = re.sub(r"^Failed to verify credentials with \S+: ", "", complaint)
+    quoted = f"{complaint[:_LONGEST]}…" if len(complaint) > _LONGEST else complaint
+    quote = f" ({quoted})" if quoted else ""
     new_key = "in W&B's user settings, and: export WANDB_API_KEY=…"
-    words = {
+    sentences = {
         "no_key": f"no key for {where}: WANDB_API_KEY is not set. Make one {new_key}",
-        "bad_key": f"{where} does not accept the key{said}. Make a new one {new_key}",
+        "bad_key": f"{where} does not accept the key{quote}. Make a new one {new_key}",
         "no_project": f"{where}: no such project, or the key may not see it. Look at entity and project; its first run "
         "makes a project",
         "run_not_found": f"{where}: no such run. It has not been uploaded yet, or was deleted",
-        "rate_limit": f"{where} takes no more requests for now{said}. Wait a minute and run the same command again",
-        "timeout": f"{where} gave no answer in time{said}. Run the same command again, or give it more time",
-        "server_down": f"{where} cannot be reached, or is out of order{said}. Run the same command again in a while",
-        "answer": f"{where} gave an answer that is of no use{said}. Its own words say why",
+        "rate_limit": f"{where} takes no more requests for now{quote}. Wait a minute and run the same command again",
+        "timeout": f"{where} gave no answer in time{quote}. Run the same command again, or give it more time",
+        "server_down": f"{where} cannot be reached, or is out of order{quote}. Run the same command again in a while",
+        "answer": f"{where} gave an answer that is of no use{quote}. Its own words say why",
     }
-    return {"kind": kind, "msg": f"W&B: {words[kind]}"}
+    return {"kind": kind, "msg": f"W&B: {sentences[kind]}"}
 
 
-def kind_of(said: str) -> str:
-    """The kind of an error, by the client's words (it has no other way to tell)."""
+def kind_of(complaint: str) -> str:
+    """Tell the kind of an error, by the client's words (it has no other way to tell)."""
     for kind, pattern in (
         ("bad_key", r"\b401\b|\b403\b|not logged in|API key must|API key invalid|permission denied"),
         ("rate_limit", r"\b429\b|rate limit"),
@@ -75,7 +76,7 @@ def kind_of(said: str) -> str:
         ("timeout", r"did not respond in time|deadline exceeded|i/o timeout|Client\.Timeout|timed out"),
         ("server_down", r"\b(HTTP|error) 5\d\d|dial tcp|connection re(fused|set)|no such host|Post \x22"),
     ):
-        if re.search(pattern, said, re.IGNORECASE):
+        if re.search(pattern, complaint, re.IGNORECASE):
             return kind
     return "answer"
 
@@ -84,7 +85,7 @@ def kind_of(said: str) -> str:
 
 
 def package() -> pathlib.Path:
-    """Where the client is installed.
+    """Find where the client is installed.
 
     Raises:
         UserError: It is not.
@@ -97,25 +98,25 @@ def package() -> pathlib.Path:
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[str]:
-    """A folder for all that the client writes besides; it may still write while it is removed."""
+    """Make a folder for all that the client writes besides; it may still write while it is removed."""
     with tempfile.TemporaryDirectory(prefix="lora-forge-wandb-", ignore_cleanup_errors=True) as folder:
         yield folder
 
 
 def environment(folder: str, base_url: str = "", key: str = "") -> dict[str, str]:
-    """The client's environment: its home is a folder, and it keeps silent.
+    """Make the client's environment: its home is a folder, and it keeps silent.
 
     Args:
         folder: The folder.
         base_url: W&B's address; empty: as the environment says.
         key: The key, for processes that need it.
     """
-    found = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
-    found |= {"HOME": folder, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
-    found |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")}
-    found |= {"WANDB_DIR": folder, "TMPDIR": folder}  # it leaves folders behind
-    found |= {"WANDB_BASE_URL": base_url} if base_url else {}
-    return found | ({"WANDB_API_KEY": key} if key else {})
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name in KEPT}
+    variables |= {"HOME": folder, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"}
+    variables |= {f"WANDB_{name}_DIR": folder for name in ("CONFIG", "CACHE", "DATA")}
+    variables |= {"WANDB_DIR": folder, "TMPDIR": folder}  # it leaves folders behind
+    variables |= {"WANDB_BASE_URL": base_url} if base_url else {}
+    return variables | ({"WANDB_API_KEY": key} if key else {})
 
 
 def run_command(command: list[str], env: dict[str, str], seconds: float) -> tuple[Optional[int], str, str]:
@@ -125,40 +126,40 @@ def run_command(command: list[str], env: dict[str, str], seconds: float) -> tupl
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        said, complained = process.communicate(timeout=max(0.1, seconds))
-        return process.returncode, said, complained
+        output, complaints = process.communicate(timeout=max(0.1, seconds))
+        return process.returncode, output, complaints
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # what it started ends by itself when it sees that
-        said, complained = process.communicate()
-        return None, said, complained
+        output, complaints = process.communicate()
+        return None, output, complaints
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON has it: what is not finite becomes text, what is no value at all its words."""
+    """Turn a value into what JSON has: what is not finite becomes text, what is no value at all its words."""
     if isinstance(value, dict):
-        return {str(key): json_value(one) for key, one in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [json_value(one) for one in value]
+        return [json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def shown_metrics(values: dict[str, Any]) -> dict[str, Any]:
-    """Metrics without the client's own, but with its step and times."""
+    """Pick the metrics without the client's own, but with its step and times."""
     return {key: value for key, value in values.items() if not key.startswith("_") or key in _SHOWN}
 
 
 def system_figures(values: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the machine; the server's have a word in front."""
+    """Name figures of the machine as the client does; the server's have a word in front."""
     return {key.removeprefix("system."): json_value(value) for key, value in values.items() if not key.startswith("_")}
 
 
 def parse_time(text: Optional[str]) -> Optional[float]:
-    """A time as W&B writes it (UTC where it says nothing), in epoch seconds."""
+    """Read a time as W&B writes it (UTC where it says nothing), in epoch seconds."""
     if not text:
         return None
     text = re.sub(r"(\.\d{6})\d+", r"\1", text.replace("Z", "+00:00"))  # nanoseconds are more than Python reads
@@ -167,28 +168,28 @@ def parse_time(text: Optional[str]) -> Optional[float]:
 
 
 def iso(when: Optional[float]) -> Optional[str]:
-    """Epoch seconds as text, in UTC."""
+    """Write epoch seconds as text, in UTC."""
     at = None if when is None else datetime.datetime.fromtimestamp(when, datetime.timezone.utc)
     return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
 
 
 def server_of(url: str) -> str:
-    """Whose server an address is of, be it the client's or that of a run's page; empty for none."""
+    """Tell whose server an address is of, be it the client's or that of a run's page; empty for none."""
     host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
     return "wandb.ai" if host in ("api.wandb.ai", "www.wandb.ai") else host
 
 
 def given_key(key: str) -> str:
-    """The key as it was given, or else that of the environment."""
+    """Return the key as it was given, or else that of the environment."""
     return (key or os.environ.get("WANDB_API_KEY", "")).strip()
 
 
 def scrubbed(value: Any, key: str) -> Any:
-    """A value without the key, wherever it may have got to; what is shorter than any key is left alone."""
+    """Return a value without the key, wherever it may have got to; what is shorter than any key is left alone."""
     if isinstance(value, dict):
-        return {scrubbed(name, key): scrubbed(one, key) for name, one in value.items()}
+        return {scrubbed(name, key): scrubbed(item, key) for name, item in value.items()}
     if isinstance(value, list):
-        return [scrubbed(one, key) for one in value]
+        return [scrubbed(item, key) for item in value]
     if not isinstance(value, str) or len(key) < _SHORTEST:
         return value
     sent = base64.b64encode(f"api:{key}".encode()).decode()  # as it goes over the wire

@@ -48,26 +48,26 @@ def ask_server(
         history: How many last points of each run.
 
     Returns:
-        entity and base_url as they were used; runs, one :func:`wandb_client.entry` for each that was asked; error: None, or kind
-        and msg of what is wrong.
+        entity and base_url as they were used; runs, one ``wandb_client.entry`` for each that was asked; error: None, or
+        kind and msg of what is wrong.
     """
     key, base_url = client.given_key(key), base_url or os.environ.get("WANDB_BASE_URL", "")
-    found: dict[str, Any] = {"entity": entity, "base_url": base_url, "error": None}
-    found["runs"] = [client.entry(name) for name in asked]
+    answer: dict[str, Any] = {"entity": entity, "base_url": base_url, "error": None}
+    answer["runs"] = [client.entry(name) for name in asked]
     if key:
-        _fill(found, (asked, entity, project, key, timeout, history))
+        _fill(answer, (asked, entity, project, key, timeout, history))
     else:
-        found["error"] = client.error_entry("no_key", base_url or "W&B's service")
-    missing = [run for run in found["runs"] if not run["id"]]
-    if missing and not found["error"]:
-        where = f"{found['base_url']}, {found['entity']}/{project}, {', '.join(run['asked'] for run in missing)}"
-        found["error"] = client.error_entry("run_not_found", where)
+        answer["error"] = client.error_entry("no_key", base_url or "W&B's service")
+    missing = [run for run in answer["runs"] if not run["id"]]
+    if missing and not answer["error"]:
+        where = f"{answer['base_url']}, {answer['entity']}/{project}, {', '.join(run['asked'] for run in missing)}"
+        answer["error"] = client.error_entry("run_not_found", where)
     for run in missing:
-        run["error"] = found["error"]
-    return client.scrubbed(found, key)
+        run["error"] = answer["error"]
+    return client.scrubbed(answer, key)
 
 
-def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
+def _fill(answer: dict[str, Any], question: tuple[Any, ...]) -> None:
     """Add what a child process learns of W&B within the question's time."""
     client.package()
     timeout = question[4]
@@ -76,24 +76,26 @@ def _fill(found: dict[str, Any], question: tuple[Any, ...]) -> None:
     with client.temporary_home() as folder:
         receiver, sender = fork.Pipe(duplex=False)
         retries = {f"WANDB__GRAPHQL_{name}": value for name, value in _RETRIES.items()}
-        env = client.environment(folder, found["base_url"]) | retries
+        env = client.environment(folder, answer["base_url"]) | retries
         process = fork.Process(target=_child, args=(sender, env, *question), daemon=True)
         process.start()
         sender.close()
         try:
-            while not found.get("done"):
+            while not answer.get("done"):
                 if not receiver.poll(max(0.0, deadline - time.monotonic())):
-                    found["error"] = client.error_entry("timeout", found["base_url"] or "its service", f"{timeout:g} s")
+                    answer["error"] = client.error_entry(
+                        "timeout", answer["base_url"] or "its service", f"{timeout:g} s"
+                    )
                     break
-                found |= receiver.recv()
-            process.join(2 if found.get("done") else 0)
+                answer |= receiver.recv()
+            process.join(2 if answer.get("done") else 0)
         except EOFError:
-            found["error"] = client.error_entry("answer", "its client", "it died")
+            answer["error"] = client.error_entry("answer", "its client", "it died")
         finally:
             process.kill()
             process.join()
             receiver.close()
-    found.pop("done", None)
+    answer.pop("done", None)
 
 
 def _child(sender: multiprocessing.connection.Connection, env: dict[str, str], *question: Any) -> None:
@@ -145,15 +147,15 @@ def _answers(
             entries = [_seen(by_name[name], name, now) if name in by_name else client.entry(name) for name in asked]
             yield {"runs": entries}
             if history:
-                for one, points in zip(entries, pool.map(lambda name: _last(by_name.get(name), history), asked)):
-                    one["history"] = points
+                for run, points in zip(entries, pool.map(lambda name: _last(by_name.get(name), history), asked)):
+                    run["history"] = points
                 yield {"runs": entries}
     except Exception as error:
         yield {"error": client.error_entry(client.kind_of(str(error)), where, str(error), key)}
 
 
 def _seen(run: Any, asked: str, now: float) -> client.Entry:
-    """A run of the public API as an entry; now is the server's."""
+    """Turn a run of the public API into an entry; now is the server's."""
     beat = client.parse_time(run.heartbeat_at)
     summary = client.json_value(run.summary_metrics or {})
     steps = [summary.get("_step"), (run.history_keys or {}).get("lastStep")]
@@ -184,13 +186,13 @@ def _last(run: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _server_clock_skew(base_url: str) -> float:
-    """By how many seconds the server's clock is ahead of this one, by the Date of an answer; 0 where it tells none."""
+    """Tell by how many seconds the server's clock is ahead, by the Date of an answer; 0 where it tells none."""
     try:
         with urllib.request.urlopen(urllib.request.Request(base_url, method="HEAD"), timeout=5) as answer:
-            said = answer.headers["Date"]
+            header = answer.headers["Date"]
     except urllib.error.HTTPError as refusal:  # has a Date too
-        said = refusal.headers["Date"]
+        header = refusal.headers["Date"]
     except (OSError, ValueError, http.client.HTTPException):
         return 0.0
-    date = email.utils.parsedate_tz(said) if said else None
+    date = email.utils.parsedate_tz(header) if header else None
     return email.utils.mktime_tz(date) - time.time() if date else 0.0

@@ -6,91 +6,39 @@ The page depends on what was read alone, not on the clock: the same data give th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
 import json
 import math
 import os
 import pathlib
-import re
 import statistics
-import xml.etree.ElementTree as ElementTree
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import jinja2
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.adapters.manifest import Cost, Manifest
+from ansible.module_utils.lora_forge.adapters.manifest import Cost
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.results import leaderboard
+from ansible.module_utils.lora_forge.results.report_pictures import (
+    MEASURES,
+    Point,
+    ReportedRun,
+    dashes,
+    figure,
+    finite_number,
+    picture,
+)
 from ansible.module_utils.lora_forge.text import duration, nearest
 from ansible.module_utils.lora_forge.trainer import run_state
-from markupsafe import Markup
 
 _SHOWN = 6  # runs of an agent in its pictures: as many as a reader can tell apart
-_ROWS = 60  # of a table of points, about
-_FEW = 12  # points of a line that are each marked
 NOTHING = "–"
 OWN = "own hardware"  # how costs.usd_spent words it
 _STANDING = ("disputed", "verified")  # verdict and state of what is proven, and contradicted all the same
-_MEASURES = {"loss": "Training loss", "eval_loss": "Evaluation loss"}
-# Of the lines, in the order in which runs are shown: on and off, in units of the picture.
-_DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (9, 3, 2, 3, 2, 3))
-WIDTH, HEIGHT = 420, 250  # of a picture; near a phone's width, so that its text stays readable there
-# Drawn with these, which stand for the page's own colours: CSS variables follow light and dark, figures would not.
-INK, GRID, RUN = "#010101", "#020202", "#0300{:02}"
-_COLOURS = (
-    (re.compile(INK), "var(--muted)"),
-    (re.compile(GRID), "var(--line)"),
-    (re.compile(r"#0300(\d)(\d)"), r"var(--run-\2)"),
-)
-
-
-class _Point(NamedTuple):
-    """A logged figure: at which step, how many minutes after the training began, the figure (NaN where it is none)."""
-
-    step: int
-    minutes: float
-    value: float
-    logged: str  # as text
-
-
-@dataclasses.dataclass
-class _Run:
-    """A delivered run.
-
-    Attributes:
-        agent: Whose it is.
-        run_id: Its name, which is its folder's.
-        manifest: Its manifest.
-        promoted: Whether ``latest`` points to it.
-        points: What was logged, for each of MEASURES.
-        tokens_per_second: The median of what was logged; None where nothing was.
-        verdict: What is true of it.
-        letter: Its name in the pictures; empty where it is in none.
-    """
-
-    agent: str
-    run_id: str
-    manifest: Manifest
-    promoted: bool
-    points: dict[str, list[_Point]]
-    tokens_per_second: Optional[float]
-    verdict: str
-    letter: str = ""
-
-    @property
-    def rehearsal(self) -> bool:
-        return self.manifest.is_rehearsal
-
-    @property
-    def place(self) -> int:
-        """Its place among the runs shown: decides colour and dash."""
-        return ord(self.letter) - ord("A")
 
 
 # --- what there is
@@ -103,7 +51,7 @@ def _fact(data: Any, path: str) -> Any:
     return data
 
 
-def _read_points(path: pathlib.Path) -> tuple[dict[str, list[_Point]], Optional[float]]:
+def _read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[float]]:
     """Read the losses of a run's metrics.jsonl, and the median of its tokens a second.
 
     What a resume took back is left out. Minutes count from the first start on, pauses included.
@@ -114,20 +62,20 @@ def _read_points(path: pathlib.Path) -> tuple[dict[str, list[_Point]], Optional[
         if isinstance(event.get("step", 0), int) and run_state.finite(event.get("time"))
     ]
     began = next((event["time"] for event in events if event.get("event") == "begin"), None)
-    points: dict[str, list[_Point]] = {name: [] for name in _MEASURES}
+    points: dict[str, list[Point]] = {name: [] for name in MEASURES}
     rates = []
     for event in rundir.surviving_events(events):
-        for name in _MEASURES:
+        for name in MEASURES:
             if event.get("event") == {"loss": "log", "eval_loss": "eval"}[name] and event.get(name) is not None:
                 value = float(event[name]) if run_state.finite(event[name]) else math.nan
                 minutes = (event["time"] - (began or event["time"])) / 60
-                points[name].append(_Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
+                points[name].append(Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
         if run_state.finite(event.get("tokens_per_second")):
             rates.append(event["tokens_per_second"])
     return points, statistics.median(rates) if rates else None
 
 
-def _read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> list[_Run]:
+def _read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> list[ReportedRun]:
     """Read the delivered runs of an agent, the newest first.
 
     Args:
@@ -150,14 +98,10 @@ def _read_runs(home: pathlib.Path, disputed: set[str], warnings: list[str]) -> l
             warnings.append(f"the adapter of {folder.name} is not whole: {defect}")
         verdict = "disputed" if folder.name in disputed or defect else manifest.verdict or NOTHING
         points, rate = _read_points(folder / "metrics.jsonl")
-        runs.append(_Run(home.name, folder.name, manifest, folder.name == promoted, points, rate, verdict))
+        runs.append(ReportedRun(home.name, folder.name, manifest, folder.name == promoted, points, rate, verdict))
     if promoted and promoted not in [run.run_id for run in runs]:
         warnings.append(f"{home / promotion.LATEST} points to {promoted}, and there is no such adapter")
     return sorted(runs, key=lambda run: (run.manifest.finished_at or 0, run.run_id), reverse=True)
-
-
-def _number(value: Any) -> Optional[float]:
-    return value if run_state.finite(value) and not isinstance(value, bool) else None
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -221,15 +165,15 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         "agents": agents,
         "waiting": sorted({str(run.get("agent")) for run in under_way} - {agent["name"] for agent in agents}),
         "under_way": sorted(under_way, key=lambda run: (str(run.get("agent")), str(run.get("run_id")))),
-        "looked_at": _number(status.get("made_at")),
-        "up_to": max((time for time in map(_number, times) if time), default=None),
+        "looked_at": finite_number(status.get("made_at")),
+        "up_to": max((time for time in map(finite_number, times) if time), default=None),
         "costs": costs(runs, [run for run in meant if str(run.get("run_id")) not in delivered]),
         "warnings": warnings,
         "wanted": wanted,
     }
 
 
-def _agent_facts(number: int, name: str, runs: list[_Run], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _agent_facts(number: int, name: str, runs: list[ReportedRun], history: list[dict[str, Any]]) -> dict[str, Any]:
     """Gather what the page tells of an agent.
 
     The leading run is the promoted one, or else the newest. Runs of its kind (real, or rehearsal) are shown beside it:
@@ -260,10 +204,10 @@ def _agent_facts(number: int, name: str, runs: list[_Run], history: list[dict[st
         "promoted": lead if lead.promoted else None,
         "shown": shown,
         "notes": notes,
-        "pictures": [_picture(f"agent-{number}-{measure}", measure, shown) for measure in _MEASURES],
+        "pictures": [picture(f"agent-{number}-{measure}", measure, shown) for measure in MEASURES],
         "recipes": _recipe_differences(shown),
         "datasets": _dataset_differences(shown),
-        "history": sorted(history, key=lambda line: _number(line.get("at")) or 0, reverse=True),
+        "history": sorted(history, key=lambda line: finite_number(line.get("at")) or 0, reverse=True),
     }
 
 
@@ -283,19 +227,13 @@ def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
 # --- what runs have in common
 
 
-def _yardstick(run: _Run) -> tuple[Optional[str], Optional[int]]:
-    """Tell what a run was evaluated on: the evaluation set's hash and sequence_len; None where nobody can tell."""
-    evaluation = promotion.evaluation_of(run.manifest)
-    return evaluation.sha256, evaluation.sequence_len
-
-
-def _recipe_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
+def _recipe_differences(runs: list[ReportedRun]) -> list[tuple[str, list[str]]]:
     """List the recipe's keys that are not the same in all runs: key, and its value in each run."""
     recipes = [run.manifest.recipe for run in runs]
     return _differing({key: [_text(each.get(key)) for each in recipes] for recipe in recipes for key in recipe})
 
 
-def _dataset_differences(runs: list[_Run]) -> list[tuple[str, list[str]]]:
+def _dataset_differences(runs: list[ReportedRun]) -> list[tuple[str, list[str]]]:
     """List the datasets that are not the same in all runs: name, and in each run the start of its hash and its size."""
     columns = [
         {
@@ -319,7 +257,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def costs(runs: dict[str, list[_Run]], others: list[dict[str, Any]]) -> dict[str, Any]:
+def costs(runs: dict[str, list[ReportedRun]], others: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum up what all runs have cost: rows by agent, and their total.
 
     Args:
@@ -346,220 +284,19 @@ def costs(runs: dict[str, list[_Run]], others: list[dict[str, Any]]) -> dict[str
     return {"rows": rows, "total": {key: sum(row[key] for row in rows) for key in keys}}
 
 
-# --- pictures
-
-
-def _picture(name: str, measure: str, runs: list[_Run]) -> dict[str, Any]:
-    """Draw a measure of some runs against steps and against minutes.
-
-    Args:
-        name: The start of the pictures' ids.
-        measure: One of MEASURES.
-        runs: The leading one first. Only runs with its base model are drawn, and for the evaluation only those that
-            were measured as it was.
-
-    Returns:
-        title; svgs (two, or none where nothing was logged); notes (sentences on what is not drawn, and why);
-        rows (letter, step, minutes, figure as logged) thinned to about ROWS; and points, their number before that.
-    """
-    title = _MEASURES[measure]
-    base = runs[0].manifest.recipe.get("base_model")
-    notes, drawn = [], []
-    for run in runs:
-        if run.manifest.recipe.get("base_model") != base:
-            notes.append(f"{run.letter} is left out: it trained another base model.")
-        elif measure == "eval_loss" and _yardstick(run) != _yardstick(runs[0]):
-            notes.append(f"{run.letter} is left out: its evaluation set or its sequence_len is another.")
-        elif not run.points[measure]:
-            notes.append(f"{run.letter} is left out: nothing was logged.")
-        else:
-            drawn.append(run)
-            notes += _gaps(run.letter, run.points[measure])
-    lines = [(run, run.points[measure]) for run in drawn]
-    svgs = []
-    if any(math.isfinite(point.value) for _, points in lines for point in points):
-        for key, across in (("step", "step"), ("minutes", "minutes since the start")):
-            courses = "; ".join(_course(run, points, key) for run, points in lines)
-            sentence = f"{title} against {'steps' if key == 'step' else 'minutes'}: {courses}."
-            curves = [(run, [(getattr(point, key), point.value) for point in points]) for run, points in lines]
-            svgs.append(_draw(f"{name}-{key}", sentence, across, curves, dots=measure == "eval_loss"))
-    room = max(2, _ROWS // max(1, len(lines)))
-    rows = [(run.letter, *point) for run, points in lines for point in _thinned(points, room)]
-    return {
-        "title": title,
-        "svgs": svgs,
-        "notes": notes,
-        "rows": rows,
-        "points": sum(len(points) for _, points in lines),
-    }
-
-
-def _gaps(letter: str, points: list[_Point]) -> list[str]:
-    """Write a sentence on figures that are no numbers; none where all are."""
-    bad = [point for point in points if not math.isfinite(point.value)]
-    if not bad:
-        return []
-    logged, steps = ", ".join(sorted({point.logged for point in bad})), ", ".join(str(point.step) for point in bad[:5])
-    where = f"at step {steps}{' …' if len(bad) > 5 else ''}"
-    return [f"{letter} has a gap: {len(bad)} of {len(points)} figures are no finite number ({logged}; {where})."]
-
-
-def _course(run: _Run, points: list[_Point], key: str) -> str:
-    """Tell from where to where a line goes."""
-    finite = [point for point in points if math.isfinite(point.value)]
-    name = f"{run.letter} ({run.run_id})"
-    if not finite:
-        return f"{name} has no finite figure"
-    first, last = (
-        f"{_figure(point.value)} at {f'step {point.step}' if key == 'step' else f'{point.minutes:.1f} minutes'}"
-        for point in (finite[0], finite[-1])
-    )
-    return f"{name} is {first}" if len(finite) == 1 else f"{name} goes from {first} to {last}"
-
-
-def _thinned(points: list[_Point], room: int) -> list[_Point]:
-    """Pick at most so many of the points, evenly, with the first and the last."""
-    if len(points) <= room:
-        return points
-    return [points[round(at * (len(points) - 1) / (room - 1))] for at in range(room)]
-
-
-def _draw(
-    name: str, sentence: str, across: str, lines: list[tuple[_Run, list[tuple[float, float]]]], dots: bool
-) -> Markup:
-    """Draw a picture as inline SVG, with text as text, colours as CSS variables, and ids of its own.
-
-    Args:
-        name: The start of its ids.
-        sentence: What is seen, for those who do not see it.
-        across: What goes along the x axis.
-        lines: Runs with x and y; the leading one first. A y that is NaN leaves a gap.
-        dots: Mark every point.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.family": "DejaVu Sans",  # comes with Matplotlib: the same layout everywhere
-        "font.size": 11,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.edgecolor": GRID,
-        "axes.formatter.useoffset": False,
-        "lines.scale_dashes": False,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, facecolor="none")  # a pixel is a unit of the picture
-        canvas = FigureCanvasSVG(figure)
-        left, right, bottom, top = 54, 24, 42, 12  # margins
-        size = ((WIDTH - left - right) / WIDTH, (HEIGHT - bottom - top) / HEIGHT)
-        axes = figure.add_axes((left / WIDTH, bottom / HEIGHT, *size), facecolor="none")
-        ends = []
-        for run, points in reversed(lines):  # the leading one on top
-            axes.plot(
-                *zip(*points),
-                color=RUN.format(run.place),
-                linewidth=2.6 if run.letter == "A" else 1.6,
-                linestyle=(0, _DASHES[run.place]) if _DASHES[run.place] else "-",
-                marker="o",
-                markevery=None if dots or len(points) <= _FEW else _alone([y for _, y in points]),
-                markersize=5 if run.letter == "A" else 3.6,
-                clip_on=False,
-            )
-            ends += [(run, point) for point in points if math.isfinite(point[1])][-1:]
-        axes.set_xlim(left=min(0, axes.get_xlim()[0] if any(x < 0 for _, points in lines for x, _ in points) else 0))
-        axes.set_xlabel(across, labelpad=8)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=across == "step"))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(axis="y", color=GRID, linewidth=1)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, pad=6)
-        axes.spines[["top", "left", "right"]].set_visible(False)
-        placed: list[tuple[float, float]] = []
-        for (x, y), run in sorted(
-            ((tuple(axes.transData.transform(point)), run) for run, point in ends), key=lambda end: end[0][1]
-        ):
-            y = max([y, *(lower + 12 for other, lower in placed if abs(other - x) < 14)])  # no letter upon another
-            placed.append((x, y))
-            axes.annotate(
-                run.letter, (x + 7, y), xycoords="figure pixels", va="center", color=RUN.format(run.place),
-                fontweight="bold", annotation_clip=False,
-            )  # fmt: skip
-        file = io.StringIO()
-        canvas.print_svg(file)
-    return _inline(file.getvalue(), sentence)
-
-
-def _alone(values: list[float]) -> list[int]:
-    """List which figures have none beside them, so that no line would show them."""
-    around = [math.nan, *values, math.nan]
-    return [
-        at
-        for at, value in enumerate(values)
-        if math.isfinite(value) and not math.isfinite(around[at]) and not math.isfinite(around[at + 2])
-    ]
-
-
-def _inline(text: str, sentence: str) -> Markup:
-    """Turn Matplotlib's SVG file into an element of a page.
-
-    Its style sheet would reach the whole page, its metadata hold the date, and of its ids only those that are used are
-    unique: they go.
-    """
-    root = ElementTree.fromstring(text)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        for key in [key for key in element.attrib if key.endswith("}href")]:
-            element.set("href", element.attrib.pop(key))
-        if element.tag in ("svg", "g"):
-            element.attrib.pop("id", None)
-        if element.tag == "text":
-            element.attrib.pop("transform", None)  # by 0 degrees
-            if RUN[:5] in element.attrib["style"]:
-                element.set("class", "end")
-    for child in list(root):
-        if child.tag == "metadata" or child.find("style") is not None:
-            root.remove(child)
-    root.attrib = {
-        "class": "chart",
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-label": sentence,
-    }
-    svg = ElementTree.tostring(root, encoding="unicode")
-    for pattern, variable in _COLOURS:
-        svg = pattern.sub(variable, svg)
-    svg = svg.replace("font-family: 'DejaVu Sans'; ", "")  # that of the page, then
-    return Markup(re.sub(r"\s*\n\s*", " ", svg))  # every character was written by ElementTree, which escapes
-
-
 # --- for people
-
-
-def _figure(value: Any) -> str:
-    """Write a loss, with as many digits as tell runs apart."""
-    number = _number(value)
-    if number is None or not math.isfinite(number):
-        return NOTHING if value is None else str(value)[:20]
-    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"
 
 
 def whole(value: Any) -> str:
     """Write a count, its thousands apart."""
-    number = _number(value)
-    return NOTHING if number is None else f"{number:,.0f}".replace(",", "\u202f")
+    known = finite_number(value)
+    return NOTHING if known is None else f"{known:,.0f}".replace(",", "\u202f")
 
 
 def _span(value: Any) -> str:
     """Write seconds as 0:34 or 1:02:09."""
-    number = _number(value)
-    return NOTHING if number is None else duration(number)
+    known = finite_number(value)
+    return NOTHING if known is None else duration(known)
 
 
 def _when(value: Any) -> str:
@@ -572,19 +309,14 @@ def _when(value: Any) -> str:
 
 def usd(value: Any) -> str:
     """Write an amount of money."""
-    number = _number(value)
-    return NOTHING if number is None else f"{number:,.2f}\u00a0USD"
+    known = finite_number(value)
+    return NOTHING if known is None else f"{known:,.2f}\u00a0USD"
 
 
 def cost(noted: Any) -> str:
     """Write what a run cost, by its manifest or by the last status."""
     known = noted if isinstance(noted, Cost) else Cost.from_dict(noted)
     return OWN if known.source == OWN and not known.usd else usd(known.usd)
-
-
-def _dashes(place: int) -> str:
-    """Tell how a run's line is dashed, for SVG."""
-    return " ".join(map(str, _DASHES[place]))
 
 
 def link(url: Any) -> Optional[str]:
@@ -616,7 +348,7 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
 def _compiled(text: str) -> jinja2.Template:
     """Prepare a template to be filled in; that takes longer than to fill it in."""
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = (_figure, whole, _span, _when, usd, cost, _dashes, link, _texts)
+    filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts)
     jinja.filters |= {function.__name__.lstrip("_"): function for function in filters}
     jinja.globals |= {"fact": _fact, "nothing": NOTHING, "own": OWN}
     return jinja.from_string(text)

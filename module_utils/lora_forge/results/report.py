@@ -44,13 +44,6 @@ _STANDING = ("disputed", "verified")  # verdict and state of what is proven, and
 # --- what there is
 
 
-def _fact(data: Any, path: str) -> Any:
-    """Return what stands at ``a.b.c`` in nested objects; None where there is nothing, or something else on the way."""
-    for key in path.split("."):
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
-
-
 def _read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[float]]:
     """Read the losses of a run's metrics.jsonl, and the median of its tokens a second.
 
@@ -350,7 +343,7 @@ def _compiled(text: str) -> jinja2.Template:
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts)
     jinja.filters |= {function.__name__.lstrip("_"): function for function in filters}
-    jinja.globals |= {"fact": _fact, "nothing": NOTHING, "own": OWN}
+    jinja.globals |= {"nothing": NOTHING, "own": OWN}
     return jinja.from_string(text)
 
 

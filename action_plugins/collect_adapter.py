@@ -98,7 +98,7 @@ class ActionModule(ActionBase):
         if not answer.get("failed"):
             update_record(output, run.run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
             promoted = "latest points to it" if answer["promoted"] else ""
-            notify("finished", run, ". ".join(filter(None, (promoted, answer["word"]))), args["notify"], progress)
+            notify("finished", run, ". ".join(filter(None, (promoted, answer["message"]))), args["notify"], progress)
         elif answer["problems"]:  # its trainer knows only that it ran to its end
             leader, why = run.hosts[0], answer["msg"]
             before, after = update_record(

@@ -47,7 +47,8 @@ class ActionModule(ActionBase):
         if record.is_delivered(since):
             return record
         if not record.failure([host], since):
-            change = partial(RunRecord.failed_on, host=host, message=message)
+            refused = bool(args["failure"].get("refused"))
+            change = partial(RunRecord.failed_on, host=host, message=message, refused=refused)
             _, record = update_record(output, run.run_id, lambda before, now: change(before, now=now), check)
         # What was refused failed on another host of its gang, which tells.
         if not args["quiet"] and not args["failure"].get("refused") and not check:

@@ -21,8 +21,8 @@ class ActionModule(ActionBase):
 
     Each looks with the arguments C(look) of trainer_info every C(every) seconds, and leaves what it saw in a folder
     that they share: that of this command's temporary files, which goes when the command does. The first trainer of
-    C(looks), what was seen of each before, concludes from all of them with the arguments C(conclude) of training_status
-    and shows that. Nothing runs any more when no trainer is left in C(busy), training_status's answer.
+    C(snapshots), what was seen of each before, concludes from all of them with the arguments C(conclude) of
+    training_status, which shows that. Nothing runs any more when no trainer is left in C(busy), that one's answer.
     """
 
     TRANSFERS_FILES = False
@@ -30,9 +30,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args = self._task.args
-        looks, busy, found = dict(args["looks"]), list(args["busy"]), {}
-        mine = list(looks).index((task_vars or {})["inventory_hostname"])
-        board = pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "looks"
+        snapshots, busy, found = dict(args["snapshots"]), list(args["busy"]), {}
+        mine = list(snapshots).index((task_vars or {})["inventory_hostname"])
+        board = pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "snapshots"
         board.mkdir(exist_ok=True)
         over = board / "over"
         try:
@@ -40,14 +40,12 @@ class ActionModule(ActionBase):
                 time.sleep(float(args["every"]))
                 rundir.write_json(board / f"{mine}.json", call_action(self, "trainer_info", args["look"], task_vars))
                 if mine == 0:
-                    looks = {name: rundir.read_json(board / f"{at}.json") or old
-                             for at, (name, old) in enumerate(looks.items())}  # fmt: skip
-                    asked = args["conclude"] | {"looks": looks, "busy": busy}
+                    snapshots = {name: rundir.read_json(board / f"{at}.json") or old
+                                 for at, (name, old) in enumerate(snapshots.items())}  # fmt: skip
+                    asked = args["conclude"] | {"snapshots": snapshots, "busy": busy, "display": "screen"}
                     found = call_action(self, "training_status", asked, task_vars)
                     if found.get("failed"):
                         break
-                    shown = {name: found[name] for name in ("columns", "rows", "lines")} | {"screen": True}
-                    call_action(self, "show", shown, task_vars)
                     busy = found["busy"]
         finally:
             if mine == 0:

@@ -101,7 +101,7 @@ promoted:
   returned: success
   type: bool
   sample: true
-word:
+message:
   description: Why latest does not point to it, or what could not be compared; empty where nothing is to be said.
   returned: success
   type: str
@@ -121,8 +121,11 @@ from typing import Any
 import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, Host
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
 
@@ -144,7 +147,7 @@ ARGUMENTS = {
 
 
 def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """What the module returns.
+    """Return what the module returns.
 
     Args:
         given: Its options.
@@ -153,43 +156,42 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UserError: The adapter is not verified.
     """
-    run, run_id = given["run"], given["run"]["run_id"]
-    home = pathlib.Path(given["adapters"]) / run["agent"]
-    problems = store.run_problems(given["observed"]) + given["delivered"]["problems"]
+    run, observation, verification = PlannedRun.from_dict(given["run"]), given["observed"], given["delivered"]
+    run_id, home = run.run_id, pathlib.Path(given["adapters"]) / run.agent
+    problems = store.run_problems(observation) + verification["problems"]
     if problems:
-        found = f"{run_id} is not verified: {'; '.join(problems)}"
-        raise UserError(f"{found}. Nothing was promoted; -e fresh=true trains again")
-    known = store.integrity_error(home / run_id) is None
+        raise UserError(
+            f"{run_id} is not verified: {'; '.join(problems)}. Nothing was promoted; -e fresh=true trains again"
+        )
+    whole = store.integrity_error(home / run_id) is None
     if check_mode:
-        return {"changed": not known, "path": str(home / run_id), "promoted": False, "word": "", "manifest": {}}
-    if not known:
+        return {"changed": not whole, "path": str(home / run_id), "promoted": False, "message": "", "manifest": {}}
+    if not whole:
         budget = costs.Budget.from_dict(given["budget"])
         ordered = Claims(pathlib.Path(budget.claim).parents[1]).list_all() if budget else []
         left = claims.undelivered_costs(ordered, home.parent, time.time())
-        cost = costs.usd_spent(budget, sum(usd for runs, usd in left if run_id in runs))
-        manifest = store.manifest(
+        usd = sum(usd for runs, usd in left if run_id in runs)
+        manifest = store.make_manifest(
             run,
-            given["observed"],
-            given["delivered"],
-            {key: given[key] for key in ("base_model", "host", "lock_sha256")}
-            | {
-                "git": store.git_facts(pathlib.Path(given["checkout"])),
-                "cost": cost,
-                "evaluation": promotion.evaluation(
-                    run["recipe"], run["datasets"], given["observed"]["progress"]["eval_adapter"]
-                ),
-            },
+            observation,
+            verification,
+            base_model=given["base_model"],
+            host=Host.from_dict(given["host"]),
+            lock_sha256=given["lock_sha256"],
+            evaluation=promotion.evaluation(run.recipe, run.datasets, observation["progress"]["eval_adapter"]),
+            cost=Cost.from_dict(costs.usd_spent(budget, usd)),
+            git=store.git_facts(pathlib.Path(given["checkout"])),
         )
-        store.deliver(pathlib.Path(given["source"]), home, given["delivered"]["files"], manifest)
+        store.deliver(pathlib.Path(given["source"]), home, verification["files"], manifest)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
     moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
     return {
-        "changed": moved or not known,
+        "changed": moved or not whole,
         "path": str(home / run_id),
         "promoted": promotion.points_to(home / promotion.LATEST) == run_id,
-        "word": promotion.message(home, run_id),
-        "manifest": store.rundir.read_json(home / run_id / store.MANIFEST),
+        "message": promotion.message(home, run_id),
+        "manifest": rundir.read_json(home / run_id / store.MANIFEST),
     }
 
 

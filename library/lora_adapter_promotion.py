@@ -58,27 +58,32 @@ promoted:
 adapters:
   description: >-
     The delivered adapters as they are, the newest first. C(comparable) says whether the eval loss can be held against
-    the promoted one's, C(flaw) what is wrong with the files.
+    the promoted one's, C(defect) what is wrong with the files.
   returned: success
   type: list
   elements: dict
   sample:
     - comparable: ''
+      defect:
       eval_loss: 7.43
       finished_at: 1760000000.0
-      flaw:
       promoted: true
       rehearsal: true
       run_id: witness-c6746a504464
       steps: {planned: 12, reached: 12}
-word:
+message:
   description: What was done, or how to do it.
   returned: success
   type: str
   sample: latest points to witness-c6746a504464 already
+show:
+  description: What its action prints of that, with columns, rows, lines and warnings.
+  returned: success
+  type: dict
 """
 
 import pathlib
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion
@@ -92,29 +97,43 @@ ARGUMENTS = {
 }
 
 
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Return what the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+
+    Raises:
+        UserError: There is no such agent, or its adapter cannot be promoted.
+    """
+    agent, run_id, gate = given["agent"], given["run_id"], given["max_regression"]
+    home = promotion.home_of(pathlib.Path(given["adapters"]), agent)
+    if gate is None:
+        moved = bool(run_id) and promotion.promote_by_hand(home, run_id, check_mode)
+    else:
+        moved = bool(run_id) and promotion.promote(home, run_id, gate, asked=True, check=check_mode)
+    rows = promotion.overview(home)
+    if run_id:
+        message = promotion.outcome(home, run_id, moved, check_mode)
+    elif rows:
+        message = f"to promote one: {promotion.BY_HAND.format(agent=agent, run_id='…')}"
+    else:
+        message = f"{agent} has no adapter in {home} yet; to train one: ansible-playbook train.yml -e role={agent}"
+    table = [] if run_id else [promotion.table_row(row) for row in rows]
+    return {
+        "changed": moved,
+        "promoted": (gate is None and run_id) or next((row["run_id"] for row in rows if row["promoted"]), ""),
+        "adapters": rows,
+        "message": message,
+        "show": {"columns": promotion.COLUMNS, "rows": table, "lines": [f"  {message}"]},
+    }
+
+
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    agent, run_id = module.params["agent"], module.params["run_id"]
     with report_errors(module):
-        home = promotion.home_of(pathlib.Path(module.params["adapters"]), agent)
-        gate = module.params["max_regression"]
-        if gate is None:
-            changed = bool(run_id) and promotion.promote_by_hand(home, run_id, module.check_mode)
-        else:
-            changed = bool(run_id) and promotion.promote(home, run_id, gate, asked=True, check=module.check_mode)
-        rows = promotion.overview(home)
-        promoted = (gate is None and run_id) or next((row["run_id"] for row in rows if row["promoted"]), "")
-        if changed:
-            word = f"latest {'would point' if module.check_mode else 'points'} to {run_id}"
-        elif run_id and run_id != promoted:
-            word = promotion.message(home, run_id)
-        elif run_id:
-            word = f"latest points to {run_id} already"
-        elif rows:
-            word = f"to promote one: {promotion.BY_HAND.format(agent=agent, run_id='…')}"
-        else:
-            word = f"{agent} has no adapter in {home} yet; to train one: ansible-playbook train.yml -e role={agent}"
-        module.exit_json(changed=changed, promoted=promoted, adapters=rows, word=word)
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

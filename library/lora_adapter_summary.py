@@ -8,10 +8,12 @@ DOCUMENTATION = r"""
 module: lora_adapter_summary
 short_description: Sum up for people which of the planned adapters are ready
 description:
-  - Reads manifests on the controller and words what there is, what it took, and what to do next.
+  - Reads manifests, and the records of runs, on the controller and words what there is, what it took, and what to do
+    next.
+  - With O(promote_best) the gate looks at the best run of a sweep, as M(lora_adapter_promotion) has it.
 options:
-  adapters:
-    description: The folder of all adapters.
+  output:
+    description: Where adapters and records are kept.
     type: path
     required: true
   runs:
@@ -19,26 +21,21 @@ options:
     type: list
     elements: dict
     required: true
-  failures:
-    description: What went wrong, by run id, or by trainer where no run of it was begun.
-    type: dict
-    default: {}
   detached:
-    description: Whether the trainings were meant to go on unwatched, so that nothing lacks yet that was launched.
+    description: Whether the trainings were meant to go on unwatched, so that nothing that was launched is missing yet.
     type: bool
     default: false
-  launched:
-    description: The run ids that were launched, or are under way, by trainer; asked for where O(detached) is set.
-    type: dict
-    default: {}
-  delivered:
-    description: The run ids that were delivered now. What was there before says so by its state.
-    type: list
-    elements: str
-    default: []
+  promote_best:
+    description: Whether latest moves to the best run of a sweep, where the gate lets it.
+    type: bool
+    default: false
+  max_regression:
+    description: By which share its eval loss may be above the promoted one's; 0.02 is 2 %.
+    type: float
+    default: 0.02
 attributes:
   check_mode:
-    description: Reads only. In check mode nothing counts as lacking.
+    description: Predicts whether latest would move. In check mode nothing counts as wanted and not verified.
     support: full
   diff_mode:
     description: Shows nothing.
@@ -50,29 +47,16 @@ author:
 EXAMPLES = r"""
 - name: Sum up
   lora_adapter_summary:
-    adapters: output/adapters
+    output: output
     runs: "{{ run_plan_made.runs }}"
 """
 
 RETURN = r"""
-lines:
-  description: What to print.
+show:
+  description: What its action prints, a sweep's leader board and lines on each adapter, as columns, rows and lines.
   returned: success
-  type: list
-  elements: str
-  sample: ["witness is ready   output/adapters/witness/latest → witness-c6746a504464"]
-columns:
-  description: The headings of a sweep's leader board; empty without a sweep.
-  returned: success
-  type: list
-  elements: str
-  sample: [place, variant]
-rows:
-  description: Its rows, the best one first.
-  returned: success
-  type: list
-  elements: list
-  sample: [[1, lora_r 16]]
+  type: dict
+  sample: {columns: [], rows: [], lines: ["witness is ready   output/adapters/witness/latest → witness-c6746a504464"]}
 best:
   description:
     - Of each agent whose recipe was varied the run with the lowest eval loss that can be compared.
@@ -81,11 +65,17 @@ best:
   type: list
   elements: dict
   sample: [{agent: witness, run_id: witness-c6746a504464}]
-lacking:
+not_verified:
   description: Run ids that were wanted and are not verified.
   returned: success
   type: list
   elements: str
+  sample: []
+lost:
+  description: Those of them of which nobody has noted why, as planned; their trainers were lost on the way.
+  returned: success
+  type: list
+  elements: dict
   sample: []
 """
 
@@ -95,63 +85,87 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.errors import report_errors
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.results import leaderboard, summary
 
 ARGUMENTS = {
-    "adapters": {"type": "path", "required": True},
+    "output": {"type": "path", "required": True},
     "runs": {"type": "list", "elements": "dict", "required": True},
-    "failures": {"type": "dict", "default": {}},
     "detached": {"type": "bool", "default": False},
-    "launched": {"type": "dict", "default": {}},
-    "delivered": {"type": "list", "elements": "str", "default": []},
+    "promote_best": {"type": "bool", "default": False},
+    "max_regression": {"type": "float", "default": 0.02},
 }
 
 
 def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """What the module returns.
+    """Return what the module returns.
 
     Args:
         given: Its options.
         check_mode: Whether nothing may be written.
+
+    Raises:
+        UserError: The best run of a sweep cannot be promoted.
     """
-    adapters = pathlib.Path(given["adapters"])
+    output = pathlib.Path(given["output"])
+    adapters = output / "adapters"
+    runs = [PlannedRun.from_dict(run) for run in given["runs"]]
     lines: list[str] = []
-    lacking: list[str] = []
-    whole: set[str] = set()
-    for run in given["runs"]:
-        home = adapters / run["agent"]
-        there = (
-            run["state"] == "ready" or run["run_id"] in given["delivered"]
-        )  # a manifest alone may be a damaged one's
-        manifest = store.rundir.read_json(home / run["run_id"] / store.MANIFEST) if there else {}
+    not_verified: list[str] = []
+    lost: list[dict[str, Any]] = []
+    verified: set[str] = set()
+    for run in runs:
+        home = adapters / run.agent
+        record = read_record(output, run.run_id)
+        ready = run.state == "ready" or record.is_delivered(run.planned_at)  # a manifest alone may be a damaged one's
+        manifest = store.read_manifest(home / run.run_id) if ready else None
         if manifest:
-            whole.add(run["run_id"])
-        promoted = promotion.points_to(home / promotion.LATEST) == run["run_id"]
-        if manifest and run.get("variant"):
-            continue  # the leader board tells of it
-        if manifest:
-            lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run["run_id"]))
+            verified.add(run.run_id)
+            if not run.variant:  # of the others the leader board tells
+                promoted = promotion.points_to(home / promotion.LATEST) == run.run_id
+                lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run.run_id))
         elif check_mode:
-            lines.append(f"{run['name']} would be trained: {run['run_id']} on {run['trainer']}")
-        elif given["detached"] and summary.is_under_way(run, given["launched"], given["failures"]):
-            lines.append(f"{run['name']} trains on {run['trainer']}; the same command without detach watches it")
+            lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
+        elif given["detached"] and summary.is_under_way(run, record):
+            lines.append(f"{run.name} trains on {run.trainer}; the same command without detach watches it")
         else:
-            lines += summary.not_ready_lines(run, given["failures"])
-            lacking.append(run["run_id"])
-    lines += summary.tally_lines(given["runs"], lacking)
-    boards = leaderboard.leaderboards(adapters.parent, given["runs"])
-    return {
-        "changed": False,
-        "lines": lines,
-        "lacking": lacking,
-        "columns": leaderboard.COLUMNS if boards else [],
-        "rows": [leaderboard.table_row(row) for board in boards.values() for row in board],
-        "best": [
-            {"agent": agent, "run_id": board[0]["run_id"]}
-            for agent, board in boards.items()
-            if board[0]["place"] and whole.issuperset(row["run_id"] for row in board)
-        ],
+            lines += summary.not_ready_lines(run, record)
+            not_verified.append(run.run_id)
+            lost += [] if summary.failure_reason(run, record) else [run.as_dict()]
+    lines += summary.tally_lines(runs, not_verified)
+    boards = leaderboard.planned_leaderboards(output, runs)
+    best = {
+        agent: board[0].run_id
+        for agent, board in boards.items()
+        if board[0].place and verified.issuperset(row.run_id for row in board)
     }
+    moves = _promote_best(adapters, best, given["max_regression"], check_mode) if given["promote_best"] else {}
+    if given["promote_best"] and not best:
+        lines.append("  latest was left alone: not every variant is verified, so the best one is not known")
+    return {
+        "changed": any(moved for moved, _ in moves.values()),
+        "not_verified": not_verified,
+        "lost": lost,
+        "best": [{"agent": agent, "run_id": run_id} for agent, run_id in best.items()],
+        "show": {
+            "columns": leaderboard.COLUMNS if boards else [],
+            "rows": [leaderboard.table_row(row) for board in boards.values() for row in board],
+            "lines": [f"  {message}" for _, message in moves.values()] + lines,
+        },
+    }
+
+
+def _promote_best(
+    adapters: pathlib.Path, best: dict[str, str], max_regression: float, check: bool
+) -> dict[str, tuple[bool, str]]:
+    """Let the gate look at the best runs of sweeps; return for each agent whether latest moves, and a message."""
+    moves = {}
+    for agent, run_id in best.items():
+        home = promotion.home_of(adapters, agent)
+        moved = promotion.promote(home, run_id, max_regression, asked=True, check=check)
+        moves[agent] = (moved, promotion.outcome(home, run_id, moved, check))
+    return moves
 
 
 def main() -> None:

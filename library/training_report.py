@@ -24,10 +24,9 @@ options:
     type: path
     default: ''
   agents:
-    description: Whose adapters; empty for all.
-    type: list
-    elements: str
-    default: []
+    description: Whose adapters, as C(-e role=…) names them; empty for all.
+    type: raw
+    default: ''
 attributes:
   check_mode:
     description: Predicts whether the page would differ.
@@ -74,39 +73,67 @@ warnings_found:
   type: list
   elements: str
   sample: []
+show:
+  description: What its action prints of that, with columns, rows, lines and warnings.
+  returned: success
+  type: dict
 """
 
 import pathlib
+import urllib.parse
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import report_errors
+from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.results import report
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
     "template": {"type": "path", "required": True},
     "dest": {"type": "path", "default": ""},
-    "agents": {"type": "list", "elements": "str", "default": []},
+    "agents": {"type": "raw", "default": ""},
 }
+
+
+def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Return what the module returns.
+
+    Args:
+        given: Its options.
+        check_mode: Whether nothing may be written.
+
+    Raises:
+        UserError: There is no such agent, or the template does not hold up.
+    """
+    output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
+    path = pathlib.Path(given["dest"] or output / "report.html").absolute()
+    wanted = [name for name in fleet.split_names(given["agents"]) if name != "all"]
+    facts = report.read(output, wanted) | {"git": store.git_facts(template.parent)}
+    page = report.render(template, facts).encode("utf-8", "replace")
+    agents = [agent["name"] for agent in facts["agents"]]
+    count = sum(len(agent["runs"]) for agent in facts["agents"])
+    adapters = f"{count} {'adapter' if count == 1 else 'adapters'} {'of ' + ', '.join(agents) if agents else 'yet'}"
+    note = " (check mode: not written)" if check_mode else ""
+    return {
+        "changed": report.write(path, page, check_mode),
+        "path": str(path),
+        "agents": agents,
+        "adapters": count,
+        "bytes": len(page),
+        "warnings_found": facts["warnings"],
+        "show": {
+            "lines": [f"  {adapters}: file://{urllib.parse.quote(str(path))}{note}"],
+            "warnings": facts["warnings"],
+        },
+    }
 
 
 def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    given = module.params
-    output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
-    path = pathlib.Path(given["dest"] or output / "report.html").absolute()
     with report_errors(module):
-        facts = report.read(output, given["agents"]) | {"git": store.git_facts(template.parent)}
-        page = report.render(template, facts).encode("utf-8", "replace")
-        module.exit_json(
-            changed=report.write(path, page, module.check_mode),
-            path=str(path),
-            agents=[agent["name"] for agent in facts["agents"]],
-            adapters=sum(len(agent["runs"]) for agent in facts["agents"]),
-            bytes=len(page),
-            warnings_found=facts["warnings"],
-        )
+        module.exit_json(**answer(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ short_description: Conclude what is true of all runs, from every source at once
 description:
   - Runs on the controller. Takes what the trainers said, reads placements, manifests and adapters, and asks W&B about
     runs that are logged there and not delivered yet, with the environment's E(WANDB_API_KEY).
-  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of a look, so it does not
-    count as a change.
+  - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of what was seen, and
+    no change.
 options:
   output:
     description: Where adapters and placements are kept.
     type: path
     required: true
-  looks:
+  snapshots:
     description: What trainer_info returned of each trainer, by its name.
     type: dict
     required: true
@@ -30,13 +30,18 @@ options:
     type: raw
     default: ''
   busy:
-    description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier look.
+    description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier call.
     type: list
     elements: str
     default: []
   pods:
     description: Where the claims of rented pods lie; they tell what a run has cost.
     type: path
+  display:
+    description: Whether its action prints the table - C(table), C(screen) with a terminal cleared first, or C(none).
+    type: str
+    choices: [table, screen, none]
+    default: table
 attributes:
   check_mode:
     description: Concludes the same and writes nothing.
@@ -52,7 +57,7 @@ EXAMPLES = r"""
 - name: Conclude
   training_status:
     output: output
-    looks:
+    snapshots:
       gpu-1: "{{ trainer_seen }}"
 """
 
@@ -63,24 +68,11 @@ runs:
   type: list
   elements: dict
   sample: [{agent: witness, contradictions: [], run_id: witness-c6746a504464, state: running, verdict: running}]
-columns:
-  description: The headings of the table.
-  returned: success
-  type: list
-  elements: str
-  sample: [agent, run]
-rows:
-  description: The rows of the table.
-  returned: success
-  type: list
-  elements: list
-  sample: [[witness, witness-c6746a504464]]
-lines:
-  description: What stands under the table.
-  returned: success
-  type: list
-  elements: str
-  sample: ["    pod-2 does not answer: timed out"]
+show:
+  description: What its action prints, a table and lines under it, as columns, rows, lines and screen.
+  returned: when O(display) is not V(none)
+  type: dict
+  sample: {columns: [agent, run], rows: [[witness, witness-c6746a504464]], lines: [], screen: false}
 costs:
   description: USD by run, of those on pods that are not delivered, be they launched yet or not.
   returned: success
@@ -109,16 +101,17 @@ from ansible.module_utils.lora_forge.results import leaderboard, status
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
-    "looks": {"type": "dict", "required": True},
+    "snapshots": {"type": "dict", "required": True},
     "wandb": {"type": "bool", "default": True},
     "agents": {"type": "raw", "default": ""},
     "busy": {"type": "list", "elements": "str", "default": []},
     "pods": {"type": "path"},
+    "display": {"type": "str", "choices": ["table", "screen", "none"], "default": "table"},
 }
 
 
 def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """What the module returns.
+    """Return what the module returns.
 
     Args:
         given: Its options.
@@ -127,15 +120,15 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UserError: A name is not known.
     """
-    output, looks = pathlib.Path(given["output"]), given["looks"]
+    output, snapshots = pathlib.Path(given["output"]), given["snapshots"]
     agents = fleet.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
     ordered = Claims(folder).list_all() if folder else []
     costs = claims.cost_by_run(ordered, output / "adapters", time.time())
-    answers, notes = status.ask_wandb(output, looks) if given["wandb"] else ({}, [])
-    runs = status.collect_status(output, looks, answers, costs)
+    answers, notes = status.ask_wandb(output, snapshots) if given["wandb"] else ({}, [])
+    runs = status.collect_status(output, snapshots, answers, costs)
     meant = [run for run in runs if not agents or run["agent"] in agents]
-    silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
+    silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
         hosts = [
@@ -143,21 +136,25 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                 "name": name,
                 "answers": name not in silent,
                 "word": silent.get(name, ""),
-                "gpus": look.get("gpus", []),
+                "gpus": snapshot.get("gpus", []),
             }
-            for name, look in looks.items()
+            for name, snapshot in snapshots.items()
         ]
-        made = {"schema_version": rundir.SCHEMA_VERSION, "made_at": round(time.time(), 3)}
-        rundir.write_json(output / "status.json", made | {"runs": runs, "hosts": hosts})
-    return {
+        head = {"schema_version": rundir.SCHEMA_VERSION, "made_at": round(time.time(), 3)}
+        rundir.write_json(output / "status.json", head | {"runs": runs, "hosts": hosts})
+    returned = {
         "changed": False,
         "runs": meant,
-        "columns": status.COLUMNS,
-        "rows": status.table_rows(meant, silent),
-        "lines": status.status_lines(meant, silent, notes) + leaderboard.summary_lines(output, agents),
         "costs": costs,
         "busy": status.busy(meant, silent, given["busy"]),
     }
+    if given["display"] == "none":
+        return returned
+    rows = status.table_rows(meant, silent)
+    lines = status.status_lines(meant, silent, notes) + leaderboard.summary_lines(output, agents)
+    lines = lines or ([] if rows else ["  no run is known"])
+    screen = given["display"] == "screen"
+    return returned | {"show": {"columns": status.COLUMNS, "rows": rows, "lines": lines, "screen": screen}}
 
 
 def main() -> None:

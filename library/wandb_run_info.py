@@ -64,7 +64,7 @@ EXAMPLES = r"""
   wandb_run_info:
     runs: [witness-c6746a504464]
   delegate_to: localhost
-  register: told
+  register: wandb_runs
 
 - name: Read what was recorded on the trainer
   wandb_run_info:
@@ -87,7 +87,7 @@ base_url:
 runs:
   description:
     - One for each of O(runs), in their order, or for each record, oldest first.
-    - C(asked) is the id or name that was given, or the record's folder. C(state) is W&B's word; of a record finished,
+    - C(asked) is the id or name that was given, or the record's folder. C(state) is W&B's; of a record finished,
       failed, or unfinished where it has no end. C(heartbeat_at) is W&B's last sign of life, or when a record was
       written to last; C(heartbeat_age) is in seconds, by the server's clock.
     - C(summary), C(history) and C(config) hold plain values, and no keys of the client's own but C(_step),
@@ -123,7 +123,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_query, wandb_records
 
 ARGUMENTS = {
     "runs": {"type": "list", "elements": "str", "default": []},
@@ -142,14 +142,16 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         if given["record"]:
-            found = wandb.read(pathlib.Path(given["record"]), given["timeout"], given["history"])
+            answer = wandb_records.read_records(pathlib.Path(given["record"]), given["timeout"], given["history"])
         else:
             names = ("entity", "project", "base_url", "timeout", "history")
-            found = wandb.ask_server(given["runs"], key=given["api_key"], **{name: given[name] for name in names})
-        error = found.pop("error")
+            answer = wandb_query.ask_server(
+                given["runs"], key=given["api_key"], **{name: given[name] for name in names}
+            )
+        error = answer.pop("error")
         if error:
-            module.fail_json(**error, **found)
-        module.exit_json(changed=False, **found)
+            module.fail_json(**error, **answer)
+        module.exit_json(changed=False, **answer)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_records
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
@@ -99,7 +99,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with report_errors(module):
-        found = wandb.sync(
+        answer = wandb_records.sync_records(
             pathlib.Path(given["path"]),
             given["entity"],
             given["base_url"],
@@ -107,15 +107,15 @@ def main() -> None:
             given["timeout"],
             module.check_mode,
         )
-        error = found.pop("error")
-        for record in found["left_out"]:
+        error = answer.pop("error")
+        for record in answer["left_out"]:
             module.warn(
                 f"W&B does not have {record}: it was recorded offline, and the run went on online and has ended there. "
                 "The record stays; its figures are in metrics.jsonl and in the report too"
             )
         if error:
-            module.fail_json(**error, **found)
-        module.exit_json(**found)
+            module.fail_json(**error, **answer)
+        module.exit_json(**answer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import math
 import pathlib
 from typing import Any
 
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
+
 START = 1_795_000_000.0  # 2026-11-18
 RECIPE = {
     "base_model": "Qwen/Qwen2.5-7B-Instruct",
@@ -53,6 +55,16 @@ def events(
     found.sort(key=lambda event: event["step"])
     whole = [{"event": "begin", "step": 0}, *found, {"event": "end", "step": planned, "reason": None}]
     return [{"planned": planned, "time": start + pace * event["step"], **event} for event in whole]
+
+
+def planned(run_id: str = "witness-1", **changes: Any) -> PlannedRun:
+    """A run as it was planned, with what is given otherwise."""
+    agent = run_id.partition("-")[0]
+    known: dict[str, Any] = {
+        "run_id": run_id, "agent": agent, "name": agent, "fingerprint": sha(run_id), "trainer": "gpu-1",
+        "state": "to train", "rehearsal": False, "recipe": RECIPE, "recipe_sha256": sha("recipe"), "axolotl": "0.19.0",
+    }  # fmt: skip
+    return PlannedRun.from_dict({**known, **changes})
 
 
 def deliver(

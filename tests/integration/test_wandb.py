@@ -23,7 +23,7 @@ from unittest import mock
 import pytest
 import rundir
 import wandb_server
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_client, wandb_query, wandb_records
 from ansible.module_utils.testing import patch_module_args
 from lab import ROOT, eventually
 from wandb_server import KEY, WandbServer
@@ -75,7 +75,7 @@ def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     here.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
-    monkeypatch.setattr(wandb, "ASKING", TIME)
+    monkeypatch.setattr(wandb_records, "ASKING", TIME)
     yield
     assert [*home.iterdir(), *here.iterdir()] == []
     eventually(lambda: clients() == [])
@@ -117,13 +117,13 @@ def log(
 
 
 def ask(server: WandbServer, *runs: str, timeout: float = TIME) -> dict[str, Any]:
-    found = wandb.ask_server(list(runs), base_url=server.url, key=KEY, timeout=timeout)
+    found = wandb_query.ask_server(list(runs), base_url=server.url, key=KEY, timeout=timeout)
     assert KEY not in repr(found)
     return found
 
 
 def sync(server: WandbServer, folder: pathlib.Path) -> dict[str, Any]:
-    found = wandb.sync(folder, base_url=server.url, key=KEY, timeout=TIME)
+    found = wandb_records.sync_records(folder, base_url=server.url, key=KEY, timeout=TIME)
     assert KEY not in repr(found)
     return found
 
@@ -229,7 +229,7 @@ def test_a_run_is_logged_resumed_asked_for_and_not_uploaded_again(server, tmp_pa
     assert (by_id["path"], by_id["state"], by_id["step"]) == ("tester/lora-forge/witness-1", "finished", 5)
     assert by_id["url"] == f"{server.url}/tester/lora-forge/runs/witness-1"
     beat = server.runs["witness-1"]["heartbeat"]
-    assert abs(wandb.parse_time(by_id["heartbeat_at"]) - beat) <= 1  # the server tells whole seconds
+    assert abs(wandb_client.parse_time(by_id["heartbeat_at"]) - beat) <= 1  # the server tells whole seconds
     assert 0 <= by_id["heartbeat_age"] <= time.time() - beat + 2
     assert (by_id["summary"]["train/loss"], by_id["summary"]["_step"]) == (2.9, 5)
     assert "_wandb" not in by_id["summary"]
@@ -262,7 +262,7 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     assert steps(one["history"]) == [1, 2]
     assert (one["summary"]["train/loss"], one["config"], one["tags"]) == (2.8, {"lr": 0.0002}, ["witness"])
     assert "memory_percent" in one["system"]
-    assert set(one) - {"synced"} == set(wandb.entry(""))
+    assert set(one) - {"synced"} == set(wandb_client.entry(""))
 
     given = {"path": str(tmp_path / "adapters"), "base_url": server.url, "api_key": KEY}
     told = module(capfd, "wandb_sync", check=True, **given)
@@ -279,7 +279,7 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     assert (told["changed"], told["synced"], told["url"]) == (False, [], url)
     assert server.operations["file_stream"] == streamed
     (tmp_path / "latest").symlink_to(folder.parent)
-    assert [run["synced"] for run in wandb.read(tmp_path / "latest", TIME)["runs"]] == [True, True]
+    assert [run["synced"] for run in wandb_records.read_records(tmp_path / "latest", TIME)["runs"]] == [True, True]
     # What is uploaded needs no key any more.
     told = module(capfd, "wandb_sync", **{**given, "api_key": ""})
     assert (told["changed"], told.get("failed"), told["url"]) == (False, None, "")
@@ -331,12 +331,12 @@ def test_a_run_that_w_and_b_lost_sight_of_is_uploaded_afterwards(server, tmp_pat
 def test_a_record_that_was_cut_off_is_read_and_uploaded_as_far_as_it_goes(server, tmp_path, capfd):
     record = log(server, tmp_path / "a", "witness-4", 20, "offline", kill=True)
     [file] = record.glob("*.wandb")
-    whole, cut = wandb.read(record, TIME, history=99), tmp_path / "cut/run"
+    whole, cut = wandb_records.read_records(record, TIME, history=99), tmp_path / "cut/run"
     [run] = whole["runs"]
     assert (run["state"], run["step"], steps(run["history"])) == ("unfinished", 19, list(range(20)))
     cut.mkdir(parents=True)
     (cut / file.name).write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    [run] = wandb.read(cut, TIME, history=99)["runs"]
+    [run] = wandb_records.read_records(cut, TIME, history=99)["runs"]
     assert run["state"] == "unfinished"
     assert 0 < run["step"] < 19
     assert steps(run["history"]) == list(range(run["step"] + 1))
@@ -354,7 +354,7 @@ def test_a_record_that_was_cut_off_is_read_and_uploaded_as_far_as_it_goes(server
     shutil.rmtree(tmp_path / "cut/none")
     told = module(capfd, "wandb_sync", **given)
     assert (told["changed"], told["synced"]) == (False, [])
-    [run] = wandb.read(tmp_path / "cut/empty", TIME)["runs"]
+    [run] = wandb_records.read_records(tmp_path / "cut/empty", TIME)["runs"]
     assert (run["id"], run["state"], run["step"], run["error"]) == (None, "unfinished", None, None)
 
 
@@ -371,7 +371,7 @@ def test_a_folder_that_is_not_there_is_told_and_one_without_records_is_nothing(n
 
 def test_without_the_client_it_says_how_to_get_it(tmp_path, capfd, monkeypatch):
     nothing = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
-    monkeypatch.setattr(wandb, "importlib", nothing)
+    monkeypatch.setattr(wandb_client, "importlib", nothing)
     (tmp_path / "run-x.wandb").touch()
     for name, option in (("wandb_run_info", {"runs": ["x"]}), ("wandb_sync", {"path": str(tmp_path)})):
         told = module(capfd, name, **option, api_key=KEY)
@@ -454,7 +454,7 @@ def test_an_upload_that_breaks_off_is_told_and_made_good_by_the_next(server, tmp
         return communicate(process, timeout=timeout)
 
     with monkeypatch.context() as patch:
-        patch.setattr(wandb.subprocess.Popen, "communicate", until_refused)
+        patch.setattr(wandb_client.subprocess.Popen, "communicate", until_refused)
         found = sync(server, record)
     assert (found["changed"], found["synced"]) == (False, [])
     assert found["error"]["kind"] == "timeout"
@@ -476,7 +476,7 @@ def test_the_key_is_taken_out_of_whatever_holds_it(server):
         raise RuntimeError(f"api:{KEY}@host: {basic(KEY)} {'x' * 150} {KEY}")
 
     client = types.SimpleNamespace(Api=refuse)
-    pieces = list(wandb._answers(client, "http://w", ["x"], "", "p", KEY, 20, 0))
+    pieces = list(wandb_query._answers(client, "http://w", ["x"], "", "p", KEY, 20, 0))
     assert pieces[-1]["error"]["kind"] == "answer"
     assert "api:<key>@host" in pieces[-1]["error"]["msg"]
     assert KEY[:12] not in repr(pieces)
@@ -496,7 +496,7 @@ def test_the_age_of_a_heartbeat_is_by_the_servers_clock(skew, server, monkeypatc
     server.fail(skew=skew)
     [run] = ask(server, "witness-9")["runs"]
     assert 118 <= run["heartbeat_age"] <= time.time() - beat + 2  # both clocks are told in whole seconds
-    assert abs(wandb.parse_time(run["heartbeat_at"]) - (beat + skew)) <= 1
+    assert abs(wandb_client.parse_time(run["heartbeat_at"]) - (beat + skew)) <= 1
 
 
 def test_w_and_b_can_be_made_to_lie_and_of_two_with_one_name_the_newest_is_meant(server):

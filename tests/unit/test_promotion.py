@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,37 +10,39 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, Dataset, Evaluation, Losses, Manifest, Steps
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.testing import patch_module_args
+from delivered import planned
 from wire import load
 
-TRAIN = {"use": "train", "sha256": "t"}
-VAL = {"use": "val", "sha256": "v"}
+TRAIN = Dataset(use="train", sha256="t")
+VAL = Dataset(use="val", sha256="v")
 KEYS = {"sequence_len": 4096, "val_set_size": 0, "seed": 42}
 SPLIT = KEYS | {"val_set_size": 0.05}
 
 
 def manifest(
     run_id: str, loss: Any = 0.882, rehearsal: bool = False, keys: Any = KEYS, sets: Any = (TRAIN, VAL)
-) -> Any:
+) -> Manifest:
     """A verified run's; the later its letter, the later it finished."""
-    return {
-        "run_id": run_id,
-        "agent": "witness",
-        "verdict": "verified",
-        "rehearsal": rehearsal,
-        "finished_at": 1_795_000_000.0 + ord(run_id[-1]),
-        "steps": {"reached": 12, "planned": 12},
-        "loss": {"first": 2.0, "last": 1.0, "eval_first": 2.0, "eval_last": loss},
-        "starts": 1,
-        "duration_s": 60.0,
-        "cost": {"usd": 0.0},
-        "recipe": keys,
-        "datasets": list(sets),
-        "evaluation": promotion.evaluation(keys, list(sets), loss),
-    }
+    return Manifest(
+        run_id=run_id,
+        agent="witness",
+        verdict="verified",
+        rehearsal=rehearsal,
+        finished_at=1_795_000_000.0 + ord(run_id[-1]),
+        steps=Steps(12, 12),
+        loss=Losses(2.0, 1.0, 2.0, loss),
+        starts=1,
+        duration_s=60.0,
+        cost=Cost(0.0),
+        recipe=keys,
+        datasets=tuple(sets),
+        evaluation=promotion.evaluation(keys, sets, loss),
+    )
 
 
 class Home:
@@ -53,7 +56,9 @@ class Home:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.log").write_text("log")
         files = [{"path": "train.log", "bytes": 3, "sha256": store.sha256_text("log")}]
-        (folder / "manifest.json").write_text(json.dumps(manifest(run_id, *given, **changes) | {"files": files}))
+        (folder / "manifest.json").write_text(
+            json.dumps(manifest(run_id, *given, **changes).as_dict() | {"files": files})
+        )
         return self
 
     def train(self, run_id: str, *given: Any, regression: float = 0.02, **changes: Any) -> bool:
@@ -82,45 +87,42 @@ def home(tmp_path):
 
 
 def test_equal_sets_have_equal_sums() -> None:
-    found = promotion.evaluation(KEYS, [VAL, TRAIN, {"use": "val", "sha256": "a"}], 1.5)
-    assert found == {
-        "source": "file",
-        "sha256": store.sha256_text('[["a","v"],{}]'),
-        "sequence_len": 4096,
-        "base_model": None,
-        "eval_loss": 1.5,
-    }
-    assert promotion.evaluation(SPLIT, [TRAIN], 1.5) | {"sha256": None} == found | {"source": "split", "sha256": None}
-    assert promotion.evaluation(SPLIT, [TRAIN], 1.5)["sha256"] == store.sha256_text(
-        '[{"seed":42,"train":["t"],"val_set_size":0.05},{}]'
+    several = [VAL, TRAIN, Dataset(use="val", sha256="a")]
+    assert promotion.evaluation(KEYS, several, 1.5) == Evaluation(
+        source="file", sha256=store.sha256_text('[["a","v"],{}]'), sequence_len=4096, base_model=None, eval_loss=1.5
     )
-    assert promotion.evaluation(KEYS, [TRAIN], None) == {
-        "source": "none",
-        "sha256": None,
-        "sequence_len": 4096,
-        "base_model": None,
-        "eval_loss": None,
-    }
+    assert promotion.evaluation(SPLIT, [TRAIN], 1.5) == Evaluation(
+        source="split",
+        sha256=store.sha256_text('[{"seed":42,"train":["t"],"val_set_size":0.05},{}]'),
+        sequence_len=4096,
+        base_model=None,
+        eval_loss=1.5,
+    )
+    assert promotion.evaluation(KEYS, [TRAIN], None) == Evaluation(source="none", sequence_len=4096)
 
 
 @pytest.mark.parametrize(
     ("keys", "sets"),
-    [(SPLIT | {"seed": 7}, [TRAIN]), (SPLIT | {"val_set_size": 0.1}, [TRAIN]), (SPLIT, [VAL | {"use": "train"}])],
+    [
+        (SPLIT | {"seed": 7}, [TRAIN]),
+        (SPLIT | {"val_set_size": 0.1}, [TRAIN]),
+        (SPLIT, [Dataset(use="train", sha256="v")]),
+    ],
 )
 def test_another_split_is_another_set(keys, sets) -> None:
-    assert promotion.evaluation(keys, sets, 1)["sha256"] != promotion.evaluation(SPLIT, [TRAIN], 1)["sha256"]
+    assert promotion.evaluation(keys, sets, 1).sha256 != promotion.evaluation(SPLIT, [TRAIN], 1).sha256
 
 
 @pytest.mark.parametrize("loss", ["nan", float("nan"), float("inf"), None])
 def test_a_loss_that_is_not_finite_is_none(loss) -> None:
-    assert promotion.evaluation(KEYS, [VAL], loss)["eval_loss"] is None
+    assert promotion.evaluation(KEYS, [VAL], loss).eval_loss is None
 
 
 def test_older_manifests_are_read_alike() -> None:
     new = manifest("witness-a")
-    old = {key: value for key, value in new.items() if key != "evaluation"}
-    assert promotion.evaluation_of(old) == promotion.evaluation_of(new)
-    assert promotion.evaluation_of({"run_id": "witness-a"})["sha256"] is None
+    old = dataclasses.replace(new, evaluation=Evaluation())
+    assert promotion.evaluation_of(old) == promotion.evaluation_of(new) == new.evaluation
+    assert promotion.evaluation_of(Manifest(run_id="witness-a")).sha256 is None
 
 
 # --- the decision
@@ -143,7 +145,7 @@ OTHER = "not comparable with witness-a "
         (manifest("b", 0.8996), A, True, True, "eval 0.8996 is 2 % worse than witness-a's 0.882"),
         (manifest("b", 0.912), A, False, True,
          "eval 0.912 is 3.4 % worse than witness-a's 0.882 (adapter_max_regression 2 %)"),
-        (manifest("b", 0.9, sets=(TRAIN, {"use": "val", "sha256": "w"})), A, True, False,
+        (manifest("b", 0.9, sets=(TRAIN, Dataset(use="val", sha256="w"))), A, True, False,
          OTHER + "(another evaluation set)"),
         (manifest("b", 9.0, keys=SPLIT, sets=(TRAIN,)), A, True, False, OTHER + "(another evaluation set)"),
         (manifest("b", 9.0, keys=KEYS | {"sequence_len": 2048}), A, True, False,
@@ -165,8 +167,8 @@ OTHER = "not comparable with witness-a "
 def test_decide(candidate, promoted, move, comparable, why) -> None:
     found = promotion.decide(candidate, promoted, False, 0.02)
     assert (found.move, found.comparable, found.why) == (move, comparable, why)
-    assert found.eval_loss == candidate["evaluation"]["eval_loss"]
-    assert found.than == (promoted["evaluation"]["eval_loss"] if promoted else None)
+    assert found.eval_loss == candidate.evaluation.eval_loss
+    assert found.than == (promoted.evaluation.eval_loss if promoted else None)
 
 
 def test_a_rehearsal_waits_where_a_real_adapter_is_though_it_is_not_promoted() -> None:
@@ -227,18 +229,18 @@ def test_a_run_is_decided_on_once(home) -> None:
     assert ((home.path / "history.jsonl").read_bytes(), (home.path / "latest").lstat().st_ino) == before
 
 
-@pytest.mark.parametrize("flaw", ["gone", "damaged", "no link", "elsewhere"])
-def test_where_latest_leads_nowhere_the_next_one_takes_it(home, flaw) -> None:
+@pytest.mark.parametrize("defect", ["gone", "damaged", "no link", "elsewhere"])
+def test_where_latest_leads_nowhere_the_next_one_takes_it(home, defect) -> None:
     home.train("witness-a", 0.5)
     home.train("witness-b", 0.9)
-    if flaw == "damaged":
+    if defect == "damaged":
         (home.path / "witness-a/train.log").write_text("cut off")
-    elif flaw == "elsewhere":
+    elif defect == "elsewhere":
         (home.path / "latest").unlink()
         (home.path / "latest").symlink_to("/tmp")
     else:
         (home.path / "latest").unlink()
-        if flaw == "gone":
+        if defect == "gone":
             (home.path / "latest").symlink_to("witness-z")
     assert home.train("witness-b", 0.9) is True  # refused before, and decided on again
     assert home.latest == "witness-b"
@@ -363,7 +365,7 @@ def play(home: Home, capsys: Any, check: bool = False, **given: Any) -> dict[str
 
 
 def test_the_module_tells_and_moves(home, capsys) -> None:
-    assert play(home, capsys)["word"].startswith("witness has no adapter in ")
+    assert play(home, capsys)["message"].startswith("witness has no adapter in ")
     home.train("witness-r", 7.0, True)
     home.train("witness-a", 0.882)
     home.train("witness-b", 0.912)
@@ -377,15 +379,15 @@ def test_the_module_tells_and_moves(home, capsys) -> None:
         ("witness-b", 0.912, False, "yes"),
         ("witness-a", 0.882, True, ""),
     ]
-    assert found["word"].endswith("playbooks/promote.yml -e role=witness -e run_id=…")
+    assert found["message"].endswith("playbooks/promote.yml -e role=witness -e run_id=…")
 
     found = play(home, capsys, check=True, run_id="witness-b")
-    assert (found["changed"], found["word"], home.latest) == (True, "latest would point to witness-b", "witness-a")
+    assert (found["changed"], found["message"], home.latest) == (True, "latest would point to witness-b", "witness-a")
     found = play(home, capsys, run_id="witness-b")
-    assert (found["changed"], found["word"], home.latest) == (True, "latest points to witness-b", "witness-b")
+    assert (found["changed"], found["message"], home.latest) == (True, "latest points to witness-b", "witness-b")
     found = play(home, capsys, run_id="witness-b")
     assert (found["changed"], found["promoted"]) == (False, "witness-b")
-    assert found["word"] == "latest points to witness-b already"
+    assert found["message"] == "latest points to witness-b already"
 
 
 def test_who_asks_has_it_decided_on_again_and_noted_once(home, capsys) -> None:
@@ -398,7 +400,7 @@ def test_who_asks_has_it_decided_on_again_and_noted_once(home, capsys) -> None:
     assert len(home.lines) == count
     gate["max_regression"] = 0.05
     found = play(home, capsys, check=True, **gate)
-    assert (found["changed"], found["word"], home.latest) == (True, "latest would point to witness-b", "witness-a")
+    assert (found["changed"], found["message"], home.latest) == (True, "latest would point to witness-b", "witness-a")
     assert len(home.lines) == count
     assert play(home, capsys, **gate)["changed"] is True
     assert home.latest == "witness-b"
@@ -425,9 +427,10 @@ def test_an_agent_that_is_none(home, capsys, agent, says) -> None:
 
 def ready(home: Home, run_id: str, state: str = "to train") -> str:
     promoted = promotion.points_to(home.path / "latest") == run_id
-    found = json.loads((home.path / run_id / "manifest.json").read_text())
-    word = promotion.message(home.path, run_id)
-    return "\n".join(summary.ready_lines({"agent": "witness", "state": state}, found, home.path, promoted, word))
+    found = store.read_manifest(home.path / run_id)
+    assert found
+    message = promotion.message(home.path, run_id)
+    return "\n".join(summary.ready_lines(planned(run_id, state=state), found, home.path, promoted, message))
 
 
 def test_the_summary_says_what_became_of_latest(home) -> None:
@@ -469,46 +472,49 @@ def test_figures_that_are_text_do_not_break_the_summary(home) -> None:
 
 def test_what_a_run_without_a_word_on_its_split_was_evaluated_on() -> None:
     bare = {key: value for key, value in KEYS.items() if key != "val_set_size"}
-    assert promotion.evaluation(bare, [TRAIN], 1)["source"] == "none"
-    two = [{"use": "train", "sha256": "b"}, {"use": "train", "sha256": "a"}, {"use": "other", "sha256": "c"}]
+    assert promotion.evaluation(bare, [TRAIN], 1).source == "none"
+    two = [Dataset(use=use, sha256=sha256) for use, sha256 in (("train", "b"), ("train", "a"), ("other", "c"))]
     unseeded = {"val_set_size": 0.1, "base_model": "m", "chat_template": "chatml", "seed": None}
-    assert promotion.evaluation(unseeded, two, 1) == {
-        "source": "split",
-        "sha256": store.sha256_text('[{"seed":null,"train":["a","b"],"val_set_size":0.1},{"chat_template":"chatml"}]'),
-        "sequence_len": None,
-        "base_model": "m",
-        "eval_loss": 1,
-    }
+    assert promotion.evaluation(unseeded, two, 1) == Evaluation(
+        source="split",
+        sha256=store.sha256_text('[{"seed":null,"train":["a","b"],"val_set_size":0.1},{"chat_template":"chatml"}]'),
+        sequence_len=None,
+        base_model="m",
+        eval_loss=1,
+    )
 
 
 @pytest.mark.parametrize("key", promotion.MASKING)
 def test_what_is_masked_otherwise_is_another_set(key) -> None:
-    assert promotion.evaluation(KEYS | {key: "x"}, [VAL], 1)["sha256"] != promotion.evaluation(KEYS, [VAL], 1)["sha256"]
+    assert promotion.evaluation(KEYS | {key: "x"}, [VAL], 1).sha256 != promotion.evaluation(KEYS, [VAL], 1).sha256
 
 
 @pytest.mark.parametrize("damage", [{"datasets": [{"use": "val"}]}, {"datasets": [7]}, {"recipe": []}, {"datasets": 7}])
 def test_a_manifest_that_is_damaged_has_no_evaluation_set_and_keeps_its_loss(damage) -> None:
-    found = promotion.evaluation_of({"loss": {"eval_last": 1.5}, **damage})
+    found = promotion.evaluation_of(Manifest.from_dict({"loss": {"eval_last": 1.5}, **damage}))
     assert found == promotion.evaluation({}, [], 1.5)
-    assert (found["sha256"], found["eval_loss"]) == (None, 1.5)
+    assert (found.sha256, found.eval_loss) == (None, 1.5)
 
 
 def test_the_loss_that_counts_is_that_of_the_adapter_which_was_delivered() -> None:
-    later = {"run_id": "witness-b", "rehearsal": False, "recipe": KEYS, "datasets": [TRAIN, VAL]}
-    best, last = {"eval_adapter": 0.8, "eval_last": 1.2}, {"eval_adapter": None, "eval_last": 1.2}
-    assert promotion.evaluation_of({**later, "loss": best})["eval_loss"] == 0.8
-    assert promotion.evaluation_of({**later, "loss": last})["eval_loss"] == 1.2
+    later = Manifest(run_id="witness-b", rehearsal=False, recipe=KEYS, datasets=(TRAIN, VAL))
+    best = dataclasses.replace(later, loss=Losses(eval_adapter=0.8, eval_last=1.2))
+    last = dataclasses.replace(later, loss=Losses(eval_adapter=None, eval_last=1.2))
+    assert promotion.evaluation_of(best).eval_loss == 0.8
+    assert promotion.evaluation_of(last).eval_loss == 1.2
     promoted = manifest("witness-a", 0.882)
-    assert promotion.decide({**later, "loss": best}, promoted, True, 0.02).move
-    assert not promotion.decide({**later, "loss": last}, promoted, True, 0.02).move
+    assert promotion.decide(best, promoted, True, 0.02).move
+    assert not promotion.decide(last, promoted, True, 0.02).move
 
 
 def test_what_a_manifest_says_of_its_evaluation_counts_and_nothing_else() -> None:
-    said = {"sha256": "s", "eval_loss": 3.0, "other": 1}
-    found = promotion.evaluation_of({**manifest("witness-a"), "evaluation": said})
-    assert (found["sha256"], found["eval_loss"], found["source"]) == ("s", 3.0, "file")
-    assert "other" not in found
-    assert promotion.evaluation_of({**manifest("witness-a"), "loss": None, "evaluation": None})["eval_loss"] is None
+    plain = manifest("witness-a").as_dict()
+    found = promotion.evaluation_of(
+        Manifest.from_dict({**plain, "evaluation": {"sha256": "s", "eval_loss": 3.0, "other": 1}})
+    )
+    assert (found.sha256, found.eval_loss, found.source) == ("s", 3.0, "file")
+    lost = Manifest.from_dict({**plain, "loss": None, "evaluation": None})
+    assert promotion.evaluation_of(lost).eval_loss is None
 
 
 @pytest.mark.parametrize(
@@ -528,11 +534,6 @@ def test_a_loss_at_the_limit_passes() -> None:
     assert promotion.decide(manifest("b", 1.5), manifest("witness-a", 1.0), False, 0.5).move is True
     assert promotion.decide(manifest("b", 1.51), manifest("witness-a", 1.0), False, 0.5).move is False
     assert promotion.decide(manifest("b", -0.4), manifest("witness-a", -1.0), False, 0.5).move is False
-
-
-def test_a_manifest_that_does_not_say_is_a_rehearsals() -> None:
-    assert promotion.is_rehearsal({}) is True
-    assert promotion.is_rehearsal({"rehearsal": False}) is False
 
 
 def test_the_folder_of_an_agent(tmp_path) -> None:
@@ -567,8 +568,9 @@ def test_the_promoted_one_is_known_by_its_folder(home) -> None:
     assert promotion.current_manifest(home.path) is None
     (home.path / "latest").unlink()
     (home.path / "latest").symlink_to("witness-z")
-    assert promotion.current_manifest(home.path)["run_id"] == "witness-z"
-    assert promotion.current_manifest(home.path)["agent"] == "witness"
+    found = promotion.current_manifest(home.path)
+    assert found
+    assert (found.run_id, found.agent) == ("witness-z", "witness")
     (home.path / "latest").unlink()
     home.deliver("latest")  # a folder in its place
     assert promotion.current_manifest(home.path) is None
@@ -681,7 +683,7 @@ def test_all_that_may_be_promoted(home) -> None:
     home.train("witness-c", 0.8, keys=KEYS | {"sequence_len": 8})
     (home.path / "witness-b/train.log").write_text("cut off")
     rows = promotion.overview(home.path)
-    flaw = f"{home.path / 'witness-b/train.log'} has 7 bytes instead of 3"
+    defect = f"{home.path / 'witness-b/train.log'} has 7 bytes instead of 3"
     assert rows == [
         {
             "run_id": run_id,
@@ -691,7 +693,7 @@ def test_all_that_may_be_promoted(home) -> None:
             "finished_at": 1_795_000_000.0 + ord(run_id[-1]),
             "promoted": run_id == "witness-c",
             "comparable": "" if run_id == "witness-c" else "no: sequence_len 4096 instead of 8",
-            "flaw": flaw if run_id == "witness-b" else None,
+            "defect": defect if run_id == "witness-b" else None,
         }
         for run_id, loss in (("witness-c", 0.8), ("witness-b", 0.912), ("witness-a", 0.882))
     ]
@@ -766,8 +768,7 @@ def test_the_history_is_written_as_people_read_it(home) -> None:
 
 @pytest.mark.parametrize("gone", ["recipe", "datasets"])
 def test_an_older_manifest_without_a_part_keeps_what_the_others_say(gone) -> None:
-    older = {"recipe": KEYS, "datasets": [VAL], "loss": {"eval_last": 1.5}}
-    del older[gone]
-    found = promotion.evaluation_of(older)
-    assert found["eval_loss"] == 1.5
-    assert (found["source"], found["sequence_len"]) == (("file", None) if gone == "recipe" else ("none", 4096))
+    whole = Manifest(recipe=KEYS, datasets=(VAL,), loss=Losses(eval_last=1.5))
+    found = promotion.evaluation_of(dataclasses.replace(whole, **{gone: type(getattr(whole, gone))()}))
+    assert found.eval_loss == 1.5
+    assert (found.source, found.sequence_len) == (("file", None) if gone == "recipe" else ("none", 4096))

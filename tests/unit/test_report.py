@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.results import report
+from ansible.module_utils.lora_forge.results import report, report_pictures
 from ansible.module_utils.testing import patch_module_args
 from delivered import OWN, RECIPE, START, deliver, events, losses, promote, sha, workshop
 
@@ -208,7 +208,7 @@ def test_a_figure_between_two_gaps_is_marked(output):
     ]
     deliver(output, "witness", A, events(train, []))
     assert look(output).source.count("<use ") == 2  # in each of the two pictures, one
-    assert report._alone([1.0, math.nan, 2.0, math.nan, 3.0, 4.0]) == [0, 2]
+    assert report_pictures._alone([1.0, math.nan, 2.0, math.nan, 3.0, 4.0]) == [0, 2]
 
 
 def test_runs_that_cannot_be_compared_are_left_out_and_named(output):

@@ -8,7 +8,7 @@ import pytest
 import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.pods import claims
-from ansible.module_utils.lora_forge.results import report, status, wandb
+from ansible.module_utils.lora_forge.results import report, status, wandb_query
 from ansible.module_utils.lora_forge.trainer import gpu, run_state
 from lab import ROOT
 from wire import load
@@ -65,8 +65,8 @@ def place(output, run_id=RUN, **what):
     rundir.write_json(output / "runs" / f"{run_id}.json", {"run_id": run_id, "final": False, **what})
 
 
-def gathered(output, looks=None, **known):
-    return status.collect_status(output, looks or {}, known.get("wandb", {}), known.get("costs"))
+def gathered(output, snapshots=None, **known):
+    return status.collect_status(output, snapshots or {}, known.get("wandb", {}), known.get("costs"))
 
 
 def test_a_running_run(tmp_path):
@@ -101,10 +101,17 @@ def test_runs_that_share_a_pod_share_its_cost(tmp_path):
     pods, names = claims.Claims(tmp_path / "pods"), [f"witness-00000000000{letter}" for letter in "abc"]
     pods.open_claim("pod-1", names, 0, pod_id="p1", asked_at=0, usd_per_hour=3.0, released_at=3600.0)
     deliver(tmp_path, names[0], latest=True, cost={"usd": 1.0, "pods": ["p1"]})
-    looks = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
-    given = {"output": tmp_path, "looks": looks, "wandb": True, "agents": "", "busy": [], "pods": tmp_path / "pods"}
-    told = load("library/training_status").answer(given, False)
-    assert [row[-1] for row in told["rows"]] == ["$1.00", "$1.00", "$1.00"]
+    snapshots = {"pod-1": {"runs": [seen("finished", names[0]), seen("running", names[1]), seen("queued", names[2])]}}
+    given = {
+        "output": tmp_path,
+        "snapshots": snapshots,
+        "wandb": True,
+        "agents": "",
+        "busy": [],
+        "pods": tmp_path / "pods",
+    }
+    told = load("library/training_status").answer({**given, "display": "table"}, False)
+    assert [row[-1] for row in told["show"]["rows"]] == ["$1.00", "$1.00", "$1.00"]
     assert told["costs"] == {names[1]: 1.0, names[2]: 1.0}
     total = report.read(tmp_path, [])["costs"]["total"]
     assert (total["usd"], total["others_usd"]) == (1.0, 2.0)
@@ -144,8 +151,8 @@ def test_a_loss_that_is_no_number_is_told_while_the_run_goes_on(tmp_path, losses
 
 
 def test_wandb_contradicts_in_words(tmp_path):
-    looks = {"pod-2": {"runs": [seen("failed", silent_for=840.0, detail="killed: ended by SIGKILL")]}}
-    (row,) = gathered(tmp_path, looks, wandb={RUN: {"asked": RUN, "state": "running", "url": "http://w/x"}})
+    snapshots = {"pod-2": {"runs": [seen("failed", silent_for=840.0, detail="killed: ended by SIGKILL")]}}
+    (row,) = gathered(tmp_path, snapshots, wandb={RUN: {"asked": RUN, "state": "running", "url": "http://w/x"}})
     assert (row["verdict"], row["state"], row["wandb"]["url"]) == ("disputed", "failed", "http://w/x")
     assert status.status_lines([row], {}, []) == [
         f"    {RUN}: killed: ended by SIGKILL",
@@ -168,11 +175,11 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
         runs_ = [{"asked": name, "state": "running", "error": None} for name in names]
         return {"runs": runs_, "error": {"kind": "timeout", "msg": "W&B: late"} if project == "q" else None}
 
-    monkeypatch.setattr(wandb, "ask_server", ask)
+    monkeypatch.setattr(wandb_query, "ask_server", ask)
     deliver(tmp_path, "witness-00000000000d")
     names = [f"witness-00000000000{letter}" for letter in "abcd"]
     own = "https://wandb.ai/e/p/runs/x"
-    looks = {
+    snapshots = {
         "gpu-1": {"runs": [logged(names[0], url=own), logged(names[1], "offline"), logged(names[3])]},
         "gpu-2": {"runs": [logged(names[0]), logged(names[2], project="q"), seen(run_id="mayor-1")]},
         "gpu-3": {"silent": "away"},
@@ -182,20 +189,22 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
               {"run_id": "crew-1", "trainer": "gpu-3", "logged": {"mode": "online", "run": None}},
               {"run_id": "crew-2", "trainer": "gpu-4", "logged": logged("crew-2")["progress"]["wandb"]}]  # fmt: skip
     rundir.write_json(tmp_path / "status.json", {"runs": before})
-    answers, notes = status.ask_wandb(tmp_path, looks)
+    answers, notes = status.ask_wandb(tmp_path, snapshots)
     assert asked == [([names[0], away], "e", "p"), ([names[2]], "e", "q")]
     assert (answers[names[0]]["error"], answers[names[2]]["error"]["kind"]) == (None, "timeout")
     assert notes == ["W&B: late"]
 
     # A run's own server is asked with the key that is for it, and with no other one.
-    looks = {"gpu-1": {"runs": [logged(names[0], url="http://w.example:8080/e/p/runs/x"), logged(names[1], url=own)]}}
+    snapshots = {
+        "gpu-1": {"runs": [logged(names[0], url="http://w.example:8080/e/p/runs/x"), logged(names[1], url=own)]}
+    }
     asked.clear()
-    assert status.ask_wandb(tmp_path, looks)[1] == [
+    assert status.ask_wandb(tmp_path, snapshots)[1] == [
         f"W&B: {names[0]} is logged on w.example:8080, and not asked for: WANDB_BASE_URL means wandb.ai, and so does "
         "the key"
     ]
     monkeypatch.setenv("WANDB_BASE_URL", "http://w.example:8080/")
-    assert names[1] in status.ask_wandb(tmp_path, looks)[1][0]
+    assert names[1] in status.ask_wandb(tmp_path, snapshots)[1][0]
     assert asked == [([names[1]], "e", "p"), ([names[0]], "e", "p")]
 
 
@@ -212,11 +221,16 @@ def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
 def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
     place(tmp_path, "mayor-0123456789ab", trainer="gpu-2", state="launched")
     place(tmp_path, "crew-0123456789ab", trainer="gpu-4", state="failed", final=True)
-    looks = {"gpu-1": {"runs": [seen()]}, "gpu-2": {"silent": "x"}, "gpu-3": {"silent": "x"}, "gpu-4": {"silent": "x"}}
-    silent = {name: "x" for name in looks if "silent" in looks[name]}
-    assert status.busy(gathered(tmp_path, looks), silent, []) == ["gpu-1", "gpu-2"]
-    # What another controller launched on gpu-3 is known from the last look alone; gpu-5 has answered since.
-    assert status.busy(gathered(tmp_path, looks), silent, ["gpu-3", "gpu-5"]) == ["gpu-1", "gpu-2", "gpu-3"]
+    snapshots = {
+        "gpu-1": {"runs": [seen()]},
+        "gpu-2": {"silent": "x"},
+        "gpu-3": {"silent": "x"},
+        "gpu-4": {"silent": "x"},
+    }
+    silent = {name: "x" for name in snapshots if "silent" in snapshots[name]}
+    assert status.busy(gathered(tmp_path, snapshots), silent, []) == ["gpu-1", "gpu-2"]
+    # What another controller launched on gpu-3 is known from the last status alone; gpu-5 has answered since.
+    assert status.busy(gathered(tmp_path, snapshots), silent, ["gpu-3", "gpu-5"]) == ["gpu-1", "gpu-2", "gpu-3"]
     assert status.busy(gathered(tmp_path, {"gpu-1": {"runs": [seen("failed")]}}), {}, ["gpu-1"]) == []
 
 
@@ -224,9 +238,14 @@ def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
 def test_only_the_agents_that_are_meant_are_shown_and_all_are_noted(tmp_path, agents, found):
     deliver(tmp_path)
     deliver(tmp_path, "mayor-0123456789ab")
-    given = {"output": tmp_path, "looks": {}, "wandb": False, "agents": agents, "busy": [], "pods": None}
-    told = load("library/training_status").answer(given, False)
-    assert (len(told["runs"]), len(told["rows"])) == (found, found)
+    given = {"output": tmp_path, "snapshots": {}, "wandb": False, "agents": agents, "busy": [], "pods": None}
+    module = load("library/training_status")
+    told = module.answer({**given, "display": "table"}, False)
+    assert (len(told["runs"]), len(told["show"]["rows"])) == (found, found)
+    assert told["show"]["lines"] == ([] if found else ["  no run is known"])
+    assert told["show"]["screen"] is False
+    assert module.answer({**given, "display": "screen"}, False) == {**told, "show": {**told["show"], "screen": True}}
+    assert module.answer({**given, "display": "none"}, False) == {key: told[key] for key in told if key != "show"}
     assert len(rundir.read_json(tmp_path / "status.json")["runs"]) == 2
 
 

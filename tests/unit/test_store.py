@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -12,7 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.adapters.manifest import (
+    Cost,
+    Dataset,
+    Evaluation,
+    Host,
+    Losses,
+    Manifest,
+    Steps,
+)
 from ansible.module_utils.lora_forge.errors import UserError
+from delivered import planned
 from safetensors.numpy import save_file
 
 RECIPE = {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "base_model": "Qwen/Tiny"}
@@ -219,9 +231,9 @@ def home(tmp_path):
     return tmp_path / "adapters" / "witness"
 
 
-def manifest(run_id: str = "witness-1", **changes: Any) -> dict[str, Any]:
+def manifest(run_id: str = "witness-1", **changes: Any) -> Manifest:
     known = {"recipe": RECIPE, "base_model": RECIPE["base_model"], "lora": {"layers": 2}}
-    return {"run_id": run_id, "verdict": "verified", "rehearsal": False, **known, **changes}
+    return Manifest.from_dict({"run_id": run_id, "verdict": "verified", "rehearsal": False, **known, **changes})
 
 
 def test_listing_names_what_is_there(run_dir):
@@ -478,11 +490,14 @@ def test_wandbs_records_come_with_their_folders(run_dir):
 # --- what speaks against a run, and its manifest
 
 
+COUNTS = {"examples": 40, "tokens": 400, "longer": 3, "dropped": 2, "untrainable": 1}
+
+
 def observed(**changes: Any) -> dict[str, Any]:
     """What training_run_info returns of a run that ended well."""
     done = {
         "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
-        "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": {"rows": 40}, "wandb": {"id": "w"},
+        "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": COUNTS, "wandb": {"mode": "offline"},
     }  # fmt: skip
     status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 1060.26}
     return {"state": "finished", "detail": "", "status": status, "progress": done, **changes}
@@ -499,20 +514,19 @@ def test_a_run_that_is_not_finished_speaks_against_its_adapter():
 
 
 def test_a_manifest_says_everything_that_is_known():
-    run = {
-        "run_id": "witness-1", "agent": "witness", "fingerprint": "f" * 64, "rehearsal": False, "recipe": RECIPE,
-        "recipe_sha256": "r" * 64, "state": "to attach",
-        "datasets": [{"path": "/d/witness_train.jsonl", "use": "train", "sha256": "d", "examples": 4, "entry": {}}],
-    }  # fmt: skip
+    file = {"path": "/d/witness_train.jsonl", "use": "train", "sha256": "d", "examples": 4}
+    run = planned(
+        "witness-1", fingerprint="f" * 64, recipe=RECIPE, recipe_sha256="r" * 64, datasets=[{**file, "entry": {}}]
+    )
     lora = {"pairs": 4, "rank": 4, "layers": 2, "parameters": 224}
     proof = {**lora, "problems": [], "versions": {"torch": "2"}}
     known = {
-        "base_model": "/models/Tiny", "host": {"name": "gpu-1"}, "lock_sha256": "l", "evaluation": {"sha256": "e"},
-        "cost": {"usd": 1.5}, "git": {"commit": "c"},
+        "base_model": "/models/Tiny", "host": Host("gpu-1", "A100"), "lock_sha256": "l", "git": {"commit": "c"},
+        "evaluation": Evaluation("file", "e", 64, "m", 1.0), "cost": Cost(1.5, 0.5, "RunPod's bill", ("p",)),
     }  # fmt: skip
-    made = store.manifest(run, observed(), proof, known)
-    assert made == {
-        "schema_version": store.SCHEMA_VERSION,
+    made = store.make_manifest(run, observed(), proof, **known).as_dict()
+    expected = {
+        "schema_version": 1,
         "run_id": "witness-1",
         "agent": "witness",
         "fingerprint": "f" * 64,
@@ -522,29 +536,41 @@ def test_a_manifest_says_everything_that_is_known():
         "recipe": RECIPE,
         "recipe_sha256": "r" * 64,
         "lock_sha256": "l",
-        "datasets": [{"path": "/d/witness_train.jsonl", "use": "train", "sha256": "d", "examples": 4}],
-        "data": {"rows": 40},
+        "datasets": [file],
+        "data": COUNTS,
         "lora": lora,
         "versions": {"torch": "2"},
-        "host": {"name": "gpu-1"},
+        "host": {"name": "gpu-1", "gpu": "A100", "driver": None},
         "steps": {"reached": 12, "planned": 12, "adapter": 8},
         "loss": {"first": 2.0, "last": 1.0, "eval_first": 1.9, "eval_last": 1.1, "eval_adapter": 1.0},
-        "evaluation": {"sha256": "e"},
+        "evaluation": {
+            "source": "file",
+            "sha256": "e",
+            "sequence_len": 64,
+            "base_model": "m",
+            "eval_loss": 1.0,
+        },
         "starts": 2,
         "started_at": 1000.0,
         "finished_at": 1060.26,
         "duration_s": 60.3,
-        "cost": {"usd": 1.5},
-        "wandb": {"id": "w"},
+        "cost": {"usd": 1.5, "usd_per_hour": 0.5, "source": "RunPod's bill", "pods": ["p"]},
+        "wandb": {"mode": "offline"},
         "git": {"commit": "c"},
     }
+    assert made == expected
+    assert json.dumps(made) == json.dumps(expected)  # in this order too, as people read it
     bare = observed()
-    bare["progress"]["wandb"] = None
+    bare["progress"] |= {"wandb": None, "data": None}
     for gone in ("first_started_at", "finished_at"):
         partial = {**bare, "status": {key: value for key, value in bare["status"].items() if key != gone}}
-        made = store.manifest(run, partial, proof, known)
-        assert made["duration_s"] is None
-        assert made["wandb"] == {}
+        made = store.make_manifest(run, partial, proof, **known).as_dict()
+        assert (made["duration_s"], made["wandb"], made["data"]) == (None, {}, None)
+
+
+def test_hardware_of_ones_own_has_no_pods():
+    own = {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    assert Cost.from_dict(own).as_dict() == own
 
 
 def test_where_a_checkout_stands(tmp_path, monkeypatch):
@@ -582,13 +608,59 @@ def test_every_delivered_adapter_once(tmp_path):
     assert sorted(path.name for path in store.delivered_folders(tmp_path)) == ["mayor-1", "mayor-2", "witness-1"]
 
 
-def test_of_a_manifest_only_what_has_its_form_is_read(tmp_path):
-    good = {"run_id": "witness-1", "recipe": {"seed": 1}, "files": [], "started_at": 1.5, "finished_at": 2, "other": 7}
-    (tmp_path / "manifest.json").write_text(json.dumps(good))
-    assert store.read_manifest(tmp_path) == good
-    bad = {"run_id": 7, "recipe": [], "files": {}, "started_at": "x", "finished_at": None, "other": 7}
-    (tmp_path / "manifest.json").write_text(json.dumps(bad))
-    assert store.read_manifest(tmp_path) == {"other": 7}
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    written = manifest(
+        agent="witness", started_at=1.5, finished_at=2, starts=1, loss={"first": "nan", "last": 1}, cost={"usd": 1},
+        datasets=[{"path": "d", "use": "val", "sha256": "s", "examples": 3}], data=COUNTS, host={"name": "gpu-1"},
+        files=[{"path": "train.log", "sha256": "s", "bytes": 3}], evaluation={"sha256": "e"}, wandb={"url": "u"},
+    )  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(written.as_dict()))
+    assert store.read_manifest(tmp_path) == written
+    assert (written.loss.first, written.loss.last, written.finished_at, written.host.name) == ("nan", 1, 2, "gpu-1")
+
+
+@pytest.mark.parametrize("content", [None, "", "{cut", "[]", "{}", "7"])
+def test_where_there_is_no_manifest(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    assert store.read_manifest(tmp_path) is None
+
+
+ODD = [None, 7, -1.5, "text", [], ["list"], [{"of": 1}], {}, {"of": "another form"}, True, 10**400, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_damaged_manifest_is_read_as_far_as_it_goes(tmp_path, odd):
+    whole = manifest(starts=3, finished_at=9.0).as_dict()
+    for key in [field.name for field in dataclasses.fields(Manifest)]:
+        (tmp_path / "manifest.json").write_text(json.dumps({**whole, key: odd, "other": odd}))
+        found = store.read_manifest(tmp_path)
+        assert found is not None
+        rest = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != key}
+        assert rest == {name: getattr(manifest(starts=3, finished_at=9.0), name) for name in rest}
+        assert json.loads(json.dumps(found.as_dict()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "unknown"),
+    [
+        ("run_id", 7, None), ("rehearsal", "no", None), ("rehearsal", 0, None), ("starts", True, None),
+        ("starts", 2.5, None), ("started_at", "x", None), ("started_at", True, None), ("duration_s", math.nan, None),
+        ("recipe", [], {}), ("datasets", 7, ()), ("datasets", [7], (Dataset(),)), ("files", {}, None),
+        ("data", None, None), ("steps", [1], Steps()), ("steps", {"reached": "12", "planned": 9}, Steps(None, 9)),
+        ("loss", {"last": "nan", "first": [1]}, Losses(last="nan")), ("cost", {"usd": "1"}, Cost()),
+        ("cost", {"usd": 1, "pods": ["p", 7]}, Cost(usd=1, pods=("p",))), ("cost", {"usd": 10**400}, Cost()),
+        ("evaluation", {"sha256": "s", "eval_loss": "low"}, Evaluation(sha256="s")),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_type_is_not_known(key, value, unknown):
+    assert getattr(Manifest.from_dict({key: value}), key) == unknown
+
+
+def test_a_manifest_that_does_not_say_is_a_rehearsals():
+    assert Manifest().is_rehearsal is True
+    assert Manifest(rehearsal=True).is_rehearsal is True
+    assert Manifest(rehearsal=False).is_rehearsal is False
 
 
 @pytest.mark.parametrize(
@@ -649,7 +721,7 @@ def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, hom
     store.deliver(run_dir, home, files, manifest())
     (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
     final = store.deliver(run_dir, home, files, manifest(loss={"last": 1}))
-    assert json.loads((final / "manifest.json").read_text())["loss"] == {"last": 1}
+    assert json.loads((final / "manifest.json").read_text())["loss"]["last"] == 1
     assert [path.name for path in home.iterdir()] == ["witness-1"]
 
 

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion
+from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Losses, Manifest, Steps
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.lora_forge.text import short
+from delivered import planned
+from wire import load
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-RUN = {"run_id": "crew-1", "agent": "crew", "name": "crew lora_r 8", "trainer": "gpu-2"}
+def crew(run_id="crew-1", **changes):
+    return planned(run_id, **{"name": "crew lora_r 8", "trainer": "gpu-2", **changes})
+
+
+RUN = crew()
+
+
+def record(launched=(), delivered_at=0.0, at=1.0, **failures):
+    """What is noted of crew-1; hosts are named with _ for -."""
+    failed = {host.replace("_", "-"): {"at": at, "message": message} for host, message in failures.items()}
+    hosts = {host: {"at": at, "started": True} for host in launched}
+    return RunRecord("crew-1", failures=failed, hosts=hosts, delivered_at=delivered_at)
 
 
 def test_why_a_run_is_not_there():
-    def said(failures):
-        return summary.not_ready_lines(RUN, failures)
+    def said(known):
+        return summary.not_ready_lines(RUN, known)
 
-    assert said({"crew-1": "out of memory\nlook there"}) == [
+    assert said(record(gpu_2="out of memory\nlook there")) == [
         "crew lora_r 8 is not ready: crew-1 on gpu-2: out of memory"
     ]
-    assert said({"gpu-2": "no GPU"}) == ["crew lora_r 8 is not ready: crew-1 on gpu-2: no GPU"]
-    assert said({"mayor-1": "x"}) == ["crew lora_r 8 is not ready: crew-1 on gpu-2: gpu-2 was lost on the way; "
-                                  "the same command goes on, -e move=gpu-2 goes elsewhere"]  # fmt: skip
+    lost = [
+        "crew lora_r 8 is not ready: crew-1 on gpu-2: gpu-2 was lost on the way; the same command goes on, "
+        "-e move=gpu-2 goes elsewhere"
+    ]
+    assert said(record()) == lost
+    assert summary.not_ready_lines(crew(planned_at=2.0), record(gpu_2="in an earlier command")) == lost
 
 
-def test_several_runs_are_counted_where_some_are_lacking():
-    runs = [RUN, {**RUN, "run_id": "crew-2"}, {**RUN, "run_id": "crew-3"}]
+def test_several_runs_are_counted_where_some_are_not_verified():
+    runs = [RUN, crew("crew-2"), crew("crew-3")]
     assert summary.tally_lines(runs, []) == []
     assert summary.tally_lines(runs[:1], ["crew-1"]) == []
     assert summary.tally_lines(runs, ["crew-2"])[-1].startswith(
@@ -42,35 +57,37 @@ def test_rates_in_few_digits():
     assert [short(one) for one in figures] == ["950", "1.5 k", "21 k", "999 k", "1.0 M", "3.2 M", "12 M"]
 
 
-GANG = {**RUN, "trainer": "gpu-1", "hosts": ["gpu-1", "gpu-2"]}
+GANG = crew(trainer="gpu-1", hosts=["gpu-1", "gpu-2"])
 
 
 def test_of_a_gang_the_host_that_failed_is_named():
-    failures = {"crew-1": "crew-1 is stopped: on request", "gpu-2": "no GPU"}
-    assert summary.failure_reason(GANG, failures) == "gpu-2: no GPU"
-    assert summary.failure_reason(GANG, {"gpu-2": "gpu-2: no answer"}) == "gpu-2: no answer"
-    assert summary.failure_reason(GANG, {"gpu-1": "no GPU"}) == "no GPU"
+    known = record(gpu_1="crew-1 is stopped: on request", gpu_2="no GPU")
+    assert summary.failure_reason(GANG, known) == "gpu-2: no GPU"
+    assert summary.failure_reason(GANG, record(gpu_2="gpu-2: no answer")) == "gpu-2: no answer"
+    assert summary.failure_reason(GANG, record(gpu_1="no GPU")) == "no GPU"
+    refused = record(gpu_1="no GPU").failed_on("gpu-2", "crew-1 is not started: no GPU", 1.0, refused=True)
+    assert summary.failure_reason(GANG, refused) == "no GPU"
 
 
 def test_what_nobody_waits_for_trains_where_it_was_launched_and_not_elsewhere():
-    assert summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {})
-    assert not summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": []}, {})
-    assert not summary.is_under_way(GANG, {"gpu-1": ["crew-1"], "gpu-2": ["crew-1"]}, {"gpu-2": "no GPU"})
-    assert summary.is_under_way(RUN, {"gpu-2": ["crew-1"]}, {})
-    assert not summary.is_under_way(RUN, {}, {})
+    assert summary.is_under_way(GANG, record(["gpu-1", "gpu-2"]))
+    assert not summary.is_under_way(GANG, record(["gpu-1"]))
+    assert not summary.is_under_way(GANG, record(["gpu-1", "gpu-2"], gpu_2="no GPU"))
+    assert summary.is_under_way(RUN, record(["gpu-2"]))
+    assert not summary.is_under_way(RUN, record())
+    assert not summary.is_under_way(crew(planned_at=2.0), record(["gpu-2"]))
 
 
-def summed(adapters, runs, check, **given):
-    spec = importlib.util.spec_from_file_location("lora_adapter_summary", ROOT / "library/lora_adapter_summary.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def summed(output, runs, check, **given):
+    module = load("library/lora_adapter_summary")
     options = {name: one.get("default") for name, one in module.ARGUMENTS.items()}
-    return module.answer({**options, "adapters": str(adapters), "runs": runs, **given}, check)
+    plain = [run.as_dict() for run in runs]
+    return module.answer({**options, "output": str(output), "runs": plain, **given}, check)
 
 
-def answer(adapters, state, check=False, **given):
-    found = summed(adapters, [{**RUN, "state": state}], check, **given)
-    return found["lacking"], found["lines"][-1]
+def answer(output, state, check=False, **given):
+    found = summed(output, [crew(state=state)], check, **given)
+    return found["not_verified"], found["show"]["lines"][-1]
 
 
 def test_a_damaged_adapter_is_not_ready_because_its_manifest_is_there(tmp_path):
@@ -81,42 +98,75 @@ def test_a_damaged_adapter_is_not_ready_because_its_manifest_is_there(tmp_path):
         "steps": {"reached": 1, "planned": 1}, "duration_s": 1, "cost": {"usd": 0}, "starts": 1, "rehearsal": False,
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    home = tmp_path / "adapters"
-    assert answer(home, "ready")[0] == []
-    assert answer(home, "to train", delivered=["crew-1"])[0] == []
-    lacking, said = answer(home, "to train", failures={"crew-1": "no connection"})
-    assert (lacking, said) == (["crew-1"], "crew lora_r 8 is not ready: crew-1 on gpu-2: no connection")
-    assert answer(home, "to train")[0] == ["crew-1"]
-    assert "would be trained" in answer(home, "to train", check=True)[1]
+    assert answer(tmp_path, "ready")[0] == []
+    assert answer(tmp_path, "to train")[0] == ["crew-1"]
+    update_record(tmp_path, "crew-1", lambda known, now: known.failed_on("gpu-2", "no connection", now))
+    not_verified, said = answer(tmp_path, "to train")
+    assert (not_verified, said) == (["crew-1"], "crew lora_r 8 is not ready: crew-1 on gpu-2: no connection")
+    assert "would be trained" in answer(tmp_path, "to train", check=True)[1]
+    update_record(tmp_path, "crew-1", lambda known, now: record(delivered_at=now))
+    assert answer(tmp_path, "to train")[0] == []
 
 
-def test_the_best_of_a_sweep_is_known_when_all_of_it_is_there(tmp_path):
-    runs = [{**RUN, "run_id": f"crew-{rank}", "variant": {"lora_r": rank}, "state": "ready"} for rank in (8, 16)]
-    data = [{"use": "train", "sha256": "t"}, {"use": "val", "sha256": "v"}]
-    recipe = {"base_model": "m", "sequence_len": 64}
+def test_what_was_lost_without_a_word_is_named_for_whoever_tells(tmp_path):
+    assert [run["run_id"] for run in summed(tmp_path, [RUN], False)["lost"]] == ["crew-1"]
+    update_record(tmp_path, "crew-1", lambda known, now: known.failed_on("gpu-2", "no connection", now))
+    assert summed(tmp_path, [RUN], False)["lost"] == []
 
-    def deliver(run_id, loss):
-        folder = tmp_path / "adapters/crew" / run_id
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two runs of a sweep, and what delivers one of them, the better one first."""
+
+    def deliver(rank, loss):
+        recipe, data = {"base_model": "m", "sequence_len": 64}, (Dataset(use="val", sha256="v"),)
+        manifest = Manifest(
+            run_id=f"crew-{rank}", verdict="verified", rehearsal=False, loss=Losses(eval_last=loss), recipe=recipe,
+            datasets=data, evaluation=promotion.evaluation(recipe, data, loss), files=(),
+        )  # fmt: skip
+        folder = tmp_path / f"adapters/crew/crew-{rank}"
         folder.mkdir(parents=True)
-        found = promotion.evaluation(recipe, data, loss)
-        manifest = {"verdict": "verified", "loss": {"eval_last": loss}, "evaluation": found, "recipe": recipe}
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"datasets": data, "run_id": run_id}))
+        (folder / "manifest.json").write_text(json.dumps(manifest.as_dict()))
 
-    deliver("crew-8", 0.9)
-    assert summed(tmp_path / "adapters", runs, False)["best"] == []
-    deliver("crew-16", 0.95)
-    assert summed(tmp_path / "adapters", runs, False)["best"] == [{"agent": "crew", "run_id": "crew-8"}]
-    runs[0]["state"] = "to train"  # damaged
-    assert summed(tmp_path / "adapters", runs, False)["best"] == []
+    return [crew(f"crew-{rank}", variant={"lora_r": rank}, state="ready") for rank in (8, 16)], deliver
+
+
+def test_the_best_of_a_sweep_is_known_when_all_of_it_is_there(tmp_path, sweep):
+    runs, deliver = sweep
+    deliver(8, 0.9)
+    assert summed(tmp_path, runs, False)["best"] == []
+    deliver(16, 0.95)
+    assert summed(tmp_path, runs, False)["best"] == [{"agent": "crew", "run_id": "crew-8"}]
+    damaged = [crew("crew-8", variant={"lora_r": 8}), runs[1]]
+    assert summed(tmp_path, damaged, False)["best"] == []
+
+
+def test_the_gate_looks_at_the_best_of_a_sweep_where_that_is_wanted(tmp_path, sweep):
+    runs, deliver = sweep
+    latest = tmp_path / "adapters/crew/latest"
+    deliver(8, 0.9)
+    lines = summed(tmp_path, runs, False, promote_best=True)["show"]["lines"]
+    assert lines[-1] == "  latest was left alone: not every variant is verified, so the best one is not known"
+    deliver(16, 0.95)
+    assert summed(tmp_path, runs, False)["show"]["lines"] == []
+    predicted = summed(tmp_path, runs, True, promote_best=True)
+    assert (predicted["changed"], predicted["show"]["lines"]) == (True, ["  latest would point to crew-8"])
+    assert not latest.is_symlink()
+    moved = summed(tmp_path, runs, False, promote_best=True)
+    assert (moved["changed"], moved["show"]["lines"]) == (True, ["  latest points to crew-8"])
+    assert [row[2] for row in moved["show"]["rows"]] == ["crew-8", "crew-16"]
+    assert latest.readlink().name == "crew-8"
+    again = summed(tmp_path, runs, False, promote_best=True)
+    assert (again["changed"], again["show"]["lines"]) == (False, ["  latest points to crew-8 already"])
+    assert [row[2] for row in again["show"]["rows"]] == ["crew-8 *", "crew-16"]
 
 
 @pytest.mark.parametrize(("adapter", "told"), [(6, True), (8, False), (None, False)])
 def test_an_adapter_that_is_not_of_the_last_step_is_told(tmp_path, adapter, told):
-    steps = {"reached": 8, "planned": 8} | ({} if adapter is None else {"adapter": adapter})
-    loss = {"first": 2.0, "last": 1.0, "eval_first": 2.0, "eval_last": 1.5, "eval_adapter": 1.25}
-    found = {"run_id": "crew-1", "steps": steps, "loss": loss, "duration_s": None, "cost": {"usd": 0}, "starts": 1}
-    found |= {"rehearsal": False}
-    lines = summary.ready_lines({**RUN, "state": "to train"}, found, tmp_path, True, "")
+    manifest = Manifest(
+        run_id="crew-1", steps=Steps(8, 8, adapter), loss=Losses(2.0, 1.0, 2.0, 1.5, 1.25), starts=1, rehearsal=False
+    )
+    lines = summary.ready_lines(RUN, manifest, tmp_path, True, "")
     assert ("  the adapter is that of step 6, the best evaluated one: eval 1.25" in lines) is told
 
 
@@ -124,6 +174,6 @@ def test_a_run_that_was_never_launched_does_not_train(tmp_path):
     assert answer(tmp_path, "to train", detached=True, launched={"gpu-2": ["crew-1"]}) == (
         [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
     )  # fmt: skip
-    lacking, said = answer(tmp_path, "to train", detached=True)
-    assert lacking == ["crew-1"]
+    not_verified, said = answer(tmp_path, "to train", detached=True)
+    assert not_verified == ["crew-1"]
     assert "gpu-2 was lost on the way" in said

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import rundir
+from ansible.module_utils.lora_forge.adapters.manifest import Host, Manifest
 from ansible.module_utils.lora_forge.results import verdict
 from ansible.module_utils.lora_forge.trainer import run_state
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation, Progress
@@ -68,11 +69,11 @@ def test_a_finished_run_without_weights_failed():
 # --- the verdict over all sources ---------------------------------------------------------------------------------
 
 RUN, MARK = "witness-0123456789ab", "0123456789ab" + "0" * 52
-MANIFEST = {"run_id": RUN, "fingerprint": MARK, "host": {"name": "gpu-1"}}
+MANIFEST = Manifest(run_id=RUN, fingerprint=MARK, host=Host("gpu-1"))
 LIVES = ("queued", "running", "stalled")
 
 
-def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=None, alive=None, **more):
+def snapshot(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=None, alive=None, **more):
     return {
         "trainer": trainer,
         "state": state,
@@ -88,8 +89,8 @@ def look(state, trainer="gpu-1", silent_for=1.0, step=4, detail="", exit_code=No
     }
 
 
-def judged(*looks, asked=("gpu-1", "gpu-2"), **known):
-    return verdict.judge(verdict.Evidence(RUN, looks=tuple(looks), asked=asked, **known))
+def judged(*snapshots, asked=("gpu-1", "gpu-2"), **known):
+    return verdict.judge(verdict.Evidence(RUN, snapshots=snapshots, asked=asked, **known))
 
 
 LAUNCHED = {"trainer": "gpu-1", "state": "launched", "final": False}
@@ -98,11 +99,11 @@ BAD = {"trainer": "gpu-1", "state": "failed", "final": True, "detail": "tensor q
 
 
 @pytest.mark.parametrize(
-    ("looks", "known", "found", "detail"),
+    ("snapshots", "known", "found", "detail"),
     [
         # One trainer, nothing else: its own word, as conclude() proved it.
-        *[((look(state),), {}, state, "") for state in (*LIVES, "stopped", "failed", "finished")],
-        ((look("failed", detail="crashed: boom"),), {}, "failed", "crashed: boom"),
+        *[((snapshot(state),), {}, state, "") for state in (*LIVES, "stopped", "failed", "finished")],
+        ((snapshot("failed", detail="crashed: boom"),), {}, "failed", "crashed: boom"),
         # No trainer has it.
         ((), {}, "absent", "no trainer has it"),
         ((), {"placement": LAUNCHED}, "absent", "it was launched on gpu-1, which has no such run any more"),
@@ -119,97 +120,99 @@ BAD = {"trainer": "gpu-1", "state": "failed", "final": True, "detail": "tensor q
          "gpu-1 does not answer: timed out; the last that is known: launched; "
          "W&B says crashed, which alone decides nothing"),
         # Delivered and proven: whatever became of the trainer, or of W&B.
-        ((look("finished"),), {"manifest": MANIFEST}, "verified", ""),
+        ((snapshot("finished"),), {"manifest": MANIFEST}, "verified", ""),
         ((), {"manifest": MANIFEST}, "verified", ""),
         ((), {"manifest": MANIFEST, "silent": {"gpu-1": "timed out"}}, "verified", ""),
         # What collecting found holds, though the trainer knows nothing of it.
-        ((look("finished"),), {"placement": {"trainer": "gpu-1", "state": "failed", "final": True,
+        ((snapshot("finished"),), {"placement": {"trainer": "gpu-1", "state": "failed", "final": True,
                                              "detail": "tensor q is all zero"}}, "failed", "tensor q is all zero"),
         # Steps stalled: the GPU tells a hang from a wait.
-        ((look("stalled", detail="no step for 1801 s", gpu_busy=97.0),), {}, "stalled",
+        ((snapshot("stalled", detail="no step for 1801 s", gpu_busy=97.0),), {}, "stalled",
          "no step for 1801 s, while its GPU is 97 % busy"),
-        ((look("stalled", detail="no step for 1801 s", gpu_busy=0.0),), {}, "stalled",
+        ((snapshot("stalled", detail="no step for 1801 s", gpu_busy=0.0),), {}, "stalled",
          "no step for 1801 s, while its GPU is 0 % busy"),
         # Moved: the trainer it lives on counts, then the one where it was placed, then the last one heard of.
-        ((look("running", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "running", ""),
-        ((look("failed", "gpu-2"), look("stopped")), {"placement": LAUNCHED}, "stopped", ""),
+        ((snapshot("running", "gpu-2"), snapshot("stopped")), {"placement": LAUNCHED}, "running", ""),
+        ((snapshot("failed", "gpu-2"), snapshot("stopped")), {"placement": LAUNCHED}, "stopped", ""),
         # Moved to a trainer that does not answer: what the earlier one says is of yesterday.
-        ((look("stopped"),), MOVED, "unknown",
+        ((snapshot("stopped"),), MOVED, "unknown",
          "gpu-3 does not answer: timed out; the last that is known: launched"),
-        ((look("running"),), MOVED, "running", ""),
+        ((snapshot("running"),), MOVED, "running", ""),
         # It ran to its end, was not collected, and is gone.
         ((), {"placement": {"trainer": "gpu-1", "state": "finished", "final": True}}, "absent",
          "it ran to its end on gpu-1, which has no such run any more"),
         # W&B agrees, lags, knows nothing or cannot be asked.
-        ((look("running"),), {"wandb": {"state": "running"}}, "running", ""),
-        ((look("running"),), {"wandb": {"error": {"kind": "server_down", "msg": "…"}}}, "running", ""),
-        ((look("running"),), {"wandb": {"error": {"kind": "run_not_found", "msg": "…"}}}, "running", ""),
-        ((look("failed", silent_for=200.0),), {"wandb": {"state": "running"}}, "failed", ""),
-        ((look("stopped"),), {"wandb": {"state": "finished"}}, "stopped", ""),  # SIGINT ends with exit code 0
-        ((look("stopped"),), {"wandb": {"state": "crashed"}}, "stopped", ""),
+        ((snapshot("running"),), {"wandb": {"state": "running"}}, "running", ""),
+        ((snapshot("running"),), {"wandb": {"error": {"kind": "server_down", "msg": "…"}}}, "running", ""),
+        ((snapshot("running"),), {"wandb": {"error": {"kind": "run_not_found", "msg": "…"}}}, "running", ""),
+        ((snapshot("failed", silent_for=200.0),), {"wandb": {"state": "running"}}, "failed", ""),
+        ((snapshot("stopped"),), {"wandb": {"state": "finished"}}, "stopped", ""),  # SIGINT ends with exit code 0
+        ((snapshot("stopped"),), {"wandb": {"state": "crashed"}}, "stopped", ""),
         # Exit code 0 with NaN, an empty adapter or too few steps: W&B told no lie about the process.
-        ((look("failed", exit_code=0, detail=f"{BUT} the last loss is nan"),), {"wandb": {"state": "finished"}},
+        ((snapshot("failed", exit_code=0, detail=f"{BUT} the last loss is nan"),), {"wandb": {"state": "finished"}},
          "failed", f"{BUT} the last loss is nan"),
-        ((look("finished", exit_code=0),), {"wandb": {"state": "finished"}, "placement": BAD}, "failed",
+        ((snapshot("finished", exit_code=0),), {"wandb": {"state": "finished"}, "placement": BAD}, "failed",
          "tensor q is all zero"),
         ((), {"wandb": {"state": "finished"}, "placement": BAD}, "failed", "tensor q is all zero"),
-        ((look("stalled"),), {"wandb": {"state": "crashed"}}, "stalled", ""),
-        ((look("running", step=0),), {"wandb": {"state": "crashed"}}, "running", ""),  # of the last start
-        ((look("queued"),), {"wandb": {"state": "crashed"}}, "queued", ""),
+        ((snapshot("stalled"),), {"wandb": {"state": "crashed"}}, "stalled", ""),
+        ((snapshot("running", step=0),), {"wandb": {"state": "crashed"}}, "running", ""),  # of the last start
+        ((snapshot("queued"),), {"wandb": {"state": "crashed"}}, "queued", ""),
         # Resumed, and not at its first step yet: what was measured is the last start's.
-        ((look("running", status={"started_at": 100.0}),), {"wandb": {"state": "crashed"}}, "running", ""),
-        ((look("stopped", silent_for=900.0, alive=True),), {"wandb": {"state": "running"}}, "stopped", ""),
+        ((snapshot("running", status={"started_at": 100.0}),), {"wandb": {"state": "crashed"}}, "running", ""),
+        ((snapshot("stopped", silent_for=900.0, alive=True),), {"wandb": {"state": "running"}}, "stopped", ""),
     ],
 )  # fmt: skip
-def test_judge(looks, known, found, detail):
-    verdict_ = judged(*looks, **known)
+def test_judge(snapshots, known, found, detail):
+    verdict_ = judged(*snapshots, **known)
     assert (verdict_.verdict, verdict_.state, verdict_.detail) == (found, found, detail)
     assert verdict_.contradictions == ()
 
 
 @pytest.mark.parametrize(
-    ("looks", "known", "state", "words"),
+    ("snapshots", "known", "state", "words"),
     [
         # W&B lies about the process.
-        ((look("failed", silent_for=840.0, exit_code=137),), {"wandb": {"state": "running"}}, "failed",
+        ((snapshot("failed", silent_for=840.0, exit_code=137),), {"wandb": {"state": "running"}}, "failed",
          "W&B says running, but the process ended 14:00 ago with exit code 137"),
-        ((look("stopped", silent_for=840.0),), {"wandb": {"state": "running"}}, "stopped",
+        ((snapshot("stopped", silent_for=840.0),), {"wandb": {"state": "running"}}, "stopped",
          "W&B says running, but the process ended 14:00 ago"),
-        ((look("finished", silent_for=840.0, exit_code=0),), {"wandb": {"state": "running"}}, "finished",
+        ((snapshot("finished", silent_for=840.0, exit_code=0),), {"wandb": {"state": "running"}}, "finished",
          "W&B says running, but the process ended 14:00 ago"),
-        ((look("running"),), {"wandb": {"state": "crashed"}}, "running",
+        ((snapshot("running"),), {"wandb": {"state": "crashed"}}, "running",
          "W&B says crashed, but the process is alive, at step 4"),
-        ((look("running"),), {"wandb": {"state": "finished"}}, "running",
+        ((snapshot("running"),), {"wandb": {"state": "finished"}}, "running",
          "W&B says finished, but the process is alive, at step 4"),
-        ((look("stalled"),), {"wandb": {"state": "finished"}}, "stalled",
+        ((snapshot("stalled"),), {"wandb": {"state": "finished"}}, "stalled",
          "W&B says finished, but the process is alive, at step 4"),
-        *[((look("failed", exit_code=code),), {"wandb": {"state": "finished"}}, "failed",
+        *[((snapshot("failed", exit_code=code),), {"wandb": {"state": "finished"}}, "failed",
            "W&B says finished, but it failed") for code in (None, 1)],
-        ((look("finished"),), {"wandb": {"state": "crashed"}}, "finished",
+        ((snapshot("finished"),), {"wandb": {"state": "crashed"}}, "finished",
          "W&B says crashed, but the training ran to its end"),
         # Files changed after the proof.
-        ((look("finished"),), {"manifest": MANIFEST, "flaw": "a.safetensors has changed since it was verified"},
+        ((snapshot("finished"),), {"manifest": MANIFEST, "defect": "a.safetensors has changed since it was verified"},
          "finished", "the adapter was verified, but a.safetensors has changed since it was verified"),
         # Two sources name different runs.
-        ((look("running"), look("running", "gpu-2")), {}, "running", "it runs on gpu-1 and on gpu-2 at the same time"),
-        ((look("running"),), {"manifest": MANIFEST}, "verified",
+        ((snapshot("running"), snapshot("running", "gpu-2")), {}, "running",
+         "it runs on gpu-1 and on gpu-2 at the same time"),
+        ((snapshot("running"),), {"manifest": MANIFEST}, "verified",
          "its adapter is delivered, but it still runs on gpu-1"),
-        ((look("running", facts={"run_id": "mayor-1", "fingerprint": MARK}),), {}, "running",
+        ((snapshot("running", facts={"run_id": "mayor-1", "fingerprint": MARK}),), {}, "running",
          "gpu-1: run.json is that of mayor-1"),
-        ((), {"manifest": {**MANIFEST, "run_id": "mayor-1"}}, "verified", "manifest.json is that of mayor-1"),
-        ((look("running"),), {"wandb": {"state": "running", "fingerprint": "f" * 64}}, "running",
+        ((), {"manifest": dataclasses.replace(MANIFEST, run_id="mayor-1")}, "verified",
+         "manifest.json is that of mayor-1"),
+        ((snapshot("running"),), {"wandb": {"state": "running", "fingerprint": "f" * 64}}, "running",
          "W&B's run of this name has another recipe: ffffffffffff instead of 0123456789ab"),
-        ((look("finished", facts={"run_id": RUN, "fingerprint": "f" * 64}),), {"manifest": MANIFEST}, "verified",
+        ((snapshot("finished", facts={"run_id": RUN, "fingerprint": "f" * 64}),), {"manifest": MANIFEST}, "verified",
          "the sources name different recipes: gpu-1 ffffffffffff, the manifest 0123456789ab"),
     ],
 )  # fmt: skip
-def test_sources_that_contradict_each_other(looks, known, state, words):
-    found = judged(*looks, **known)
+def test_sources_that_contradict_each_other(snapshots, known, state, words):
+    found = judged(*snapshots, **known)
     assert (found.verdict, found.state, found.contradictions) == ("disputed", state, (words,))
 
 
 def test_wandb_cannot_take_a_proof_back():
-    found = judged(look("finished", silent_for=9000.0), manifest=MANIFEST, wandb={"state": "crashed"})
+    found = judged(snapshot("finished", silent_for=9000.0), manifest=MANIFEST, wandb={"state": "crashed"})
     assert (found.verdict, found.state) == ("verified", "verified")
     assert found.contradictions == ("W&B says crashed, but the training ran to its end",)
 
@@ -222,7 +225,7 @@ SEVEN = ("pending", "running", "finished", "failed", "crashed", "killed", "preem
 @pytest.mark.parametrize("silent_for", [1.0, 9000.0])
 def test_wandb_alone_never_decides(state, says, silent_for):
     wandb = {"error": {"kind": "server_down", "msg": ""}} if says is None else {"state": says}
-    found = judged(look(state, silent_for=silent_for), wandb=wandb)
+    found = judged(snapshot(state, silent_for=silent_for), wandb=wandb)
     assert found.state == state
     assert found.verdict in (state, "disputed")
     assert (found.verdict == "disputed") == bool(found.contradictions)
@@ -231,17 +234,18 @@ def test_wandb_alone_never_decides(state, says, silent_for):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (judged(look("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
-        (judged(look("failed", checkpoint={"step": 0})), "playbooks/logs.yml -e role=witness, then train.yml again"),
-        (judged(look("finished"), placement=BAD),
+        (judged(snapshot("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
+        (judged(snapshot("failed", checkpoint={"step": 0})),
+         "playbooks/logs.yml -e role=witness, then train.yml again"),
+        (judged(snapshot("finished"), placement=BAD),
          "playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again"),
-        (judged(look("stopped")), "train.yml again: resumes at step 2"),
-        (judged(look("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
+        (judged(snapshot("stopped")), "train.yml again: resumes at step 2"),
+        (judged(snapshot("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
          "train.yml again: resumes at step 2"),
-        (judged(look("finished")), "train.yml again collects it"),
-        (judged(manifest=MANIFEST, flaw="x is missing"), "train.yml -e role=witness -e verify=true"),
+        (judged(snapshot("finished")), "train.yml again collects it"),
+        (judged(manifest=MANIFEST, defect="x is missing"), "train.yml -e role=witness -e verify=true"),
         (judged(manifest=MANIFEST), ""),
-        (judged(look("running")), ""),
+        (judged(snapshot("running")), ""),
         (judged(), ""),
     ],
 )  # fmt: skip
@@ -492,16 +496,18 @@ def test_ages_that_nobody_knows_are_no_stall():
 # --- judge, closer ------------------------------------------------------------------------------------------------
 
 
-def test_the_look_that_counts():
-    late = look("failed", "gpu-2", detail="late") | {"progress": {**look("failed")["progress"], "last_event_at": 99.0}}
-    never = look("failed", "gpu-1", detail="never") | {
-        "progress": {**look("failed")["progress"], "last_event_at": None}
+def test_the_snapshot_that_counts():
+    late = snapshot("failed", "gpu-2", detail="late") | {
+        "progress": {**snapshot("failed")["progress"], "last_event_at": 99.0}
     }
-    for looks in ((late, never), (never, late)):
-        found = judged(*looks)
-        assert (found.trainer, found.detail, found.look) == ("gpu-2", "late", late)
-    assert judged(late, never, placement=LAUNCHED).look == never
-    assert judged(late, look("queued"), placement={**LAUNCHED, "trainer": "gpu-2"}).trainer == "gpu-1"
+    never = snapshot("failed", "gpu-1", detail="never") | {
+        "progress": {**snapshot("failed")["progress"], "last_event_at": None}
+    }
+    for snapshots in ((late, never), (never, late)):
+        found = judged(*snapshots)
+        assert (found.trainer, found.detail, found.snapshot) == ("gpu-2", "late", late)
+    assert judged(late, never, placement=LAUNCHED).snapshot == never
+    assert judged(late, snapshot("queued"), placement={**LAUNCHED, "trainer": "gpu-2"}).trainer == "gpu-1"
 
 
 @pytest.mark.parametrize(
@@ -509,18 +515,18 @@ def test_the_look_that_counts():
     [
         ({}, None),
         ({"manifest": MANIFEST}, "gpu-1"),
-        ({"manifest": {**MANIFEST, "host": None}}, None),
+        ({"manifest": dataclasses.replace(MANIFEST, host=Host())}, None),
         ({"manifest": MANIFEST, "placement": {**LAUNCHED, "trainer": "gpu-2"}}, "gpu-2"),
     ],
 )
 def test_where_a_run_is_or_was(known, trainer):
     found = judged(**known)
-    assert (found.trainer, found.look) == (trainer, {})
+    assert (found.trainer, found.snapshot) == (trainer, {})
 
 
 def test_what_was_moved_to_a_silent_trainer_and_is_final_is_known():
     known = {"placement": {**BAD, "trainer": "gpu-3"}, "silent": {"gpu-3": "timed out"}}
-    found = judged(look("stopped"), **known)
+    found = judged(snapshot("stopped"), **known)
     assert (found.state, found.trainer) == ("stopped", "gpu-1")
 
 
@@ -528,7 +534,7 @@ def test_an_end_that_was_noted_stands_where_nobody_has_the_run():
     for placement, detail in ((BAD, "tensor q is all zero"), ({**BAD, "detail": None}, "")):
         assert (judged(placement=placement).state, judged(placement=placement).detail) == ("failed", detail)
     bare = {"trainer": "gpu-1", "state": "failed", "final": True}
-    assert judged(look("finished"), placement=bare).detail == "its adapter was not verified"
+    assert judged(snapshot("finished"), placement=bare).detail == "its adapter was not verified"
     gone = {"trainer": "gone", "state": "finished", "final": True}
     assert (judged(placement=gone).state, judged(placement=gone).detail) == ("finished", "")
     silent = judged(placement={"trainer": "gpu-9"}, silent={"gpu-9": "refused"})
@@ -544,10 +550,10 @@ def test_a_silent_trainer_and_a_wandb_that_cannot_be_asked():
 def test_every_contradiction_is_told():
     other = {"run_id": "mayor-1", "fingerprint": "f" * 64}
     found = judged(
-        look("running", "gpu-2", facts=other),
-        look("queued", "gpu-1", facts={}),
-        manifest={**MANIFEST, "run_id": "crew-1"},
-        flaw="x is missing",
+        snapshot("running", "gpu-2", facts=other),
+        snapshot("queued", "gpu-1", facts={}),
+        manifest=dataclasses.replace(MANIFEST, run_id="crew-1"),
+        defect="x is missing",
         wandb={"state": "running", "fingerprint": "e" * 64},
     )
     assert found.verdict == "disputed"
@@ -566,47 +572,49 @@ def test_a_recipe_that_only_a_manifest_knows_is_held_against_wandb():
     assert found.contradictions == ("W&B's run of this name has another recipe: eeeeeeeeeeee instead of 0123456789ab",)
     assert found.verdict == "verified"
     assert judged(manifest=MANIFEST, wandb={"state": "finished", "fingerprint": MARK}).contradictions == ()
-    assert judged(look("running", facts={}), wandb={"state": "running", "fingerprint": "e" * 64}).contradictions == ()
+    assert (
+        judged(snapshot("running", facts={}), wandb={"state": "running", "fingerprint": "e" * 64}).contradictions == ()
+    )
 
 
 @pytest.mark.parametrize("says", ["running", "pending", "preempting"])
 @pytest.mark.parametrize("state", ["stopped", "failed", "finished"])
 def test_wandb_may_be_six_minutes_behind_an_end(state, says):
-    assert judged(look(state, silent_for=verdict.WANDB_LAG), wandb={"state": says}).contradictions == ()
-    late = judged(look(state, silent_for=verdict.WANDB_LAG + 1, exit_code=0), wandb={"state": says})
+    assert judged(snapshot(state, silent_for=verdict.WANDB_LAG), wandb={"state": says}).contradictions == ()
+    late = judged(snapshot(state, silent_for=verdict.WANDB_LAG + 1, exit_code=0), wandb={"state": says})
     assert late.contradictions == (f"W&B says {says}, but the process ended 6:01 ago",)
-    unknown = judged(look(state, silent_for=None), wandb={"state": says})
+    unknown = judged(snapshot(state, silent_for=None), wandb={"state": says})
     assert unknown.contradictions == (f"W&B says {says}, but the process ended",)
 
 
 def test_wandb_runs_on_where_the_adapter_is_delivered_and_nobody_has_the_run():
     found = judged(manifest=MANIFEST, wandb={"state": "running"})
     assert found.contradictions == ("W&B says running, but the process ended",)
-    assert judged(look("running"), manifest=MANIFEST, wandb={"state": "running"}).contradictions == (
+    assert judged(snapshot("running"), manifest=MANIFEST, wandb={"state": "running"}).contradictions == (
         "its adapter is delivered, but it still runs on gpu-1",
     )
 
 
 @pytest.mark.parametrize("says", ["failed", "crashed", "killed"])
 def test_wandb_saw_a_failure_where_the_training_ran_to_its_end(says):
-    found = judged(look("finished", exit_code=0), wandb={"state": says})
+    found = judged(snapshot("finished", exit_code=0), wandb={"state": says})
     assert found.contradictions == (f"W&B says {says}, but the training ran to its end",)
-    assert judged(look("stopped"), wandb={"state": says}).contradictions == ()
+    assert judged(snapshot("stopped"), wandb={"state": says}).contradictions == ()
 
 
 @pytest.mark.parametrize(
     ("began_at", "started_at", "told"), [(5.0, 5.0, True), (5.0, 6.0, False), (None, None, True), (None, 1.0, False)]
 )
 def test_an_end_of_an_earlier_start_is_no_lie_until_the_new_one_trains(began_at, started_at, told):
-    seen = look("running", status={"started_at": started_at})
+    seen = snapshot("running", status={"started_at": started_at})
     seen["progress"]["began_at"] = began_at
     assert bool(judged(seen, wandb={"state": "failed"}).contradictions) is told
 
 
 def test_a_verdict_of_a_sample_of_states_names_what_to_do():
-    assert verdict.next_step("mayor", judged(look("stopped", checkpoint=None))) == "train.yml again"
-    assert verdict.next_step("mayor", judged(look("queued"))) == ""
-    both = judged(look("failed"), placement=BAD)
+    assert verdict.next_step("mayor", judged(snapshot("stopped", checkpoint=None))) == "train.yml again"
+    assert verdict.next_step("mayor", judged(snapshot("queued"))) == ""
+    both = judged(snapshot("failed"), placement=BAD)
     assert (
         verdict.next_step("mayor", both) == "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2"
     )
@@ -619,10 +627,10 @@ def test_data_that_is_counted_late_takes_no_step_back():
 
 
 def test_a_verified_run_asks_for_nothing_whatever_its_trainer_says():
-    assert verdict.next_step("mayor", judged(look("finished"), manifest=MANIFEST)) == ""
+    assert verdict.next_step("mayor", judged(snapshot("finished"), manifest=MANIFEST)) == ""
 
 
 def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_else():
-    found = judged(manifest=MANIFEST, flaw="x is missing")
+    found = judged(manifest=MANIFEST, defect="x is missing")
     assert (found.state, found.detail) == ("finished", "")
     assert found.contradictions == ("the adapter was verified, but x is missing",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.lora_forge.results import wandb
+from ansible.module_utils.lora_forge.results import wandb_client, wandb_query
 
 
 @pytest.mark.parametrize("key", ["", " ", "\n"])
@@ -11,9 +11,9 @@ def test_without_a_key_nothing_is_asked(key, monkeypatch):
     def fill(*_):
         raise AssertionError("W&B was asked")
 
-    monkeypatch.setattr(wandb, "_fill", fill)
+    monkeypatch.setattr(wandb_query, "_fill", fill)
     monkeypatch.setenv("WANDB_API_KEY", key)
-    found = wandb.ask_server(["x"], base_url="http://wandb")
+    found = wandb_query.ask_server(["x"], base_url="http://wandb")
     assert found["error"] == {
         "kind": "no_key",
         "msg": "W&B: no key for http://wandb: WANDB_API_KEY is not set. Make one in W&B's user settings, and: "
@@ -31,4 +31,4 @@ def test_without_a_key_nothing_is_asked(key, monkeypatch):
     ],
 )  # fmt: skip
 def test_times_are_read_in_every_form_that_was_seen(text, epoch):
-    assert wandb.parse_time(text) == epoch
+    assert wandb_client.parse_time(text) == epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -12,11 +13,24 @@ import subprocess
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters.manifest import (
+    SCHEMA_VERSION,
+    Cost,
+    Counts,
+    Dataset,
+    DeliveredFile,
+    Evaluation,
+    Host,
+    Losses,
+    Manifest,
+    Matrices,
+    Steps,
+)
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.trainer import run_state
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
 WEIGHTS = "adapter_model.safetensors"
 # What a delivered adapter consists of: name in the run directory -> whether it must be there.
 FILES = {
@@ -30,13 +44,6 @@ FILES = {
     "axolotl.yml": True,
     "metrics.jsonl": True,
     "train.log": True,
-}
-# Of a manifest, what others than the report read.
-_FORM: dict[str, Any] = {
-    **dict.fromkeys(("run_id", "agent", "fingerprint", "verdict", "base_model"), str),
-    **dict.fromkeys(("recipe", "host", "steps", "loss", "cost", "evaluation", "wandb"), dict),
-    **dict.fromkeys(("datasets", "files"), list),
-    **dict.fromkeys(("started_at", "finished_at"), (int, float)),
 }
 _RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; latest-run is none
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
@@ -54,7 +61,7 @@ def sha256_file(path: pathlib.Path) -> str:
 
 
 def list_files(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, Any]]:
-    """The files of a run that make up its adapter.
+    """List the files of a run that make up its adapter.
 
     Args:
         run_dir: The run directory.
@@ -101,9 +108,9 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] =
     rank = facts["rank"] = config.get("r")
     if rank != recipe["lora_r"]:
         problems.append(f"rank is {rank}, the recipe says {recipe['lora_r']}")
-    wanted, found = set(recipe["lora_target_modules"]), set(config.get("target_modules") or [])
-    if wanted != found:
-        problems.append(f"target modules are {sorted(found)}, the recipe says {sorted(wanted)}")
+    wanted, actual = set(recipe["lora_target_modules"]), set(config.get("target_modules") or [])
+    if wanted != actual:
+        problems.append(f"target modules are {sorted(actual)}, the recipe says {sorted(wanted)}")
     base, expected = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
     if base != expected and pathlib.PurePath(base).name != pathlib.PurePath(expected).name:
         problems.append(f"base model is {base}, the recipe says {expected}")
@@ -122,7 +129,7 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] =
 
 
 def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The tensors of a safetensors file: name -> dtype, shape, begin and end (bytes from the file's start).
+    """Read the header of a safetensors file: tensor name -> dtype, shape, begin and end (bytes from the file's start).
 
     Format: eight bytes with the header's length (little endian), the header in JSON, then the data
     (https://github.com/huggingface/safetensors#format). The library checks it; it reads no bf16 into numpy.
@@ -150,7 +157,7 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 def _shape_problems(
     tensors: dict[str, Any], rank: Any, wanted: set[str], layers: Optional[int], facts: dict[str, Any]
 ) -> list[str]:
-    """Names and shapes: an A (rank × in) and a B (out × rank) for every target module of every layer."""
+    """Hold names and shapes to the recipe: an A (rank × in), a B (out × rank) per target module of every layer."""
     problems = []
     sides: dict[str, dict[str, list[int]]] = collections.defaultdict(dict)
     for name, tensor in tensors.items():
@@ -178,16 +185,16 @@ def _shape_problems(
     facts["pairs"] = len(sides)
     expected = set(range(layers)) if layers else set().union(*seen.values())
     for kind in sorted(wanted):
-        lacking = sorted(expected - seen[kind])
-        if lacking or not seen[kind]:
-            problems.append(f"{kind} has no LoRA matrices in layer(s) {', '.join(map(str, lacking)) or 'at all'}")
+        missing = sorted(expected - seen[kind])
+        if missing or not seen[kind]:
+            problems.append(f"{kind} has no LoRA matrices in layer(s) {', '.join(map(str, missing)) or 'at all'}")
         if len(inputs[kind]) > 1:
             problems.append(f"{kind} has different shapes in different layers: {sorted(inputs[kind])}")
     return problems
 
 
 def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
-    """Every value finite, every B matrix non-zero; over a memory map, bf16 by its bits."""
+    """List values that are not finite, and B matrices that are all zero; over a memory map, bf16 by its bits."""
     import numpy as np
 
     problems = []
@@ -215,88 +222,98 @@ def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
     return problems
 
 
-def run_problems(observed: dict[str, Any]) -> list[str]:
-    """What speaks against a run besides its files: its state, the steps, the loss, the exit code.
+def run_problems(observation: dict[str, Any]) -> list[str]:
+    """List what speaks against a run besides its files: its state, the steps, the loss, the exit code.
 
     Args:
-        observed: What training_run_info returned of it.
+        observation: What training_run_info returned of it.
     """
-    found = [] if observed["state"] == "finished" else [f"the run is {observed['state']}: {observed['detail']}"]
-    return found + run_state.unproven_reasons(observed["status"], run_state.Progress.from_dict(observed["progress"]))
+    state = (
+        [f"the run is {observation['state']}: {observation['detail']}"] if observation["state"] != "finished" else []
+    )
+    return state + run_state.unproven_reasons(
+        observation["status"], run_state.Progress.from_dict(observation["progress"])
+    )
 
 
-def manifest(
-    run: dict[str, Any], observed: dict[str, Any], delivered: dict[str, Any], known: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything that is known of a verified run; the files are added when they are delivered.
+def make_manifest(
+    run: PlannedRun,
+    observation: dict[str, Any],
+    verification: dict[str, Any],
+    *,
+    base_model: str,
+    host: Host,
+    lock_sha256: str,
+    evaluation: Evaluation,
+    cost: Cost,
+    git: dict[str, Any],
+) -> Manifest:
+    """Put down everything that is known of a verified run; the files are added when they are delivered.
 
     Args:
-        run: The planned run.
-        observed: What training_run_info returned of it.
-        delivered: What lora_adapter_info returned of it.
-        known: base_model (as the trainer loaded it), host, lock_sha256, evaluation, cost and git.
+        run: As it was planned.
+        observation: What training_run_info returned of it.
+        verification: What lora_adapter_info returned of it.
+        base_model: As the trainer loaded it.
+        host: The trainer.
+        lock_sha256: Of the lock file of its environment.
+        evaluation: What the run was evaluated on.
+        cost: What it cost.
+        git: From :func:`git_facts`.
     """
-    done, status = observed["progress"], observed["status"]
+    progress, status = observation["progress"], observation["status"]
     began, ended = status.get("first_started_at"), status.get("finished_at")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run["run_id"],
-        "agent": run["agent"],
-        "fingerprint": run["fingerprint"],
-        "verdict": "verified",
-        "rehearsal": run["rehearsal"],
-        "base_model": known["base_model"],
-        "recipe": run["recipe"],
-        "recipe_sha256": run["recipe_sha256"],
-        "lock_sha256": known["lock_sha256"],
-        "datasets": [{key: one[key] for key in ("path", "use", "sha256", "examples")} for one in run["datasets"]],
-        "data": done["data"],
-        "lora": {key: delivered[key] for key in ("pairs", "rank", "layers", "parameters")},
-        "versions": delivered["versions"],
-        "host": known["host"],
-        "steps": {"reached": done["step"], "planned": done["planned"], "adapter": done["adapter_step"]},
-        "loss": {
-            "first": done["loss_first"],
-            "last": done["loss"],
-            "eval_first": done["eval_first"],
-            "eval_last": done["eval_loss"],
-            "eval_adapter": done["eval_adapter"],
-        },
-        "evaluation": known["evaluation"],
-        "starts": status.get("starts"),
-        "started_at": began,
-        "finished_at": ended,
-        "duration_s": round(ended - began, 1) if began and ended else None,
-        "cost": known["cost"],
-        "wandb": done["wandb"] or {},
-        "git": known["git"],
-    }
-
-
-def adapter_loss(manifest: dict[str, Any]) -> Any:
-    """The eval loss of a delivered adapter, as it was logged; of an older one's training the last one."""
-    losses = manifest.get("loss") if isinstance(manifest, dict) else None
-    if not isinstance(losses, dict):
-        return None  # damaged
-    return losses["eval_adapter"] if losses.get("eval_adapter") is not None else losses.get("eval_last")
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        run_id=run.run_id,
+        agent=run.agent,
+        fingerprint=run.fingerprint,
+        verdict="verified",
+        rehearsal=run.rehearsal,
+        base_model=base_model,
+        recipe=run.recipe,
+        recipe_sha256=run.recipe_sha256,
+        lock_sha256=lock_sha256,
+        datasets=tuple(Dataset(file.path, file.use, file.sha256, file.examples) for file in run.datasets),
+        data=Counts(**progress["data"]) if progress["data"] else None,
+        lora=Matrices(**{key: verification[key] for key in ("pairs", "rank", "layers", "parameters")}),
+        versions=verification["versions"],
+        host=host,
+        steps=Steps(progress["step"], progress["planned"], progress["adapter_step"]),
+        loss=Losses(
+            first=progress["loss_first"],
+            last=progress["loss"],
+            eval_first=progress["eval_first"],
+            eval_last=progress["eval_loss"],
+            eval_adapter=progress["eval_adapter"],
+        ),
+        evaluation=evaluation,
+        starts=status.get("starts"),
+        started_at=began,
+        finished_at=ended,
+        duration_s=round(ended - began, 1) if began and ended else None,
+        cost=cost,
+        wandb=progress["wandb"] or {},
+        git=git,
+    )
 
 
 def git_facts(folder: pathlib.Path) -> dict[str, Any]:
-    """Commit of the checkout a folder lies in, and whether tracked files differ from it; empty outside of one."""
-    found = []
+    """Tell the commit of the checkout a folder lies in, and whether tracked files differ; empty outside of one."""
+    outputs = []
     for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
-            done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=False)
+            git = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=False)
         except OSError:
             return {}
-        if done.returncode:
+        if git.returncode:
             return {}
-        found.append(done.stdout.strip())
-    return {"commit": found[0], "dirty": bool(found[1])}
+        outputs.append(git.stdout.strip())
+    return {"commit": outputs[0], "dirty": bool(outputs[1])}
 
 
 def delivered_folders(adapters: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of all delivered adapters, each once: ``latest`` is one of them already.
+    """List the folders of all delivered adapters, each once: ``latest`` is one of them already.
 
     Args:
         adapters: output/adapters.
@@ -304,18 +321,18 @@ def delivered_folders(adapters: pathlib.Path) -> list[pathlib.Path]:
     return [path.parent for path in adapters.glob(f"*/*/{MANIFEST}") if not path.parent.is_symlink()]
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """A delivered adapter's manifest; what somebody broke, or another version wrote otherwise, is left out.
+def read_manifest(folder: pathlib.Path) -> Optional[Manifest]:
+    """Read a delivered adapter's manifest; None where there is none, or no object in it.
 
     Args:
         folder: output/adapters/<agent>/<run_id>.
     """
-    found = rundir.read_json(folder / MANIFEST)
-    return {key: value for key, value in found.items() if isinstance(value, _FORM.get(key, object))}
+    data = rundir.read_json(folder / MANIFEST)
+    return Manifest.from_dict(data) if data else None
 
 
 def integrity_error(folder: pathlib.Path, hashes: bool = False) -> Optional[str]:
-    """Why a delivered adapter is not there, or not whole; None when it is.
+    """Tell why a delivered adapter is not there, or not whole; None when it is.
 
     Answered by manifest, sizes and times. A file that is newer than the manifest is hashed.
 
@@ -325,35 +342,33 @@ def integrity_error(folder: pathlib.Path, hashes: bool = False) -> Optional[str]
     """
     if not folder.is_dir():
         return "never trained"
-    manifest = rundir.read_json(folder / MANIFEST)
-    if manifest.get("verdict") != "verified" or not isinstance(manifest.get("files"), list):
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.verdict != "verified" or manifest.files is None:
         return f"{folder} has no manifest of a verified adapter"
     written = (folder / MANIFEST).stat().st_mtime_ns
-    for row in manifest["files"]:
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("path", "sha256")):
+    for file in manifest.files:
+        if file.path is None or file.sha256 is None:
             return f"{folder / MANIFEST} is damaged"
-        path = folder / row["path"]
+        path = folder / file.path
         try:
             facts = path.stat()
         except OSError:
             return f"{path} is missing"
-        if facts.st_size != row.get("bytes"):
-            return f"{path} has {facts.st_size} bytes instead of {row.get('bytes')}"
-        if (hashes or facts.st_mtime_ns > written) and sha256_file(path) != row["sha256"]:
+        if facts.st_size != file.bytes:
+            return f"{path} has {facts.st_size} bytes instead of {file.bytes}"
+        if (hashes or facts.st_mtime_ns > written) and sha256_file(path) != file.sha256:
             return f"{path} has changed since it was verified"
     return None
 
 
-def deliver(
-    source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: dict[str, Any]
-) -> pathlib.Path:
+def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: Manifest) -> pathlib.Path:
     """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
 
     Args:
         source: The run directory, or a copy of it on the controller.
         home: output/adapters/<agent>.
         files: The trainer's list, with its hashes.
-        manifest: What is known of the run; run_id, recipe, base_model and lora are used here.
+        manifest: What is known of the run.
 
     Returns:
         The delivered folder.
@@ -361,8 +376,8 @@ def deliver(
     Raises:
         UserError: A file differs from the trainer's, or the adapter does not hold up.
     """
-    final = home / manifest["run_id"]
-    partial = home / f".{manifest['run_id']}.partial"
+    run_id = str(manifest.run_id)
+    final, partial = home / run_id, home / f".{run_id}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -371,13 +386,13 @@ def deliver(
             shutil.copyfile(source / row["path"], partial / row["name"])
             if sha256_file(partial / row["name"]) != row["sha256"]:
                 raise UserError(f"{source / row['path']} is not what the trainer listed; run the same command again")
-        facts = verify(partial, manifest["recipe"] | {"base_model": manifest["base_model"]}, manifest["lora"]["layers"])
+        facts = verify(partial, manifest.recipe | {"base_model": manifest.base_model}, manifest.lora.layers)
         if facts["problems"]:
-            raise UserError(f"the adapter of {manifest['run_id']} does not hold up: " + "; ".join(facts["problems"]))
-        listed = [{"path": row["name"], "sha256": row["sha256"], "bytes": row["bytes"]} for row in files]
-        rundir.write_json(partial / MANIFEST, manifest | {"files": listed})
+            raise UserError(f"the adapter of {run_id} does not hold up: " + "; ".join(facts["problems"]))
+        delivered = tuple(DeliveredFile(row["name"], row["sha256"], row["bytes"]) for row in files)
+        rundir.write_json(partial / MANIFEST, dataclasses.replace(manifest, files=delivered).as_dict())
         if final.exists():  # a damaged one; it was looked at before
-            aside = home / f".{manifest['run_id']}.replaced"
+            aside = home / f".{run_id}.replaced"
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
             partial.rename(final)

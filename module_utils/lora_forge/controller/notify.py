@@ -53,5 +53,5 @@ def _cost(output: pathlib.Path, run: PlannedRun, pods: str, now: float) -> float
     if not pods:
         return 0.0
     costs = cost_by_run(Claims(pathlib.Path(pods)).list_all(), output / "adapters", now)
-    delivered = store.read_manifest(output / "adapters" / run.agent / run.run_id).get("cost") or {}
-    return float(costs.get(run.run_id, delivered.get("usd") or 0.0))
+    manifest = store.read_manifest(output / "adapters" / run.agent / run.run_id)
+    return float(costs.get(run.run_id, (manifest and manifest.cost.usd) or 0.0))

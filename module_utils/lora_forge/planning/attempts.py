@@ -123,8 +123,8 @@ class Attempts:
         """Find what is ready of a recipe by other versions of Axolotl, by major.minor of that version."""
         ready: dict[str, Attempt] = {}
         for path in (self.output / "adapters" / agent).glob("*/manifest.json"):
-            versions = rundir.read_json(path).get("versions")
-            version = str(versions.get("axolotl") or "") if isinstance(versions, dict) else ""
+            manifest = store.read_manifest(path.parent)
+            version = str(manifest.versions.get("axolotl") or "") if manifest else ""
             minor = minor_version(version)
             if minor and minor not in (minor_version(self.axolotl), *ready):
                 attempt = self.find(agent, recipe.fingerprint(keys, rehearsal, files, minor))

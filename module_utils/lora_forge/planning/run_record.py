@@ -32,7 +32,8 @@ class RunRecord:
         detail: Why, where its trainer does not know it, such as what is wrong with its adapter.
         noted_at: When that was noted.
         hosts: Of each host that launched it or attached to it: ``at``, and ``started`` (whether it was started there).
-        failures: Of each host where it went wrong: ``at`` and ``message``.
+        failures: Of each host where it went wrong: ``at``, ``message``, and ``refused`` where it was not even tried, as
+            another host of its gang had failed.
         notified: When each event was settled: a webhook was told, or it was no news.
         delivered_at: When its adapter was brought to the controller.
     """
@@ -88,9 +89,10 @@ class RunRecord:
             return self
         return dataclasses.replace(self, trainer=trainer, state=state, final=True, detail=detail, noted_at=now)
 
-    def failed_on(self, host: str, message: str, now: float) -> RunRecord:
+    def failed_on(self, host: str, message: str, now: float, refused: bool = False) -> RunRecord:
         """Return it with what went wrong on a host of this command."""
-        return dataclasses.replace(self, failures={**self.failures, host: {"at": now, "message": message}})
+        failure = {"at": now, "message": message, **({"refused": True} if refused else {})}
+        return dataclasses.replace(self, failures={**self.failures, host: failure})
 
     def settled(self, event: str, now: float) -> RunRecord:
         """Return it with an event that nobody has to tell of any more."""
@@ -106,8 +108,9 @@ class RunRecord:
         return next(iter(self.failures_of(hosts, since).values()), "")
 
     def failures_of(self, hosts: Iterable[str], since: float) -> dict[str, str]:
-        """Map the hosts where something went wrong at or after a time to what it was."""
-        return {host: str(entry.get("message", "")) for host, entry in _recent(self.failures, hosts, since)}
+        """Map the hosts where something went wrong at or after a time to what it was: causes before consequences."""
+        entries = sorted(_recent(self.failures, hosts, since), key=lambda item: bool(item[1].get("refused")))
+        return {host: str(entry.get("message", "")) for host, entry in entries}
 
     def hosts_of(self, hosts: Iterable[str], since: float, started: bool = False) -> list[str]:
         """List the hosts that launched it or attached to it at or after a time; with ``started`` the former alone."""

@@ -16,7 +16,6 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import run_state
 
 _PREFIX = "lora-forge"
 _BILLED = "RunPod's bill"  # where a cost in a manifest is from
@@ -266,8 +265,8 @@ def undelivered_costs(claims: list[Claim], adapters: pathlib.Path, now: float) -
             runs, pods, usd = runs | group[0], pods | group[1], usd + group[2]
         groups.append((runs, pods, usd))
     folders = store.delivered_folders(adapters) if groups else []
-    costs = [store.read_manifest(folder).get("cost") or {} for folder in folders]
-    noted = [(cost["usd"], {*map(str, cost.get("pods") or [])}) for cost in costs if run_state.finite(cost.get("usd"))]
+    costs = [manifest.cost for manifest in map(store.read_manifest, folders) if manifest]
+    noted = [(cost.usd, {*(cost.pods or ())}) for cost in costs if cost.usd is not None]
     return [(runs, max(0.0, usd - sum(part for part, on in noted if on & pods))) for runs, pods, usd in groups]
 
 

@@ -1,22 +1,55 @@
-"""Sweeps: several variants of one recipe, and their leader board by eval loss. Pure functions, and one file each."""
+"""The leader board of a sweep: the variants of one recipe, by eval loss."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.adapters.manifest import Evaluation, Figure, Manifest
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.text import duration
 
 COLUMNS = ["place", "variant", "run", "eval loss", "loss", "steps", "time", "cost"]
+NOTHING = "–"
 _SHOWN = 5  # places that are told of below the table of all runs
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where a run of a sweep stands.
+
+    Attributes:
+        place: From 1; None where it cannot be compared, or is not verified.
+        label: What is varied in it, in words.
+        run_id: Its name.
+        eval_loss: The adapter's; None where it is not finite, or there is none.
+        loss: The training's last one.
+        steps: That it reached.
+        seconds: That it took.
+        usd: That it cost.
+        promoted: Whether ``latest`` points to it.
+        why: There is no place; empty where there is one.
+    """
+
+    place: Optional[int]
+    label: str
+    run_id: str
+    eval_loss: Optional[float]
+    loss: Figure
+    steps: Optional[int]
+    seconds: Optional[float]
+    usd: Optional[float]
+    promoted: bool
+    why: str
+
+
 def summary_lines(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
-    """The leader boards, for what stands under the table of all runs.
+    """Sum up the leader boards, for what stands under the table of all runs.
 
     Args:
         output: Where adapters are kept.
@@ -25,89 +58,92 @@ def summary_lines(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]
     lines = []
     sweeps = variants.read_sweeps(output, agents)
     if not agents:
-        sweeps = list({one["agent"]: one for one in reversed(sweeps)}.values())[::-1]
-    for one in sweeps:
-        rows = leaderboard(output, one)
-        there = sum(not row["why"] or row["eval_loss"] is not None for row in rows)
-        lines.append(f"    sweep {one['name']}: {there} of {len(rows)} verified")
-        lines += [f"      {row['place']}. eval {row['eval_loss']:.4g}  {row['label']}  {row['run_id']}"
-                  for row in rows[:_SHOWN] if row["place"]]  # fmt: skip
+        sweeps = list({sweep["agent"]: sweep for sweep in reversed(sweeps)}.values())[::-1]
+    for sweep in sweeps:
+        board = noted_leaderboard(output, sweep)
+        verified = sum(not row.why or row.eval_loss is not None for row in board)
+        lines.append(f"    sweep {sweep['name']}: {verified} of {len(board)} verified")
+        lines += [f"      {row.place}. eval {row.eval_loss:.4g}  {row.label}  {row.run_id}"
+                  for row in board[:_SHOWN] if row.place]  # fmt: skip
     return lines
 
 
-def leaderboards(output: pathlib.Path, runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The leader board of each agent whose planned runs are variants, see :func:`leaderboard`."""
-    varied = [run for run in runs if run.get("variant")]
-    return {
-        agent: leaderboard(output, {"agent": agent, "runs": [run for run in varied if run["agent"] == agent]})
-        for agent in dict.fromkeys(run["agent"] for run in varied)
-    }
+def noted_leaderboard(output: pathlib.Path, sweep: dict[str, Any]) -> list[Standing]:
+    """Make the :func:`leaderboard` of a sweep that was noted: of ``variants.read_sweeps``."""
+    labels = [(run["run_id"], run.get("label") or variants.variant_label(run["variant"])) for run in sweep["runs"]]
+    return leaderboard(output, sweep["agent"], labels)
 
 
-def table_row(row: dict[str, Any]) -> list[Any]:
-    """A row of the table with :data:`COLUMNS`."""
+def planned_leaderboards(output: pathlib.Path, runs: Sequence[PlannedRun]) -> dict[str, list[Standing]]:
+    """Make the :func:`leaderboard` of each agent whose planned runs are variants."""
+    labels: dict[str, list[tuple[str, str]]] = {}
+    for run in runs:
+        if run.variant:
+            labels.setdefault(run.agent, []).append((run.run_id, variants.variant_label(run.variant)))
+    return {agent: leaderboard(output, agent, mine) for agent, mine in labels.items()}
+
+
+def table_row(row: Standing) -> list[Any]:
+    """Lay out a row of the table with :data:`COLUMNS`."""
 
     def figure(value: Any) -> str:
-        return f"{value:.4f}" if isinstance(value, (int, float)) else "–"
+        return f"{value:.4f}" if isinstance(value, (int, float)) else NOTHING
 
     return [
-        row["place"] or "–",
-        row["label"],
-        row["run_id"] + (" *" if row["promoted"] else ""),
-        figure(row["eval_loss"]) if row["place"] else row["why"],
-        figure(row["loss"]),
-        row["steps"] or "–",
-        duration(row["seconds"]) if row["seconds"] is not None else "–",
-        f"${row['usd']:.2f}" if row["usd"] else "–",
+        row.place or NOTHING,
+        row.label,
+        row.run_id + (" *" if row.promoted else ""),
+        figure(row.eval_loss) if row.place else row.why,
+        figure(row.loss),
+        row.steps or NOTHING,
+        duration(row.seconds) if row.seconds is not None else NOTHING,
+        f"${row.usd:.2f}" if row.usd else NOTHING,
     ]
 
 
-def leaderboard(output: pathlib.Path, sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """The leader board of a sweep: best eval loss first, then what cannot be compared with it, then what is not there.
+def leaderboard(output: pathlib.Path, agent: str, labels: Sequence[tuple[str, str]]) -> list[Standing]:
+    """Rank runs: best eval loss first, then what cannot be compared with it, then what is not there.
 
     Args:
         output: Where adapters are kept.
-        sweep: From :func:`noted`.
-
-    Returns:
-        {place (from 1; None where it cannot be compared or is not verified), label, run_id, eval_loss, loss, steps,
-        seconds, usd, promoted, why (there is no place)} for each run.
+        agent: Whose runs.
+        labels: Each run's id, and what is varied in it, in words.
     """
-    home = output / "adapters" / sweep["agent"]
+    home = output / "adapters" / agent
     promoted = promotion.points_to(home / promotion.LATEST)
-    rows = []
-    for one in sweep["runs"]:
-        manifest = store.read_manifest(home / one["run_id"])
-        found = promotion.evaluation_of(manifest) if manifest else {}
-        rows.append({
-            "place": None,
-            "label": one.get("label") or variants.variant_label(one["variant"]),
-            "run_id": one["run_id"],
-            "evaluation": found,
-            "eval_loss": found.get("eval_loss"),
-            "loss": (manifest.get("loss") or {}).get("last"),
-            "steps": (manifest.get("steps") or {}).get("reached"),
-            "seconds": manifest.get("duration_s"),
-            "usd": (manifest.get("cost") or {}).get("usd"),
-            "promoted": promoted == one["run_id"],
-            "why": "" if manifest else "not verified",
-        })  # fmt: skip
-    rows.sort(key=lambda row: (row["why"], math.inf if row["eval_loss"] is None else row["eval_loss"]))
-    finite = [row for row in rows if row["eval_loss"] is not None]
+    rows: list[tuple[Standing, Evaluation]] = []
+    for run_id, label in labels:
+        manifest = store.read_manifest(home / run_id)
+        known = manifest or Manifest()
+        evaluation = promotion.evaluation_of(manifest) if manifest else Evaluation()
+        row = Standing(
+            place=None,
+            label=label,
+            run_id=run_id,
+            eval_loss=evaluation.eval_loss,
+            loss=known.loss.last,
+            steps=known.steps.reached,
+            seconds=known.duration_s,
+            usd=known.cost.usd,
+            promoted=promoted == run_id,
+            why="" if manifest else "not verified",
+        )
+        rows.append((row, evaluation))
+    rows.sort(key=lambda pair: (pair[0].why, math.inf if pair[0].eval_loss is None else pair[0].eval_loss))
+    finite = [evaluation for row, evaluation in rows if row.eval_loss is not None]
 
-    def alike(row: dict[str, Any]) -> int:
-        return sum(not promotion.difference(row["evaluation"], other["evaluation"]) for other in finite)
+    def comparable(evaluation: Evaluation) -> int:
+        return sum(not promotion.difference(evaluation, other) for other in finite)
 
-    best = max(finite, key=alike, default=None)  # the best of those that can be compared with the most others
-    place = 0
-    for row in rows:
-        if row["why"]:
-            continue
-        differs = promotion.difference(row["evaluation"], best["evaluation"]) if best else "no finite eval loss"
-        if differs:
-            row["why"] = f"not comparable: {differs}"
+    best = max(finite, key=comparable, default=None)  # the best of those that can be compared with the most others
+    placed: list[Standing] = []
+    others: list[Standing] = []
+    for row, evaluation in rows:
+        differs = promotion.difference(evaluation, best) if best else "no finite eval loss"
+        if row.why:
+            others.append(row)
+        elif differs:
+            others.append(dataclasses.replace(row, why=f"not comparable: {differs}"))
         else:
-            place += 1
-            row["place"] = place
-    rows.sort(key=lambda row: math.inf if row["place"] is None else row["place"])
-    return [{key: value for key, value in row.items() if key != "evaluation"} for row in rows]
+            placed.append(dataclasses.replace(row, place=len(placed) + 1))
+    return placed + others

@@ -9,9 +9,10 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import AGENTS
-from ansible.module_utils.lora_forge.results import verdict, wandb
+from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
 from ansible.module_utils.lora_forge.text import duration, short
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -20,57 +21,63 @@ NOTHING = "–"
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
 
 
-def ask_wandb(output: pathlib.Path, looks: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What W&B says of the runs that are logged there and not delivered yet; one question for each of its projects.
+def ask_wandb(
+    output: pathlib.Path, snapshots: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Ask W&B about the runs that are logged there and not delivered yet; one question for each of its projects.
 
-    Of a trainer that does not answer it is known from the last look which of its runs are logged. The key is for the
+    Of a trainer that does not answer it is known from the last status which of its runs are logged. The key is for the
     server of WANDB_BASE_URL, or W&B's own: what is logged on another one is not asked for, there or here.
 
     Args:
         output: Where adapters are kept.
-        looks: As of :func:`collect_status`.
+        snapshots: As of :func:`collect_status`.
 
     Returns:
         Its answers by run_id, and a sentence for each question that it did not answer.
     """
     delivered = {folder.name for folder in store.delivered_folders(output / "adapters")}
     projects: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    ours, elsewhere = wandb.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
-    known = [(run["run_id"], run["progress"].get("wandb")) for look in looks.values() for run in look.get("runs", [])]
+    ours, elsewhere = wandb_client.server_of(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"), set()
+    known = [
+        (run["run_id"], run["progress"].get("wandb"))
+        for snapshot in snapshots.values()
+        for run in snapshot.get("runs", [])
+    ]
     before = rundir.read_json(output / "status.json").get("runs", [])
-    known += [(run["run_id"], run.get("logged")) for run in before if "silent" in looks.get(run.get("trainer"), {})]
+    known += [(run["run_id"], run.get("logged")) for run in before if "silent" in snapshots.get(run.get("trainer"), {})]
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
-            theirs = wandb.server_of(str(logged.get("url") or "")) or ours
+            theirs = wandb_client.server_of(str(logged.get("url") or "")) or ours
             if theirs == ours:
                 projects[place[0], place[1]].append(place[2])
             else:
                 elsewhere.add((run_id, theirs))
-    found: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     notes = [
         f"W&B: {run_id} is logged on {theirs}, and not asked for: WANDB_BASE_URL means {ours}, and so does the key"
         for run_id, theirs in sorted(elsewhere)
     ]
     for (entity, project), names in projects.items():
-        answer = wandb.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
+        answer = wandb_query.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
             notes.append(answer["error"]["msg"])
-        found |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}
-    return found, notes
+        answers |= {run["asked"]: run | {"error": run["error"] or answer["error"]} for run in answer["runs"]}
+    return answers, notes
 
 
 def collect_status(
     output: pathlib.Path,
-    looks: dict[str, dict[str, Any]],
+    snapshots: dict[str, dict[str, Any]],
     wandb: dict[str, dict[str, Any]],
     costs: Optional[dict[str, float]] = None,
 ) -> list[dict[str, Any]]:
-    """Everything that is known of every run, with its verdict.
+    """Gather everything that is known of every run, with its verdict.
 
     Args:
         output: Where adapters and placements are kept.
-        looks: trainer_info's answer of each trainer that was asked, by its name.
+        snapshots: trainer_info's answer of each trainer that was asked, by its name.
         wandb: From :func:`ask_wandb`.
         costs: USD by run, of those on pods that are not delivered: ``claims.cost_by_run``.
 
@@ -79,10 +86,10 @@ def collect_status(
         next, rehearsal, promoted, step, planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb,
         seen_at}; see RETURN of library/training_status.py. By agent, newest last.
     """
-    silent = {trainer: look["silent"] for trainer, look in looks.items() if "silent" in look}
+    silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     seen: dict[str, list[dict[str, Any]]] = {}
-    for trainer, look in looks.items():
-        for run in look.get("runs", []):
+    for trainer, snapshot in snapshots.items():
+        for run in snapshot.get("runs", []):
             if trainer in (run["facts"].get("hosts") or [])[1:]:
                 continue  # of a gang the first host speaks for the others
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
@@ -91,31 +98,30 @@ def collect_status(
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
         folder = delivered.get(run_id)
-        manifest = store.read_manifest(folder) if folder else {}
-        found = verdict.Evidence(
+        evidence = verdict.Evidence(
             run_id,
-            looks=tuple(seen.get(run_id, [])),
-            asked=tuple(trainer for trainer in looks if trainer not in silent),
+            snapshots=tuple(seen.get(run_id, [])),
+            asked=tuple(trainer for trainer in snapshots if trainer not in silent),
             silent=silent,
             placement=placed.get(run_id, {}),
-            manifest=manifest,
-            flaw=store.integrity_error(folder) if folder else None,
-            wandb=_wandb(wandb.get(run_id)),
+            manifest=store.read_manifest(folder) if folder else None,
+            defect=store.integrity_error(folder) if folder else None,
+            wandb=_wandb_evidence(wandb.get(run_id)),
         )
-        agent = _agent(run_id, found)
         promoted = folder is not None and points_to(folder.parent / "latest") == run_id
-        rows.append(_row(agent, found, promoted, (costs or {}).get(run_id)))
+        rows.append(_row(evidence, promoted, (costs or {}).get(run_id)))
     order = {agent: place for place, agent in enumerate(AGENTS)}
     return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
 
 
-def _agent(run_id: str, found: verdict.Evidence) -> str:
-    names = [look.get("agent") for look in found.looks] + [found.manifest.get("agent")]
-    return next((str(name) for name in names if name), run_id.partition("-")[0])
+def _agent(evidence: verdict.Evidence) -> str:
+    names = [snapshot.get("agent") for snapshot in evidence.snapshots]
+    names += [evidence.manifest.agent if evidence.manifest else None]
+    return next((str(name) for name in names if name), evidence.run_id.partition("-")[0])
 
 
-def _wandb(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
-    """What the verdict needs of W&B's answer."""
+def _wandb_evidence(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """Pick what the verdict needs of W&B's answer."""
     if answer is None:
         return None
     noted = (answer.get("config") or {}).get("lora_forge") or {}
@@ -124,42 +130,48 @@ def _wandb(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
     }
 
 
-def _row(agent: str, found: verdict.Evidence, promoted: bool, usd: Optional[float]) -> dict[str, Any]:
-    what = verdict.judge(found)
-    look, manifest = what.look, found.manifest
-    done = look.get("progress") or {}
-    steps, loss = manifest.get("steps") or {}, manifest.get("loss") or {}
-    cost = manifest.get("cost") or ({} if usd is None else {"usd": usd})
-    lives = what.state in run_state.LIVING
+def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> dict[str, Any]:
+    agent, judged, manifest = _agent(evidence), verdict.judge(evidence), evidence.manifest or Manifest()
+    snapshot = judged.snapshot
+    progress = snapshot.get("progress") or {}
+    if progress:
+        step, planned, loss = progress.get("step"), progress.get("planned"), progress.get("loss")
+        adapter_loss = progress.get("eval_adapter")
+        eval_loss = progress.get("eval_loss") if adapter_loss is None else adapter_loss
+    else:
+        step, planned = manifest.steps.reached, manifest.steps.planned
+        loss, eval_loss = manifest.loss.last, manifest.adapter_loss
+    alive = judged.state in run_state.LIVING
+    rehearsal = (snapshot.get("facts") or {}).get("rehearsal") if manifest.rehearsal is None else manifest.rehearsal
     return {
-        "run_id": found.run_id,
+        "run_id": evidence.run_id,
         "agent": agent,
-        "trainer": what.trainer,
-        "verdict": what.verdict,
-        "state": what.state,
-        "ended": bool(found.placement.get("final")),
-        "detail": what.detail,
-        "contradictions": list(what.contradictions),
-        "next": verdict.next_step(agent, what),
-        "rehearsal": manifest.get("rehearsal", (look.get("facts") or {}).get("rehearsal")),
+        "trainer": judged.trainer,
+        "verdict": judged.verdict,
+        "state": judged.state,
+        "ended": bool(evidence.placement.get("final")),
+        "detail": judged.detail,
+        "contradictions": list(judged.contradictions),
+        "next": verdict.next_step(agent, judged),
+        "rehearsal": rehearsal,
         "promoted": promoted,
-        "step": done.get("step") if done else steps.get("reached"),
-        "planned": done.get("planned") if done else steps.get("planned"),
-        "loss": done.get("loss") if done else loss.get("last"),
-        "eval_loss": store.adapter_loss({"loss": {**done, "eval_last": done.get("eval_loss")}} if done else manifest),
-        "tokens_per_second": done.get("tokens_per_second") if lives else None,
-        "gpu": look.get("gpu") if lives else None,
-        "eta_seconds": look.get("eta_seconds"),
-        "cost": cost or None,
-        "wandb": found.wandb,
-        "logged": done.get("wandb"),
-        "began_at": (look.get("status") or {}).get("first_started_at") or manifest.get("started_at"),
-        "seen_at": done.get("last_event_at"),
+        "step": step,
+        "planned": planned,
+        "loss": loss,
+        "eval_loss": eval_loss,
+        "tokens_per_second": progress.get("tokens_per_second") if alive else None,
+        "gpu": snapshot.get("gpu") if alive else None,
+        "eta_seconds": snapshot.get("eta_seconds"),
+        "cost": manifest.cost.as_dict() or (None if usd is None else {"usd": usd}),
+        "wandb": evidence.wandb,
+        "logged": progress.get("wandb"),
+        "began_at": (snapshot.get("status") or {}).get("first_started_at") or manifest.started_at,
+        "seen_at": progress.get("last_event_at"),
     }
 
 
 def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
-    """The rows of the table, for :data:`COLUMNS`. Verified runs that something newer replaced are left out.
+    """Lay out the table for :data:`COLUMNS`, without verified runs that something newer replaced.
 
     Args:
         rows: From :func:`collect_status`.
@@ -168,8 +180,8 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
     cells = []
     for row in current_rows(rows):
         gpu = row["gpu"] or {}
-        use = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
-        use += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
+        usage = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
+        usage += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
         usd = (row["cost"] or {}).get("usd")
         cells.append([
             row["agent"],
@@ -180,9 +192,9 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             _figure(row["loss"]),
             _figure(row["eval_loss"]),
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
-            " ".join(use) or NOTHING,
+            " ".join(usage) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
-            f"${usd:.2f}" if usd and isinstance(usd, (int, float)) else NOTHING,
+            f"${usd:.2f}" if usd else NOTHING,
         ])  # fmt: skip
     known = {row["trainer"] for row in rows}
     for trainer in silent:
@@ -192,7 +204,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
 
 
 def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs that say something of now: all but proven ones that are neither promoted nor the agent's newest."""
+    """Pick the runs that say something of now: all but proven ones that are neither promoted nor the agent's newest."""
     newest = {row["agent"]: row["run_id"] for row in rows}  # rows are in order, so the last one stays
     return [
         row
@@ -202,7 +214,7 @@ def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) -> list[str]:
-    """The trainers on which something lives, as far as anybody knows.
+    """List the trainers on which something lives, as far as anybody knows.
 
     What ran on a trainer that does not answer now is taken to go on; so is what was launched on one, and has no end
     that was noted.
@@ -210,15 +222,15 @@ def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) 
     Args:
         rows: From :func:`collect_status`.
         silent: Trainers that did not answer.
-        before: What this returned at the last look.
+        before: What this returned the last time.
     """
-    lives = {row["trainer"] for row in rows if row["state"] in run_state.LIVING}
+    alive = {row["trainer"] for row in rows if row["state"] in run_state.LIVING}
     unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
-    return sorted(lives | (({*before} | unheard) & silent.keys()))
+    return sorted(alive | (({*before} | unheard) & silent.keys()))
 
 
 def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:
-    """What stands under the table: details, contradictions, what to do; then what was left out.
+    """Write what stands under the table: details, contradictions, what to do; then what was left out.
 
     Args:
         rows: From :func:`collect_status`.
@@ -227,13 +239,12 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
     """
     lines = []
     for row in current_rows(rows):
-        told = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
-        warning = run_state.loss_warning(run_state.Progress.from_dict(row))
-        told += [warning] if warning and row["state"] in run_state.LIVING else []
-        told += row["contradictions"]
-        lines += [f"    {row['run_id']}: {sentence}" for sentence in told]
+        warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
+        sentences = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        sentences += ([warning] if warning else []) + row["contradictions"]
+        lines += [f"    {row['run_id']}: {sentence}" for sentence in sentences]
         if row["next"]:
-            lines.append(f"      → {row['next']}" if told else f"    {row['run_id']}: {row['next']}")
+            lines.append(f"      → {row['next']}" if sentences else f"    {row['run_id']}: {row['next']}")
     known = {row["trainer"] for row in rows if row["state"] == "unknown"}
     lines += [f"    {trainer} does not answer: {why}" for trainer, why in silent.items() if trainer not in known]
     earlier = len(rows) - len(current_rows(rows))

@@ -1,0 +1,249 @@
+"""What is written beside a delivered adapter, in its manifest.json: what it was made of, where, and at what cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import typing
+from typing import Any, Optional, Union
+
+SCHEMA_VERSION = 1
+Figure = Union[float, str, None]  # a logged loss; NaN and infinity are logged as text
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A file that it was trained or evaluated on: PlannedDataset, as far as it is kept."""
+
+    path: Optional[str] = None
+    use: Optional[str] = None
+    sha256: Optional[str] = None
+    examples: Optional[int] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of all its examples: how many they were, of how many tokens, and how many were cut or dropped."""
+
+    examples: int = 0
+    tokens: int = 0
+    longer: int = 0
+    dropped: int = 0
+    untrainable: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """The LoRA matrices: pairs of them, their rank, the base model's layers, and trained values."""
+
+    pairs: Optional[int] = None
+    rank: Optional[int] = None
+    layers: Optional[int] = None
+    parameters: Optional[int] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The trainer: its inventory name, its first GPU, and that one's driver."""
+
+    name: Optional[str] = None
+    gpu: Optional[str] = None
+    driver: Optional[str] = None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Host:
+        """Read it as :meth:`Manifest.from_dict` does."""
+        return _filled(cls, data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Steps that were reached and planned, and the step that the adapter is of."""
+
+    reached: Optional[int] = None
+    planned: Optional[int] = None
+    adapter: Optional[int] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """The first and the last loss of both kinds, and the adapter's own eval loss."""
+
+    first: Figure = None
+    last: Figure = None
+    eval_first: Figure = None
+    eval_last: Figure = None
+    eval_adapter: Figure = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a run was evaluated on, and how that ended: see ``promotion.evaluation``."""
+
+    source: Optional[str] = None
+    sha256: Optional[str] = None
+    sequence_len: Optional[int] = None
+    base_model: Optional[str] = None
+    eval_loss: Optional[float] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What the run has cost.
+
+    Attributes:
+        usd: The whole.
+        usd_per_hour: Of its last pod; 0 on hardware of one's own.
+        source: Where ``usd`` is from, in words.
+        pods: The ids of its pods.
+        usd_by_clock: What ``usd`` was before the bill came.
+    """
+
+    usd: Optional[float] = None
+    usd_per_hour: Optional[float] = None
+    source: Optional[str] = None
+    pods: Optional[tuple[str, ...]] = None
+    usd_by_clock: Optional[float] = None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Cost:
+        """Read it as :meth:`Manifest.from_dict` does."""
+        return _filled(cls, data)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as JSON has it, without what does not apply."""
+        return {key: value for key, value in _plain(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeliveredFile:
+    """A file of the adapter: its path in the adapter's folder, SHA-256 in hex, and size."""
+
+    path: Optional[str] = None
+    sha256: Optional[str] = None
+    bytes: Optional[int] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is known of a delivered adapter; None, or empty, is what is not known.
+
+    Attributes:
+        schema_version: Of the file's form.
+        run_id: The run that made it.
+        agent: Who was trained.
+        fingerprint: Of the run, see PlannedRun.
+        verdict: ``verified``.
+        rehearsal: Whether a tiny random model was trained.
+        base_model: As the trainer loaded it.
+        recipe: The run's, see PlannedRun.
+        recipe_sha256: Of its canonical JSON, in hex.
+        lock_sha256: Of the lock file of the trainer's environment, in hex.
+        datasets: The run's files.
+        data: What became of their examples.
+        lora: Its matrices.
+        versions: Of the packages that trained it, by name.
+        host: Where it was trained.
+        steps: How far.
+        loss: How well.
+        evaluation: What its eval losses were measured on.
+        starts: How often the training was started.
+        started_at: When it first was, in epoch seconds.
+        finished_at: When it ended, in epoch seconds.
+        duration_s: Seconds between the two.
+        cost: What it cost.
+        wandb: The run at W&B: mode, run and url; empty without one.
+        git: Of the checkout: commit, and whether files of it were changed (dirty).
+        files: What was delivered; None before that.
+    """
+
+    schema_version: Optional[int] = None
+    run_id: Optional[str] = None
+    agent: Optional[str] = None
+    fingerprint: Optional[str] = None
+    verdict: Optional[str] = None
+    rehearsal: Optional[bool] = None
+    base_model: Optional[str] = None
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe_sha256: Optional[str] = None
+    lock_sha256: Optional[str] = None
+    datasets: tuple[Dataset, ...] = ()
+    data: Optional[Counts] = None
+    lora: Matrices = dataclasses.field(default_factory=Matrices)
+    versions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    host: Host = dataclasses.field(default_factory=Host)
+    steps: Steps = dataclasses.field(default_factory=Steps)
+    loss: Losses = dataclasses.field(default_factory=Losses)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    starts: Optional[int] = None
+    started_at: Optional[float] = None
+    finished_at: Optional[float] = None
+    duration_s: Optional[float] = None
+    cost: Cost = dataclasses.field(default_factory=Cost)
+    wandb: dict[str, Any] = dataclasses.field(default_factory=dict)
+    git: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: Optional[tuple[DeliveredFile, ...]] = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Manifest:
+        """Read a manifest, whatever is in it.
+
+        Another version may have written it, and somebody may have damaged it: keys that are not known are passed over,
+        and a value of a wrong type is not known.
+
+        Args:
+            data: What manifest.json holds.
+        """
+        return _filled(cls, data)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as manifest.json has it."""
+        data = _plain(self) | {"cost": self.cost.as_dict()}
+        return {key: value for key, value in data.items() if key != "files" or value is not None}
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether it counts as a rehearsal's, as does one that does not say."""
+        return self.rehearsal is not False
+
+    @property
+    def adapter_loss(self) -> Figure:
+        """The adapter's eval loss, as it was logged; where that is not told apart, the training's last one."""
+        return self.loss.eval_last if self.loss.eval_adapter is None else self.loss.eval_adapter
+
+
+def _plain(data: Any) -> dict[str, Any]:
+    return dataclasses.asdict(data, dict_factory=lambda items: {key: _listed(value) for key, value in items})
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _filled(kind: Any, data: Any) -> Any:
+    """Fill in a dataclass with what has the types of its fields."""
+    known = {name: _checked(hint, data.get(name)) for name, hint in _hints(kind).items()} if type(data) is dict else {}
+    return kind(**{name: value for name, value in known.items() if value is not None})
+
+
+def _checked(hint: Any, value: Any) -> Any:
+    """Read a value as a type says; None where it is of another one, and for a number that is not finite."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if origin is Union:
+        return next((read for part in parts if (read := _checked(part, value)) is not None), None)
+    if dataclasses.is_dataclass(hint):
+        return _filled(hint, value)
+    if origin is tuple:
+        items = [_checked(parts[0], item) for item in value] if isinstance(value, list) else None
+        return None if items is None else tuple(item for item in items if item is not None)
+    if hint is float and type(value) in (int, float):
+        return value if abs(value) <= sys.float_info.max else None  # not for NaN either
+    return value if type(value) is (origin or hint) else None

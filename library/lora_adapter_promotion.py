@@ -77,9 +77,10 @@ message:
   type: str
   sample: latest points to witness-c6746a504464 already
 show:
-  description: What its action prints of that, with columns, rows, lines and warnings.
+  description: What its action prints, as columns, rows and lines; with O(run_id) no rows.
   returned: success
   type: dict
+  sample: {columns: [run, eval loss], rows: [], lines: ["  latest points to witness-c6746a504464 already"]}
 """
 
 import pathlib

@@ -74,9 +74,10 @@ warnings_found:
   elements: str
   sample: []
 show:
-  description: What its action prints of that, with columns, rows, lines and warnings.
+  description: What its action prints, as lines and warnings.
   returned: success
   type: dict
+  sample: {lines: ["  3 adapters of witness: file:///home/me/lora-forge/output/report.html"], warnings: []}
 """
 
 import pathlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.adapters import promotion
+from ansible.module_utils.lora_forge.adapters import promotion, store
 from delivered import deliver, events
 from lab import ROOT
 
@@ -164,9 +165,10 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
     home = tmp_path / "adapters/witness"
     for run_id, loss in (("witness-a", 0.882), ("witness-b", 0.912)):
         logged = events([(1, 2.0), (12, 1.0)], [(12, loss)])
-        manifest = json.loads((deliver(tmp_path, "witness", run_id, logged) / "manifest.json").read_text())
-        evaluation = promotion.evaluation(manifest["recipe"], manifest["datasets"], loss)
-        (home / run_id / "manifest.json").write_text(json.dumps(manifest | {"evaluation": evaluation}))
+        manifest = store.read_manifest(deliver(tmp_path, "witness", run_id, logged))
+        assert manifest
+        evaluated = dataclasses.replace(manifest, evaluation=promotion.evaluation_of(manifest))
+        (home / run_id / "manifest.json").write_text(json.dumps(evaluated.as_dict()))
         promotion.promote(home, run_id, 0.02)
 
     def play(*options: str) -> tuple[int, str]:

@@ -399,7 +399,7 @@ def test_manifests_of_another_form_do_no_harm(output, odd):
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_logs_and_looks_of_another_form_do_no_harm(output, odd):
+def test_logs_and_a_status_of_another_form_do_no_harm(output, odd):
     folder = deliver(output, "witness", A)
     run = {"agent": "mayor", "run_id": "mayor-1", "verdict": "failed"}
     keys = (

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from planned import planned_run
 
 START = 1_795_000_000.0  # 2026-11-18
 RECIPE = {
@@ -62,9 +63,9 @@ def planned(run_id: str = "witness-1", **changes: Any) -> PlannedRun:
     agent = run_id.partition("-")[0]
     known: dict[str, Any] = {
         "run_id": run_id, "agent": agent, "name": agent, "fingerprint": sha(run_id), "trainer": "gpu-1",
-        "state": "to train", "rehearsal": False, "recipe": RECIPE, "recipe_sha256": sha("recipe"), "axolotl": "0.19.0",
+        "recipe": RECIPE, "recipe_sha256": sha("recipe"), "axolotl": "0.19.0",
     }  # fmt: skip
-    return PlannedRun.from_dict({**known, **changes})
+    return PlannedRun.from_dict(planned_run(**known).as_dict() | {"hosts": None} | changes)
 
 
 def deliver(

@@ -71,7 +71,12 @@ def test_the_cells(tmp_path, deliver):
 
 
 def test_what_belongs_together_is_noted_once(tmp_path):
-
+    variants.write_sweeps(tmp_path, variants_of(8, 16))
+    (known,) = variants.read_sweeps(tmp_path)
+    assert (known["agent"], [one["run_id"] for one in known["runs"]]) == ("witness", ["witness-8", "witness-16"])
+    variants.write_sweeps(tmp_path, variants_of(8, 16))
+    assert variants.read_sweeps(tmp_path) == [known]
+    variants.write_sweeps(tmp_path, variants_of(8, 32))
     assert len(variants.read_sweeps(tmp_path)) == 2
     assert len(leaderboard.summary_lines(tmp_path, ["witness"])) == 2
     assert len(leaderboard.summary_lines(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its

@@ -117,8 +117,8 @@ def test_other_variables_are_nobodys_business():
 
 def test_what_the_plays_set_themselves_is_known():
     """A second playbook in one command finds what the first one has noted of a host."""
-    noted = {"run_seen": {}, "run_plans": [], "run_failures": {}, "pod_made": {}, "pod_budget": {}, "trainer_gpu": {},
-             "adapter_delivered": [], "pod_id": "x", "pod_status": "RUNNING", "run_plan": {}, "pod_attempt": 1,
+    noted = {"run_failure": {}, "run_plans": [], "pod_made": {}, "pod_budget": {}, "trainer_gpu": {},
+             "converge_done": True, "pod_id": "x", "pod_status": "RUNNING", "run_plan": {}, "pod_attempt": 1,
              "run_sweep": [], "run_will_start": True}  # fmt: skip
     assert check(a=noted) == ([], [])
 

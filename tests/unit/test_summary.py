@@ -171,9 +171,10 @@ def test_an_adapter_that_is_not_of_the_last_step_is_told(tmp_path, adapter, told
 
 
 def test_a_run_that_was_never_launched_does_not_train(tmp_path):
-    assert answer(tmp_path, "to train", detached=True, launched={"gpu-2": ["crew-1"]}) == (
-        [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
-    )  # fmt: skip
     not_verified, said = answer(tmp_path, "to train", detached=True)
     assert not_verified == ["crew-1"]
     assert "gpu-2 was lost on the way" in said
+    update_record(tmp_path, "crew-1", lambda known, now: known.on_host("gpu-2", True, now))
+    assert answer(tmp_path, "to train", detached=True) == (
+        [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
+    )  # fmt: skip

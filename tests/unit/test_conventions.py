@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "library").glob("*.py"))
@@ -50,6 +51,11 @@ def test_argument_specs_are_the_defaults(role: pathlib.Path) -> None:
     assert {name for name in options if name.startswith(f"{role.name}_")} == defaults.keys()
     plain = {name: value for name, value in defaults.items() if "{{" not in str(value)}
     assert {name: spec["default"] for name, spec in options.items() if "default" in spec} == plain
+
+
+def test_a_trainers_root_is_the_same_in_yaml_and_in_python() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/trainer/defaults/main.yml").read_text())
+    assert defaults["trainer_root"] == TRAINER_ROOT
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)

@@ -32,7 +32,7 @@ mkdir -p /tmp/ansible/module_utils
 ln -s /src/module_utils/lora_forge /tmp/ansible/module_utils/lora_forge
 PYTHONPATH=/tmp python3 -c '
 import pathlib, sys
-from ansible.module_utils.lora_forge import environment
+from ansible.module_utils.lora_forge.trainer import environment
 root, locks = pathlib.Path("/shared"), pathlib.Path("/src/requirements")
 uv = environment.find_uv("", root, locks / "uv.txt", sys.executable)
 python = environment.interpreter("", False, root)

@@ -53,7 +53,7 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def machine() -> str:
-    """This machine in words: cores, memory and what else keeps it busy."""
+    """Describe the machine: cores, memory and what else keeps it busy."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     model = next(
         (line.partition(":")[2].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()

@@ -45,7 +45,7 @@ def logged(log: pathlib.Path) -> list[float]:
 
 
 def one_round(hosts: Hosts) -> dict[str, float]:
-    """A rehearsal from an empty root but for the environment; when each thing happened, in epoch seconds."""
+    """Do a rehearsal from a root with nothing but the environment; return when things happened, in epoch seconds."""
     hosts.reset()
     at = {"begun": time.time()}
     hosts.play("train.yml", "-e", f"role={ROLE}")

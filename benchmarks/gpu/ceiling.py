@@ -34,7 +34,7 @@ def rate(device: str, size: int, seconds: float) -> float:
 
 
 def measure(device: str) -> dict[str, object]:
-    """The rate of each size, and the highest of them."""
+    """Measure the rate of each size, and return the rates and the highest of them."""
     found = {}
     for size in SIZES[device]:
         rate(device, size, WARMUP[device])

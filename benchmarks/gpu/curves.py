@@ -29,7 +29,7 @@ class Curve:
 
 
 def rms(values: Sequence[float]) -> float:
-    """The root of the mean of the squares."""
+    """Return the root of the mean of the squares."""
     return math.sqrt(statistics.fmean(value * value for value in values))
 
 

@@ -78,7 +78,7 @@ def left_behind(out: pathlib.Path) -> list[pathlib.Path]:
 
 
 def smi(*query: str) -> list[str]:
-    """The lines of nvidia-smi's answer to a query; none where it gives none."""
+    """Return the lines of nvidia-smi's answer to a query; none where it does not answer."""
     try:
         text = subprocess.check_output(["nvidia-smi", *query, "--format=csv,noheader,nounits"], text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
@@ -100,7 +100,7 @@ def used_mib() -> Optional[int]:
 
 
 def end(run_dir: pathlib.Path) -> None:
-    """What a host that dies does: SIGKILL to the supervisor and to every process of a run."""
+    """Kill a run as a dying host would: SIGKILL to the supervisor and to every process of the run."""
     from ansible.module_utils.lora_forge import rundir
 
     status = rundir.read_json(run_dir / "status.json")
@@ -139,7 +139,7 @@ def make_idle(work: pathlib.Path, seconds: float = IDLE_TIMEOUT) -> None:
 
 
 def commit() -> Optional[str]:
-    """The commit of the checkout, with ``-dirty`` where files differ from it, or the one that a variable names."""
+    """Return the commit of the checkout, ``-dirty`` where files differ from it, or the one that a variable names."""
 
     def git(*words: str) -> str:
         return subprocess.check_output(["git", *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL).strip()
@@ -188,7 +188,7 @@ def results(given: argparse.Namespace, work: pathlib.Path) -> pathlib.Path:
 
 
 def slug(name: str) -> str:
-    """A name as a folder: ``NVIDIA H100 80GB HBM3`` becomes ``nvidia-h100-80gb-hbm3``."""
+    """Turn a name into a folder's: ``NVIDIA H100 80GB HBM3`` becomes ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -201,7 +201,7 @@ def save(path: pathlib.Path, data: Any) -> None:
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none."""
+    """Return the object in a JSON file; an empty one where there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -209,7 +209,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a line that was cut off is passed over."""
+    """Return the objects of a file of JSON lines; a line that was cut off is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -169,7 +169,7 @@ class Proof:
 
     @staticmethod
     def rising(first: Any, last: Any) -> list[str]:
-        """What is wrong with the loss, from its first to its last report."""
+        """List what is wrong with the loss, from its first to its last report."""
         if isinstance(first, float) and isinstance(last, float) and last < first:
             return []
         return [f"the loss did not fall: {first} in the beginning, {last} in the end"]

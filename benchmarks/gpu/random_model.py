@@ -48,7 +48,7 @@ QWEN = {  # https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/config.jso
 
 
 def shapes(config: dict[str, Any]) -> dict[str, list[dict[str, tuple[int, ...]]]]:
-    """The tensors of a Qwen2 model under the names that transformers gives them.
+    """Return the tensors of a Qwen2 model under the names that transformers gives them.
 
     Args:
         config: Of config.json.

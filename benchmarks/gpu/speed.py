@@ -68,7 +68,7 @@ LAST_WORDS = 600  # characters of a failure that are kept
 
 
 def lacks_flash(package: str, kernel: str) -> Callable[[], Optional[str]]:
-    """A condition: FlashAttention is there, as a wheel, or as the kernel of the hub that Axolotl falls back to.
+    """Make a condition: FlashAttention is there, as a wheel, or as the hub's kernel that Axolotl falls back to.
 
     Nothing is downloaded: the kernel must have been fetched before. Its folder is named as kernels 0.16 does it, or as
     older versions did.
@@ -112,7 +112,7 @@ class Variant:
 
 
 def batch(micro: int) -> dict[str, Any]:
-    """The effective batch of 8, otherwise divided."""
+    """Return the keys that split the effective batch of 8 otherwise."""
     return {"micro_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
 
 
@@ -191,7 +191,7 @@ ORDER = [
 
 
 def combined(name: str) -> Variant:
-    """A variant by its name, or several that are joined by ``+``."""
+    """Return a variant by its name, or several joined by ``+``."""
     unknown = [part for part in name.split("+") if part not in VARIANTS]
     if unknown:
         raise SystemExit(f"there is no variant «{unknown[0]}»: {', '.join(VARIANTS)}")
@@ -207,7 +207,7 @@ def combined(name: str) -> Variant:
 
 
 def settings(variant: Variant, tiny: bool) -> dict[str, Any]:
-    """The recipe of a variant, without paths.
+    """Return the recipe of a variant, without paths.
 
     Args:
         variant: The change.
@@ -286,7 +286,7 @@ class Bench:
             save(self.results / "ceiling.json", json.loads(said.splitlines()[-1]) | about)
 
     def recipe(self, variant: Variant, folder: pathlib.Path, steps: int) -> dict[str, Any]:
-        """What Axolotl gets: the variant's recipe, with paths and without evaluations and checkpoints."""
+        """Return what Axolotl gets: the variant's recipe, with paths and without evaluations and checkpoints."""
         keys = settings(variant, self.tiny)
         for key in ("model_revision", "eval_steps", "eval_sample_packing", "saves_per_epoch", "wandb_project"):
             keys.pop(key, None)
@@ -316,7 +316,7 @@ class Bench:
         return [one for one in every if one.get("status") == "measured"]
 
     def resolved(self, wish: Wish) -> Optional[Wish]:
-        """A wish for a variant by its name; None while nothing is faster than the baseline."""
+        """Return a wish; the one for the fastest variant with its name, None while nothing beats the baseline."""
         if wish.name != FASTEST:
             return wish
         rates = {one["variant"]: rate(one) for one in self.found() if one["same_training"]}
@@ -440,7 +440,7 @@ class Bench:
 
 
 def last(result: dict[str, Any]) -> str:
-    """The last line of a reason."""
+    """Return the last line of a reason."""
     return str(result["reason"]).splitlines()[-1]
 
 
@@ -469,7 +469,7 @@ def train(folder: pathlib.Path, tiny: bool, seconds: float) -> Optional[int]:
 
 
 def reason(log: pathlib.Path, code: int) -> str:
-    """The last words of a process that failed, from the line of its error on."""
+    """Return the end of a failed process's output, from the line of its error on."""
     text = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [
         line
@@ -480,7 +480,7 @@ def reason(log: pathlib.Path, code: int) -> str:
 
 
 def wishes(names: list[str], repeats: int, steps: Optional[int], tiny: bool) -> list[Wish]:
-    """What is to be measured, in this order.
+    """List what is to be measured, in order.
 
     Args:
         names: Variants that were asked for; none for :data:`ORDER`.

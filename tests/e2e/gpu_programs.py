@@ -55,7 +55,7 @@ def counting() -> None:
 
 
 def model() -> None:
-    """The random model is one that transformers reads, down to the last tensor."""
+    """Check that transformers reads the random model, down to the last tensor."""
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = random_model.QWEN | small | {"num_key_value_heads": 2, "vocab_size": 8192, "max_window_layers": 2}
     folder = pathlib.Path("model")

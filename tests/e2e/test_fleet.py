@@ -45,13 +45,13 @@ class Fleet:
         return taken.code, taken.text
 
     def planned(self, roles: str) -> dict[str, dict[str, Any]]:
-        """The planned runs by agent."""
+        """Return the planned runs by agent."""
         code, text = self.play("playbooks/plan.yml", "-e", f"role={roles}")
         assert code == 0, text
         return {run["agent"]: run for run in rundir.read_json(self.hosts.output / "plan.json")["runs"]}
 
     def run_dir(self, number: int, run_id: str) -> pathlib.Path:
-        """A run's directory on a host, made before its launch for what a test puts there."""
+        """Return a run's directory on a host, made before its launch for what a test puts there."""
         path = self.hosts.root(number) / "runs" / run_id
         path.mkdir(parents=True, exist_ok=True)
         return path

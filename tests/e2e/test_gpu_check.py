@@ -64,7 +64,7 @@ def for_cuda(environment: pathlib.Path) -> bool:
 
 @pytest.fixture
 def cuda(environment: pathlib.Path) -> pathlib.Path:
-    """The Python of an environment with Triton, on a machine that compiles for it."""
+    """Return the Python of an environment with Triton, on a machine that compiles for it."""
     if not for_cuda(environment):
         pytest.skip("the environment is built for CPUs, without Triton")
     if not compiles(environment):

@@ -117,7 +117,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
 
 @pytest.mark.soak
 def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> None:
-    """kill -9 of Axolotl, of its supervisor, and playbooks/stop.yml, in one run; its status is lost on the way, too."""
+    """Kill Axolotl and its supervisor with -9, stop it by playbooks/stop.yml, and lose its status, all in one run."""
     recipe = SHORT | {"max_steps": 10, "eval_steps": 10, "plugins": ["hold.Hold"]}
     slow = ("-e", json.dumps({"recipe": recipe}), "-e", "run_backend=process", "-e", "run_wandb=disabled")
     run_dir = checkout.run_dir(checkout.planned("witness", *slow))

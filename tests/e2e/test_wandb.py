@@ -27,7 +27,7 @@ def server() -> Iterator[WandbServer]:
 
 
 def holding(folder: pathlib.Path, secret: str) -> list[pathlib.Path]:
-    """The files below a folder that hold a secret."""
+    """List the files below a folder that hold a secret."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path for path in files if "env/" not in str(path) and secret.encode() in path.read_bytes()]
 

@@ -55,7 +55,7 @@ exec "$here/python3" "$@"
 
 
 def container(number: int) -> str:
-    """The name of a host's container."""
+    """Return the name of a host's container."""
     return f"{sandbox.name()}-fleet-{number}"
 
 
@@ -187,15 +187,15 @@ class Hosts:
         self.reset()
 
     def disk(self, number: int) -> pathlib.Path:
-        """A host's /workspace."""
+        """Return a host's /workspace."""
         return self.home / f"disk/{number}"
 
     def root(self, number: int) -> pathlib.Path:
-        """A host's trainer_root."""
+        """Return a host's trainer_root."""
         return self.disk(number) / pathlib.PurePath(TRAINER_ROOT).name
 
     def host_key(self, number: int) -> str:
-        """A host's public key, when it has made one."""
+        """Return a host's public key, once it has made one."""
         read = ["podman", "exec", container(number), "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
         deadline = time.monotonic() + 60
         while True:
@@ -207,7 +207,7 @@ class Hosts:
             time.sleep(0.2)
 
     def write_inventory(self, name: str, count: int, port: int) -> None:
-        """An inventory of the first hosts, in the home folder.
+        """Write an inventory of the first hosts into the home folder.
 
         Args:
             name: The file.

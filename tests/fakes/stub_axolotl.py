@@ -30,7 +30,7 @@ def shapes(model: pathlib.Path) -> dict[str, list[int]]:
 
 
 def adapter(recipe: dict[str, Any], model: pathlib.Path) -> dict[str, np.ndarray]:
-    """An A and a B for every target module of every layer."""
+    """Return an A and a B for every target module of every layer."""
     rng = np.random.default_rng(int(recipe.get("seed", 0)))
     rank, tensors = recipe["lora_r"], {}
     for name, shape in shapes(model).items():

@@ -42,7 +42,7 @@ TERMINATE, DELETE = ("POST", f"/v2/pods/{POD}/action"), ("DELETE", f"/v2/pods/{P
 
 @pytest.fixture(scope="session")
 def python39():
-    """The path of a CPython 3.9; without one the test is skipped, unless the one that is named will not do."""
+    """Return the path of a CPython 3.9; skip the test without one, unless the one that is named will not do."""
     named = os.environ.get("LORA_FORGE_PYTHON39")
     if named:
         assert cpython.probe(named, ["3.9"]), f"LORA_FORGE_PYTHON39 is {named}, which is no CPython 3.9"
@@ -58,7 +58,7 @@ def python39():
 
 @pytest.fixture
 def lab39(lab, python39):
-    """A pretended trainer whose Python is 3.9."""
+    """Provide a pretended trainer whose Python is 3.9."""
     lab.python = python39
     return lab
 
@@ -70,7 +70,7 @@ def program_of(noted: dict[str, Any]) -> str:
 
 
 def brought(process: subprocess.Popen[bytes], log: pathlib.Path, condition: Callable[[], Any]) -> Any:
-    """The first true value of a condition that a process brings about; fails with its log if it does not."""
+    """Return the first true value of a condition that a process brings about; fail with its log if it does not."""
 
     def look() -> Any:
         ended = process.poll() is not None  # before the look: it may come to its end between the two
@@ -85,7 +85,7 @@ def brought(process: subprocess.Popen[bytes], log: pathlib.Path, condition: Call
 
 
 def until(process: subprocess.Popen[bytes], run: pathlib.Path, state: str) -> dict[str, Any]:
-    """The status of a run once it is in a state, which its supervisor brings about."""
+    """Return the status of a run once its supervisor has brought it into a state."""
     return brought(process, run / "supervisor.out", lambda: status(run).get("state") == state and status(run))
 
 
@@ -99,7 +99,7 @@ def reached(process: subprocess.Popen[bytes], run: pathlib.Path, step: int) -> N
 
 
 def modules_of_action(name: str) -> set[str]:
-    """The modules that a task of this name has Ansible run on its host: an action plugin's, or the module itself."""
+    """Name the modules that Ansible runs on the host for a task: an action plugin's, or the module itself."""
     plugin = ROOT / "action_plugins" / f"{name}.py"
     if not plugin.exists():
         return {name} if (ROOT / "library" / f"{name}.py").exists() else set()
@@ -111,7 +111,7 @@ def modules_of_action(name: str) -> set[str]:
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:
-    """The modules that a file of tasks has run on its host's own Python, with all files and roles that it includes."""
+    """Name the modules that a task file runs on its host's own Python, with all files and roles that it includes."""
     if path in seen:
         return set()
     seen.add(path)
@@ -141,7 +141,7 @@ def modules_of_list(tasks: list[dict[str, Any]], folder: pathlib.Path, seen: set
 
 
 def modules_on_trainers() -> set[str]:
-    """The modules that the plays have run on a trainer's own Python."""
+    """Name the modules that the plays run on a trainer's own Python."""
     found, seen = set(), set()
     for path in sorted((ROOT / "playbooks").glob("*.yml")):
         for play in yaml.safe_load(path.read_text()):
@@ -153,7 +153,7 @@ def modules_on_trainers() -> set[str]:
 
 
 def imported(path: pathlib.Path, seen: set[pathlib.Path]) -> set[pathlib.Path]:
-    """A file, and all files of module_utils that it imports."""
+    """Return a file, and all files of module_utils that it imports."""
     seen.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils.lora_forge"):
@@ -313,7 +313,7 @@ def runpod():
 
 @pytest.fixture
 def leash(tmp_path, runpod, python39):
-    """Starts a leash with a faster pulse as a process; returns it, and the file of what it says."""
+    """Provide a starter of leashes with a faster pulse; it returns the process, and the file of its output."""
     processes = []
     text = (ROOT / "roles/pod/files/leash.py").read_text()
     quick = {"TICK = 5.0 ": "TICK = 0.05 ", "GRACE = 120.0 ": "GRACE = 0.1 ", "RETRY = 60.0 ": "RETRY = 0.1 "}

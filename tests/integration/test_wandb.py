@@ -60,7 +60,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(scope="module", autouse=True)
 def client() -> None:
-    """Imports the client once: the processes that ask are forked from this one, and need not do it again."""
+    """Import the client once: the processes that ask are forked from this one, and need not do it again."""
     with mock.patch.dict(os.environ, WANDB_ERROR_REPORTING="false"):
         importlib.import_module("wandb.apis.public")
 
@@ -82,7 +82,7 @@ def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def clients() -> list[str]:
-    """The client's processes that the modules of this process started, by the home that they gave them."""
+    """List the client's processes that modules of this process started, by the home that was given to them."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     mine = f"PYTEST_XDIST_WORKER={worker}\0".encode() if worker else b""  # others clean up after themselves
     found = []
@@ -447,7 +447,7 @@ def test_an_upload_that_breaks_off_is_told_and_made_good_by_the_next(server, tmp
     communicate = subprocess.Popen.communicate
 
     def until_refused(process: subprocess.Popen[str], timeout: float | None = None) -> tuple[str, str]:
-        """The time of an upload is up as soon as it has met the fault: its client would go on trying for hours."""
+        """Cut the time of an upload once it has met the fault: its client would go on trying for hours."""
         if timeout and "sync" in process.args:
             eventually(lambda: server.struck)
             timeout = 0.1
@@ -518,7 +518,7 @@ def test_w_and_b_can_be_made_to_lie_and_of_two_with_one_name_the_newest_is_meant
 
 
 def basic(key: str) -> str:
-    """A key as it goes over the wire."""
+    """Write a key as it goes over the wire."""
     return base64.b64encode(f"api:{key}".encode()).decode()
 
 

@@ -27,7 +27,7 @@ def desk(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
+    """Set the time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
     import rundir
     from ansible.module_utils.lora_forge.trainer import base_model, logs, runs
     from wire import Clock

@@ -22,7 +22,7 @@ RUN = crew()
 
 
 def record(launched=(), delivered_at=0.0, at=1.0, **failures):
-    """What is noted of crew-1; hosts are named with _ for -."""
+    """Return the record of crew-1; hosts are named with _ for -."""
     failed = {host.replace("_", "-"): {"at": at, "message": message} for host, message in failures.items()}
     hosts = {host: {"at": at, "started": True} for host in launched}
     return RunRecord("crew-1", failures=failed, hosts=hosts, delivered_at=delivered_at)

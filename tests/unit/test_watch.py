@@ -116,7 +116,7 @@ PLAN = {
 
 @pytest.fixture
 def watch(monkeypatch, tmp_path):
-    """Makes a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
+    """Provide a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
 
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
         notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",

@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.errors import UserError, error_message  # n
 
 
 def load(name: str) -> Any:
-    """A module of library/, by its name."""
+    """Import a module of library/ by its name."""
     spec = importlib.util.spec_from_file_location(f"lora_forge_{name}", ROOT / "library" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

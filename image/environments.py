@@ -24,7 +24,7 @@ LARGE = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)==")
 
 
 def large(lock: str) -> str:
-    """The requirements of a lock that are large, with their hashes; comments, which may change, are left out."""
+    """Return the large requirements of a lock, with their hashes; comments, which may change, are left out."""
     lines = [line for line in lock.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found, wanted = [], False
     for line in lines:

@@ -62,7 +62,7 @@ def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one when the file is missing, cut short or of another form."""
+    """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -126,12 +126,12 @@ def process_start(pid: int) -> Optional[int]:
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What is noted of a process: pid, start (ticks since boot) and the boot it belongs to."""
+    """Return what is noted of a process: pid, start (ticks since boot) and the boot it belongs to."""
     return {"pid": pid, "start": process_start(pid), "boot": boot_id()}
 
 
 def boot_id() -> str:
-    """An id that changes with every boot of the machine; empty where the kernel tells none."""
+    """Return an id that changes with every boot of the machine; empty where the kernel has none."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -174,7 +174,7 @@ def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
 
 
 def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events of metrics.jsonl from a byte offset on, and the offset behind the last whole line.
+    """Read the events of metrics.jsonl from a byte offset on; return them and the offset after the last whole line.
 
     A line that was cut by a crash is passed over.
     """
@@ -197,7 +197,7 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
 
 
 def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of the history that counts: what came after the checkpoint a resume started from is taken back."""
+    """Return the events that count: those after the checkpoint from which a resume started are dropped."""
     kept: list[dict[str, Any]] = []
     for record in events:
         if record.get("event") == "begin":
@@ -243,5 +243,5 @@ def defect(checkpoint: pathlib.Path) -> Optional[str]:
 
 
 def last_complete(output: pathlib.Path) -> int:
-    """The step of the newest whole checkpoint; 0 when there is none."""
+    """Return the step of the newest whole checkpoint; 0 when there is none."""
     return max((step for step, path in checkpoints(output) if defect(path) is None), default=0)

@@ -44,7 +44,7 @@ class Bench:
         self.uv = str(ROOT / ".venv/bin/uv")
 
     def uv_once(self) -> float:
-        """Seconds that uv takes for an environment, as the role makes it."""
+        """Return the seconds that uv takes for an environment, as the role makes it."""
         root = self.home / "env"
         shutil.rmtree(root, ignore_errors=True)
         command = [
@@ -56,7 +56,7 @@ class Bench:
         return taken.seconds
 
     def pip_once(self) -> float:
-        """Seconds that venv and pip take for the same: what the lock says, without resolving, as uv does it."""
+        """Return the seconds that venv and pip take for the same lock, without resolving, as uv does it."""
         root = self.home / "pip"
         shutil.rmtree(root, ignore_errors=True)
         install = f"{root}/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r {LOCK}"
@@ -70,7 +70,7 @@ class Bench:
         return clock(command, self.home / "log", variables).seconds
 
     def cold(self, tool: str) -> float:
-        """Seconds with an empty cache; leaves it full.
+        """Return the seconds with an empty cache; leave it full.
 
         Args:
             tool: uv or pip.

@@ -34,7 +34,7 @@ def median(figures: Iterable[float]) -> float:
 
 
 def figures(name: str, values: list[float], unit: str = "s", digits: int = 2) -> str:
-    """One line: the median, and all figures it is the median of."""
+    """Write one line: the median, and all figures it is the median of."""
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     return f"  {name:34} {median(values):8.{digits}f} {unit}   ({each})"
 

@@ -37,7 +37,7 @@ PHASES = (  # name, whose it is, from, to
 
 
 def logged(log: pathlib.Path) -> list[float]:
-    """Epoch seconds of Axolotl's own lines in train.log; the containers' clock shows UTC."""
+    """Return the epoch seconds of Axolotl's own lines in train.log; the containers' clock shows UTC."""
     return [
         calendar.timegm(time.strptime(when, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
         for when, ms in STAMP.findall(log.read_text(errors="replace"))

@@ -71,7 +71,7 @@ class Bench:
         self.data, self.mirror = hosts.home / "data", hosts.home / "mirror"
 
     def train(self, *arguments: str) -> Wire:
-        """One training by the playbook; returns what all its transfers took."""
+        """Train once by the playbook; return what all its transfers took."""
         log = self.hosts.home / "rsync.log"
         log.unlink(missing_ok=True)
         options = json.dumps({"trainer_rsync_options": [f"--log-file={log}"], "datasets_dir": str(self.data)})

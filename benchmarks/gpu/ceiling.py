@@ -18,7 +18,7 @@ ROUND = 2e13  # FLOPs after which the clock is looked at: some hundredths of a s
 
 
 def rate(device: str, size: int, seconds: float) -> float:
-    """FLOPs a second over at least so many seconds."""
+    """Measure FLOPs a second over at least so many seconds."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     once = 2 * size**3
     products = max(1, round((ROUND if device == "cuda" else once) / once))

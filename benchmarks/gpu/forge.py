@@ -55,7 +55,7 @@ def import_forge() -> None:
 
 
 def environment(tiny: bool) -> dict[str, str]:
-    """Variables of a training process, as far as one without a trainer needs them, and the folders of its plugins.
+    """Return the variables of a training process that does without a trainer, and the folders of its plugins.
 
     Args:
         tiny: It trains on the CPU.
@@ -72,7 +72,7 @@ def environment(tiny: bool) -> dict[str, str]:
 
 
 def left_behind(out: pathlib.Path) -> list[pathlib.Path]:
-    """Half-made ``<out>.partial.<pid>`` of processes that are gone."""
+    """Find half-made ``<out>.partial.<pid>`` of processes that are gone."""
     parts = out.parent.glob(f"{out.name}.partial.*")
     return [part for part in parts if not pathlib.Path("/proc", part.suffix[1:]).exists()]
 
@@ -87,14 +87,14 @@ def smi(*query: str) -> list[str]:
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Name, memory, driver, limit of power and UUID of the first GPU; an empty one where there is none."""
+    """Return name, memory, driver, power limit and UUID of the first GPU; an empty one where there is none."""
     keys = ("name", "memory.total", "driver_version", "power.limit", "uuid")
     found = smi(f"--query-gpu={','.join(keys)}")
     return dict(zip(keys, (value.strip() for value in found[0].split(",")))) if found else {}
 
 
 def used_mib() -> Optional[int]:
-    """MiB that are in use on the first GPU now, by anybody; None where nothing tells."""
+    """Return the MiB that are in use on the first GPU now, by anybody; None where nothing tells."""
     found = smi("--query-gpu=memory.used")
     return int(found[0]) if found and found[0].isdigit() else None
 
@@ -151,7 +151,7 @@ def commit() -> Optional[str]:
 
 
 def facts() -> dict[str, Any]:
-    """Where a figure was taken: GPU, versions, commit, date, cores."""
+    """Say where a figure was taken: GPU, versions, commit, date, cores."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -163,7 +163,7 @@ def facts() -> dict[str, Any]:
 
 
 def host_memory() -> float:
-    """Bytes of memory that this host, or the container's limit, still lets a process take; without limit if unknown."""
+    """Return the bytes of memory that this host, or the container's limit, still has; infinity if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def host_memory() -> float:
 
 
 def results(given: argparse.Namespace, work: pathlib.Path) -> pathlib.Path:
-    """Where the JSON files go: a folder for each kind of GPU; with ``--tiny`` not into the checkout.
+    """Return where the JSON files go: a folder for each kind of GPU; with ``--tiny`` not into the checkout.
 
     Raises:
         SystemExit: There is no GPU.

@@ -99,7 +99,7 @@ def add(row: Row, found: dict[str, Any]) -> None:
 
 
 def rows(found: list[dict[str, Any]]) -> list[Row]:
-    """One row for each variant, the baseline first, the fastest next, and what has no figures last.
+    """Make one row for each variant, the baseline first, the fastest next, and what has no figures last.
 
     Args:
         found: The JSON files of speed.py for one GPU.
@@ -121,7 +121,7 @@ def rows(found: list[dict[str, Any]]) -> list[Row]:
 
 
 def same(row: Row, baseline: Optional[Row]) -> str:
-    """Whether a variant may become a default, in words: only «yes» says so.
+    """Say whether a variant may become a default, in words: only «yes» means it.
 
     Where fewer than :data:`curves.STEPS` steps can be compared, what they say so far is no answer yet.
     """
@@ -182,7 +182,7 @@ def table(made: list[Row]) -> list[str]:
 
 
 def goals(made: list[Row], gpu: str) -> list[str]:
-    """Which goals are met, in sentences.
+    """Say in sentences which goals are met.
 
     Args:
         made: The rows.

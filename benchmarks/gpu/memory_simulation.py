@@ -129,7 +129,7 @@ class Case:
         return base_models.CONFIGS[self.base] | ({"num_hidden_layers": self.layers} if self.layers else {})
 
     def targets(self) -> list[str]:
-        """All the linear modules of a layer, by their names in this model."""
+        """List all the linear modules of a layer, by their names in this model."""
         return TOGETHER if base_models.CONFIGS[self.base]["model_type"] == "phi3" else SEPARATE
 
     def words(self) -> str:
@@ -284,7 +284,7 @@ class Attention(torch.autograd.Function):
 
 
 def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
-    """Attention as Axolotl's «sdpa» has it for packed documents: keys and values are repeated for all the heads."""
+    """Attend as Axolotl's «sdpa» does to packed documents: keys and values are repeated for all the heads."""
     rows, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:  # sdpa_varlen
@@ -338,7 +338,7 @@ def swiglu_gradient(gradient: Any, gate: Any, up: Any) -> Any:
 
 
 def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """Dropout as a GPU computes it: its mask takes a byte each, where a CPU keeps one in the type of the input."""
+    """Drop out as a GPU does: the mask takes a byte per value, where a CPU keeps one in the type of the input."""
     return torch.native_dropout(x, p, True)[0] if training and 0 < p < 1 else x
 
 
@@ -354,7 +354,7 @@ def stand_ins() -> None:
 
 
 def windowed(config: Any) -> bool:
-    """Whether Axolotl leaves a model to plain sdpa with a mask: a window slides over it, or its heads are too wide."""
+    """Tell whether Axolotl leaves a model to plain sdpa with a mask: a sliding window, or heads that are too wide."""
     kinds, head = getattr(config, "layer_types", None), getattr(config, "head_dim", None)
     head = head or config.hidden_size // config.num_attention_heads
     slides = bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)
@@ -502,7 +502,7 @@ def simulate(case: Case) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def warnings_off() -> Iterator[None]:
-    """Without the libraries' remarks on a machine that has no GPU."""
+    """Silence the libraries' remarks on a machine that has no GPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

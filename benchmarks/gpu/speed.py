@@ -223,7 +223,7 @@ def settings(variant: Variant, tiny: bool) -> dict[str, Any]:
 
 
 def write_data(path: pathlib.Path, tokenizer: pathlib.Path, tokens: int, seed: int = 42) -> None:
-    """Conversations of all agents' example data, shuffled, again and again until there are enough tokens.
+    """Write conversations of all agents' example data, shuffled, again and again until there are enough tokens.
 
     The lengths are those of the examples, as packing and attention depend on them; one epoch is enough, so that no step
     is cut short at an epoch's end.
@@ -311,7 +311,7 @@ class Bench:
         return self.results / f"{wish.name}-{wish.repeat}.json"
 
     def found(self) -> list[dict[str, Any]]:
-        """All measurements that have figures, of this machine and of earlier ones of its kind."""
+        """Read all measurements that have figures, of this machine and of earlier ones of its kind."""
         every = [load(path) for path in sorted(self.results.glob("*.json"))]
         return [one for one in every if one.get("status") == "measured"]
 
@@ -324,24 +324,24 @@ class Bench:
         return None if fastest == "baseline" else dataclasses.replace(wish, name=fastest)
 
     def done(self, wish: Wish) -> bool:
-        """Whether a measurement is there, with as many steps; what failed or was too slow is not tried again."""
+        """Tell whether a measurement of as many steps is there; what failed or was too slow is not tried again."""
         found = load(self.path(wish))
         if found.get("status") == "measured":
             return len(found["steps"]) >= wish.steps or bool(found.get("too_slow"))
         return self.failure(wish.name) is not None
 
     def failure(self, name: str) -> Optional[str]:
-        """How a variant failed, in any repeat, here or in an earlier visit; None where it has not."""
+        """Say how a variant failed, in any repeat, here or in an earlier visit; None where it has not."""
         kept = (load(path) for path in sorted(self.results.glob(f"{name}-[0-9]*.json")))
         reasons = [one["reason"] for one in kept if one.get("status") == "failed"]
         return self.not_begun.get(name) or next(iter(reasons), None)
 
     def enough(self, wish: Wish) -> int:
-        """How many steps of a process make a figure."""
+        """Return how many steps of a process make a figure."""
         return min(wish.steps, self.warmup + ENOUGH)
 
     def needed(self, wish: Wish) -> float:
-        """Seconds until a process has a figure, by the median of those before; one that was slow changes little."""
+        """Return the seconds until a process has a figure, by the median of earlier ones; a slow one changes little."""
         before = [(one["seconds"], [step["seconds"] for step in one["steps"]]) for one in self.found()]
         if not before:
             return 0.0
@@ -349,7 +349,7 @@ class Bench:
         return start + self.enough(wish) * statistics.median(statistics.median(steps) for _, steps in before)
 
     def measure(self, wish: Wish) -> bool:
-        """One process; False when the time was up before its end."""
+        """Measure with one process; return False when the time was up before its end."""
         variant = combined(wish.name)
         folder = self.work / "processes" / f"{wish.name}-{wish.repeat}"
         keys = self.recipe(variant, folder, wish.steps)
@@ -384,7 +384,7 @@ class Bench:
         return code is not None or too_slow
 
     def unfit(self, variant: Variant, keys: dict[str, Any]) -> Optional[str]:
-        """Why this machine should not try a variant."""
+        """Say why this machine should not try a variant."""
         if self.tiny and not variant.cpu:
             return "a CPU cannot run it"
         needs, has = memory.host_bytes(keys), host_memory()
@@ -445,13 +445,13 @@ def last(result: dict[str, Any]) -> str:
 
 
 def rate(result: dict[str, Any]) -> float:
-    """Tokens a second of a measurement, over the steps after its warm-up."""
+    """Return the tokens a second of a measurement, over the steps after its warm-up."""
     steps = result["steps"][result["warmup"] :]
     return float(sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps))
 
 
 def train(folder: pathlib.Path, tiny: bool, seconds: float) -> Optional[int]:
-    """Train in a folder; the exit code, or None when it was ended after so many seconds."""
+    """Train in a folder; return the exit code, or None when it was ended after so many seconds."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"], cwd=folder, stdin=subprocess.DEVNULL,

@@ -59,6 +59,6 @@ class Brought:
 
 
 def brought() -> list[Brought]:
-    """All of them."""
+    """Read all of them."""
     rows = yaml.safe_load((ROOT / "tests/recipes.yml").read_text(encoding="utf-8"))
     return [Brought(**json.loads(json.dumps(row)) | {"says": tuple(row.get("says", ()))}) for row in rows]

@@ -75,7 +75,7 @@ class Outcome:
 
 
 def tests_of(module: str) -> list[str]:
-    """The test files of a module that are there."""
+    """Return the test files of a module that are there."""
     paths = [f"tests/unit/test_{name}.py" for name in TESTS[module]]
     return [path for path in paths if (ROOT / path).exists()]
 

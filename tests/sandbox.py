@@ -60,7 +60,7 @@ def port(offset: int) -> int:
 
 
 def hosts_state() -> pathlib.Path:
-    """Where test hosts have their keys and disks: in the checkout, whose disk has room for them."""
+    """Return where test hosts have their keys and disks: in the checkout, whose disk has room for them."""
     return ROOT / ".hosts" / name()
 
 
@@ -137,7 +137,7 @@ def locked(folder: pathlib.Path) -> Optional[int]:
 
 
 def free(number: int) -> bool:
-    """Whether nobody listens at a port of this machine."""
+    """Tell whether nobody listens at a port of this machine."""
     with socket.socket() as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -57,7 +57,7 @@ class Fleet:
         return path
 
     def placed(self) -> dict[str, tuple[str, int]]:
-        """Where each run was launched: trainer and lane, by agent."""
+        """Return where each run was launched: trainer and lane, by agent."""
         noted = [rundir.read_json(path) for path in (self.hosts.output / "runs").glob("*.json")]
         return {one["run_id"].partition("-")[0]: (one["trainer"], one["lane"]) for one in noted}
 

@@ -51,14 +51,14 @@ def test_wrong_results_are_noticed(environment: pathlib.Path) -> None:
 
 
 def compiles(environment: pathlib.Path) -> bool:
-    """Whether this machine has what compiling C for an interpreter takes."""
+    """Tell whether this machine has what compiling C for an interpreter takes."""
     code = "import os, sysconfig; print(os.path.exists(sysconfig.get_path('include', 'posix_prefix') + '/Python.h'))"
     done = subprocess.run([str(environment), "-c", code], capture_output=True, text=True, check=True)
     return done.stdout == "True\n" and any(shutil.which(name) for name in ("gcc", "clang"))
 
 
 def for_cuda(environment: pathlib.Path) -> bool:
-    """Whether the environment's torch is the build for CUDA, as it is where one for CPUs cannot be had."""
+    """Tell whether the environment's torch is the build for CUDA, as it is where one for CPUs cannot be had."""
     return not environment.parents[1].resolve().name.startswith("trainer-cpu-")
 
 
@@ -107,7 +107,7 @@ except g.CannotCompile as error:
 
 @pytest.fixture
 def compiling(cuda: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., str]:
-    """Compiles, with other paths of Python or other variables, and says what the check would say."""
+    """Compile, with other paths of Python or other variables; return what the check would say."""
 
     def said(paths: str = "", **variables: str) -> str:
         command = [str(cuda), "-c", COMPILE.format(paths)]

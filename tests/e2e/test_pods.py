@@ -59,7 +59,7 @@ class RunPod:
 
 @pytest.fixture(scope="session")
 def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
-    """One simulator for all tests; every pod is gone in the end, and all was as RunPod describes its API."""
+    """Provide one simulator for all tests; in the end every pod is gone, and RunPod's description was kept to."""
     home = tmp_path_factory.mktemp("runpod")
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(

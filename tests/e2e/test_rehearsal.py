@@ -130,7 +130,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
         return rundir.last_complete(run_dir / "output")
 
     def at(start: int, step: int) -> bool:
-        """Whether this very start has trained to a step."""
+        """Tell whether this very start has trained to a step."""
         events = rundir.read_events(run_dir / "metrics.jsonl")[0]
         begun = sum(event["event"] == "begin" for event in events)
         return begun == start and any(event.get("step", 0) == step for event in rundir.surviving_events(events))

@@ -28,7 +28,7 @@ RENTED = {"usd": 2.31, "usd_per_hour": 0.86, "source": "RunPod's price × time",
 
 
 def sha(word: str) -> str:
-    """Something that looks like a SHA-256."""
+    """Return something that looks like a SHA-256."""
     return (word.encode().hex() * 64)[:64]
 
 

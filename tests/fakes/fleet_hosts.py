@@ -256,7 +256,7 @@ class Hosts:
         (home / environment.COMPLETE).touch()
 
     def used(self) -> Optional[float]:
-        """CPU seconds that all containers have used so far; None where the kernel does not tell."""
+        """Return the CPU seconds that all containers have used so far; None where the kernel does not tell."""
         if len(self.usage_files) < self.count:
             return None
         total = 0.0
@@ -266,7 +266,7 @@ class Hosts:
         return total
 
     def clock(self, command: list[str], variables: Optional[dict[str, str]] = None, fails: bool = False) -> Taken:
-        """:func:`clock`, with the CPU seconds of the containers."""
+        """Run :func:`clock`, with the CPU seconds of the containers."""
         before = self.used()
         taken = clock(command, self.home / "log.txt", variables, fails)
         after = self.used()
@@ -312,7 +312,7 @@ class Hosts:
                 subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "host"], capture_output=True)
 
     def bare(self, count: int, fails: bool = False) -> Taken:
-        """``ssh host true`` to the first hosts, all at a time."""
+        """Run ``ssh host true`` on the first hosts, all at once."""
         names = " ".join(f"host-{number}" for number in range(count))
         ssh = f"ssh -n -F {self.home}/ssh_config HOST true"
         return self.clock(["sh", "-c", f"printf '%s\\n' {names} | xargs -P {count} -I HOST {ssh}"], fails=fails)

@@ -33,7 +33,7 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Tell whether a process is there and no zombie."""
     return rundir.process_start(pid) is not None
 
 
@@ -154,7 +154,7 @@ def go_on(run_dir: pathlib.Path) -> None:
 
 
 def one_after_the_other(*run_dirs: pathlib.Path) -> bool:
-    """Whether each run's last training had ended, by its own word, when the next one's began."""
+    """Tell whether each run's last training had ended, as it noted itself, when the next one's began."""
     begins = [events(run_dir, "begin")[0]["time"] for run_dir in run_dirs]
     ends = [events(run_dir, "end")[-1]["time"] for run_dir in run_dirs]
     return all(end <= begin for end, begin in zip(ends, begins[1:]))

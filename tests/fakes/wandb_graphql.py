@@ -83,7 +83,7 @@ def shape(value: Any, chosen: list[Any] | None, fragments: dict[str, list[Any]])
 
 
 def matches(view: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a run passes a filter in MongoDB's words, as far as they are known here.
+    """Tell whether a run passes a filter in MongoDB's terms, as far as they are known here.
 
     Raises:
         Gap: A word that is not.

@@ -125,7 +125,7 @@ class WandbServer:
             run.update(changes)
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain values; a run's history as W&B would show it."""
+        """Return everything as plain values; a run's history as W&B would show it."""
         with self.lock:
             runs = {
                 name: run | {"state": self.state_of(run), "history": points(run)} for name, run in self.runs.items()
@@ -200,7 +200,7 @@ class WandbServer:
         return 200, {"data": shape(resolver(body.get("variables") or {}), chosen, fragments)}
 
     def on_Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Whose key it is."""
+        """Say whose key it is."""
         viewer = {
             "id": "User:1", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "tester@example.org",
             "flags": "{}", "admin": False, "deletedAt": None, "apiKeys": {"edges": []},
@@ -211,7 +211,7 @@ class WandbServer:
     on_GetViewer = on_GetDefaultEntity = on_Viewer
 
     def on_ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
-        """No feature beyond the oldest."""
+        """Offer no feature beyond the oldest."""
         return {"serverInfo": {"features": []}}
 
     def on_OrganizationCoreWeaveOrganizationID(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -243,12 +243,12 @@ class WandbServer:
         return {"model": found and {**found, "bucket": found["run"]}}
 
     def on_CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Where to upload files to."""
+        """Say where to upload files to."""
         urls = [{"name": name, "uploadUrl": f"{self.url}/storage/{given['run']}/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": urls}}
 
     def on_Run(self, given: dict[str, Any]) -> dict[str, Any]:
-        """One run, or something of it."""
+        """Return one run, or something of it."""
         project = self.project(given["entity"], given["project"])
         run = self.runs.get(given.get("name") or given.get("run") or given["runName"])
         mine = run and (run["entity"], run["project"]) == (given["entity"], given["project"])

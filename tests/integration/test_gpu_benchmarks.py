@@ -59,7 +59,7 @@ def bench(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hangs(bench, monkeypatch):
-    """Lets the stand-in hang at a step; its time is up as soon as it does."""
+    """Let the stand-in hang at a step; its time is up as soon as it does."""
     wait = subprocess.Popen.wait
 
     def until_it_hangs(process: subprocess.Popen, timeout: float | None = None) -> int:

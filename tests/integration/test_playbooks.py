@@ -48,7 +48,7 @@ def test_playbooks_parse() -> None:
 
 @pytest.fixture
 def planned(tmp_path):
-    """Plans a whole inventory, or plays something else; returns what was printed, and the runs by agent."""
+    """Plan a whole inventory, or play something else; return what was printed, and the runs by agent."""
 
     def play(
         inventory: dict[str, Any] | str, *options: str, playbook: str = "playbooks/plan.yml", code: int = 0

@@ -64,7 +64,7 @@ def lab39(lab, python39):
 
 
 def program_of(noted: dict[str, Any]) -> str:
-    """Which program a process is that was noted by rundir.identity."""
+    """Return which program a process is that was noted by rundir.identity."""
     assert rundir.is_alive(noted)
     return os.readlink(f"/proc/{noted['pid']}/exe")
 
@@ -165,7 +165,7 @@ def imported(path: pathlib.Path, seen: set[pathlib.Path]) -> set[pathlib.Path]:
 
 
 def shipped() -> list[pathlib.Path]:
-    """Every file that a trainer's own Python runs."""
+    """List every file that a trainer's own Python runs."""
     seen = {ROOT / name for name in PROGRAMS}
     for name in LISTED:
         imported(ROOT / "library" / f"{name}.py", seen)
@@ -454,7 +454,7 @@ ON_A_POD: list[dict[str, Any]] = [
 
 @pytest.fixture
 def play(tmp_path, python39):
-    """Has Ansible make calls to this machine as a trainer whose Python is 3.9; returns the answer of each by name."""
+    """Have Ansible make calls to this machine as a trainer whose Python is 3.9; return each answer by name."""
     programs = pathlib.Path(sys.executable).parent
 
     def run(root: pathlib.Path, calls: list[dict[str, Any]], **variables: Any) -> dict[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ def client() -> None:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No W&B of this machine's is asked, nothing is written into home or working folder, and no process stays."""
+    """Keep tests from W&B's own server, from home and working folder, and from leaving a process behind."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home, here = tmp_path / "home", tmp_path / "here"

@@ -33,7 +33,7 @@ def hook() -> Iterator[Hook]:
 
 @pytest.fixture
 def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Tells of a failure; returns the warnings, in which the address never is."""
+    """Tell of a failure; return the warnings, in which the address never is."""
     monkeypatch.setattr(webhook, "_DELAY", 0.01)
 
     def play(url: str, event: str = "failed", **changes: Any) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def rig(tmp_path, monkeypatch):
-    """Its claims and pods, called directly."""
+    """Provide claims and pods of an account in memory, called directly."""
     from wire import Rig
 
     monkeypatch.setattr("os.fsync", lambda file: None)  # nobody cuts the power here, and disks may be slow
@@ -18,7 +18,7 @@ def rig(tmp_path, monkeypatch):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, capsys):
-    """Its modules and its inventory plugin."""
+    """Provide the modules and the inventory plugin on an account in memory."""
     from wire import Desk
 
     monkeypatch.setattr("os.fsync", lambda file: None)

@@ -1064,7 +1064,7 @@ def test_whether_something_was_begun():
 
 
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
-    """Dataset files: use, examples and tokens."""
+    """Return dataset files, each with its use, examples and tokens."""
     return [
         plan.dataset.DatasetFile("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
         for use, n, tokens in counts
@@ -1072,7 +1072,7 @@ def rows(*counts: tuple[str, int, int]) -> list[Any]:
 
 
 def lengths(examples: int, tokens: int) -> list[int]:
-    """Lengths of examples that have so many tokens together."""
+    """Return the lengths of examples that have so many tokens together."""
     return [tokens // examples + (number < tokens % examples) for number in range(examples)]
 
 

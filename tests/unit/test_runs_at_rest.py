@@ -77,7 +77,7 @@ def process(run):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """Every signal that is sent, with its process."""
+    """Note every signal that is sent, with its process."""
     signals: list[tuple[int, int]] = []
     kill = os.kill
 

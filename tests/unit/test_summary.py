@@ -116,7 +116,7 @@ def test_what_was_lost_without_a_word_is_named_for_whoever_tells(tmp_path):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two runs of a sweep, and what delivers one of them, the better one first."""
+    """Make two runs of a sweep, and what delivers one of them, the better one first."""
 
     def deliver(rank, loss):
         recipe, data = {"base_model": "m", "sequence_len": 64}, (Dataset(use="val", sha256="v"),)

@@ -221,7 +221,7 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
 
 @pytest.fixture
 def fetched(monkeypatch, tmp_path):
-    """Lets checkpoints come over, or not; the steps of those that were asked for."""
+    """Let checkpoints come over, or not; list the steps of those that were asked for."""
     asked: list[int] = []
 
     def make(*refused: int) -> list[int]:

@@ -109,12 +109,12 @@ def _lock_within(handle: int, timeout: float) -> None:
 
 
 def uptime() -> float:
-    """Seconds since boot, sleep included: the clock for ages, as the wall clock may be wrong, or set right any time."""
+    """Return the seconds since boot, sleep included: for ages, as the wall clock may be wrong or be set right."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
 
 
 def process_start(pid: int) -> Optional[int]:
-    """When a process started, in clock ticks since boot; None when it is not there or only a zombie.
+    """Return when a process started, in clock ticks since boot; None when it is not there or only a zombie.
 
     A pid with its start names a process for good: pids are used again, pairs are not until a reboot.
     """
@@ -139,7 +139,7 @@ def boot_id() -> str:
 
 
 def is_alive(noted: Any) -> bool:
-    """Whether the very process that was noted by :func:`identity` is still there."""
+    """Tell whether the very process that was noted by :func:`identity` is still there."""
     if not isinstance(noted, dict) or not noted.get("start"):
         return False
     return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
@@ -207,7 +207,7 @@ def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
-    """Every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
+    """Yield every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
     found = []
     if output.is_dir():
         for entry in output.iterdir():
@@ -228,7 +228,7 @@ def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
 
 
 def defect(checkpoint: pathlib.Path) -> Optional[str]:
-    """Why a checkpoint is not whole, in words; None when it is."""
+    """Say why a checkpoint is not whole; None when it is."""
     noted = read_json(checkpoint / COMPLETE).get("files")
     if not isinstance(noted, dict) or not noted:
         return f"no {COMPLETE}: its writing was cut off"

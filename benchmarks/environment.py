@@ -26,7 +26,7 @@ MAKE = """
 import pathlib, sys
 import ansible.module_utils
 ansible.module_utils.__path__.append(sys.argv[1])
-from ansible.module_utils.lora_forge import environment
+from ansible.module_utils.lora_forge.trainer import environment
 environment.ensure(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4], sys.argv[6], sys.argv[5])
 """
 
@@ -52,7 +52,7 @@ class Bench:
             self.python,
         ]  # fmt: skip
         taken = clock(command, self.home / "log", {"UV_CACHE_DIR": str(self.home / "uv-cache")})
-        assert environment.present(root / environment.key(LOCK))
+        assert environment.is_complete(root / environment.environment_name(LOCK))
         return taken.seconds
 
     def pip_once(self) -> float:

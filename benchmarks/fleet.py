@@ -119,7 +119,7 @@ def by_hand(hosts: Hosts, count: int) -> Taken:
     shutil.copy(ROOT / "roles/run/files/tiny_model.py", files)
     for number in range(count):
         shutil.rmtree(hosts.disk(number) / "plain", ignore_errors=True)
-    python = f"{TRAINER_ROOT}/env/{environment.key(LOCK)}/bin/python"
+    python = f"{TRAINER_ROOT}/env/{environment.environment_name(LOCK)}/bin/python"
     back = hosts.home / "back"
     shutil.rmtree(back, ignore_errors=True)
     one = f"{HERE}/plain.sh {hosts.home}/ssh_config host-$i {python} {files} {back}/$i"

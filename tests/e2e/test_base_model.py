@@ -259,9 +259,9 @@ BEGIN = """
 import pathlib, sys
 import ansible.module_utils
 ansible.module_utils.__path__.append(sys.argv[1])
-from ansible.module_utils.lora_forge import model
+from ansible.module_utils.lora_forge.trainer import base_model
 name, revision, home, python, program = sys.argv[2:]
-print(model.begin(name, revision, pathlib.Path(home), python, program))
+print(base_model.start_fetch(name, revision, pathlib.Path(home), python, program))
 """
 
 

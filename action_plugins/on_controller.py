@@ -1,6 +1,6 @@
-"""Runs a module of the controller's in this process: nothing is packed, no other Python starts, nothing connects.
+"""Run a module for the controller in this process: nothing is packed, no other Python starts, nothing connects.
 
-The other names of this file (links beside it) are the modules that are run so; each has an ``answer`` in library/.
+The links to this file beside it name the modules that run this way; each has an ``answer`` in library/.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ MODULE = None if NAME == "on_controller" else load(NAME)
 
 
 class ActionModule(ActionBase):
-    """Any of the modules that this file has a link for; its options and answer are that module's."""
+    """Any module with a link to this file: its options and its answer are those of the module."""
 
     TRANSFERS_FILES = False
 

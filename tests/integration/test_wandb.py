@@ -389,7 +389,7 @@ def test_without_the_client_it_says_how_to_get_it(tmp_path, capfd, monkeypatch):
         ({"status": 503}, "server_down", "out of order (HTTP 503"),
         ({"status": 429}, "rate_limit", "takes no more requests for now (HTTP 429"),
         ({"bad_key": True}, "bad_key", "does not accept the key (user is not logged in). Make a new one"),
-        ({"status": 404}, "answer", "an answer that is of no use (returned error 404"),
+        ({"status": 404}, "answer", "an unusable answer (returned error 404"),
         ({"slow": 3600}, "timeout", "gave no answer in time"),
     ],
 )  # fmt: skip

@@ -537,7 +537,7 @@ def test_more_hosts_than_ansible_looks_after(make, data):
     runs = make("crew,mayor,witness", trainers(data, "a", "b", "c")).runs
     assert fleet.fork_limit_warning(runs, 3) == []
     [said] = fleet.fork_limit_warning(runs, 1)
-    assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
+    assert said.startswith("3 hosts have work, and Ansible works on 1 at once: nothing is launched on ")
     assert said.count("-f 3") == 1
 
 

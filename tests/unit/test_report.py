@@ -361,7 +361,7 @@ def test_what_is_damaged_is_named_and_left_out(output):
     facts = report.read(output, [])
     home = output / "adapters/witness"
     assert facts["warnings"] == [
-        f"{output}/status.json is no JSON object, or empty: what goes on is not shown",
+        f"{output}/status.json is no JSON object, or empty: runs under way are not shown",
         f"{home}/{B}/manifest.json is no JSON object, or empty: {B} is left out",
         f"{home}/{C}/manifest.json is missing: {C} is left out",
         f"{home}/latest points to witness-gone, and there is no such adapter",

@@ -45,7 +45,7 @@ def notify(
     told = notice(event, run, detail, progress or {}, usd, now)
     problem = post(url, body(told, options["form"], url), float(options["timeout"]))
     if problem:
-        show(warnings=[f"«{run.agent}: {event}» was not told: the address in run_notify_url {problem}"])
+        show(warnings=[f"«{run.agent}: {event}» was not sent: the address in run_notify_url {problem}"])
 
 
 def _cost(output: pathlib.Path, run: PlannedRun, pods: str, now: float) -> float:

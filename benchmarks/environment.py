@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/environment.py [--rounds 3] [--pip-rounds 1]
 
-Cold is with an empty cache, warm with the one that the cold run filled; each time into a new environment. Both look for
-packages in the default index, or in UV_DEFAULT_INDEX; the lock is the CUDA one, which has everything there. pip is
-given ``--no-deps``: the lock is complete, and pip takes a name with an extra for one that is not pinned; and
+«Cold» means with an empty cache, «warm» with the cache that the cold run filled, each time into a new environment. Both
+look for packages in the default index, or in UV_DEFAULT_INDEX; the lock is the CUDA one, which has everything there.
+pip is given ``--no-deps``, as the lock is complete, and pip takes a name with an extra for one that is not pinned; and
 ``--no-compile``, as uv leaves that to the first import.
 """
 

@@ -60,7 +60,7 @@ def one_round(hosts: Hosts) -> dict[str, float]:
 
     at |= {
         "launched": status["first_started_at"],
-        "imported": logged(run / "train.log")[0],  # its first word of its own: the plugin is loaded
+        "imported": logged(run / "train.log")[0],  # the first line of its own: the plugin is loaded
         "tokenised": times("data")[-1],
         "ready": times("begin")[0],
         "stepped": times("log")[0],

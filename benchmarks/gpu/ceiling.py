@@ -14,7 +14,7 @@ import torch
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (256,)}
 WARMUP, SECONDS = {"cuda": 1.0, "cpu": 0.05}, {"cuda": 1.0, "cpu": 0.05}  # of each size
-ROUND = 2e13  # FLOPs after which the clock is looked at: some hundredths of a second of a large GPU
+ROUND = 2e13  # FLOPs after which the clock is read: some hundredths of a second of a large GPU
 
 
 def rate(device: str, size: int, seconds: float) -> float:

@@ -47,7 +47,7 @@ class Proof:
     """One run in a folder of its own.
 
     Args:
-        work: The folder; what an earlier call left there is gone on with.
+        work: The folder; what an earlier call left there is continued.
         agent: Whose recipe.
         max_steps: How many steps.
         tiny: The rehearsal's recipe, on the CPU.

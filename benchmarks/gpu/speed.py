@@ -176,7 +176,7 @@ OTHERS = (
     "no-checkpointing", "offload-checkpoints", "offload",
 )  # fmt: skip
 # By value, so that wherever it ends the comparison that matters is there. A long process is a repeat for speed, and
-# the loss curve, too; the baseline's third is what its noise is told by.
+# the loss curve, too; the noise is judged by the baseline's third.
 ORDER = [
     *(Wish(name, 1, SHORT) for name in ("baseline", *PROMISING)),
     Wish("baseline", 2, LONG),

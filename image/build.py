@@ -1,7 +1,7 @@
 """Build the training image with docker or podman: ``make image``.
 
-Its labels come from the lock it is built from, its name too, unless one is given. Options that are not known here go to
-docker or podman.
+The image's labels come from the lock it is built from, and so does its name, unless one is given. Options that are not
+known here go to docker or podman.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def command(given: argparse.Namespace, options: list[str]) -> list[str]:
     """Return the command line that builds the image.
 
     Raises:
-        UserError: There is no such lock, or nothing that builds.
+        UserError: There is no such lock, or neither docker nor podman.
     """
     lock = ROOT / "requirements" / f"{given.lock}.txt"
     known = labels(lock, given.base)

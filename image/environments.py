@@ -1,6 +1,6 @@
 """Make the environments of the training image, by the code that makes them on a host. Run by the Dockerfile.
 
-``environments.py large <lock>``: print what of a lock is large and rarely changes: torch, and what CUDA brings.
+``environments.py large <lock>``: print the large part of a lock, which rarely changes: torch, and what CUDA brings.
 ``environments.py begin <Python> <uv's lock> <that part>``: the trainer's environment, with this part alone.
 ``environments.py end <Python> <uv's lock> <trainer's lock> <other lock> …``: with all of its lock; the others.
 

@@ -1,4 +1,4 @@
-"""Make the CPU lock of the CUDA lock: other builds of torch and torchvision, nothing of CUDA (`make lock` calls it).
+"""Make the CPU lock out of the CUDA lock: other builds of torch and torchvision, no CUDA (`make lock` calls it).
 
     make_cpu_lock.py trainer-cuda.txt trainer-cpu.in >trainer-cpu.txt
 

@@ -120,7 +120,7 @@ def test_one_host_is_lost_and_the_others_go_on(fleet: Fleet) -> None:
     assert code == 0, text
     assert fleet.verified() == ALL
 
-    code, text = fleet.play("train.yml", dead=True)  # whoever touches a host fails
+    code, text = fleet.play("train.yml", dead=True)  # a connection to a host fails
     assert code == 0, text
     assert text.count("is ready already") == 7
 

@@ -36,7 +36,7 @@ def tree(folder: pathlib.Path) -> dict[str, int]:
 
 
 def test_one_command_and_once_more(checkout: Checkout) -> None:
-    # As RunPod's clusters have it in every account: whoever believed it would wait for seven others.
+    # As RunPod's clusters set it in every account: a program that believed it would wait for seven others.
     checkout.environment |= {
         "RANK": "3",
         "LOCAL_RANK": "3",

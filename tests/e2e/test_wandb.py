@@ -113,7 +113,7 @@ def test_a_key_that_is_wrong_is_found_before_anything_starts(checkout: Checkout,
     assert "WANDB_API_KEY" in text
     assert "x" * 40 not in text
     assert not (checkout.trainer / "runs").exists()
-    # Whoever wants to stop a run, or to look at one, is not asked for it.
+    # To stop a run, or to look at one, no key is needed.
     code, text = checkout.play(*WITNESS, playbook="playbooks/stop.yml")
     assert code == 0, text
 

@@ -1,4 +1,4 @@
-"""An output folder as trainings leave it: manifests, logs, histories, and the last look. All figures are invented."""
+"""An output folder as trainings leave it: manifests, logs, histories, and the last status. All figures are invented."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ class Hosts:
             playbook: Its path in the checkout.
             arguments: Further arguments of ansible-playbook.
             count: How many hosts; all by default.
-            dead: Let every host have a port where nobody listens: whoever touches one fails.
+            dead: Give every host a port where nobody listens: a connection to one fails.
             variables: Added to its environment.
             fails: Whether it may fail.
         """

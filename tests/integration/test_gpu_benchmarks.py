@@ -1,4 +1,4 @@
-"""The GPU benchmarks, with a stand-in for Axolotl: what is done in which order, what is kept, what is gone on with."""
+"""The GPU benchmarks, with a stand-in for Axolotl: what is done in which order, what is kept, what is continued."""
 
 from __future__ import annotations
 

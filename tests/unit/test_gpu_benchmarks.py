@@ -231,7 +231,7 @@ def test_the_reason_of_a_failure(tmp_path):
     assert speed.reason(log, -9) == "exit code -9: one\ntwo"
 
 
-# What is measured in which order; what is kept, and what is gone on with, is in tests/integration
+# What is measured in which order; what is kept, and what is continued, is in tests/integration
 
 
 def test_the_order_is_one_of_worth():

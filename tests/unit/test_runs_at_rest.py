@@ -19,7 +19,7 @@ from wire import Rivals
 
 
 class Clock:
-    """Goes on by sleeping alone; whoever wants to know is told of each sleep. Who waits without end is told too.
+    """A clock that goes on by sleeping alone. It reports each sleep to who wants to know, and endless waiting too.
 
     Attributes:
         now: Seconds since the machine was started.

@@ -291,7 +291,7 @@ def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
         assert [post["event"] for post in task.posts] == expected
     record = run_record.read_record(tmp_path, "witness-1")
     assert record.state == (state if state in rundir.FINAL_STATES else "")
-    assert record.is_settled("failed") is (state != "finished")  # whoever ends the attempt tells of it no more
+    assert record.is_settled("failed") is (state != "finished")  # so that a later command does not tell of it again
 
 
 def test_where_the_watching_went_on_it_asks_for_news_alone(watch):

@@ -107,7 +107,9 @@ def modules_of_action(name: str) -> set[str]:
         return set()
     text = plugin.read_text()
     called = set(re.findall(r'\bcall_action\(\s*self,\s*"(\w+)"', text)) - {name}
-    return set(re.findall(r'_execute_module[(,]\s*"(\w+)"', text)).union(*map(modules_of_action, called))
+    # own_python: the interpreter of the trainer's environment.
+    own = set(re.findall(r'_execute_module[(,]\s*"(\w+)"(?![^)]*\bown_python\b)', text))
+    return own.union(*map(modules_of_action, called))
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:
@@ -157,8 +159,8 @@ def imported(path: pathlib.Path, seen: set[pathlib.Path]) -> set[pathlib.Path]:
     seen.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils.lora_forge"):
-            names = [node.module.rpartition(".")[2], *(alias.name for alias in node.names)]
-            for other in (ROOT / "module_utils/lora_forge" / f"{name}.py" for name in names):
+            place = ROOT.joinpath(*node.module.split(".")[1:])
+            for other in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
                 if other.exists() and other not in seen:
                     imported(other, seen)
     return seen

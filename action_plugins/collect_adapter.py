@@ -24,7 +24,7 @@ from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 
 display = Display()
-# What is called is loaded here, once: what a task's process loads is lost with it.
+# The actions it calls are loaded here, once: what a task's process loads is lost with it.
 for also in ("transfer", "lora_adapter"):
     action_loader.get(also, class_only=True)
 
@@ -32,8 +32,7 @@ for also in ("transfer", "lora_adapter"):
 class ActionModule(ActionBase):
     """``collect_adapter``: C(run), the planned run; C(observed), how it ended; C(run_dir), C(root), C(output), C(lock);
     C(python), the trainer's; C(gpu), the answer of gpu_info; C(budget) and C(max_regression), as lora_adapter takes
-    them; C(transfer), how files come over; C(notify), the options of ``controller.notify``; and C(quiet), whether that
-    a transfer failed is told by whoever gives up.
+    them; C(transfer), how files come over; C(notify), the options of ``controller.notify``.
 
     Returns lora_adapter's answer with C(problems), what is wrong with the adapter where it was trained, and C(step),
     how far it came: verify, fetch or deliver.
@@ -47,7 +46,7 @@ class ActionModule(ActionBase):
         args, run = self._task.args, PlannedRun.from_dict(self._task.args["run"])
         try:
             answer = self.collect(run, args, task_vars)
-        except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
+        except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             message = transfer.connection_error(self.host, str(error))
             answer = {"failed": True, "msg": message, "step": "fetch", "problems": []}
         self.conclude(run, args, answer)
@@ -82,7 +81,7 @@ class ActionModule(ActionBase):
             "base_model": base_model,
             "host": {"name": self.host, "gpu": gpus[0].get("name"), "driver": args["gpu"].get("driver")},
             "lock_sha256": hashlib.sha256(pathlib.Path(args["lock"]).read_bytes()).hexdigest(),
-            "promote": not run.variant,  # of a sweep the best one, in the end, if told
+            "promote": not run.variant,  # of a sweep only the best one, in the end, if that is wanted
             **{name: args[name] for name in ("budget", "max_regression") if name in args},
         }
         made = call_action(self, "lora_adapter", deliver, task_vars)
@@ -93,13 +92,13 @@ class ActionModule(ActionBase):
         return made | {"step": "deliver", "problems": facts["problems"]}
 
     def conclude(self, run: PlannedRun, args: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Note what came of it, and tell."""
+        """Note the outcome, and notify."""
         output, progress = pathlib.Path(args["output"]), args["observed"]["progress"]
         if not answer.get("failed"):
             update_record(output, run.run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
             promoted = "latest points to it" if answer["promoted"] else ""
             notify("finished", run, ". ".join(filter(None, (promoted, answer["message"]))), args["notify"], progress)
-        elif answer["problems"]:  # its trainer knows only that it ran to its end
+        elif answer["problems"]:  # the trainer only knows that the run came to its end
             leader, why = run.hosts[0], answer["msg"]
             before, after = update_record(
                 output, run.run_id, lambda record, now: record.ended("failed", leader, now, why)

@@ -17,9 +17,9 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 
 for also in ("watch", "collect_adapter", "stop_run", "transfer", "lora_adapter"):
-    action_loader.get(also, class_only=True)  # here once: what a task's process loads is lost with it
+    action_loader.get(also, class_only=True)  # once: what a task's process loads is lost with it
 
-RANKS = {"running": 1, "queued": 2, None: 2}  # of what is waited for: after all that has ended
+RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all that have ended
 
 
 class ActionModule(ActionBase):

@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.planning.provisioning import environment_na
 
 
 class ActionModule(ActionBase):
-    """``environment_prune``: calls the module of the same name, C(named) by this checkout's locks."""
+    """``environment_prune``: calls the module of the same name; C(named) comes from this checkout's locks."""
 
     TRANSFERS_FILES = False
 

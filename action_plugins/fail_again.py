@@ -1,4 +1,4 @@
-"""Fail where something failed before: with all that a failed task returned, or with what is noted of runs."""
+"""Fail because something failed before: with all that the failed task returned, or with what is noted of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.planning.run_record import read_record  # n
 
 class ActionModule(ActionBase):
     """``fail_again``: C(failure), what a failed task returned, of which ``fail`` would keep the sentence alone; or
-    C(runs), planned runs, and C(output), the controller's folder: it fails where one of them failed on this host.
+    C(runs), planned runs, and C(output), the controller's folder: it fails if any of these runs failed on this host.
     """
 
     TRANSFERS_FILES = False

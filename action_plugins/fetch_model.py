@@ -18,7 +18,7 @@ from ansible.module_utils.lora_forge.text import duration  # noqa: E402
 display = Display()
 
 WAIT = 15  # seconds the trainer blocks for news (five percent more); one round trip and one line in that time
-RESTARTS = 3  # of a fetch that died without a word
+RESTARTS = 3  # of a fetch that died without giving a reason
 
 
 def size(count: float, of: float) -> str:
@@ -77,7 +77,7 @@ class ActionModule(ActionBase):
                 state = ask({**question, "wait": WAIT, "since": state["mark"]})
             elif restarts < RESTARTS:
                 restarts += 1
-                display.display(f"  {host}: the fetch of {model} ended without a word; starting it again")
+                display.display(f"  {host}: the fetch of {model} ended without giving a reason; starting it again")
                 state = ask(args)
             else:
                 state |= {

@@ -31,7 +31,7 @@ class ActionModule(ActionBase):
     """``follow_log``: the arguments of training_log without C(offset) and C(wait), and how to show it.
 
     C(agent) says whose log it is, C(prefix) puts that before each line, C(follow) reads on until the run is over, and
-    C(unreachable_timeout) is how long that rides out a lost connection. Returns C(state).
+    C(unreachable_timeout) is how long it keeps trying after a lost connection. Returns C(state).
     """
 
     TRANSFERS_FILES = False

@@ -18,8 +18,9 @@ from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_
 
 class ActionModule(ActionBase):
     """``note_failure``: C(runs), the planned runs that it concerns; C(failure), what failed returned; C(host), where,
-    by default this one; C(notify), the options of ``controller.notify``; C(quiet), whether that is told by whoever
-    gives up; and C(whole_trainer), whether all that the host had to do is given up: what it launched goes on then.
+    by default this one; C(notify), the options of ``controller.notify``; C(quiet), whether no webhook is told, as
+    another attempt may do better; and C(whole_trainer), whether all that the host had to do is given up: what it
+    launched goes on then.
 
     A run that is delivered, or noted as failed here already, is left alone. Returns C(ends), whether the host can do
     nothing more for its other runs; and C(stop): C(host) and C(run_id) where a run of a gang is stopped, as it would
@@ -41,7 +42,7 @@ class ActionModule(ActionBase):
         return result | {"changed": False, "ends": ends, "stop": stop, "msg": message}
 
     def note(self, run: PlannedRun, host: str, message: str, args: dict[str, Any]) -> RunRecord:
-        """Note it of one run, and tell; returns the record."""
+        """Note the failure of one run, and notify; return the record."""
         output, since, check = pathlib.Path(args["notify"]["output"]), run.planned_at, self._task.check_mode
         record = read_record(output, run.run_id)
         if record.is_delivered(since):
@@ -50,16 +51,16 @@ class ActionModule(ActionBase):
             refused = bool(args["failure"].get("refused"))
             change = partial(RunRecord.failed_on, host=host, message=message, refused=refused)
             _, record = update_record(output, run.run_id, lambda before, now: change(before, now=now), check)
-        # What was refused failed on another host of its gang, which tells.
+        # A refused run failed on another host of its gang, and that host notifies.
         if not args["quiet"] and not args["failure"].get("refused") and not check:
             notify("failed", run, record.failure([host], since), args["notify"], since=since)
         return record
 
     def waiting(self, run: PlannedRun, record: RunRecord, host: str, args: dict[str, Any]) -> list[str]:
-        """List the other hosts of a gang where the run waits for this one in vain."""
+        """List the other hosts of a gang on which the run waits for this host in vain."""
         others, since = [other for other in run.hosts if other != host], run.planned_at
         if args["failure"].get("state") == "failed":
             return others
         if args.get("whole_trainer") and record.hosts_of([host], since, started=True):
-            return []  # what was started here goes on: it is this command that lost its trainer
+            return []  # what was started here goes on: only this command lost the trainer
         return record.hosts_of(others, since, started=True)

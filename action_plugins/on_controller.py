@@ -1,6 +1,6 @@
-"""Runs a module of the controller's in this process: nothing is packed, no other Python starts, nothing connects.
+"""Run a module for the controller in this process: nothing is packed, no other Python starts, nothing connects.
 
-The other names of this file (links beside it) are the modules that are run so; each has an ``answer`` in library/.
+The links to this file beside it name the modules that run this way; each has an ``answer`` in library/.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.errors import UserError, error_message  # n
 
 
 def load(name: str) -> Any:
-    """A module of library/, by its name."""
+    """Import a module of library/ by its name."""
     spec = importlib.util.spec_from_file_location(f"lora_forge_{name}", ROOT / "library" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -80,7 +80,7 @@ MODULE = None if NAME == "on_controller" else load(NAME)
 
 
 class ActionModule(ActionBase):
-    """Any of the modules that this file has a link for; its options and answer are that module's."""
+    """Any module with a link to this file: its options and its answer are those of the module."""
 
     TRANSFERS_FILES = False
 

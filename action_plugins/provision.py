@@ -18,14 +18,14 @@ from ansible.module_utils.lora_forge.controller.display import show  # noqa: E40
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.provisioning import Provision, environment_news  # noqa: E402
 
-action_loader.get("transfer", class_only=True)  # here once: what a task's process loads is lost with it
+action_loader.get("transfer", class_only=True)  # once: what a task's process loads is lost with it
 
 
 class ActionModule(ActionBase):
     """``provision``: C(trainer), what it is to get, as ``provisioning.Provision`` takes it: C(root), C(lock), C(runs),
     C(uv), C(python), C(python_download), C(torch_backend); and in it C(transfer), how files go over.
 
-    With C(make=false) no environment is made, with C(bring=false) nothing is brought: what comes between them can.
+    With C(make=false) no environment is made, with C(bring=false) nothing is brought: other steps can come between.
     Returns C(python), the environment's, and C(models), the base models that the runs need.
     """
 

@@ -35,9 +35,9 @@ class ActionModule(ActionBase):
     this host; C(timeout), in seconds.
 
     The file is hooks/<name>.yml in the folder of the inventory that holds the host; without it nothing happens. Its
-    tasks run by an ansible-playbook of their own, so that no variable or result of theirs reaches a task of ours. One
-    that fails before provisioning is a failure; after the release it is a warning, as the adapter is here by then.
-    After the release it is left out while a run of ours still trains on the host.
+    tasks run in an ansible-playbook of their own, so that none of their variables or results reaches our tasks. If the
+    hook fails before provisioning, the task fails; after the release it is a warning, as the adapter is here by then.
+    After the release the hook is left out while a run of ours still trains on the host.
     """
 
     TRANSFERS_FILES = False
@@ -65,7 +65,7 @@ class ActionModule(ActionBase):
         return result | {"changed": not self._task.check_mode}
 
     def training(self, root: str, task_vars: Any) -> str:
-        """Return why the host is not free, in words; empty where it is."""
+        """Say why the host is not free; empty where it is."""
         try:
             snapshot = self._execute_module("trainer_info", {"root": root}, task_vars=task_vars)
         except AnsibleError:
@@ -76,7 +76,7 @@ class ActionModule(ActionBase):
         return f"{', '.join(living)} still trains there" if living else ""
 
     def play(self, file: pathlib.Path, host: str, args: dict[str, Any], known: dict[str, Any]) -> str:
-        """Run the file for the host; returns what went wrong, or nothing."""
+        """Run the file for the host; return what went wrong, or nothing."""
         with (
             tempfile.TemporaryDirectory(prefix="lora-forge-") as folder,
             _passwords(self._play_context, folder) as given,
@@ -93,7 +93,7 @@ class ActionModule(ActionBase):
                 **os.environ,
                 "ANSIBLE_STDOUT_CALLBACK": "default",
                 "ANSIBLE_NOCOLOR": "1",
-                MARKER: folder,  # in all that it starts, as Ansible's workers have sessions of their own
+                MARKER: folder,  # every process it starts inherits this; Ansible's workers have sessions of their own
             }
             process = subprocess.Popen(
                 [*words, *given], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

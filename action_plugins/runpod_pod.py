@@ -23,7 +23,7 @@ class ActionModule(ActionBase):
             changed = changed or answer.get("changed", False)
             for note in answer.get("notes", []):
                 display.display(f"  {args['host']}: {note}")
-            if answer.get("failed") and self._task.check_mode:  # what ends the plan ends it for every host
+            if answer.get("failed") and self._task.check_mode:  # a failed plan ends the command for every host
                 answer["msg"] = f"{answer.get('msg')}\nNothing was ordered, and nothing was started on any other host"
             if answer.get("failed") or answer.get("phase") not in ("waiting", "ordering", "booting"):
                 return result | answer | {"changed": changed}

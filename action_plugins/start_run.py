@@ -25,8 +25,7 @@ from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E40
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 display = Display()
-# What is called is loaded here, once: what a task's process loads is lost with it.
-action_loader.get("transfer", class_only=True)  # here once: what a task's process loads is lost with it
+action_loader.get("transfer", class_only=True)  # once: what a task's process loads is lost with it
 
 
 class ActionModule(ActionBase):
@@ -47,11 +46,11 @@ class ActionModule(ActionBase):
         self.host = (task_vars or {})["inventory_hostname"]
         try:
             return result | self.start(self._task.args, task_vars)
-        except AnsibleConnectionFailure as error:  # «unreachable» would pass by whoever notes failures
+        except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
 
     def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
-        """Take the steps; the first one that fails is the answer."""
+        """Take the steps; return the answer of the first one that fails, or of the last."""
         run, options = PlannedRun.from_dict(args["plan"]), launch.TrainerOptions.from_dict(args)
         output, others = pathlib.Path(args["output"]), [host for host in run.hosts if host != self.host]
         record = read_record(output, run.run_id)
@@ -85,7 +84,7 @@ class ActionModule(ActionBase):
         if started["changed"]:
             how = f"({started['backend']}; attach: {started['attach_command']}); {started['message']}"
             display.display(f"  {self.host}: {run.run_id} started {how}")
-        # All hosts of a gang train, or none. Who fails from now on finds this noted, and stops it here.
+        # All hosts of a gang train, or none. A host that fails from now on finds this noted, and stops the run here.
         record = self.note(run, output, started=started["changed"])
         refused = record.failure(others, run.planned_at) if started["changed"] else ""
         if refused:

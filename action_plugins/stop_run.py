@@ -17,7 +17,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import runs  # noqa: E402
 
-action_loader.get("transfer", class_only=True)  # here once: what a task's process loads is lost with it
+action_loader.get("transfer", class_only=True)  # once: what a task's process loads is lost with it
 
 
 class ActionModule(ActionBase):
@@ -35,7 +35,7 @@ class ActionModule(ActionBase):
         return result | self.stop(self._task.args, task_vars)
 
     def stop(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
-        """Take the steps; the first one that fails is the answer."""
+        """Take the steps; return the answer of the first one that fails, or of the last."""
         run, output, check = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"]), self._task.check_mode
         asked = {"run_dir": args["run_dir"], "state": "stopped", "stop_timeout": args["stop_timeout"]}
         stopped = self._execute_module("training_run", asked, task_vars=task_vars)

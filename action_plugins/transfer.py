@@ -27,7 +27,7 @@ class ActionModule(ActionBase):
 
     To the trainer they are mappings with C(path), C(src) or C(content), and C(sha256); C(to) is made. With C(from), a
     folder of the trainer's, they are paths below it and C(to) is the controller's; what a cut-off transfer left there
-    is gone on with, so who asked compares the hashes. C(timeout) is in seconds without a byte, C(options) are more of
+    is continued, so the caller compares the hashes. C(timeout) is in seconds without a byte, C(options) are more of
     rsync's. Returns C(sent), the paths that were not there, and C(bytes), what went over the wire.
     """
 
@@ -38,9 +38,7 @@ class ActionModule(ActionBase):
         args, self.host = self._task.args, (task_vars or {}).get("inventory_hostname", "the trainer")
         try:
             return result | (self.pull(args) if args.get("from") else self.push(args))
-        except (
-            AnsibleConnectionFailure
-        ) as error:  # the first contact: «unreachable» would pass by whoever notes failures
+        except AnsibleConnectionFailure as error:  # the first contact: «unreachable» would not be noted as a failure
             return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
         except (UserError, OSError) as error:
             return result | {"failed": True, "msg": error_message(error)}
@@ -52,7 +50,7 @@ class ActionModule(ActionBase):
             tree = pathlib.Path(folder)
             transfer.build_tree(tree, args["files"])
             made = self._low_level_execute_command("true" if dry else transfer.prepare_command(to, args["files"]))
-            if made["rc"]:  # ssh makes a terminal here: errors are output, and ssh says goodbye in their place
+            if made["rc"]:  # ssh makes a terminal here: errors come as output, and standard error holds ssh's farewell
                 raise UserError(transfer.write_error(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
                 copied = transfer.copy(tree, pathlib.Path(to), dry)
@@ -99,8 +97,8 @@ class ActionModule(ActionBase):
             raise UserError(
                 f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)"
             )
-        # The very words of Ansible's own connection, with its keys, jumps and shared socket; without sshpass in front,
-        # as the socket is open.
+        # The command line of Ansible's own connection, with its keys, jumps and shared socket. sshpass is left out, as
+        # the socket is open.
         program = connection.get_option("ssh_executable")
         words = [word.decode() for word in connection._build_command(program, "ssh")]
         shell = shlex.join(words[words.index(program) :])

@@ -30,7 +30,7 @@ from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E40
 
 display = Display()
 for also in ("transfer", "stop_run"):
-    action_loader.get(also, class_only=True)  # here once: what a task's process loads is lost with it
+    action_loader.get(also, class_only=True)  # once: what a task's process loads is lost with it
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
     """``watch``: C(run), the planned run; C(run_dir); C(output), the controller's folder; C(stall_timeout),
     C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is fetched;
     C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
-    C(quiet), whether that it was lost is told by whoever gives up.
+    C(quiet), whether no webhook is told that the run was lost, as another attempt may do better.
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
 
@@ -73,7 +73,7 @@ class ActionModule(ActionBase):
     """
 
     TRANSFERS_FILES = False
-    doubted = False  # whether it was told that the losses will not do
+    doubted = False  # whether the warning about the losses was shown
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -85,7 +85,7 @@ class ActionModule(ActionBase):
         return result | self.conclude(run, args, seen, output, task_vars)
 
     def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
-        """Watch until it is over, or too dear; each new checkpoint is fetched where that is wanted.
+        """Watch until it is over, or over budget; each new checkpoint is fetched where that is wanted.
 
         Args:
             run: The planned run.
@@ -142,9 +142,9 @@ class ActionModule(ActionBase):
     def conclude(
         self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path, task_vars: Any
     ) -> dict[str, Any]:
-        """Note how it ended, tell of it, and return the answer.
+        """Note how it ended, notify, and return the answer.
 
-        A failure is told once, whoever looks at it later. What a person stopped is no news.
+        A failure is told once, however often it is seen later. A run that a person stopped is no news.
         """
         state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
         if seen.get("breach"):
@@ -171,9 +171,9 @@ class ActionModule(ActionBase):
     def stop_over_budget(
         self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], task_vars: Any
     ) -> dict[str, Any]:
-        """Stop with a checkpoint, and fetch that one: only what is kept may be released.
+        """Stop with a checkpoint, and fetch that: a pod may be released only when nothing is lost with it.
 
-        It is told of whatever comes of that: what cannot be stopped goes on costing.
+        The webhook is told in any case: a run that cannot be stopped goes on costing.
         """
         asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
         try:
@@ -221,7 +221,7 @@ class ActionModule(ActionBase):
                 display.display(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there")
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
-        """Print what is new; returns the last state that was told."""
+        """Print what is new; return the last state that was shown."""
         if seen["detail"] != said and seen["state"] in ("queued", "stalled", "running"):
             if seen["detail"]:
                 display.display(f"  {agent}  {seen['state']}: {seen['detail']}")

@@ -17,12 +17,12 @@ from ansible.module_utils.lora_forge.controller.actions import call_action  # no
 
 
 class ActionModule(ActionBase):
-    """``watch_status``: looks again and again, on all trainers of the play at once, each in a process of its own.
+    """``watch_status``: asks all trainers of the play again and again, each in a process of its own.
 
-    Each looks with the arguments C(look) of trainer_info every C(every) seconds, and leaves what it saw in a folder
-    that they share: that of this command's temporary files, which goes when the command does. The first trainer of
-    C(snapshots), what was seen of each before, concludes from all of them with the arguments C(conclude) of
-    training_status, which shows that. Nothing runs any more when no trainer is left in C(busy), that one's answer.
+    Every C(every) seconds each calls trainer_info with the arguments C(look), and leaves the answer in a folder that
+    they share, among this command's temporary files, which goes when the command does. C(snapshots) is what was seen of
+    each trainer before. The process of the first trainer there calls training_status with the arguments C(conclude) and
+    all the snapshots; training_status shows the verdicts. It is over when that answers that no trainer is C(busy).
     """
 
     TRANSFERS_FILES = False

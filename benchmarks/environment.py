@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/environment.py [--rounds 3] [--pip-rounds 1]
 
-Cold is with an empty cache, warm with the one that the cold run filled; each time into a new environment. Both look for
-packages in the default index, or in UV_DEFAULT_INDEX; the lock is the CUDA one, which has everything there. pip is
-given ``--no-deps``: the lock is complete, and pip takes a name with an extra for one that is not pinned; and
+«Cold» means with an empty cache, «warm» with the cache that the cold run filled, each time into a new environment. Both
+look for packages in the default index, or in UV_DEFAULT_INDEX; the lock is the CUDA one, which has everything there.
+pip is given ``--no-deps``, as the lock is complete, and pip takes a name with an extra for one that is not pinned; and
 ``--no-compile``, as uv leaves that to the first import.
 """
 
@@ -44,7 +44,7 @@ class Bench:
         self.uv = str(ROOT / ".venv/bin/uv")
 
     def uv_once(self) -> float:
-        """Seconds that uv takes for an environment, as the role makes it."""
+        """Return the seconds that uv takes for an environment, as the role makes it."""
         root = self.home / "env"
         shutil.rmtree(root, ignore_errors=True)
         command = [
@@ -56,7 +56,7 @@ class Bench:
         return taken.seconds
 
     def pip_once(self) -> float:
-        """Seconds that venv and pip take for the same: what the lock says, without resolving, as uv does it."""
+        """Return the seconds that venv and pip take for the same lock, without resolving, as uv does it."""
         root = self.home / "pip"
         shutil.rmtree(root, ignore_errors=True)
         install = f"{root}/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r {LOCK}"
@@ -70,7 +70,7 @@ class Bench:
         return clock(command, self.home / "log", variables).seconds
 
     def cold(self, tool: str) -> float:
-        """Seconds with an empty cache; leaves it full.
+        """Return the seconds with an empty cache; leave it full.
 
         Args:
             tool: uv or pip.

@@ -55,7 +55,7 @@ SLOPE_WITHIN = 0.35  # seconds a host adds to the first launch
 
 
 def wanted(count: int) -> tuple[str, str, list[str]]:
-    """How to ask for one run on each of some hosts.
+    """Say how to ask for one run on each of some hosts.
 
     Args:
         count: Hosts.
@@ -97,12 +97,12 @@ def older_runs(hosts: Hosts, runs: int) -> None:
 
 
 def delivered(hosts: Hosts) -> int:
-    """How many adapters the controller has."""
+    """Count the adapters that the controller has."""
     return len({path.resolve() for path in hosts.output.glob("adapters/*/*/manifest.json")})
 
 
 def by_hand(hosts: Hosts, count: int) -> Taken:
-    """plain.sh on the first hosts, one after the other, with the recipe that the playbooks rendered there."""
+    """Run plain.sh on the first hosts, one after the other, with the recipe that the playbooks rendered there."""
     run = next(path.parent for path in hosts.root(0).glob("runs/*/axolotl.yml"))
     files, there = hosts.home / "by-hand", "/workspace/plain"
     shutil.rmtree(files, ignore_errors=True)
@@ -119,7 +119,7 @@ def by_hand(hosts: Hosts, count: int) -> Taken:
     shutil.copy(ROOT / "roles/run/files/tiny_model.py", files)
     for number in range(count):
         shutil.rmtree(hosts.disk(number) / "plain", ignore_errors=True)
-    python = f"{TRAINER_ROOT}/env/{environment.key(LOCK)}/bin/python"
+    python = f"{TRAINER_ROOT}/env/{environment.environment_name(LOCK)}/bin/python"
     back = hosts.home / "back"
     shutil.rmtree(back, ignore_errors=True)
     one = f"{HERE}/plain.sh {hosts.home}/ssh_config host-$i {python} {files} {back}/$i"
@@ -129,7 +129,7 @@ def by_hand(hosts: Hosts, count: int) -> Taken:
 
 
 def one_round(hosts: Hosts, count: int, runs: int, only: tuple[str, ...], **options: Any) -> dict[str, Taken]:
-    """Every command once, on the first hosts, from empty roots on.
+    """Measure every command once, on the first hosts, starting from empty roots.
 
     Args:
         hosts: The hosts.
@@ -200,7 +200,7 @@ def floor(hosts: Hosts, count: int, rounds: int) -> None:
 
 
 def tell(count: int, rounds: list[dict[str, Taken]]) -> dict[str, float]:
-    """Print what was measured on some hosts; returns the medians."""
+    """Print what was measured on some hosts; return the medians."""
     print(f"\n{count} {'host' if count == 1 else 'hosts'}")
     medians = {}
     for name in COMMANDS:

@@ -34,7 +34,7 @@ def median(figures: Iterable[float]) -> float:
 
 
 def figures(name: str, values: list[float], unit: str = "s", digits: int = 2) -> str:
-    """One line: the median, and all figures it is the median of."""
+    """Write one line: the median, and all figures it is the median of."""
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     return f"  {name:34} {median(values):8.{digits}f} {unit}   ({each})"
 
@@ -53,7 +53,7 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def machine() -> str:
-    """This machine in words: cores, memory and what else keeps it busy."""
+    """Describe the machine: cores, memory and what else keeps it busy."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     model = next(
         (line.partition(":")[2].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()

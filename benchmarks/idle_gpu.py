@@ -37,7 +37,7 @@ PHASES = (  # name, whose it is, from, to
 
 
 def logged(log: pathlib.Path) -> list[float]:
-    """Epoch seconds of Axolotl's own lines in train.log; the containers' clock shows UTC."""
+    """Return the epoch seconds of Axolotl's own lines in train.log; the containers' clock shows UTC."""
     return [
         calendar.timegm(time.strptime(when, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
         for when, ms in STAMP.findall(log.read_text(errors="replace"))
@@ -45,7 +45,7 @@ def logged(log: pathlib.Path) -> list[float]:
 
 
 def one_round(hosts: Hosts) -> dict[str, float]:
-    """A rehearsal from an empty root but for the environment; when each thing happened, in epoch seconds."""
+    """Do a rehearsal from a root with nothing but the environment; return when things happened, in epoch seconds."""
     hosts.reset()
     at = {"begun": time.time()}
     hosts.play("train.yml", "-e", f"role={ROLE}")
@@ -60,7 +60,7 @@ def one_round(hosts: Hosts) -> dict[str, float]:
 
     at |= {
         "launched": status["first_started_at"],
-        "imported": logged(run / "train.log")[0],  # its first word of its own: the plugin is loaded
+        "imported": logged(run / "train.log")[0],  # the first line of its own: the plugin is loaded
         "tokenised": times("data")[-1],
         "ready": times("begin")[0],
         "stepped": times("log")[0],

@@ -40,7 +40,7 @@ class Wire:
 
 
 def conversation(number: int) -> str:
-    """A line of a dataset, of some 2,000 characters; the same number gives the same line."""
+    """Return a line of a dataset, of some 2,000 characters; the same number gives the same line."""
     rng = random.Random(number)
 
     def words(count: int) -> str:
@@ -51,12 +51,12 @@ def conversation(number: int) -> str:
 
 
 def counted(text: str) -> int:
-    """The bytes of a transfer, both directions, by rsync's last words."""
+    """Return the bytes of a transfer, both directions, from the end of rsync's output."""
     return sum(int(re.sub(r"\D", "", figure)) for figure in COUNT.findall(text)[-1])
 
 
 def logged(text: str) -> Wire:
-    """What the transfers of a log took, one after the other."""
+    """Return what the transfers of a log took, one after the other."""
     found = re.findall(r"(building|receiving) file list(.*?received [\d,.]+ bytes)", text, re.DOTALL)
     there = [counted(words) for kind, words in found if kind == "building"]
     back = [counted(words) for kind, words in found if kind == "receiving"]
@@ -71,7 +71,7 @@ class Bench:
         self.data, self.mirror = hosts.home / "data", hosts.home / "mirror"
 
     def train(self, *arguments: str) -> Wire:
-        """One training by the playbook; returns what all its transfers took."""
+        """Train once by the playbook; return what all its transfers took."""
         log = self.hosts.home / "rsync.log"
         log.unlink(missing_ok=True)
         options = json.dumps({"trainer_rsync_options": [f"--log-file={log}"], "datasets_dir": str(self.data)})
@@ -79,7 +79,7 @@ class Bench:
         return logged(log.read_text())
 
     def plain(self) -> Wire:
-        """The files of the newest run, by one rsync there, and one for its adapter back."""
+        """Bring the files of the newest run with one rsync, and its adapter back with another."""
         root = self.hosts.root(0)
         planned = json.loads((self.hosts.output / "plan.json").read_text())["runs"]
         run = root / "runs" / planned[0]["run_id"]

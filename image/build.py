@@ -1,7 +1,7 @@
 """Build the training image with docker or podman: ``make image``.
 
-Its labels come from the lock it is built from, its name too, unless one is given. Options that are not known here go to
-docker or podman.
+The image's labels come from the lock it is built from, and so does its name, unless one is given. Options that are not
+known here go to docker or podman.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ansible.module_utils.lora_forge.trainer import environment, gpu_fitness  # 
 
 
 def default(argument: str) -> str:
-    """The value that the Dockerfile gives a build argument."""
+    """Return the value that the Dockerfile gives a build argument."""
     match = re.search(rf"^ARG {argument}=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert match, argument
     return match.group(1)
 
 
 def version() -> str:
-    """The version of lora-forge: the newest one of the changelog."""
+    """Return the version of lora-forge: the newest one of the changelog."""
     match = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert match
     return match.group(1)
 
 
 def revision() -> Optional[str]:
-    """The commit of the checkout, with ``-dirty`` when files differ from it; None when it is no checkout of git."""
+    """Return the commit of the checkout, ``-dirty`` when files differ from it; None when it is no checkout of git."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -52,7 +52,7 @@ def revision() -> Optional[str]:
 
 
 def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
-    """What an image is labelled with, besides what the Dockerfile says of every one.
+    """Return an image's labels, besides those that the Dockerfile gives every image.
 
     Args:
         lock: The hash-locked requirements that it is built from.
@@ -77,7 +77,7 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
 
 
 def engine() -> str:
-    """docker where its daemon answers, or else podman; docker alone says itself what is wrong with it.
+    """Choose docker where its daemon answers, otherwise podman; docker alone explains its own faults.
 
     Raises:
         UserError: Neither is installed.
@@ -91,10 +91,10 @@ def engine() -> str:
 
 
 def command(given: argparse.Namespace, options: list[str]) -> list[str]:
-    """The command line that builds the image.
+    """Return the command line that builds the image.
 
     Raises:
-        UserError: There is no such lock, or nothing that builds.
+        UserError: There is no such lock, or neither docker nor podman.
     """
     lock = ROOT / "requirements" / f"{given.lock}.txt"
     known = labels(lock, given.base)

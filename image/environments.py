@@ -1,6 +1,6 @@
 """Make the environments of the training image, by the code that makes them on a host. Run by the Dockerfile.
 
-``environments.py large <lock>``: print what of a lock is large and rarely changes: torch, and what CUDA brings.
+``environments.py large <lock>``: print the large part of a lock, which rarely changes: torch, and what CUDA brings.
 ``environments.py begin <Python> <uv's lock> <that part>``: the trainer's environment, with this part alone.
 ``environments.py end <Python> <uv's lock> <trainer's lock> <other lock> …``: with all of its lock; the others.
 
@@ -24,7 +24,7 @@ LARGE = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)==")
 
 
 def large(lock: str) -> str:
-    """The requirements of a lock that are large, with their hashes; comments, which may change, are left out."""
+    """Return the large requirements of a lock, with their hashes; comments, which may change, are left out."""
     lines = [line for line in lock.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found, wanted = [], False
     for line in lines:

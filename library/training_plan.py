@@ -91,7 +91,7 @@ options:
     type: str
     default: ''
   forks:
-    description: How many hosts Ansible looks after at a time, where it waits for them; by default no matter.
+    description: How many hosts Ansible works on at once, where it waits for them; without it nothing is warned of.
     type: int
 attributes:
   check_mode:

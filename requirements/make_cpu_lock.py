@@ -1,4 +1,4 @@
-"""Make the CPU lock of the CUDA lock: other builds of torch and torchvision, nothing of CUDA (`make lock` calls it).
+"""Make the CPU lock out of the CUDA lock: other builds of torch and torchvision, no CUDA (`make lock` calls it).
 
     make_cpu_lock.py trainer-cuda.txt trainer-cpu.in >trainer-cpu.txt
 
@@ -17,7 +17,7 @@ HEAD = "# Made by requirements/make_cpu_lock.py of {} and {}; make both anew wit
 
 
 def entries(text: str) -> dict[str, str]:
-    """The requirements of a file, each with the lines that belong to it, by name."""
+    """Return the requirements of a file by name, each with the lines that belong to it."""
     found: dict[str, str] = {}
     name = ""
     for line in text.splitlines(keepends=True):
@@ -33,7 +33,7 @@ def version(entry: str) -> str:
 
 
 def cpu_lock(cuda: str, replaced: str) -> str:
-    """The text of the CPU lock, without its head.
+    """Return the text of the CPU lock, without its head.
 
     Args:
         cuda: The text of trainer-cuda.txt.

@@ -37,7 +37,7 @@ class Brought:
     plainly: str = ""
 
     def planned(self, folder: pathlib.Path) -> plan.Plan:
-        """The plan of it, in a checkout of its own.
+        """Plan the recipe, in a checkout of its own.
 
         Args:
             folder: An empty one.
@@ -52,13 +52,13 @@ class Brought:
         return plan.make(folder, folder / "output", AGENT, [trainer], {})
 
     def plain(self) -> dict[str, Any]:
-        """It over the base, key by key, as Axolotl would read it."""
+        """Return the recipe merged over the base, key by key, as Axolotl would read it."""
         base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
         keys = {**base, **yaml.safe_load(self.recipe)}
         return {key: value for key, value in keys.items() if value is not None}
 
 
 def brought() -> list[Brought]:
-    """All of them."""
+    """Read all of them."""
     rows = yaml.safe_load((ROOT / "tests/recipes.yml").read_text(encoding="utf-8"))
     return [Brought(**json.loads(json.dumps(row)) | {"says": tuple(row.get("says", ()))}) for row in rows]

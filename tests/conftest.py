@@ -43,7 +43,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def lab(tmp_path):
-    """A pretended trainer with real supervisors; what it started is killed at the end."""
+    """Provide a pretended trainer with real supervisors; what it started is killed at the end."""
     from lab import Lab
 
     made = Lab(tmp_path)

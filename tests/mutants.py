@@ -75,7 +75,7 @@ class Outcome:
 
 
 def tests_of(module: str) -> list[str]:
-    """The test files of a module that are there."""
+    """Return the test files of a module that are there."""
     paths = [f"tests/unit/test_{name}.py" for name in TESTS[module]]
     return [path for path in paths if (ROOT / path).exists()]
 
@@ -116,7 +116,7 @@ def copy(folder: pathlib.Path, module: str) -> None:
 
 
 def names_only(node: Any) -> Iterator[Any]:
-    """mutmut's changes of a string, but not of a text for people: how a sentence is worded decides nothing."""
+    """Yield mutmut's changes of a string, but not of a text for people: how a sentence is worded decides nothing."""
     from mutmut.mutation.mutators import operator_string
 
     if " " not in getattr(node, "value", " "):
@@ -160,7 +160,7 @@ def try_module(folder: pathlib.Path, module: str, sample: int) -> None:
 
 
 def states(folder: pathlib.Path, module: str) -> dict[str, str]:
-    """What mutmut noted of a module's mutants."""
+    """Return what mutmut noted of a module's mutants."""
     from mutmut.stats import status_by_exit_code
 
     path = folder / "mutants" / SOURCE / f"{module}.py.meta"

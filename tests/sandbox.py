@@ -44,13 +44,13 @@ WANTED = ("HF_ENDPOINT",)
 
 
 def name() -> str:
-    """What the names of this process's containers begin with; tests/hosts/inventory.yml says the same."""
+    """Return the prefix of the names of this process's containers; tests/hosts/inventory.yml says the same."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     return pathlib.PurePath(os.environ.get("LORA_FORGE_SANDBOX", NAME)).name + (f"-{worker}" if worker else "")
 
 
 def port(offset: int) -> int:
-    """A port of this process's; outside of a sandbox, one that is always the same.
+    """Return a port of this process's; outside of a sandbox, one that is always the same.
 
     Args:
         offset: 0 is the simulated RunPod's, 1 to 9 are those of tests/hosts, 10 and more those of fleets.
@@ -60,7 +60,7 @@ def port(offset: int) -> int:
 
 
 def hosts_state() -> pathlib.Path:
-    """Where test hosts have their keys and disks: in the checkout, whose disk has room for them."""
+    """Return where test hosts have their keys and disks: in the checkout, whose disk has room for them."""
     return ROOT / ".hosts" / name()
 
 
@@ -137,7 +137,7 @@ def locked(folder: pathlib.Path) -> Optional[int]:
 
 
 def free(number: int) -> bool:
-    """Whether nobody listens at a port of this machine."""
+    """Tell whether nobody listens at a port of this machine."""
     with socket.socket() as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -148,7 +148,7 @@ def free(number: int) -> bool:
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-    """The variables of a sandbox's processes, worked out from those of who makes it."""
+    """Return the variables of a sandbox's processes, worked out from those of the process that makes it."""
     home = pathlib.Path.home()
     made = {
         "LORA_FORGE_SANDBOX": str(folder),
@@ -176,7 +176,7 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 
 
 def inhabitants(folder: pathlib.Path) -> list[int]:
-    """The processes that have a sandbox's folder in their environment."""
+    """List the processes that have a sandbox's folder in their environment."""
     sign, found = f"LORA_FORGE_SANDBOX={folder}\0".encode(), []
     for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
@@ -186,7 +186,7 @@ def inhabitants(folder: pathlib.Path) -> list[int]:
 
 
 def containers(folder: pathlib.Path) -> list[str]:
-    """The containers whose names begin with a sandbox's; only root's are made here."""
+    """List the containers whose names begin with a sandbox's; only root's are made here."""
     if os.geteuid() != 0 or shutil.which("podman") is None:
         return []
     listed = ["podman", "ps", "--all", "--quiet", "--filter", f"name=^{folder.name}-"]
@@ -202,7 +202,7 @@ def remove_units(folder: pathlib.Path) -> None:
 
 
 def mounts(folder: pathlib.Path) -> list[str]:
-    """What tests have mounted in a sandbox, the innermost first."""
+    """List what tests have mounted in a sandbox, the innermost first."""
     places = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
     return [place for place in reversed(places) if place.startswith(f"{folder}/")]
 

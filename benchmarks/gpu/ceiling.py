@@ -14,11 +14,11 @@ import torch
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (256,)}
 WARMUP, SECONDS = {"cuda": 1.0, "cpu": 0.05}, {"cuda": 1.0, "cpu": 0.05}  # of each size
-ROUND = 2e13  # FLOPs after which the clock is looked at: some hundredths of a second of a large GPU
+ROUND = 2e13  # FLOPs after which the clock is read: some hundredths of a second of a large GPU
 
 
 def rate(device: str, size: int, seconds: float) -> float:
-    """FLOPs a second over at least so many seconds."""
+    """Measure FLOPs a second over at least so many seconds."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     once = 2 * size**3
     products = max(1, round((ROUND if device == "cuda" else once) / once))
@@ -34,7 +34,7 @@ def rate(device: str, size: int, seconds: float) -> float:
 
 
 def measure(device: str) -> dict[str, object]:
-    """The rate of each size, and the highest of them."""
+    """Measure the rate of each size, and return the rates and the highest of them."""
     found = {}
     for size in SIZES[device]:
         rate(device, size, WARMUP[device])

@@ -29,12 +29,12 @@ class Curve:
 
 
 def rms(values: Sequence[float]) -> float:
-    """The root of the mean of the squares."""
+    """Return the root of the mean of the squares."""
     return math.sqrt(statistics.fmean(value * value for value in values))
 
 
 def tolerance(baseline: Sequence[Curve], steps: int = STEPS) -> float:
-    """How far a loss curve may lie from the mean of the baseline's repeats and still be within its noise.
+    """Compute how far a loss curve may lie from the mean of the baseline's repeats and still be within its noise.
 
     The greater of FACTOR × the RMS distance of the repeats from their mean, over all repeats and steps, and FLOOR × the
     mean loss. Two repeats from one seed may agree to the last bit, while another order of the same sums never does:
@@ -46,7 +46,7 @@ def tolerance(baseline: Sequence[Curve], steps: int = STEPS) -> float:
 
 
 def differences(baseline: Sequence[Curve], candidate: Curve, steps: int = STEPS) -> list[str]:
-    """Why a training is not numerically the same as the baseline; empty when it is, as far as can be told.
+    """Say why a training is not numerically the same as the baseline; empty when it is, as far as can be told.
 
     Args:
         baseline: Its repeats; two at least.

@@ -44,7 +44,7 @@ class Load:
 
 
 def attention_forward(shape: Shape, squares: int) -> int:
-    """FLOPs of causal attention, forward, over all layers: the products Q·Kᵀ and P·V.
+    """Return the FLOPs of causal attention, forward, over all layers: the products Q·Kᵀ and P·V.
 
     Each is 2 · s² · width for a document of s tokens; of both, a causal mask leaves half::
 
@@ -56,7 +56,7 @@ def attention_forward(shape: Shape, squares: int) -> int:
 
 
 def model_flops(shape: Shape, load: Load) -> int:
-    """FLOPs that a LoRA training on a frozen base needs.
+    """Return the FLOPs that a LoRA training on a frozen base needs.
 
     With N the weights of linear modules and head::
 
@@ -76,7 +76,7 @@ def model_flops(shape: Shape, load: Load) -> int:
 
 
 def hardware_flops(shape: Shape, load: Load, checkpointing: bool) -> int:
-    """FLOPs that are computed: padding included, and each layer's forward pass twice with gradient checkpointing.
+    """Return the FLOPs that are computed, with padding; checkpointing computes each layer's forward pass twice.
 
     The head is no part of a checkpointed layer. What an attention kernel computes anew by itself is not counted.
     """
@@ -86,7 +86,7 @@ def hardware_flops(shape: Shape, load: Load, checkpointing: bool) -> int:
 
 
 def share(flops: int, seconds: float, ceiling: float) -> float:
-    """MFU or HFU.
+    """Return MFU or HFU.
 
     Args:
         flops: Of :func:`model_flops` or :func:`hardware_flops`.

@@ -55,7 +55,7 @@ def import_forge() -> None:
 
 
 def environment(tiny: bool) -> dict[str, str]:
-    """Variables of a training process, as far as one without a trainer needs them, and the folders of its plugins.
+    """Return the variables of a training process that does without a trainer, and the folders of its plugins.
 
     Args:
         tiny: It trains on the CPU.
@@ -72,13 +72,13 @@ def environment(tiny: bool) -> dict[str, str]:
 
 
 def left_behind(out: pathlib.Path) -> list[pathlib.Path]:
-    """Half-made ``<out>.partial.<pid>`` of processes that are gone."""
+    """Find half-made ``<out>.partial.<pid>`` of processes that are gone."""
     parts = out.parent.glob(f"{out.name}.partial.*")
     return [part for part in parts if not pathlib.Path("/proc", part.suffix[1:]).exists()]
 
 
 def smi(*query: str) -> list[str]:
-    """The lines of nvidia-smi's answer to a query; none where it gives none."""
+    """Return the lines of nvidia-smi's answer to a query; none where it does not answer."""
     try:
         text = subprocess.check_output(["nvidia-smi", *query, "--format=csv,noheader,nounits"], text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
@@ -87,20 +87,20 @@ def smi(*query: str) -> list[str]:
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Name, memory, driver, limit of power and UUID of the first GPU; an empty one where there is none."""
+    """Return name, memory, driver, power limit and UUID of the first GPU; an empty one where there is none."""
     keys = ("name", "memory.total", "driver_version", "power.limit", "uuid")
     found = smi(f"--query-gpu={','.join(keys)}")
     return dict(zip(keys, (value.strip() for value in found[0].split(",")))) if found else {}
 
 
 def used_mib() -> Optional[int]:
-    """MiB that are in use on the first GPU now, by anybody; None where nothing tells."""
+    """Return the MiB that are in use on the first GPU now, by anybody; None where nothing tells."""
     found = smi("--query-gpu=memory.used")
     return int(found[0]) if found and found[0].isdigit() else None
 
 
 def end(run_dir: pathlib.Path) -> None:
-    """What a host that dies does: SIGKILL to the supervisor and to every process of a run."""
+    """Kill a run as a dying host would: SIGKILL to the supervisor and to every process of the run."""
     from ansible.module_utils.lora_forge import rundir
 
     status = rundir.read_json(run_dir / "status.json")
@@ -139,7 +139,7 @@ def make_idle(work: pathlib.Path, seconds: float = IDLE_TIMEOUT) -> None:
 
 
 def commit() -> Optional[str]:
-    """The commit of the checkout, with ``-dirty`` where files differ from it, or the one that a variable names."""
+    """Return the commit of the checkout, ``-dirty`` where files differ from it, or the one that a variable names."""
 
     def git(*words: str) -> str:
         return subprocess.check_output(["git", *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL).strip()
@@ -151,7 +151,7 @@ def commit() -> Optional[str]:
 
 
 def facts() -> dict[str, Any]:
-    """Where a figure was taken: GPU, versions, commit, date, cores."""
+    """Say where a figure was taken: GPU, versions, commit, date, cores."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -163,7 +163,7 @@ def facts() -> dict[str, Any]:
 
 
 def host_memory() -> float:
-    """Bytes of memory that this host, or the container's limit, still lets a process take; without limit if unknown."""
+    """Return the bytes of memory that this host, or the container's limit, still has; infinity if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def host_memory() -> float:
 
 
 def results(given: argparse.Namespace, work: pathlib.Path) -> pathlib.Path:
-    """Where the JSON files go: a folder for each kind of GPU; with ``--tiny`` not into the checkout.
+    """Return where the JSON files go: a folder for each kind of GPU; with ``--tiny`` not into the checkout.
 
     Raises:
         SystemExit: There is no GPU.
@@ -188,7 +188,7 @@ def results(given: argparse.Namespace, work: pathlib.Path) -> pathlib.Path:
 
 
 def slug(name: str) -> str:
-    """A name as a folder: ``NVIDIA H100 80GB HBM3`` becomes ``nvidia-h100-80gb-hbm3``."""
+    """Turn a name into a folder's: ``NVIDIA H100 80GB HBM3`` becomes ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -201,7 +201,7 @@ def save(path: pathlib.Path, data: Any) -> None:
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none."""
+    """Return the object in a JSON file; an empty one where there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -209,7 +209,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a line that was cut off is passed over."""
+    """Return the objects of a file of JSON lines; a line that was cut off is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -67,7 +67,7 @@ class Row:
 
 
 def shape(recipe: dict[str, Any]) -> Optional[flops.Shape]:
-    """What FLOPs depend on, of a recipe's model; None where it is not known."""
+    """Return what the FLOPs of a recipe's model depend on; None where that is not known."""
     model = memory.find_model(recipe)
     if model is None:
         return None
@@ -99,7 +99,7 @@ def add(row: Row, found: dict[str, Any]) -> None:
 
 
 def rows(found: list[dict[str, Any]]) -> list[Row]:
-    """One row for each variant, the baseline first, the fastest next, and what has no figures last.
+    """Make one row for each variant, the baseline first, the fastest next, and what has no figures last.
 
     Args:
         found: The JSON files of speed.py for one GPU.
@@ -121,7 +121,7 @@ def rows(found: list[dict[str, Any]]) -> list[Row]:
 
 
 def same(row: Row, baseline: Optional[Row]) -> str:
-    """Whether a variant may become a default, in words: only «yes» says so.
+    """Say whether a variant may become a default, in words: only «yes» means it.
 
     Where fewer than :data:`curves.STEPS` steps can be compared, what they say so far is no answer yet.
     """
@@ -141,7 +141,7 @@ def same(row: Row, baseline: Optional[Row]) -> str:
 
 
 def several(values: list[float], digits: int) -> str:
-    """The median, and what it is the median of."""
+    """Write the median, and the values it is the median of."""
     if not values:
         return "–"
     each = f" ({', '.join(f'{value:,.{digits}f}' for value in values)})" if len(values) > 1 else ""
@@ -149,7 +149,7 @@ def several(values: list[float], digits: int) -> str:
 
 
 def table(made: list[Row]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     baseline = next((row for row in made if row.name == "baseline" and row.rates), None)
     text = [
         f"| {' | '.join(HEAD)} |",
@@ -182,7 +182,7 @@ def table(made: list[Row]) -> list[str]:
 
 
 def goals(made: list[Row], gpu: str) -> list[str]:
-    """Which goals are met, in sentences.
+    """Say in sentences which goals are met.
 
     Args:
         made: The rows.
@@ -215,7 +215,7 @@ def _met(met: bool) -> str:
 
 
 def proof_line(found: dict[str, Any]) -> str:
-    """What proof.py found, in a sentence."""
+    """Say in a sentence what proof.py found."""
     if not found:
         return "The proof has not been run."
     if not found["proven"]:
@@ -231,7 +231,7 @@ def proof_line(found: dict[str, Any]) -> str:
 
 
 def section(folder: pathlib.Path) -> str:
-    """The text for one GPU."""
+    """Write the text for one GPU."""
     proof, ceiling = load(folder / "proof.json"), load(folder / "ceiling.json")
     found = [load(path) for path in sorted(folder.glob("*.json")) if path.stem not in NO_VARIANTS]
     about: dict[str, Any] = next((one for one in (proof, ceiling, *found) if one.get("gpu")), {})

@@ -103,7 +103,7 @@ class Measure(TrainerCallback):
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
+    """Return a value in a form that JSON can hold."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -105,7 +105,7 @@ class Case:
     layers: int = 0
 
     def recipe(self) -> dict[str, Any]:
-        """The keys of a recipe that say the same."""
+        """Return the recipe keys that say the same."""
         return {
             "base_model": self.base,
             "adapter": "qlora",
@@ -125,15 +125,15 @@ class Case:
         }
 
     def config(self) -> dict[str, Any]:
-        """The model's config.json."""
+        """Return the model's config.json."""
         return base_models.CONFIGS[self.base] | ({"num_hidden_layers": self.layers} if self.layers else {})
 
     def targets(self) -> list[str]:
-        """All the linear modules of a layer, by their names in this model."""
+        """List all the linear modules of a layer, by their names in this model."""
         return TOGETHER if base_models.CONFIGS[self.base]["model_type"] == "phi3" else SEPARATE
 
     def words(self) -> str:
-        """The case, short: 7b 2x4096 fused norm, and what is off."""
+        """Describe the case briefly: 7b 2x4096 fused norm, and what is off."""
         said = [self.base, f"{self.rows}×{self.length}", f"r{self.rank}" if self.rank != 64 else ""]
         said += ["fused" if self.fused else "", "RMSNorm" if self.norm else ""]
         said += ["" if self.checkpointing else "no checkpointing", "" if self.kernels else "no LoRA kernels"]
@@ -248,7 +248,7 @@ class Product(torch.autograd.Function):
 
 
 def unpacked(packed: torch.Tensor, state: Any = None) -> torch.Tensor:
-    """What stands in for ``axolotl.kernels.quantize.dequantize``: bf16 weights, turned where the packed ones are."""
+    """Stand in for ``axolotl.kernels.quantize.dequantize``: bf16 weights, transposed where the packed ones are."""
     if state is None:
         return packed
     out = torch.empty(state.shape, dtype=state.dtype)
@@ -256,7 +256,7 @@ def unpacked(packed: torch.Tensor, state: Any = None) -> torch.Tensor:
 
 
 def lora_gradient(left: torch.Tensor, right: torch.Tensor, dtype: Any, scale: float) -> torch.Tensor:
-    """What stands in for Axolotl's ``_gradient_mm``, which on a GPU makes nothing but its result."""
+    """Stand in for Axolotl's ``_gradient_mm``, which on a GPU allocates nothing but its result."""
     return torch.empty((left.shape[0], right.shape[1]), dtype=dtype or left.dtype).mul_(scale)
 
 
@@ -284,7 +284,7 @@ class Attention(torch.autograd.Function):
 
 
 def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
-    """Attention as Axolotl's «sdpa» has it for packed documents: keys and values are repeated for all the heads."""
+    """Attend as Axolotl's «sdpa» does to packed documents: keys and values are repeated for all the heads."""
     rows, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:  # sdpa_varlen
@@ -300,19 +300,19 @@ def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *
 
 
 def norm_forward(x: Any, weight: Any, eps: Any, offset: Any, casting: Any, row_mode: Any) -> Any:
-    """What stands in for Liger's kernel: the result, and one fp32 number a row, which is kept with the input."""
+    """Stand in for Liger's kernel: the result, and one fp32 number per row, which is kept with the input."""
     flat = x.view(-1, x.shape[-1])
     return torch.empty_like(flat).view(x.shape), flat, torch.empty(flat.shape[0], dtype=torch.float32), 0, 0, casting
 
 
 def norm_backward(gradient: Any, x: Any, weight: Any, *rest: Any) -> Any:
-    """What stands in for Liger's kernel: it writes into the gradient that it is given, unless told not to."""
+    """Stand in for Liger's kernel, which writes into the gradient that it is given, unless told not to."""
     in_place = rest[-2]
     return (gradient if in_place is True else torch.zeros_like(gradient)), torch.empty_like(weight)
 
 
 def loss_forward(_input: Any, weight: Any, target: Any, **_: Any) -> Any:
-    """What stands in for Liger's fused cross entropy: the gradient of its input at once, logits in chunks."""
+    """Stand in for Liger's fused cross entropy: the gradient of its input at once, logits in chunks."""
     tokens, hidden = _input.shape
     chunks = -(-weight.shape[0] // hidden)
     size = min(tokens, 1 << (-(-tokens // chunks) - 1).bit_length())  # the next power of 2
@@ -323,22 +323,22 @@ def loss_forward(_input: Any, weight: Any, target: Any, **_: Any) -> Any:
 
 
 def loss_backward(gradient: Any, of_input: Any, of_weight: Any, of_bias: Any) -> Any:
-    """What stands in for Liger's kernel: it writes into the gradient that it has already."""
+    """Stand in for Liger's kernel, which writes into the gradient that it has already."""
     return of_input, of_weight, of_bias
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """What stands in for Axolotl's gated activations."""
+    """Stand in for Axolotl's gated activations."""
     return torch.empty_like(gate)
 
 
 def swiglu_gradient(gradient: Any, gate: Any, up: Any) -> Any:
-    """What stands in for their backward pass: it writes into what it is given."""
+    """Stand in for their backward pass, which writes into its arguments."""
     return gradient, gate, up
 
 
 def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """Dropout as a GPU computes it: its mask takes a byte each, where a CPU keeps one in the type of the input."""
+    """Drop out as a GPU does: the mask takes a byte per value, where a CPU keeps one in the type of the input."""
     return torch.native_dropout(x, p, True)[0] if training and 0 < p < 1 else x
 
 
@@ -354,7 +354,7 @@ def stand_ins() -> None:
 
 
 def windowed(config: Any) -> bool:
-    """Whether Axolotl leaves a model to plain sdpa with a mask: a window slides over it, or its heads are too wide."""
+    """Tell whether Axolotl leaves a model to plain sdpa with a mask: a sliding window, or heads that are too wide."""
     kinds, head = getattr(config, "layer_types", None), getattr(config, "head_dim", None)
     head = head or config.hidden_size // config.num_attention_heads
     slides = bool(getattr(config, "sliding_window", None)) and (not kinds or "sliding_attention" in kinds)
@@ -378,7 +378,7 @@ def quantise(model: Any) -> tuple[int, int]:
 
 
 def build(case: Case) -> tuple[Any, dict[str, int]]:
-    """The model with its adapter, on fake tensors, and what stays in memory all the while, in bytes."""
+    """Build the model with its adapter on fake tensors; return it, and the bytes that stay in memory throughout."""
     config = transformers.AutoConfig.for_model(**case.config())
     kind = config.model_type
     cfg = DictDefault(
@@ -441,7 +441,7 @@ def faked(model: Any) -> None:
 
 
 def liger_arguments(patch: Callable[..., None], rms_norm: bool, fused: bool) -> dict[str, bool]:
-    """What Liger's patch of a model is called with, all else off."""
+    """Return the arguments for Liger's patch of a model, with everything else off."""
     wanted = {"rms_norm": rms_norm, "fused_linear_cross_entropy": fused}
     known = {
         name for name, one in inspect.signature(patch).parameters.items()
@@ -451,12 +451,12 @@ def liger_arguments(patch: Callable[..., None], rms_norm: bool, fused: bool) -> 
 
 
 def whole_mask(batch_size: int, q_length: int, kv_length: int, **_: Any) -> torch.Tensor:
-    """The mask of a micro batch, a byte for each pair of tokens."""
+    """Return the mask of a micro batch, a byte for each pair of tokens."""
     return torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool)
 
 
 def simulate(case: Case) -> dict[str, Any]:
-    """The memory of one micro batch.
+    """Simulate the memory of one micro batch.
 
     Returns:
         GiB: ``peak``, of which ``static`` is there all the while, and ``forward``, the most that is kept when the
@@ -502,7 +502,7 @@ def simulate(case: Case) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def warnings_off() -> Iterator[None]:
-    """Without the libraries' remarks on a machine that has no GPU."""
+    """Silence the libraries' remarks on a machine that has no GPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -534,7 +534,7 @@ def apart(case: Case) -> dict[str, Any]:
 
 
 def compared(case: Case, found: dict[str, Any]) -> dict[str, Any]:
-    """A simulation beside the plan's estimate of the same, in GiB."""
+    """Return a simulation beside the plan's estimate of the same case, in GiB."""
     recipe, model = case.recipe(), memory.from_config(case.config())
     assert model is not None, f"{case.base}: memory.py does not know this kind of model"
     simulated, estimated = found["peak"] + CONTEXT, sum(memory.parts_of(model, recipe).values()) / GIB
@@ -550,7 +550,7 @@ def compared(case: Case, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     text = ["| shape | simulated GiB | estimated GiB | ratio |", "|---|---|---|---|"]
     return text + [f"| {row['case']} | {row['simulated']} | {row['estimated']} | {row['ratio']:.2f} |" for row in rows]
 

@@ -47,7 +47,7 @@ class Proof:
     """One run in a folder of its own.
 
     Args:
-        work: The folder; what an earlier call left there is gone on with.
+        work: The folder; what an earlier call left there is continued.
         agent: Whose recipe.
         max_steps: How many steps.
         tiny: The rehearsal's recipe, on the CPU.
@@ -101,7 +101,7 @@ class Proof:
             transfer.copy(pathlib.Path(tree), self.work)
 
     def start(self) -> bool:
-        """Start the supervisor, or attach; whether something was started."""
+        """Start the supervisor, or attach; return whether something was started."""
         variables = environment(self.tiny)
         kept = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         variables.pop("PYTHONPATH")  # only what the machine itself needs; the supervisor adds the run directory
@@ -119,7 +119,7 @@ class Proof:
         return bool(runs.start(self.run_dir, started, {}, "process")["changed"])
 
     def stopped(self, *_: Any) -> None:
-        """SIGTERM: the training leaves the card, as at the deadline; the same command goes on."""
+        """Stop on SIGTERM: the training leaves the card, as at the deadline; the same command goes on."""
         end(self.run_dir)
         raise SystemExit(AGAIN)
 
@@ -142,7 +142,7 @@ class Proof:
             print(f"  SIGKILL at step {self.notes['killed_at']}; the newest checkpoint is of step {whole}", flush=True)
 
     def follow(self, deadline: float) -> Observation:
-        """Watch until the run is over, killing it once; the last look at it.
+        """Watch until the run is over, killing it once; return the last snapshot of it.
 
         Args:
             deadline: Monotonic seconds after which it is ended.
@@ -169,7 +169,7 @@ class Proof:
 
     @staticmethod
     def rising(first: Any, last: Any) -> list[str]:
-        """What is wrong with the loss, from its first to its last report."""
+        """List what is wrong with the loss, from its first to its last report."""
         if isinstance(first, float) and isinstance(last, float) and last < first:
             return []
         return [f"the loss did not fall: {first} in the beginning, {last} in the end"]

@@ -48,7 +48,7 @@ QWEN = {  # https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/config.jso
 
 
 def shapes(config: dict[str, Any]) -> dict[str, list[dict[str, tuple[int, ...]]]]:
-    """The tensors of a Qwen2 model under the names that transformers gives them.
+    """Return the tensors of a Qwen2 model under the names that transformers gives them.
 
     Args:
         config: Of config.json.
@@ -87,7 +87,7 @@ def shapes(config: dict[str, Any]) -> dict[str, list[dict[str, tuple[int, ...]]]
 
 
 def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int = 0) -> None:
-    """Random weights in bf16, as transformers initialises them, and their index; made on the GPU where there is one."""
+    """Write random weights in bf16, as transformers initialises them, and their index; on the GPU if there is one."""
     import torch
     from safetensors.torch import save_file
 
@@ -111,12 +111,12 @@ def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int = 0) -
 
 
 def folder(work: pathlib.Path, tiny: bool) -> pathlib.Path:
-    """Where the model lies in a work folder."""
+    """Return where the model lies in a work folder."""
     return work / ("tiny" if tiny else "Qwen2.5-7B-Instruct")
 
 
 def provide(work: pathlib.Path, tiny: bool) -> pathlib.Path:
-    """Have the model made by a process of its own, unless it is there; its folder.
+    """Have the model made by a process of its own, unless it is there; return its folder.
 
     CUDA, once begun in a process, holds memory of the GPU until that process ends. Who measures must not.
 

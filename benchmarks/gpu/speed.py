@@ -68,7 +68,7 @@ LAST_WORDS = 600  # characters of a failure that are kept
 
 
 def lacks_flash(package: str, kernel: str) -> Callable[[], Optional[str]]:
-    """A condition: FlashAttention is there, as a wheel, or as the kernel of the hub that Axolotl falls back to.
+    """Make a condition: FlashAttention is there, as a wheel, or as the hub's kernel that Axolotl falls back to.
 
     Nothing is downloaded: the kernel must have been fetched before. Its folder is named as kernels 0.16 does it, or as
     older versions did.
@@ -112,7 +112,7 @@ class Variant:
 
 
 def batch(micro: int) -> dict[str, Any]:
-    """The effective batch of 8, otherwise divided."""
+    """Return the keys that split the effective batch of 8 otherwise."""
     return {"micro_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
 
 
@@ -176,7 +176,7 @@ OTHERS = (
     "no-checkpointing", "offload-checkpoints", "offload",
 )  # fmt: skip
 # By value, so that wherever it ends the comparison that matters is there. A long process is a repeat for speed, and
-# the loss curve, too; the baseline's third is what its noise is told by.
+# the loss curve, too; the noise is judged by the baseline's third.
 ORDER = [
     *(Wish(name, 1, SHORT) for name in ("baseline", *PROMISING)),
     Wish("baseline", 2, LONG),
@@ -191,7 +191,7 @@ ORDER = [
 
 
 def combined(name: str) -> Variant:
-    """A variant by its name, or several that are joined by ``+``."""
+    """Return a variant by its name, or several joined by ``+``."""
     unknown = [part for part in name.split("+") if part not in VARIANTS]
     if unknown:
         raise SystemExit(f"there is no variant «{unknown[0]}»: {', '.join(VARIANTS)}")
@@ -207,7 +207,7 @@ def combined(name: str) -> Variant:
 
 
 def settings(variant: Variant, tiny: bool) -> dict[str, Any]:
-    """The recipe of a variant, without paths.
+    """Return the recipe of a variant, without paths.
 
     Args:
         variant: The change.
@@ -223,7 +223,7 @@ def settings(variant: Variant, tiny: bool) -> dict[str, Any]:
 
 
 def write_data(path: pathlib.Path, tokenizer: pathlib.Path, tokens: int, seed: int = 42) -> None:
-    """Conversations of all agents' example data, shuffled, again and again until there are enough tokens.
+    """Write conversations of all agents' example data, shuffled, again and again until there are enough tokens.
 
     The lengths are those of the examples, as packing and attention depend on them; one epoch is enough, so that no step
     is cut short at an epoch's end.
@@ -286,7 +286,7 @@ class Bench:
             save(self.results / "ceiling.json", json.loads(said.splitlines()[-1]) | about)
 
     def recipe(self, variant: Variant, folder: pathlib.Path, steps: int) -> dict[str, Any]:
-        """What Axolotl gets: the variant's recipe, with paths and without evaluations and checkpoints."""
+        """Return what Axolotl gets: the variant's recipe, with paths and without evaluations and checkpoints."""
         keys = settings(variant, self.tiny)
         for key in ("model_revision", "eval_steps", "eval_sample_packing", "saves_per_epoch", "wandb_project"):
             keys.pop(key, None)
@@ -311,12 +311,12 @@ class Bench:
         return self.results / f"{wish.name}-{wish.repeat}.json"
 
     def found(self) -> list[dict[str, Any]]:
-        """All measurements that have figures, of this machine and of earlier ones of its kind."""
+        """Read all measurements that have figures, of this machine and of earlier ones of its kind."""
         every = [load(path) for path in sorted(self.results.glob("*.json"))]
         return [one for one in every if one.get("status") == "measured"]
 
     def resolved(self, wish: Wish) -> Optional[Wish]:
-        """A wish for a variant by its name; None while nothing is faster than the baseline."""
+        """Return a wish; the one for the fastest variant with its name, None while nothing beats the baseline."""
         if wish.name != FASTEST:
             return wish
         rates = {one["variant"]: rate(one) for one in self.found() if one["same_training"]}
@@ -324,24 +324,24 @@ class Bench:
         return None if fastest == "baseline" else dataclasses.replace(wish, name=fastest)
 
     def done(self, wish: Wish) -> bool:
-        """Whether a measurement is there, with as many steps; what failed or was too slow is not tried again."""
+        """Tell whether a measurement of as many steps is there; what failed or was too slow is not tried again."""
         found = load(self.path(wish))
         if found.get("status") == "measured":
             return len(found["steps"]) >= wish.steps or bool(found.get("too_slow"))
         return self.failure(wish.name) is not None
 
     def failure(self, name: str) -> Optional[str]:
-        """How a variant failed, in any repeat, here or in an earlier visit; None where it has not."""
+        """Say how a variant failed, in any repeat, here or in an earlier visit; None where it has not."""
         kept = (load(path) for path in sorted(self.results.glob(f"{name}-[0-9]*.json")))
         reasons = [one["reason"] for one in kept if one.get("status") == "failed"]
         return self.not_begun.get(name) or next(iter(reasons), None)
 
     def enough(self, wish: Wish) -> int:
-        """How many steps of a process make a figure."""
+        """Return how many steps of a process make a figure."""
         return min(wish.steps, self.warmup + ENOUGH)
 
     def needed(self, wish: Wish) -> float:
-        """Seconds until a process has a figure, by the median of those before; one that was slow changes little."""
+        """Return the seconds until a process has a figure, by the median of earlier ones; a slow one changes little."""
         before = [(one["seconds"], [step["seconds"] for step in one["steps"]]) for one in self.found()]
         if not before:
             return 0.0
@@ -349,7 +349,7 @@ class Bench:
         return start + self.enough(wish) * statistics.median(statistics.median(steps) for _, steps in before)
 
     def measure(self, wish: Wish) -> bool:
-        """One process; False when the time was up before its end."""
+        """Measure with one process; return False when the time was up before its end."""
         variant = combined(wish.name)
         folder = self.work / "processes" / f"{wish.name}-{wish.repeat}"
         keys = self.recipe(variant, folder, wish.steps)
@@ -384,7 +384,7 @@ class Bench:
         return code is not None or too_slow
 
     def unfit(self, variant: Variant, keys: dict[str, Any]) -> Optional[str]:
-        """Why this machine should not try a variant."""
+        """Say why this machine should not try a variant."""
         if self.tiny and not variant.cpu:
             return "a CPU cannot run it"
         needs, has = memory.host_bytes(keys), host_memory()
@@ -440,18 +440,18 @@ class Bench:
 
 
 def last(result: dict[str, Any]) -> str:
-    """The last line of a reason."""
+    """Return the last line of a reason."""
     return str(result["reason"]).splitlines()[-1]
 
 
 def rate(result: dict[str, Any]) -> float:
-    """Tokens a second of a measurement, over the steps after its warm-up."""
+    """Return the tokens a second of a measurement, over the steps after its warm-up."""
     steps = result["steps"][result["warmup"] :]
     return float(sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps))
 
 
 def train(folder: pathlib.Path, tiny: bool, seconds: float) -> Optional[int]:
-    """Train in a folder; the exit code, or None when it was ended after so many seconds."""
+    """Train in a folder; return the exit code, or None when it was ended after so many seconds."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"], cwd=folder, stdin=subprocess.DEVNULL,
@@ -469,7 +469,7 @@ def train(folder: pathlib.Path, tiny: bool, seconds: float) -> Optional[int]:
 
 
 def reason(log: pathlib.Path, code: int) -> str:
-    """The last words of a process that failed, from the line of its error on."""
+    """Return the end of a failed process's output, from the line of its error on."""
     text = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [
         line
@@ -480,7 +480,7 @@ def reason(log: pathlib.Path, code: int) -> str:
 
 
 def wishes(names: list[str], repeats: int, steps: Optional[int], tiny: bool) -> list[Wish]:
-    """What is to be measured, in this order.
+    """List what is to be measured, in order.
 
     Args:
         names: Variants that were asked for; none for :data:`ORDER`.

@@ -134,7 +134,7 @@ class Visit:
         )  # fmt: skip
 
     def program(self, name: str, *options: str, seconds: Optional[float] = None) -> int:
-        """Run one of the programs beside this one, packing meanwhile; its exit status.
+        """Run one of the programs beside this one, packing meanwhile; return its exit status.
 
         Args:
             name: Of the program.
@@ -164,7 +164,7 @@ class Visit:
         return code
 
     def model(self) -> int:
-        """Make the model; beside it the GPU is looked at, and checked."""
+        """Make the model; beside it inspect the GPU, and check it."""
         self.results.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             asked = subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True, timeout=60)
@@ -194,7 +194,7 @@ class Visit:
         return code
 
     def go(self, only: Optional[str]) -> list[int]:
-        """All of it, in the order of worth; the exit statuses."""
+        """Do all of it, in the order of worth; return the exit statuses."""
         shared = ["--work", str(self.work), "--results", str(self.work / "results")]
         codes = [self.model()]
         if codes != [0]:
@@ -211,7 +211,7 @@ class Visit:
 
 
 def told_to_end(number: int, frame: object) -> None:
-    """SIGTERM: what runs now ends as at its deadline, and is packed; a second one changes nothing."""
+    """End on SIGTERM: what runs now ends as at its deadline, and is packed; a second one changes nothing."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(forge.AGAIN)
 

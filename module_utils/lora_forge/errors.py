@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 def error_message(error: UserError | OSError) -> str:
-    """What a user is told of an error."""
+    """Return what a user is told of an error."""
     if isinstance(error, UserError):
         return str(error)
     where = f" ({error.filename})" if error.filename else ""

@@ -62,7 +62,7 @@ def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one when the file is missing, cut short or of another form."""
+    """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -109,12 +109,12 @@ def _lock_within(handle: int, timeout: float) -> None:
 
 
 def uptime() -> float:
-    """Seconds since boot, sleep included: the clock for ages, as the wall clock may be wrong, or set right any time."""
+    """Return the seconds since boot, sleep included: for ages, as the wall clock may be wrong or be set right."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)
 
 
 def process_start(pid: int) -> Optional[int]:
-    """When a process started, in clock ticks since boot; None when it is not there or only a zombie.
+    """Return when a process started, in clock ticks since boot; None when it is not there or only a zombie.
 
     A pid with its start names a process for good: pids are used again, pairs are not until a reboot.
     """
@@ -126,12 +126,12 @@ def process_start(pid: int) -> Optional[int]:
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What is noted of a process: pid, start (ticks since boot) and the boot it belongs to."""
+    """Return what is noted of a process: pid, start (ticks since boot) and the boot it belongs to."""
     return {"pid": pid, "start": process_start(pid), "boot": boot_id()}
 
 
 def boot_id() -> str:
-    """An id that changes with every boot of the machine; empty where the kernel tells none."""
+    """Return an id that changes with every boot of the machine; empty where the kernel has none."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -139,7 +139,7 @@ def boot_id() -> str:
 
 
 def is_alive(noted: Any) -> bool:
-    """Whether the very process that was noted by :func:`identity` is still there."""
+    """Tell whether the very process that was noted by :func:`identity` is still there."""
     if not isinstance(noted, dict) or not noted.get("start"):
         return False
     return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
@@ -174,7 +174,7 @@ def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
 
 
 def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events of metrics.jsonl from a byte offset on, and the offset behind the last whole line.
+    """Read the events of metrics.jsonl from a byte offset on; return them and the offset after the last whole line.
 
     A line that was cut by a crash is passed over.
     """
@@ -197,7 +197,7 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
 
 
 def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of the history that counts: what came after the checkpoint a resume started from is taken back."""
+    """Return the events that count: those after the checkpoint from which a resume started are dropped."""
     kept: list[dict[str, Any]] = []
     for record in events:
         if record.get("event") == "begin":
@@ -207,7 +207,7 @@ def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
-    """Every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
+    """Yield every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
     found = []
     if output.is_dir():
         for entry in output.iterdir():
@@ -228,7 +228,7 @@ def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
 
 
 def defect(checkpoint: pathlib.Path) -> Optional[str]:
-    """Why a checkpoint is not whole, in words; None when it is."""
+    """Say why a checkpoint is not whole; None when it is."""
     noted = read_json(checkpoint / COMPLETE).get("files")
     if not isinstance(noted, dict) or not noted:
         return f"no {COMPLETE}: its writing was cut off"
@@ -243,5 +243,5 @@ def defect(checkpoint: pathlib.Path) -> Optional[str]:
 
 
 def last_complete(output: pathlib.Path) -> int:
-    """The step of the newest whole checkpoint; 0 when there is none."""
+    """Return the step of the newest whole checkpoint; 0 when there is none."""
     return max((step for step, path in checkpoints(output) if defect(path) is None), default=0)

@@ -35,7 +35,7 @@ CONVERGE = 600  # seconds that anything may take, on a slow machine and beside o
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share hosts, a browser or trainings stay in one process; all others go wherever there is room.
+    """Keep tests that share hosts, a browser or trainings in one process; all others go wherever there is room.
 
     The longest one of them has hosts of its own.
 
@@ -59,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, or one of them is begun last, and runs alone."""
+    """Put the longest first, so that none of them begins last and runs alone."""
 
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
@@ -101,7 +101,7 @@ def release(run_dir: pathlib.Path) -> None:
 
 
 def planned(output: pathlib.Path, agent: str) -> str:
-    """The run of an agent that was planned last."""
+    """Return the run of an agent that was planned last."""
     runs = json.loads((output / "plan.json").read_text())["runs"]
     return next(run["run_id"] for run in runs if run["agent"] == agent)
 
@@ -163,7 +163,7 @@ class Checkout:
         return done.returncode, done.stdout
 
     def planned(self, agent: str, *arguments: str) -> str:
-        """What a run of an agent will be called."""
+        """Return what a run of an agent will be called."""
         code, text = self.play("-e", f"role={agent}", *arguments, playbook="playbooks/plan.yml")
         assert code == 0, text
         return planned(self.home / "output", agent)
@@ -191,7 +191,7 @@ class Checkout:
 
 @pytest.fixture(scope="session")
 def environment() -> pathlib.Path:
-    """The Python of the CPU lock's environment, made by the project's own playbook."""
+    """Return the Python of the CPU lock's environment, made by the project's own playbook."""
     done = subprocess.run(
         [str(PLAYBOOK), "playbooks/provision.yml", "-e", "role=witness", "-e", "fresh=true"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
@@ -228,7 +228,7 @@ class Host:
         return done.stdout
 
     def restart(self, grace: int) -> None:
-        """A reboot: SIGTERM to what PID 1 thinks fit, SIGKILL to everything after the grace, in seconds."""
+        """Reboot: SIGTERM to what PID 1 chooses, SIGKILL to everything after the grace, in seconds."""
         environment = {**os.environ, "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")}
         subprocess.run(
             ["podman", "restart", "--time", str(grace), f"{sandbox.name()}-{self.name}"],
@@ -311,7 +311,7 @@ class Controller:
         return played.wait(seconds), played.text()
 
     def run_id(self, agent: str) -> str:
-        """The run of an agent that was planned last."""
+        """Return the run of an agent that was planned last."""
         return planned(self.output, agent)
 
     def plan(self, agents: str) -> str:
@@ -321,7 +321,7 @@ class Controller:
         return self.run_id(agents.partition(",")[0])
 
     def verdicts(self) -> dict[str, str]:
-        """What playbooks/status.yml concluded last, by run."""
+        """Return what playbooks/status.yml concluded last, by run."""
         return {run["run_id"]: run["verdict"] for run in rundir.read_json(self.output / "status.json")["runs"]}
 
     def manifest(self, agent: str) -> dict[str, Any]:
@@ -330,7 +330,7 @@ class Controller:
 
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[dict[str, Host]]:
-    """The test hosts of tests/hosts, made anew, and removed in the end."""
+    """Provide the test hosts of tests/hosts, made anew, and removed in the end."""
 
     def run(name: str) -> None:
         done = subprocess.run(
@@ -351,7 +351,7 @@ def hosts() -> Iterator[dict[str, Host]]:
 
 @pytest.fixture
 def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Callable[..., Controller]]:
-    """Makes controllers; what they left running ends with the test, on the hosts too."""
+    """Provide a maker of controllers; what they left running ends with the test, on the hosts too."""
     made: list[Controller] = []
 
     def make(trainers: dict[str, Any], **recipe: Any) -> Controller:
@@ -383,7 +383,7 @@ that was not verified, and no pod was left rented that its checkout did not know
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Seen:
-    """Notes what a test saw of a fault: fault, host, words. The notes become docs/faults.md, see :func:`table`."""
+    """Provide a way to note what a test saw of a fault: fault, host, words. :func:`table` writes docs/faults.md."""
 
     def note(fault: str, where: str, words: str) -> None:
         if not os.environ.get("LORA_FORGE_FAULTS"):
@@ -395,7 +395,7 @@ def seen(request: pytest.FixtureRequest) -> Seen:
 
 
 def table() -> str:
-    """The noted faults in the order of the tests; of a test that ran again, what it saw last."""
+    """Write the noted faults in the order of the tests; of a test that ran again, what it saw last."""
     noted = [json.loads(line) for line in SEEN.read_text().splitlines()]
     rows = sorted({(row[0], row[2]): row for row in noted}.values(), key=lambda row: row[:2])
     return TABLE_HEAD + "".join(f"| {fault} | {where} | {words} |\n" for *_, fault, where, words in rows)

@@ -31,7 +31,7 @@ PAD = 9
 
 
 def counting() -> None:
-    """Two rows of packed documents (3 and 2; 4) with padding, and a micro batch that is not packed."""
+    """Check the counts of two rows of packed documents (3 and 2; 4) with padding, and of a batch not packed."""
     trainer = types.SimpleNamespace(
         processing_class=types.SimpleNamespace(pad_token_id=PAD), training_step=lambda model, inputs: "trained"
     )
@@ -55,7 +55,7 @@ def counting() -> None:
 
 
 def model() -> None:
-    """The random model is one that transformers reads, down to the last tensor."""
+    """Check that transformers reads the random model, down to the last tensor."""
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = random_model.QWEN | small | {"num_key_value_heads": 2, "vocab_size": 8192, "max_window_layers": 2}
     folder = pathlib.Path("model")
@@ -74,7 +74,7 @@ def model() -> None:
 
 
 def packing() -> None:
-    """Rows of sequence_len, as sdpa has them, are the same in each step however the batch is divided."""
+    """Check that rows of sequence_len, as sdpa has them, are the same in each step however the batch is divided."""
     lengths = torch.randint(20, 400, (300,), generator=torch.Generator().manual_seed(1)).numpy()
     rows = []
     for micro in (1, 2, 4, 8):
@@ -86,7 +86,7 @@ def packing() -> None:
 
 
 def variants() -> int:
-    """Axolotl accepts every variant, and those that are measured together."""
+    """Check that Axolotl accepts every variant, and those that are measured together."""
     names = [*speed.VARIANTS, *speed.PROMISING]
     bench = speed.Bench(pathlib.Path("work"), pathlib.Path("results"), 3, False, 0)
     for name in names:

@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="session")
 def hub_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The Python of the small environment, made as a trainer makes it."""
+    """Return the Python of the small environment, made as a trainer makes it."""
     root, lock = tmp_path_factory.mktemp("hub"), ROOT / "requirements/hub.txt"
     python = environment.interpreter("", True, root.parent)
     environment.ensure(root, lock, str(ROOT / ".venv/bin/uv"), python, "")

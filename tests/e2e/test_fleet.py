@@ -45,19 +45,19 @@ class Fleet:
         return taken.code, taken.text
 
     def planned(self, roles: str) -> dict[str, dict[str, Any]]:
-        """The planned runs by agent."""
+        """Return the planned runs by agent."""
         code, text = self.play("playbooks/plan.yml", "-e", f"role={roles}")
         assert code == 0, text
         return {run["agent"]: run for run in rundir.read_json(self.hosts.output / "plan.json")["runs"]}
 
     def run_dir(self, number: int, run_id: str) -> pathlib.Path:
-        """A run's directory on a host, made before its launch for what a test puts there."""
+        """Return a run's directory on a host, made before its launch for what a test puts there."""
         path = self.hosts.root(number) / "runs" / run_id
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def placed(self) -> dict[str, tuple[str, int]]:
-        """Where each run was launched: trainer and lane, by agent."""
+        """Return where each run was launched: trainer and lane, by agent."""
         noted = [rundir.read_json(path) for path in (self.hosts.output / "runs").glob("*.json")]
         return {one["run_id"].partition("-")[0]: (one["trainer"], one["lane"]) for one in noted}
 
@@ -120,7 +120,7 @@ def test_one_host_is_lost_and_the_others_go_on(fleet: Fleet) -> None:
     assert code == 0, text
     assert fleet.verified() == ALL
 
-    code, text = fleet.play("train.yml", dead=True)  # whoever touches a host fails
+    code, text = fleet.play("train.yml", dead=True)  # a connection to a host fails
     assert code == 0, text
     assert text.count("is ready already") == 7
 

@@ -51,20 +51,20 @@ def test_wrong_results_are_noticed(environment: pathlib.Path) -> None:
 
 
 def compiles(environment: pathlib.Path) -> bool:
-    """Whether this machine has what compiling C for an interpreter takes."""
+    """Tell whether this machine has what compiling C for an interpreter takes."""
     code = "import os, sysconfig; print(os.path.exists(sysconfig.get_path('include', 'posix_prefix') + '/Python.h'))"
     done = subprocess.run([str(environment), "-c", code], capture_output=True, text=True, check=True)
     return done.stdout == "True\n" and any(shutil.which(name) for name in ("gcc", "clang"))
 
 
 def for_cuda(environment: pathlib.Path) -> bool:
-    """Whether the environment's torch is the build for CUDA, as it is where one for CPUs cannot be had."""
+    """Tell whether the environment's torch is the build for CUDA, as it is where one for CPUs cannot be had."""
     return not environment.parents[1].resolve().name.startswith("trainer-cpu-")
 
 
 @pytest.fixture
 def cuda(environment: pathlib.Path) -> pathlib.Path:
-    """The Python of an environment with Triton, on a machine that compiles for it."""
+    """Return the Python of an environment with Triton, on a machine that compiles for it."""
     if not for_cuda(environment):
         pytest.skip("the environment is built for CPUs, without Triton")
     if not compiles(environment):
@@ -107,7 +107,7 @@ except g.CannotCompile as error:
 
 @pytest.fixture
 def compiling(cuda: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., str]:
-    """Compiles, with other paths of Python or other variables, and says what the check would say."""
+    """Compile, with other paths of Python or other variables; return what the check would say."""
 
     def said(paths: str = "", **variables: str) -> str:
         command = [str(cuda), "-c", COMPILE.format(paths)]

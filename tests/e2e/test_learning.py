@@ -87,7 +87,7 @@ class Bench:
         return [event for event in events if event["event"] == kind]
 
     def figures(self, name: str) -> list[float]:
-        """All that a training logged of loss, gradients and evaluations."""
+        """Return all that a training logged of loss, gradients and evaluations."""
         steps = [(event["loss"], event["grad_norm"]) for event in self.events(name, "log")]
         return [*(figure for pair in steps for figure in pair), *self.evaluated(name).values()]
 
@@ -113,7 +113,7 @@ def train(python: pathlib.Path, folders: list[pathlib.Path], **environment: str)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, environment: pathlib.Path) -> dict[str, Bench]:
-    """All trainings of the quick tests, of one process: each of them imported Axolotl anew else."""
+    """Do all trainings of the quick tests in one process: otherwise each of them would import Axolotl anew."""
     examples, benches = ROOT / "examples/datasets", {}
     for lay, data in ((machine_keys, None), (one_seed, examples), (worse, None), (small_data, None)):
         root = tmp_path_factory.mktemp(lay.__name__)

@@ -95,7 +95,7 @@ def desk(tmp_path: pathlib.Path) -> Desk:
 
 @pytest.fixture
 def trained(lab: Lab, desk: Desk) -> Any:
-    """Starts a pretended training on the desk's trainer."""
+    """Provide a starter of pretended trainings on the desk's trainer."""
 
     def start(*states: str, **settings: Any) -> pathlib.Path:
         run_dir = lab.make("witness-0", desk.root / "runs", **settings)

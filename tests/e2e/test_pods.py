@@ -46,20 +46,20 @@ class RunPod:
         return self.ask("GET", "/sim/state")
 
     def seed(self, path: str) -> pathlib.Path:
-        """A folder that the volume of every pod begins with from now on."""
+        """Return a folder that the volume of every pod begins with from now on."""
         folder = self.state_dir / "seed" / path
         folder.mkdir(parents=True)
         return folder
 
     def pods(self, owner: str = "") -> list[dict[str, Any]]:
-        """The pods that cost money now, of one owner or of all."""
+        """List the pods that cost money now, of one owner or of all."""
         found = [pod for pod in self.state()["pods"] if pod["status"] != "TERMINATED"]
         return [pod for pod in found if f"-{owner}-" in pod["name"] or not owner]
 
 
 @pytest.fixture(scope="session")
 def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
-    """One simulator for all tests; every pod is gone in the end, and all was as RunPod describes its API."""
+    """Provide one simulator for all tests; in the end every pod is gone, and RunPod's description was kept to."""
     home = tmp_path_factory.mktemp("runpod")
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -124,7 +124,7 @@ class Renter:
         return played.wait(seconds), played.text()
 
     def run_id(self, agent: str) -> str:
-        """What a run of an agent will be called."""
+        """Return what a run of an agent will be called."""
         code, text = self.play("playbooks/plan.yml", "-e", f"role={agent}")
         assert code == 0, text
         return planned(self.output, agent)
@@ -138,7 +138,7 @@ class Renter:
 
 @pytest.fixture
 def renters(tmp_path: pathlib.Path, runpod: RunPod) -> Iterator[Callable[..., Renter]]:
-    """Makes renters. After the test no fault is left, and no pod."""
+    """Provide a maker of renters. After the test no fault is left, and no pod."""
     made: list[Renter] = []
 
     def make(**variables: Any) -> Renter:

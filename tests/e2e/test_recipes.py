@@ -18,7 +18,7 @@ PATHS = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "ty
 
 
 def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[str]:
-    """What Axolotl says against each recipe; nothing of one that it takes."""
+    """Return Axolotl's objections to each recipe; an empty one for a recipe that it accepts."""
     asked = [validation.Question({}, one, A100, "") for one in recipes]
     return ["\n".join(said) for said in validation.ask_axolotl(environment, ROOT, asked, CONVERGE)["problems"]]
 

@@ -36,7 +36,7 @@ def tree(folder: pathlib.Path) -> dict[str, int]:
 
 
 def test_one_command_and_once_more(checkout: Checkout) -> None:
-    # As RunPod's clusters have it in every account: whoever believed it would wait for seven others.
+    # As RunPod's clusters set it in every account: a program that believed it would wait for seven others.
     checkout.environment |= {
         "RANK": "3",
         "LOCAL_RANK": "3",
@@ -117,7 +117,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
 
 @pytest.mark.soak
 def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> None:
-    """kill -9 of Axolotl, of its supervisor, and playbooks/stop.yml, in one run; its status is lost on the way, too."""
+    """Kill Axolotl and its supervisor with -9, stop it by playbooks/stop.yml, and lose its status, all in one run."""
     recipe = SHORT | {"max_steps": 10, "eval_steps": 10, "plugins": ["hold.Hold"]}
     slow = ("-e", json.dumps({"recipe": recipe}), "-e", "run_backend=process", "-e", "run_wandb=disabled")
     run_dir = checkout.run_dir(checkout.planned("witness", *slow))
@@ -130,7 +130,7 @@ def test_killed_and_stopped_again_and_again(checkout: Checkout, seen: Seen) -> N
         return rundir.last_complete(run_dir / "output")
 
     def at(start: int, step: int) -> bool:
-        """Whether this very start has trained to a step."""
+        """Tell whether this very start has trained to a step."""
         events = rundir.read_events(run_dir / "metrics.jsonl")[0]
         begun = sum(event["event"] == "begin" for event in events)
         return begun == start and any(event.get("step", 0) == step for event in rundir.surviving_events(events))

@@ -64,7 +64,7 @@ def play(output: pathlib.Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A page of two agents with six runs, one of them with a NaN, two rehearsals, and three runs under way."""
+    """Make a page of two agents with six runs, one of them with a NaN, two rehearsals, and three runs under way."""
     output = tmp_path_factory.mktemp("report") / "output"
     workshop(output)
     said = play(output)
@@ -76,7 +76,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium without a screen; it and all that it started end with the module."""
+    """Provide Chromium without a screen; it and all that it started end with the module."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
@@ -106,7 +106,7 @@ def show(browser: webdriver.Chrome, page: pathlib.Path, width: int, scheme: str)
 
 
 def photograph(browser: webdriver.Chrome, width: int) -> bytes:
-    """The whole page as PNG."""
+    """Return the whole page as PNG."""
     height = browser.execute_script("return document.documentElement.scrollHeight")
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})

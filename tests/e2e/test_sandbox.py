@@ -37,13 +37,13 @@ def test_that_hangs():
 
 
 def outside() -> dict[str, str]:
-    """The environment of somebody who is in no sandbox."""
+    """Return the environment of somebody who is in no sandbox."""
     return {name: value for name, value in os.environ.items() if name != "LORA_FORGE_SANDBOX"}
 
 
 @contextlib.contextmanager
 def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], pathlib.Path]]:
-    """A pytest that has begun to hang, as a user starts one, and the folder of its sandbox."""
+    """Start a pytest that hangs, as a user would; yield it, and the folder of its sandbox."""
     home.mkdir()
     said = home / "said"
     (home / "test_left.py").write_text(LEAVES.format(root=ROOT, said=said))
@@ -66,7 +66,7 @@ def hanging(home: pathlib.Path, *options: str) -> Iterator[tuple[subprocess.Pope
 
 
 def left(folder: pathlib.Path) -> list[object]:
-    """What there is of a sandbox."""
+    """List what is left of a sandbox."""
     here = [*folder.parent.glob(folder.name), *(ROOT / ".hosts").glob(f"{folder.name}*")]
     mounts = [line for line in pathlib.Path("/proc/mounts").read_text().splitlines() if f"{folder}/" in line]
     return [*here, *sandbox.inhabitants(folder), *sandbox.containers(folder), *mounts]

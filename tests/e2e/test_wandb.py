@@ -27,7 +27,7 @@ def server() -> Iterator[WandbServer]:
 
 
 def holding(folder: pathlib.Path, secret: str) -> list[pathlib.Path]:
-    """The files below a folder that hold a secret."""
+    """List the files below a folder that hold a secret."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path for path in files if "env/" not in str(path) and secret.encode() in path.read_bytes()]
 
@@ -113,7 +113,7 @@ def test_a_key_that_is_wrong_is_found_before_anything_starts(checkout: Checkout,
     assert "WANDB_API_KEY" in text
     assert "x" * 40 not in text
     assert not (checkout.trainer / "runs").exists()
-    # Whoever wants to stop a run, or to look at one, is not asked for it.
+    # To stop a run, or to look at one, no key is needed.
     code, text = checkout.play(*WITNESS, playbook="playbooks/stop.yml")
     assert code == 0, text
 

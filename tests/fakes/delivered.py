@@ -1,4 +1,4 @@
-"""An output folder as trainings leave it: manifests, logs, histories, and the last look. All figures are invented."""
+"""An output folder as trainings leave it: manifests, logs, histories, and the last status. All figures are invented."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ RENTED = {"usd": 2.31, "usd_per_hour": 0.86, "source": "RunPod's price × time",
 
 
 def sha(word: str) -> str:
-    """Something that looks like a SHA-256."""
+    """Return something that looks like a SHA-256."""
     return (word.encode().hex() * 64)[:64]
 
 
 def losses(first: float, last: float, steps: int, every: int, wave: float = 0.02) -> list[tuple[int, float]]:
-    """A curve that falls quickly, then slowly, with a little noise that is always the same."""
+    """Return a curve that falls quickly, then slowly, with a little noise that is always the same."""
     return [
         (
             step,
@@ -46,7 +46,7 @@ def losses(first: float, last: float, steps: int, every: int, wave: float = 0.02
 def events(
     train: list[tuple[int, Any]], evaluated: list[tuple[int, Any]], start: float = START, pace: float = 9.0
 ) -> list[dict[str, Any]]:
-    """The events of a run: losses by step, at so many seconds a step."""
+    """Return the events of a run: losses by step, at so many seconds a step."""
     planned = train[-1][0]
     found = [
         {"event": "log", "step": step, "loss": loss, "tokens_per_second": 9000 + step % 7 * 100.5}
@@ -59,7 +59,7 @@ def events(
 
 
 def planned(run_id: str = "witness-1", **changes: Any) -> PlannedRun:
-    """A run as it was planned, with what is given otherwise."""
+    """Return a planned run, with some values changed."""
     agent = run_id.partition("-")[0]
     known: dict[str, Any] = {
         "run_id": run_id, "agent": agent, "name": agent, "fingerprint": sha(run_id), "trainer": "gpu-1",
@@ -71,7 +71,7 @@ def planned(run_id: str = "witness-1", **changes: Any) -> PlannedRun:
 def deliver(
     output: pathlib.Path, agent: str, run_id: str, logged: list[dict[str, Any]] | None = None, **changes: Any
 ) -> pathlib.Path:
-    """A delivered run, without its weights.
+    """Write a delivered run, without its weights.
 
     Args:
         output: The output folder.
@@ -128,7 +128,7 @@ def promote(output: pathlib.Path, agent: str, run_id: str, *lines: dict[str, Any
 
 
 def workshop(output: pathlib.Path) -> None:
-    """Some weeks of work: real runs, one with a NaN, one measured otherwise, rehearsals, and runs under way."""
+    """Write some weeks of work: real runs, one with a NaN, one measured otherwise, rehearsals, and runs under way."""
     day = 86400.0
     tuned = RECIPE | {"learning_rate": 0.0001, "num_epochs": 4}
     newer = [{"path": "datasets/polecat_train.jsonl", "use": "train", "sha256": sha("newer"), "examples": 171}]

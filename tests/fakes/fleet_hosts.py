@@ -55,7 +55,7 @@ exec "$here/python3" "$@"
 
 
 def container(number: int) -> str:
-    """The name of a host's container."""
+    """Return the name of a host's container."""
     return f"{sandbox.name()}-fleet-{number}"
 
 
@@ -187,15 +187,15 @@ class Hosts:
         self.reset()
 
     def disk(self, number: int) -> pathlib.Path:
-        """A host's /workspace."""
+        """Return a host's /workspace."""
         return self.home / f"disk/{number}"
 
     def root(self, number: int) -> pathlib.Path:
-        """A host's trainer_root."""
+        """Return a host's trainer_root."""
         return self.disk(number) / pathlib.PurePath(TRAINER_ROOT).name
 
     def host_key(self, number: int) -> str:
-        """A host's public key, when it has made one."""
+        """Return a host's public key, once it has made one."""
         read = ["podman", "exec", container(number), "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
         deadline = time.monotonic() + 60
         while True:
@@ -207,7 +207,7 @@ class Hosts:
             time.sleep(0.2)
 
     def write_inventory(self, name: str, count: int, port: int) -> None:
-        """An inventory of the first hosts, in the home folder.
+        """Write an inventory of the first hosts into the home folder.
 
         Args:
             name: The file.
@@ -256,7 +256,7 @@ class Hosts:
         (home / environment.COMPLETE).touch()
 
     def used(self) -> Optional[float]:
-        """CPU seconds that all containers have used so far; None where the kernel does not tell."""
+        """Return the CPU seconds that all containers have used so far; None where the kernel does not tell."""
         if len(self.usage_files) < self.count:
             return None
         total = 0.0
@@ -266,7 +266,7 @@ class Hosts:
         return total
 
     def clock(self, command: list[str], variables: Optional[dict[str, str]] = None, fails: bool = False) -> Taken:
-        """:func:`clock`, with the CPU seconds of the containers."""
+        """Run :func:`clock`, with the CPU seconds of the containers."""
         before = self.used()
         taken = clock(command, self.home / "log.txt", variables, fails)
         after = self.used()
@@ -290,7 +290,7 @@ class Hosts:
             playbook: Its path in the checkout.
             arguments: Further arguments of ansible-playbook.
             count: How many hosts; all by default.
-            dead: Let every host have a port where nobody listens: whoever touches one fails.
+            dead: Give every host a port where nobody listens: a connection to one fails.
             variables: Added to its environment.
             fails: Whether it may fail.
         """
@@ -312,7 +312,7 @@ class Hosts:
                 subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "host"], capture_output=True)
 
     def bare(self, count: int, fails: bool = False) -> Taken:
-        """``ssh host true`` to the first hosts, all at a time."""
+        """Run ``ssh host true`` on the first hosts, all at once."""
         names = " ".join(f"host-{number}" for number in range(count))
         ssh = f"ssh -n -F {self.home}/ssh_config HOST true"
         return self.clock(["sh", "-c", f"printf '%s\\n' {names} | xargs -P {count} -I HOST {ssh}"], fails=fails)

@@ -18,7 +18,7 @@ FILE = pathlib.Path(__file__).with_name("hold")
 
 
 def held(step: int) -> bool:
-    """Whether a training waits after so many steps."""
+    """Tell whether a training waits after so many steps."""
     try:
         return step >= int(FILE.read_text() or 0)
     except FileNotFoundError:
@@ -36,7 +36,7 @@ class Waiting(TrainerCallback):
             time.sleep(0.05)
 
     def stopping(self) -> bool:
-        """Whether lora_forge_axolotl was told to stop."""
+        """Tell whether lora_forge_axolotl was told to stop."""
         return any(getattr(callback, "stop_wanted", False) for callback in self.trainer.callback_handler.callbacks)
 
 

@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hook]:
-    """A webhook that serves until the end of the block."""
+    """Serve a webhook until the end of the block."""
     server = Hook()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

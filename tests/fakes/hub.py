@@ -30,7 +30,7 @@ class Model:
 
 
 def tiny_model(shards: int = 2, size: int = 3 * 1024 * 1024, seed: int = 0) -> dict[str, bytes]:
-    """The files of a model whose weights are noise.
+    """Return the files of a model whose weights are noise.
 
     Args:
         shards: How many files they are in; with one there is no index.
@@ -91,7 +91,7 @@ class Hub:
         self.thread.join(5)
 
     def ranges(self, name: str) -> list[str]:
-        """The Range headers of all requests for a file's bytes."""
+        """List the Range headers of all requests for a file's bytes."""
         return [asked for method, path, asked in self.requests if method == "GET" and path == f"/cdn/{name}"]
 
     def handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:

@@ -22,7 +22,7 @@ PATIENCE = 120.0  # seconds; what has not happened by then, on however slow a ma
 
 
 def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """The first true value of a condition; fails when there is none in time."""
+    """Return the first true value of a condition; fail when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -33,7 +33,7 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Tell whether a process is there and no zombie."""
     return rundir.process_start(pid) is not None
 
 
@@ -59,7 +59,7 @@ class Lab:
         processes: int = 1,
         **fake: Any,
     ) -> dict[str, Any]:
-        """What becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
+        """Return what becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
         env = {f"FAKE_{name.upper()}": str(value) for name, value in fake.items()}
         command = [self.python, str(FAKE)]
         return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
@@ -72,7 +72,7 @@ class Lab:
         return runs.Launch.from_dict(spec | {"environment": spec["env"], "facts": facts or {}})
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
-        """A run directory with supervisor.py (of a faster pulse) and rundir.py in it."""
+        """Make a run directory with supervisor.py (of a faster pulse) and rundir.py in it."""
         run_dir = (where or self.root) / run_id
         run_dir.mkdir(parents=True)
         text = (ROOT / "roles/run/files/supervisor.py").read_text()
@@ -85,7 +85,7 @@ class Lab:
         return run_dir
 
     def make(self, run_id: str = "witness-0", where: pathlib.Path | None = None, **settings: Any) -> pathlib.Path:
-        """A run directory that is ready for its supervisor."""
+        """Make a run directory that is ready for its supervisor."""
         run_dir = self.stage(run_id, where)
         rundir.write_json(run_dir / "run.json", self.spec(run_id, **settings))
         return run_dir
@@ -138,7 +138,7 @@ def until(run_dir: pathlib.Path, *states: str, seconds: float = PATIENCE) -> dic
 
 
 def events(run_dir: pathlib.Path, kind: str = "") -> list[dict[str, Any]]:
-    """The events of metrics.jsonl."""
+    """Return the events of metrics.jsonl."""
     found, _ = rundir.read_events(run_dir / "metrics.jsonl")
     return [event for event in found if not kind or event["event"] == kind]
 
@@ -154,18 +154,18 @@ def go_on(run_dir: pathlib.Path) -> None:
 
 
 def one_after_the_other(*run_dirs: pathlib.Path) -> bool:
-    """Whether each run's last training had ended, by its own word, when the next one's began."""
+    """Tell whether each run's last training had ended, as it noted itself, when the next one's began."""
     begins = [events(run_dir, "begin")[0]["time"] for run_dir in run_dirs]
     ends = [events(run_dir, "end")[-1]["time"] for run_dir in run_dirs]
     return all(end <= begin for end, begin in zip(ends, begins[1:]))
 
 
 def starts(run_dir: pathlib.Path) -> list[int]:
-    """The step each trainer of the run started from."""
+    """List the steps from which the trainers of the run started."""
     path = run_dir / "starts.txt"
     return [int(line.split()[1]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def counted_steps(run_dir: pathlib.Path) -> list[int]:
-    """The logged steps of the history that counts."""
+    """List the logged steps of the history that counts."""
     return [event["step"] for event in rundir.surviving_events(events(run_dir)) if event["event"] == "log"]

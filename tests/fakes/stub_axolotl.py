@@ -30,7 +30,7 @@ def shapes(model: pathlib.Path) -> dict[str, list[int]]:
 
 
 def adapter(recipe: dict[str, Any], model: pathlib.Path) -> dict[str, np.ndarray]:
-    """An A and a B for every target module of every layer."""
+    """Return an A and a B for every target module of every layer."""
     rng = np.random.default_rng(int(recipe.get("seed", 0)))
     rank, tensors = recipe["lora_r"], {}
     for name, shape in shapes(model).items():
@@ -43,7 +43,7 @@ def adapter(recipe: dict[str, Any], model: pathlib.Path) -> dict[str, np.ndarray
 
 
 def write_adapter(folder: pathlib.Path, recipe: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """Weights, their configuration, and the tokenizer."""
+    """Write weights, their configuration, and the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {

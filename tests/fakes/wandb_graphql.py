@@ -14,7 +14,7 @@ class Gap(Exception):
 
 
 def parse(document: str) -> tuple[str, list[Any], dict[str, list[Any]]]:
-    """A document as its operation's name, its selection and its fragments.
+    """Split a document into its operation's name, its selection and its fragments.
 
     A selection is a list of (answer's key, field, selection or None) and of fragments' names. Arguments are left out,
     as everything that matters here arrives as a variable.
@@ -62,7 +62,7 @@ def parse(document: str) -> tuple[str, list[Any], dict[str, list[Any]]]:
 
 
 def shape(value: Any, chosen: list[Any] | None, fragments: dict[str, list[Any]]) -> Any:
-    """What a selection takes of a value.
+    """Return what a selection takes of a value.
 
     Raises:
         Gap: A field that the value does not have.
@@ -83,7 +83,7 @@ def shape(value: Any, chosen: list[Any] | None, fragments: dict[str, list[Any]])
 
 
 def matches(view: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a run passes a filter in MongoDB's words, as far as they are known here.
+    """Tell whether a run passes a filter in MongoDB's terms, as far as they are known here.
 
     Raises:
         Gap: A word that is not.

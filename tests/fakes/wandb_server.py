@@ -125,7 +125,7 @@ class WandbServer:
             run.update(changes)
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain values; a run's history as W&B would show it."""
+        """Return everything as plain values; a run's history as W&B would show it."""
         with self.lock:
             runs = {
                 name: run | {"state": self.state_of(run), "history": points(run)} for name, run in self.runs.items()
@@ -147,7 +147,7 @@ class WandbServer:
         return self.runs[run_id]
 
     def state_of(self, run: dict[str, Any]) -> str:
-        """The state as the service would tell it."""
+        """Return the state as the service would tell it."""
         if run["told"]:
             return str(run["told"])
         if run["complete"]:
@@ -155,12 +155,12 @@ class WandbServer:
         return "crashed" if time.time() - run["heartbeat"] > self.crash_after else "running"
 
     def moment(self, when: float) -> str:
-        """A time as the server's clock has it, in its own form."""
+        """Write a time as the server's clock has it, in its own form."""
         at = datetime.datetime.fromtimestamp(when + self.faults["skew"], datetime.timezone.utc)
         return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def view(self, run: dict[str, Any]) -> dict[str, Any]:
-        """A run as GraphQL has it."""
+        """Return a run as GraphQL has it."""
         history = points(run)
         system = {key: value for event in run["events"] for key, value in event.items() if not key.startswith("_")}
         return {
@@ -182,7 +182,7 @@ class WandbServer:
         }  # fmt: skip
 
     def project(self, entity: str, name: str) -> dict[str, Any] | None:
-        """A project as GraphQL has it, without its runs; None when there is none."""
+        """Return a project as GraphQL has it, without its runs; None when there is none."""
         if not any((run["entity"], run["project"]) == (entity, name) for run in self.runs.values()):
             return None
         owner = {"id": f"Entity:{entity}", "name": entity}
@@ -200,7 +200,7 @@ class WandbServer:
         return 200, {"data": shape(resolver(body.get("variables") or {}), chosen, fragments)}
 
     def on_Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Whose key it is."""
+        """Say whose key it is."""
         viewer = {
             "id": "User:1", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "tester@example.org",
             "flags": "{}", "admin": False, "deletedAt": None, "apiKeys": {"edges": []},
@@ -211,11 +211,11 @@ class WandbServer:
     on_GetViewer = on_GetDefaultEntity = on_Viewer
 
     def on_ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
-        """No feature beyond the oldest."""
+        """Offer no feature beyond the oldest."""
         return {"serverInfo": {"features": []}}
 
     def on_OrganizationCoreWeaveOrganizationID(self, _: dict[str, Any]) -> dict[str, Any]:
-        """The entity belongs to no customer of the service's cloud."""
+        """Answer that the entity belongs to no customer of the service's cloud."""
         return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
 
     def on_UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -238,17 +238,17 @@ class WandbServer:
         return {"upsertBucket": {"bucket": self.view(run), "inserted": inserted}}
 
     def on_RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What there is of a run that may be resumed."""
+        """Return what there is of a run that may be resumed."""
         found = self.on_Run({**given, "entity": given.get("entity") or ENTITY})["project"]
         return {"model": found and {**found, "bucket": found["run"]}}
 
     def on_CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Where to upload files to."""
+        """Say where to upload files to."""
         urls = [{"name": name, "uploadUrl": f"{self.url}/storage/{given['run']}/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": urls}}
 
     def on_Run(self, given: dict[str, Any]) -> dict[str, Any]:
-        """One run, or something of it."""
+        """Return one run, or something of it."""
         project = self.project(given["entity"], given["project"])
         run = self.runs.get(given.get("name") or given.get("run") or given["runName"])
         mine = run and (run["entity"], run["project"]) == (given["entity"], given["project"])
@@ -257,7 +257,7 @@ class WandbServer:
     on_RunFullHistory = on_RunHistoryKeys = on_RunParquetHistory = on_Run
 
     def on_HistoryPage(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The points of a run within some steps."""
+        """Return the points of a run within a range of steps."""
         found = self.on_Run(given)
         run = (found["project"] or {}).get("run")
         if run:
@@ -266,7 +266,7 @@ class WandbServer:
         return found
 
     def on_Runs(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The runs of a project that a filter lets through, by their age."""
+        """Return the runs of a project that a filter lets through, by their age."""
         project = self.project(given["entity"], given["project"])
         if given.get("order") not in ("+created_at", "-created_at"):
             raise Gap(f"order {given.get('order')}")
@@ -302,7 +302,7 @@ class WandbServer:
     # --- requests --------------------------------------------------------------------------------------------------
 
     def strike(self, kind: str) -> dict[str, Any]:
-        """The faults that a request of a kind meets; counts it."""
+        """Count a request of a kind, and return the faults that it meets."""
         with self.lock:
             if self.faults["only"] not in ("all", kind):
                 return dict(FAULTS)
@@ -347,13 +347,13 @@ class WandbServer:
 
 
 def points(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run's history as W&B shows it: by step, one point each."""
+    """Return a run's history as W&B shows it: one point per step."""
     by_step = {point.get("_step", number): point for number, point in enumerate(run["history"])}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def tail(lines: list[dict[str, Any]]) -> str:
-    """The last line, in the form in which a client that resumes wants it."""
+    """Return the last line, in the form in which a client that resumes wants it."""
     return json.dumps([json.dumps(line) for line in lines[-1:]])
 
 
@@ -398,7 +398,7 @@ def _handler(server: WandbServer) -> type[http.server.BaseHTTPRequestHandler]:
         do_GET = do_PUT = do_HEAD = do_POST
 
         def key(self) -> str:
-            """The request's key, which comes as a password."""
+            """Return the request's key, which comes as a password."""
             with contextlib.suppress(ValueError):
                 word = (self.headers.get("Authorization") or "").removeprefix("Basic ")
                 return base64.b64decode(word).decode().partition(":")[2]

@@ -372,7 +372,7 @@ class Rig:
         self.restart()
 
     def restart(self) -> None:
-        """Another process: it knows what lies on disk."""
+        """Start as another process, which knows what lies on disk."""
         closed = lambda pod, claim: self.shut(pod)  # noqa: E731
         self.manager = PodManager(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
 
@@ -392,7 +392,7 @@ class Rig:
         assert not any(KEY in path.read_text() for path in self.claims.folder.rglob("*") if path.is_file())
 
     def advance(self, seconds: float) -> Progress:
-        """As the action plugin does: one process after the other, each until there is something new to tell."""
+        """Act as the action plugin does: one process after the other, each until there is something new to tell."""
         until, notes, message = self.clock.now() + seconds, [], ""
         while True:
             self.restart()
@@ -413,7 +413,7 @@ class Rig:
         return progress
 
     def fails(self, seconds: float = 0.0, left: int = 0, **changes: Any) -> str:
-        """Go on and fail: the sentence. So many pods are left rented then."""
+        """Go on and fail; return the sentence. ``left`` pods are still rented then."""
         self.wanted = dataclasses.replace(self.wanted, **changes)
         with pytest.raises(UserError) as caught:
             self.advance(seconds)

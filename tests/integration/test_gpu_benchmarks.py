@@ -1,4 +1,4 @@
-"""The GPU benchmarks, with a stand-in for Axolotl: what is done in which order, what is kept, what is gone on with."""
+"""The GPU benchmarks, with a stand-in for Axolotl: what is done in which order, what is kept, what is continued."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ with open("steps.jsonl", "a") as file:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A bench whose model, data and ceiling are there; of Axolotl it has the stand-in."""
+    """Provide a bench with model, data and ceiling, and a stand-in for Axolotl."""
     (tmp_path / "axolotl/cli").mkdir(parents=True)
     for name in ("__init__", "cli/__init__"):
         (tmp_path / f"axolotl/{name}.py").touch()
@@ -59,7 +59,7 @@ def bench(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hangs(bench, monkeypatch):
-    """Lets the stand-in hang at a step; its time is up as soon as it does."""
+    """Let the stand-in hang at a step; its time is up as soon as it does."""
     wait = subprocess.Popen.wait
 
     def until_it_hangs(process: subprocess.Popen, timeout: float | None = None) -> int:
@@ -318,7 +318,7 @@ sys.exit(int(os.environ.get(f"{name}_ends", "0")))
 
 @pytest.fixture
 def visiting(tmp_path, monkeypatch):
-    """Starts a visit whose programs are stand-ins; what they were called with, and in which order, is in order.log."""
+    """Provide a visit with stand-ins for its programs; order.log holds how they were called, in order."""
     monkeypatch.setenv("WORK", str(tmp_path / "work"))
     (tmp_path / "programs").mkdir()
     for name in ("check", "random_model", "proof", "speed"):
@@ -338,7 +338,7 @@ def visiting(tmp_path, monkeypatch):
 
 
 def unpacked(tmp_path) -> set[str]:
-    """What a visit brings."""
+    """List what a visit brings."""
     found = set()
     for name in ("results", "logs"):
         with tarfile.open(tmp_path / f"out/{name}.tar.gz") as packed:

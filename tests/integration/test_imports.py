@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def lint(checkout: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    """What ``make lint-imports`` runs, over another checkout."""
+    """Run what ``make lint-imports`` runs, over another checkout."""
     return subprocess.run(
         [pathlib.Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
         cwd=checkout,

@@ -149,7 +149,7 @@ class Pod:
         (self.root / "leash" / f"{POD}.renewed").write_text(json.dumps({"deadline": deadline}))
 
     def train(self, run_id: str = "witness-0", role: str = "supervisor", deaf: bool = False) -> pathlib.Path:
-        """A run whose supervisor, or trainer, lives; a deaf one does not mind SIGTERM."""
+        """Make a run whose supervisor, or trainer, lives; a deaf one ignores SIGTERM."""
         deafen = (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)) if deaf else None  # lasts through exec
         process = subprocess.Popen(["sleep", "3600"], preexec_fn=deafen)
         self.processes.append(process)
@@ -604,7 +604,7 @@ def test_an_error_is_said_and_the_work_goes_on(pod, capsys):
 
 @pytest.fixture
 def started(tmp_path):
-    """Starts a process whose output goes to a file; returns how to read it. The process ends with the test."""
+    """Provide a starter of processes whose output goes to a file; it returns how to read it. They end with the test."""
     processes = []
 
     def start(command, env):

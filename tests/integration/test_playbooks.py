@@ -48,7 +48,7 @@ def test_playbooks_parse() -> None:
 
 @pytest.fixture
 def planned(tmp_path):
-    """Plans a whole inventory, or plays something else; returns what was printed, and the runs by agent."""
+    """Plan a whole inventory, or play something else; return what was printed, and the runs by agent."""
 
     def play(
         inventory: dict[str, Any] | str, *options: str, playbook: str = "playbooks/plan.yml", code: int = 0
@@ -95,7 +95,7 @@ def test_agents_lanes_and_forks(planned):
     placed = {agent: (run["trainer"], run["lane"], run["gpus"]) for agent, run in runs.items()}
     assert {placed.pop("crew"), placed.pop("mayor")} == {("a", 0, 2), ("a", 1, 2)}
     assert placed == {"deacon": ("b", 0, 1)}
-    assert "2 hosts have work, and Ansible looks after 1 at a time: nothing is launched on b before" in text
+    assert "2 hosts have work, and Ansible works on 1 at once: nothing is launched on b before" in text
     hosts["b"]["agents"] = ["deacon", "{{ unset_agent }}"]  # without it the list would be shorter than was meant
     text, _ = planned({"trainers": {"hosts": hosts}}, code=2)
     assert "'unset_agent' is undefined" in text
@@ -127,7 +127,7 @@ def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
         assert sentence in text
     trainers = {"hosts": {"a": {"trainer_colour": "red", "run_address": late, "run_stop_timeout": "{{ 5 * 60 }}"}}}
     text, runs = planned({"trainers": trainers}, "-e", "role=witness", "-e", "run_backend=tmux")
-    assert "! a: there is no option trainer_colour; it is passed over" in text
+    assert "! a: there is no option trainer_colour; it is ignored" in text
     assert runs["witness"]["trainer"] == "a"
 
 

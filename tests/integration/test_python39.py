@@ -42,7 +42,7 @@ TERMINATE, DELETE = ("POST", f"/v2/pods/{POD}/action"), ("DELETE", f"/v2/pods/{P
 
 @pytest.fixture(scope="session")
 def python39():
-    """The path of a CPython 3.9; without one the test is skipped, unless the one that is named will not do."""
+    """Return the path of a CPython 3.9; skip the test without one, unless the one that is named will not do."""
     named = os.environ.get("LORA_FORGE_PYTHON39")
     if named:
         assert cpython.probe(named, ["3.9"]), f"LORA_FORGE_PYTHON39 is {named}, which is no CPython 3.9"
@@ -58,19 +58,19 @@ def python39():
 
 @pytest.fixture
 def lab39(lab, python39):
-    """A pretended trainer whose Python is 3.9."""
+    """Provide a pretended trainer whose Python is 3.9."""
     lab.python = python39
     return lab
 
 
 def program_of(noted: dict[str, Any]) -> str:
-    """Which program a process is that was noted by rundir.identity."""
+    """Return which program a process is that was noted by rundir.identity."""
     assert rundir.is_alive(noted)
     return os.readlink(f"/proc/{noted['pid']}/exe")
 
 
 def brought(process: subprocess.Popen[bytes], log: pathlib.Path, condition: Callable[[], Any]) -> Any:
-    """The first true value of a condition that a process brings about; fails with its log if it does not."""
+    """Return the first true value of a condition that a process brings about; fail with its log if it does not."""
 
     def look() -> Any:
         ended = process.poll() is not None  # before the look: it may come to its end between the two
@@ -85,7 +85,7 @@ def brought(process: subprocess.Popen[bytes], log: pathlib.Path, condition: Call
 
 
 def until(process: subprocess.Popen[bytes], run: pathlib.Path, state: str) -> dict[str, Any]:
-    """The status of a run once it is in a state, which its supervisor brings about."""
+    """Return the status of a run once its supervisor has brought it into a state."""
     return brought(process, run / "supervisor.out", lambda: status(run).get("state") == state and status(run))
 
 
@@ -99,7 +99,7 @@ def reached(process: subprocess.Popen[bytes], run: pathlib.Path, step: int) -> N
 
 
 def modules_of_action(name: str) -> set[str]:
-    """The modules that a task of this name has Ansible run on its host: an action plugin's, or the module itself."""
+    """Name the modules that Ansible runs on the host for a task: an action plugin's, or the module itself."""
     plugin = ROOT / "action_plugins" / f"{name}.py"
     if not plugin.exists():
         return {name} if (ROOT / "library" / f"{name}.py").exists() else set()
@@ -113,7 +113,7 @@ def modules_of_action(name: str) -> set[str]:
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:
-    """The modules that a file of tasks has run on its host's own Python, with all files and roles that it includes."""
+    """Name the modules that a task file runs on its host's own Python, with all files and roles that it includes."""
     if path in seen:
         return set()
     seen.add(path)
@@ -143,7 +143,7 @@ def modules_of_list(tasks: list[dict[str, Any]], folder: pathlib.Path, seen: set
 
 
 def modules_on_trainers() -> set[str]:
-    """The modules that the plays have run on a trainer's own Python."""
+    """Name the modules that the plays run on a trainer's own Python."""
     found, seen = set(), set()
     for path in sorted((ROOT / "playbooks").glob("*.yml")):
         for play in yaml.safe_load(path.read_text()):
@@ -155,20 +155,19 @@ def modules_on_trainers() -> set[str]:
 
 
 def imported(path: pathlib.Path, seen: set[pathlib.Path]) -> set[pathlib.Path]:
-    """A file, and all files of module_utils that it imports."""
+    """Return a file, and all files of module_utils that it imports."""
     seen.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils.lora_forge"):
-            inside = node.module.split(".")[3:]  # the room, and the file where names of one are imported
-            files = ["/".join(inside), *("/".join([*inside, alias.name]) for alias in node.names)]
-            for other in (ROOT / "module_utils/lora_forge" / f"{name}.py" for name in files):
+            place = ROOT.joinpath(*node.module.split(".")[1:])
+            for other in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
                 if other.exists() and other not in seen:
                     imported(other, seen)
     return seen
 
 
 def shipped() -> list[pathlib.Path]:
-    """Every file that a trainer's own Python runs."""
+    """List every file that a trainer's own Python runs."""
     seen = {ROOT / name for name in PROGRAMS}
     for name in LISTED:
         imported(ROOT / "library" / f"{name}.py", seen)
@@ -316,7 +315,7 @@ def runpod():
 
 @pytest.fixture
 def leash(tmp_path, runpod, python39):
-    """Starts a leash with a faster pulse as a process; returns it, and the file of what it says."""
+    """Provide a starter of leashes with a faster pulse; it returns the process, and the file of its output."""
     processes = []
     text = (ROOT / "roles/pod/files/leash.py").read_text()
     quick = {"TICK = 5.0 ": "TICK = 0.05 ", "GRACE = 120.0 ": "GRACE = 0.1 ", "RETRY = 60.0 ": "RETRY = 0.1 "}
@@ -457,7 +456,7 @@ ON_A_POD: list[dict[str, Any]] = [
 
 @pytest.fixture
 def play(tmp_path, python39):
-    """Has Ansible make calls to this machine as a trainer whose Python is 3.9; returns the answer of each by name."""
+    """Have Ansible make calls to this machine as a trainer whose Python is 3.9; return each answer by name."""
     programs = pathlib.Path(sys.executable).parent
 
     def run(root: pathlib.Path, calls: list[dict[str, Any]], **variables: Any) -> dict[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ class Client:
         self.headers: dict[str, str] = {}
 
     def call(self, method: str, path: str, body: Any = None, key: str = "simulated-key", **headers: str):
-        """Status and body (parsed when it is JSON) of one request."""
+        """Return status and body (parsed when it is JSON) of one request."""
         sent = {"User-Agent": "test", "Content-Type": "application/json", **headers}
         sent |= {"Authorization": f"Bearer {key}"} if key else {}
         connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
@@ -67,7 +67,7 @@ class Client:
         return pod
 
     def act(self, pod_id: str, action: str, status: int = 200) -> Any:
-        """One action."""
+        """Do one action."""
         got, answer = self.call("POST", f"/v2/pods/{pod_id}/action", {"action": action})
         assert got == status, answer
         return answer
@@ -130,7 +130,7 @@ def api(sim):
 
 @pytest.fixture
 def pace(api, sim):
-    """Pods that change their status when a test says so."""
+    """Let pods change their status when a test says so."""
     api.fault(status_delay=3600)
     return sim.cloud.closing.on
 
@@ -517,7 +517,7 @@ def test_it_costs_from_creation_until_it_is_stopped(api, sim):
 
 
 def stream(api: Client, path: str, count: int, **headers: str) -> list[dict[str, Any]]:
-    """So many events of a log; the connection is left open until they are there."""
+    """Read so many events of a log; the connection is left open until they are there."""
     connection = http.client.HTTPConnection(api.host, timeout=PATIENCE)
     events: list[dict[str, Any]] = []
     with contextlib.closing(connection):

@@ -112,7 +112,7 @@ def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monk
     log = run / "supervisor.log"
 
     def now() -> float:
-        """The time is up once it has said its last word."""
+        """Return a time: the limit is passed once the process has printed its last line."""
         return time.time() if log.exists() and "boom" in log.read_text() else 0.0
 
     monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))

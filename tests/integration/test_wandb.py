@@ -60,14 +60,14 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(scope="module", autouse=True)
 def client() -> None:
-    """Imports the client once: the processes that ask are forked from this one, and need not do it again."""
+    """Import the client once: the processes that ask are forked from this one, and need not do it again."""
     with mock.patch.dict(os.environ, WANDB_ERROR_REPORTING="false"):
         importlib.import_module("wandb.apis.public")
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No W&B of this machine's is asked, nothing is written into home or working folder, and no process stays."""
+    """Keep tests from W&B's own server, from home and working folder, and from leaving a process behind."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home, here = tmp_path / "home", tmp_path / "here"
@@ -82,7 +82,7 @@ def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def clients() -> list[str]:
-    """The client's processes that the modules of this process started, by the home that they gave them."""
+    """List the client's processes that modules of this process started, by the home that was given to them."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     mine = f"PYTEST_XDIST_WORKER={worker}\0".encode() if worker else b""  # others clean up after themselves
     found = []
@@ -389,7 +389,7 @@ def test_without_the_client_it_says_how_to_get_it(tmp_path, capfd, monkeypatch):
         ({"status": 503}, "server_down", "out of order (HTTP 503"),
         ({"status": 429}, "rate_limit", "takes no more requests for now (HTTP 429"),
         ({"bad_key": True}, "bad_key", "does not accept the key (user is not logged in). Make a new one"),
-        ({"status": 404}, "answer", "an answer that is of no use (returned error 404"),
+        ({"status": 404}, "answer", "an unusable answer (returned error 404"),
         ({"slow": 3600}, "timeout", "gave no answer in time"),
     ],
 )  # fmt: skip
@@ -447,7 +447,7 @@ def test_an_upload_that_breaks_off_is_told_and_made_good_by_the_next(server, tmp
     communicate = subprocess.Popen.communicate
 
     def until_refused(process: subprocess.Popen[str], timeout: float | None = None) -> tuple[str, str]:
-        """The time of an upload is up as soon as it has met the fault: its client would go on trying for hours."""
+        """Cut the time of an upload once it has met the fault: its client would go on trying for hours."""
         if timeout and "sync" in process.args:
             eventually(lambda: server.struck)
             timeout = 0.1
@@ -518,7 +518,7 @@ def test_w_and_b_can_be_made_to_lie_and_of_two_with_one_name_the_newest_is_meant
 
 
 def basic(key: str) -> str:
-    """A key as it goes over the wire."""
+    """Write a key as it goes over the wire."""
     return base64.b64encode(f"api:{key}".encode()).decode()
 
 

@@ -44,7 +44,7 @@ class Desk:
         )  # fmt: skip
 
     def rows(self) -> list[str]:
-        """The verdicts of the last look, as they were shown."""
+        """List the verdicts of the last round, as they were shown."""
         last = self.log.read_text().rpartition("  agent ")[2]
         return [line.split()[3] for line in last.splitlines()[1:] if line.startswith("  witness ")]
 

@@ -33,7 +33,7 @@ def hook() -> Iterator[Hook]:
 
 @pytest.fixture
 def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Tells of a failure; returns the warnings, in which the address never is."""
+    """Tell of a failure; return the warnings, in which the address never is."""
     monkeypatch.setattr(webhook, "_DELAY", 0.01)
 
     def play(url: str, event: str = "failed", **changes: Any) -> list[str]:
@@ -88,21 +88,21 @@ def test_slack_is_known_by_its_host(hook: Hook, tell: Any, monkeypatch: pytest.M
 )  # fmt: skip
 def test_what_does_not_arrive_is_a_warning(hook: Hook, tell: Any, status: int, words: str, asked: int) -> None:
     url = f"{hook.url}/{status}"
-    warning = f"! «witness: failed» was not told: the address in run_notify_url {words}"
+    warning = f"! «witness: failed» was not sent: the address in run_notify_url {words}"
     assert tell(url, timeout=60 if status else 1) == [warning]
     assert len(hook.paths) == asked
 
 
 @pytest.mark.parametrize("url", [f"no-url-{SECRET}", f"http://[{SECRET}", f"gopher://{SECRET}/"])
 def test_what_is_no_address_is_a_warning(tell: Any, url: str) -> None:
-    assert tell(url) == ["! «witness: failed» was not told: the address in run_notify_url cannot be reached"]
+    assert tell(url) == ["! «witness: failed» was not sent: the address in run_notify_url cannot be reached"]
 
 
 def test_an_address_where_nobody_listens_is_a_warning(tell: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # taken, and nobody listens
         warned = tell(f"http://127.0.0.1:{free.getsockname()[1]}/{SECRET}")
-    assert warned == ["! «witness: failed» was not told: the address in run_notify_url cannot be reached"]
+    assert warned == ["! «witness: failed» was not sent: the address in run_notify_url cannot be reached"]
 
 
 def test_an_answer_that_comes_a_byte_at_a_time_is_not_waited_for(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_an_answer_that_comes_a_byte_at_a_time_is_not_waited_for(tell: Any, monk
 
         threading.Thread(target=drip, daemon=True).start()
         warned = tell(f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}", timeout=1)
-    assert warned == ["! «witness: failed» was not told: the address in run_notify_url did not answer within 1 s"]
+    assert warned == ["! «witness: failed» was not sent: the address in run_notify_url did not answer within 1 s"]
 
 
 @pytest.mark.parametrize("changes", [{"url": " "}, {"events": ["finished"]}, {"silent": True}])

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def rig(tmp_path, monkeypatch):
-    """Its claims and pods, called directly."""
+    """Provide claims and pods of an account in memory, called directly."""
     from wire import Rig
 
     monkeypatch.setattr("os.fsync", lambda file: None)  # nobody cuts the power here, and disks may be slow
@@ -18,7 +18,7 @@ def rig(tmp_path, monkeypatch):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, capsys):
-    """Its modules and its inventory plugin."""
+    """Provide the modules and the inventory plugin on an account in memory."""
     from wire import Desk
 
     monkeypatch.setattr("os.fsync", lambda file: None)
@@ -27,7 +27,7 @@ def desk(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
+    """Set the time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
     import rundir
     from ansible.module_utils.lora_forge.trainer import base_model, logs, runs
     from wire import Clock

@@ -130,7 +130,7 @@ def test_too_little_memory_is_said_once():
     assert str(caught.value).count("L40S: 48 GB") == 1
 
 
-def test_a_gpu_that_may_be_too_small_is_named_with_its_doubt():
+def test_a_gpu_that_may_be_too_small_is_named_with_a_warning():
     (offer,) = costs.find_offers(SECURE, ["L4"], 1, 5, 30)
     assert offer.warning == "24 GB may be too little: 30 GiB is the estimate"
     assert [offer.warning for offer in costs.find_offers(SECURE, ["L4", "A100"], 1, 5, 30)] == [""]

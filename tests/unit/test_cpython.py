@@ -12,7 +12,7 @@ VERSIONS = cpython.VERSIONS
 
 
 def interpreter(path: pathlib.Path, says: str, code: int = 0) -> str:
-    """A program that answers as an interpreter would, and notes that it was asked."""
+    """Write a program that answers as an interpreter would, and notes that it was asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\necho asked >>{path}.asked\necho '{says}'\nexit {code}\n")
     path.chmod(0o755)
@@ -25,7 +25,7 @@ def environ(home: pathlib.Path, *folders: str, **more: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _only_here(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """What this machine has itself is not looked at."""
+    """Hide the interpreters of this machine."""
     probe = cpython.probe
     here = str(tmp_path)
     monkeypatch.setattr(cpython, "probe", lambda path, versions: probe(path, versions) if here in path else None)

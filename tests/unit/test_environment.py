@@ -62,7 +62,7 @@ class Desk:
         return environment.ensure(self.root / "env", self.cpu, str(self.uv), python, "cpu", instead)
 
     def cached(self, what: str = "cached") -> None:
-        """uv's cache has everything, or else torch."""
+        """Let uv's cache have everything, or else torch."""
         self.uv.with_name(f"uv.{what}").touch()
 
     @property

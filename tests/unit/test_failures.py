@@ -26,7 +26,7 @@ def plan(run_id: str = "witness-1", *hosts: str) -> dict[str, Any]:
 
 @pytest.fixture
 def desk(monkeypatch, tmp_path):
-    """Runs an action on a host; what was posted, and what was asked of the trainer."""
+    """Provide a runner of actions on a host; it notes what was posted, and what was asked of the trainer."""
     made = types.SimpleNamespace(posts=[], asked=[], answer={})
     monkeypatch.setattr(
         notices, "post", lambda url, body, timeout: made.posts.append((body["run_id"], body["detail"])) or ""

@@ -379,8 +379,8 @@ def test_hosts_that_ansible_does_not_get_to_are_named():
     runs = [planned("x", name) for name in "abcdef"] + [planned("y", "a"), planned("z", "g", state="ready")]
     assert fleet.fork_limit_warning(runs, 6) == []
     assert fleet.fork_limit_warning(runs, 5) == [
-        "6 hosts have work, and Ansible looks after 5 at a time: nothing is launched on f before others are done. -f 6 "
-        "looks after all of them; -e detach=true launches and does not wait"
+        "6 hosts have work, and Ansible works on 5 at once: nothing is launched on f before others are done. -f 6 "
+        "works on all of them; -e detach=true launches and does not wait"
     ]
     assert "is launched on d, e, f before" in fleet.fork_limit_warning(runs, 3)[0]
     assert "is launched on b, c, d and 2 more before" in fleet.fork_limit_warning(runs, 1)[0]

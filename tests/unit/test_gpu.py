@@ -33,7 +33,7 @@ def load(path: pathlib.Path):
 
 @pytest.fixture
 def ask(monkeypatch, tmp_path):
-    """Queries the shim, as a real process, for the answer of a word; of the runs on this machine, the test's own."""
+    """Provide a query of the shim, as a real process, for a word's answer; of the runs here it keeps the test's own."""
 
     def asker(word: str):
         monkeypatch.setenv("FAKE_GPU", word)
@@ -45,7 +45,7 @@ def ask(monkeypatch, tmp_path):
 
 @pytest.fixture
 def script(tmp_path):
-    """Makes a program that answers as the given shell text says."""
+    """Provide a maker of programs that answer as the given shell text says."""
 
     def maker(text: str) -> str:
         path = tmp_path / "nvidia-smi"
@@ -57,7 +57,7 @@ def script(tmp_path):
 
 
 def card(**values):
-    """An A100 as it is found, with other values."""
+    """Return a healthy A100, with some values changed."""
     return {
         "index": 0, "uuid": UUID, "name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920, "used_mib": 4,
         "free_mib": 81278, "compute_capability": "8.0", "ecc_errors": 0, "remap_pending": False,
@@ -276,7 +276,7 @@ AMPERE = "or take an Ampere GPU or newer"
 
 
 def test_the_default_recipe_on_a_t4(ask):
-    """transformers refuses tf32 there, torch emulates bf16, and its varlen attention begins at 8.0."""
+    """It is refused: transformers allows no tf32 there, torch emulates bf16, and its varlen attention begins at 8.0."""
     base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
     assert gpu_fitness.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu_fitness.recipe_requirements([base]))) == [
         f"{T4} bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this machine (configs/machines/), {AMPERE}",
@@ -539,7 +539,7 @@ CUDA_LOCK = str(ROOT / "requirements/trainer-cuda.txt")
 
 @pytest.fixture
 def module(monkeypatch, capsys):
-    """Runs gpu_info over the shim; returns its exit code and what it answers."""
+    """Provide a run of gpu_info over the shim; it returns exit code and answer."""
 
     def runner(word: str, **arguments):
         monkeypatch.setenv("FAKE_GPU", word)

@@ -231,7 +231,7 @@ def test_the_reason_of_a_failure(tmp_path):
     assert speed.reason(log, -9) == "exit code -9: one\ntwo"
 
 
-# What is measured in which order; what is kept, and what is gone on with, is in tests/integration
+# What is measured in which order; what is kept, and what is continued, is in tests/integration
 
 
 def test_the_order_is_one_of_worth():
@@ -303,7 +303,7 @@ def test_a_model_that_was_cut_off_is_made_anew(tmp_path, monkeypatch):
 
 
 def process(name: str, repeat: int, seconds: float, **more) -> dict:
-    """What speed.py writes, with made-up figures."""
+    """Return what speed.py writes, with made-up figures."""
     step = {"tokens": 32000, "positions": 32768, "squares": 32000 * 2000, "data": 7, "micro_batches": 4}
     steps = [{**step, "step": number, "seconds": seconds, "loss": 12 - number / 25} for number in range(1, 61)]
     keys = speed.settings(speed.combined(name), tiny=False) | {"base_model": "Qwen2.5-7B-Instruct"}

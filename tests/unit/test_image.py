@@ -47,7 +47,7 @@ def furnish(home: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def adopt(lock, tmp_path):
-    """Adopts; returns what the environment of the lock then is: a folder's name, or None."""
+    """Adopt; return what the environment of the lock then is: a folder's name, or None."""
 
     def adopted() -> str | None:
         if not environment.adopt(tmp_path / "root", lock, tmp_path / "image"):

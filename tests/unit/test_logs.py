@@ -29,7 +29,7 @@ plugin = load("action_plugins/follow_log.py")
 
 
 def made(folder: pathlib.Path, state: str = "running", log: bytes | None = None, alive: bool = True) -> pathlib.Path:
-    """A run whose supervisor is this process, or one of an earlier boot."""
+    """Make a run whose supervisor is this process, or one of an earlier boot."""
     run = folder / "witness-0"
     run.mkdir(exist_ok=True)
     process = rundir.identity(os.getpid()) | ({} if alive else {"boot": "an earlier one"})

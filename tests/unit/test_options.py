@@ -108,7 +108,7 @@ def test_a_slip_in_a_name_is_an_error(name, meant):
     "name", ["run_as", "pod_network_cidr", "trainer_colour", "trainer_name", "adapter_", "run_name"]
 )
 def test_a_variable_of_the_users_own_is_a_warning(name):
-    assert check(a={name: 1}) == ([], [f"a: there is no option {name}; it is passed over"])
+    assert check(a={name: 1}) == ([], [f"a: there is no option {name}; it is ignored"])
 
 
 def test_other_variables_are_nobodys_business():
@@ -134,7 +134,7 @@ def test_hosts_with_the_same_mistake_share_a_line():
     errors, warnings = check(**given)
     assert [line.partition(": ")[0] for line in errors + warnings] == ["gpu-0, gpu-1, gpu-2 and 2 more"] * 3
     del given["gpu-3"], given["gpu-4"]
-    assert check(**given)[1] == ["gpu-0, gpu-1, gpu-2: there is no option pod_mine; it is passed over"]
+    assert check(**given)[1] == ["gpu-0, gpu-1, gpu-2: there is no option pod_mine; it is ignored"]
 
 
 def test_what_the_project_ships_is_right():

@@ -537,7 +537,7 @@ def test_more_hosts_than_ansible_looks_after(make, data):
     runs = make("crew,mayor,witness", trainers(data, "a", "b", "c")).runs
     assert fleet.fork_limit_warning(runs, 3) == []
     [said] = fleet.fork_limit_warning(runs, 1)
-    assert said.startswith("3 hosts have work, and Ansible looks after 1 at a time: nothing is launched on ")
+    assert said.startswith("3 hosts have work, and Ansible works on 1 at once: nothing is launched on ")
     assert said.count("-f 3") == 1
 
 
@@ -1064,7 +1064,7 @@ def test_whether_something_was_begun():
 
 
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
-    """Dataset files: use, examples and tokens."""
+    """Return dataset files, each with its use, examples and tokens."""
     return [
         plan.dataset.DatasetFile("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
         for use, n, tokens in counts
@@ -1072,7 +1072,7 @@ def rows(*counts: tuple[str, int, int]) -> list[Any]:
 
 
 def lengths(examples: int, tokens: int) -> list[int]:
-    """Lengths of examples that have so many tokens together."""
+    """Return the lengths of examples that have so many tokens together."""
     return [tokens // examples + (number < tokens % examples) for number in range(examples)]
 
 

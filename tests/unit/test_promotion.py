@@ -27,7 +27,7 @@ SPLIT = KEYS | {"val_set_size": 0.05}
 def manifest(
     run_id: str, loss: Any = 0.882, rehearsal: bool = False, keys: Any = KEYS, sets: Any = (TRAIN, VAL)
 ) -> Manifest:
-    """A verified run's; the later its letter, the later it finished."""
+    """Return the manifest of a verified run; the later its letter, the later it finished."""
     return Manifest(
         run_id=run_id,
         agent="witness",
@@ -62,7 +62,7 @@ class Home:
         return self
 
     def train(self, run_id: str, *given: Any, regression: float = 0.02, **changes: Any) -> bool:
-        """A training delivers a run; returns whether latest moved."""
+        """Deliver a run as a training does; return whether latest moved."""
         self.deliver(run_id, *given, **changes)
         return promotion.promote(self.path, run_id, regression)
 
@@ -356,7 +356,7 @@ def test_nothing_is_delivered(home) -> None:
 
 
 def play(home: Home, capsys: Any, check: bool = False, **given: Any) -> dict[str, Any]:
-    """The module, as a task calls it."""
+    """Run the module as a task calls it."""
     module = load("library/lora_adapter_promotion")
     given = {"adapters": str(home.path.parent), "agent": "witness", "_ansible_check_mode": check, **given}
     with patch_module_args(given), pytest.raises(SystemExit):

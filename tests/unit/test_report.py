@@ -74,7 +74,7 @@ class Page(html.parser.HTMLParser):
         return next(row for row in self.table(caption) if name in row[0])
 
     def pictures(self) -> list[str]:
-        """What is told of each picture."""
+        """List what is told of each picture."""
         return [attrs["aria-label"] or "" for tag, attrs in self.elements if attrs.get("role") == "img"]
 
 
@@ -90,7 +90,7 @@ def look(output: pathlib.Path, *wanted: str) -> Page:
 
 @pytest.fixture
 def module(output, capsys):
-    """Runs the module; returns its answer."""
+    """Provide a run of the module; it returns the answer."""
 
     def runner(check: bool = False, **arguments: Any) -> dict[str, Any]:
         spec = importlib.util.spec_from_file_location("training_report", ROOT / "library/training_report.py")
@@ -361,7 +361,7 @@ def test_what_is_damaged_is_named_and_left_out(output):
     facts = report.read(output, [])
     home = output / "adapters/witness"
     assert facts["warnings"] == [
-        f"{output}/status.json is no JSON object, or empty: what goes on is not shown",
+        f"{output}/status.json is no JSON object, or empty: runs under way are not shown",
         f"{home}/{B}/manifest.json is no JSON object, or empty: {B} is left out",
         f"{home}/{C}/manifest.json is missing: {C} is left out",
         f"{home}/latest points to witness-gone, and there is no such adapter",

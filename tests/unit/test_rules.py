@@ -188,7 +188,7 @@ def test_the_fingerprint_is_of_what_is_left():
 
 @pytest.fixture
 def planned(tmp_path):
-    """Plans crew, with overrides, on as many conversations."""
+    """Plan crew, with overrides, on as many conversations."""
 
     def planner(overrides: dict[str, Any], train: int = 8, val: int = 0) -> plan.Plan:
         for use, count in (("train", train), ("val", val)):

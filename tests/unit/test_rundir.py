@@ -132,7 +132,7 @@ def test_checkpoints_are_sorted_by_number_and_other_names_ignored(tmp_path):
     assert list(rundir.checkpoints(tmp_path / "none")) == []
 
 
-def test_the_flaw_of_a_checkpoint_is_told_in_words(tmp_path):
+def test_the_defect_of_a_checkpoint_is_told_in_words(tmp_path):
     path = checkpoint(tmp_path, 4)
     assert rundir.defect(path) is None
     (path / "a.bin").write_bytes(b"123")

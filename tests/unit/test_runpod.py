@@ -116,7 +116,7 @@ def test_a_key_that_cannot_be_sent_is_told_and_not_shown(key):
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (400, "Title 400: why. RunPod cannot carry this out; its own words say why"),
+        (400, "Title 400: why. RunPod cannot carry this out; its message says why"),
         (401, "Title 401: why. RUNPOD_API_KEY is not accepted; make a new key in RunPod's console (Settings, API "
               "keys)"),
         (402, "Title 402: why. The balance is too low; add credit in RunPod's console (an hour's price is needed to "

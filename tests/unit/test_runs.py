@@ -37,7 +37,7 @@ def test_the_lane_folder_is_one_for_every_user():
 
 
 def alive_run(lab, **values):
-    """A run without processes, whose supervisor is this process."""
+    """Make a run without processes, whose supervisor is this process."""
     run = lab.stage()
     me = rundir.identity(os.getpid())
     noted = {"state": "running", "supervisor": me, "trainer": me, "heartbeat": rundir.uptime(), "idle": 0}

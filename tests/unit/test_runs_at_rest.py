@@ -19,7 +19,7 @@ from wire import Rivals
 
 
 class Clock:
-    """Goes on by sleeping alone; whoever wants to know is told of each sleep. Who waits without end is told too.
+    """A clock that goes on by sleeping alone. It reports each sleep to who wants to know, and endless waiting too.
 
     Attributes:
         now: Seconds since the machine was started.
@@ -52,7 +52,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory."""
+    """Make a run directory."""
     path = tmp_path / "runs" / "witness-0"
     path.mkdir(parents=True)
     return path
@@ -60,7 +60,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def process(run):
-    """Starts a process that does nothing, of the run or not, deaf to SIGTERM or not; it is killed at the end."""
+    """Provide a starter of idle processes, of the run or not, deaf to SIGTERM or not; they are killed at the end."""
     started = []
 
     def starter(of_the_run: bool = True, deaf: bool = False) -> subprocess.Popen[bytes]:
@@ -77,7 +77,7 @@ def process(run):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """Every signal that is sent, with its process."""
+    """Note every signal that is sent, with its process."""
     signals: list[tuple[int, int]] = []
     kill = os.kill
 
@@ -95,7 +95,7 @@ EARLIER = {**ME, "boot": "an earlier one"}
 
 
 def say(run: pathlib.Path, **values: Any) -> None:
-    """The supervisor's word: status.json of a run that this very process supervises, at a step of the training."""
+    """Write status.json as the supervisor does, for a run that this very process supervises, at a step."""
     noted = {"state": "running", "supervisor": ME, "trainer": ME, "heartbeat": 50_000.0, "idle": 0, "starts": 1}
     rundir.write_json(run / "status.json", {**noted, **values})
 
@@ -105,7 +105,7 @@ def tell(run: pathlib.Path, kind: str, **values: Any) -> None:
 
 
 def weights(run: pathlib.Path, header: Any = None, data: bytes = b"12345678", name: str = runs.WEIGHTS) -> pathlib.Path:
-    """A safetensors file by hand."""
+    """Write a safetensors file by hand."""
     header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}} if header is None else header
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path = run / "output" / name
@@ -403,7 +403,7 @@ LAUNCH = {"command": ["true"], "environment": {"A": 1}, "stop_timeout": 20, "pro
 
 @pytest.fixture
 def supervisor(run, monkeypatch):
-    """A backend whose supervisor says at once that it is there. Holds what it was started with."""
+    """Provide a backend whose supervisor says at once that it is there. It holds what it was started with."""
     started: list[Any] = []
 
     def starter(choice: backend.Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int) -> str:

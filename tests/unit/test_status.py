@@ -200,8 +200,7 @@ def test_wandb_is_asked_of_what_is_logged_there_and_not_delivered(tmp_path, monk
     }
     asked.clear()
     assert status.ask_wandb(tmp_path, snapshots)[1] == [
-        f"W&B: {names[0]} is logged on w.example:8080, and not asked for: WANDB_BASE_URL means wandb.ai, and so does "
-        "the key"
+        f"W&B: {names[0]} is logged on w.example:8080, which is not asked: WANDB_BASE_URL and the key are for wandb.ai"
     ]
     monkeypatch.setenv("WANDB_BASE_URL", "http://w.example:8080/")
     assert names[1] in status.ask_wandb(tmp_path, snapshots)[1][0]

@@ -43,7 +43,7 @@ def good_tensors(layers: int = 2, rank: int = 4, kind: Any = np.float32) -> dict
 
 
 def write_bf16(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """A BF16 file by hand: the upper halves of float32."""
+    """Write a BF16 file by hand: the upper halves of float32."""
     header, data = {}, b""
     for name, values in tensors.items():
         raw = (values.astype(np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
@@ -55,7 +55,7 @@ def write_bf16(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 @pytest.fixture
 def build(tmp_path):
-    """Makes an adapter's folder; keywords change adapter_config.json."""
+    """Provide a maker of an adapter's folder; keywords change adapter_config.json."""
 
     def builder(tensors: dict[str, np.ndarray] | None = None, write=save_file, layers: int = 2, **changes: Any):
         folder = tmp_path / "adapter"
@@ -216,7 +216,7 @@ def test_files_that_are_missing(build):
 
 @pytest.fixture
 def run_dir(build, tmp_path):
-    """A finished run on its trainer."""
+    """Make a finished run on its trainer."""
     source = tmp_path / "run"
     source.mkdir()
     build().rename(source / "output")
@@ -494,7 +494,7 @@ COUNTS = {"examples": 40, "tokens": 400, "longer": 3, "dropped": 2, "untrainable
 
 
 def observed(**changes: Any) -> dict[str, Any]:
-    """What training_run_info returns of a run that ended well."""
+    """Return what training_run_info returns of a run that ended well."""
     done = {
         "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
         "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": COUNTS, "wandb": {"mode": "offline"},

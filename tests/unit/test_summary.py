@@ -22,7 +22,7 @@ RUN = crew()
 
 
 def record(launched=(), delivered_at=0.0, at=1.0, **failures):
-    """What is noted of crew-1; hosts are named with _ for -."""
+    """Return the record of crew-1; hosts are named with _ for -."""
     failed = {host.replace("_", "-"): {"at": at, "message": message} for host, message in failures.items()}
     hosts = {host: {"at": at, "started": True} for host in launched}
     return RunRecord("crew-1", failures=failed, hosts=hosts, delivered_at=delivered_at)
@@ -116,7 +116,7 @@ def test_what_was_lost_without_a_word_is_named_for_whoever_tells(tmp_path):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two runs of a sweep, and what delivers one of them, the better one first."""
+    """Make two runs of a sweep, and what delivers one of them, the better one first."""
 
     def deliver(rank, loss):
         recipe, data = {"base_model": "m", "sequence_len": 64}, (Dataset(use="val", sha256="v"),)

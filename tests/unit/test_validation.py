@@ -59,7 +59,7 @@ def asked(tmp_path):
 
 @pytest.fixture
 def check(tmp_path):
-    """Plans and checks; what it says to people is its attribute."""
+    """Plan and check; what it says to people is its attribute."""
 
     def checker(agents: str, trainers: list[Trainer], recipe: dict[str, Any] | None = None, **options: Any):
         output = tmp_path / "output"

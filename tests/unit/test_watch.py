@@ -116,7 +116,7 @@ PLAN = {
 
 @pytest.fixture
 def watch(monkeypatch, tmp_path):
-    """Makes a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
+    """Provide a watch on a pod at 1 USD/h, with its claim on disk; keywords change budget and arguments."""
 
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
         notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",
@@ -221,7 +221,7 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
 
 @pytest.fixture
 def fetched(monkeypatch, tmp_path):
-    """Lets checkpoints come over, or not; the steps of those that were asked for."""
+    """Let checkpoints come over, or not; list the steps of those that were asked for."""
     asked: list[int] = []
 
     def make(*refused: int) -> list[int]:
@@ -291,7 +291,7 @@ def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
         assert [post["event"] for post in task.posts] == expected
     record = run_record.read_record(tmp_path, "witness-1")
     assert record.state == (state if state in rundir.FINAL_STATES else "")
-    assert record.is_settled("failed") is (state != "finished")  # whoever ends the attempt tells of it no more
+    assert record.is_settled("failed") is (state != "finished")  # so that a later command does not tell of it again
 
 
 def test_where_the_watching_went_on_it_asks_for_news_alone(watch):

@@ -45,11 +45,11 @@ def notify(
     told = notice(event, run, detail, progress or {}, usd, now)
     problem = post(url, body(told, options["form"], url), float(options["timeout"]))
     if problem:
-        show(warnings=[f"«{run.agent}: {event}» was not told: the address in run_notify_url {problem}"])
+        show(warnings=[f"«{run.agent}: {event}» was not sent: the address in run_notify_url {problem}"])
 
 
 def _cost(output: pathlib.Path, run: PlannedRun, pods: str, now: float) -> float:
-    """What a run has cost in USD, as status, report and manifests have it."""
+    """Return what a run has cost in USD, as status, report and manifests have it."""
     if not pods:
         return 0.0
     costs = cost_by_run(Claims(pathlib.Path(pods)).list_all(), output / "adapters", now)

@@ -412,11 +412,11 @@ def busy_hosts(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
-    """Warn of hosts that Ansible does not get to, as it looks after others; nothing where it gets to all.
+    """Warn of hosts that Ansible does not reach while it works on others; nothing where it reaches all.
 
     Args:
         runs: The planned runs.
-        forks: How many hosts it looks after at a time.
+        forks: How many hosts it works on at once.
     """
     hosts = busy_hosts(runs)
     late = hosts[forks:]
@@ -424,6 +424,6 @@ def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
         return []
     named = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
     return [
-        f"{len(hosts)} hosts have work, and Ansible looks after {forks} at a time: nothing is launched on {named} "
-        f"before others are done. -f {len(hosts)} looks after all of them; -e detach=true launches and does not wait"
+        f"{len(hosts)} hosts have work, and Ansible works on {forks} at once: nothing is launched on {named} "
+        f"before others are done. -f {len(hosts)} works on all of them; -e detach=true launches and does not wait"
     ]

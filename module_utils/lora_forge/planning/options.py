@@ -180,7 +180,7 @@ def check_trainer_options(
                 words = f"there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
                 wrong.setdefault(words, []).append(host)
             elif name in variables:
-                strange.setdefault(f"there is no option {name}; it is passed over", []).append(host)
+                strange.setdefault(f"there is no option {name}; it is ignored", []).append(host)
     return _with_hosts(wrong), _with_hosts(strange)
 
 

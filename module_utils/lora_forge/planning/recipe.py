@@ -96,7 +96,7 @@ RIVALS = (
             {"evals_per_epoch": _is_set},
             {"eval_strategy": _other_than("steps"), "evaluation_strategy": _other_than("steps")},
         ),
-        "each says when is evaluated",
+        "each says when to evaluate",
     ),
     Rivals(({"eval_strategy": _is_set}, {"evaluation_strategy": _is_set}), "the second is the first one's old name"),
     # `adapter: lora` takes both, and quantises to 8 bits.
@@ -137,7 +137,7 @@ RIVALS = (
     # Axolotl reads chat_template_jinja only where chat_template does not name another one.
     Rivals(
         ({"chat_template": _other_than("jinja")}, {"chat_template_jinja": _is_set}),
-        "the second would be passed over without a warning",
+        "the second would be ignored without a warning",
     ),
 )
 

@@ -43,7 +43,7 @@ class NoAnswer(Exception):
 _Transport = Callable[[str, str, dict[str, str], Optional[bytes], float, bool], Answer]
 
 _REMEDIES = {
-    400: "RunPod cannot carry this out; its own words say why",
+    400: "RunPod cannot carry this out; its message says why",
     401: "RUNPOD_API_KEY is not accepted; make a new key in RunPod's console (Settings, API keys)",
     402: "the balance is too low; add credit in RunPod's console (an hour's price is needed to start)",
     403: "the key may not do this; give it read and write access, or leave this pool of GPUs out",
@@ -60,7 +60,7 @@ class ApiError(UserError):
     Attributes:
         status: The HTTP status; 0 when there was no answer.
         title: RunPod's own title of the error.
-        detail: RunPod's own words.
+        detail: RunPod's own message.
         unclear: The request may have been carried out all the same.
     """
 

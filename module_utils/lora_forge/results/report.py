@@ -124,7 +124,7 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     warnings: list[str] = []
     status = rundir.read_json(output / "status.json")
     if not status and (output / "status.json").exists():
-        warnings.append(f"{output / 'status.json'} is no JSON object, or empty: what goes on is not shown")
+        warnings.append(f"{output / 'status.json'} is no JSON object, or empty: runs under way are not shown")
     known = _objects(status.get("runs"))
     # A verified one: its files are looked at here, and may have been repaired since; so may it have been delivered.
     disputed = {str(run.get("run_id")) for run in known if (run.get("verdict"), run.get("state")) == _STANDING}

@@ -56,7 +56,7 @@ def ask_wandb(
                 elsewhere.add((run_id, theirs))
     answers: dict[str, dict[str, Any]] = {}
     notes = [
-        f"W&B: {run_id} is logged on {theirs}, and not asked for: WANDB_BASE_URL means {ours}, and so does the key"
+        f"W&B: {run_id} is logged on {theirs}, which is not asked: WANDB_BASE_URL and the key are for {ours}"
         for run_id, theirs in sorted(elsewhere)
     ]
     for (entity, project), names in projects.items():

@@ -62,7 +62,7 @@ def error_entry(kind: str, where: str, complaint: str = "", key: str = "") -> Er
         "rate_limit": f"{where} takes no more requests for now{quote}. Wait a minute and run the same command again",
         "timeout": f"{where} gave no answer in time{quote}. Run the same command again, or give it more time",
         "server_down": f"{where} cannot be reached, or is out of order{quote}. Run the same command again in a while",
-        "answer": f"{where} gave an answer that is of no use{quote}. Its own words say why",
+        "answer": f"{where} gave an unusable answer{quote}. Its message says why",
     }
     return {"kind": kind, "msg": f"W&B: {sentences[kind]}"}
 

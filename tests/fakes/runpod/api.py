@@ -288,7 +288,7 @@ class Api:
         return Answer(201, self.cloud.show(pod))
 
     def get_pod(self, request: Request, caller: Caller, pod_id: str) -> Answer:
-        """One pod."""
+        """Show one pod."""
         return Answer(200, self.cloud.show(self.cloud.find(pod_id)))
 
     def patch_pod(self, request: Request, caller: Caller, pod_id: str) -> Answer:
@@ -327,11 +327,11 @@ class Api:
     # What can be ordered, and what it cost
 
     def list_gpus(self, request: Request, caller: Caller) -> Answer:
-        """All GPU types."""
+        """List all GPU types."""
         return _page(request, "gpus", self.cloud.catalog.list_gpus(request.query))
 
     def get_gpu(self, request: Request, caller: Caller, name: str) -> Answer:
-        """One GPU type."""
+        """Show one GPU type."""
         return Answer(200, self.cloud.catalog.show_gpu(name, request.query))
 
     def list_data_centers(self, request: Request, caller: Caller) -> Answer:
@@ -339,11 +339,11 @@ class Api:
         return _page(request, "dataCenters", self.cloud.catalog.list_data_centers(request.query))
 
     def list_volumes(self, request: Request, caller: Caller) -> Answer:
-        """All network volumes."""
+        """List all network volumes."""
         return _page(request, "networkVolumes", self.cloud.catalog.list_volumes())
 
     def get_volume(self, request: Request, caller: Caller, name: str) -> Answer:
-        """One network volume."""
+        """Show one network volume."""
         for volume in self.cloud.catalog.list_volumes():
             if volume["id"] == name:
                 return Answer(200, volume)
@@ -431,7 +431,7 @@ class Api:
 def _route(
     routes: list[tuple[str, str, Callable[..., Answer]]], request: Request
 ) -> tuple[Callable[..., Answer], list[str]]:
-    """Who serves a request, and the variable parts of its path, unquoted.
+    """Find who serves a request, and the variable parts of its path, unquoted.
 
     Raises:
         Problem: 404, or 405 with the methods there are.

@@ -140,7 +140,7 @@ class Catalog:
         return [gpu for gpu in shown if "dataCenters" in gpu or not _words(query, "countryCodes")]
 
     def show_gpu(self, name: str, query: Query) -> dict[str, Any]:
-        """One GPU type, as the API shows it.
+        """Show one GPU type, as the API does.
 
         Raises:
             Problem: 404 when there is none, 400 when the query's parameters do not go together.

@@ -118,7 +118,7 @@ class Pod:
         return bool(mounts.get("persistent") or mounts.get("network"))
 
     def charged(self) -> bool:
-        """Whether its clock runs."""
+        """Tell whether its clock runs."""
         return self.ended is None and self.status != "EXITED"
 
     def usd(self) -> float:
@@ -553,7 +553,7 @@ class Cloud:
             return [pod.id for pod in pods]
 
     def report(self) -> list[dict[str, Any]]:
-        """All pods there ever were; times are seconds since the epoch."""
+        """List all pods that ever were; times are seconds since the epoch."""
         with self.lock:
             pods = list(self.pods.values())
         for pod in pods:
@@ -622,7 +622,7 @@ def check_order(order: dict[str, Any], catalog: Catalog) -> None:
 
 
 def iso(seconds: float) -> str:
-    """Seconds since the epoch, as RFC 3339."""
+    """Write seconds since the epoch as RFC 3339 has it."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -633,7 +633,7 @@ def address(machine: int) -> str:
 
 
 def records(bills: dict[str, tuple[float, float, float]], size: str, first: float, last: float) -> list[dict[str, Any]]:
-    """Billing records: for each pod and bucket its share of the pod's bill, by time.
+    """Return billing records: for each pod and bucket its share of the pod's bill, by time.
 
     Args:
         bills: Pod -> the first and the last second it is for, and USD.

@@ -86,7 +86,7 @@ class Backend(Protocol):
         """Kill PID 1; the container starts again by itself."""
 
     def restarts(self, pod_id: str) -> int:
-        """How often the container started again by itself; 0 when there is none."""
+        """Return how often the container started again by itself; 0 when there is none."""
 
     def remove(self, pod_id: str) -> None:
         """Remove the container, if there is one, and its disk."""
@@ -105,7 +105,7 @@ class Nothing:
         self.counts: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def start(self, spec: PodSpec) -> int | None:
         """Say what a start script says."""
@@ -116,7 +116,7 @@ class Nothing:
         return self.ports if spec.ssh else None
 
     def restart(self, pod_id: str) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def crash(self, pod_id: str) -> None:
         """Count."""
@@ -131,7 +131,7 @@ class Nothing:
         self.counts.pop(pod_id, None)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class Podman:
@@ -227,7 +227,7 @@ class Podman:
         os.kill(int(self._inspect(pod_id, "{{.State.Pid}}")), signal.SIGKILL)
 
     def restarts(self, pod_id: str) -> int:
-        """How often podman started it again; 0 when there is none."""
+        """Return how often podman started it again; 0 when there is none."""
         try:
             return int(self._inspect(pod_id, "{{.RestartCount}}"))
         except BackendError:

@@ -76,7 +76,7 @@ class Contract:
 
     @classmethod
     def given(cls) -> Contract:
-        """With the description that RUNPOD_OPENAPI names, if it does."""
+        """Make one that also has the description that RUNPOD_OPENAPI names, where it names one."""
         named = os.environ.get("RUNPOD_OPENAPI")
         return cls(pathlib.Path(named) if named else None)
 
@@ -241,7 +241,7 @@ FORMATS = jsonschema.FormatChecker(())
 
 @FORMATS.checks("date-time", raises=ValueError)
 def _is_date_time(value: object) -> bool:
-    """Whether a text is a time with its zone; ValueError when it is no time at all."""
+    """Tell whether a text is a time with its zone; ValueError when it is no time at all."""
     return not isinstance(value, str) or datetime.datetime.fromisoformat(value).tzinfo is not None
 
 

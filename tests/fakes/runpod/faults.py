@@ -63,7 +63,7 @@ class Faults:
             self._ordered |= ordered
 
     def reset(self) -> None:
-        """Nothing is wrong from now on, with new requests and boots."""
+        """Remove all faults, for new requests and boots."""
         with self._lock:
             self._ordered = {}
 

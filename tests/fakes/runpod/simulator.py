@@ -178,7 +178,7 @@ class _Headers(dict[str, str]):
 
 
 def _hung_up(connection: socket.socket) -> bool:
-    """Whether the other side has closed."""
+    """Tell whether the other side has closed."""
     try:
         return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
     except (OSError, ValueError):

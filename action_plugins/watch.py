@@ -18,10 +18,10 @@ ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parent
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
@@ -152,7 +152,7 @@ class ActionModule(ActionBase):
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]
-            before, after = update_record(output, run.run_id, lambda record, now: record.ended(state, leader, now))
+            before, after = note(output, run, lambda record, now: record.ended(state, leader, now))
             is_news = before != after
         if state == "finished":
             return seen | {"changed": False}

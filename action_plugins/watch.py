@@ -34,6 +34,7 @@ for also in ("transfer", "stop_run"):
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
+LONG = ("progress", "checkpoint", "status", "token", "eta_seconds")  # Ansible prints all that a failure returns
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
@@ -67,8 +68,8 @@ class ActionModule(ActionBase):
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
 
-    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state); one that is lost is
-    ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is lost with the
+    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state) and C(detail); one that is
+    lost is ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is lost with the
     pod.
     """
 
@@ -82,7 +83,8 @@ class ActionModule(ActionBase):
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         seen = self.follow(run, args, output / "runs" / run.run_id, task_vars)
-        return result | self.conclude(run, args, seen, output, task_vars)
+        answer = self.conclude(run, args, seen, output, task_vars)
+        return result | {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
 
     def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
         """Watch until it is over, or too dear; each new checkpoint is fetched where that is wanted.

@@ -288,6 +288,7 @@ def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
         found = task.run()
         assert (found["state"], found.get("failed", False)) == (state, state != "finished")
         assert "events" not in found
+        assert ("progress" in found) is (state == "finished")  # Ansible prints all that a failure returns
         assert [post["event"] for post in task.posts] == expected
     record = run_record.read_record(tmp_path, "witness-1")
     assert record.state == (state if state in rundir.FINAL_STATES else "")

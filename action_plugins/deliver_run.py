@@ -25,7 +25,7 @@ RANKS = {"running": 1, "queued": 2, None: 2}  # of what is waited for: after all
 class ActionModule(ActionBase):
     """``deliver_run``: C(runs), the planned runs, and the options of C(watch) and C(collect_adapter) but for the run.
 
-    Returns collect_adapter's answer, or what the watching ended with; C(run), the planned run that it is about.
+    Returns collect_adapter's answer, or what the watching ended with; C(run_id), which run that is.
     """
 
     TRANSFERS_FILES = False
@@ -38,9 +38,10 @@ class ActionModule(ActionBase):
         plan = self.choose(args.pop("runs"), host, args, task_vars)
         if plan is None:
             return result | {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
-        about = {"run": plan, "run_dir": f"{args['root']}/runs/{plan['run_id']}"}
+        about = {"run_id": plan["run_id"]}
         try:
-            return result | self.deliver(args | about, task_vars) | about
+            asked = args | {"run": plan, "run_dir": f"{args['root']}/runs/{plan['run_id']}"}
+            return result | self.deliver(asked, task_vars) | about
         except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
             raise AnsibleActionFail(str(error), result=about) from error
 

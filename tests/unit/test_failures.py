@@ -134,6 +134,15 @@ def test_a_gang_that_trains_goes_on_where_a_host_is_not_fit(desk):
     assert desk.fail(run, failure={"state": "failed"}, whole_trainer=True)["stop"] == []
 
 
+def test_another_attempt_fails_for_reasons_of_its_own(desk):
+    desk.note("crew-1", "failed_on", "b", "on another host")
+    desk.fail(plan("crew-1"), failure={"msg": "the pod is gone"}, quiet=True)
+    desk.run("forget_failures", runs=[plan("crew-1")])
+    assert desk.record("crew-1").failures_of(["a", "b"], NOW) == {"b": "on another host"}
+    desk.fail(plan("crew-1"), failure={"msg": "no other pod can be had"}, whole_trainer=True)
+    assert desk.posts == [("crew-1", "no other pod can be had")]
+
+
 def test_it_fails_again_with_what_failed(desk):
     answer = desk.run("fail_again", failure={"msg": "lost", "state": "unreachable", "changed": True})
     assert (answer["failed"], answer["msg"], answer["state"], answer["changed"]) == (True, "lost", "unreachable", True)
@@ -175,7 +184,7 @@ def test_whatever_goes_wrong_with_a_run_is_not_of_all_that_its_trainer_has(desk,
     with pytest.raises(AnsibleActionFail) as caught:
         plugin.run(task_vars=variables)
     result = caught.value.result_contribution
-    assert (result["failed"], result["run"]["run_id"], result["msg"]) == (True, "crew-1", "sudo asks for a password")
+    assert (result["failed"], result["run_id"], result["msg"]) == (True, "crew-1", "sudo asks for a password")
 
 
 def test_one_run_is_delivered_without_a_question(desk):

@@ -119,4 +119,68 @@ def test_an_attempt_that_failed_is_not_told_of_where_the_next_one_ends_otherwise
     assert code == 0, text
     assert pod.told == [("failed", "crew", "no capacity for L40S")]
     assert pod.released == []
-    print(text)
+
+
+def test_an_attempt_that_failed_leaves_no_trace_where_the_next_one_does_well(pod: Pod) -> None:
+    done = {"changed": True, "delivered": ["crew-0"], "run_id": "crew-0"}
+    code, text = pod.play("crew", deliver_run=[LOST, done])
+    assert code == 0, text
+    assert (pod.told, pod.failures("crew")) == ([], {})
+    assert pod.released == ["its adapters are collected"]
+
+
+def test_what_an_attempt_has_delivered_is_left_alone_by_the_next_one(pod: Pod) -> None:
+    first = {"changed": True, "delivered": ["crew-0"], "run_id": "crew-0"}
+    lost = LOST | {"run_id": "witness-0"}
+    (pod.output / "runs/crew-0.json").write_text("{}")
+    code, text = pod.play("crew", "witness", deliver_run=[first, lost])
+    assert code == 0, text
+    assert pod.told == [("failed", "witness", "no connection for 3:00")]
+    assert (pod.failures("crew"), list(pod.failures("witness"))) == ({}, ["pod-1"])
+    assert len(pod.asked("deliver_run")) == 4, text
+    assert pod.released == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_would_cost_too_much_is_released_where_it_is_kept(pod: Pod, kept: bool) -> None:
+    breach = {"failed": True, "msg": "stopped at step 4", "state": "stopped", "breach": "it has come to 2 USD",
+              "kept": kept, "run_id": "crew-0"}  # fmt: skip
+    code, text = pod.play("crew", "witness", deliver_run=[breach])
+    assert code == 0, text
+    assert pod.released == (["it has come to 2 USD"] if kept else [])
+    assert len(pod.asked("start_run")) == 2
+    assert pod.told == [("failed", "crew", "stopped at step 4"), ("failed", "witness", "stopped at step 4")]
+
+
+def test_no_pod_at_all(pod: Pod) -> None:
+    gone = {"failed": True, "msg": "no capacity for L40S"}
+    code, text = pod.play("crew", "witness", runpod_pod=[gone])
+    assert code == 0, text
+    assert pod.told == [("failed", "crew", "no capacity for L40S"), ("failed", "witness", "no capacity for L40S")]
+
+
+@pytest.mark.parametrize(("changed", "released"), [(True, 3), (False, 0)])
+def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
+    pod: Pod, changed: bool, released: int
+) -> None:
+    bad = {"failed": True, "msg": "computed wrong", "bad_gpu": True}
+    code, text = pod.play("crew", runpod_pod=[READY | {"changed": changed}], provision=[bad])
+    assert code == 0, text
+    assert pod.released == ["its machine did not pass the gate"] * released
+    assert pod.told == [("failed", "crew", "computed wrong")]
+
+
+def test_a_pod_that_cannot_be_released_after_collecting_is_a_failure(pod: Pod) -> None:
+    (pod.output / "runs/crew-0.json").write_text("{}")
+    done = {"changed": True, "delivered": ["crew-0"], "run_id": "crew-0"}
+    refusal = {"failed": True, "msg": "RunPod answers with status 500"}
+    code, text = pod.play("crew", entry="collect", deliver_run=[done], runpod_pod=[refusal])
+    assert code == 2, text
+    assert pod.released == ["its adapters are collected"]
+
+
+def test_a_pod_on_which_a_run_failed_is_kept_after_collecting(pod: Pod) -> None:
+    failed = {"failed": True, "msg": "out of memory", "state": "failed", "run_id": "crew-0"}
+    code, text = pod.play("crew", entry="collect", deliver_run=[failed])
+    assert code == 0, text
+    assert (pod.told, pod.asked("runpod_pod")) == ([("failed", "crew", "out of memory")], [])

@@ -56,5 +56,7 @@ def test_a_hook_gets_the_runs_and_on_a_pod_how_it_is_reached() -> None:
 def test_a_failure_is_the_line_that_says_so() -> None:
     text = "PLAY [x]\n\nTASK [stop it]\nfatal: [gpu-1]: FAILED! => no such service\n\nPLAY RECAP\n"
     assert hooks.failure(text) == "fatal: [gpu-1]: FAILED! => no such service"
+    text = "[ERROR]: is it there?\nfatal: [gpu-1]: FAILED! =>\n...ignoring\n[ERROR]: no such service\nfatal: [gpu-1]: F"
+    assert hooks.failure(text) == "[ERROR]: no such service"
     assert hooks.failure("odd\n") == "odd"
     assert hooks.failure("\n") == "it printed nothing"

@@ -119,5 +119,7 @@ def failure(output: str) -> str:
         output: All that it printed.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    marked = [line for line in lines if line.startswith(("fatal:", "failed:", "[ERROR]", "ERROR!"))]
-    return (marked or lines or ["it printed nothing"])[0][:500]
+    errors = [line for line in lines if line.startswith(("[ERROR]", "ERROR!"))]
+    marked = errors or [line for line in lines if line.startswith(("fatal:", "failed:"))]
+    # The last one ended it; those before it were ignored or rescued.
+    return (marked[-1:] or lines or ["it printed nothing"])[0][:500]

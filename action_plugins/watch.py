@@ -34,7 +34,8 @@ for also in ("transfer", "stop_run"):
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
-LONG = ("progress", "checkpoint", "status", "token", "eta_seconds")  # Ansible prints all that a failure returns
+# Ansible prints all that a failure returns; these are left out.
+LONG = ("progress", "checkpoint", "status", "facts", "token", "eta_seconds", "silent_for", "alive")
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
@@ -68,9 +69,9 @@ class ActionModule(ActionBase):
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
 
-    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state) and C(detail); one that is
-    lost is ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is lost with the
-    pod.
+    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state) and C(detail); one that
+    is lost is ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is
+    lost with the pod.
     """
 
     TRANSFERS_FILES = False

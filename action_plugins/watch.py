@@ -181,7 +181,7 @@ class ActionModule(ActionBase):
         asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
         try:
             stopped = call_action(self, "stop_run", asked, task_vars)
-        except AnsibleConnectionFailure as error:
+        except Exception as error:  # whatever it is, the pod goes on costing
             stopped = {"failed": True, "msg": str(error)}
         answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
         if stopped.get("failed"):

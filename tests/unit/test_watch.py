@@ -164,7 +164,9 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
 
 
-@pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "no route"}])
+@pytest.mark.parametrize(
+    "trouble", [AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
+)
 def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble):
     task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
     found = task.run()

@@ -154,6 +154,20 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)), run_id)
 
 
+def read_placements(output: pathlib.Path, first: str = "") -> dict[str, dict[str, Any]]:
+    """Read records as their files hold them, by run id; without those of runs that failed before they were placed.
+
+    Args:
+        output: The controller's output folder.
+        first: How the run ids begin.
+
+    Returns:
+        Records; that of a damaged file is empty.
+    """
+    records = {path.stem: rundir.read_json(path) for path in (output / "runs").glob(f"{first}*.json")}
+    return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
+
+
 def placed_records(output: pathlib.Path) -> dict[str, RunRecord]:
     """Read all runs that were placed on a trainer, by run id.
 

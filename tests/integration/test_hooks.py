@@ -34,7 +34,9 @@ class Site:
         (self.home / "hooks").mkdir(exist_ok=True)
         (self.home / f"hooks/{name}.yml").write_text(yaml.safe_dump([{"name": "Mine", **task} for task in tasks]))
 
-    def play(self, name: str, *options: str, timeout: float = 60) -> tuple[int, str, dict[str, Any]]:
+    def play(
+        self, name: str, *options: str, timeout: float = 60, inventory: str = "hosts.yml"
+    ) -> tuple[int, str, dict[str, Any]]:
         """Run a hook on a host; returns the exit code, what was printed, and what our variables are afterwards."""
         seen = self.home / "seen.json"
         ask = {"name": name, "root": str(self.home / "trainer"), "runs": "{{ run_plans }}", "timeout": timeout}
@@ -47,7 +49,7 @@ class Site:
                 "vars": {"run_plans": RUNS, "trainer_root": "/ours"}}  # fmt: skip
         (self.home / "play.yml").write_text(yaml.safe_dump([play]))
         done = subprocess.run(
-            [str(ANSIBLE), "-i", str(self.home / "hosts.yml"), str(self.home / "play.yml"), *options],
+            [str(ANSIBLE), "-i", str(self.home / inventory), str(self.home / "play.yml"), *options],
             cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=300,
         )  # fmt: skip
@@ -98,6 +100,17 @@ def test_a_hook_reads_what_the_command_can_decrypt_and_asks_nobody_again(site: S
     code, text, _ = site.play("before_provision", "--vault-id", f"dev@{ask}")
     assert code == 0, text
     assert (site.home / "noted").read_text() == "token"
+
+
+def test_an_inventory_may_be_a_folder_with_hooks_in_it(site: Site) -> None:
+    site.hook("before_provision", note(site.home / "noted", "{{ mark }}"))
+    folder = site.home / "inventory"
+    folder.mkdir()
+    for name in ("hosts.yml", "hooks"):
+        (site.home / name).rename(folder / name)
+    code, text, _ = site.play("before_provision", inventory="inventory")
+    assert code == 0, text
+    assert (site.home / "noted").read_text() == "inventory"
 
 
 def test_without_a_file_nothing_happens(site: Site) -> None:

@@ -18,10 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 
 display = Display()
 # The actions it calls are loaded here, once: what a task's process loads is lost with it.
@@ -95,14 +95,12 @@ class ActionModule(ActionBase):
         """Note the outcome, and notify."""
         output, progress = pathlib.Path(args["output"]), args["observed"]["progress"]
         if not answer.get("failed"):
-            update_record(output, run.run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
+            note(output, run, lambda record, now: dataclasses.replace(record, delivered_at=now))
             promoted = "latest points to it" if answer["promoted"] else ""
             notify("finished", run, ". ".join(filter(None, (promoted, answer["message"]))), args["notify"], progress)
         elif answer["problems"]:  # the trainer only knows that the run came to its end
             leader, why = run.hosts[0], answer["msg"]
-            before, after = update_record(
-                output, run.run_id, lambda record, now: record.ended("failed", leader, now, why)
-            )
+            before, after = note(output, run, lambda record, now: record.ended("failed", leader, now, why))
             notify("failed", run, why, args["notify"], progress, silent=before == after)
         elif answer["step"] == "deliver":
             notify("failed", run, answer["msg"], args["notify"], progress, since=run.planned_at)

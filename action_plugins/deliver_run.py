@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 import ansible.module_utils
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 
@@ -25,7 +25,7 @@ RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all t
 class ActionModule(ActionBase):
     """``deliver_run``: C(runs), the planned runs, and the options of C(watch) and C(collect_adapter) but for the run.
 
-    Returns collect_adapter's answer, or what the watching ended with; C(run), the planned run that it is about.
+    Returns collect_adapter's answer, or what the watching ended with; C(run_id), which run that is.
     """
 
     TRANSFERS_FILES = False
@@ -33,14 +33,24 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args, host = dict(self._task.args), (task_vars or {})["inventory_hostname"]
+        if self._task.check_mode:
+            return result | {"changed": False, "skipped": True, "msg": "there is nothing to deliver in check mode"}
         plan = self.choose(args.pop("runs"), host, args, task_vars)
         if plan is None:
             return result | {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
-        about = {"run": plan, "run_dir": f"{args['root']}/runs/{plan['run_id']}"}
-        seen = call_action(self, "watch", args | about, task_vars)
+        about = {"run_id": plan["run_id"]}
+        try:
+            asked = args | {"run": plan, "run_dir": f"{args['root']}/runs/{plan['run_id']}"}
+            return result | self.deliver(asked, task_vars) | about
+        except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
+            raise AnsibleActionFail(str(error), result=about) from error
+
+    def deliver(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+        """Watch a run to its end, and collect its adapter; the first one that fails is the answer."""
+        seen = call_action(self, "watch", args, task_vars)
         if seen.get("failed"):
-            return result | seen | about
-        return result | call_action(self, "collect_adapter", args | about | {"observed": seen}, task_vars) | about
+            return seen
+        return call_action(self, "collect_adapter", args | {"observed": seen}, task_vars)
 
     def choose(self, plans: list[dict[str, Any]], host: str, args: dict[str, Any], task_vars: Any) -> Any:
         """Choose the next run that this host leads; None where none is left."""

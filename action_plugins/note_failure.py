@@ -11,9 +11,10 @@ from ansible.plugins.action import ActionBase
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -50,7 +51,7 @@ class ActionModule(ActionBase):
         if not record.failure([host], since):
             refused = bool(args["failure"].get("refused"))
             change = partial(RunRecord.failed_on, host=host, message=message, refused=refused)
-            _, record = update_record(output, run.run_id, lambda before, now: change(before, now=now), check)
+            _, record = note(output, run, lambda before, now: change(before, now=now), check)
         # A refused run failed on another host of its gang, and that host notifies.
         if not args["quiet"] and not args["failure"].get("refused") and not check:
             notify("failed", run, record.failure([host], since), args["notify"], since=since)
@@ -59,8 +60,8 @@ class ActionModule(ActionBase):
     def waiting(self, run: PlannedRun, record: RunRecord, host: str, args: dict[str, Any]) -> list[str]:
         """List the other hosts of a gang on which the run waits for this host in vain."""
         others, since = [other for other in run.hosts if other != host], run.planned_at
-        if args["failure"].get("state") == "failed":
-            return others
+        if args["failure"].get("state") == "failed" and not args.get("whole_trainer"):
+            return others  # the training itself failed
         if args.get("whole_trainer") and record.hosts_of([host], since, started=True):
             return []  # what was started here goes on: only this command lost the trainer
         return record.hosts_of(others, since, started=True)

@@ -79,7 +79,7 @@ class ActionModule(ActionBase):
         """Run the file for the host; return what went wrong, or nothing."""
         with (
             tempfile.TemporaryDirectory(prefix="lora-forge-") as folder,
-            _passwords(self._play_context, folder) as given,
+            _passwords(self._play_context, self._loader, folder) as given,
         ):
             home = pathlib.Path(folder)
             playbook, variables = home / "hook.yml", home / "variables.json"
@@ -111,13 +111,20 @@ class ActionModule(ActionBase):
 
 
 @contextlib.contextmanager
-def _passwords(play_context: Any, folder: str) -> Iterator[list[str]]:
-    """Hand on passwords that were asked for at the start, in files that are gone in the end."""
+def _passwords(play_context: Any, loader: Any, folder: str) -> Iterator[list[str]]:
+    """Hand on passwords that were asked for at the start, in files that are gone in the end; nobody is asked again."""
     words: list[str] = []
     for option, value in (("connection", play_context.password), ("become", play_context.become_pass)):
         if value:
-            path = pathlib.Path(folder) / option
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(str(value))
-            words += [f"--{option}-password-file", str(path)]
+            path = _secret_file(folder, option, str(value).encode())
+            words += [f"--{option}-password-file", path]
+    for number, (name, secret) in enumerate(loader._vault.secrets or ()):
+        words += ["--vault-id", f"{name}@{_secret_file(folder, f'vault-{number}', secret.bytes)}"]
     yield words
+
+
+def _secret_file(folder: str, name: str, secret: bytes) -> str:
+    path = os.path.join(folder, name)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    return path

@@ -18,6 +18,7 @@ from ansible.utils.display import Display
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
@@ -98,7 +99,7 @@ class ActionModule(ActionBase):
         """Note that it was launched on this host, or attached to; returns the record."""
         change = partial(RunRecord.on_host, host=self.host, started=started)
         check = self._task.check_mode
-        return update_record(output, run.run_id, lambda record, now: change(record, now=now), check)[1]
+        return note(output, run, lambda record, now: change(record, now=now), check)[1]
 
     def stage(
         self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions, task_vars: Any

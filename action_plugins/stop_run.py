@@ -13,8 +13,8 @@ from ansible.plugins.loader import action_loader
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import runs  # noqa: E402
 
 action_loader.get("transfer", class_only=True)  # once: what a task's process loads is lost with it
@@ -43,7 +43,7 @@ class ActionModule(ActionBase):
             return stopped
         if stopped["changed"]:
             leader = run.hosts[0]
-            update_record(output, run.run_id, lambda record, now: record.ended("stopped", leader, now), check)
+            note(output, run, lambda record, now: record.ended("stopped", leader, now), check)
         observed = self._execute_module("training_run_info", {"run_dir": args["run_dir"]}, task_vars=task_vars)
         if observed.get("failed"):
             return observed

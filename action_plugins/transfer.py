@@ -63,6 +63,7 @@ class ActionModule(ActionBase):
                 f"--partial-dir={transfer.PARTIAL}",
             ]
             options += ["--stats", *(["--dry-run"] if dry else [])]
+            self.check_ssh()
             text = self.rsync(args, options, f"{tree}/", f"{self.remote()}{to}/")
         sent = re.findall(r"^<f\S* (.*)$", text, re.MULTILINE)
         count = int(re.sub(r"\D", "", next(iter(re.findall(r"^Total bytes sent: ([\d,.]+)", text, re.MULTILINE)), "0")))
@@ -74,12 +75,23 @@ class ActionModule(ActionBase):
 
     def pull(self, args: dict[str, Any]) -> dict[str, Any]:
         """Fetch the files."""
+        self.check_ssh()
         to = pathlib.Path(args["to"])
         to.mkdir(parents=True, exist_ok=True)
         source = f"{self.remote()}{args['from']}/"
         text = self.rsync(args, ["--inplace", "--files-from=-"], source, f"{to}/", "\n".join(args["files"]) + "\n")
         fetched = re.findall(r"^>f\S* (.*)$", text, re.MULTILINE)
         return {"changed": bool(fetched), "sent": fetched}
+
+    def check_ssh(self) -> None:
+        """Check that files can go over the connection.
+
+        Raises:
+            UserError: They cannot.
+        """
+        transport = self._connection.transport
+        if transport != "ssh":
+            raise UserError(f"{self.host} is reached by «{transport}»; files go over ssh, or stay here (local)")
 
     def remote(self) -> str:
         """Return the trainer's name as rsync takes it."""
@@ -93,10 +105,6 @@ class ActionModule(ActionBase):
             UserError: It failed.
         """
         connection = self._connection
-        if connection.transport != "ssh":
-            raise UserError(
-                f"{self.host} is reached by «{connection.transport}»; files go over ssh, or stay here (local)"
-            )
         # The command line of Ansible's own connection, with its keys, jumps and shared socket. sshpass is left out, as
         # the socket is open.
         program = connection.get_option("ssh_executable")

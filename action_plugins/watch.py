@@ -18,10 +18,10 @@ ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parent
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
+from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
@@ -34,6 +34,8 @@ for also in ("transfer", "stop_run"):
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
+# Ansible prints all that a failure returns; these are left out.
+LONG = ("progress", "checkpoint", "status", "facts", "token", "eta_seconds", "silent_for", "alive")
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
@@ -67,9 +69,9 @@ class ActionModule(ActionBase):
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
 
-    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state); one that is lost is
-    ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is lost with the
-    pod.
+    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state) and C(detail); one that
+    is lost is ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is
+    lost with the pod.
     """
 
     TRANSFERS_FILES = False
@@ -82,7 +84,8 @@ class ActionModule(ActionBase):
             return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         seen = self.follow(run, args, output / "runs" / run.run_id, task_vars)
-        return result | self.conclude(run, args, seen, output, task_vars)
+        answer = self.conclude(run, args, seen, output, task_vars)
+        return result | {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
 
     def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
         """Watch until it is over, or over budget; each new checkpoint is fetched where that is wanted.
@@ -152,7 +155,7 @@ class ActionModule(ActionBase):
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]
-            before, after = update_record(output, run.run_id, lambda record, now: record.ended(state, leader, now))
+            before, after = note(output, run, lambda record, now: record.ended(state, leader, now))
             is_news = before != after
         if state == "finished":
             return seen | {"changed": False}
@@ -178,7 +181,7 @@ class ActionModule(ActionBase):
         asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
         try:
             stopped = call_action(self, "stop_run", asked, task_vars)
-        except AnsibleConnectionFailure as error:
+        except Exception as error:  # whatever it is, the pod goes on costing
             stopped = {"failed": True, "msg": str(error)}
         answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
         if stopped.get("failed"):

@@ -48,6 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.over.wait(60)
             return
         self.send_response(answer)
+        if answer == 302:
+            self.send_header("Location", self.server.url)  # where a client would ask again, with nothing to tell
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:

@@ -7,10 +7,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.vault import VaultLib, VaultSecret
 from lab import ROOT, Lab, until
 
 ANSIBLE = pathlib.Path(sys.executable).with_name("ansible-playbook")
@@ -20,17 +22,22 @@ RUNS = [{"run_id": "witness-0", "agent": "witness", "recipe": {"lora_r": 8}}]
 class Site:
     """An inventory with hooks beside it, and a playbook that runs one and then looks at its own variables."""
 
-    def __init__(self, home: pathlib.Path):
-        self.home = home
+    def __init__(self, home: pathlib.Path, name: str = "gpu-1"):
+        self.home, self.name = home, name
+        home.mkdir(exist_ok=True)
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "mark": "inventory"}
-        (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"gpu-1": host, "gpu-2": host}}}))
+        (home / "hosts.yml").write_text(
+            yaml.safe_dump({"trainers": {"hosts": {name: host, "gpu-2": host, "gpu_1": host}}})
+        )
 
     def hook(self, name: str, *tasks: dict[str, Any]) -> None:
         (self.home / "hooks").mkdir(exist_ok=True)
         (self.home / f"hooks/{name}.yml").write_text(yaml.safe_dump([{"name": "Mine", **task} for task in tasks]))
 
-    def play(self, name: str, *options: str, timeout: float = 60) -> tuple[int, str, dict[str, Any]]:
-        """Run a hook on gpu-1; returns the exit code, what was printed, and what our variables are afterwards."""
+    def play(
+        self, name: str, *options: str, timeout: float = 60, inventory: str = "hosts.yml"
+    ) -> tuple[int, str, dict[str, Any]]:
+        """Run a hook on a host; returns the exit code, what was printed, and what our variables are afterwards."""
         seen = self.home / "seen.json"
         ask = {"name": name, "root": str(self.home / "trainer"), "runs": "{{ run_plans }}", "timeout": timeout}
         look = "{{ {'plans': run_plans, 'root': trainer_root, 'mine': mine | default('nothing')} | to_json }}"
@@ -38,11 +45,11 @@ class Site:
             {"run_hook": ask},
             {"ansible.builtin.copy": {"content": look, "dest": str(seen)}, "check_mode": False},
         ]
-        play = {"hosts": "gpu-1", "gather_facts": False, "tasks": tasks,
+        play = {"hosts": "trainers:!gpu-2:!gpu_1", "gather_facts": False, "tasks": tasks,
                 "vars": {"run_plans": RUNS, "trainer_root": "/ours"}}  # fmt: skip
         (self.home / "play.yml").write_text(yaml.safe_dump([play]))
         done = subprocess.run(
-            [str(ANSIBLE), "-i", str(self.home / "hosts.yml"), str(self.home / "play.yml"), *options],
+            [str(ANSIBLE), "-i", str(self.home / inventory), str(self.home / "play.yml"), *options],
             cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=300,
         )  # fmt: skip
@@ -71,6 +78,39 @@ def test_what_a_hook_sets_reaches_nothing_of_ours(site: Site) -> None:
     runs = json.dumps([{"run_id": "witness-0", "agent": "witness"}])
     assert (site.home / "noted").read_text() == f"gpu-1 inventory {runs} word"
     assert "gpu-1: hooks/before_provision.yml is done (" in text
+
+
+@pytest.mark.parametrize("name", ["my gpu", "~gpu"])
+def test_a_hook_runs_on_its_host_alone_whatever_its_name_and_its_folder(tmp_path: pathlib.Path, name: str) -> None:
+    site = Site(tmp_path / "an inventory, a=b", name)
+    site.hook("before_provision", note(tmp_path / "{{ inventory_hostname }}", "written"))
+    code, text, _ = site.play("before_provision")
+    assert code == 0, text
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
+def test_a_hook_reads_what_the_command_can_decrypt_and_asks_nobody_again(site: Site) -> None:
+    ask = site.home / "ask"
+    ask.write_text(f"#!/bin/sh\n[ -e {site.home}/asked ] && exit 1\ntouch {site.home}/asked\necho word\n")
+    ask.chmod(0o755)
+    locked = VaultLib([("dev", VaultSecret(b"word"))]).encrypt("token", vault_id="dev").decode()
+    (site.home / "host_vars").mkdir()
+    (site.home / "host_vars/gpu-1.yml").write_text("locked: !vault |\n" + textwrap.indent(locked, "  "))
+    site.hook("before_provision", note(site.home / "noted", "{{ locked }}"))
+    code, text, _ = site.play("before_provision", "--vault-id", f"dev@{ask}")
+    assert code == 0, text
+    assert (site.home / "noted").read_text() == "token"
+
+
+def test_an_inventory_may_be_a_folder_with_hooks_in_it(site: Site) -> None:
+    site.hook("before_provision", note(site.home / "noted", "{{ mark }}"))
+    folder = site.home / "inventory"
+    folder.mkdir()
+    for name in ("hosts.yml", "hooks"):
+        (site.home / name).rename(folder / name)
+    code, text, _ = site.play("before_provision", inventory="inventory")
+    assert code == 0, text
+    assert (site.home / "noted").read_text() == "inventory"
 
 
 def test_without_a_file_nothing_happens(site: Site) -> None:

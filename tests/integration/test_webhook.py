@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import pathlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -131,6 +133,29 @@ def test_nobody_is_told_and_it_is_settled_all_the_same(
     assert tell(changes.pop("url", hook.url), **changes) == []
     assert hook.told == []
     assert read_record(tmp_path, "witness-0").is_settled("failed")
+
+
+def test_what_cannot_be_noted_is_told_all_the_same(hook: Hook, tell: Any, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    [warning] = tell(hook.url, since=0.0)
+    assert warning.startswith("! what became of witness-0 could not be noted: ")
+    assert len(hook.told) == 1
+
+
+def test_a_message_that_cannot_be_made_is_a_warning(hook: Hook, tell: Any) -> None:
+    warning = "! «witness: failed» was not told: the message could not be made (ValueError)"
+    assert tell(hook.url, timeout=f"soon {SECRET}") == [warning]
+    assert hook.told == []
+
+
+def test_a_clock_that_was_set_back_after_the_plan_makes_no_second_message(
+    hook: Hook, tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_at = round(time.time()) + 3600.0
+    monkeypatch.setattr(sys.modules[__name__], "RUN", dataclasses.replace(RUN, planned_at=planned_at))
+    for _ in range(2):
+        tell(hook.url, since=planned_at)
+    assert len(hook.told) == 1
 
 
 def test_an_event_is_told_once_since_a_time(hook: Hook, tell: Any) -> None:

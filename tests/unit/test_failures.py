@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
 from wire import load
@@ -128,6 +128,21 @@ def test_what_a_lost_trainer_has_started_goes_on(desk):
     assert desk.fail(run, whole_trainer=True)["stop"] == []
 
 
+def test_a_gang_that_trains_goes_on_where_a_host_is_not_fit(desk):
+    run = plan("crew-1", "a", "b")
+    desk.note("crew-1", "on_host", "b", False)  # attached to; here the base model did not come
+    assert desk.fail(run, failure={"state": "failed"}, whole_trainer=True)["stop"] == []
+
+
+def test_another_attempt_fails_for_reasons_of_its_own(desk):
+    desk.note("crew-1", "failed_on", "b", "on another host")
+    desk.fail(plan("crew-1"), failure={"msg": "the pod is gone"}, quiet=True)
+    desk.run("forget_failures", runs=[plan("crew-1")])
+    assert desk.record("crew-1").failures_of(["a", "b"], NOW) == {"b": "on another host"}
+    desk.fail(plan("crew-1"), failure={"msg": "no other pod can be had"}, whole_trainer=True)
+    assert desk.posts == [("crew-1", "no other pod can be had")]
+
+
 def test_it_fails_again_with_what_failed(desk):
     answer = desk.run("fail_again", failure={"msg": "lost", "state": "unreachable", "changed": True})
     assert (answer["failed"], answer["msg"], answer["state"], answer["changed"]) == (True, "lost", "unreachable", True)
@@ -156,6 +171,20 @@ def test_what_has_ended_is_delivered_first_then_what_trains(desk):
     assert chosen(desk, *plans) == "f-1"
     assert chosen(desk, *plans[:3]) == "r-1"
     assert chosen(desk, *plans[:2]) == "x-1"  # in the order of the plan
+
+
+def test_in_check_mode_nothing_is_delivered(desk):
+    found = desk.run("deliver_run", check=True, runs=[plan()], root="/r", stall_timeout=9)
+    assert (found["skipped"], desk.asked) == (True, [])
+
+
+def test_whatever_goes_wrong_with_a_run_is_not_of_all_that_its_trainer_has(desk, monkeypatch):
+    plugin, variables = desk.action("deliver_run", "a", False, runs=[plan("crew-1")], root="/r", stall_timeout=9)
+    monkeypatch.setattr(plugin, "deliver", mock.Mock(side_effect=AnsibleError("sudo asks for a password")))
+    with pytest.raises(AnsibleActionFail) as caught:
+        plugin.run(task_vars=variables)
+    result = caught.value.result_contribution
+    assert (result["failed"], result["run_id"], result["msg"]) == (True, "crew-1", "sudo asks for a password")
 
 
 def test_one_run_is_delivered_without_a_question(desk):

@@ -31,13 +31,14 @@ def test_the_plan_tells_of_hooks_once_for_hosts_that_share_them(tmp_path: pathli
 
 def test_a_hook_runs_with_the_inventory_and_the_options_of_the_command() -> None:
     options = {
-        "inventory": ("a.yml", "b.yml"), "extra_vars": ("role=witness", {"x": 1}), "vault_ids": ["dev@p"],
-        "remote_user": "ops", "private_key_file": None, "become": True, "become_user": "root", "forks": 50,
+        "inventory": ("a.yml", "b.yml"), "extra_vars": ("role=witness", {"x": 1}),
+        "remote_user": "ops", "private_key_file": None, "become": True, "become_user": "root",
+        "forks": 50,
     }  # fmt: skip
     words = hooks.command("py", pathlib.Path("/t/hook.yml"), pathlib.Path("/t/v.json"), "gpu-1", options, False)
     assert words == [
-        "py", "-m", "ansible", "playbook", "/t/hook.yml", "--limit", "gpu-1", "--inventory", "a.yml", "--inventory",
-        "b.yml", "--vault-id", "dev@p", "--extra-vars", "role=witness", "--extra-vars", '{"x": 1}', "--extra-vars",
+        "py", "-m", "ansible", "playbook", "/t/hook.yml", r"--limit=~\Agpu\U0000002d1\Z", "--inventory", "a.yml",
+        "--inventory", "b.yml", "--extra-vars", "role=witness", "--extra-vars", '{"x": 1}', "--extra-vars",
         "@/t/v.json", "--user", "ops", "--become-user", "root", "--become",
     ]  # fmt: skip
     assert hooks.command("py", pathlib.Path("h"), pathlib.Path("v"), "gpu-1", {}, True)[-1] == "--check"
@@ -55,5 +56,7 @@ def test_a_hook_gets_the_runs_and_on_a_pod_how_it_is_reached() -> None:
 def test_a_failure_is_the_line_that_says_so() -> None:
     text = "PLAY [x]\n\nTASK [stop it]\nfatal: [gpu-1]: FAILED! => no such service\n\nPLAY RECAP\n"
     assert hooks.failure(text) == "fatal: [gpu-1]: FAILED! => no such service"
+    text = "[ERROR]: is it there?\nfatal: [gpu-1]: FAILED! =>\n...ignoring\n[ERROR]: no such service\nfatal: [gpu-1]: F"
+    assert hooks.failure(text) == "[ERROR]: no such service"
     assert hooks.failure("odd\n") == "odd"
     assert hooks.failure("\n") == "it printed nothing"

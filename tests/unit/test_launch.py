@@ -140,7 +140,8 @@ def test_what_is_staged():
 
 
 def test_the_options_of_a_task_may_be_text():
-    given = {"root": "/r", "python": "/p", "lanes": "GPU-1,,GPU-2", "gpus": ["GPU-0"], "port": "29500", "timeout": "60",
+    given = {"root": "/r", "python": "/p", "lanes": "GPU-1,, GPU-2", "gpus": ["GPU-0"], "port": "29500",
+             "timeout": "60",
              "stop_timeout": "30", "lane_dir": "", "plan": PLAN}  # fmt: skip
     read = launch.TrainerOptions.from_dict(given)
     assert (read.lanes, read.gpus, read.lane_dir) == (("GPU-1", "GPU-2"), ("GPU-0",), None)

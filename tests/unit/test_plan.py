@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
 from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
+from ansible.module_utils.lora_forge.planning.run_record import update_record
 from ansible.module_utils.lora_forge.text import canonical
 from planned import planned_run
 
@@ -1011,6 +1012,18 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
     attempt = Attempts(tmp_path, "0.21.0").find("witness", "a" * 64)
     assert attempted(attempt) == (f"witness-{'a' * 12}", *expected, placement)
+
+
+def test_what_failed_before_it_was_launched_is_no_attempt(tmp_path, deliver):
+    first = f"witness-{'a' * 12}"
+    output = tmp_path / "output"
+    known, fresh = (Attempts(output, "0.21.0", fresh=fresh) for fresh in (False, True))
+    update_record(output, first, lambda record, now: record.failed_on("gpu-1", "no GPU", now).settled("failed", now))
+    assert attempted(known.find("witness", "a" * 64)) == (first, "to train", "", {})
+    deliver(first)
+    update_record(output, f"{first}-2", lambda record, now: record.failed_on("gpu-1", "no GPU", now))
+    assert attempted(known.find("witness", "a" * 64))[:2] == (first, "ready")
+    assert attempted(fresh.find("witness", "a" * 64))[:2] == (f"{first}-2", "to train")
 
 
 def test_attempts_of_other_recipes_do_not_count(tmp_path):

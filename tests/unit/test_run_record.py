@@ -123,6 +123,18 @@ def test_what_was_told_holds_until_the_next_launch(note: Note) -> None:
     assert not note.record.is_settled("failed")
 
 
+def test_a_standstill_is_news_again_after_a_start_though_nobody_saw_how_the_last_one_ended(note: Note) -> None:
+    note("launched", "gpu-1", 0)
+    note("on_host", "gpu-1", True)
+    for event in ("stalled", "failed"):
+        note("settled", event)
+    note("on_host", "gpu-1", False)  # somebody attaches
+    assert note.record.is_settled("stalled")
+    note("launched", "gpu-1", 0)
+    note("on_host", "gpu-1", True)
+    assert (note.record.is_settled("stalled"), note.record.is_settled("failed")) == (False, True)
+
+
 def test_a_delivery_is_of_this_command_or_of_an_earlier_one() -> None:
     assert not RunRecord(RUN).is_delivered(0)
     assert RunRecord(RUN, delivered_at=5.0).is_delivered(5.0)
@@ -131,7 +143,13 @@ def test_a_delivery_is_of_this_command_or_of_an_earlier_one() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", json.dumps({"lane": "two", "failures": [], "hosts": {"a": 3}, "notified": None, "final": "yes"})],
+    [
+        "",
+        "[]",
+        "{",
+        json.dumps({"lane": "two", "failures": [], "hosts": {"a": 3}, "notified": None, "final": "yes"}),
+        json.dumps({"hosts": {"a": {"at": "noon"}}, "notified": {"failed": "noon"}}),
+    ],
 )
 def test_a_damaged_file_is_an_empty_record(note: Note, text: str) -> None:
     (note.output / "runs").mkdir()

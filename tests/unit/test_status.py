@@ -7,6 +7,7 @@ import json
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.planning.run_record import update_record
 from ansible.module_utils.lora_forge.pods import claims
 from ansible.module_utils.lora_forge.results import report, status, wandb_query
 from ansible.module_utils.lora_forge.trainer import gpu, run_state
@@ -67,6 +68,11 @@ def place(output, run_id=RUN, **what):
 
 def gathered(output, snapshots=None, **known):
     return status.collect_status(output, snapshots or {}, known.get("wandb", {}), known.get("costs"))
+
+
+def test_what_failed_before_it_was_launched_is_no_run(tmp_path):
+    update_record(tmp_path, RUN, lambda record, now: record.failed_on("gpu-1", "no GPU", now))
+    assert gathered(tmp_path, {"gpu-1": {"runs": []}}) == []
 
 
 def test_a_running_run(tmp_path):

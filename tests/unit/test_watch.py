@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import rundir
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.lora_forge.controller import checkpoints, retry
 from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.planning import run_record
@@ -164,7 +164,9 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
 
 
-@pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "no route"}])
+@pytest.mark.parametrize(
+    "trouble", [AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
+)
 def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble):
     task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
     found = task.run()
@@ -224,12 +226,14 @@ def fetched(monkeypatch, tmp_path):
     """Let checkpoints come over, or not; list the steps of those that were asked for."""
     asked: list[int] = []
 
-    def make(*refused: int) -> list[int]:
+    def make(*refused: int, broken: bool = False) -> list[int]:
         def call(action, name, args, task_vars):
             assert (name, args["from"], args["to"]) == ("transfer", "/r/witness-1", str(tmp_path / "runs/witness-1"))
             step = int(args["files"][0].partition("-")[2].partition("/")[0])
             asked.append(step)
             if step in refused:
+                if broken:
+                    raise AnsibleError("cut off")
                 return {"failed": True, "msg": "cut off"}
             folder = tmp_path / f"runs/witness-1/output/checkpoint-{step}"
             folder.mkdir(parents=True)
@@ -263,11 +267,16 @@ def test_each_new_checkpoint_is_fetched_while_it_is_watched(watch, fetched, tmp_
     assert asked == [8, 16]
 
 
-def test_a_checkpoint_that_does_not_come_is_left_for_the_next_one_and_tried_again_at_the_end(watch, fetched, tmp_path):
-    asked = fetched(16)
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_checkpoint_that_does_not_come_is_left_for_the_next_one_and_tried_again_at_the_end(
+    watch, fetched, tmp_path, capsys, broken
+):
+    asked = fetched(16, broken=broken)
     task = watch(with_checkpoint(16), with_checkpoint(16), with_checkpoint(24), FINISHED, pull=True)
     task.run()
     assert (asked, kept(tmp_path)) == ([16, 24], 24)
+    told = capsys.readouterr()
+    assert "! checkpoint 16 was not fetched; the next one is tried again (cut off)" in told.out + told.err
     watch(with_checkpoint(32, state="failed"), pull=True).run()
     assert (asked, kept(tmp_path)) == ([16, 24, 32], 32)
 
@@ -288,6 +297,7 @@ def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
         found = task.run()
         assert (found["state"], found.get("failed", False)) == (state, state != "finished")
         assert "events" not in found
+        assert ("progress" in found) is (state == "finished")  # Ansible prints all that a failure returns
         assert [post["event"] for post in task.posts] == expected
     record = run_record.read_record(tmp_path, "witness-1")
     assert record.state == (state if state in rundir.FINAL_STATES else "")

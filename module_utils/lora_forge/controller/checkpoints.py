@@ -35,9 +35,13 @@ def fetch_checkpoint(
         Whether it is here; that it is not is a warning.
     """
     asked = {"from": run_dir, "files": [*checkpoint["files"], "metrics.jsonl"], "to": str(kept), **transfer}
-    answer = call_action(action, "transfer", asked, task_vars)
+    try:
+        answer = call_action(action, "transfer", asked, task_vars)
+    except Exception as error:  # whatever it is, no training fails by it
+        answer = {"failed": True, "msg": str(error)}
     if answer.get("failed"):
-        show(warnings=[f"checkpoint {checkpoint['step']} was not fetched; the next one is tried again"])
+        reason = str(answer.get("msg") or "it failed").splitlines()[0]
+        show(warnings=[f"checkpoint {checkpoint['step']} was not fetched; the next one is tried again ({reason})"])
         return False
     rows, _ = runs.prune_plan(kept, keep=0)
     for row in rows:

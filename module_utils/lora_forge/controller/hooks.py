@@ -25,7 +25,6 @@ _VALUES = {  # of the command line that called us, which a playbook of its own n
     "become_method": "--become-method",
     "become_user": "--become-user",
 }
-_LISTS = {"inventory": "--inventory", "vault_ids": "--vault-id", "vault_password_files": "--vault-password-file"}
 
 
 def hook_file(inventory_dir: str, name: str) -> Optional[pathlib.Path]:
@@ -63,8 +62,18 @@ def playbook(file: pathlib.Path, host: str) -> list[dict[str, Any]]:
         file: The task file.
         host: The host's inventory name.
     """
-    include = {"name": f"Run hooks/{file.name}", "ansible.builtin.include_tasks": str(file)}
-    return [{"name": file.stem, "hosts": host, "gather_facts": False, "tasks": [include]}]
+    include = {"name": f"Run hooks/{file.name}", "ansible.builtin.include_tasks": {"file": str(file)}}
+    return [{"name": file.stem, "hosts": pattern(host), "gather_facts": False, "tasks": [include]}]
+
+
+def pattern(host: str) -> str:
+    """Return a pattern that Ansible matches with one host alone, whatever there is in its name.
+
+    Args:
+        host: Its inventory name; it may hold a space, or be a pattern of others.
+    """
+    escaped = (letter if letter.isalnum() else rf"\U{ord(letter):08x}" for letter in host)
+    return rf"~\A{''.join(escaped)}\Z"
 
 
 def variables(known: Mapping[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,10 +100,9 @@ def command(
         options: The options of the calling command, as Ansible's ``context.CLIARGS`` has them.
         check: Whether nothing may be changed.
     """
-    words = [python, "-m", "ansible", "playbook", str(playbook), "--limit", host]
-    for name, option in _LISTS.items():
-        for value in options.get(name) or ():
-            words += [option, str(value)]
+    words = [python, "-m", "ansible", "playbook", str(playbook), f"--limit={pattern(host)}"]
+    for source in options.get("inventory") or ():
+        words += ["--inventory", str(source)]
     for value in options.get("extra_vars") or ():
         words += ["--extra-vars", value if isinstance(value, str) else json.dumps(value)]
     words += ["--extra-vars", f"@{variables}"]
@@ -111,5 +119,7 @@ def failure(output: str) -> str:
         output: All that it printed.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    marked = [line for line in lines if line.startswith(("fatal:", "failed:", "[ERROR]", "ERROR!"))]
-    return (marked or lines or ["it printed nothing"])[0][:500]
+    errors = [line for line in lines if line.startswith(("[ERROR]", "ERROR!"))]
+    marked = errors or [line for line in lines if line.startswith(("fatal:", "failed:"))]
+    # The last one ended it; those before it were ignored or rescued.
+    return (marked[-1:] or lines or ["it printed nothing"])[0][:500]

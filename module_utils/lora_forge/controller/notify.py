@@ -8,9 +8,9 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.controller.display import show
+from ansible.module_utils.lora_forge.controller.notes import note
 from ansible.module_utils.lora_forge.controller.webhook import post
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning.run_record import update_record
 from ansible.module_utils.lora_forge.pods.claims import Claims, cost_by_run
 from ansible.module_utils.lora_forge.results.notice import body, notice
 
@@ -37,13 +37,17 @@ def notify(
         silent: It is no news: note that it is settled, and tell nobody.
     """
     output, url = pathlib.Path(options["output"]), str(options["url"] or "").strip()
-    before, _ = update_record(output, run.run_id, lambda record, now: record.settled(event, now))
+    before, _ = note(output, run, lambda record, now: record.settled(event, now))
     if silent or not url or event not in options["events"] or (since is not None and before.is_settled(event, since)):
         return
     now = time.time()
-    usd = _cost(output, run, str(options.get("pods") or ""), now)
-    told = notice(event, run, detail, progress or {}, usd, now)
-    problem = post(url, body(told, options["form"], url), float(options["timeout"]))
+    try:
+        usd = _cost(output, run, str(options.get("pods") or ""), now)
+        told = notice(event, run, detail, progress or {}, usd, now)
+        problem = post(url, body(told, options["form"], url), float(options["timeout"]))
+    except Exception as error:  # of claims or manifests that are damaged; its words could hold the address
+        show(warnings=[f"«{run.agent}: {event}» was not told: the message could not be made ({type(error).__name__})"])
+        return
     if problem:
         show(warnings=[f"«{run.agent}: {event}» was not sent: the address in run_notify_url {problem}"])
 

@@ -49,7 +49,9 @@ def _attempt(url: str, body: dict[str, Any], timeout: float) -> tuple[str, bool]
 def _send(url: str, body: dict[str, Any], timeout: float) -> tuple[str, bool]:
     headers = {"Content-Type": "application/json"}
     try:
-        answer = open_url(url, data=json.dumps(body), method="POST", headers=headers, timeout=timeout)
+        answer = open_url(
+            url, data=json.dumps(body), method="POST", headers=headers, timeout=timeout, follow_redirects="none"
+        )
         status = answer.getcode()
         answer.close()
     except urllib.error.HTTPError as error:

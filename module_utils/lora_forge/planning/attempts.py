@@ -7,11 +7,11 @@ import pathlib
 import re
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.planning.fleet import Move
+from ansible.module_utils.lora_forge.planning.run_record import read_placements
 
 
 def minor_version(version: str) -> str:
@@ -88,7 +88,8 @@ class Attempts:
         folder = self.output / "adapters" / agent
         pattern = re.compile(rf"^{re.escape(first)}(?:-(\d+))?$")
         names = [path.name for path in folder.glob(f"{first}*") if path.is_dir()] if folder.is_dir() else []
-        names += [path.stem for path in (self.output / "runs").glob(f"{first}*.json")]
+        placements = read_placements(self.output, first)
+        names += placements
         numbers = sorted({int(match.group(1) or 1) for match in map(pattern.match, names) if match}) or [0]
         newest = numbers[-1]
 
@@ -101,7 +102,7 @@ class Attempts:
         def attempt(number: int, state: str, why: str, placement: dict[str, Any]) -> Attempt:
             return Attempt(name(number), state, why, placement, fingerprint, self.axolotl)
 
-        placement = rundir.read_json(self.output / "runs" / f"{name(newest)}.json")
+        placement = placements.get(name(newest), {})
         error = adapter_error(newest)
         if self.fresh and newest and (error is None or placement.get("final")):
             return attempt(newest + 1, "to train", "a fresh attempt was asked for", {})

@@ -65,7 +65,7 @@ class TrainerOptions:
             **known
             | numbers
             | {
-                "lanes": tuple(lane for lane in lanes if lane),
+                "lanes": tuple(filter(None, (str(lane).strip() for lane in lanes))),
                 "gpus": tuple(data.get("gpus") or ()),
                 "lane_dir": data.get("lane_dir") or None,
             }

@@ -74,8 +74,16 @@ class RunRecord:
 
     def on_host(self, host: str, started: bool, now: float) -> RunRecord:
         """Return it as one that a host launched, or attached to: what went wrong there before does not count."""
-        failures = {name: failure for name, failure in self.failures.items() if name != host}
-        return dataclasses.replace(self, hosts={**self.hosts, host: {"at": now, "started": started}}, failures=failures)
+        hosts = {**self.hosts, host: {"at": now, "started": started}}
+        # It may be started again before anybody saw how it ended: a standstill is news again.
+        notified = {event: at for event, at in self.notified.items() if not started or event != "stalled"}
+        return dataclasses.replace(self.without_failures(host), hosts=hosts, notified=notified)
+
+    def without_failures(self, host: str) -> RunRecord:
+        """Return it without what went wrong on a host."""
+        return dataclasses.replace(
+            self, failures={name: entry for name, entry in self.failures.items() if name != host}
+        )
 
     def ended(self, state: str, trainer: str, now: float, detail: str = "") -> RunRecord:
         """Return it with its end: finished, failed or stopped.
@@ -123,7 +131,7 @@ class RunRecord:
 
 def _recent(entries: dict[str, Any], hosts: Iterable[str], since: float) -> list[tuple[str, dict[str, Any]]]:
     known = [(host, entries[host]) for host in hosts if isinstance(entries.get(host), dict)]
-    return [(host, entry) for host, entry in known if float(entry.get("at") or 0) >= since]
+    return [(host, entry) for host, entry in known if isinstance(at := entry.get("at"), (int, float)) and at >= since]
 
 
 def record_path(output: pathlib.Path, run_id: str) -> pathlib.Path:
@@ -144,6 +152,20 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
         run_id: The run.
     """
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)), run_id)
+
+
+def read_placements(output: pathlib.Path, first: str = "") -> dict[str, dict[str, Any]]:
+    """Read records as their files hold them, by run id; without those of runs that failed before they were placed.
+
+    Args:
+        output: The controller's output folder.
+        first: How the run ids begin.
+
+    Returns:
+        Records; that of a damaged file is empty.
+    """
+    records = {path.stem: rundir.read_json(path) for path in (output / "runs").glob(f"{first}*.json")}
+    return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
 
 
 def placed_records(output: pathlib.Path) -> dict[str, RunRecord]:

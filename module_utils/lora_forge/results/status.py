@@ -12,6 +12,7 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import AGENTS
+from ansible.module_utils.lora_forge.planning.run_record import read_placements
 from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
 from ansible.module_utils.lora_forge.text import duration, short
 from ansible.module_utils.lora_forge.trainer import run_state
@@ -93,7 +94,7 @@ def collect_status(
             if trainer in (run["facts"].get("hosts") or [])[1:]:
                 continue  # of a gang the first host speaks for the others
             seen.setdefault(run["run_id"], []).append({**run, "trainer": trainer})
-    placed = {path.stem: rundir.read_json(path) for path in (output / "runs").glob("*.json")}
+    placed = read_placements(output)
     delivered = {folder.name: folder for folder in store.delivered_folders(output / "adapters")}
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):

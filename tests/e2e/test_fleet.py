@@ -59,7 +59,7 @@ class Fleet:
     def placed(self) -> dict[str, tuple[str, int]]:
         """Return where each run was launched: trainer and lane, by agent."""
         noted = [rundir.read_json(path) for path in (self.hosts.output / "runs").glob("*.json")]
-        return {one["run_id"].partition("-")[0]: (one["trainer"], one["lane"]) for one in noted}
+        return {one["run_id"].partition("-")[0]: (one["trainer"], one["lane"]) for one in noted if "trainer" in one}
 
     def status(self, number: int, agent: str) -> dict[str, Any]:
         (run_dir,) = (self.hosts.root(number) / "runs").glob(f"{agent}-*")

@@ -94,7 +94,7 @@ class ActionModule(ActionBase):
             task_vars: The task's.
         """
         since, told, refused = "", "", 0
-        budget = Budget.from_dict(args.get("budget") or {})
+        budget = Budget.from_dict(args["budget"]) if args.get("budget") else None
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since, task_vars)

@@ -20,7 +20,7 @@ def plan(run_id: str = "witness-1", *hosts: str) -> dict[str, Any]:
     return {
         "run_id": run_id, "agent": run_id.partition("-")[0], "name": run_id, "fingerprint": "f", "trainer": hosts[0],
         "state": "to train", "rehearsal": False, "recipe": {}, "recipe_sha256": "r", "axolotl": "0.21.0",
-        "hosts": list(hosts), "planned_at": NOW,
+        "datasets": [], "hosts": list(hosts), "planned_at": NOW,
     }  # fmt: skip
 
 

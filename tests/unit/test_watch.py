@@ -110,7 +110,7 @@ CLAIM = "pods/claims/n.json"
 PLAN = {
     "run_id": "witness-1", "agent": "witness", "name": "witness", "fingerprint": "f", "trainer": "pod-1",
     "state": "to train", "rehearsal": False, "recipe": {}, "recipe_sha256": "r", "axolotl": "0.21.0",
-    "hosts": ["pod-1"],
+    "datasets": [], "hosts": ["pod-1"],
 }  # fmt: skip
 
 

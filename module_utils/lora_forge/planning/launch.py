@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
@@ -17,7 +18,7 @@ TINY_MODEL = "tiny_model.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainerOptions:
+class TrainerOptions(JsonRecord):
     """What the inventory, and the trainer itself, say of how it trains.
 
     Attributes:
@@ -52,24 +53,11 @@ class TrainerOptions:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
-        """Read them from the options of a task, where a number may be text and a list too; others are passed over.
-
-        Args:
-            data: ``lanes`` may be text with commas; an empty ``lane_dir`` is none.
-        """
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-        lanes = data.get("lanes") or ()
-        lanes = lanes.split(",") if isinstance(lanes, str) else lanes
-        numbers = {name: int(known[name]) for name in ("port", "timeout", "stop_timeout") if name in known}
-        return cls(
-            **known
-            | numbers
-            | {
-                "lanes": tuple(lane for lane in lanes if lane),
-                "gpus": tuple(data.get("gpus") or ()),
-                "lane_dir": data.get("lane_dir") or None,
-            }
-        )
+        """Read them from the options of a task, where a number may be text, and ``lanes`` a text with commas."""
+        numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
+        lanes = data.get("lanes") or []
+        lanes = [lane for lane in (lanes.split(",") if isinstance(lanes, str) else lanes) if lane]
+        return super().from_dict({**data, **numbers, "lanes": lanes, "lane_dir": data.get("lane_dir") or None})
 
 
 def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:

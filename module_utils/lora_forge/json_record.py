@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 import typing
 from typing import Any, TypeVar, Union
 
@@ -53,7 +54,7 @@ def _read(hint: Any, value: Any) -> Any:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if value is None or hint is Any:
         return value
-    if origin is Union:
+    if origin in (Union, getattr(types, "UnionType", Union)):  # X | Y, from Python 3.10 on
         return next((read for part in parts if (read := _read(part, value)) is not None), None)
     if origin is tuple:
         items = [_read(parts[0], item) for item in value] if isinstance(value, (list, tuple)) else None

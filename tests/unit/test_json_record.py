@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import pytest
 from ansible.module_utils.lora_forge.json_record import JsonRecord
@@ -24,7 +24,7 @@ class Bicycle(JsonRecord):
     sold: bool = False
     bell: Any = "brass"
     lamp: Optional[str] = None
-    price: Union[float, str, None] = None
+    price: float | str | None = None
     wheels: tuple[Wheel, ...] = ()
     front: Wheel = dataclasses.field(default_factory=Wheel)
     parts: dict[str, Any] = dataclasses.field(default_factory=dict)

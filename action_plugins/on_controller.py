@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.errors import UserError, error_message  # n
 
 
 def load(name: str) -> Any:
-    """A module of library/, by its name."""
+    """Load a module of library/ by its name."""
     spec = importlib.util.spec_from_file_location(f"lora_forge_{name}", ROOT / "library" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -81,8 +81,6 @@ MODULE = None if NAME == "on_controller" else load(NAME)
 
 class ActionModule(ActionBase):
     """Any of the modules that this file has a link for; its options and answer are that module's."""
-
-    TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)

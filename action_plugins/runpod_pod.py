@@ -13,8 +13,6 @@ display = Display()
 class ActionModule(ActionBase):
     """``runpod_pod``: calls the module of the same name until the pod is ready, with a line for each change."""
 
-    TRANSFERS_FILES = False
-
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args, told, changed = self._task.args, "", False

@@ -9,18 +9,17 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
+from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import update_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
@@ -29,8 +28,7 @@ from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
-for also in ("transfer", "stop_run"):
-    action_loader.get(also, class_only=True)  # here once: what a task's process loads is lost with it
+load_actions("transfer", "stop_run")
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
@@ -59,10 +57,10 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     return "  ".join(parts)
 
 
-class ActionModule(ActionBase):
-    """``watch``: C(run), the planned run; C(run_dir); C(output), the controller's folder; C(stall_timeout),
-    C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is fetched;
-    C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
+class ActionModule(ForgeAction):
+    """``watch``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder;
+    C(stall_timeout), C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is
+    fetched; C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
     C(quiet), whether that it was lost is told by whoever gives up.
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
@@ -72,32 +70,29 @@ class ActionModule(ActionBase):
     pod.
     """
 
-    TRANSFERS_FILES = False
     doubted = False  # whether it was told that the losses will not do
 
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = self._task.args
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Watch it to its end."""
         if self._task.check_mode:
-            return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
+            return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
-        seen = self.follow(run, args, output / "runs" / run.run_id, task_vars)
-        return result | self.conclude(run, args, seen, output, task_vars)
+        self.run_dir = run_dir(run, args["root"])
+        return self.conclude(run, args, self.follow(run, args, output / "runs" / run.run_id), output)
 
-    def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
+    def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path) -> dict[str, Any]:
         """Watch until it is over, or too dear; each new checkpoint is fetched where that is wanted.
 
         Args:
             run: The planned run.
             args: The task's.
             kept: The folder on the controller for what is fetched of it.
-            task_vars: The task's.
         """
         since, told, refused = "", "", 0
         budget = Budget.from_dict(args["budget"]) if args.get("budget") else None
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
-            seen = self.ask(run, args, since, task_vars)
+            seen = self.ask(run, args, since)
             if seen.get("failed"):
                 return seen
             told = self.tell(run.name, seen, since, told)
@@ -109,19 +104,18 @@ class ActionModule(ActionBase):
             newest = seen["checkpoint"]
             missing = have is not None and newest["step"] > max(have, 0 if over else refused)
             if missing and seen["state"] != "finished" and not breach:
-                transfer = args["transfer"]
-                if fetch_checkpoint(self, run.agent, newest, args["run_dir"], kept, transfer, task_vars):
+                if fetch_checkpoint(self, run.agent, newest, self.run_dir, kept, args["transfer"]):
                     have = newest["step"]
                 else:
                     refused = newest["step"]
             if over or breach:
                 return seen | ({"breach": breach} if breach else {})
-            self.renew(run.name, budget, eta, task_vars)
+            self.renew(run.name, budget, eta)
 
-    def ask(self, run: PlannedRun, args: dict[str, Any], since: str, task_vars: Any) -> dict[str, Any]:
+    def ask(self, run: PlannedRun, args: dict[str, Any], since: str) -> dict[str, Any]:
         """Ask the trainer once; a connection that stays lost is a failure with the state ``unreachable``."""
         asked = {
-            "run_dir": args["run_dir"],
+            "run_dir": self.run_dir,
             "since": since,
             "wait": WAIT if since else 0,
             "stall_timeout": args["stall_timeout"],
@@ -129,7 +123,7 @@ class ActionModule(ActionBase):
         timeout = float(args["unreachable_timeout"])
         try:
             return retry_until_connected(
-                partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
+                partial(self.run_module, "training_run_info", asked),
                 AnsibleConnectionFailure,
                 timeout,
                 lambda words: display.display(f"  {run.name}  {words}"),
@@ -140,7 +134,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
 
     def conclude(
-        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path, task_vars: Any
+        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path
     ) -> dict[str, Any]:
         """Note how it ended, tell of it, and return the answer.
 
@@ -148,7 +142,7 @@ class ActionModule(ActionBase):
         """
         state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
         if seen.get("breach"):
-            return self.stop_over_budget(run, args, seen, task_vars)
+            return self.stop_over_budget(run, args, seen)
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]
@@ -156,7 +150,7 @@ class ActionModule(ActionBase):
             is_news = before != after
         if state == "finished":
             return seen | {"changed": False}
-        answer = seen if seen.get("failed") else seen | {"failed": True, "msg": self.trouble(run, args, seen)}
+        answer = seen if seen.get("failed") else seen | {"failed": True, "msg": self.trouble(run, seen)}
         if seen.get("failed") or state == "absent":  # nobody knows what became of it
             if not args["quiet"]:
                 notify("failed", run, answer.get("msg", "it could not be watched"), told, since=run.planned_at)
@@ -168,16 +162,14 @@ class ActionModule(ActionBase):
             notify("failed", run, seen["detail"], told, progress, silent=silent)
         return answer | {"changed": False}
 
-    def stop_over_budget(
-        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], task_vars: Any
-    ) -> dict[str, Any]:
+    def stop_over_budget(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
         """Stop with a checkpoint, and fetch that one: only what is kept may be released.
 
         It is told of whatever comes of that: what cannot be stopped goes on costing.
         """
-        asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
+        asked = {name: args[name] for name in ("run", "root", "output", "stop_timeout", "pull", "transfer")}
         try:
-            stopped = call_action(self, "stop_run", asked, task_vars)
+            stopped = self.run_action("stop_run", asked)
         except AnsibleConnectionFailure as error:
             stopped = {"failed": True, "msg": str(error)}
         answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
@@ -202,14 +194,14 @@ class ActionModule(ActionBase):
         notify("failed", run, answer["msg"], args["notify"], silent=True)
         return answer
 
-    def renew(self, agent: str, budget: Budget | None, eta: float | None, task_vars: Any) -> None:
+    def renew(self, agent: str, budget: Budget | None, eta: float | None) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
         deadline = costs.renewed_deadline(budget, time.time(), eta) if budget else None
         if budget is None or deadline is None:
             return
         asked = {"root": budget.root, "pod": budget.pod, "deadline": deadline}
         try:
-            answer = self._execute_module("pod_leash", asked, task_vars=task_vars)
+            answer = self.run_module("pod_leash", asked)
         except AnsibleConnectionFailure:
             return  # the next round tries again
         if not answer.get("failed"):
@@ -245,10 +237,10 @@ class ActionModule(ActionBase):
                 display.display(f"  {agent}  W&B could not be had at the start: {what}; train.log says why")
         return said
 
-    def trouble(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> str:
+    def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
         """Return what is wrong with a run that did not finish, and what to do about it."""
         state, detail = seen["state"], seen["detail"]
-        log = f"{args['run_dir']}/train.log"
+        log = f"{self.run_dir}/train.log"
         advice = {
             "stalled": f"Look at {log}; stop it with playbooks/stop.yml, then the same command resumes it.",
             "stopped": "The same command resumes it.",

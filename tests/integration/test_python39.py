@@ -106,8 +106,8 @@ def modules_of_action(name: str) -> set[str]:
     if plugin.is_symlink():  # to on_controller.py, which runs it in Ansible's own process
         return set()
     text = plugin.read_text()
-    called = set(re.findall(r'\bcall_action\(\s*self,\s*"(\w+)"', text)) - {name}
-    return set(re.findall(r'_execute_module[(,]\s*"(\w+)"', text)).union(*map(modules_of_action, called))
+    called = set(re.findall(r'\brun_action\("(\w+)"', text)) - {name}
+    return set(re.findall(r'(?:_execute|run)_module[(,]\s*"(\w+)"', text)).union(*map(modules_of_action, called))
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:

@@ -144,8 +144,9 @@ def test_it_fails_again_with_what_is_noted_of_runs_on_this_host(desk):
 
 
 def chosen(desk, *plans: dict[str, Any], host: str = "a") -> Any:
-    plugin, variables = desk.action("deliver_run", host, False)
-    found = plugin.choose(list(plans), host, plugin._task.args | {"root": "/r", "stall_timeout": 9}, variables)
+    plugin, _ = desk.action("deliver_run", host, False)
+    plugin.host = host
+    found = plugin.choose(list(plans), plugin._task.args | {"root": "/r", "stall_timeout": 9})
     return found and found["run_id"]
 
 

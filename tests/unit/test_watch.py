@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure
-from ansible.module_utils.lora_forge.controller import checkpoints, retry
 from ansible.module_utils.lora_forge.controller import notify as notices
+from ansible.module_utils.lora_forge.controller import retry
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.planning import run_record
 from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.plugins.action import ActionBase
@@ -121,7 +122,7 @@ def watch(monkeypatch, tmp_path):
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
         notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",
                   "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
-        given = {"run": PLAN, "run_dir": "/r/witness-1", "output": str(tmp_path), "stall_timeout": 900,
+        given = {"run": PLAN, "root": "/r", "output": str(tmp_path), "stall_timeout": 900,
                  "unreachable_timeout": 60, "stop_timeout": 30, "pull": False, "transfer": {}, "quiet": False,
                  "notify": notify, **args}  # fmt: skip
         task = Task(monkeypatch, "watch", *answers, **given)
@@ -158,7 +159,7 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
         "from there"
     )
     assert [name for name, _ in task.asked] == ["training_run_info", "training_run", "training_run_info"]
-    assert task.asked[1][1] == {"run_dir": "/r/witness-1", "state": "stopped", "stop_timeout": 30}
+    assert task.asked[1][1] == {"run_dir": "/r/runs/witness-1", "state": "stopped", "stop_timeout": 30}
     assert [(post["event"], post["detail"]) for post in task.posts] == [("over_budget", found["msg"])]
     record = run_record.read_record(tmp_path, "witness-1")
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
@@ -225,8 +226,12 @@ def fetched(monkeypatch, tmp_path):
     asked: list[int] = []
 
     def make(*refused: int) -> list[int]:
-        def call(action, name, args, task_vars):
-            assert (name, args["from"], args["to"]) == ("transfer", "/r/witness-1", str(tmp_path / "runs/witness-1"))
+        def call(action, name, args):
+            assert (name, args["from"], args["to"]) == (
+                "transfer",
+                "/r/runs/witness-1",
+                str(tmp_path / "runs/witness-1"),
+            )
             step = int(args["files"][0].partition("-")[2].partition("/")[0])
             asked.append(step)
             if step in refused:
@@ -237,7 +242,7 @@ def fetched(monkeypatch, tmp_path):
             rundir.mark_complete(folder, step)
             return {"changed": True}
 
-        monkeypatch.setattr(checkpoints, "call_action", call)
+        monkeypatch.setattr(ForgeAction, "run_action", call)
         return asked
 
     return make

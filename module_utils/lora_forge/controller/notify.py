@@ -49,7 +49,7 @@ def notify(
 
 
 def _cost(output: pathlib.Path, run: PlannedRun, pods: str, now: float) -> float:
-    """What a run has cost in USD, as status, report and manifests have it."""
+    """Return what a run has cost in USD, as status, report and manifests have it."""
     if not pods:
         return 0.0
     costs = cost_by_run(Claims(pathlib.Path(pods)).list_all(), output / "adapters", now)

@@ -122,7 +122,7 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
     """
     computed = {
         "base_model": base_model_path(run, root),
-        "output_dir": f"{root}/runs/{run.run_id}/output",
+        "output_dir": f"{run_dir(run, root)}/output",
         "dataset_prepared_path": prepared_path(run, root),
         "auto_resume_from_checkpoints": True,
         "include_tkps": True,
@@ -138,6 +138,11 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
         "datasets": entries["train"],
         "test_datasets": entries["val"],
     }
+
+
+def run_dir(run: PlannedRun, root: str) -> str:
+    """Return the run directory on a trainer."""
+    return f"{root}/runs/{run.run_id}"
 
 
 def prepared_path(run: PlannedRun, root: str) -> str:
@@ -238,15 +243,15 @@ def input_files(
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
     """
-    run_dir, programs = f"runs/{run.run_id}", checkout / "roles/run/files"
+    folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
     files = [
         {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
         for dataset in run.datasets
     ]
-    files += [{"path": f"{run_dir}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
-    files += [{"path": f"{run_dir}/{name}", "src": str(kept / name)} for name in checkpoint]
+    files += [{"path": f"{folder}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
+    files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run.rehearsal:
         files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
-    files.append({"path": f"{run_dir}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
-    files.append({"path": f"{run_dir}/axolotl.yml", "content": axolotl})
+    files.append({"path": f"{folder}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
+    files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})
     return files

@@ -24,7 +24,7 @@ from ansible.module_utils.lora_forge.planning.run_record import update_record  #
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
-from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
+from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
@@ -48,8 +48,7 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     parts = [f"  {agent}  step {step:>{width}}/{planned} {step / max(planned, 1):4.0%}"]
     for key, name in (("loss", "loss"), ("eval_loss", "eval")):
         if event.get(key) is not None:
-            figure = event[key]
-            parts.append(f"{name} {figure:.4g}" if isinstance(figure, (int, float)) else f"{name} {figure}")
+            parts.append(pair(name, event[key], None))
     if event.get("tokens_per_second"):
         parts.append(f"{short(event['tokens_per_second'])} tok/s")
     if eta is not None:

@@ -66,7 +66,7 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     task = Task(
         monkeypatch, "runpod_pod", step("waiting", "no capacity for L40S", changed=True),
         step("waiting", "no capacity for L40S"), step("ordering", "another one", notes=["pod1 is released"]),
-        step("booting", "no SSH answer yet"), step("ready", connection={}), host="pod-1", wait=20,
+        step("booting", "no SSH answer yet"), step("ready", "it answers", connection={}), host="pod-1", wait=20,
     )  # fmt: skip
     found = task.run()
     assert (found["phase"], found["changed"]) == ("ready", True)
@@ -74,16 +74,23 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     assert task.asked == [("runpod_pod", {"host": "pod-1", "wait": 20, "since": word}) for word in since]
     assert task.told == [
         "  pod-1: waiting: no capacity for L40S", "  pod-1: pod1 is released", "  pod-1: ordering: another one",
-        "  pod-1: booting: no SSH answer yet",
+        "  pod-1: booting: no SSH answer yet", "  it answers",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "answer", [{"failed": True, "msg": "no key"}, step("absent"), {"changed": True, "message": "x"}]
+    ("answer", "told"),
+    [({"failed": True, "msg": "no key"}, []), (step("absent"), []), ({"changed": True, "message": "x"}, ["  x"])],
 )
-def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer):
+def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer, told):
     task = Task(monkeypatch, "runpod_pod", answer, host="pod-1")
     assert task.run() == {"changed": False, **answer}
+    assert task.told == told
+
+
+def test_a_pod_that_is_given_back_is_told_by_whoever_gave_it_back(monkeypatch):
+    task = Task(monkeypatch, "runpod_pod", step("absent", "pod-1 is released"), host="pod-1", state="absent")
+    assert task.run()["phase"] == "absent"
     assert task.told == []
 
 

@@ -137,16 +137,6 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)) | {"run_id": run_id})
 
 
-def placed_records(output: pathlib.Path) -> dict[str, RunRecord]:
-    """Read all runs that were placed on a trainer, by run id.
-
-    Args:
-        output: The controller's output folder.
-    """
-    records = {path.stem: read_record(output, path.stem) for path in sorted((output / "runs").glob("*.json"))}
-    return {run_id: record for run_id, record in records.items() if record.trainer}
-
-
 def update_record(
     output: pathlib.Path,
     run_id: str,

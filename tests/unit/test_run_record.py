@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.planning import run_record
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
 
 RUN = "witness-0"

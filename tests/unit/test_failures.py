@@ -143,6 +143,13 @@ def test_it_fails_again_with_what_is_noted_of_runs_on_this_host(desk):
     assert (answer["failed"], answer["msg"]) == (True, "no GPU")
 
 
+def test_options_that_tasks_share_come_together_and_a_tasks_own_go_before_them(desk):
+    desk.note("crew-1", "failed_on", "a", "no GPU")
+    shared = {"runs": [plan("crew-1")]}
+    assert desk.run("fail_again", common=shared)["msg"] == "no GPU"
+    assert not desk.run("fail_again", common=shared, runs=[plan("mayor-1")]).get("failed")
+
+
 def chosen(desk, *plans: dict[str, Any], host: str = "a") -> Any:
     plugin, _ = desk.action("deliver_run", host, False)
     plugin.host = host

@@ -11,7 +11,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
-from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.planning.provisioning import environment_names  # noqa: E402
 
 
@@ -19,8 +18,5 @@ class ActionModule(ForgeAction):
     """``environment_prune``: calls the module of the same name, C(named) by this checkout's locks."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Run the module, and show what it answers."""
-        asked = {"host": self.host, "named": environment_names(ROOT), **args}
-        answer = self.run_module("environment_prune", asked)
-        show(**answer.get("show", {}))
-        return answer
+        """Run the module."""
+        return self.run_module("environment_prune", {"host": self.host, "named": environment_names(ROOT), **args})

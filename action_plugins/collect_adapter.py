@@ -9,55 +9,50 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 
 display = Display()
-# The actions it calls are loaded here, once: what a task's process loads is lost with it.
-for also in ("transfer", "lora_adapter"):
-    action_loader.get(also, class_only=True)
+load_actions("transfer", "lora_adapter")
 
 
-class ActionModule(ActionBase):
-    """``collect_adapter``: C(run), the planned run; C(observed), how it ended; C(run_dir), C(root), C(output), C(lock);
-    C(python), the trainer's; C(gpu), the answer of gpu_info; C(budget) and C(max_regression), as lora_adapter takes
-    them; C(transfer), how files come over; C(notify), the options of ``controller.notify``.
+class ActionModule(ForgeAction):
+    """``collect_adapter``: C(run), the planned run; C(observed), how it ended; C(root), the trainer's; C(output); its
+    C(lock), by name; C(gpu), the answer of gpu_info; C(budget) and C(max_regression), as lora_adapter takes them;
+    C(transfer), how files come over; and C(notify), the options of ``controller.notify``.
 
     Returns lora_adapter's answer with C(problems), what is wrong with the adapter where it was trained, and C(step),
     how far it came: verify, fetch or deliver.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        self.host = (task_vars or {})["inventory_hostname"]
-        args, run = self._task.args, PlannedRun.from_dict(self._task.args["run"])
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Collect it, and note what came of that."""
+        run = PlannedRun.from_dict(args["run"])
         try:
-            answer = self.collect(run, args, task_vars)
+            answer = self.collect(run, args)
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             message = transfer.connection_error(self.host, str(error))
             answer = {"failed": True, "msg": message, "step": "fetch", "problems": []}
         self.conclude(run, args, answer)
-        return result | answer
+        return answer
 
-    def collect(self, run: PlannedRun, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+    def collect(self, run: PlannedRun, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; the first one that fails is the answer."""
         observed, output = args["observed"], pathlib.Path(args["output"])
-        base_model = launch.base_model_path(run, args["root"])
-        asked = {"run_dir": args["run_dir"], "recipe": {**run.recipe, "base_model": base_model}}
-        own_python: dict[str, Any] = dict(task_vars or {}, ansible_python_interpreter=args["python"])  # which has numpy
+        lock = provisioning.lock_path(ROOT, args["lock"])
+        run_dir, base_model = launch.run_dir(run, args["root"]), launch.base_model_path(run, args["root"])
+        asked = {"run_dir": run_dir, "recipe": {**run.recipe, "base_model": base_model}}
+        python = provisioning.environment_python(args["root"], lock)  # which has numpy
+        own_python = {**self.task_vars, "ansible_python_interpreter": python}
         facts = self._execute_module("lora_adapter_info", asked, task_vars=own_python)
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
@@ -65,13 +60,13 @@ class ActionModule(ActionBase):
         incoming = output / "incoming" / run.run_id
         if facts["files"] and not local:
             names = [one["path"] for one in facts["files"]]
-            fetch = {"from": args["run_dir"], "files": names, "to": str(incoming), **args["transfer"]}
-            fetched = call_action(self, "transfer", fetch, task_vars)
+            fetch = {"from": run_dir, "files": names, "to": str(incoming), **args["transfer"]}
+            fetched = self.run_action("transfer", fetch)
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}
         gpus = args["gpu"].get("gpus") or [{}]
         deliver: dict[str, Any] = {
-            "source": args["run_dir"] if local else str(incoming),
+            "source": run_dir if local else str(incoming),
             "discard": [*([] if local else [str(incoming)]), str(output / "runs" / run.run_id)],
             "adapters": str(output / "adapters"),
             "checkout": str(ROOT),
@@ -80,11 +75,11 @@ class ActionModule(ActionBase):
             "delivered": facts,
             "base_model": base_model,
             "host": {"name": self.host, "gpu": gpus[0].get("name"), "driver": args["gpu"].get("driver")},
-            "lock_sha256": hashlib.sha256(pathlib.Path(args["lock"]).read_bytes()).hexdigest(),
+            "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
             "promote": not run.variant,  # of a sweep only the best one, in the end, if that is wanted
             **{name: args[name] for name in ("budget", "max_regression") if name in args},
         }
-        made = call_action(self, "lora_adapter", deliver, task_vars)
+        made = self.run_action("lora_adapter", deliver)
         if not made.get("failed"):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"

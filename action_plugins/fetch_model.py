@@ -7,11 +7,11 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration  # noqa: E402
 
@@ -45,24 +45,20 @@ def line(host: str, model: str, state: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``fetch_model``: the arguments of base_model without C(wait) and C(since), and C(unreachable_timeout).
 
     Returns base_model's answer; C(changed) tells whether a fetch was started.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = dict(self._task.args)
-        timeout = float(args.pop("unreachable_timeout"))
-        host, model = (task_vars or {}).get("inventory_hostname", ""), args["model"]
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Fetch it."""
+        timeout, host, model = float(args.pop("unreachable_timeout")), self.host, args["model"]
         question = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
 
         def ask(options: dict[str, Any]) -> dict[str, Any]:
             return retry_until_connected(
-                lambda: self._execute_module("base_model", options, task_vars=task_vars),
+                lambda: self.run_module("base_model", options),
                 AnsibleConnectionFailure,
                 timeout,
                 lambda message: display.display(f"  {host}: {message}"),
@@ -87,4 +83,4 @@ class ActionModule(ActionBase):
                 }
         if followed and not state.get("failed"):
             display.display(f"  {host}: {model} is there")
-        return result | state | {"changed": changed}
+        return state | {"changed": changed}

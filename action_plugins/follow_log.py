@@ -9,11 +9,11 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.logs import OVER  # noqa: E402
 
@@ -27,30 +27,27 @@ def marked(agent: str, text: str) -> str:
     return "".join(f"{agent}  {line}".rstrip() + "\n" for line in text.removesuffix("\n").split("\n"))
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``follow_log``: the arguments of training_log without C(offset) and C(wait), and how to show it.
 
     C(agent) says whose log it is, C(prefix) puts that before each line, C(follow) reads on until the run is over, and
     C(unreachable_timeout) is how long it keeps trying after a lost connection. Returns C(state).
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = self._task.args
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Show what is there, and what follows."""
         agent, follow, prefix = args["agent"], boolean(args["follow"]), boolean(args["prefix"])
         run_id = str(args["run_dir"]).rpartition("/")[2]
         asked = {name: args[name] for name in ("run_dir", "log", "lines")} | {"wait": WAIT if follow else 0}
         while True:
             answer = retry_until_connected(
-                partial(self._execute_module, "training_log", asked, task_vars=task_vars),
+                partial(self.run_module, "training_log", asked),
                 AnsibleConnectionFailure,
                 float(args["unreachable_timeout"]),
                 lambda message: display.display(f"  {agent}  {message}"),
             )
             if answer.get("failed"):
-                return result | answer
+                return answer
             text, state = answer["text"], answer["state"]
             if text:
                 display.display((marked(agent, text) if prefix else text).removesuffix("\n"))
@@ -61,4 +58,4 @@ class ActionModule(ActionBase):
             asked = asked | {"offset": answer["offset"]}
         if follow:
             display.display(f"  {agent}  {run_id} is {state}")
-        return result | {"changed": False, "state": state}
+        return {"changed": False, "state": state}

@@ -7,17 +7,17 @@ from functools import partial
 from typing import Any
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record  # noqa: E402
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``note_failure``: C(runs), the planned runs that it concerns; C(failure), what failed returned; C(host), where,
     by default this one; C(notify), the options of ``controller.notify``; C(quiet), whether no webhook is told, as
     another attempt may do better; and C(whole_trainer), whether all that the host had to do is given up: what it
@@ -28,19 +28,16 @@ class ActionModule(ActionBase):
     wait in vain.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args, failure = self._task.args, self._task.args["failure"]
-        host = args.get("host") or (task_vars or {})["inventory_hostname"]
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Note it of each run."""
+        failure, host = args["failure"], args.get("host") or self.host
         message = str(failure.get("msg") or "it failed")
         stop: list[dict[str, str]] = []
         for run in map(PlannedRun.from_dict, args["runs"]):
             record = self.note(run, host, message, args)
             stop += [{"host": other, "run_id": run.run_id} for other in self.waiting(run, record, host, args)]
         ends = failure.get("state") == "unreachable" or bool(failure.get("breach"))
-        return result | {"changed": False, "ends": ends, "stop": stop, "msg": message}
+        return {"changed": False, "ends": ends, "stop": stop, "msg": message}
 
     def note(self, run: PlannedRun, host: str, message: str, args: dict[str, Any]) -> RunRecord:
         """Note the failure of one run, and notify; return the record."""

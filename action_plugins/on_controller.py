@@ -82,8 +82,6 @@ MODULE = None if NAME == "on_controller" else load(NAME)
 class ActionModule(ActionBase):
     """Any module with a link to this file: its options and its answer are those of the module."""
 
-    TRANSFERS_FILES = False
-
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         assert MODULE is not None, "this file is for links to it"

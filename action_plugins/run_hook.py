@@ -17,20 +17,20 @@ from typing import Any
 import ansible.module_utils
 from ansible import context
 from ansible.errors import AnsibleError
-from ansible.plugins.action import ActionBase
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller import hooks  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import LIVING  # noqa: E402
 
 MARKER = "LORA_FORGE_HOOK"
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``run_hook``: C(name), before_provision or after_release; C(root), the trainer's; C(runs), the planned runs of
     this host; C(timeout), in seconds.
 
@@ -40,34 +40,31 @@ class ActionModule(ActionBase):
     After the release the hook is left out while a run of ours still trains on the host.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars) | {"changed": False}
-        args, known = self._task.args, task_vars or {}
-        file = hooks.hook_file(str(known.get("inventory_dir") or ""), args["name"])
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Run the file, where there is one and the host is free."""
+        host, name = self.host, args["name"]
+        file = hooks.hook_file(str(self.task_vars.get("inventory_dir") or ""), name)
         if file is None:
-            return result | {"skipped": True, "msg": f"there is no hooks/{args['name']}.yml beside the inventory"}
-        host = known["inventory_hostname"]
-        after = args["name"] == "after_release"
-        trains = self.training(args["root"], task_vars) if after else ""
+            return {"changed": False, "skipped": True, "msg": f"there is no hooks/{name}.yml beside the inventory"}
+        after = name == "after_release"
+        trains = self.training(args["root"]) if after else ""
         if trains:
             show(lines=[f"  {host}: hooks/{file.name} is left out: {trains}"])
-            return result
+            return {"changed": False}
         began = time.monotonic()
-        problem = self.play(file, host, args, known)
+        problem = self.play(file, args)
         if problem and not after:
-            return result | {"failed": True, "msg": f"hooks/{file.name} failed on {host}: {problem}"}
+            return {"changed": False, "failed": True, "msg": f"hooks/{file.name} failed on {host}: {problem}"}
         if problem:
             show(warnings=[f"{host}: hooks/{file.name} failed: {problem}"])
         else:
             show(lines=[f"  {host}: hooks/{file.name} is done ({time.monotonic() - began:.0f} s)"])
-        return result | {"changed": not self._task.check_mode}
+        return {"changed": not self._task.check_mode}
 
-    def training(self, root: str, task_vars: Any) -> str:
+    def training(self, root: str) -> str:
         """Say why the host is not free; empty where it is."""
         try:
-            snapshot = self._execute_module("trainer_info", {"root": root}, task_vars=task_vars)
+            snapshot = self.run_module("trainer_info", {"root": root})
         except AnsibleError:
             snapshot = {"failed": True}
         if snapshot.get("failed"):
@@ -75,7 +72,7 @@ class ActionModule(ActionBase):
         living = [run["run_id"] for run in snapshot["runs"] if run["state"] in LIVING]
         return f"{', '.join(living)} still trains there" if living else ""
 
-    def play(self, file: pathlib.Path, host: str, args: dict[str, Any], known: dict[str, Any]) -> str:
+    def play(self, file: pathlib.Path, args: dict[str, Any]) -> str:
         """Run the file for the host; return what went wrong, or nothing."""
         with (
             tempfile.TemporaryDirectory(prefix="lora-forge-") as folder,
@@ -83,11 +80,11 @@ class ActionModule(ActionBase):
         ):
             home = pathlib.Path(folder)
             playbook, variables = home / "hook.yml", home / "variables.json"
-            playbook.write_text(json.dumps(hooks.playbook(file, host)))
+            playbook.write_text(json.dumps(hooks.playbook(file, self.host)))
             os.close(os.open(variables, os.O_WRONLY | os.O_CREAT, 0o600))
-            variables.write_text(json.dumps(hooks.variables(known, args["runs"])))
+            variables.write_text(json.dumps(hooks.variables(self.task_vars, args["runs"])))
             words = hooks.command(
-                sys.executable, playbook, variables, host, dict(context.CLIARGS), self._task.check_mode
+                sys.executable, playbook, variables, self.host, dict(context.CLIARGS), self._task.check_mode
             )
             environment = {
                 **os.environ,

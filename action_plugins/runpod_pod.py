@@ -11,9 +11,10 @@ display = Display()
 
 
 class ActionModule(ActionBase):
-    """``runpod_pod``: calls the module of the same name until the pod is ready, with a line for each change."""
+    """``runpod_pod``: calls the module of the same name until the pod is ready, with a line for each change.
 
-    TRANSFERS_FILES = False
+    A pod that is there, or would be, is told with what it costs.
+    """
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -26,6 +27,8 @@ class ActionModule(ActionBase):
             if answer.get("failed") and self._task.check_mode:  # a failed plan ends the command for every host
                 answer["msg"] = f"{answer.get('msg')}\nNothing was ordered, and nothing was started on any other host"
             if answer.get("failed") or answer.get("phase") not in ("waiting", "ordering", "booting"):
+                if answer.get("message") and args.get("state", "present") == "present":
+                    display.display(f"  {answer['message']}")
                 return result | answer | {"changed": changed}
             if answer["message"] != told:
                 told = answer["message"]

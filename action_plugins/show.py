@@ -7,23 +7,21 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``show``: C(columns) and C(rows) make a table, C(lines) follow it, C(warnings) come last, marked.
 
     C(screen) clears a terminal first; elsewhere it does nothing.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = {name: value for name, value in self._task.args.items() if value}
-        show(**args | {"screen": boolean(args.get("screen") or False)})
-        return result | {"changed": False}
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Print it."""
+        given = {name: value for name, value in args.items() if value}
+        show(**given | {"screen": boolean(given.get("screen") or False)})
+        return {"changed": False}

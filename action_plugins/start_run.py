@@ -9,55 +9,53 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 from ansible.template import trust_as_template
 from ansible.utils.display import Display
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
-ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import launch  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 display = Display()
-action_loader.get("transfer", class_only=True)  # once: what a task's process loads is lost with it
+load_actions("transfer")
 
 
-class ActionModule(ActionBase):
-    """``start_run``: C(plan), the run's plan; C(run_dir), C(root), C(output), C(checkout); C(kept), the folder of what
-    was fetched of it from an earlier trainer; C(transfer), how files go over.
+class ActionModule(ForgeAction):
+    """``start_run``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder; C(lock), the
+    name of the trainer's lock; C(transfer), how files go over.
 
-    As ``launch.TrainerOptions`` takes them: C(lanes), C(gpus), C(python), C(module), C(address), C(leader), C(port),
-    C(timeout), C(wandb), C(wandb_server), C(stop_timeout), C(lane_dir). As training_run does: C(secrets), C(backend).
+    As ``launch.TrainerOptions`` takes them: C(lanes), C(gpus), C(module), C(address), C(leader), C(port), C(timeout),
+    C(wandb), C(wandb_server), C(stop_timeout), C(lane_dir). As training_run does: C(secrets), C(backend).
 
     Whatever is alive or finished is left alone. A run of a gang is not started where another host has failed in this
     command, and stopped again where one fails meanwhile. Returns C(changed), and C(state), what was there before.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        self.host = (task_vars or {})["inventory_hostname"]
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Start it, or say why not."""
         try:
-            return result | self.start(self._task.args, task_vars)
+            return self.start(args)
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
-            return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+            return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
 
-    def start(self, args: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+    def start(self, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; return the answer of the first one that fails, or of the last."""
-        run, options = PlannedRun.from_dict(args["plan"]), launch.TrainerOptions.from_dict(args)
+        run = PlannedRun.from_dict(args["run"])
+        python = provisioning.environment_python(args["root"], provisioning.lock_path(ROOT, args["lock"]))
+        options, run_dir = launch.TrainerOptions.from_dict(args | {"python": python}), launch.run_dir(run, args["root"])
         output, others = pathlib.Path(args["output"]), [host for host in run.hosts if host != self.host]
         record = read_record(output, run.run_id)
         if record.is_delivered(run.planned_at):  # by an earlier attempt on a pod
             return {"changed": False, "state": "finished"}
-        answer = self._execute_module("training_run_info", {"run_dir": args["run_dir"]}, task_vars=task_vars)
+        answer = self.run_module("training_run_info", {"run_dir": run_dir})
         if answer.get("failed"):
             return answer
         seen = Observation.from_dict(answer)
@@ -70,14 +68,14 @@ class ActionModule(ActionBase):
         refused = record.failure(others, run.planned_at)
         if refused:
             return {"failed": True, "refused": True, "msg": f"{run.run_id} is not started: {refused}"}
-        staged = self.stage(run, seen, args, options, task_vars)
+        staged = self.stage(run, seen, args, options)
         if staged.get("failed"):
             return staged
         check = self._task.check_mode
         update_record(output, run.run_id, lambda record, now: record.launched(run.hosts[0], run.lane, now), check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
-        asked |= {name: args[name] for name in ("run_dir", "backend", "secrets")}
-        started = self._execute_module("training_run", asked, task_vars=task_vars)
+        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": args["secrets"]}
+        started = self.run_module("training_run", asked)
         if started.get("failed"):
             return started
         if check:
@@ -89,8 +87,8 @@ class ActionModule(ActionBase):
         record = self.note(run, output, started=started["changed"])
         refused = record.failure(others, run.planned_at) if started["changed"] else ""
         if refused:
-            stop = {"run_dir": args["run_dir"], "state": "stopped", "stop_timeout": args["stop_timeout"]}
-            self._execute_module("training_run", stop, task_vars=task_vars)
+            stop = {"run_dir": run_dir, "state": "stopped", "stop_timeout": options.stop_timeout}
+            self.run_module("training_run", stop)
             why = f"{run.run_id} is stopped again, as {', '.join(others)} cannot take part: {refused}"
             return {"failed": True, "refused": True, "msg": why}
         return before | {"changed": started["changed"]}
@@ -102,14 +100,14 @@ class ActionModule(ActionBase):
         return note(output, run, lambda record, now: change(record, now=now), check)[1]
 
     def stage(
-        self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions, task_vars: Any
+        self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
-        kept, checkout = pathlib.Path(args["kept"]), pathlib.Path(args["checkout"])
+        kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
         fetched = runs.newest_checkpoint(kept)
         goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > seen.checkpoint["step"] else []
-        files = launch.input_files(run, checkout, self.axolotl_yml(run, options, checkout), kept, goes)
-        sent = call_action(self, "transfer", {"files": files, "to": options.root, **args["transfer"]}, task_vars)
+        files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes)
+        sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent
         model = launch.base_model_path(run, options.root)
@@ -121,9 +119,9 @@ class ActionModule(ActionBase):
         reason = (made["stdout"] or made["stderr"]).strip()[-2000:]  # over ssh errors are output, too
         return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {reason}"}
 
-    def axolotl_yml(self, run: PlannedRun, options: launch.TrainerOptions, checkout: pathlib.Path) -> str:
+    def axolotl_yml(self, run: PlannedRun, options: launch.TrainerOptions) -> str:
         """Render axolotl.yml."""
-        template = (checkout / "templates/axolotl.yml.j2").read_text(encoding="utf-8")
+        template = (ROOT / "templates/axolotl.yml.j2").read_text(encoding="utf-8")
         # Its own variables alone: for each expression Ansible walks over all that there are.
         variables = launch.template_variables(run, options.root, options.wandb)
         return self._templar.copy_with_new_env(available_variables=variables).template(trust_as_template(template))

@@ -11,8 +11,6 @@ from ansible.plugins.action import ActionBase
 class ActionModule(ActionBase):
     """``trainer_info``: calls the module of the same name; C(silent) says why it could not."""
 
-    TRANSFERS_FILES = False
-
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         try:

@@ -11,18 +11,18 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 
 display = Display()
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``transfer``: C(files) below C(to), only what is not there already.
 
     To the trainer they are mappings with C(path), C(src) or C(content), and C(sha256); C(to) is made. With C(from), a
@@ -31,17 +31,14 @@ class ActionModule(ActionBase):
     rsync's. Returns C(sent), the paths that were not there, and C(bytes), what went over the wire.
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args, self.host = self._task.args, (task_vars or {}).get("inventory_hostname", "the trainer")
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Bring them, or say why not."""
         try:
-            return result | (self.pull(args) if args.get("from") else self.push(args))
+            return self.pull(args) if args.get("from") else self.push(args)
         except AnsibleConnectionFailure as error:  # the first contact: «unreachable» would not be noted as a failure
-            return result | {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+            return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
         except (UserError, OSError) as error:
-            return result | {"failed": True, "msg": error_message(error)}
+            return {"failed": True, "msg": error_message(error)}
 
     def push(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lay the files out, and send what the trainer does not have."""

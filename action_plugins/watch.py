@@ -9,28 +9,26 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
+from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
-from ansible.module_utils.lora_forge.text import duration, short  # noqa: E402
+from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
 display = Display()
-for also in ("transfer", "stop_run"):
-    action_loader.get(also, class_only=True)  # once: what a task's process loads is lost with it
+load_actions("transfer", "stop_run")
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
@@ -52,8 +50,7 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     parts = [f"  {agent}  step {step:>{width}}/{planned} {step / max(planned, 1):4.0%}"]
     for key, name in (("loss", "loss"), ("eval_loss", "eval")):
         if event.get(key) is not None:
-            figure = event[key]
-            parts.append(f"{name} {figure:.4g}" if isinstance(figure, (int, float)) else f"{name} {figure}")
+            parts.append(pair(name, event[key], None))
     if event.get("tokens_per_second"):
         parts.append(f"{short(event['tokens_per_second'])} tok/s")
     if eta is not None:
@@ -61,10 +58,10 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     return "  ".join(parts)
 
 
-class ActionModule(ActionBase):
-    """``watch``: C(run), the planned run; C(run_dir); C(output), the controller's folder; C(stall_timeout),
-    C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is fetched;
-    C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
+class ActionModule(ForgeAction):
+    """``watch``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder;
+    C(stall_timeout), C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is
+    fetched; C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
     C(quiet), whether no webhook is told that the run was lost, as another attempt may do better.
 
     On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
@@ -74,33 +71,31 @@ class ActionModule(ActionBase):
     lost with the pod.
     """
 
-    TRANSFERS_FILES = False
     doubted = False  # whether the warning about the losses was shown
 
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = self._task.args
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Watch it to its end."""
         if self._task.check_mode:
-            return result | {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
+            return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
-        seen = self.follow(run, args, output / "runs" / run.run_id, task_vars)
-        answer = self.conclude(run, args, seen, output, task_vars)
-        return result | {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
+        self.run_dir = run_dir(run, args["root"])
+        seen = self.follow(run, args, output / "runs" / run.run_id)
+        answer = self.conclude(run, args, seen, output)
+        return {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
 
-    def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path, task_vars: Any) -> dict[str, Any]:
+    def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path) -> dict[str, Any]:
         """Watch until it is over, or over budget; each new checkpoint is fetched where that is wanted.
 
         Args:
             run: The planned run.
             args: The task's.
             kept: The folder on the controller for what is fetched of it.
-            task_vars: The task's.
         """
         since, told, refused = "", "", 0
-        budget = Budget.from_dict(args.get("budget") or {})
+        budget = Budget.from_dict(args["budget"]) if args.get("budget") else None
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
-            seen = self.ask(run, args, since, task_vars)
+            seen = self.ask(run, args, since)
             if seen.get("failed"):
                 return seen
             told = self.tell(run.name, seen, since, told)
@@ -112,19 +107,18 @@ class ActionModule(ActionBase):
             newest = seen["checkpoint"]
             missing = have is not None and newest["step"] > max(have, 0 if over else refused)
             if missing and seen["state"] != "finished" and not breach:
-                transfer = args["transfer"]
-                if fetch_checkpoint(self, run.agent, newest, args["run_dir"], kept, transfer, task_vars):
+                if fetch_checkpoint(self, run.agent, newest, self.run_dir, kept, args["transfer"]):
                     have = newest["step"]
                 else:
                     refused = newest["step"]
             if over or breach:
                 return seen | ({"breach": breach} if breach else {})
-            self.renew(run.name, budget, eta, task_vars)
+            self.renew(run.name, budget, eta)
 
-    def ask(self, run: PlannedRun, args: dict[str, Any], since: str, task_vars: Any) -> dict[str, Any]:
+    def ask(self, run: PlannedRun, args: dict[str, Any], since: str) -> dict[str, Any]:
         """Ask the trainer once; a connection that stays lost is a failure with the state ``unreachable``."""
         asked = {
-            "run_dir": args["run_dir"],
+            "run_dir": self.run_dir,
             "since": since,
             "wait": WAIT if since else 0,
             "stall_timeout": args["stall_timeout"],
@@ -132,7 +126,7 @@ class ActionModule(ActionBase):
         timeout = float(args["unreachable_timeout"])
         try:
             return retry_until_connected(
-                partial(self._execute_module, "training_run_info", asked, task_vars=task_vars),
+                partial(self.run_module, "training_run_info", asked),
                 AnsibleConnectionFailure,
                 timeout,
                 lambda words: display.display(f"  {run.name}  {words}"),
@@ -143,7 +137,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
 
     def conclude(
-        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path, task_vars: Any
+        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path
     ) -> dict[str, Any]:
         """Note how it ended, notify, and return the answer.
 
@@ -151,7 +145,7 @@ class ActionModule(ActionBase):
         """
         state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
         if seen.get("breach"):
-            return self.stop_over_budget(run, args, seen, task_vars)
+            return self.stop_over_budget(run, args, seen)
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]
@@ -159,7 +153,7 @@ class ActionModule(ActionBase):
             is_news = before != after
         if state == "finished":
             return seen | {"changed": False}
-        answer = seen if seen.get("failed") else seen | {"failed": True, "msg": self.trouble(run, args, seen)}
+        answer = seen if seen.get("failed") else seen | {"failed": True, "msg": self.trouble(run, seen)}
         if seen.get("failed") or state == "absent":  # nobody knows what became of it
             if not args["quiet"]:
                 notify("failed", run, answer.get("msg", "it could not be watched"), told, since=run.planned_at)
@@ -171,16 +165,14 @@ class ActionModule(ActionBase):
             notify("failed", run, seen["detail"], told, progress, silent=silent)
         return answer | {"changed": False}
 
-    def stop_over_budget(
-        self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], task_vars: Any
-    ) -> dict[str, Any]:
+    def stop_over_budget(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
         """Stop with a checkpoint, and fetch that: a pod may be released only when nothing is lost with it.
 
         The webhook is told in any case: a run that cannot be stopped goes on costing.
         """
-        asked = {name: args[name] for name in ("run", "run_dir", "output", "stop_timeout", "pull", "transfer")}
+        asked = {name: args[name] for name in ("run", "root", "output", "stop_timeout", "pull", "transfer")}
         try:
-            stopped = call_action(self, "stop_run", asked, task_vars)
+            stopped = self.run_action("stop_run", asked)
         except Exception as error:  # whatever it is, the pod goes on costing
             stopped = {"failed": True, "msg": str(error)}
         answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
@@ -205,14 +197,14 @@ class ActionModule(ActionBase):
         notify("failed", run, answer["msg"], args["notify"], silent=True)
         return answer
 
-    def renew(self, agent: str, budget: Budget | None, eta: float | None, task_vars: Any) -> None:
+    def renew(self, agent: str, budget: Budget | None, eta: float | None) -> None:
         """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
         deadline = costs.renewed_deadline(budget, time.time(), eta) if budget else None
         if budget is None or deadline is None:
             return
         asked = {"root": budget.root, "pod": budget.pod, "deadline": deadline}
         try:
-            answer = self._execute_module("pod_leash", asked, task_vars=task_vars)
+            answer = self.run_module("pod_leash", asked)
         except AnsibleConnectionFailure:
             return  # the next round tries again
         if not answer.get("failed"):
@@ -248,10 +240,10 @@ class ActionModule(ActionBase):
                 display.display(f"  {agent}  W&B could not be had at the start: {what}; train.log says why")
         return said
 
-    def trouble(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> str:
+    def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
         """Return what is wrong with a run that did not finish, and what to do about it."""
         state, detail = seen["state"], seen["detail"]
-        log = f"{args['run_dir']}/train.log"
+        log = f"{self.run_dir}/train.log"
         advice = {
             "stalled": f"Look at {log}; stop it with playbooks/stop.yml, then the same command resumes it.",
             "stopped": "The same command resumes it.",

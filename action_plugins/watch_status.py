@@ -8,15 +8,14 @@ from typing import Any
 
 import ansible.module_utils
 from ansible import constants
-from ansible.plugins.action import ActionBase
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import call_action  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``watch_status``: asks all trainers of the play again and again, each in a process of its own.
 
     Every C(every) seconds each calls trainer_info with the arguments C(look), and leaves the answer in a folder that
@@ -25,29 +24,26 @@ class ActionModule(ActionBase):
     all the snapshots; training_status shows the verdicts. It is over when that answers that no trainer is C(busy).
     """
 
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        args = self._task.args
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Look until nothing runs."""
         snapshots, busy, found = dict(args["snapshots"]), list(args["busy"]), {}
-        mine = list(snapshots).index((task_vars or {})["inventory_hostname"])
+        mine = list(snapshots).index(self.host)
         board = pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "snapshots"
         board.mkdir(exist_ok=True)
         over = board / "over"
         try:
             while busy and not over.exists():
                 time.sleep(float(args["every"]))
-                rundir.write_json(board / f"{mine}.json", call_action(self, "trainer_info", args["look"], task_vars))
+                rundir.write_json(board / f"{mine}.json", self.run_action("trainer_info", args["look"]))
                 if mine == 0:
                     snapshots = {name: rundir.read_json(board / f"{at}.json") or old
                                  for at, (name, old) in enumerate(snapshots.items())}  # fmt: skip
                     asked = args["conclude"] | {"snapshots": snapshots, "busy": busy, "display": "screen"}
-                    found = call_action(self, "training_status", asked, task_vars)
+                    found = self.run_action("training_status", asked)
                     if found.get("failed"):
                         break
                     busy = found["busy"]
         finally:
             if mine == 0:
                 over.touch()
-        return result | ({"failed": True, "msg": found["msg"]} if found.get("failed") else {}) | {"changed": False}
+        return {"changed": False, **({"failed": True, "msg": found["msg"]} if found.get("failed") else {})}

@@ -123,7 +123,7 @@ import safetensors  # noqa: F401
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.adapters.manifest import Cost, Host
+from ansible.module_utils.lora_forge.adapters.manifest import Host
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.pods import claims, costs
@@ -167,7 +167,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         return {"changed": not whole, "path": str(home / run_id), "promoted": False, "message": "", "manifest": {}}
     if not whole:
-        budget = costs.Budget.from_dict(given["budget"])
+        budget = costs.Budget.from_dict(given["budget"]) if given["budget"] else None
         ordered = Claims(pathlib.Path(budget.claim).parents[1]).list_all() if budget else []
         left = claims.undelivered_costs(ordered, home.parent, time.time())
         usd = sum(usd for runs, usd in left if run_id in runs)
@@ -179,7 +179,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             host=Host.from_dict(given["host"]),
             lock_sha256=given["lock_sha256"],
             evaluation=promotion.evaluation(run.recipe, run.datasets, observation["progress"]["eval_adapter"]),
-            cost=Cost.from_dict(costs.usd_spent(budget, usd)),
+            cost=costs.usd_spent(budget, usd),
             git=store.git_facts(pathlib.Path(given["checkout"])),
         )
         store.deliver(pathlib.Path(given["source"]), home, verification["files"], manifest)

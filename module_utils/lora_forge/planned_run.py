@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.json_record import JsonRecord
+
 TRAINER_ROOT = "/workspace/lora-forge"  # where everything lies on a trainer whose inventory does not say
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedDataset:
+class PlannedDataset(JsonRecord):
     """A dataset file of a run.
 
     Attributes:
@@ -28,7 +30,7 @@ class PlannedDataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(JsonRecord):
     """What a run is thought to take.
 
     Attributes:
@@ -49,7 +51,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedRun:
+class PlannedRun(JsonRecord):
     """One agent's training on one trainer, or on the hosts of a gang.
 
     Attributes:
@@ -93,28 +95,3 @@ class PlannedRun:
     gpus: int = 1
     estimate: Estimate = dataclasses.field(default_factory=Estimate)
     planned_at: float = 0.0
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PlannedRun:
-        """Read a run as Ansible's variables and output/plan.json hold it; keys of other versions are passed over.
-
-        Args:
-            data: From :meth:`as_dict`.
-
-        Raises:
-            TypeError: A key that is needed is not there.
-        """
-        datasets = tuple(PlannedDataset(**_known(PlannedDataset, file)) for file in data.get("datasets") or ())
-        hosts = tuple(data.get("hosts") or (data.get("trainer", ""),))
-        estimate = Estimate(**_known(Estimate, data.get("estimate") or {}))
-        return cls(**_known(cls, data) | {"datasets": datasets, "hosts": hosts, "estimate": estimate})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Write it as plain lists and dicts."""
-        data = dataclasses.asdict(self)
-        return data | {"datasets": list(data["datasets"]), "hosts": list(self.hosts)}
-
-
-def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {key: value for key, value in data.items() if key in names}

@@ -65,7 +65,8 @@ def planned(run_id: str = "witness-1", **changes: Any) -> PlannedRun:
         "run_id": run_id, "agent": agent, "name": agent, "fingerprint": sha(run_id), "trainer": "gpu-1",
         "recipe": RECIPE, "recipe_sha256": sha("recipe"), "axolotl": "0.19.0",
     }  # fmt: skip
-    return PlannedRun.from_dict(planned_run(**known).as_dict() | {"hosts": None} | changes)
+    whole = planned_run(**known).as_dict() | changes
+    return PlannedRun.from_dict(whole | {"hosts": changes.get("hosts", [whole["trainer"]])})
 
 
 def deliver(

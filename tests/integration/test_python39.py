@@ -106,10 +106,10 @@ def modules_of_action(name: str) -> set[str]:
     if plugin.is_symlink():  # to on_controller.py, which runs it in Ansible's own process
         return set()
     text = plugin.read_text()
-    called = set(re.findall(r'\bcall_action\(\s*self,\s*"(\w+)"', text)) - {name}
-    # With other variables than the task's it is another Python: that of the trainer's environment.
-    own = re.findall(r'_execute_module[(,]\s*"(\w+)",[^()]*?task_vars=task_vars\b', text)
-    return set(own).union(*map(modules_of_action, called))
+    called = set(re.findall(r'\brun_action\("(\w+)"', text)) - {name}
+    # own_python: the interpreter of the trainer's environment.
+    own = set(re.findall(r'(?:_execute|run)_module[(,]\s*"(\w+)"(?![^)]*\bown_python\b)', text))
+    return own.union(*map(modules_of_action, called))
 
 
 def modules_of_tasks(path: pathlib.Path, seen: set[pathlib.Path]) -> set[str]:

@@ -279,16 +279,15 @@ def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(
 
 
 def test_a_budget_goes_through_ansible_as_it_is():
-    assert costs.Budget.from_dict({}) is None
     budget = budget_of(claim="/c/n.json", root="/r")
     assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r"}
     assert costs.Budget.from_dict({**budget.as_dict(), "of a later version": 1}) == budget
 
 
 def test_what_a_run_cost_is_its_share_of_the_pods():
-    assert costs.usd_spent(None) == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
+    assert costs.usd_spent(None).as_dict() == {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     cost = {"usd_per_hour": 2.0, "source": "RunPod's price × time", "pods": ["a0", "a1"]}
-    assert costs.usd_spent(budget_of(), 0.50001) == {"usd": 0.5, **cost}
+    assert costs.usd_spent(budget_of(), 0.50001).as_dict() == {"usd": 0.5, **cost}
 
 
 @pytest.mark.parametrize(("hours", "words"), [(0, "0:00 h"), (2.4, "2:24 h"), (0.999, "1:00 h"), (30.25, "30:15 h")])
@@ -837,7 +836,7 @@ def test_a_second_beyond_the_hours_is_too_long(now, eta):
 
 
 def test_what_nobody_said_it_cost_is_nothing():
-    assert costs.usd_spent(budget_of())["usd"] == 0
+    assert costs.usd_spent(budget_of()).usd == 0
 
 
 def test_as_many_gpus_as_a_pod_may_have_are_offered():

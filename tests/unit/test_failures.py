@@ -20,7 +20,7 @@ def plan(run_id: str = "witness-1", *hosts: str) -> dict[str, Any]:
     return {
         "run_id": run_id, "agent": run_id.partition("-")[0], "name": run_id, "fingerprint": "f", "trainer": hosts[0],
         "state": "to train", "rehearsal": False, "recipe": {}, "recipe_sha256": "r", "axolotl": "0.21.0",
-        "hosts": list(hosts), "planned_at": NOW,
+        "datasets": [], "hosts": list(hosts), "planned_at": NOW,
     }  # fmt: skip
 
 
@@ -158,9 +158,17 @@ def test_it_fails_again_with_what_is_noted_of_runs_on_this_host(desk):
     assert (answer["failed"], answer["msg"]) == (True, "no GPU")
 
 
+def test_options_that_tasks_share_come_together_and_a_tasks_own_go_before_them(desk):
+    desk.note("crew-1", "failed_on", "a", "no GPU")
+    shared = {"runs": [plan("crew-1")]}
+    assert desk.run("fail_again", common=shared)["msg"] == "no GPU"
+    assert not desk.run("fail_again", common=shared, runs=[plan("mayor-1")]).get("failed")
+
+
 def chosen(desk, *plans: dict[str, Any], host: str = "a") -> Any:
-    plugin, variables = desk.action("deliver_run", host, False)
-    found = plugin.choose(list(plans), host, plugin._task.args | {"root": "/r", "stall_timeout": 9}, variables)
+    plugin, _ = desk.action("deliver_run", host, False)
+    plugin.host = host
+    found = plugin.choose(list(plans), plugin._task.args | {"root": "/r", "stall_timeout": 9})
     return found and found["run_id"]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
 from ansible.module_utils.lora_forge.planning import provisioning
 from ansible.module_utils.lora_forge.trainer.environment import environment_name
 
@@ -65,9 +66,25 @@ def test_how_an_environment_is_asked_for():
     assert not {"uv_lock", "instead"} & named.keys()
 
 
+def test_a_gpu_must_do_for_the_run_that_needs_most():
+    runs = [
+        dataclasses.replace(run("a/a", bf16="auto"), estimate=Estimate(memory_gib=24.5, memory_floor_gib=5.25)),
+        dataclasses.replace(run("b/b"), estimate=Estimate(memory_gib=16.0, memory_floor_gib=7.0)), run("t", True),
+    ]  # fmt: skip
+    lock = {"lock": "/r/requirements/trainer-cuda.txt"}
+    recipes = [{"base_model": "a/a", "bf16": "auto"}, {"base_model": "b/b"}, {"base_model": "t"}]
+    assert provision(*runs).gpu == {**lock, "memory_gib": 24.5, "memory_floor_gib": 7.0, "recipes": recipes}
+    unknown = {"memory_gib": None, "memory_floor_gib": None}
+    assert provision(run("t", True)).gpu == {**lock, **unknown, "recipes": recipes[2:]}
+    assert provision().gpu == {**lock, **unknown, "recipes": []}
+
+
 def test_an_environments_python_is_known_before_it_is_made():
     name = environment_name(ROOT / "requirements/trainer-cuda.txt")
-    assert provision().environment_python == f"/r/env/{name}/bin/python"
+    assert (
+        provisioning.environment_python("/r", provisioning.lock_path(ROOT, "trainer-cuda"))
+        == f"/r/env/{name}/bin/python"
+    )
     assert name in provisioning.environment_names(ROOT)
     assert len(set(provisioning.environment_names(ROOT))) == 3
 

@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.lora_forge.controller import checkpoints, retry
 from ansible.module_utils.lora_forge.controller import notify as notices
+from ansible.module_utils.lora_forge.controller import retry
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.planning import run_record
 from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.plugins.action import ActionBase
@@ -65,7 +66,7 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     task = Task(
         monkeypatch, "runpod_pod", step("waiting", "no capacity for L40S", changed=True),
         step("waiting", "no capacity for L40S"), step("ordering", "another one", notes=["pod1 is released"]),
-        step("booting", "no SSH answer yet"), step("ready", connection={}), host="pod-1", wait=20,
+        step("booting", "no SSH answer yet"), step("ready", "it answers", connection={}), host="pod-1", wait=20,
     )  # fmt: skip
     found = task.run()
     assert (found["phase"], found["changed"]) == ("ready", True)
@@ -73,16 +74,23 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     assert task.asked == [("runpod_pod", {"host": "pod-1", "wait": 20, "since": word}) for word in since]
     assert task.told == [
         "  pod-1: waiting: no capacity for L40S", "  pod-1: pod1 is released", "  pod-1: ordering: another one",
-        "  pod-1: booting: no SSH answer yet",
+        "  pod-1: booting: no SSH answer yet", "  it answers",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "answer", [{"failed": True, "msg": "no key"}, step("absent"), {"changed": True, "message": "x"}]
+    ("answer", "told"),
+    [({"failed": True, "msg": "no key"}, []), (step("absent"), []), ({"changed": True, "message": "x"}, ["  x"])],
 )
-def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer):
+def test_an_error_an_absence_and_a_prediction_end_it(monkeypatch, answer, told):
     task = Task(monkeypatch, "runpod_pod", answer, host="pod-1")
     assert task.run() == {"changed": False, **answer}
+    assert task.told == told
+
+
+def test_a_pod_that_is_given_back_is_told_by_whoever_gave_it_back(monkeypatch):
+    task = Task(monkeypatch, "runpod_pod", step("absent", "pod-1 is released"), host="pod-1", state="absent")
+    assert task.run()["phase"] == "absent"
     assert task.told == []
 
 
@@ -110,7 +118,7 @@ CLAIM = "pods/claims/n.json"
 PLAN = {
     "run_id": "witness-1", "agent": "witness", "name": "witness", "fingerprint": "f", "trainer": "pod-1",
     "state": "to train", "rehearsal": False, "recipe": {}, "recipe_sha256": "r", "axolotl": "0.21.0",
-    "hosts": ["pod-1"],
+    "datasets": [], "hosts": ["pod-1"],
 }  # fmt: skip
 
 
@@ -121,7 +129,7 @@ def watch(monkeypatch, tmp_path):
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
         notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",
                   "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
-        given = {"run": PLAN, "run_dir": "/r/witness-1", "output": str(tmp_path), "stall_timeout": 900,
+        given = {"run": PLAN, "root": "/r", "output": str(tmp_path), "stall_timeout": 900,
                  "unreachable_timeout": 60, "stop_timeout": 30, "pull": False, "transfer": {}, "quiet": False,
                  "notify": notify, **args}  # fmt: skip
         task = Task(monkeypatch, "watch", *answers, **given)
@@ -158,7 +166,7 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
         "from there"
     )
     assert [name for name, _ in task.asked] == ["training_run_info", "training_run", "training_run_info"]
-    assert task.asked[1][1] == {"run_dir": "/r/witness-1", "state": "stopped", "stop_timeout": 30}
+    assert task.asked[1][1] == {"run_dir": "/r/runs/witness-1", "state": "stopped", "stop_timeout": 30}
     assert [(post["event"], post["detail"]) for post in task.posts] == [("over_budget", found["msg"])]
     record = run_record.read_record(tmp_path, "witness-1")
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
@@ -227,8 +235,12 @@ def fetched(monkeypatch, tmp_path):
     asked: list[int] = []
 
     def make(*refused: int, broken: bool = False) -> list[int]:
-        def call(action, name, args, task_vars):
-            assert (name, args["from"], args["to"]) == ("transfer", "/r/witness-1", str(tmp_path / "runs/witness-1"))
+        def call(action, name, args):
+            assert (name, args["from"], args["to"]) == (
+                "transfer",
+                "/r/runs/witness-1",
+                str(tmp_path / "runs/witness-1"),
+            )
             step = int(args["files"][0].partition("-")[2].partition("/")[0])
             asked.append(step)
             if step in refused:
@@ -241,7 +253,7 @@ def fetched(monkeypatch, tmp_path):
             rundir.mark_complete(folder, step)
             return {"changed": True}
 
-        monkeypatch.setattr(checkpoints, "call_action", call)
+        monkeypatch.setattr(ForgeAction, "run_action", call)
         return asked
 
     return make

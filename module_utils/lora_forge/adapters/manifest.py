@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
-import typing
 from typing import Any, Optional, Union
+
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 SCHEMA_VERSION = 1
 Figure = Union[float, str, None]  # a logged loss; NaN and infinity are logged as text
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class Dataset(JsonRecord):
     """A file that it was trained or evaluated on: PlannedDataset, as far as it is kept."""
 
     path: Optional[str] = None
@@ -23,7 +22,7 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class Counts(JsonRecord):
     """What became of all its examples: how many they were, of how many tokens, and how many were cut or dropped."""
 
     examples: int = 0
@@ -34,7 +33,7 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrices:
+class Matrices(JsonRecord):
     """The LoRA matrices: pairs of them, their rank, the base model's layers, and trained values."""
 
     pairs: Optional[int] = None
@@ -44,21 +43,16 @@ class Matrices:
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class Host(JsonRecord):
     """The trainer: its inventory name, its first GPU, and that one's driver."""
 
     name: Optional[str] = None
     gpu: Optional[str] = None
     driver: Optional[str] = None
 
-    @classmethod
-    def from_dict(cls, data: Any) -> Host:
-        """Read it as :meth:`Manifest.from_dict` does."""
-        return _filled(cls, data)
-
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class Steps(JsonRecord):
     """Steps that were reached and planned, and the step that the adapter is of."""
 
     reached: Optional[int] = None
@@ -67,7 +61,7 @@ class Steps:
 
 
 @dataclasses.dataclass(frozen=True)
-class Losses:
+class Losses(JsonRecord):
     """The first and the last loss of both kinds, and the adapter's own eval loss."""
 
     first: Figure = None
@@ -78,7 +72,7 @@ class Losses:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(JsonRecord):
     """What a run was evaluated on, and how that ended: see ``promotion.evaluation``."""
 
     source: Optional[str] = None
@@ -89,7 +83,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(JsonRecord):
     """What the run has cost.
 
     Attributes:
@@ -106,18 +100,13 @@ class Cost:
     pods: Optional[tuple[str, ...]] = None
     usd_by_clock: Optional[float] = None
 
-    @classmethod
-    def from_dict(cls, data: Any) -> Cost:
-        """Read it as :meth:`Manifest.from_dict` does."""
-        return _filled(cls, data)
-
     def as_dict(self) -> dict[str, Any]:
         """Write it as JSON has it, without what does not apply."""
-        return {key: value for key, value in _plain(self).items() if value is not None}
+        return {key: value for key, value in super().as_dict().items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
-class DeliveredFile:
+class DeliveredFile(JsonRecord):
     """A file of the adapter: its path in the adapter's folder, SHA-256 in hex, and size."""
 
     path: Optional[str] = None
@@ -126,7 +115,7 @@ class DeliveredFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class Manifest(JsonRecord):
     """What is known of a delivered adapter; None, or empty, is what is not known.
 
     Attributes:
@@ -185,22 +174,9 @@ class Manifest:
     git: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: Optional[tuple[DeliveredFile, ...]] = None
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Manifest:
-        """Read a manifest, whatever is in it.
-
-        Another version may have written it, and somebody may have damaged it: keys that are not known are passed over,
-        and a value of a wrong type is not known.
-
-        Args:
-            data: What manifest.json holds.
-        """
-        return _filled(cls, data)
-
     def as_dict(self) -> dict[str, Any]:
         """Write it as manifest.json has it."""
-        data = _plain(self) | {"cost": self.cost.as_dict()}
-        return {key: value for key, value in data.items() if key != "files" or value is not None}
+        return {key: value for key, value in super().as_dict().items() if key != "files" or value is not None}
 
     @property
     def is_rehearsal(self) -> bool:
@@ -211,39 +187,3 @@ class Manifest:
     def adapter_loss(self) -> Figure:
         """The adapter's eval loss, as it was logged; where that is not told apart, the training's last one."""
         return self.loss.eval_last if self.loss.eval_adapter is None else self.loss.eval_adapter
-
-
-def _plain(data: Any) -> dict[str, Any]:
-    return dataclasses.asdict(data, dict_factory=lambda items: {key: _listed(value) for key, value in items})
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _filled(kind: Any, data: Any) -> Any:
-    """Fill in a dataclass with what has the types of its fields."""
-    known = {name: _checked(hint, data.get(name)) for name, hint in _hints(kind).items()} if type(data) is dict else {}
-    return kind(**{name: value for name, value in known.items() if value is not None})
-
-
-def _checked(hint: Any, value: Any) -> Any:
-    """Read a value as a type says; None where it is of another one, and for a number that is not finite."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if origin is Union:
-        return next((read for part in parts if (read := _checked(part, value)) is not None), None)
-    if dataclasses.is_dataclass(hint):
-        return _filled(hint, value)
-    if origin is tuple:
-        items = [_checked(parts[0], item) for item in value] if isinstance(value, list) else None
-        return None if items is None else tuple(item for item in items if item is not None)
-    if hint is float and type(value) in (int, float):
-        return value if abs(value) <= sys.float_info.max else None  # not for NaN either
-    return value if type(value) is (origin or hint) else None

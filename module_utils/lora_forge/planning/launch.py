@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
@@ -17,7 +18,7 @@ TINY_MODEL = "tiny_model.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainerOptions:
+class TrainerOptions(JsonRecord):
     """What the inventory, and the trainer itself, say of how it trains.
 
     Attributes:
@@ -52,23 +53,12 @@ class TrainerOptions:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
-        """Read them from the options of a task, where a number may be text and a list too; others are passed over.
-
-        Args:
-            data: ``lanes`` may be text with commas; an empty ``lane_dir`` is none.
-        """
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-        lanes = data.get("lanes") or ()
-        lanes = lanes.split(",") if isinstance(lanes, str) else lanes
-        numbers = {name: int(known[name]) for name in ("port", "timeout", "stop_timeout") if name in known}
-        return cls(
-            **known
-            | numbers
-            | {
-                "lanes": tuple(filter(None, (str(lane).strip() for lane in lanes))),
-                "gpus": tuple(data.get("gpus") or ()),
-                "lane_dir": data.get("lane_dir") or None,
-            }
+        """Read them from the options of a task, where a number may be text, and ``lanes`` a text with commas."""
+        numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
+        lanes = data.get("lanes") or []
+        lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
+        return super().from_dict(
+            {**data, **numbers, "lanes": [*filter(None, lanes)], "lane_dir": data.get("lane_dir") or None}
         )
 
 
@@ -134,7 +124,7 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
     """
     computed = {
         "base_model": base_model_path(run, root),
-        "output_dir": f"{root}/runs/{run.run_id}/output",
+        "output_dir": f"{run_dir(run, root)}/output",
         "dataset_prepared_path": prepared_path(run, root),
         "auto_resume_from_checkpoints": True,
         "include_tkps": True,
@@ -150,6 +140,11 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
         "datasets": entries["train"],
         "test_datasets": entries["val"],
     }
+
+
+def run_dir(run: PlannedRun, root: str) -> str:
+    """Return the run directory on a trainer."""
+    return f"{root}/runs/{run.run_id}"
 
 
 def prepared_path(run: PlannedRun, root: str) -> str:
@@ -250,15 +245,15 @@ def input_files(
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
     """
-    run_dir, programs = f"runs/{run.run_id}", checkout / "roles/run/files"
+    folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
     files = [
         {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
         for dataset in run.datasets
     ]
-    files += [{"path": f"{run_dir}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
-    files += [{"path": f"{run_dir}/{name}", "src": str(kept / name)} for name in checkpoint]
+    files += [{"path": f"{folder}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
+    files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run.rehearsal:
         files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
-    files.append({"path": f"{run_dir}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
-    files.append({"path": f"{run_dir}/axolotl.yml", "content": axolotl})
+    files.append({"path": f"{folder}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
+    files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})
     return files

@@ -77,9 +77,15 @@ class Provision:
         }
 
     @property
-    def environment_python(self) -> str:
-        """The environment's Python, whether it is there already or not."""
-        return f"{self.root}/env/{environment_name(lock_path(self.checkout, self.lock))}/bin/python"
+    def gpu(self) -> dict[str, Any]:
+        """The options of gpu_info that follow from the runs and the lock."""
+        estimates = [run.estimate for run in self.runs]
+        return {
+            "lock": f"{self.root}/requirements/{self.lock}.txt",
+            "memory_gib": max((estimate.memory_gib or 0 for estimate in estimates), default=0) or None,
+            "memory_floor_gib": max((estimate.memory_floor_gib or 0 for estimate in estimates), default=0) or None,
+            "recipes": [run.recipe for run in self.runs],
+        }
 
 
 def lock_path(checkout: pathlib.Path, lock: str) -> pathlib.Path:
@@ -90,6 +96,16 @@ def lock_path(checkout: pathlib.Path, lock: str) -> pathlib.Path:
         lock: Its name, such as ``trainer-cpu``.
     """
     return checkout / "requirements" / f"{lock}.txt"
+
+
+def environment_python(root: str, lock: pathlib.Path) -> str:
+    """Return the Python of a lock's environment, whether it is there already or not.
+
+    Args:
+        root: The trainer's root.
+        lock: The lock, in a checkout.
+    """
+    return f"{root}/env/{environment_name(lock)}/bin/python"
 
 
 def environment_names(checkout: pathlib.Path, locks: Iterable[str] = _LOCKS) -> list[str]:

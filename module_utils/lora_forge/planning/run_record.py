@@ -15,12 +15,13 @@ from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 _PLACEMENT = ("run_id", "trainer", "lane", "state", "final", "detail")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunRecord:
+class RunRecord(JsonRecord):
     """A run, as output/runs/<run_id>.json holds it. All times are epoch seconds of the controller's clock.
 
     Attributes:
@@ -50,19 +51,9 @@ class RunRecord:
     notified: dict[str, float] = dataclasses.field(default_factory=dict)
     delivered_at: float = 0.0
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], run_id: str) -> RunRecord:
-        """Read what a file holds; what is not there, or of another type, is unknown."""
-        kinds = {field.name: type(getattr(cls(""), field.name)) for field in dataclasses.fields(cls)}
-        given: dict[str, Any] = {key: value for key, value in data.items() if isinstance(value, kinds.get(key, ()))}
-        given |= {
-            key: float(data[key]) for key in ("noted_at", "delivered_at") if isinstance(data.get(key), (int, float))
-        }
-        return cls(**given | {"run_id": run_id})
-
     def as_dict(self) -> dict[str, Any]:
         """Write it as the file holds it: without what is empty, but for the placement."""
-        data = dataclasses.asdict(self)
+        data = super().as_dict()
         return {key: value for key, value in data.items() if value or (key in _PLACEMENT and self.state)}
 
     def launched(self, trainer: str, lane: int, now: float) -> RunRecord:
@@ -151,7 +142,7 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
         output: The controller's output folder.
         run_id: The run.
     """
-    return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)), run_id)
+    return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)) | {"run_id": run_id})
 
 
 def read_placements(output: pathlib.Path, first: str = "") -> dict[str, dict[str, Any]]:
@@ -166,16 +157,6 @@ def read_placements(output: pathlib.Path, first: str = "") -> dict[str, dict[str
     """
     records = {path.stem: rundir.read_json(path) for path in (output / "runs").glob(f"{first}*.json")}
     return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
-
-
-def placed_records(output: pathlib.Path) -> dict[str, RunRecord]:
-    """Read all runs that were placed on a trainer, by run id.
-
-    Args:
-        output: The controller's output folder.
-    """
-    records = {path.stem: read_record(output, path.stem) for path in sorted((output / "runs").glob("*.json"))}
-    return {run_id: record for run_id, record in records.items() if record.trainer}
 
 
 def update_record(

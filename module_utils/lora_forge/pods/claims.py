@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 _PREFIX = "lora-forge"
 _BILLED = "RunPod's bill"  # where a cost in a manifest is from
@@ -24,7 +25,7 @@ FINAL_BILL = 86400.0  # seconds after which RunPod's bill for a pod is taken for
 
 
 @dataclasses.dataclass
-class Claim:
+class Claim(JsonRecord):
     """What this checkout knows of a pod that it has ordered, or is about to order. Times are in epoch seconds.
 
     Attributes:
@@ -83,15 +84,6 @@ class Claim:
     usd: float = 0.0
     billed_usd: Optional[float] = None
     schema_version: int = rundir.SCHEMA_VERSION
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Claim:
-        """Read a claim as it is on disk; what an earlier version did not write has its default."""
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the claim as it is on disk."""
-        return dataclasses.asdict(self)
 
 
 class Claims:

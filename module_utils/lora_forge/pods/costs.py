@@ -8,7 +8,9 @@ import math
 import re
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.adapters.manifest import Cost
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning import memory
 
 # Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
@@ -47,7 +49,7 @@ class Offer:
 
 
 @dataclasses.dataclass
-class Budget:
+class Budget(JsonRecord):
     """What a pod costs and may cost. It goes through Ansible as a plain object, from the order to the watching.
 
     Attributes:
@@ -73,16 +75,6 @@ class Budget:
     pods: list[str] = dataclasses.field(default_factory=list)
     claim: str = ""
     root: str = ""
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Optional[Budget]:
-        """Read a budget as it came through Ansible; None for the empty one of a trainer of one's own."""
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-        return cls(**known) if data else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the budget as it goes through Ansible."""
-        return dataclasses.asdict(self)
 
 
 def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
@@ -269,7 +261,7 @@ def budget_breach(budget: Budget, now: float, eta: Optional[float]) -> str:
     return ""
 
 
-def usd_spent(budget: Optional[Budget], usd: float = 0) -> dict[str, Any]:
+def usd_spent(budget: Optional[Budget], usd: float = 0) -> Cost:
     """Return what a run has cost, for its manifest.
 
     Args:
@@ -277,13 +269,8 @@ def usd_spent(budget: Optional[Budget], usd: float = 0) -> dict[str, Any]:
         usd: What its pods have cost, and no other manifest accounts for: see ``claims.undelivered_costs``.
     """
     if not budget:
-        return {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
-    return {
-        "usd": round(usd, 4),
-        "usd_per_hour": budget.usd_per_hour,
-        "source": "RunPod's price × time",
-        "pods": budget.pods,
-    }
+        return Cost(usd=0.0, usd_per_hour=0.0, source="own hardware")
+    return Cost(round(usd, 4), budget.usd_per_hour, "RunPod's price × time", tuple(budget.pods))
 
 
 def renewed_deadline(budget: Budget, now: float, eta: Optional[float]) -> Optional[float]:

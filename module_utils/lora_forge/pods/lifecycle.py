@@ -8,6 +8,7 @@ import time
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.pods import costs
 from ansible.module_utils.lora_forge.pods.claims import (
     Claim,
@@ -36,7 +37,7 @@ NO_CAPACITY = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(JsonRecord):
     """How far a pod is.
 
     Attributes:
@@ -52,10 +53,6 @@ class Progress:
     pod: Optional[dict[str, Any]]
     claim: Claim
     notes: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as a module's answer."""
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.json_record import JsonRecord
+
 NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
 LIVING = ("queued", "running", "stalled")  # some process of it is there
 EARLY = "early stopping"  # how the plugin words it
@@ -16,7 +18,7 @@ RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longe
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(JsonRecord):
     """How far a training has come. None where nothing is known; a figure that is not finite was logged as text.
 
     Attributes:
@@ -59,18 +61,9 @@ class Progress:
     ended: bool = False
     measured: int = 0
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Progress:
-        """Read it from plain values, such as a module's answer; other keys are passed over."""
-        return cls(**_known(cls, data))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Write it as plain values."""
-        return _plain(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class Observation:
+class Observation(JsonRecord):
     """What is seen of a run on its trainer at one moment.
 
     Attributes:
@@ -101,24 +94,9 @@ class Observation:
     silent_for: Optional[float] = None
     log_tail: Optional[str] = None
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Observation:
-        """Read it from a module's answer; other keys are passed over.
-
-        Args:
-            data: From :meth:`as_dict`.
-
-        Raises:
-            TypeError: It has no state.
-        """
-        return cls(**_known(cls, data) | {"progress": Progress.from_dict(data.get("progress") or {})})
-
     def as_dict(self) -> dict[str, Any]:
         """Write it as training_run_info answers it; without ``log_tail`` where there is none."""
-        data = _plain(self) | {"progress": self.progress.as_dict()}
-        if self.log_tail is None:
-            del data["log_tail"]
-        return data
+        return {key: value for key, value in super().as_dict().items() if key != "log_tail" or value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +118,6 @@ class ListedRun(Observation):
     def as_dict(self) -> dict[str, Any]:
         """Write it as trainer_info answers it: without events, token and log."""
         return {key: value for key, value in super().as_dict().items() if key not in ("events", "token", "log_tail")}
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {key: value for key, value in data.items() if key in names}
 
 
 def progress(events: list[dict[str, Any]]) -> Progress:

@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.trainer import backend, run_state
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 
@@ -173,7 +174,7 @@ def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: f
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class Launch(JsonRecord):
     """What a run is launched with, as the controller works it out; run.json keeps it.
 
     Attributes:
@@ -196,16 +197,6 @@ class Launch:
     processes: int = 1
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Launch:
-        """Read it from the options of training_run; other keys are passed over."""
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-        return cls(**known | {"environment": {name: str(value) for name, value in data["environment"].items()}})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Write it as options of training_run."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
     def run_json(self, run_id: str) -> dict[str, Any]:
         """Write it as run.json keeps it.
 
@@ -220,7 +211,7 @@ class Launch:
             "lane_dir": self.lane_dir or LANE_DIR,
             "prepared": self.prepared,
             "processes": self.processes,
-            "env": self.environment,
+            "env": {name: str(value) for name, value in self.environment.items()},
             "stop_timeout": self.stop_timeout,
         }
 

@@ -1,0 +1,75 @@
+"""Dataclasses that pass from file to file and from host to host as JSON: one reader and one writer for all of them.
+
+Python 3.9 or newer, as trainers have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import typing
+from typing import Any, TypeVar, Union
+
+Record = TypeVar("Record", bound="JsonRecord")
+
+
+class JsonRecord:
+    """The base of these dataclasses. The types of their fields say what is read.
+
+    Those may be other records, ``tuple[…, ...]`` of one type, which JSON has as a list, ``Optional`` and ``Union``, and
+    what JSON has itself. What a list or dict holds is not looked at.
+    """
+
+    @classmethod
+    def from_dict(cls: type[Record], data: Any) -> Record:
+        """Read a record, whatever is in it.
+
+        Another version may have written it, and somebody may have damaged it: unknown keys are passed over, and a value
+        of a wrong type, or a number that is not finite, counts as not given.
+
+        Args:
+            data: A JSON object; anything else reads as an empty one.
+
+        Raises:
+            TypeError: A field that has no default is not given.
+        """
+        kind: Any = cls
+        given = data if isinstance(data, dict) else {}
+        values = {name: _read(hint, given.get(name)) for name, hint in _hints(kind).items()}
+        return kind(**{name: value for name, value in values.items() if value is not None})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as a JSON object, its keys in the order of the fields."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read(hint: Any, value: Any) -> Any:
+    """Read a value as a type says; None where it is of another one."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if origin in (Union, getattr(types, "UnionType", Union)):  # X | Y, from Python 3.10 on
+        return next((read for part in parts if (read := _read(part, value)) is not None), None)
+    if origin is tuple:
+        items = [_read(parts[0], item) for item in value] if isinstance(value, (list, tuple)) else None
+        return None if items is None else tuple(item for item in items if item is not None)
+    kind = origin or hint
+    if issubclass(kind, JsonRecord):
+        return kind.from_dict(value)
+    if isinstance(value, bool) is not (kind is bool):  # which Python takes for a number
+        return None
+    if kind is float and isinstance(value, (int, float)):
+        return value if abs(value) <= sys.float_info.max else None  # not for NaN either
+    return value if isinstance(value, kind) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, JsonRecord):
+        return value.as_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -43,7 +43,7 @@ def test_all_entry_points_count():
         ({"run_stop_timeout": None}, "run_stop_timeout is «null»; it takes a whole number"),
         ({"pod_max_usd": "1,5"}, "pod_max_usd is «1,5»; it takes a number"),
         ({"pod_keep": "maybe"}, "pod_keep is «maybe»; it takes true or false"),
-        ({"pod_env": "x"}, "pod_env is «x»; it takes a mapping"),
+        ({"pod_env": [{"name": "HF_TOKEN", "value": SECRET}]}, "pod_env is of another kind; it takes a mapping"),
         ({"pod_gpus": {"a": 1}}, "pod_gpus is «{\"a\": 1}»; it takes a list of texts"),
         ({"trainer_runs": ["x"]}, "trainer_runs is «[\"x\"]»; it takes a list of mappings"),
         ({"run_gpus": "a\x1b[2J" + "b" * 90}, f"run_gpus is «a [2J{'b' * 54}…»; it takes a whole number"),

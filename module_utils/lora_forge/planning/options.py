@@ -90,7 +90,8 @@ def option_errors(variables: Mapping[str, Any], specs: Mapping[str, Mapping[str,
         specs: From :func:`read_specs`.
 
     Returns:
-        Sentences, without the host. None of them shows a value of an option whose spec has ``no_log``.
+        Sentences, without the host. None of them shows a value of an option whose spec has ``no_log``, or that takes a
+        mapping.
     """
     sentences = []
     for name, value in variables.items():
@@ -113,8 +114,9 @@ def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
     taken = result.validated_parameters.get(name)  # as Ansible understands it: «a, b» may be a list
     choices = spec.get("choices", [])
     refused = [item for item in (taken if isinstance(taken, list) else [taken]) if item not in choices]
-    if not choices or spec.get("no_log"):
-        shown = "is of another kind" if spec.get("no_log") else f"is «{_quoted(value)}»"
+    secret = spec.get("no_log") or spec.get("type") == "dict"  # as pod_env may hold
+    if not choices or secret:
+        shown = "is of another kind" if secret else f"is «{_quoted(value)}»"
         return [f"{name} {shown}; it takes {_expected(spec)}"]
     renamed = RENAMED_VALUES.get(name, {})
     verb = "holds" if spec.get("type") == "list" else "is"

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import ansible.module_utils
@@ -34,13 +34,16 @@ def load(name: str) -> Any:
     return module
 
 
-def read_host_options(hostvars: Any, hosts: Iterable[str], is_option: Callable[[str], bool]) -> Any:
-    """Template all variables of hosts whose names a function takes; what cannot be templated yet is left out.
+def read_host_options(
+    hostvars: Any, hosts: Iterable[str], is_option: Callable[[str], bool], options: Container[str]
+) -> Any:
+    """Template the options among the variables of hosts; what cannot be templated yet is left out.
 
     Args:
         hostvars: Ansible's.
         hosts: Whose variables.
-        is_option: Takes a name.
+        is_option: Takes the names that are of interest.
+        options: The names of options. Any other one may be the user's own and is no concern of ours: it has no value.
     """
     values: dict[str, dict[str, Any]] = {}
     for host in hosts:
@@ -48,7 +51,7 @@ def read_host_options(hostvars: Any, hosts: Iterable[str], is_option: Callable[[
         values[host] = {}
         for name in filter(is_option, known):
             with contextlib.suppress(AnsibleError, TypeError, ValueError):
-                values[host][name] = json.loads(json.dumps(known[name]))
+                values[host][name] = json.loads(json.dumps(known[name])) if name in options else None
     return values
 
 
@@ -85,13 +88,15 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         assert MODULE is not None, "this file is for links to it"
-        arguments = dict(self._task.args)
-        if names := getattr(MODULE, "HOST_VARIABLES", ()):
-            arguments["host_variables"] = read_host_variables(task_vars["hostvars"], arguments["hosts"], names)
-        if is_option := getattr(MODULE, "IS_HOST_OPTION", None):
-            arguments["host_options"] = read_host_options(task_vars["hostvars"], arguments["hosts"], is_option)
-        self._task.args = json.loads(json.dumps(arguments))  # plain values, as a module gets them
+        self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
+        if names := getattr(MODULE, "HOST_VARIABLES", ()):
+            hostvars = task_vars["hostvars"]
+            known = [host for host in given["hosts"] if host in hostvars]
+            variables = read_host_variables(hostvars, known, names)
+            options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, MODULE.read_options(ROOT))
+            given["host_variables"] |= json.loads(json.dumps(variables))
+            given["host_options"] |= options
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
         try:
             answer = MODULE.answer(given, self._task.check_mode, **telling)

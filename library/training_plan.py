@@ -32,7 +32,8 @@ options:
     default: {}
   host_options:
     description:
-      - All variables of these hosts that are named like an option of a role, a mapping of them for each name.
+      - All variables of these hosts that are named like an option of a role, a mapping of them for each name. Those
+        that are no option need no value.
       - In a play the action of this name sets it to what the inventory and C(-e) say.
     type: dict
     default: {}
@@ -180,7 +181,8 @@ ARGUMENTS = {
 }
 TELLS = True  # answer() takes what tells people what they wait for
 HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
-IS_HOST_OPTION = options.is_checked  # and host_options to those that it takes
+IS_HOST_OPTION = options.is_checked  # and host_options to those that it takes, with the values of
+read_options = options.read_specs  # these alone
 
 
 def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

@@ -110,6 +110,23 @@ def test_a_gang_is_one_group(planned):
     assert "b: run_hosts is 2, and the groups rack, gang each hold it and so many hosts" in text
 
 
+def test_the_plan_by_hand_of_a_host_that_the_inventory_lacks(tmp_path):
+    given = f"hosts=localhost,elsewhere root={ROOT} output={tmp_path} agents=witness datasets_dir=examples/datasets"
+    done = command("ansible", "localhost", "-m", "training_plan", "-a", f"{given} move=localhost")
+    assert done.returncode == 0, done.stdout
+    (run,) = json.loads((tmp_path / "plan.json").read_text())["runs"]
+    assert (run["trainer"], run["rehearsal"]) == ("elsewhere", False)
+    done = command("ansible", "localhost", "-m", "training_plan", "-a", f"root={ROOT}")
+    assert "missing required arguments: hosts, output" in done.stdout
+
+
+def test_variables_of_the_users_own_are_not_evaluated(planned, tmp_path):
+    own = {"trainer_colour": f"{{{{ lookup('pipe', 'touch {tmp_path}/asked') }}}}"}
+    text, _ = planned({"trainers": {"hosts": {"a": own}}}, "-e", "role=witness")
+    assert "! a: there is no option trainer_colour; it is passed over" in text
+    assert not (tmp_path / "asked").exists()
+
+
 def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
     trainers = {"hosts": {"a": {"run_gpu": 2, "pod_max_usd_per_houre": 1, "trainer_colour": "red"}, "b": {}}}
     late = "{{ ansible_facts.default_ipv4.address }}"  # what is known only when the host was asked

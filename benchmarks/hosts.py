@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/fakes"))
-from fleet_hosts import (  # noqa: F401  # noqa: E402, F401
+from fleet_hosts import (  # noqa: F401
     DEAD_PORT,
     ENVIRONMENT,
     LOCK,
@@ -19,10 +19,10 @@ from fleet_hosts import (  # noqa: F401  # noqa: E402, F401
     TRAINER_ROOT,
     Hosts,
     Taken,
-    adapter,
     clock,
     environment,
     sh,
+    store,
 )
 
 HERE = ROOT / "benchmarks"

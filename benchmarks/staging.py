@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 
-from hosts import TRAINER_ROOT, Hosts, adapter, figures, machine, median, sh, table
+from hosts import TRAINER_ROOT, Hosts, figures, machine, median, sh, store, table
 
 WORDS = "branch review merge queue worker task town report disk patch test line file caller owner worktree".split()
 COUNT = re.compile(r"sent ([\d,.]+) bytes\s+received ([\d,.]+) bytes")
@@ -94,7 +94,7 @@ class Bench:
         ssh = f"ssh -F {self.hosts.home}/ssh_config"
         there = sh("rsync", "-az", "--stats", "-e", ssh, f"{self.mirror}/", "host-0:/workspace/plain/")
         files = self.hosts.home / "files"
-        files.write_text("".join(f"{row['path']}\n" for row in adapter.listing(run, checksums=False)))
+        files.write_text("".join(f"{row['path']}\n" for row in store.list_files(run, checksums=False)))
         into = self.hosts.home / "back"
         shutil.rmtree(into, ignore_errors=True)
         back = sh("rsync", "-az", "--stats", "-e", ssh, f"--files-from={files}",

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import sandbox  # noqa: E402
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge.adapters import store  # noqa: E402, F401
 from ansible.module_utils.lora_forge.trainer import environment  # noqa: E402
 
 STUB = pathlib.Path(__file__).with_name("stub_axolotl.py")

@@ -26,7 +26,7 @@ class JsonRecord:
         """Read a record, whatever is in it.
 
         Another version may have written it, and somebody may have damaged it: unknown keys are passed over, and a value
-        of a wrong type, or a number that is not finite, counts as not given.
+        of a wrong type counts as not given. So does a number that is not finite; where a text will do, it is one.
 
         Args:
             data: A JSON object; anything else reads as an empty one.
@@ -55,6 +55,8 @@ def _read(hint: Any, value: Any) -> Any:
     if value is None or hint is Any:
         return value
     if origin in (Union, getattr(types, "UnionType", Union)):  # X | Y, from Python 3.10 on
+        if isinstance(value, float) and str in parts and not abs(value) <= sys.float_info.max:
+            return str(value)  # as losses that are not finite are logged
         return next((read for part in parts if (read := _read(part, value)) is not None), None)
     if origin is tuple:
         items = [_read(parts[0], item) for item in value] if isinstance(value, (list, tuple)) else None

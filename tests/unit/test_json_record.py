@@ -46,7 +46,8 @@ def test_what_is_written_is_read_again():
     [
         ("gears", True, 3), ("gears", 7.0, 3), ("gears", "7", 3), ("sold", 1, False), ("sold", True, True),
         ("weight", 9, 9), ("weight", False, 12.5), ("weight", math.nan, 12.5), ("weight", -math.inf, 12.5),
-        ("weight", 10**400, 12.5), ("bell", [7], [7]), ("lamp", 7, None), ("price", 7, 7), ("price", math.nan, None),
+        ("weight", 10**400, 12.5), ("bell", [7], [7]), ("lamp", 7, None), ("price", 7, 7), ("price", math.nan, "nan"),
+        ("price", -math.inf, "-inf"),
         ("price", [7], None), ("wheels", [7, {"size": 20}], (Wheel(), Wheel(20))), ("wheels", {"size": 20}, ()),
         ("front", [20], Wheel()), ("front", {"size": "20", "of a later version": 1}, Wheel()), ("parts", [], {}),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -207,8 +208,9 @@ def test_latest_moves_and_stays_and_every_decision_is_a_line(home) -> None:
     ]  # fmt: skip
 
 
-def test_an_eval_loss_that_is_no_number_takes_no_empty_place(home) -> None:
-    assert home.train("witness-a", "nan") is False
+@pytest.mark.parametrize("nan", ["nan", math.nan])  # as it is logged, and as JSON of Python's has it
+def test_an_eval_loss_that_is_no_number_takes_no_empty_place(home, nan) -> None:
+    assert home.train("witness-a", nan) is False
     assert not (home.path / "latest").is_symlink()
     assert promotion.message(home.path, "witness-a").startswith(
         "latest points to nothing: its eval loss is nan. By hand:"

@@ -71,7 +71,7 @@ class ActionModule(ForgeAction):
     lost with the pod.
     """
 
-    doubted = False  # whether the warning about the losses was shown
+    warned = False  # whether the warning about the losses was shown
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Watch it to its end."""
@@ -223,10 +223,10 @@ class ActionModule(ForgeAction):
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
             display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
-        doubt = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
-        if doubt and not self.doubted:
-            display.display(f"  {agent}  {doubt}")
-        self.doubted = bool(doubt)
+        warning = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
+        if warning and not self.warned:
+            display.display(f"  {agent}  {warning}")
+        self.warned = bool(warning)
         shown = [event for event in seen["events"] if event["event"] in ("log", "eval")]
         if not since:
             shown = shown[-3:]  # attached to a run that has a history

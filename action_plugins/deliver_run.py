@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 import ansible.module_utils
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleError
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
@@ -36,7 +36,7 @@ class ActionModule(ForgeAction):
         try:
             return self.deliver(args | {"run": plan}) | about
         except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
-            raise AnsibleActionFail(str(error), result=about) from error
+            return {"failed": True, "msg": str(error) or type(error).__name__} | about
 
     def deliver(self, args: dict[str, Any]) -> dict[str, Any]:
         """Watch a run to its end, and collect its adapter; the first one that fails is the answer."""

@@ -9,19 +9,18 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 
-display = Display()
 load_actions("transfer", "lora_adapter")
 
 
@@ -37,6 +36,7 @@ class ActionModule(ForgeAction):
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Collect it, and note what came of that."""
         run = PlannedRun.from_dict(args["run"])
+        tell(f"  {self.host}: verifying the adapter of {run.name}", host=self.host, stage="Collect", passing=True)
         try:
             answer = self.collect(run, args)
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
@@ -61,6 +61,7 @@ class ActionModule(ForgeAction):
         if facts["files"] and not local:
             names = [one["path"] for one in facts["files"]]
             fetch = {"from": run_dir, "files": names, "to": str(incoming), **args["transfer"]}
+            tell(f"  {self.host}: fetching the adapter of {run.name}", host=self.host, passing=True)
             fetched = self.run_action("transfer", fetch)
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}
@@ -83,7 +84,8 @@ class ActionModule(ForgeAction):
         if not made.get("failed"):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"
-            display.display(f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps")
+            said = f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps"
+            tell(said, host=self.host, ends=True)
         return made | {"step": "deliver", "problems": facts["problems"]}
 
     def conclude(self, run: PlannedRun, args: dict[str, Any], answer: dict[str, Any]) -> None:

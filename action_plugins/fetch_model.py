@@ -7,15 +7,13 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration  # noqa: E402
-
-display = Display()
 
 WAIT = 15  # seconds the trainer blocks for news (five percent more); one round trip and one line in that time
 RESTARTS = 3  # of a fetch that died without giving a reason
@@ -61,19 +59,19 @@ class ActionModule(ForgeAction):
                 lambda: self.run_module("base_model", options),
                 AnsibleConnectionFailure,
                 timeout,
-                lambda message: display.display(f"  {host}: {message}"),
+                lambda message: tell(f"  {host}: {message}", host=host),
             )
 
         state = ask(args)
         changed, restarts, followed = state.get("changed", False), 0, False
         while not state.get("failed") and not self._task.check_mode and state["state"] != "present":
             if state["state"] == "fetching":
-                display.display(line(host, model, state))
+                tell(line(host, model, state), host=host)
                 followed = True
                 state = ask({**question, "wait": WAIT, "since": state["mark"]})
             elif restarts < RESTARTS:
                 restarts += 1
-                display.display(f"  {host}: the fetch of {model} ended without giving a reason; starting it again")
+                tell(f"  {host}: the fetch of {model} ended without giving a reason; starting it again", host=host)
                 state = ask(args)
             else:
                 state |= {
@@ -82,5 +80,5 @@ class ActionModule(ForgeAction):
                     f"memory. Look at fetch.log in {args['home']}/lora-forge there, then run the same command again.",
                 }
         if followed and not state.get("failed"):
-            display.display(f"  {host}: {model} is there")
+            tell(f"  {host}: {model} is there", host=host)
         return state | {"changed": changed}

@@ -9,15 +9,13 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.logs import OVER  # noqa: E402
-
-display = Display()
 
 WAIT = 30  # seconds the trainer blocks for text; one round trip in that time
 
@@ -44,18 +42,18 @@ class ActionModule(ForgeAction):
                 partial(self.run_module, "training_log", asked),
                 AnsibleConnectionFailure,
                 float(args["unreachable_timeout"]),
-                lambda message: display.display(f"  {agent}  {message}"),
+                lambda message: tell(f"  {agent}  {message}"),
             )
             if answer.get("failed"):
                 return answer
             text, state = answer["text"], answer["state"]
             if text:
-                display.display((marked(agent, text) if prefix else text).removesuffix("\n"))
+                tell((marked(agent, text) if prefix else text).removesuffix("\n"))
             elif "offset" not in asked and not answer["offset"]:
-                display.display(f"  {agent}  {args['log']}.log of {run_id} is empty so far; the run is {state}")
+                tell(f"  {agent}  {args['log']}.log of {run_id} is empty so far; the run is {state}")
             if not follow or (state in OVER and not answer["more"]):
                 break
             asked = asked | {"offset": answer["offset"]}
         if follow:
-            display.display(f"  {agent}  {run_id} is {state}")
+            tell(f"  {agent}  {run_id} is {state}")
         return {"changed": False, "state": state}

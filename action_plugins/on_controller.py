@@ -10,17 +10,17 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show, tell  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 
 
@@ -97,10 +97,14 @@ class ActionModule(ActionBase):
             options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, MODULE.read_options(ROOT))
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options
-        telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
+        telling = (
+            {"say": partial(tell, host=task_vars["inventory_hostname"])} if getattr(MODULE, "TELLS", False) else {}
+        )
         try:
             answer = MODULE.answer(given, self._task.check_mode, **telling)
-            show(**answer.get("show", {}))  # a table, lines and warnings for people
+            show(
+                **answer.get("show", {}), host=task_vars["inventory_hostname"]
+            )  # a table, lines and warnings for people
             return result | answer
         except (UserError, OSError) as error:
             return result | {"failed": True, "msg": error_message(error)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import ansible.module_utils
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 
-display = Display()
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -23,13 +26,13 @@ class ActionModule(ActionBase):
             answer = self._execute_module("runpod_pod", {**args, "since": told}, task_vars=task_vars)
             changed = changed or answer.get("changed", False)
             for note in answer.get("notes", []):
-                display.display(f"  {args['host']}: {note}")
+                tell(f"  {args['host']}: {note}", host=args["host"])
             if answer.get("failed") and self._task.check_mode:  # a failed plan ends the command for every host
                 answer["msg"] = f"{answer.get('msg')}\nNothing was ordered, and nothing was started on any other host"
             if answer.get("failed") or answer.get("phase") not in ("waiting", "ordering", "booting"):
                 if answer.get("message") and args.get("state", "present") == "present":
-                    display.display(f"  {answer['message']}")
+                    tell(f"  {answer['message']}", host=args["host"])
                 return result | answer | {"changed": changed}
             if answer["message"] != told:
                 told = answer["message"]
-                display.display(f"  {args['host']}: {answer['phase']}: {told}")
+                tell(f"  {args['host']}: {answer['phase']}: {told}", host=args["host"])

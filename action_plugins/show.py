@@ -23,5 +23,5 @@ class ActionModule(ForgeAction):
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Print it."""
         given = {name: value for name, value in args.items() if value}
-        show(**given | {"screen": boolean(given.get("screen") or False)})
-        return {"changed": False}
+        show(**given | {"screen": boolean(given.get("screen") or False), "host": self.host})
+        return {"changed": False, "show": given}

@@ -10,13 +10,13 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.template import trust_as_template
-from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
@@ -24,7 +24,6 @@ from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
-display = Display()
 load_actions("transfer")
 
 
@@ -41,8 +40,9 @@ class ActionModule(ForgeAction):
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Start it, or say why not."""
+        about = {name: args["run"][name] for name in ("run_id", "agent")}
         try:
-            return self.start(args)
+            return self.start(args) | about
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
 
@@ -61,7 +61,7 @@ class ActionModule(ForgeAction):
         seen = Observation.from_dict(answer)
         before = {"changed": False, "state": seen.state}
         if seen.state in run_state.LIVING:
-            display.display(f"  {self.host}: {run.run_id} is {seen.state} already; attached to it")
+            tell(f"  {self.host}: {run.run_id} is {seen.state} already; attached to it", host=self.host)
         if seen.state in (*run_state.LIVING, "finished"):
             self.note(run, output, started=False)
             return before
@@ -81,8 +81,8 @@ class ActionModule(ForgeAction):
         if check:
             return before | {"changed": started["changed"]}
         if started["changed"]:
-            how = f"({started['backend']}; attach: {started['attach_command']}); {started['message']}"
-            display.display(f"  {self.host}: {run.run_id} started {how}")
+            how = f"({started['backend']}; attach: {started['attach_command']})\n    {started['message']}"
+            tell(f"  {self.host}: {run.run_id} started {how}", host=self.host, ends=True)
         # All hosts of a gang train, or none. A host that fails from now on finds this noted, and stops the run here.
         record = self.note(run, output, started=started["changed"])
         refused = record.failure(others, run.planned_at) if started["changed"] else ""

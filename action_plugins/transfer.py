@@ -11,15 +11,13 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
-
-display = Display()
 
 
 class ActionModule(ForgeAction):
@@ -67,7 +65,7 @@ class ActionModule(ForgeAction):
         if sent:
             outcome = "would be staged" if dry else f"staged, {count:,} bytes sent"
             for line in [f"  {self.host}: {len(sent)} files {outcome}", *(f"      {path}" for path in sent if dry)]:
-                display.display(line)
+                tell(line, host=self.host)
         return {"changed": bool(sent), "sent": sent, "bytes": count}
 
     def pull(self, args: dict[str, Any]) -> dict[str, Any]:

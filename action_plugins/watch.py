@@ -9,13 +9,13 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
-from ansible.utils.display import Display
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
@@ -27,7 +27,6 @@ from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
-display = Display()
 load_actions("transfer", "stop_run")
 
 WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
@@ -37,25 +36,35 @@ LONG = ("progress", "checkpoint", "status", "facts", "token", "eta_seconds", "si
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
+def progress_figures(event: dict[str, Any], eta: float | None) -> dict[str, str]:
+    """Return the figures of a log or eval event as they are written, by their names.
+
+    Args:
+        event: The event; an eval's loss has a name of its own.
+        eta: Seconds to go, for the newest event.
+    """
+    figures = {}
+    for key, name in (("loss", "loss"), ("eval_loss", "eval")):
+        if event.get(key) is not None:
+            figures[name] = pair(name, event[key], None)
+    if event.get("tokens_per_second"):
+        figures["speed"] = f"{short(event['tokens_per_second'])} tok/s"
+    if eta is not None:
+        figures["eta"] = f"eta {duration(eta)}"
+    return figures
+
+
 def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     """Return one line of progress.
 
     Args:
         agent: Whose.
-        event: A log or eval event; an eval's loss stands in its own column.
+        event: A log or eval event.
         eta: Seconds to go, for the newest event.
     """
     step, planned = event["step"], event["planned"]
-    width = len(str(planned))
-    parts = [f"  {agent}  step {step:>{width}}/{planned} {step / max(planned, 1):4.0%}"]
-    for key, name in (("loss", "loss"), ("eval_loss", "eval")):
-        if event.get(key) is not None:
-            parts.append(pair(name, event[key], None))
-    if event.get("tokens_per_second"):
-        parts.append(f"{short(event['tokens_per_second'])} tok/s")
-    if eta is not None:
-        parts.append(f"eta {duration(eta)}")
-    return "  ".join(parts)
+    share = f"step {step:>{len(str(planned))}}/{planned} {step / max(planned, 1):4.0%}"
+    return "  ".join([f"  {agent}  {share}", *progress_figures(event, eta).values()])
 
 
 class ActionModule(ForgeAction):
@@ -129,7 +138,7 @@ class ActionModule(ForgeAction):
                 partial(self.run_module, "training_run_info", asked),
                 AnsibleConnectionFailure,
                 timeout,
-                lambda words: display.display(f"  {run.name}  {words}"),
+                lambda words: tell(f"  {run.name}  {words}", host=self.host),
             )
         except AnsibleConnectionFailure as error:
             words = f"no connection for {duration(timeout)}: {error}"
@@ -210,35 +219,43 @@ class ActionModule(ForgeAction):
         if not answer.get("failed"):
             budget.deadline = deadline
             until = time.strftime("%H:%M", time.localtime(deadline))
-            display.display(f"  {agent}  the pod's leash is renewed to {until}")
+            tell(f"  {agent}  the pod's leash is renewed to {until}", host=self.host)
             claim = pathlib.Path(budget.claim)
             if not Claims(claim.parents[1]).renew(claim.stem, deadline):
-                display.display(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there")
+                tell(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there", host=self.host)
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; return the last state that was shown."""
         if seen["detail"] != said and seen["state"] in ("queued", "stalled", "running"):
             if seen["detail"]:
-                display.display(f"  {agent}  {seen['state']}: {seen['detail']}")
+                tell(f"  {agent}  {seen['state']}: {seen['detail']}", host=self.host)
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
-            display.display(f"  {agent}  started; Axolotl takes about half a minute until its first step")
+            wait = "started; Axolotl takes about half a minute until its first step"
+            progress = 0, int(seen["progress"]["planned"] or 0)
+            tell(f"  {agent}  {wait}", host=self.host, run=agent, progress=progress, figures={"eta": wait})
         warning = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
         if warning and not self.warned:
-            display.display(f"  {agent}  {warning}")
+            tell(f"  {agent}  {warning}", host=self.host)
         self.warned = bool(warning)
         shown = [event for event in seen["events"] if event["event"] in ("log", "eval")]
         if not since:
             shown = shown[-3:]  # attached to a run that has a history
         for number, event in enumerate(shown, 1):
-            display.display(line(agent, event, seen["eta_seconds"] if number == len(shown) else None))
+            self.tell_progress(agent, event, seen["eta_seconds"] if number == len(shown) else None)
         for event in seen["events"]:
             if event["event"] == "begin" and event.get("step"):
-                display.display(f"  {agent}  resumed from step {event['step']}")
+                tell(f"  {agent}  resumed from step {event['step']}", host=self.host)
             elif event["event"] == "wandb" and event.get("wanted", event.get("mode")) != event.get("mode"):
                 what = "the run is recorded offline" if event["mode"] == "offline" else "nothing is recorded"
-                display.display(f"  {agent}  W&B could not be had at the start: {what}; train.log says why")
+                tell(f"  {agent}  W&B could not be had at the start: {what}; train.log says why", host=self.host)
         return said
+
+    def tell_progress(self, agent: str, event: dict[str, Any], eta: float | None) -> None:
+        """Tell how far a training is."""
+        figures = progress_figures(event, eta)
+        progress = int(event["step"]), int(event["planned"])
+        tell(line(agent, event, eta), host=self.host, run=agent, progress=progress, figures=figures)
 
     def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
         """Return what is wrong with a run that did not finish, and what to do about it."""

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_DIRECTIONS = dict.fromkeys([0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
 
 def duration(seconds: float) -> str:
     """Write seconds as 0:34 or 1:02:09."""
@@ -36,6 +38,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Ask «did you mean …?» of the best match; return nothing where there is none."""
     match = difflib.get_close_matches(str(word), known)
     return f"; did you mean «{match[0]}»?" if match else ""
+
+
+def printable(text: str) -> str:
+    """Leave out what would move a terminal's cursor, colour it, or turn the direction of writing; keep line ends.
+
+    Args:
+        text: What is shown to people. A part of it may come from a trainer.
+    """
+    kept = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in str(text))
+    return kept.translate(_DIRECTIONS)
 
 
 def canonical(data: Any) -> str:

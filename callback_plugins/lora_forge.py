@@ -1,0 +1,270 @@
+"""Print a playbook's stages, progress and errors for people; with -v, everything as Ansible's own callback does."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pathlib
+import sys
+import threading
+from typing import Any
+
+import ansible.module_utils
+from ansible import constants, context
+from ansible.plugins.callback.default import CallbackModule as Default
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
+from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock  # noqa: E402
+from ansible.module_utils.lora_forge.controller.terminal import STAGES, Terminal, error_text, what_goes_on  # noqa: E402
+from ansible.module_utils.lora_forge.text import printable  # noqa: E402
+
+DOCUMENTATION = """
+name: lora_forge
+type: stdout
+short_description: Stages, progress and errors for people
+description:
+  - Prints each stage as a heading with its host, tables and progress below it, and each error once, as a sentence.
+  - On a terminal what is under way is drawn in place. Elsewhere, and with E(NO_COLOR), each progress is a line.
+  - With C(-v) it prints what M(ansible.builtin.default#callback) prints, and the hosts that are ok, too.
+  - The recap is printed where something failed, and with C(-v).
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+requirements:
+  - set as C(stdout_callback) in ansible.cfg, as it is there
+"""
+
+TICK = 0.5  # seconds between two drawings of what is under way
+PLANNING = "Plan"  # how the plays begin whose every task is part of the plan
+
+
+class CallbackModule(Default):  # type: ignore[misc]
+    """The callback; see its documentation."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "lora_forge"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+        self._print = self._display.display  # Ansible's own
+        # Ansible forks while it holds this lock, so that no process inherits a drawing that is half done.
+        self._lock = self._display._lock
+        self._terminal = Terminal(draws=False)
+        self._block: ProgressBlock | None = None
+        self._over = threading.Event()
+        self._launched: dict[str, tuple[str, str]] = {}
+        self._pods: dict[str, tuple[float, float]] = {}
+        self._errors: set[tuple[str, str]] = set()
+        self._is_planning = False
+
+    @property
+    def _is_verbose(self) -> bool:
+        return bool(self._display.verbosity)
+
+    def set_options(self, *args: Any, **kwargs: Any) -> None:
+        super().set_options(*args, **kwargs)
+        lines.CALLBACK_IS_OURS = True
+        self._display.display = self._write
+        if self._is_verbose:
+            return
+        if sys.stdout.isatty() and not constants.ANSIBLE_NOCOLOR and os.environ.get("TERM", "dumb") != "dumb":
+            self._block = ProgressBlock(sys.stdout)
+            self._terminal = Terminal(draws=True)
+            threading.Thread(target=self._tick, daemon=True).start()
+        atexit.register(self._leave)
+
+    # What is printed, and drawn. Workers come through here, too: Ansible's own method hands it on to this process.
+
+    def _write(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        if os.getpid() != self._pid:
+            self._print(msg, *args, **kwargs)
+            return
+        with self._lock:
+            if isinstance(msg, lines.Line) and not self._is_verbose:
+                self._tell(self._terminal.tell(msg))
+            else:
+                self._erase()
+                self._print(str(msg) if isinstance(msg, lines.Line) else msg, *args, **kwargs)
+
+    def _tell(self, printed: list[lines.Line]) -> None:
+        with self._lock:
+            if printed:
+                self._erase()
+            for line in printed:
+                self._print(str(line), color=line.color or None)
+            self._draw()
+
+    def _erase(self) -> None:
+        if self._block:
+            self._block.erase()
+
+    def _draw(self) -> None:
+        if self._block and not self._over.is_set():
+            self._block.draw(self._terminal.rows(), self._terminal.screen)
+
+    def _tick(self) -> None:
+        while not self._over.wait(TICK):
+            with self._lock:
+                self._draw()
+
+    # The events. With -v they are Ansible's own callback's.
+
+    def get_option(self, option: str, hostname: str | None = None) -> Any:
+        """Return an option; with ``-v`` nothing is hidden."""
+        if self._is_verbose and option in ("display_ok_hosts", "display_skipped_hosts"):
+            return True
+        return super().get_option(option, hostname)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_play_start(play)
+            return
+        self._play = play
+        self._is_planning = play.get_name().startswith(PLANNING)
+        self._tell(self._terminal.finish())
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_on_start(host, task)
+            return
+        stage = STAGES.get(task.action)
+        if task.action == "runpod_pod" and task.args.get("state") == "absent":
+            stage = "Release"
+        if self._is_planning and stage:
+            stage = PLANNING
+        doing = task.name.rpartition("| ")[2] if task.name else task.action
+        with self._lock:
+            self._tell(self._terminal.begin(host.name, stage, doing))
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        self._note(result)
+        if self._is_verbose:
+            super().v2_runner_on_ok(result)
+            return
+        self._handle_warnings(result.result)
+
+    def v2_runner_item_on_ok(self, result: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_item_on_ok(result)
+            return
+        self._handle_warnings(result.result)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        self._note(result)
+        if self._is_verbose:
+            super().v2_runner_on_failed(result, ignore_errors)
+        elif not ignore_errors and not (result.task.loop and "results" in result.result):
+            self._fail(result)
+
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_item_on_failed(result)
+        elif not result.task.ignore_errors:
+            self._fail(result)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_on_unreachable(result)
+        elif not result.task.ignore_unreachable:
+            self._fail(result)
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_on_skipped(result)
+
+    def v2_runner_item_on_skipped(self, result: Any) -> None:
+        if self._is_verbose:
+            super().v2_runner_item_on_skipped(result)
+
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_include(included_file)
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_no_hosts_matched()
+
+    def v2_playbook_on_no_hosts_remaining(self) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_no_hosts_remaining()
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        self._tell(self._terminal.finish())
+        self._launched, self._pods = {}, {}  # the summary told of them
+        self._finish()
+        if self._is_verbose:
+            super().v2_playbook_on_stats(stats)
+            return
+        hosts = stats.processed if set(stats.failures) | set(stats.dark) - {"localhost"} else ()
+        for host in sorted(hosts):
+            counts = "  ".join(f"{name} {count}" for name, count in stats.summarize(host).items() if count)
+            self._print(f"{host}: {counts}", color=constants.COLOR_SKIP)
+        if context.CLIARGS.get("check"):
+            self._print("This was a check: nothing was changed.", color=constants.COLOR_SKIP)
+
+    def _print_task_banner(self, task: Any) -> None:
+        if self._is_verbose:
+            super()._print_task_banner(task)
+            return
+        self._last_task_banner = task._uuid
+        self._display.display(task.get_name().strip(), color=constants.COLOR_SKIP)
+
+    def _fail(self, result: Any) -> None:
+        """Print an error, once."""
+        host, answer = result.host.name, result.result
+        self._handle_warnings(answer)
+        text = error_text(answer, "" if host == "localhost" and self._is_planning else host)
+        with self._lock:
+            self._terminal.end(host, failed=True)
+            if (host, text) in self._errors:
+                self._draw()
+                return
+            self._errors.add((host, text))
+            self._erase()
+            self._print(printable(text), color=constants.COLOR_ERROR)
+            self._draw()
+
+    def _note(self, result: Any) -> None:
+        """Note what would go on if the command were interrupted."""
+        answer, action, host = result.result, result.task.action, result.host.name
+        with self._lock:
+            self._terminal.forget(host)
+        if action == "start_run" and answer.get("run_id") and answer.get("state") != "finished":
+            self._launched[answer["run_id"]] = answer["agent"], host
+        elif action == "deliver_run":
+            self._launched.pop(answer.get("run_id"), None)
+            self._tell(self._terminal.end(host))
+        elif action == "runpod_pod" and not self._is_planning:
+            self._pods.pop(host, None)
+            if budget := answer.get("budget"):
+                self._pods[host] = budget["usd_per_hour"], budget["deadline"]
+
+    # The end.
+
+    def _finish(self) -> None:
+        self._over.set()
+        with self._lock:
+            self._erase()
+
+    def _leave(self) -> None:
+        """Say what goes on where the command was interrupted: then nothing has summed up."""
+        if os.getpid() != self._pid or self._over.is_set():
+            return
+        self._finish()
+        if self._play is None:
+            return
+        inventory = "".join(f"-i {source} " for source in context.CLIARGS.get("inventory") or () if source)
+        if os.environ.get("ANSIBLE_INVENTORY") or inventory == f"-i {constants.DEFAULT_HOST_LIST} ":
+            inventory = ""
+        runs = [(name, *launched) for name, launched in self._launched.items()]
+        pods = [(pod, *costs) for pod, costs in self._pods.items()]
+        self._print(what_goes_on(runs, pods, inventory))
+        sys.stdout.flush()

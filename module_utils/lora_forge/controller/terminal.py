@@ -1,0 +1,233 @@
+"""What stands on the terminal, from what is told and when. Pure: it prints nothing, and its clock is given to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ansible.module_utils.lora_forge.controller.display import Line
+from ansible.module_utils.lora_forge.text import duration
+
+RULE = 60  # columns that a heading takes at least
+# The stage that an action or a module begins on a host. What is not here goes on in the one that the host is in.
+STAGES = {
+    "training_plan": "Plan",
+    "runpod_pod": "Rent",
+    "run_hook": "Hook",
+    "provision": "Provision",
+    "gpu_info": "Provision",
+    "base_model": "Provision",
+    "trainer_environment": "Provision",
+    "fetch_model": "Provision",
+    "start_run": "Launch",
+    "deliver_run": "Watch",
+    "watch": "Watch",
+    "stop_run": "Stop",
+    "lora_adapter_summary": "",
+    "training_status": "",
+}
+# What is told when a stage ends that may have told nothing, or not when it ended.
+ENDS = {"Provision": "fit to train"}
+_DETAILS = 10  # lines of what a command printed as it failed
+_WORTH_TELLING = 1.0  # seconds that such a stage took
+
+
+@dataclasses.dataclass
+class Row:
+    """What is under way, as it is drawn in place.
+
+    Attributes:
+        who: The agent or the host.
+        stage: What it does.
+        text: How far it is, or what it waits for.
+        since: When that began, in seconds of the clock.
+        progress: Steps done and planned; None where nothing is counted.
+        figures: The newest figures, by their names.
+    """
+
+    who: str
+    stage: str
+    text: str
+    since: float
+    progress: tuple[int, int] | None = None
+    figures: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Stage:
+    name: str
+    since: float
+    task: str
+    told: bool = False
+
+
+class Terminal:
+    """Headings for stages, what is told under them, and rows for what is under way.
+
+    Args:
+        draws: Whether rows are drawn in place; otherwise each progress is a line.
+        now: The clock, in seconds.
+    """
+
+    def __init__(self, draws: bool, now: Callable[[], float] = time.monotonic):
+        self._draws, self._now = draws, now
+        self._stages: dict[str, _Stage] = {}  # of each host
+        self._runs: dict[tuple[str, str], Row] = {}  # of each host and run
+        self._heading = ""  # the stage under whose heading one would print now
+        self.screen = ""  # a table that is drawn anew again and again
+
+    def begin(self, host: str, stage: str | None, task: str) -> list[Line]:
+        """Note that a task begins on a host; return what is to be printed of the stage that it ends.
+
+        Args:
+            host: The host.
+            stage: The stage that the task begins; None if it goes on in the one that the host is in.
+            task: What the task does, in words.
+        """
+        before = self._stages.get(host)
+        if stage is None:
+            return []
+        if before and before.name == stage:
+            before.task = task
+            return []
+        printed = self.end(host)
+        if stage:
+            self._stages[host] = _Stage(stage, self._now(), task)
+        return printed
+
+    def end(self, host: str, failed: bool = False) -> list[Line]:
+        """Note that a host is done with its stage; return what is to be printed of that.
+
+        Args:
+            host: The host.
+            failed: Whether it failed: then it is told as an error, elsewhere.
+        """
+        stage = self._stages.pop(host, None)
+        self.forget(host)
+        if stage is None or failed or stage.name not in ENDS:
+            return []
+        if self._now() - stage.since < _WORTH_TELLING and not stage.told:
+            return []
+        self._stages[host] = stage
+        printed = self.tell(Line(f"  {host}: {ENDS[stage.name]}", host=host, ends=True))
+        del self._stages[host]
+        return printed
+
+    def forget(self, host: str) -> None:
+        """Forget the progress of what a host was doing.
+
+        Args:
+            host: The host.
+        """
+        for key in [key for key in self._runs if key[0] == host]:
+            del self._runs[key]
+
+    def hosts(self) -> list[str]:
+        """List the hosts that are in a stage."""
+        return list(self._stages)
+
+    def tell(self, line: Line) -> list[Line]:
+        """Return what is to be printed of something that is told.
+
+        Args:
+            line: What is told.
+        """
+        printed = self.begin(line.host, line.stage, "") if line.stage else []
+        stage = self._stages.get(line.host)
+        if line.screen and self._draws:
+            self.screen = str(line)
+            return printed
+        if line.run and line.progress:
+            row = self._runs.setdefault((line.host, line.run), Row(line.run, "Watch", "", self._now()))
+            row.progress = line.progress
+            row.figures = {**row.figures, **line.figures}
+        if stage and line.passing:
+            stage.task = line.strip().removeprefix(f"{line.host}: ")
+        if line.passing or (line.run and line.progress and self._draws):
+            return printed
+        if stage:
+            stage.told = True
+            seconds = self._now() - stage.since
+            if line.ends and seconds >= _WORTH_TELLING:
+                first, *others = line.split("\n")
+                first += f", {duration(seconds) if seconds >= 60 else f'{seconds:.0f} s'}"
+                line = _with(line, "\n".join([first, *others]))
+        return printed + self._under_heading(line, stage.name if stage else self._heading)
+
+    def _under_heading(self, line: Line, stage: str) -> list[Line]:
+        """Put a heading before what is told where the last one was another one."""
+        if stage == self._heading or not stage:
+            return [line]
+        self._heading = stage
+        if line.host and line.startswith(f"  {line.host}: ") and not line.progress:
+            return [_with(line, f"{stage} ── {line[2:]}")]
+        return [Line(f"{stage} ".ljust(RULE, "─"), color="cyan"), line]
+
+    def finish(self) -> list[Line]:
+        """End the stages of all hosts, as a play is over; return what is to be printed of that."""
+        printed = [line for host in self.hosts() for line in self.end(host)]
+        if self.screen:
+            printed.append(Line(self.screen))
+            self.screen = ""
+        return printed
+
+    def rows(self) -> list[Row]:
+        """List what is under way, for drawing."""
+        watched = {host for host, _ in self._runs}
+        waiting = [
+            Row(host, stage.name, stage.task, stage.since)
+            for host, stage in self._stages.items()
+            if host not in watched
+        ]
+        return [*self._runs.values(), *waiting]
+
+
+def what_goes_on(runs: Iterable[tuple[str, str, str]], pods: Iterable[tuple[str, float, float]], inventory: str) -> str:
+    """Say what goes on when a command is interrupted, what that costs, and how to come back or stop it.
+
+    Args:
+        runs: Name, agent and host of what was launched or attached to, and is not delivered.
+        pods: Name, US dollars an hour, and the time (seconds since the epoch) at which the leash ends it.
+        inventory: The options that name the inventory, as they were given, with a space behind; "" for the default one.
+    """
+    runs, pods = list(runs), list(pods)
+    lines = [f"{name} goes on on {host}; the same command attaches to it." for name, _, host in runs]
+    if not runs:
+        lines.append("Nothing was launched by this command; the same command begins where this one ended.")
+    for agent in dict.fromkeys(agent for _, agent, _ in runs):
+        lines.append(f"Stop it with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}")
+    for pod, price, deadline in pods:
+        until = f", until {time.strftime('%Y-%m-%d %H:%M', time.localtime(deadline))} at most" if deadline else ""
+        lines.append(f"{pod} costs {price:.2f} USD/h{until}. Give it up: ansible-playbook {inventory}"
+                     f"playbooks/release.yml -e pod={pod}")  # fmt: skip
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def error_text(answer: Mapping[str, Any], host: str) -> str:
+    """Return a failed task's result as a sentence.
+
+    Args:
+        answer: The result.
+        host: Where it failed; "" where that is no news.
+    """
+    message = str(answer.get("msg") or "it failed").strip()
+    for prefix in ("Task failed: ", "Action failed: ", "Module failed: "):
+        message = message.removeprefix(prefix)
+    if answer.get("assertion"):
+        message += f" ({answer['assertion']})"
+    if "unreachable" in answer and host and not message.startswith(host):
+        message = f"{host} does not answer: {message}"
+    elif host and not message.startswith(host):
+        message = f"{host}: {message}"
+    details = str(answer.get("module_stderr") or answer.get("stderr") or "").strip()
+    if details and details not in message:
+        message = "\n".join([message, *details.splitlines()[-_DETAILS:]])
+    first, *others = message.splitlines()
+    return "\n".join([f"ERROR  {first}", *(f"       {line}" for line in others)])
+
+
+def _with(line: Line, text: str) -> Line:
+    """Return the same line with another text."""
+    return Line(text, **vars(line))

@@ -23,7 +23,7 @@ LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports #
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help setup train image rehearse-runpod plan test check lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema clean bench
+.PHONY: help setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,15 @@ test: $(VENV)/.dev ## Everything: check, integration tests, real rehearsals and 
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
-check: $(VENV)/.dev ## Lint and unit tests, side by side: a minute or so
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint
+check: $(VENV)/.dev ## Lint, unit tests and documentation, side by side: a minute or so
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint docs
+
+# mkdocs --quiet would keep --strict from seeing the warnings; and what is printed on a good day is no news.
+docs: $(VENV)/.dev ## Build the documentation in .site-docs/; dead links and anchors are errors
+	@said=$$(NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1) || { echo "$$said"; exit 1; }
+
+docs-serve: $(VENV)/.dev ## Show the documentation on http://127.0.0.1:8000, anew after each change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production), import-linter
 
@@ -132,7 +139,7 @@ schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's e
 	mv configs/schema.json.new configs/schema.json
 
 clean: ## Remove environments and caches; output/ stays
-	rm -rf $(VENV) .trainer .hosts .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .trainer .hosts .site-docs .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "lora-forge needs Python 3.11 to 3.14, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 …" % v)'

@@ -27,9 +27,9 @@ from ansible.module_utils.lora_forge.trainer import cpython
 from lab import FAKE, counted_steps, events, eventually, starts, status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The one list of these modules is for people, and stands in CONTRIBUTING.md.
+# The one list of these modules is for people, and stands in docs/contributing.md.
 LISTED = re.findall(r"`(\w+)`", re.search(r"^- What runs on a trainer's own Python .*? and what they import",
-                                          (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)[0])  # fmt: skip
+                                          (ROOT / "docs/contributing.md").read_text(), re.MULTILINE)[0])  # fmt: skip
 PROGRAMS = ("roles/run/files/supervisor.py", "roles/pod/files/leash.py", "module_utils/lora_forge/rundir.py")
 PATIENCE = 120.0  # seconds for what takes one or two; only a test that fails waits so long
 GPU = "GPU-5a1f0c3e-8a5b-4f0e-9a57-3d1c2b4e6f70"  # the first one of the fake nvidia-smi

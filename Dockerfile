@@ -1,4 +1,4 @@
-# A trainer with its environments baked in: README.md, «An image of your own». `make image` builds it, and adds the
+# A trainer with its environments baked in: docs/image.md. `make image` builds it, and adds the
 # labels that come from the lock. Data, models and runs are mounted at /workspace; programs of lora-forge come with each
 # launch.
 

@@ -98,6 +98,9 @@ class ActionModule(ActionBase):
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options
         telling = {"say": Display().display} if getattr(MODULE, "TELLS", False) else {}
+        about = getattr(MODULE, "about", None)
+        if about and Display().verbosity:
+            Display().v(about(given))
         try:
             answer = MODULE.answer(given, self._task.check_mode, **telling)
             show(**answer.get("show", {}))  # a table, lines and warnings for people

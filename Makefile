@@ -19,15 +19,18 @@ UV := $(BIN)/uv
 # Some images set it. Without bytecode every command, and each of its tasks, compiles the same parts of Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports # the slowest first
+LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports lint-github # the slowest first
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema clean bench
+.PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make train role=witness ARGS='-e fresh=true'   passes options on to ansible-playbook"
+
+version: $(VENV)/.controller ## Say which lora-forge, ansible-core and Python this is
+	@$(BIN)/python module_utils/lora_forge/version.py
 
 setup: $(VENV)/.controller ## Make the controller's environment in .venv
 	@echo "ready: $(BIN)/ansible-playbook train.yml -e role=$(role)"
@@ -63,7 +66,7 @@ docs: $(VENV)/.dev ## Build the documentation in .site-docs/; dead links and anc
 docs-serve: $(VENV)/.dev ## Show the documentation on http://127.0.0.1:8000, anew after each change
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production), import-linter
+lint: $(LINTERS) ## ruff, mypy, yamllint, ansible-lint (profile production), import-linter, check-jsonschema
 
 lint-ansible: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline
@@ -82,6 +85,13 @@ lint-ruff: $(VENV)/.dev
 
 lint-format: $(VENV)/.dev
 	$(BIN)/ruff format --check .
+
+lint-github: $(VENV)/.dev
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.renovate .github/renovate.json
 
 unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; ARGS go to pytest
 	$(BIN)/pytest -q --numprocesses 2 $(call named_or,tests/unit)
@@ -124,10 +134,11 @@ faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl
 	LORA_FORGE_FAULTS=docs/faults.md $(MAKE) e2e ARGS=tests/e2e
 
+# The first three are spelt as the update bot reads them in the heads of the locks (.github/renovate.json).
 lock: | $(VENV)/bin/python ## Make requirements/*.txt anew from the .in files
-	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/controller.in -o requirements/controller.txt $(ARGS)
-	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 -c requirements/controller.txt requirements/uv.in -o requirements/uv.txt $(ARGS)
-	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 requirements/dev.in -o requirements/dev.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version=3.11 requirements/controller.in --output-file=requirements/controller.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version=3.11 --constraint=requirements/controller.txt requirements/uv.in --output-file=requirements/uv.txt $(ARGS)
+	$(UV) pip compile -q --universal --generate-hashes --python-version=3.11 requirements/dev.in --output-file=requirements/dev.txt $(ARGS)
 	env -u UV_FIND_LINKS $(UV) pip compile -q --universal --generate-hashes --python-version 3.12 --override requirements/overrides.txt requirements/trainer-cuda.in -o requirements/trainer-cuda.txt $(ARGS)
 	$(BIN)/python requirements/make_cpu_lock.py requirements/trainer-cuda.txt requirements/trainer-cpu.in >requirements/trainer-cpu.txt.new
 	mv requirements/trainer-cpu.txt.new requirements/trainer-cpu.txt

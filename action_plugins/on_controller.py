@@ -16,6 +16,7 @@ from typing import Any
 import ansible.module_utils
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
@@ -88,6 +89,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         assert MODULE is not None, "this file is for links to it"
+        host = task_vars["inventory_hostname"]
         self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
         if names := getattr(MODULE, "HOST_VARIABLES", ()):
@@ -97,14 +99,13 @@ class ActionModule(ActionBase):
             options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, MODULE.read_options(ROOT))
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options
-        telling = (
-            {"say": partial(tell, host=task_vars["inventory_hostname"])} if getattr(MODULE, "TELLS", False) else {}
-        )
+        telling = {"say": partial(tell, host=host)} if getattr(MODULE, "TELLS", False) else {}
+        about = getattr(MODULE, "about", None)
+        if about and Display().verbosity:
+            Display().v(about(given))
         try:
             answer = MODULE.answer(given, self._task.check_mode, **telling)
-            show(
-                **answer.get("show", {}), host=task_vars["inventory_hostname"]
-            )  # a table, lines and warnings for people
+            show(**answer.get("show", {}), host=host)  # a table, lines and warnings for people
             return result | answer
         except (UserError, OSError) as error:
             return result | {"failed": True, "msg": error_message(error)}

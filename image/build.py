@@ -23,6 +23,7 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planning import recipe  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import environment, gpu_fitness  # noqa: E402
+from ansible.module_utils.lora_forge.version import VERSION, git_facts  # noqa: E402
 
 
 def default(argument: str) -> str:
@@ -32,23 +33,10 @@ def default(argument: str) -> str:
     return match.group(1)
 
 
-def version() -> str:
-    """Return the version of lora-forge: the newest one of the changelog."""
-    match = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert match
-    return match.group(1)
-
-
 def revision() -> Optional[str]:
     """Return the commit of the checkout, ``-dirty`` when files differ from it; None when it is no checkout of git."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    git = git_facts(ROOT)
+    return git["commit"] + ("-dirty" if git["dirty"] else "") if git else None
 
 
 def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
@@ -63,7 +51,7 @@ def labels(lock: pathlib.Path, base: str) -> dict[str, str]:
     """
     name, _, digest = base.partition("@")
     found = {
-        "org.opencontainers.image.version": version(),
+        "org.opencontainers.image.version": VERSION,
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": name,
         "org.opencontainers.image.base.digest": digest or None,

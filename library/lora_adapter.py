@@ -23,7 +23,7 @@ options:
     type: path
     required: true
   checkout:
-    description: The checkout that trained it; its commit stands in the manifest.
+    description: The checkout that trained it; its version and its commit stand in the manifest.
     type: path
     required: true
   run:
@@ -128,6 +128,7 @@ from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.version import git_facts
 
 ARGUMENTS = {
     "source": {"type": "path", "required": True},
@@ -180,7 +181,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             lock_sha256=given["lock_sha256"],
             evaluation=promotion.evaluation(run.recipe, run.datasets, observation["progress"]["eval_adapter"]),
             cost=costs.usd_spent(budget, usd),
-            git=store.git_facts(pathlib.Path(given["checkout"])),
+            git=git_facts(pathlib.Path(given["checkout"])),
         )
         store.deliver(pathlib.Path(given["source"]), home, verification["files"], manifest)
     for folder in given["discard"]:

@@ -117,6 +117,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+version:
+  description: The version of lora-forge, with the commit where it is a checkout, as output/plan.json has it, too.
+  returned: success
+  type: str
+  sample: 0.1.0+g0123abc
 runs:
   description: The planned runs, as output/plan.json has them.
   returned: success
@@ -159,6 +164,7 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planning import fleet, options, plan, validation, variants
+from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
 ARGUMENTS = {
     "agents": {"type": "raw", "default": ""},
@@ -183,6 +189,11 @@ TELLS = True  # answer() takes what tells people what they wait for
 HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
 IS_HOST_OPTION = options.is_checked  # and host_options to those that it takes, with the values of
 read_options = options.read_specs  # these alone
+
+
+def about(given: dict[str, Any]) -> str:
+    """Return what the action prints first with ``-v``: what plans here, in which version."""
+    return describe_versions(git_facts(pathlib.Path(given["root"])))
 
 
 def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -224,9 +235,10 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         warnings += fleet.fork_limit_warning(made.runs, given["forks"])
     planned_at = round(time.time(), 3)
     runs = [run.as_dict() | {"planned_at": planned_at} for run in made.runs]
+    version = full_version(git_facts(root))
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
-        rundir.write_json(output / "plan.json", {"runs": runs})
+        rundir.write_json(output / "plan.json", {"version": version, "runs": runs})
         if given["sweep"] is not None:
             variants.write_sweeps(output, made.runs)
     folders = {host: str(known.get("inventory_dir") or "") for host, known in given["host_variables"].items()}
@@ -239,7 +251,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         ],
         "warnings": warnings,
     }
-    return {"changed": False, "runs": runs, "show": shown}
+    return {"changed": False, "version": version, "runs": runs, "show": shown}
 
 
 def main() -> None:

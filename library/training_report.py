@@ -9,7 +9,8 @@ module: training_report
 short_description: Write one page on all adapters, for people
 description:
   - Runs on the controller and reads below O(output) alone. The page is one HTML file without network and script.
-  - The page depends on the data and on the checkout's commit, not on the clock. It is written only where it differs.
+  - The page depends on the data and on the checkout's version and commit, not on the clock. It is written only where
+    it differs.
 options:
   output:
     description: Where adapters, their history and the last status are kept.
@@ -85,10 +86,10 @@ import urllib.parse
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.planning import fleet
 from ansible.module_utils.lora_forge.results import report
+from ansible.module_utils.lora_forge.version import full_version, git_facts
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
@@ -111,7 +112,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
     path = pathlib.Path(given["dest"] or output / "report.html").absolute()
     wanted = [name for name in fleet.split_names(given["agents"]) if name != "all"]
-    facts = report.read(output, wanted) | {"git": store.git_facts(template.parent)}
+    git = git_facts(template.parent)
+    facts = report.read(output, wanted) | {"git": git, "version": full_version(git)}
     page = report.render(template, facts).encode("utf-8", "replace")
     agents = [agent["name"] for agent in facts["agents"]]
     count = sum(len(agent["runs"]) for agent in facts["agents"])

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.trainer import environment, runs
+from ansible.module_utils.lora_forge.version import git_facts
 from hook import SECRET, Hook, serving
 from lab import Lab, eventually, status, until
 from safetensors.numpy import save_file
@@ -244,7 +244,7 @@ def test_an_adapter_is_told_of_when_it_is_here_and_when_it_does_not_hold_up(
     assert os.readlink(home / "latest") == "witness-0"
     manifest = json.loads((home / "witness-0/manifest.json").read_text())
     assert manifest["evaluation"]["source"] == "file"
-    assert manifest["git"] == store.git_facts(ROOT)  # of the checkout, wherever the output is
+    assert manifest["git"] == git_facts(ROOT)  # of the checkout, wherever the output is
 
     # The same training again, with a worse end: delivered, and latest stays.
     worse = desk.root / "runs/witness-0-2"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 from delivered import deliver, events
 from lab import ROOT
 
@@ -81,6 +82,14 @@ def test_the_example_inventories_plan(planned, inventory, trainer):
     assert (run["trainer"], run["rehearsal"], run["estimate"]["memory_gib"]) == (trainer, False, 24.4)
 
 
+def test_the_plan_tells_the_versions_when_asked_for_more(planned):
+    told = describe_versions(git_facts(ROOT))
+    text, _ = planned("gpu.example.org,", "-e", "role=witness", "-v")
+    assert text.index(told) < text.index("agent run trainer")
+    text, _ = planned("gpu.example.org,", "-e", "role=witness")
+    assert told not in text
+
+
 def test_agents_lanes_and_forks(planned):
     hosts = {
         "a": {
@@ -114,8 +123,10 @@ def test_the_plan_by_hand_of_a_host_that_the_inventory_lacks(tmp_path):
     given = f"hosts=localhost,elsewhere root={ROOT} output={tmp_path} agents=witness datasets_dir=examples/datasets"
     done = command("ansible", "localhost", "-m", "training_plan", "-a", f"{given} move=localhost")
     assert done.returncode == 0, done.stdout
-    (run,) = json.loads((tmp_path / "plan.json").read_text())["runs"]
+    written = json.loads((tmp_path / "plan.json").read_text())
+    (run,) = written["runs"]
     assert (run["trainer"], run["rehearsal"]) == ("elsewhere", False)
+    assert written["version"] == full_version(git_facts(ROOT))
     done = command("ansible", "localhost", "-m", "training_plan", "-a", f"root={ROOT}")
     assert "missing required arguments: hosts, output" in done.stdout
 

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import pytest
+from ansible.module_utils.lora_forge import version
 from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
@@ -224,6 +225,12 @@ def test_never_trained(make, run_id):
 def test_ready(make, deliver, run_id):
     deliver(run_id)
     assert told(one(make())) == told(one(make(verify=True))) == (run_id, "ready", "", "here")
+
+
+def test_another_version_of_lora_forge_trains_nothing_again(make, deliver, run_id, monkeypatch):
+    deliver(run_id)  # with a manifest that names no lora-forge
+    monkeypatch.setattr(version, "VERSION", "9.9.9")
+    assert told(one(make())) == (run_id, "ready", "", "here")
 
 
 def test_a_damaged_adapter_is_trained_again(make, deliver, run_id):

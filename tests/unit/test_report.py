@@ -85,6 +85,7 @@ def output(tmp_path):
 
 def look(output: pathlib.Path, *wanted: str) -> Page:
     facts = report.read(output, list(wanted)) | {"git": {"commit": "0123456789abcdef", "dirty": False}}
+    facts["version"] = "0.1.0+g0123456"
     return Page(report.render(TEMPLATE, facts))
 
 
@@ -488,6 +489,7 @@ def test_what_helps_readers_and_machines_that_read(output):
     tags = [tag for tag, _ in page.elements]
     assert dict(page.elements)["html"] == {"lang": "en"}
     assert {"header", "main", "footer"} <= set(tags)
+    assert "Made by lora-forge 0.1.0+g0123456 , ansible-playbook playbooks/report.yml" in page.text
     levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pathlib
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
     Steps,
 )
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.version import VERSION
 from delivered import planned
 from safetensors.numpy import save_file
 
@@ -519,9 +519,10 @@ def test_a_manifest_says_everything_that_is_known():
         "witness-1", fingerprint="f" * 64, recipe=RECIPE, recipe_sha256="r" * 64, datasets=[{**file, "entry": {}}]
     )
     lora = {"pairs": 4, "rank": 4, "layers": 2, "parameters": 224}
-    proof = {**lora, "problems": [], "versions": {"torch": "2"}}
+    proof = {**lora, "problems": [], "versions": {"torch": "2", "lora-forge": "0.0"}}  # its own word for ours
     known = {
-        "base_model": "/models/Tiny", "host": Host("gpu-1", "A100"), "lock_sha256": "l", "git": {"commit": "c"},
+        "base_model": "/models/Tiny", "host": Host("gpu-1", "A100"), "lock_sha256": "l",
+        "git": {"commit": "0123456789", "dirty": True},
         "evaluation": Evaluation("file", "e", 64, "m", 1.0), "cost": Cost(1.5, 0.5, "RunPod's bill", ("p",)),
     }  # fmt: skip
     made = store.make_manifest(run, observed(), proof, **known).as_dict()
@@ -539,7 +540,7 @@ def test_a_manifest_says_everything_that_is_known():
         "datasets": [file],
         "data": COUNTS,
         "lora": lora,
-        "versions": {"torch": "2"},
+        "versions": {"torch": "2", "lora-forge": f"{VERSION}+g0123456.dirty"},
         "host": {"name": "gpu-1", "gpu": "A100", "driver": None},
         "steps": {"reached": 12, "planned": 12, "adapter": 8},
         "loss": {"first": 2.0, "last": 1.0, "eval_first": 1.9, "eval_last": 1.1, "eval_adapter": 1.0},
@@ -556,7 +557,7 @@ def test_a_manifest_says_everything_that_is_known():
         "duration_s": 60.3,
         "cost": {"usd": 1.5, "usd_per_hour": 0.5, "source": "RunPod's bill", "pods": ["p"]},
         "wandb": {"mode": "offline"},
-        "git": {"commit": "c"},
+        "git": {"commit": "0123456789", "dirty": True},
     }
     assert made == expected
     assert json.dumps(made) == json.dumps(expected)  # in this order too, as people read it
@@ -571,29 +572,6 @@ def test_a_manifest_says_everything_that_is_known():
 def test_hardware_of_ones_own_has_no_pods():
     own = {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
     assert Cost.from_dict(own).as_dict() == own
-
-
-def test_where_a_checkout_stands(tmp_path, monkeypatch):
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e@x", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    checkout = tmp_path / "checkout"
-    inside = checkout / "configs"
-    inside.mkdir(parents=True)
-    assert store.git_facts(inside) == {}
-    git("init", "-q")
-    assert store.git_facts(inside) == {}  # nothing was ever committed
-    (inside / "base.yml").write_text("seed: 1\n")
-    git("add", ".")
-    git("commit", "-q", "-m", "first")
-    (checkout / "note.txt").write_text("of nobody's account")
-    assert store.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (inside / "base.yml").write_text("seed: 2\n")
-    assert store.git_facts(inside) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert store.git_facts(inside) == {}
 
 
 # --- what was delivered

@@ -132,7 +132,7 @@ class Manifest(JsonRecord):
         datasets: The run's files.
         data: What became of their examples.
         lora: Its matrices.
-        versions: Of the packages that trained it, by name.
+        versions: Of the packages that trained it, by name, and of the lora-forge that delivered it.
         host: Where it was trained.
         steps: How far.
         loss: How well.

@@ -9,7 +9,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -29,6 +28,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.trainer import run_state
+from ansible.module_utils.lora_forge.version import full_version
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -259,7 +259,7 @@ def make_manifest(
         lock_sha256: Of the lock file of its environment.
         evaluation: What the run was evaluated on.
         cost: What it cost.
-        git: From :func:`git_facts`.
+        git: From ``git_facts`` of ``version.py``: of the checkout that delivers it.
     """
     progress, status = observation["progress"], observation["status"]
     began, ended = status.get("first_started_at"), status.get("finished_at")
@@ -277,7 +277,7 @@ def make_manifest(
         datasets=tuple(Dataset(file.path, file.use, file.sha256, file.examples) for file in run.datasets),
         data=Counts.from_dict(progress["data"]) if progress["data"] else None,
         lora=Matrices.from_dict(verification),
-        versions=verification["versions"],
+        versions={**verification["versions"], "lora-forge": full_version(git)},
         host=host,
         steps=Steps(progress["step"], progress["planned"], progress["adapter_step"]),
         loss=Losses(
@@ -296,20 +296,6 @@ def make_manifest(
         wandb=progress["wandb"] or {},
         git=git,
     )
-
-
-def git_facts(folder: pathlib.Path) -> dict[str, Any]:
-    """Tell the commit of the checkout a folder lies in, and whether tracked files differ; empty outside of one."""
-    outputs = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            git = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=False)
-        except OSError:
-            return {}
-        if git.returncode:
-            return {}
-        outputs.append(git.stdout.strip())
-    return {"commit": outputs[0], "dirty": bool(outputs[1])}
 
 
 def delivered_folders(adapters: pathlib.Path) -> list[pathlib.Path]:

@@ -324,7 +324,7 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
 
     Args:
         template: templates/report.html.j2, or one like it.
-        facts: From :func:`read`, and ``git``: from ``store.git_facts``.
+        facts: From :func:`read`, and of ``version.py``: ``git`` from ``git_facts``, ``version`` from ``full_version``.
 
     Raises:
         UserError: The template does not hold up.

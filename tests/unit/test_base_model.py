@@ -257,7 +257,7 @@ class Task:
         self.told: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.answers = list(answers)
-        monkeypatch.setattr(plugin.display, "display", self.told.append)
+        monkeypatch.setattr(plugin, "tell", lambda text, **about: self.told.append(text))
         monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
         self.args = {"model": NAME, "home": "/hf", "python": "/env/bin/python", "program": "/fetch_model.py",
                      "hf_token": "hush", "unreachable_timeout": 60}  # fmt: skip

@@ -200,7 +200,7 @@ class Task:
         self.told: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.answers = list(answers)
-        monkeypatch.setattr(plugin.display, "display", self.told.append)
+        monkeypatch.setattr(plugin, "tell", lambda text, **about: self.told.append(text))
         monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
         self.args = {"run_dir": "/runs/witness-0", "log": "train", "lines": 50, "follow": True, "agent": "witness",
                      "prefix": False, "unreachable_timeout": 60, **args}  # fmt: skip

@@ -1,7 +1,10 @@
 """What the documentation of several modules says alike; C(extends_documentation_fragment) names it.
 
 ansible-doc finds it through C(doc_fragment_plugins) of ansible.cfg. A module never needs it to run. What a module says
-itself goes before what stands here. RETURN has no fragments before ansible-core 2.21.
+itself goes before what stands here.
+
+RETURN has none, as ansible-core 2.19 does not read them there. The inventory plugin has none either: Ansible reads a
+plugin's documentation when it loads the plugin, and would not load it where a fragment is not found.
 """
 
 from __future__ import annotations

@@ -25,13 +25,7 @@ load_actions("transfer", "lora_adapter")
 
 
 class ActionModule(ForgeAction):
-    """``collect_adapter``: C(run), the planned run; C(observed), how it ended; C(root), the trainer's; C(output); its
-    C(lock), by name; C(gpu), the answer of gpu_info; C(budget) and C(max_regression), as lora_adapter takes them;
-    C(transfer), how files come over; and C(notify), the options of ``controller.notify``.
-
-    Returns lora_adapter's answer with C(problems), what is wrong with the adapter where it was trained, and C(step),
-    how far it came: verify, fetch or deliver.
-    """
+    """``collect_adapter``: library/actions/collect_adapter.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Collect it, and note what came of that."""

@@ -20,10 +20,7 @@ RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all t
 
 
 class ActionModule(ForgeAction):
-    """``deliver_run``: C(runs), the planned runs, and the options of C(watch) and C(collect_adapter) but for the run.
-
-    Returns collect_adapter's answer, or what the watching ended with; C(run_id), which run that is.
-    """
+    """``deliver_run``: library/actions/deliver_run.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Choose a run, watch it to its end, and collect its adapter."""

@@ -15,9 +15,7 @@ from ansible.module_utils.lora_forge.planning.run_record import read_record  # n
 
 
 class ActionModule(ForgeAction):
-    """``fail_again``: C(failure), what a failed task returned, of which ``fail`` would keep the sentence alone; or
-    C(runs), planned runs, and C(output), the controller's folder: it fails if any of these runs failed on this host.
-    """
+    """``fail_again``: library/actions/fail_again.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Fail, or not."""

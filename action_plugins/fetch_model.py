@@ -44,10 +44,7 @@ def line(host: str, model: str, state: dict[str, Any]) -> str:
 
 
 class ActionModule(ForgeAction):
-    """``fetch_model``: the arguments of base_model without C(wait) and C(since), and C(unreachable_timeout).
-
-    Returns base_model's answer; C(changed) tells whether a fetch was started.
-    """
+    """``fetch_model``: library/actions/fetch_model.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Fetch it."""

@@ -26,11 +26,7 @@ def marked(agent: str, text: str) -> str:
 
 
 class ActionModule(ForgeAction):
-    """``follow_log``: the arguments of training_log without C(offset) and C(wait), and how to show it.
-
-    C(agent) says whose log it is, C(prefix) puts that before each line, C(follow) reads on until the run is over, and
-    C(unreachable_timeout) is how long it keeps trying after a lost connection. Returns C(state).
-    """
+    """``follow_log``: library/actions/follow_log.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Show what is there, and what follows."""

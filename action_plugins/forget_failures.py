@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 
 
 class ActionModule(ForgeAction):
-    """``forget_failures``: C(runs), the planned runs, and C(output), the controller's folder."""
+    """``forget_failures``: library/actions/forget_failures.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Change their records."""

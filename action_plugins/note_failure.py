@@ -18,15 +18,7 @@ from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_
 
 
 class ActionModule(ForgeAction):
-    """``note_failure``: C(runs), the planned runs that it concerns; C(failure), what failed returned; C(host), where,
-    by default this one; C(notify), the options of ``controller.notify``; C(quiet), whether no webhook is told, as
-    another attempt may do better; and C(whole_trainer), whether all that the host had to do is given up: what it
-    launched goes on then.
-
-    A run that is delivered, or noted as failed here already, is left alone. Returns C(ends), whether the host can do
-    nothing more for its other runs; and C(stop): C(host) and C(run_id) where a run of a gang is stopped, as it would
-    wait in vain.
-    """
+    """``note_failure``: library/actions/note_failure.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Note it of each run."""

@@ -25,12 +25,7 @@ load_actions("transfer")
 
 
 class ActionModule(ForgeAction):
-    """``provision``: C(trainer), what it is to get, as ``provisioning.Provision`` takes it: C(root), C(lock), C(runs),
-    C(uv), C(python), C(python_download), C(torch_backend); and in it C(transfer), how files go over.
-
-    With C(make=false) no environment is made, with C(bring=false) nothing is brought: other steps can come between.
-    Returns C(python), the environment's; C(models), the base models that the runs need; and C(gpu), for gpu_info.
-    """
+    """``provision``: library/actions/provision.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Bring files, and make the environment."""

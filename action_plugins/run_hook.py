@@ -31,14 +31,7 @@ MARKER = "LORA_FORGE_HOOK"
 
 
 class ActionModule(ForgeAction):
-    """``run_hook``: C(name), before_provision or after_release; C(root), the trainer's; C(runs), the planned runs of
-    this host; C(timeout), in seconds.
-
-    The file is hooks/<name>.yml in the folder of the inventory that holds the host; without it nothing happens. Its
-    tasks run in an ansible-playbook of their own, so that none of their variables or results reaches our tasks. If the
-    hook fails before provisioning, the task fails; after the release it is a warning, as the adapter is here by then.
-    After the release the hook is left out while a run of ours still trains on the host.
-    """
+    """``run_hook``: library/actions/run_hook.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Run the file, where there is one and the host is free."""

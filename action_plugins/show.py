@@ -15,10 +15,7 @@ from ansible.module_utils.lora_forge.controller.display import show  # noqa: E40
 
 
 class ActionModule(ForgeAction):
-    """``show``: C(columns) and C(rows) make a table, C(lines) follow it, C(warnings) come last, marked.
-
-    C(screen) clears a terminal first; elsewhere it does nothing.
-    """
+    """``show``: library/actions/show.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Print it."""

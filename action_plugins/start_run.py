@@ -28,15 +28,7 @@ load_actions("transfer")
 
 
 class ActionModule(ForgeAction):
-    """``start_run``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder; C(lock), the
-    name of the trainer's lock; C(transfer), how files go over.
-
-    As ``launch.TrainerOptions`` takes them: C(lanes), C(gpus), C(module), C(address), C(leader), C(port), C(timeout),
-    C(wandb), C(wandb_server), C(stop_timeout), C(lane_dir). As training_run does: C(secrets), C(backend).
-
-    Whatever is alive or finished is left alone. A run of a gang is not started where another host has failed in this
-    command, and stopped again where one fails meanwhile. Returns C(changed), and C(state), what was there before.
-    """
+    """``start_run``: library/actions/start_run.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Start it, or say why not."""

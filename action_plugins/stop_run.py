@@ -21,12 +21,7 @@ load_actions("transfer")
 
 
 class ActionModule(ForgeAction):
-    """``stop_run``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder;
-    C(stop_timeout); C(pull), whether its checkpoint is fetched; C(transfer), how files come over.
-
-    Returns C(changed); C(checkpoint), the newest whole one there; and C(kept), whether nothing of it would be lost with
-    the trainer.
-    """
+    """``stop_run``: library/actions/stop_run.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; return the answer of the first one that fails, or of the last."""

@@ -21,13 +21,7 @@ from ansible.module_utils.lora_forge.errors import UserError, error_message  # n
 
 
 class ActionModule(ForgeAction):
-    """``transfer``: C(files) below C(to), only what is not there already.
-
-    To the trainer they are mappings with C(path), C(src) or C(content), and C(sha256); C(to) is made. With C(from), a
-    folder of the trainer's, they are paths below it and C(to) is the controller's; what a cut-off transfer left there
-    is continued, so the caller compares the hashes. C(timeout) is in seconds without a byte, C(options) are more of
-    rsync's. Returns C(sent), the paths that were not there, and C(bytes), what went over the wire.
-    """
+    """``transfer``: library/actions/transfer.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Bring them, or say why not."""

@@ -68,17 +68,7 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class ActionModule(ForgeAction):
-    """``watch``: C(run), the planned run; C(root), the trainer's; C(output), the controller's folder;
-    C(stall_timeout), C(unreachable_timeout) and C(stop_timeout), in seconds; C(pull), whether each new checkpoint is
-    fetched; C(transfer), how files come over; C(budget), on a pod; C(notify), the options of ``controller.notify``; and
-    C(quiet), whether no webhook is told that the run was lost, as another attempt may do better.
-
-    On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
-
-    Returns training_run_info's answer. Every end but ``finished`` is a failure, with C(state) and C(detail); one that
-    is lost is ``unreachable``. A run that was stopped for its costs has C(breach), and in C(kept) whether nothing is
-    lost with the pod.
-    """
+    """``watch``: library/actions/watch.py says what it takes and returns."""
 
     warned = False  # whether the warning about the losses was shown
 

@@ -16,13 +16,7 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # no
 
 
 class ActionModule(ForgeAction):
-    """``watch_status``: asks all trainers of the play again and again, each in a process of its own.
-
-    Every C(every) seconds each calls trainer_info with the arguments C(look), and leaves the answer in a folder that
-    they share, among this command's temporary files, which goes when the command does. C(snapshots) is what was seen of
-    each trainer before. The process of the first trainer there calls training_status with the arguments C(conclude) and
-    all the snapshots; training_status shows the verdicts. It is over when that answers that no trainer is C(busy).
-    """
+    """``watch_status``: library/actions/watch_status.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Look until nothing runs."""

@@ -36,23 +36,10 @@ options:
     description: For gated and private models. Empty leaves the trainer's own, if it has one.
     type: str
     default: ''
-  wait:
-    description: Seconds to wait for something to differ from O(since).
-    type: float
-    default: 0
-  since:
-    description: The RV(mark) of an earlier answer.
-    type: str
-    default: ''
 attributes:
   check_mode:
     description: Predicts whether a fetch would be started.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.news]
 """
 
 EXAMPLES = r"""

@@ -12,10 +12,6 @@ description:
     the newest whole one.
   - Deletes what was set aside as not whole. Never touches a run that is alive.
 options:
-  run_dir:
-    description: The run directory on the trainer.
-    type: path
-    required: true
   keep:
     description: How many of the best stay.
     type: int
@@ -23,12 +19,7 @@ options:
 attributes:
   check_mode:
     description: Tells what would go and how many bytes that frees.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.run_dir]
 """
 
 EXAMPLES = r"""

@@ -11,10 +11,6 @@ description:
   - An environment has some gigabytes, and every change of a lock makes a new one.
   - Never removes one that a process runs in, that a run which is not over was launched with, or that is being built.
 options:
-  root:
-    description: The trainer's root folder.
-    type: path
-    required: true
   named:
     description: The names of the environments that stay, as M(trainer_environment) names them.
     type: list
@@ -31,12 +27,7 @@ options:
 attributes:
   check_mode:
     description: Tells what would be removed.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.root]
 """
 
 EXAMPLES = r"""

@@ -49,15 +49,7 @@ options:
     description: Whether a problem is a failure.
     type: bool
     default: true
-attributes:
-  check_mode:
-    description: Changes nothing anyway.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only]
 """
 
 EXAMPLES = r"""

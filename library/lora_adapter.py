@@ -18,17 +18,9 @@ options:
     description: The run directory, or a copy of it, on the controller.
     type: path
     required: true
-  adapters:
-    description: The folder of all adapters.
-    type: path
-    required: true
   checkout:
     description: The checkout that trained it; its version and its commit stand in the manifest.
     type: path
-    required: true
-  run:
-    description: The run, as planned.
-    type: dict
     required: true
   observed:
     description: What training_run_info said of it.
@@ -46,18 +38,10 @@ options:
     description: The trainer, for the manifest.
     type: dict
     default: {}
-  budget:
-    description: What the trainer costs, as runpod_pod returns it; empty for one of your own.
-    type: dict
-    default: {}
   lock_sha256:
     description: SHA-256 of the trainer's lock file, for the manifest.
     type: str
     default: ''
-  max_regression:
-    description: By which share the eval loss may be above the promoted one's; 0.02 is 2 %.
-    type: float
-    default: 0.02
   promote:
     description: Whether latest may move at all; a sweep's runs leave it alone.
     type: bool
@@ -70,12 +54,12 @@ options:
 attributes:
   check_mode:
     description: Predicts the delivery.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment:
+  - lora_forge
+  - lora_forge.run
+  - lora_forge.adapters
+  - lora_forge.budget
+  - lora_forge.max_regression
 """
 
 EXAMPLES = r"""

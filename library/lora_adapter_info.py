@@ -12,23 +12,11 @@ description:
     reason - all finite, no B matrix all zero. Reads over a memory map, so large adapters take seconds.
   - Needs numpy and safetensors in the Python it runs with; the trainer's environment has both.
 options:
-  run_dir:
-    description: The run directory.
-    type: path
-    required: true
   recipe:
     description: The recipe, with C(lora_r), C(lora_target_modules) and C(base_model).
     type: dict
     required: true
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.run_dir]
 """
 
 EXAMPLES = r"""

@@ -12,10 +12,6 @@ description:
     whatever its eval loss is, and notes it in history.jsonl.
   - A rehearsal never displaces a real adapter.
 options:
-  adapters:
-    description: The folder of all adapters.
-    type: path
-    required: true
   agent:
     description: Whose adapters.
     type: str
@@ -33,12 +29,7 @@ options:
 attributes:
   check_mode:
     description: Predicts whether latest would move.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.adapters]
 """
 
 EXAMPLES = r"""

@@ -12,15 +12,6 @@ description:
     next.
   - With O(promote_best) the gate looks at the best run of a sweep, as M(lora_adapter_promotion) has it.
 options:
-  output:
-    description: Where adapters and records are kept.
-    type: path
-    required: true
-  runs:
-    description: The runs, as planned.
-    type: list
-    elements: dict
-    required: true
   detached:
     description: Whether the trainings were meant to go on unwatched, so that nothing that was launched is missing yet.
     type: bool
@@ -29,19 +20,10 @@ options:
     description: Whether latest moves to the best run of a sweep, where the gate lets it.
     type: bool
     default: false
-  max_regression:
-    description: By which share its eval loss may be above the promoted one's; 0.02 is 2 %.
-    type: float
-    default: 0.02
 attributes:
   check_mode:
     description: Predicts whether latest would move. In check mode nothing counts as wanted and not verified.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.runs, lora_forge.max_regression]
 """
 
 EXAMPLES = r"""

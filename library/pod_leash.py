@@ -11,10 +11,6 @@ description:
   - A leash is the program that ends a rented pod at its deadline, whether a controller still watches it or not.
   - Returns what it says of itself, and gives it another deadline where one is wanted.
 options:
-  root:
-    description: The trainer's folder on the pod, as the leash knows it.
-    type: path
-    required: true
   pod:
     description: The pod's id at RunPod.
     type: str
@@ -27,12 +23,7 @@ options:
 attributes:
   check_mode:
     description: Tells whether the deadline would be another one.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.root]
 """
 
 EXAMPLES = r"""

@@ -12,51 +12,13 @@ description:
 options:
   gpus:
     description: GPU types by RunPod's id or name; empty for all.
-    type: list
-    elements: str
-    default: []
-  gpu_count:
-    description: GPUs of a pod.
-    type: int
-    default: 1
-  clouds:
-    description: Where it may be.
-    type: list
-    elements: str
-    choices: [SECURE, COMMUNITY]
-    default: [SECURE]
   max_usd_per_hour:
     description: The most that a pod may cost an hour; 0 for any price.
-    type: float
-    default: 0
   memory_gib:
     description: The memory that a GPU should have; one with less is offered only where no other one will do.
     type: float
     default: 0
-  min_cuda:
-    description: The lowest CUDA version of the machine's driver.
-    type: str
-    default: "13.0"
-  data_centers:
-    description: Where it may be; empty for anywhere.
-    type: list
-    elements: str
-    default: []
-  api_key:
-    description: RunPod's key; by default the variable E(RUNPOD_API_KEY).
-    type: str
-  api_url:
-    description: Where the API is; by default the variable E(RUNPOD_API_URL), or RunPod's own.
-    type: str
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.runpod, lora_forge.runpod_offers]
 """
 
 EXAMPLES = r"""

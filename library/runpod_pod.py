@@ -25,10 +25,6 @@ options:
     type: str
     choices: [present, stopped, absent]
     default: present
-  state_dir:
-    description: Where claims, pinned host keys and the checkout's own key pair lie.
-    type: path
-    required: true
   runs:
     description: The runs it is for, as planned; their size decides how long the leash is.
     type: list
@@ -42,25 +38,6 @@ options:
     description: The controller's folder in which the runs' placements and adapters are, by which a pod in use is told.
     type: str
     default: ''
-  gpus:
-    description: GPU types by RunPod's id or name, in the order in which they are tried.
-    type: list
-    elements: str
-    default: []
-  gpu_count:
-    description: GPUs of the pod.
-    type: int
-    default: 1
-  clouds:
-    description: Where it may be.
-    type: list
-    elements: str
-    choices: [SECURE, COMMUNITY]
-    default: [SECURE]
-  max_usd_per_hour:
-    description: The most that the pod may cost an hour.
-    type: float
-    default: 0
   max_usd:
     description: The most that all pods of these runs may cost together; 0 for no such cap.
     type: float
@@ -69,15 +46,6 @@ options:
     description: The longest that the pod may live.
     type: float
     default: 24
-  min_cuda:
-    description: The lowest CUDA version of the machine's driver.
-    type: str
-    default: "13.0"
-  data_centers:
-    description: Where it may be; empty for anywhere.
-    type: list
-    elements: str
-    default: []
   image:
     description: A container image with sshd and Python 3, which takes C(PUBLIC_KEY) from the environment.
     type: str
@@ -148,25 +116,13 @@ options:
     description: Only this pod of the host, for O(state=absent) and O(state=stopped).
     type: str
     default: ''
-  owner:
-    description: Another owner's id, to act for that one; empty for this checkout.
-    type: str
-    default: ''
-  api_key:
-    description: RunPod's key; by default the variable E(RUNPOD_API_KEY).
-    type: str
-  api_url:
-    description: Where the API is; by default the variable E(RUNPOD_API_URL), or RunPod's own.
-    type: str
 attributes:
   check_mode:
     description: Orders and releases nothing; says what it would order, at what price, and for how long at most.
-    support: full
   diff_mode:
     description: Shows status, GPU and price before and after.
     support: full
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.runpod, lora_forge.runpod_claims, lora_forge.runpod_offers]
 """
 
 EXAMPLES = r"""

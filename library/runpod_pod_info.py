@@ -15,33 +15,16 @@ options:
     description: Only the pod of this inventory host; empty for all of the account.
     type: str
     default: ''
-  state_dir:
-    description: Where claims lie.
-    type: path
-    required: true
   billing:
     description: Ask RunPod what it has billed for pods that are gone, and correct their claims and manifests.
     type: bool
     default: false
   owner:
     description: Another owner's id, to look from that one's side; empty for this checkout.
-    type: str
-    default: ''
-  api_key:
-    description: RunPod's key; by default the variable E(RUNPOD_API_KEY).
-    type: str
-  api_url:
-    description: Where the API is; by default the variable E(RUNPOD_API_URL), or RunPod's own.
-    type: str
 attributes:
   check_mode:
     description: Reads only, and corrects no claim.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.runpod, lora_forge.runpod_claims]
 """
 
 EXAMPLES = r"""

@@ -13,10 +13,6 @@ description:
   - On a host that was started from the training image, links to the image's environment if it is that of this lock,
     and installs nothing.
 options:
-  root:
-    description: The trainer's root folder.
-    type: path
-    required: true
   lock:
     description: The hash-locked requirements, on the trainer.
     type: path
@@ -47,12 +43,7 @@ options:
 attributes:
   check_mode:
     description: Predicts whether an environment would be made.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.root]
 """
 
 EXAMPLES = r"""

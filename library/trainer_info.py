@@ -12,23 +12,9 @@ description:
   - The action plugin of the same name turns a trainer that does not answer into RV(silent), so that asking many
     trainers is never a failure.
 options:
-  root:
-    description: Where everything of lora-forge lies on the trainer.
-    type: path
-    required: true
   stall_timeout:
-    description: Seconds without a step after which a training counts as stalled.
-    type: float
     default: 1800
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.root, lora_forge.stall_timeout]
 """
 
 EXAMPLES = r"""

@@ -12,10 +12,6 @@ description:
   - With O(wait) it blocks on the trainer until there is text, so that following costs few round trips.
   - Of a progress bar it returns the last picture, and no terminal codes.
 options:
-  run_dir:
-    description: The run directory on the trainer.
-    type: path
-    required: true
   log:
     description: V(train) is what Axolotl says, V(supervisor) what the supervisor says.
     type: str
@@ -37,15 +33,7 @@ options:
       - A line that has no end yet is returned when they are over.
     type: float
     default: 0
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.run_dir]
 """
 
 EXAMPLES = r"""

@@ -48,10 +48,6 @@ options:
     description: The checkout, with configs and requirements in it.
     type: path
     required: true
-  output:
-    description: Where adapters, placements and the plan are kept.
-    type: path
-    required: true
   recipe:
     description: Axolotl keys that go on top of every recipe.
     type: dict
@@ -97,12 +93,7 @@ options:
 attributes:
   check_mode:
     description: Writes nothing in check mode.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.output]
 """
 
 EXAMPLES = r"""

@@ -12,10 +12,6 @@ description:
   - The page depends on the data and on the checkout's version and commit, not on the clock. It is written only where
     it differs.
 options:
-  output:
-    description: Where adapters, their history and the last status are kept.
-    type: path
-    required: true
   template:
     description: The page's Jinja template.
     type: path
@@ -24,19 +20,10 @@ options:
     description: The page. Empty for C(report.html) in O(output).
     type: path
     default: ''
-  agents:
-    description: Whose adapters, as C(-e role=…) names them; empty for all.
-    type: raw
-    default: ''
 attributes:
   check_mode:
     description: Predicts whether the page would differ.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents]
 """
 
 EXAMPLES = r"""

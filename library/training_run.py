@@ -14,8 +14,6 @@ description:
 options:
   run_dir:
     description: The run directory on the trainer. Its name is the run_id.
-    type: path
-    required: true
   state:
     description: What the run should be.
     type: str
@@ -64,12 +62,7 @@ options:
 attributes:
   check_mode:
     description: Predicts whether the run would be started, stopped or removed.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.run_dir]
 """
 
 EXAMPLES = r"""

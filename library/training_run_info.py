@@ -11,35 +11,20 @@ description:
   - Concludes the state of a run from its supervisor's word, the process table and its metrics.
   - With O(wait) it blocks on the trainer until something changed, so that watching costs few round trips.
 options:
-  run_dir:
-    description: The run directory on the trainer.
-    type: path
-    required: true
   since:
     description: The RV(token) of an earlier answer. Only events after it are returned.
-    type: str
-    default: ''
-  wait:
-    description: Seconds to wait for something to differ from O(since).
-    type: float
-    default: 0
   stall_timeout:
-    description: Seconds without a step after which a training counts as stalled.
-    type: float
     default: 1800
   heartbeat_timeout:
     description: Seconds of silence after which a supervisor counts as stalled.
     type: float
     default: 60
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment:
+  - lora_forge
+  - lora_forge.reads_only
+  - lora_forge.run_dir
+  - lora_forge.news
+  - lora_forge.stall_timeout
 """
 
 EXAMPLES = r"""

@@ -13,10 +13,6 @@ description:
   - Writes C(status.json) into O(output), with all runs, whoever's are meant. That is a note of what was seen, and
     no change.
 options:
-  output:
-    description: Where adapters and placements are kept.
-    type: path
-    required: true
   snapshots:
     description: What trainer_info returned of each trainer, by its name.
     type: dict
@@ -25,10 +21,6 @@ options:
     description: Whether W&B is asked.
     type: bool
     default: true
-  agents:
-    description: Whose runs are returned, as C(-e role=…) names them; empty for all.
-    type: raw
-    default: ''
   busy:
     description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier call.
     type: list
@@ -45,12 +37,7 @@ options:
 attributes:
   check_mode:
     description: Concludes the same and writes nothing.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents]
 """
 
 EXAMPLES = r"""

@@ -21,8 +21,6 @@ options:
     default: []
   entity:
     description: Whose project it is; by default the key's default entity.
-    type: str
-    default: ''
   project:
     description: The runs' project.
     type: str
@@ -32,31 +30,13 @@ options:
       - A record of the client, C(run-…) or C(offline-run-…), or a folder that holds some, up to four folders deep.
       - What was cut off is read as far as it goes.
     type: path
-  base_url:
-    description: W&B's address; by default the variable E(WANDB_BASE_URL), or the service's own.
-    type: str
-    default: ''
-  api_key:
-    description: W&B's key; by default the variable E(WANDB_API_KEY).
-    type: str
-    default: ''
   timeout:
-    description: Seconds for the whole.
-    type: int
     default: 20
   history:
     description: How many last points of each run's history to return; looked for within its last 1000 steps.
     type: int
     default: 0
-attributes:
-  check_mode:
-    description: Reads only.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.wandb]
 """
 
 EXAMPLES = r"""

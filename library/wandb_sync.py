@@ -23,29 +23,12 @@ options:
     required: true
   entity:
     description: Whose the runs shall be; by default as they were recorded, or the key's default entity.
-    type: str
-    default: ''
-  base_url:
-    description: W&B's address; by default the variable E(WANDB_BASE_URL), or the service's own.
-    type: str
-    default: ''
-  api_key:
-    description: W&B's key; by default the variable E(WANDB_API_KEY).
-    type: str
-    default: ''
   timeout:
-    description: Seconds for the whole.
-    type: int
     default: 300
 attributes:
   check_mode:
     description: Asks W&B, and predicts the upload.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
-author:
-  - lora-forge
+extends_documentation_fragment: [lora_forge, lora_forge.wandb]
 """
 
 EXAMPLES = r"""

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT
+from ansible.plugins.loader import fragment_loader
+from ansible.utils.plugin_docs import get_docstring
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "library").glob("*.py"))
@@ -23,15 +25,21 @@ def load(path: pathlib.Path):
     return module
 
 
+def documentation(path: pathlib.Path) -> dict[str, Any]:
+    """Give the documentation of a module as ansible-doc has it, with what it takes from doc_fragments/."""
+    fragment_loader.add_directory(str(ROOT / "doc_fragments"))
+    return get_docstring(str(path), fragment_loader, is_module=True)[0]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_documentation_is_the_argument_spec(path: pathlib.Path) -> None:
     module = load(path)
-    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    documented = documentation(path)["options"]
     assert documented.keys() == module.ARGUMENTS.keys()
     for name, spec in module.ARGUMENTS.items():
         for key in ("type", "default", "choices", "required", "elements"):
             assert documented[name].get(key) == spec.get(key), f"{name}: {key}"
-    assert yaml.safe_load(module.DOCUMENTATION)["module"] == path.stem
+    assert documentation(path)["module"] == path.stem
     assert yaml.safe_load(module.EXAMPLES)
     for name, entry in yaml.safe_load(module.RETURN).items():
         assert {"description", "returned", "type", "sample"} <= entry.keys(), name

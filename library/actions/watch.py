@@ -1,0 +1,65 @@
+"""Documentation of the action of this name: no module, and nothing that runs on a host."""
+
+DOCUMENTATION = r"""
+---
+module: watch
+short_description: Watch a run to its end, and show its progress
+description:
+  - Asks M(training_run_info) again and again. Losing this process, or the connection, harms nothing.
+  - On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
+  - Every end but V(finished) is a failure.
+options:
+  stall_timeout:
+    required: true
+attributes:
+  check_mode:
+    description: Watches nothing.
+extends_documentation_fragment:
+  - lora_forge
+  - lora_forge.action
+  - lora_forge.run
+  - lora_forge.root
+  - lora_forge.output
+  - lora_forge.stall_timeout
+  - lora_forge.unreachable_timeout
+  - lora_forge.stop_timeout
+  - lora_forge.pull
+  - lora_forge.transfer
+  - lora_forge.budget
+  - lora_forge.notify
+  - lora_forge.quiet
+"""
+
+EXAMPLES = r"""
+- name: Show the progress
+  watch:
+    run: "{{ run_plan }}"
+    root: /workspace/lora-forge
+    output: output
+    stall_timeout: 1800
+    unreachable_timeout: 3600
+    stop_timeout: 120
+    pull: false
+    transfer: {timeout: 60, options: []}
+    notify: {output: output, url: '', form: auto, events: [failed], timeout: 10}
+    quiet: false
+"""
+
+RETURN = r"""
+state:
+  description: How it ended, as M(training_run_info) concludes it, beside what else that returns. V(unreachable) where
+    the connection stays lost.
+  returned: always
+  type: str
+  sample: finished
+breach:
+  description: Which cap it would have broken, in words.
+  returned: when it was stopped for its costs
+  type: str
+  sample: it would come to cost 21.40 USD, and pod_max_usd is 20
+kept:
+  description: Whether nothing of the run would be lost with the trainer.
+  returned: when it was stopped for its costs
+  type: bool
+  sample: true
+"""

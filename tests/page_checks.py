@@ -18,7 +18,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jinja2
 import jsonschema
 import pages
 import yaml
@@ -48,16 +47,6 @@ ANYBODYS = tuple(f"/{name}/" for name in "data dev etc mnt opt proc run scratch 
 # Folders beside an inventory in which files are the user's own.
 OF_THE_USER = ("inventory/hooks/", "inventory/group_vars/", "inventory/host_vars/")
 PASSING_OPTIONS = ("train", "plan", "rehearse-runpod")  # targets whose ARGS go to ansible-playbook
-TRUTHS = ("true", "false", "yes", "no")
-# Plain options of playbooks: what they take, by the role's option that they are handed to …
-HANDED_TO = {
-    "follow": "run_log_follow",
-    "lines": "run_log_lines",
-    "log": "run_log",
-    "output_dir": "run_output",
-    "watch_unreachable_timeout": "run_unreachable_timeout",
-}
-SWITCHES = ("confirm", "detach", "fresh", "promote", "verify", "watch")  # … or true and false
 NO_OPTIONS = frozenset(["run_stal_timeout"])  # what looks like one: a slip that a page shows as such
 SUFFIXES = "cfg|html|ini|j2|json|jsonl|log|md|png|py|sh|toml|txt|yaml|yml"
 OPTION_NAME = re.compile(rf"(?:{'|'.join(options.HOST_VARIABLE_PREFIXES)})\w*[a-z0-9]")
@@ -113,6 +102,12 @@ class Project:
         return frozenset(found)
 
     @functools.cached_property
+    def typed(self) -> str:
+        """All commands of pages that tests/e2e/test_docs.py runs, and that are to work."""
+        blocks = [block for page in pages.read_pages(self.root) for block in page.blocks]
+        return "".join(block.text for block in blocks if block.runs == 0)
+
+    @functools.cached_property
     def makefile(self) -> str:
         """The Makefile."""
         return (self.root / "Makefile").read_text(encoding="utf-8")
@@ -161,21 +156,11 @@ class Project:
 
     @functools.cached_property
     def specs(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the roles say of their options."""
-        return options.read_specs(self.root)
-
-    @functools.cached_property
-    def plain(self) -> frozenset[str]:
-        """Options without a role's prefix: what playbooks and roles read, and nothing sets before."""
-        found: set[str] = set()
-        parser = jinja2.Environment()
-        for pattern in ("playbooks/*.yml", "roles/*/tasks/*.yml", "roles/*/defaults/*.yml", "roles/*/vars/*.yml"):
-            for path in self.root.glob(pattern):
-                for expression in _expressions(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                    found |= {node.name for node in parser.parse(expression).find_all(jinja2.nodes.Name)}
-        given = {"dict", "hostvars", "item", "lookup", "omit", "range", "role_path", "groups", "inventory_hostname"}
-        found = {name for name in found if not name.startswith(("_", "ansible_")) and not options.is_checked(name)}
-        return frozenset(found - given - self.internal) | {"agents", "detach"}  # which one playbook sets for another
+        """What roles and playbooks say of their options."""
+        of_playbooks = yaml.safe_load(self.read("playbooks/meta/argument_specs.yml"))["argument_specs"]["main"][
+            "options"
+        ]
+        return {**of_playbooks, **options.read_specs(self.root)}
 
     @functools.cached_property
     def internal(self) -> frozenset[str]:
@@ -198,18 +183,6 @@ class Project:
             return path in self.files or path in self.folders
         escaped = re.escape(re.sub(r"<[^>]*>|\{[^}]*\}|…|\*+", "\0", path)).replace(re.escape("\0"), ".*")
         return any(re.fullmatch(escaped, known) for known in self.files | self.folders)
-
-
-def _expressions(node: Any, bare: bool = False) -> Iterator[str]:
-    """List the Jinja expressions of a playbook, also those without braces."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _expressions(value, key in ("when", "that", "until", "changed_when", "failed_when"))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _expressions(value, bare)
-    elif isinstance(node, str):
-        yield node if "{{" in node or "{%" in node else f"{{{{ {node} }}}}" if bare else ""
 
 
 # --- Blocks
@@ -279,6 +252,8 @@ def _mentions(project: Project, path: str, name: str) -> bool:
     below = {file for file in project.files if file == path or file.startswith(f"{path.rstrip('/')}/")}
     shared = (pathlib.PurePath(path).parent / "conftest.py").as_posix()
     text = "\n".join(map(project.read, sorted({*below, shared} & project.files)))
+    if path == "tests/e2e/test_docs.py":
+        text += project.typed
     text += "\n".join(project.read(file) for file in re.findall(r"tests/[\w/.-]+\.\w+", text) if file in project.files)
     if not name.startswith("make "):
         return _has(text, name)
@@ -478,7 +453,7 @@ def _ansible_problems(
         yield from _module_problems(read.module_name, read.module_args, project)
     if program == "ansible-doc" and read.type == "module":
         for one in read.args:
-            if not _is_placeholder(one) and one not in project.plugins and not _is_module(one, project):
+            if not (_is_placeholder(one) or one.isupper() or one in project.plugins or _is_module(one, project)):
                 yield f"there is no module {one}{nearest(one, project.modules)}"
     if program == "ansible-doc" and read.type == "role":
         for one in read.args:
@@ -529,12 +504,11 @@ def _option_problems(name: str, value: Any, project: Project) -> Iterator[str]:
     """Check an option's name and, unless it is to be filled in, its value."""
     if name == ELLIPSIS:
         return
-    known = project.specs.keys() | project.plain
     if name in options.RENAMED_OPTIONS:
         yield f"{name} is called {options.RENAMED_OPTIONS[name]} now"
         return
-    if name not in known:
-        yield f"there is no option {name}{nearest(name, known)}"
+    if name not in project.specs:
+        yield f"there is no option {name}{nearest(name, project.specs)}"
     if _is_placeholder(value):
         return
     if name == "role":
@@ -546,14 +520,9 @@ def _option_problems(name: str, value: Any, project: Project) -> Iterator[str]:
             for key, tried in variant.items():
                 for one in tried if isinstance(value, dict) else [tried]:
                     yield from _recipe_problems({key: one}, project)
-    elif name in SWITCHES:
-        if str(value).lower() not in TRUTHS:
-            yield f"{name} is «{value}»; it takes true or false"
     else:
-        spec = {name: project.specs.get(HANDED_TO.get(name, name), {"type": "raw"})}
-        alternatives = value.split("|") if isinstance(value, str) else [value]
-        for one in alternatives:
-            yield from options.option_errors({name: one}, spec)
+        for one in value.split("|") if isinstance(value, str) else [value]:  # choices that a sentence names
+            yield from options.option_errors({name: one}, project.specs)
 
 
 def _role_problems(value: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pages
 import pytest
 
-from .conftest import CONVERGE, ROOT, Checkout
+from .conftest import CONVERGE, ROOT, Checkout, eventually
 
 PAGES = {page.path: page for page in pages.read_pages() if any(block.runs is not None for block in page.blocks)}
 NOWHERE = "http://127.0.0.1:9"  # the port «discard», where nobody listens
@@ -140,7 +140,7 @@ def test_a_terminal_remembers(tmp_path: pathlib.Path) -> None:
     )
     assert terminal.type("sleep 300 & echo $! >pid") == 0
     pid = (terminal.home / "output/x/pid").read_text().strip()
-    assert not pathlib.Path(f"/proc/{pid}/cwd").exists(), "what it left in the background goes on"
+    eventually(lambda: not pathlib.Path(f"/proc/{pid}/cwd").exists(), "the end of what it left in the background")
     assert terminal.type("cd ../.. && make clean") == 0
     assert sorted(path.name for path in (ROOT / ".venv").iterdir()) == before
     assert (ROOT / ".trainer/env").is_dir()

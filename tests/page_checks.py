@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema
@@ -42,12 +42,15 @@ ANSIBLE = {
     "ansible-inventory": ("ansible.cli.inventory", "InventoryCLI"),
     "ansible-playbook": ("ansible.cli.playbook", "PlaybookCLI"),
 }
-# Where a machine's own paths may begin in an example: the user's disks, and places that every Linux has.
-ANYBODYS = tuple(f"/{name}/" for name in "data dev etc mnt opt proc run scratch srv sys tmp usr var workspace".split())
+# Where a machine's own paths may begin in an example: the user's disks, and places that every Linux or every pod has.
+ANYBODYS = tuple(
+    f"/{name}/"
+    for name in "data dev etc home/me mnt opt proc run scratch srv start.sh sys tmp usr var workspace".split()
+)
 # Folders beside an inventory in which files are the user's own.
 OF_THE_USER = ("inventory/hooks/", "inventory/group_vars/", "inventory/host_vars/")
 PASSING_OPTIONS = ("train", "plan", "rehearse-runpod")  # targets whose ARGS go to ansible-playbook
-NO_OPTIONS = frozenset(["run_stal_timeout"])  # what looks like one: a slip that a page shows as such
+NO_OPTIONS = frozenset(["name", "run_stal_timeout"])  # what looks like one: any name, a slip that a page shows as such
 SUFFIXES = "cfg|html|ini|j2|json|jsonl|log|md|png|py|sh|toml|txt|yaml|yml"
 OPTION_NAME = re.compile(rf"(?:{'|'.join(options.HOST_VARIABLE_PREFIXES)})\w*[a-z0-9]")
 VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
@@ -281,19 +284,21 @@ def _configuration_problems(block: Block, project: Project) -> Iterator[str]:
     except (ValueError, yaml.YAMLError) as error:
         yield f"this is no {block.language.upper()}: {' '.join(str(error).split())}"
         return
-    for name, value in _pairs(read) if block.language == "yaml" else ():
+    for name, value in _pairs(read, project.plugins) if block.language == "yaml" else ():
         if options.is_checked(name) and name not in project.internal:
             yield from _option_problems(name, value, project)
 
 
-def _pairs(node: Any) -> Iterator[tuple[str, Any]]:
+def _pairs(node: Any, modules: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """List names and values of an inventory or of tasks, but not what modules are given."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield str(key), value
-            yield from _pairs(value)
+            if key not in modules:
+                yield str(key), value
+                yield from _pairs(value, modules)
     elif isinstance(node, list):
         for value in node:
-            yield from _pairs(value)
+            yield from _pairs(value, modules)
 
 
 # --- Commands
@@ -457,7 +462,7 @@ def _ansible_problems(
                 yield f"there is no module {one}{nearest(one, project.modules)}"
     if program == "ansible-doc" and read.type == "role":
         for one in read.args:
-            if not project.exists(f"roles/{one}"):
+            if not one.isupper() and not project.exists(f"roles/{one}"):
                 yield f"there is no role {one}"
 
 
@@ -507,7 +512,7 @@ def _option_problems(name: str, value: Any, project: Project) -> Iterator[str]:
     if name in options.RENAMED_OPTIONS:
         yield f"{name} is called {options.RENAMED_OPTIONS[name]} now"
         return
-    if name not in project.specs:
+    if name not in project.specs and name not in NO_OPTIONS:
         yield f"there is no option {name}{nearest(name, project.specs)}"
     if _is_placeholder(value):
         return
@@ -558,7 +563,9 @@ def check_names(page: Page, project: Project) -> list[str]:
     """Check that the paths, files, options and environment variables in backticks exist."""
     found = []
     for line, code in page.codes:
-        found += [(line, sentence) for sentence in _name_problems(code, page, project)]
+        beside = page.text.splitlines()[line - 1]
+        if options.RENAMED_OPTIONS.get(code, "\0") not in beside:  # else the page tells of the new name
+            found += [(line, sentence) for sentence in _name_problems(code, page, project)]
     for block in page.blocks:
         if block.language == "sh":
             found += [(block.line, f"nothing reads the variable {name}")
@@ -739,7 +746,8 @@ def check_paths_of_machines(page: Page, project: Project) -> list[str]:
     """Check that no path is of the machine on which the page was written."""
     found = []
     for number, line in enumerate(page.text.splitlines(), 1):
-        for path in re.findall(r"(?<![\w.:/<>~)}\]*…-])/[a-zA-Z][\w.-]*(?:/[\w.-]+)*", line):
+        for found_path in re.findall(r"(?<![\w.:/<>~)}\]*…-])/[a-zA-Z][\w.-]*(?:/[\w.-]+)*", line):
+            path = found_path.rstrip(".")
             if str(project.root) in path or not f"{path}/".startswith(ANYBODYS):
                 found.append((number, f"{path} is a path of some machine; use a relative one, or one below /data"))
     return _at(page, found)

@@ -117,6 +117,7 @@ def test_a_bad_block_is_found(text, sentence):
         "- a list\n\n  <!-- run -->\n  ```sh\n  make train\n  ```",
         "```text\nanything, {at: all\n```",
         "```yaml\nhosts: {a: {run_backend: tmux, my_own: 1}}\n```",
+        "```yaml\n- name: Look\n  training_log: {run_dir: /data/x}\n  register: x\n```",
     ],
 )
 def test_a_good_block_is_left_alone(text):
@@ -266,6 +267,11 @@ def test_a_bad_name_is_found(code, sentence):
     assert sentence in found
 
 
+def test_an_old_name_may_stand_beside_the_new_one():
+    assert page_checks.check_names(page("`run_lane` is `run_lanes` now"), PROJECT) == []
+    assert page_checks.check_names(page("`run_lane` is it\n`run_lanes` now"), PROJECT) != []
+
+
 def test_a_variable_that_nothing_reads_is_found_in_commands():
     [found] = page_checks.check_names(commands("export LORA_FORGE_NOWHERE_TO_GO=1"), PROJECT)
     assert found == "docs/page.md:4: nothing reads the variable LORA_FORGE_NOWHERE_TO_GO"
@@ -339,7 +345,7 @@ def test_a_page_that_is_not_in_the_menu_is_found():
     ]
 
 
-@pytest.mark.parametrize("path", ["/home/me/lora-forge", "/root/x", f"{pages.ROOT}/output", "/Users/me"])
+@pytest.mark.parametrize("path", ["/home/alice/lora-forge", "/root/x", f"{pages.ROOT}/output", "/Users/me"])
 def test_a_path_of_a_machine_is_found(path):
     [found] = page_checks.check_paths_of_machines(page(f"One\n```text\nin {path} it is\n```\n"), PROJECT)
     assert found.startswith("docs/page.md:3: ")

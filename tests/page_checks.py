@@ -71,9 +71,10 @@ class Project:
         """Paths of all files of the project, but not of what is made in it."""
         found = set()
         made = ("output", "__pycache__", "node_modules")
+        ours = (".ci", ".github")
         for folder, below, names in os.walk(self.root):
             here = pathlib.Path(folder).relative_to(self.root)
-            below[:] = [name for name in below if name not in made and (not name.startswith(".") or name == ".ci")]
+            below[:] = [name for name in below if name not in made and (not name.startswith(".") or name in ours)]
             found |= {(here / name).as_posix() for name in names if not name.endswith(".pyc")}
         return frozenset(found)
 
@@ -214,11 +215,16 @@ def _marker_problems(block: Block, project: Project) -> Iterator[str]:
         if rest not in NEEDS:
             yield f"it needs «{rest}»; known is {', '.join(NEEDS)}"
     elif kind == "tested by" and rest:
-        for path in rest.split(", "):
-            if not project.exists(path):
-                yield f"it is tested by {path}, which does not exist"
-            elif untested := [name for name in _tested_names(block) if not _mentions(project, path, name)]:
-                yield f"it is tested by {path}, which does not mention {', '.join(untested)}; name the test that does"
+        tests, names = rest.split(", "), _tested_names(block)
+        if missing := [path for path in tests if not project.exists(path)]:
+            yield f"it is tested by {', '.join(missing)}, which does not exist"
+            return
+        untested = [name for name in names if not any(_mentions(project, path, name) for path in tests)]
+        idle = [path for path in tests if not any(_mentions(project, path, name) for name in names)]
+        if untested:
+            yield f"it is tested by {rest}, which does not mention {', '.join(untested)}; name the test that does"
+        elif idle:
+            yield f"{', '.join(idle)} mentions nothing of it; name the tests that do, and no others"
     else:
         what = (
             f"«{block.marker}» is no kind of block"
@@ -261,11 +267,17 @@ def _mentions(project: Project, path: str, name: str) -> bool:
     if not name.startswith("make "):
         return _has(text, name)
     target = name.removeprefix("make ")
-    makers = [target, *(other for other, recipe in project.recipes.items() if _has(recipe, target))]
+    makers = [target]
+    for made in makers:  # which grows: make test makes check, which makes unit
+        makers += [one for one, recipe in project.recipes.items() if one not in makers and _makes(recipe, made)]
     files = set(re.findall(r"[\w/.-]+\.(?:py|yml|sh)", project.recipes.get(target, ""))) - {"tests/system-packages.sh"}
     return any(re.search(rf"\bmake\b.*(?<![\w-]){maker}(?![\w-])", text) for maker in makers) or any(
         _has(text, file) for file in files
     )
+
+
+def _makes(recipe: str, target: str) -> bool:
+    return any("$(MAKE)" in line and _has(line, target) for line in recipe.splitlines())
 
 
 def _has(text: str, word: str) -> bool:

@@ -49,6 +49,6 @@ class ActionModule(ForgeAction):
             if made.get("failed"):
                 return made
             if made["changed"] and not self._task.check_mode:
-                show(**environment_news(self.host, wanted.lock, made))
+                show(**environment_news(self.host, wanted.lock, made), host=self.host)
             answer["changed"] = answer["changed"] or made["changed"]
         return answer

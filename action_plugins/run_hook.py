@@ -42,16 +42,16 @@ class ActionModule(ForgeAction):
         after = name == "after_release"
         trains = self.training(args["root"]) if after else ""
         if trains:
-            show(lines=[f"  {host}: hooks/{file.name} is left out: {trains}"])
+            show(lines=[f"  {host}: hooks/{file.name} is left out: {trains}"], host=host)
             return {"changed": False}
         began = time.monotonic()
         problem = self.play(file, args)
         if problem and not after:
             return {"changed": False, "failed": True, "msg": f"hooks/{file.name} failed on {host}: {problem}"}
         if problem:
-            show(warnings=[f"{host}: hooks/{file.name} failed: {problem}"])
+            show(warnings=[f"{host}: hooks/{file.name} failed: {problem}"], host=host)
         else:
-            show(lines=[f"  {host}: hooks/{file.name} is done ({time.monotonic() - began:.0f} s)"])
+            show(lines=[f"  {host}: hooks/{file.name} is done ({time.monotonic() - began:.0f} s)"], host=host)
         return {"changed": not self._task.check_mode}
 
     def training(self, root: str) -> str:

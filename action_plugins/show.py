@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import ansible.module_utils
-from ansible.module_utils.parsing.convert_bool import boolean
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
@@ -20,5 +19,5 @@ class ActionModule(ForgeAction):
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Print it."""
         given = {name: value for name, value in args.items() if value}
-        show(**given | {"screen": boolean(given.get("screen") or False), "host": self.host})
+        show(**given, host=self.host)
         return {"changed": False, "show": given}

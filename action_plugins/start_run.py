@@ -32,15 +32,14 @@ class ActionModule(ForgeAction):
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Start it, or say why not."""
-        about = {name: args["run"][name] for name in ("run_id", "agent")}
+        run = PlannedRun.from_dict(args["run"])
         try:
-            return self.start(args) | about
+            return self.start(run, args) | {"run_id": run.run_id, "agent": run.agent}
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
 
-    def start(self, args: dict[str, Any]) -> dict[str, Any]:
+    def start(self, run: PlannedRun, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; return the answer of the first one that fails, or of the last."""
-        run = PlannedRun.from_dict(args["run"])
         python = provisioning.environment_python(args["root"], provisioning.lock_path(ROOT, args["lock"]))
         options, run_dir = launch.TrainerOptions.from_dict(args | {"python": python}), launch.run_dir(run, args["root"])
         output, others = pathlib.Path(args["output"]), [host for host in run.hosts if host != self.host]

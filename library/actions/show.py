@@ -6,7 +6,8 @@ module: show
 short_description: Print a table or a few lines for people
 description:
   - The table comes first, then the lines, and last the warnings, marked. What is empty is left out.
-  - M(ansible.builtin.debug) would be hidden with the tasks that are ok.
+  - It prints under the callback of this project alone. Under any other one it prints on standard error, and the
+    result holds the same.
 options:
   columns:
     description: The headings of the table.
@@ -28,10 +29,6 @@ options:
     type: list
     elements: str
     default: []
-  screen:
-    description: Whether a terminal is cleared first; elsewhere it does nothing.
-    type: bool
-    default: false
 attributes:
   check_mode:
     description: Prints the same.
@@ -44,4 +41,10 @@ EXAMPLES = r"""
     lines: ["  pod-1 is released; it cost 0.43 USD"]
 """
 
-RETURN = r"""{}"""
+RETURN = r"""
+show:
+  description: What is shown, by the names of the options.
+  returned: always
+  type: dict
+  sample: {lines: ["  pod-1 is released; it cost 0.43 USD"]}
+"""

@@ -96,6 +96,16 @@ state:
   returned: success
   type: str
   sample: absent
+run_id:
+  description: Which run it is.
+  returned: when its trainer answered
+  type: str
+  sample: witness-3f9a2c1b77e0
+agent:
+  description: Whose.
+  returned: when its trainer answered
+  type: str
+  sample: witness
 refused:
   description: Whether it was not started, or stopped again, because another host of its gang cannot take part.
   returned: failure

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_DIRECTIONS = dict.fromkeys([0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
-
 
 def duration(seconds: float) -> str:
     """Write seconds as 0:34 or 1:02:09."""
@@ -46,8 +44,7 @@ def printable(text: str) -> str:
     Args:
         text: What is shown to people. A part of it may come from a trainer.
     """
-    kept = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in str(text))
-    return kept.translate(_DIRECTIONS)
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in str(text))
 
 
 def canonical(data: Any) -> str:

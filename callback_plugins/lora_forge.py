@@ -17,7 +17,7 @@ from ansible.plugins.callback.default import CallbackModule as Default
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
 from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock  # noqa: E402
-from ansible.module_utils.lora_forge.controller.terminal import STAGES, Terminal, error_text, what_goes_on  # noqa: E402
+from ansible.module_utils.lora_forge.controller.terminal import STAGES, Terminal, error_text, origin, what_goes_on  # noqa: E402
 from ansible.module_utils.lora_forge.text import printable  # noqa: E402
 
 DOCUMENTATION = """
@@ -203,12 +203,16 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             super().v2_playbook_on_stats(stats)
             return
+        for host in sorted(stats.processed):  # a log of one's own, log_path, has it in any case
+            self._print(f"{host}: {self._counts(stats, host)}", log_only=True)
         hosts = stats.processed if set(stats.failures) | set(stats.dark) - {"localhost"} else ()
         for host in sorted(hosts):
-            counts = "  ".join(f"{name} {count}" for name, count in stats.summarize(host).items() if count)
-            self._print(f"{host}: {counts}", color=constants.COLOR_SKIP)
+            self._print(f"{host}: {self._counts(stats, host)}", color=constants.COLOR_SKIP, screen_only=True)
         if context.CLIARGS.get("check"):
             self._print("This was a check: nothing was changed.", color=constants.COLOR_SKIP)
+
+    def _counts(self, stats: Any, host: str) -> str:
+        return "  ".join(f"{name}={count}" for name, count in stats.summarize(host).items() if count)
 
     def _print_task_banner(self, task: Any) -> None:
         if self._is_verbose:
@@ -221,7 +225,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print an error, once."""
         host, answer = result.host.name, result.result
         self._handle_warnings(answer)
-        text = error_text(answer, "" if host == "localhost" and self._is_planning else host)
+        place = origin(getattr(result, "exception", None)) or result.task.get_path()
+        text = error_text(answer, "" if host == "localhost" and self._is_planning else host, place)
         with self._lock:
             self._terminal.end(host, failed=True)
             if (host, text) in self._errors:

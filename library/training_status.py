@@ -30,7 +30,9 @@ options:
     description: Where the claims of rented pods lie; they tell what a run has cost.
     type: path
   display:
-    description: Whether its action prints the table - C(table), C(screen) on a terminal in the place of the one before it, or C(none).
+    description:
+      - Whether its action shows the table - C(table), C(screen) on a terminal in the place of the one before it, or
+        C(none).
     type: str
     choices: [table, screen, none]
     default: table

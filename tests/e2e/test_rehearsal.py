@@ -68,7 +68,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert "cut at sequence_len" in text
 
     before = tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters")
-    text = train(checkout)
+    text = train(checkout, "-v")
     assert "witness is ready already" in text
     assert changed(text) == 0
     assert tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters") == before

@@ -54,7 +54,7 @@ return found;
 def play(output: pathlib.Path, *arguments: str) -> str:
     """Make the page as a user would; returns what was printed."""
     done = subprocess.run(
-        [str(PLAYBOOK), "playbooks/report.yml", "-e", json.dumps({"output_dir": str(output)}), *arguments],
+        [str(PLAYBOOK), "playbooks/report.yml", "-v", "-e", json.dumps({"output_dir": str(output)}), *arguments],
         cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERGE,
     )  # fmt: skip

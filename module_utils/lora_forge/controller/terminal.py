@@ -205,14 +205,30 @@ def what_goes_on(runs: Iterable[tuple[str, str, str]], pods: Iterable[tuple[str,
     return "\n".join(f"  {line}" for line in lines)
 
 
-def error_text(answer: Mapping[str, Any], host: str) -> str:
+def origin(error: Any) -> str:
+    """Return where Ansible found what is wrong, as path:line:column; "" where it does not say.
+
+    Args:
+        error: What a task result has as its exception. Its parts have no promise, so any of them may be missing.
+    """
+    place, event = "", getattr(error, "event", None)
+    while event is not None:
+        context = str(getattr(event, "formatted_source_context", None) or "")
+        place = context.partition("\n")[0].removeprefix("Origin: ").strip() or place
+        event = getattr(getattr(event, "chain", None), "event", None)
+    return place
+
+
+def error_text(answer: Mapping[str, Any], host: str, place: str = "") -> str:
     """Return a failed task's result as a sentence.
 
     Args:
         answer: The result.
         host: Where it failed; "" where that is no news.
+        place: The file and line that are at fault, if it is Ansible that failed and not what the task does.
     """
     message = str(answer.get("msg") or "it failed").strip()
+    is_ansibles = message.startswith("Task failed: ") and not message.startswith("Task failed: Action failed: ")
     for prefix in ("Task failed: ", "Action failed: ", "Module failed: "):
         message = message.removeprefix(prefix)
     if answer.get("assertion"):
@@ -221,6 +237,8 @@ def error_text(answer: Mapping[str, Any], host: str) -> str:
         message = f"{host} does not answer: {message}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
+    if is_ansibles and place:
+        message += f"\n{place}"
     details = str(answer.get("module_stderr") or answer.get("stderr") or "").strip()
     if details and details not in message:
         message = "\n".join([message, *details.splitlines()[-_DETAILS:]])

@@ -79,7 +79,7 @@ class ActionModule(ForgeAction):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"
             said = f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps"
-            tell(said, host=self.host, ends=True)
+            tell(said, host=self.host, run=run.name, ends=True)
         return made | {"step": "deliver", "problems": facts["problems"]}
 
     def conclude(self, run: PlannedRun, args: dict[str, Any], answer: dict[str, Any]) -> None:

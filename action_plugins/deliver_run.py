@@ -26,12 +26,14 @@ class ActionModule(ForgeAction):
         """Choose a run, watch it to its end, and collect its adapter."""
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "msg": "there is nothing to deliver in check mode"}
-        plan = self.choose(args.pop("runs"), args)
+        plans = args.pop("runs")
+        plan = self.choose(plans, args)
         if plan is None:
             return {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
         about = {"run_id": plan["run_id"]}
         try:
-            return self.deliver(args | {"run": plan}) | about
+            others = [other for other in plans if other["run_id"] != plan["run_id"] and other["hosts"][0] == self.host]
+            return self.deliver(args | {"run": plan, "others": others}) | about
         except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
             return {"failed": True, "msg": str(error) or type(error).__name__} | about
 

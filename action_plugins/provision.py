@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
-from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show, tell  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.provisioning import (  # noqa: E402
     Provision,
@@ -39,12 +39,18 @@ class ActionModule(ForgeAction):
         python = environment_python(wanted.root, lock_path(ROOT, wanted.lock))
         answer = {"changed": False, "python": python, "models": wanted.models, "gpu": wanted.gpu}
         if boolean(args.get("bring", True)):
+            tell(f"  {self.host}: bringing the locks", host=self.host, passing=True)
             files = {"files": wanted.files, "to": wanted.root, **given["transfer"]}
             brought = self.run_action("transfer", files)
             if brought.get("failed"):
                 return brought
             answer["changed"] = brought["changed"]
         if boolean(args.get("make", True)):
+            tell(
+                f"  {self.host}: checking the environment; making it takes a minute or two",
+                host=self.host,
+                passing=True,
+            )
             made = self.run_module("trainer_environment", wanted.environment)
             if made.get("failed"):
                 return made

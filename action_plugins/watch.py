@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +71,7 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 class ActionModule(ForgeAction):
     """``watch``: library/actions/watch.py says what it takes and returns."""
 
+    others: Sequence[PlannedRun] = ()  # what else this trainer has to do
     warned = False  # whether the warning about the losses was shown
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class ActionModule(ForgeAction):
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
+        self.others = [PlannedRun.from_dict(other) for other in args.get("others") or ()]
         self.run_dir = run_dir(run, args["root"])
         seen = self.follow(run, args, output / "runs" / run.run_id)
         answer = self.conclude(run, args, seen, output)
@@ -97,6 +100,7 @@ class ActionModule(ForgeAction):
             seen = self.ask(run, args, since)
             if seen.get("failed"):
                 return seen
+            self.tell_others(seen.pop("others", {}))
             told = self.tell(run.name, seen, since, told)
             since = seen["token"]
             del seen["events"]
@@ -121,6 +125,7 @@ class ActionModule(ForgeAction):
             "since": since,
             "wait": WAIT if since else 0,
             "stall_timeout": args["stall_timeout"],
+            "others": [run_dir(other, args["root"]) for other in self.others],
         }
         timeout = float(args["unreachable_timeout"])
         try:
@@ -246,6 +251,16 @@ class ActionModule(ForgeAction):
         figures = progress_figures(event, eta)
         progress = int(event["step"]), int(event["planned"])
         tell(line(agent, event, eta), host=self.host, run=agent, progress=progress, figures=figures)
+
+    def tell_others(self, seen: dict[str, Any]) -> None:
+        """Tell how far the other runs of the trainer are, where that is drawn; their turn to be watched comes."""
+        for other in self.others:
+            done = seen.get(other.run_id) or {}
+            if done.get("step") is not None and done.get("planned"):
+                progress, figures = (int(done["step"]), int(done["planned"])), progress_figures(done, None)
+                tell(
+                    f"  {other.name}", host=self.host, run=other.name, progress=progress, figures=figures, passing=True
+                )
 
     def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
         """Return what is wrong with a run that did not finish, and what to do about it."""

@@ -12,12 +12,21 @@ from typing import Any
 import ansible.module_utils
 from ansible import constants, context
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.utils.color import stringc
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
 from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock  # noqa: E402
-from ansible.module_utils.lora_forge.controller.terminal import STAGES, Terminal, error_text, origin, what_goes_on  # noqa: E402
+from ansible.module_utils.lora_forge.controller.terminal import (
+    STAGES,
+    Terminal,
+    error_text,
+    heading,
+    origin,
+    what_goes_on,
+    wrap,
+)  # noqa: E402
 from ansible.module_utils.lora_forge.text import printable  # noqa: E402
 
 DOCUMENTATION = """
@@ -36,6 +45,7 @@ requirements:
   - set as C(stdout_callback) in ansible.cfg, as it is there
 """
 
+HEADING = "cyan"
 TICK = 0.5  # seconds between two drawings of what is under way
 PLANNING = "Plan"  # how the plays begin whose every task is part of the plan
 
@@ -95,8 +105,17 @@ class CallbackModule(Default):  # type: ignore[misc]
             if printed:
                 self._erase()
             for line in printed:
-                self._print(str(line), color=line.color or None)
+                self._print_line(line)
             self._draw()
+
+    def _print_line(self, line: lines.Line) -> None:
+        text = str(line)
+        if self._block and line.color:  # warnings: a command in them is seldom copied, and they are long
+            text = wrap(text, self._block.width)
+        length = heading(text)
+        self._print(stringc(text[:length], HEADING) + text[length:] if length else text, color=line.color or None,
+                    screen_only=True)  # fmt: skip
+        self._print(text, log_only=True)
 
     def _erase(self) -> None:
         if self._block:
@@ -205,7 +224,8 @@ class CallbackModule(Default):  # type: ignore[misc]
             return
         for host in sorted(stats.processed):  # a log of one's own, log_path, has it in any case
             self._print(f"{host}: {self._counts(stats, host)}", log_only=True)
-        hosts = stats.processed if set(stats.failures) | set(stats.dark) - {"localhost"} else ()
+        # The controller's own plays say enough: what is not ready, and why.
+        hosts = stats.processed if (set(stats.failures) | set(stats.dark)) - {"localhost"} else ()
         for host in sorted(hosts):
             self._print(f"{host}: {self._counts(stats, host)}", color=constants.COLOR_SKIP, screen_only=True)
         if context.CLIARGS.get("check"):
@@ -226,7 +246,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         host, answer = result.host.name, result.result
         self._handle_warnings(answer)
         place = origin(getattr(result, "exception", None)) or result.task.get_path()
-        text = error_text(answer, "" if host == "localhost" and self._is_planning else host, place)
+        text = error_text(answer, "" if self._play.hosts == ["localhost"] else host, place)
         with self._lock:
             self._terminal.end(host, failed=True)
             if (host, text) in self._errors:
@@ -266,9 +286,11 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._finish()
         if self._play is None:
             return
-        inventory = "".join(f"-i {source} " for source in context.CLIARGS.get("inventory") or () if source)
-        if os.environ.get("ANSIBLE_INVENTORY") or inventory == f"-i {constants.DEFAULT_HOST_LIST} ":
-            inventory = ""
+        sources = [
+            source for source in context.CLIARGS.get("inventory") or () if source not in constants.DEFAULT_HOST_LIST
+        ]
+        here = os.path.join(os.getcwd(), "")
+        inventory = "".join(f"-i {source.removeprefix(here)} " for source in sources)
         runs = [(name, *launched) for name, launched in self._launched.items()]
         pods = [(pod, *costs) for pod, costs in self._pods.items()]
         self._print(what_goes_on(runs, pods, inventory))

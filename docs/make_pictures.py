@@ -1,7 +1,7 @@
 """Make docs/images/terminal-*.svg: what the terminal shows at some moments of real rehearsals (make pictures).
 
-It types commands into a tmux of its own, in a checkout that has made no environment of a trainer yet, and takes down the
-screen when it shows what the picture is about. The fleet is two pretended hosts on this machine.
+It types commands into a tmux of its own, in a checkout that has made no environment of a trainer yet, and takes down
+the screen when it shows what the picture is about. The fleet is two pretended hosts on this machine.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ MOMENTS = (
     Moment("train", "", r"witness .* (5|6)\d%"),
     Moment("ready", "", END),
     Moment("again", "make train role=witness", END),
-    Moment("fleet", "ansible-playbook -i fleet.yml train.yml", r"(?s)(mayor .* [3-6]\d%.*crew .* \d\d%)|(crew .* [3-6]\d%.*mayor .* \d\d%)"),
-    Moment("interrupted", "", r"(?s)goes on on.*" + END, "C-c"),
+    Moment("fleet", "ansible-playbook -i fleet.yml train.yml", r"(?s)(mayor|crew) .* [3-6]\d%.*(mayor|crew) .* \d\d%"),
+    Moment("interrupted", "", r"(?s)keeps running on.*" + END, "C-c"),
     Moment("status", "ansible-playbook -i fleet.yml playbooks/status.yml", END),
     Moment("failed", "ansible-playbook -i nohost.invalid, train.yml -e role=deacon -e run_profile=rehearsal"
            " -e trainer_lock=trainer-cpu -e datasets_dir=examples/datasets", END),

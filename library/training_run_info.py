@@ -19,6 +19,11 @@ options:
     description: Seconds of silence after which a supervisor counts as stalled.
     type: float
     default: 60
+  others:
+    description: Run directories of other runs of this trainer, of which only the progress is wanted.
+    type: list
+    elements: path
+    default: []
 extends_documentation_fragment:
   - lora_forge
   - lora_forge.reads_only
@@ -76,6 +81,11 @@ checkpoint:
   returned: success
   type: dict
   sample: {files: [output/checkpoint-6/adapter_model.safetensors, output/checkpoint-6/complete.json], step: 6}
+others:
+  description: How far each of O(others) has come, by the folder's name.
+  returned: success
+  type: dict
+  sample: {mayor-9a01c2d3e4f5: {loss: 7.6, planned: 12, step: 4}}
 token:
   description: What to pass as O(since) next.
   returned: success
@@ -100,6 +110,7 @@ ARGUMENTS = {
     "wait": {"type": "float", "default": 0},
     "stall_timeout": {"type": "float", "default": 1800},
     "heartbeat_timeout": {"type": "float", "default": 60},
+    "others": {"type": "list", "elements": "path", "default": []},
 }
 
 
@@ -110,7 +121,8 @@ def main() -> None:
     with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
         observation = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
-        module.exit_json(changed=False, **observation.as_dict())
+        others = {path.name: runs.progress_of(path).as_dict() for path in map(pathlib.Path, given["others"])}
+        module.exit_json(changed=False, others=others, **observation.as_dict())
 
 
 if __name__ == "__main__":

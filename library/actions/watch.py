@@ -11,6 +11,11 @@ description:
 options:
   stall_timeout:
     required: true
+  others:
+    description: Planned runs that the trainer has besides; how far they are is drawn, too.
+    type: list
+    elements: dict
+    default: []
 attributes:
   check_mode:
     description: Watches nothing.

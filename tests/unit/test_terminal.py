@@ -242,7 +242,7 @@ def test_an_error_without_words_is_one():
 
 def test_an_interruption_says_what_goes_on_what_it_costs_and_the_ways_on():
     text = what_goes_on([("witness-1", "witness", "pod-1")], [("pod-1", 0.49, 0.0)], "-i inventory/runpod.yml ")
-    assert "witness-1 goes on on pod-1; the same command attaches to it" in text
+    assert "witness-1 keeps running on pod-1; the same command attaches to it" in text
     assert "ansible-playbook -i inventory/runpod.yml playbooks/stop.yml -e role=witness" in text
     assert "pod-1 costs 0.49 USD/h" in text
     assert "ansible-playbook -i inventory/runpod.yml playbooks/release.yml -e pod=pod-1" in text

@@ -98,4 +98,4 @@ def show(
     if text:
         tell("\n".join(text), host=host, screen=screen)
     for line in warnings:
-        tell(f"  ! {line}", host=host, color="bright yellow")
+        tell(f"  ! {line}", host=host, color="yellow")

@@ -31,6 +31,11 @@ class ProgressBlock:
         self._console, self._now = Console(file=file, highlight=False), now
         self._live: Live | None = None
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.width
+
     def draw(self, rows: Sequence[Row], screen: str = "") -> None:
         """Draw rows, in the place of those that are there.
 
@@ -58,7 +63,7 @@ class ProgressBlock:
 
     def _table(self, rows: Sequence[Row]) -> Table:
         """Lay out the rows."""
-        table = Table.grid(padding=(0, 1))
+        table = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(3):
             table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis")

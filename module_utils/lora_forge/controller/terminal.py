@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ansible.module_utils.lora_forge.controller.display import Line
 from ansible.module_utils.lora_forge.text import duration
 
-RULE = 60  # columns that a heading takes at least
+RULE = 60  # columns of a heading that stands alone
 # The stage that an action or a module begins on a host. What is not here goes on in the one that the host is in.
 STAGES = {
     "training_plan": "Plan",
@@ -143,7 +144,7 @@ class Terminal:
             row = self._runs.setdefault((line.host, line.run), Row(line.run, "Watch", "", self._now()))
             row.progress = line.progress
             row.figures = {**row.figures, **line.figures}
-        if stage and line.passing:
+        if stage and line.passing and not line.progress:
             stage.task = line.strip().removeprefix(f"{line.host}: ")
         if line.passing or (line.run and line.progress and self._draws):
             return printed
@@ -161,9 +162,10 @@ class Terminal:
         if stage == self._heading or not stage:
             return [line]
         self._heading = stage
-        if line.host and line.startswith(f"  {line.host}: ") and not line.progress:
+        names = f"  {line.host}: ", f"  {line.run}  "
+        if line.host and line.startswith(names) and not line.progress:
             return [_with(line, f"{stage} ── {line[2:]}")]
-        return [Line(f"{stage} ".ljust(RULE, "─"), color="cyan"), line]
+        return [Line(f"{stage} ".ljust(RULE, "─")), line]
 
     def finish(self) -> list[Line]:
         """End the stages of all hosts, as a play is over; return what is to be printed of that."""
@@ -193,11 +195,11 @@ def what_goes_on(runs: Iterable[tuple[str, str, str]], pods: Iterable[tuple[str,
         inventory: The options that name the inventory, as they were given, with a space behind; "" for the default one.
     """
     runs, pods = list(runs), list(pods)
-    lines = [f"{name} goes on on {host}; the same command attaches to it." for name, _, host in runs]
+    lines = [f"{name} keeps running on {host}; the same command attaches to it." for name, _, host in runs]
     if not runs:
         lines.append("Nothing was launched by this command; the same command begins where this one ended.")
     for agent in dict.fromkeys(agent for _, agent, _ in runs):
-        lines.append(f"Stop it with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}")
+        lines.append(f"Stop {agent} with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}")
     for pod, price, deadline in pods:
         until = f", until {time.strftime('%Y-%m-%d %H:%M', time.localtime(deadline))} at most" if deadline else ""
         lines.append(f"{pod} costs {price:.2f} USD/h{until}. Give it up: ansible-playbook {inventory}"
@@ -217,6 +219,36 @@ def origin(error: Any) -> str:
         place = context.partition("\n")[0].removeprefix("Origin: ").strip() or place
         event = getattr(getattr(event, "chain", None), "event", None)
     return place
+
+
+def heading(line: str) -> int:
+    """Return how many letters of a line are its heading.
+
+    Args:
+        line: What is printed.
+    """
+    name, _, rest = line.partition(" ")
+    return len(line) if rest.startswith("───") else len(name) if rest.startswith("── ") else 0
+
+
+def wrap(text: str, width: int) -> str:
+    """Wrap what is too long for a terminal at words, further lines indented under the first.
+
+    Args:
+        text: What is printed: words, and no table.
+        width: Columns.
+    """
+    return "\n".join(
+        "\n".join(
+            textwrap.wrap(
+                line, width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+        if len(line) > width
+        else line
+        for line in text.split("\n")
+    )  # fmt: skip
 
 
 def error_text(answer: Mapping[str, Any], host: str, place: str = "") -> str:

@@ -81,6 +81,15 @@ def observe(
     )
 
 
+def progress_of(run_dir: pathlib.Path) -> run_state.Progress:
+    """Tell how far a run has come by what its training logged, and nothing more.
+
+    Args:
+        run_dir: The run directory; there may be none.
+    """
+    return run_state.progress(rundir.surviving_events(rundir.read_events(run_dir / "metrics.jsonl")[0]))
+
+
 def _attach_command(noted: dict[str, Any]) -> Optional[str]:
     """Return the command of run.json that shows a run; older runs have it as ``look``."""
     return noted.get("attach_command", noted.get("look"))

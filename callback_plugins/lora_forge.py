@@ -17,16 +17,8 @@ from ansible.utils.color import stringc
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
+from ansible.module_utils.lora_forge.controller import terminal  # noqa: E402
 from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock  # noqa: E402
-from ansible.module_utils.lora_forge.controller.terminal import (
-    STAGES,
-    Terminal,
-    error_text,
-    heading,
-    origin,
-    what_goes_on,
-    wrap,
-)  # noqa: E402
 from ansible.module_utils.lora_forge.text import printable  # noqa: E402
 
 DOCUMENTATION = """
@@ -63,7 +55,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._print = self._display.display  # Ansible's own
         # Ansible forks while it holds this lock, so that no process inherits a drawing that is half done.
         self._lock = self._display._lock
-        self._terminal = Terminal(draws=False)
+        self._terminal = terminal.Terminal(draws=False)
         self._block: ProgressBlock | None = None
         self._over = threading.Event()
         self._launched: dict[str, tuple[str, str]] = {}
@@ -83,7 +75,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             return
         if sys.stdout.isatty() and not constants.ANSIBLE_NOCOLOR and os.environ.get("TERM", "dumb") != "dumb":
             self._block = ProgressBlock(sys.stdout)
-            self._terminal = Terminal(draws=True)
+            self._terminal = terminal.Terminal(draws=True)
             threading.Thread(target=self._tick, daemon=True).start()
         atexit.register(self._leave)
 
@@ -111,8 +103,8 @@ class CallbackModule(Default):  # type: ignore[misc]
     def _print_line(self, line: lines.Line) -> None:
         text = str(line)
         if self._block and line.color:  # warnings: a command in them is seldom copied, and they are long
-            text = wrap(text, self._block.width)
-        length = heading(text)
+            text = terminal.wrap(text, self._block.width)
+        length = terminal.heading(text)
         self._print(stringc(text[:length], HEADING) + text[length:] if length else text, color=line.color or None,
                     screen_only=True)  # fmt: skip
         self._print(text, log_only=True)
@@ -154,7 +146,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             super().v2_runner_on_start(host, task)
             return
-        stage = STAGES.get(task.action)
+        stage = terminal.STAGES.get(task.action)
         if task.action == "runpod_pod" and task.args.get("state") == "absent":
             stage = "Release"
         if self._is_planning and stage:
@@ -245,8 +237,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print an error, once."""
         host, answer = result.host.name, result.result
         self._handle_warnings(answer)
-        place = origin(getattr(result, "exception", None)) or result.task.get_path()
-        text = error_text(answer, "" if self._play.hosts == ["localhost"] else host, place)
+        place = terminal.origin(getattr(result, "exception", None)) or result.task.get_path()
+        text = terminal.error_text(answer, "" if self._play.hosts == ["localhost"] else host, place)
         with self._lock:
             self._terminal.end(host, failed=True)
             if (host, text) in self._errors:
@@ -293,5 +285,5 @@ class CallbackModule(Default):  # type: ignore[misc]
         inventory = "".join(f"-i {source.removeprefix(here)} " for source in sources)
         runs = [(name, *launched) for name, launched in self._launched.items()]
         pods = [(pod, *costs) for pod, costs in self._pods.items()]
-        self._print(what_goes_on(runs, pods, inventory))
+        self._print(terminal.what_goes_on(runs, pods, inventory))
         sys.stdout.flush()

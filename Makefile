@@ -23,7 +23,7 @@ LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports l
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema reference clean bench
+.PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema reference pictures clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -148,6 +148,9 @@ schema: $(VENV)/.controller ## Make configs/schema.json anew, in the trainer's e
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/provision.yml -e role=$(role) -e run_all_wanted=true
 	AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 .trainer/env/trainer-cpu-$$(sha256sum requirements/trainer-cpu.txt | cut -c1-16)/bin/python configs/make_schema.py >configs/schema.json.new
 	mv configs/schema.json.new configs/schema.json
+
+pictures: $(VENV)/.dev ## Take the terminal's pictures in docs/images anew; in a checkout without .trainer, as it trains
+	@$(BIN)/python docs/make_pictures.py
 
 reference: $(VENV)/.controller ## Make docs/reference anew, from modules, actions, roles and playbooks
 	@$(BIN)/python docs/make_reference.py

@@ -246,7 +246,8 @@ class CallbackModule(Default):  # type: ignore[misc]
                 return
             self._errors.add((host, text))
             self._erase()
-            self._print(printable(text), color=constants.COLOR_ERROR)
+            shown = printable(text)
+            self._print(terminal.wrap(shown, self._block.width) if self._block else shown, color=constants.COLOR_ERROR)
             self._draw()
 
     def _note(self, result: Any) -> None:

@@ -45,5 +45,5 @@ def fetch_checkpoint(
     for row in rows:
         if not row["keep"]:
             shutil.rmtree(row["path"], ignore_errors=True)
-    show(lines=[f"  {agent}  checkpoint {checkpoint['step']} is on the controller"])
+    show(lines=[f"  {agent}  checkpoint {checkpoint['step']} is on the controller"], host=action.host)
     return True

@@ -241,14 +241,18 @@ def wrap(text: str, width: int) -> str:
     return "\n".join(
         "\n".join(
             textwrap.wrap(
-                line, width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_long_words=False,
-                break_on_hyphens=False,
+                line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * _hanging(line),
             )
         )
         if len(line) > width
         else line
         for line in text.split("\n")
     )  # fmt: skip
+
+
+def _hanging(line: str) -> int:
+    """Return how far the second line of a text is indented: under an error's words, or two more than the first."""
+    return 7 if line.startswith("ERROR  ") else len(line) - len(line.lstrip()) + (0 if line.startswith(" " * 7) else 2)
 
 
 def error_text(answer: Mapping[str, Any], host: str, place: str = "") -> str:

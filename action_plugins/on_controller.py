@@ -17,6 +17,7 @@ import ansible.module_utils
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
@@ -99,6 +100,7 @@ class ActionModule(ActionBase):
             options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, MODULE.read_options(ROOT))
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options
+            given["command_options"] |= json.loads(json.dumps(load_extra_vars(self._loader)))
         telling = {"say": partial(tell, host=host)} if getattr(MODULE, "TELLS", False) else {}
         about = getattr(MODULE, "about", None)
         if about and Display().verbosity:

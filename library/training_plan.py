@@ -37,6 +37,12 @@ options:
       - In a play the action of this name sets it to what the inventory and C(-e) say.
     type: dict
     default: {}
+  command_options:
+    description:
+      - What the command was given by C(-e), whose names are held against the options that playbooks read.
+      - In a play the action of this name sets it.
+    type: dict
+    default: {}
   groups:
     description: The groups of the inventory, each with its hosts; one of them may be a gang.
     type: dict
@@ -162,6 +168,7 @@ ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str", "required": True},
     "host_variables": {"type": "dict", "default": {}},
     "host_options": {"type": "dict", "default": {}},
+    "command_options": {"type": "dict", "default": {}},
     "groups": {"type": "dict", "default": {}},
     "datasets_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
@@ -198,7 +205,11 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     Raises:
         UserError: Anything that is wrong with what is asked for.
     """
-    wrong, strange = options.check_trainer_options(pathlib.Path(given["root"]), given["host_options"])
+    checkout = pathlib.Path(given["root"])
+    wrong, strange = options.check_trainer_options(checkout, given["host_options"])
+    if given["command_options"]:
+        known = plan.read_schema(checkout)["properties"]
+        wrong = options.check_command_options(checkout, given["command_options"], known) + wrong
     if wrong and given["validate"]:  # what starts nothing must not be kept from it by a slip
         raise UserError("\n".join(wrong))
     trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -156,3 +157,41 @@ def test_what_the_project_ships_is_right():
     assert {"local.yml", "runpod.example.yml", "ssh.example.yml", "this-gpu.example.yml"} <= given.keys()
     assert {"pod_max_usd", "pod_network_volume", "trainer_machine"} <= {name for own in given.values() for name in own}
     assert options.check_trainer_options(ROOT, given) == ([], [])
+
+
+# --- what a command is given ----------------------------------------------------------------------------------------
+
+
+def on_command(**given: Any) -> list[str]:
+    return options.check_command_options(ROOT, given, {"lora_r", "learning_rate"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("rol", "role"),
+        ("dataset_dir", "datasets_dir"),
+        ("receipe", "recipe"),
+        ("detatch", "detach"),
+        ("freshh", "fresh"),
+    ],
+)
+def test_a_misspelt_option_of_the_command_is_an_error(name, meant):
+    assert on_command(**{name: "x"}) == [
+        f"-e: there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
+    ]
+
+
+def test_a_recipes_key_given_as_an_option_is_told_how_to_write_it():
+    advice = '-e: lora_r is a key of recipes, and no option; write -e \'{"recipe": {"lora_r": "32"}}\''
+    assert on_command(lora_r="32") == [advice]
+    assert on_command(**{"recipe.lora_r": "32"}) == [advice]
+
+
+def test_the_kinds_of_plain_options_are_held():
+    assert on_command(fresh="maybe") == ["-e: fresh is «maybe»; it takes true or false"]
+    assert on_command(fresh="true", detach=False, role=["witness"], recipe={"lora_r": 1}, lines="20") == []
+
+
+def test_a_users_own_variables_are_none_of_our_business():
+    assert on_command(region="eu-west", ansible_host="x", run_stall_timeout="60", my_secret="x", owner="me") == []

@@ -8,6 +8,7 @@ inventory, or ``-e``, says of a trainer is known before. :func:`read_specs`, :fu
 from __future__ import annotations
 
 import difflib
+import json
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -184,6 +185,34 @@ def check_trainer_options(
             elif name in variables:
                 strange.setdefault(f"there is no option {name}; it is ignored", []).append(host)
     return _with_hosts(wrong), _with_hosts(strange)
+
+
+def check_command_options(checkout: pathlib.Path, given: Mapping[str, Any], recipe_keys: Collection[str]) -> list[str]:
+    """Hold what a command was given by ``-e`` against what its playbooks read: the names, and the kinds of values.
+
+    A name with a role's prefix is passed over, as :func:`check_trainer_options` sees it among every host's variables.
+    One that is like no option may be a variable of the user's own.
+
+    Args:
+        checkout: The project's folder.
+        given: The variables, by their names.
+        recipe_keys: Axolotl's keys: one of them at this place was meant for the recipe.
+    """
+    listed = _load(checkout / "playbooks" / "meta" / "argument_specs.yml")["argument_specs"].values()
+    specs = {name: spec for entry in listed for name, spec in entry["options"].items()}
+    sentences = option_errors({name: value for name, value in given.items() if name in specs}, specs)
+    for name in given:
+        head, _, key = name.partition(".")
+        if name in specs or is_checked(name) or name.startswith("ansible_"):
+            continue
+        meant = difflib.get_close_matches(name, specs, 1, _ALIKE)
+        if name in recipe_keys or (head in specs and key in recipe_keys):
+            advice = json.dumps({"recipe": {key or name: given[name]}}, default=str)
+            sentences.append(f"{key or name} is a key of recipes, and no option; write -e '{advice}'")
+        elif meant:
+            words = f"there is no option {name}; did you mean «{meant[0]}»? A variable of your own needs another name"
+            sentences.append(words)
+    return [f"-e: {sentence}" for sentence in sentences]
 
 
 def _with_hosts(sentences: Mapping[str, Collection[str]]) -> list[str]:

@@ -68,6 +68,21 @@ class Plan:
     origins: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
+def read_schema(root: pathlib.Path) -> Any:
+    """Read Axolotl's own schema of a recipe.
+
+    Args:
+        root: The checkout.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
+
+
 class Planner:
     """Plans runs from the files of a checkout.
 
@@ -96,10 +111,7 @@ class Planner:
         for lock in LOCKS[1:]:
             if recipe.pinned_version(root / lock, "axolotl") != self.axolotl:
                 raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
-        try:
-            self.schema = json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
+        self.schema = read_schema(root)
         self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
         self.checked_files: dict[tuple[str, str, int], dataset.DatasetFile] = {}
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}

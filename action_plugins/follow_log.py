@@ -37,7 +37,7 @@ class ActionModule(ForgeAction):
             answer = retry_until_connected(
                 partial(self.run_module, "training_log", asked),
                 AnsibleConnectionFailure,
-                float(args["unreachable_timeout"]),
+                float(args["unreachable_timeout"]) if follow else -1.0,  # who only looks is told at once
                 lambda message: tell(f"  {agent}  {message}"),
             )
             if answer.get("failed"):

@@ -97,6 +97,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     not_verified: list[str] = []
     lost: list[dict[str, Any]] = []
     verified: set[str] = set()
+    under_way = 0
     for run in runs:
         home = adapters / run.agent
         record = read_record(output, run.run_id)
@@ -110,12 +111,13 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         elif check_mode:
             lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
         elif given["detached"] and summary.is_under_way(run, record):
+            under_way += 1
             lines.append(f"{run.name} trains on {run.trainer}; the same command without detach watches it")
         else:
             lines += summary.not_ready_lines(run, record)
             not_verified.append(run.run_id)
             lost += [] if summary.failure_reason(run, record) else [run.as_dict()]
-    lines += summary.tally_lines(runs, not_verified)
+    lines += summary.tally_lines(runs, not_verified, under_way)
     boards = leaderboard.planned_leaderboards(output, runs)
     best = {
         agent: board[0].run_id

@@ -7,8 +7,6 @@ import platform
 import subprocess
 from typing import Any
 
-from ansible.module_utils.ansible_release import __version__ as ANSIBLE
-
 VERSION = "0.1.0"  # stands here alone; the newest heading of CHANGELOG.md is held to it by a test
 
 
@@ -42,9 +40,12 @@ def describe_versions(git: dict[str, Any]) -> str:
     Args:
         git: From :func:`git_facts`.
     """
+    # Here, as programs of a GPU's host import this file without Ansible.
+    from ansible.module_utils.ansible_release import __version__ as ansible
+
     commit = str(git.get("commit") or "")[:7]
     checkout = f" (commit {commit}{', changed' if git.get('dirty') else ''})" if commit else ""
-    return f"lora-forge {VERSION}{checkout}, ansible-core {ANSIBLE}, Python {platform.python_version()}"
+    return f"lora-forge {VERSION}{checkout}, ansible-core {ansible}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def test_why_a_run_is_not_there():
 def test_several_runs_are_counted_where_some_are_not_verified():
     runs = [RUN, crew("crew-2"), crew("crew-3")]
     assert summary.tally_lines(runs, []) == []
+    assert "1 of 3 are verified, 1 train. " in summary.tally_lines(runs, ["crew-2"], 1)[-1]
     assert summary.tally_lines(runs[:1], ["crew-1"]) == []
     assert summary.tally_lines(runs, ["crew-2"])[-1].startswith(
         "2 of 3 are verified. The same command goes on with the others"

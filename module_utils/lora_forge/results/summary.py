@@ -97,14 +97,17 @@ def not_ready_lines(run: PlannedRun, record: RunRecord) -> list[str]:
     return [f"{run.name} is not ready: {run.run_id} on {run.trainer}: {reason[0]}"]
 
 
-def tally_lines(runs: Sequence[PlannedRun], not_verified: Sequence[str]) -> list[str]:
+def tally_lines(runs: Sequence[PlannedRun], not_verified: Sequence[str], under_way: int = 0) -> list[str]:
     """Count how many of several runs are verified, and say what to do about the others.
 
     Args:
         runs: As they were planned.
         not_verified: Run ids that were wanted and are not verified.
+        under_way: How many train, and nobody waits for them.
     """
     if len(runs) < 2 or not not_verified:
         return []
-    return ["", f"{len(runs) - len(not_verified)} of {len(runs)} are verified. The same command goes on with the "
-            f"others; -e move=<trainer> starts what a lost trainer had on another one"]  # fmt: skip
+    counted = f"{len(runs) - len(not_verified) - under_way} of {len(runs)} are verified"
+    counted += f", {under_way} train" if under_way else ""
+    advice = "The same command goes on with the others; -e move=<trainer> starts what a lost trainer had on another one"
+    return ["", f"{counted}. {advice}"]

@@ -669,6 +669,37 @@ def _is_example(name: str) -> bool:
     return bool(re.match(r"(my|your)[-_]", name))
 
 
+# --- Tables of options
+
+
+def check_tables(page: Page, project: Project) -> list[str]:
+    """Check that tables of options give the types and defaults of their specs; what is no value there is for people."""
+    found = []
+    columns: list[str] = []
+    for number, line in enumerate(page.text.splitlines(), 1):
+        if not line.startswith("|"):
+            columns = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        columns = columns or [cell.strip() for cell in cells]
+        if columns[:3] == ["variable", "type", "default"] and len(cells) == len(columns):
+            found += [(number, sentence) for sentence in _row_problems(cells, project)]
+    return _at(page, found)
+
+
+def _row_problems(cells: list[str], project: Project) -> Iterator[str]:
+    names = [name for name in re.findall(r"`(\w+)`", cells[0]) if name in project.specs]
+    values = cells[2].split(" and ") if " and " in cells[2] else cells[2:3] * len(names)
+    for name, value in zip(names, values):
+        spec = project.specs[name]
+        kind = spec.get("type", "str")
+        if cells[1] not in {"str": ("str", "path"), "raw": ("list", "str")}.get(kind, (kind,)):
+            yield f"{name} is of the type {kind}, and not {cells[1]}"
+        shown = re.match(r"`([^`]*)`|[\d.]+", value)
+        if shown and "default" in spec and _yaml(shown[1] or shown[0]) != spec["default"]:
+            yield f"the default of {name} is {spec['default']}, and not {shown[1] or shown[0]}"
+
+
 # --- Links
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import textwrap
 
 import page_checks
@@ -15,6 +17,7 @@ CHECKS = [
     page_checks.check_blocks,
     page_checks.check_commands,
     page_checks.check_names,
+    page_checks.check_tables,
     page_checks.check_paths_of_machines,
 ]
 
@@ -46,6 +49,15 @@ def test_every_page_is_found_by_links():
 
 def test_every_page_is_in_the_menu():
     found = page_checks.check_navigation((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"), PAGES)
+    assert not found, told(found)
+
+
+@pytest.mark.parametrize("path", sorted((pages.ROOT / "docs/images").iterdir()), ids=lambda path: path.name)
+def test_a_picture_is_shown_and_of_nobodys_machine(path):
+    links = {target.rpartition("/")[2] for one in PAGES.values() for _, target in one.links}
+    assert path.name in links, "no page shows it"
+    words = html.unescape(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8")))
+    found = page_checks.check_paths_of_machines(pages.Page(path.name, words), PROJECT)
     assert not found, told(found)
 
 
@@ -289,6 +301,20 @@ def test_a_variable_that_nothing_reads_is_found_in_commands():
 )  # fmt: skip
 def test_a_good_name_is_left_alone(code):
     assert page_checks.check_names(page(f"Say `{code}`."), PROJECT) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("`trainer_rsync_timeout` | int | 90", "the default of trainer_rsync_timeout is 60, and not 90"),
+        ("`pod_volume`, `pod_disk` | int | 0 and 40", "the default of pod_disk is 60, and not 40"),
+        ("`pod_clouds` | list | `[COMMUNITY]`, by far", "the default of pod_clouds is ['SECURE'], and not [COMMUNITY]"),
+        ("`pod_keep` | str | `false`", "pod_keep is of the type bool, and not str"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_found(row, sentence):
+    head = "| variable | type | default | meaning |\n|---|---|---|---|\n"
+    assert page_checks.check_tables(page(f"{head}| {row} | x |"), PROJECT) == [f"docs/page.md:3: {sentence}"]
 
 
 SITE = {

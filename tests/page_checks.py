@@ -106,6 +106,20 @@ class Project:
         return frozenset(found)
 
     @functools.cached_property
+    def said(self) -> frozenset[tuple[str, ...]]:
+        """All sentences that the project may print, in words, with a NUL for what is filled in."""
+        found = set()
+        for file in self.files:
+            if file == "Makefile" or (file.startswith(("playbooks/", "roles/")) and file.endswith(".yml")):
+                found.add(tuple(re.sub(r"(?s)\{\{.*?\}\}|\$\(\w+\)|%d", "\0", self.read(file)).split()))
+            elif file.endswith(".py") and file.startswith(("action_plugins/", "library/", "module_utils/", "roles/")):
+                for node in ast.walk(ast.parse(self.read(file))):
+                    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                    read = [getattr(part, "value", None) if isinstance(part, ast.Constant) else "\0" for part in parts]
+                    found.add(tuple("".join(part for part in read if isinstance(part, str)).split()))
+        return frozenset(found)
+
+    @functools.cached_property
     def typed(self) -> str:
         """All commands of pages that tests/e2e/test_docs.py runs, and that are to work."""
         blocks = [block for page in pages.read_pages(self.root) for block in page.blocks]
@@ -698,6 +712,40 @@ def _row_problems(cells: list[str], project: Project) -> Iterator[str]:
         shown = re.match(r"`([^`]*)`|[\d.]+", value)
         if shown and "default" in spec and _yaml(shown[1] or shown[0]) != spec["default"]:
             yield f"the default of {name} is {spec['default']}, and not {shown[1] or shown[0]}"
+
+
+# --- Messages
+
+
+def check_messages(page: Page, project: Project) -> list[str]:
+    """Check that the project says what a column «message» quotes. What is filled in there is an example, or ``…``."""
+    found, quotes = [], False
+    for number, line in enumerate(page.text.splitlines(), 1):
+        quotes = line.startswith("| message |") or (quotes and line.startswith("|"))
+        for message in re.findall(r"`([^`]+)`", line.split(" | ")[0]) if quotes else ():
+            for part in re.split(rf"[;:,.](?= |$)|\S*{ELLIPSIS}\S*", message):
+                words = part.split()
+                if len(words) > 1 and not _is_said(words, project):
+                    found.append((number, f"nothing says «{' '.join(words)}» any more; quote what is said now"))
+    return _at(page, found)
+
+
+def _is_said(words: list[str], project: Project) -> bool:
+    """Tell whether words are a part of a sentence, and half of them or more are not what is filled in."""
+    return any(_in_common(words, said[place:]) * 2 >= len(words) for said in project.said for place in range(len(said)))
+
+
+def _in_common(words: list[str], said: tuple[str, ...]) -> int:
+    """Count how many words are the sentence's own; -1 where they are not how it begins."""
+    if not words or not said:
+        return -1 if words else 0
+    word = said[0].strip(".,;:'\"")
+    if "\0" not in word:
+        rest = _in_common(words[1:], said[1:]) if word == words[0] else -1
+        return rest + 1 if rest >= 0 else -1
+    pattern = re.compile(re.escape(word).replace("\0", ".*"))
+    return max(_in_common(words[many:], said[1:]) if pattern.fullmatch(" ".join(words[:many])) else -1
+               for many in range(3))  # fmt: skip
 
 
 # --- Links

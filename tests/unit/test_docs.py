@@ -18,6 +18,7 @@ CHECKS = [
     page_checks.check_commands,
     page_checks.check_names,
     page_checks.check_tables,
+    page_checks.check_messages,
     page_checks.check_paths_of_machines,
 ]
 
@@ -315,6 +316,30 @@ def test_a_good_name_is_left_alone(code):
 def test_a_bad_row_of_a_table_is_found(row, sentence):
     head = "| variable | type | default | meaning |\n|---|---|---|---|\n"
     assert page_checks.check_tables(page(f"{head}| {row} | x |"), PROJECT) == [f"docs/page.md:3: {sentence}"]
+
+
+def quoting(message: str) -> pages.Page:
+    return page(
+        f"| message | what to do |\n|---|---|\n| `{message}` | no `such words` |\n\n| a |\n|---|\n| `or such` |"
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["there is no such agent «witnes»", "… was launched at gpu-1", "… is lost; nothing at all was ever lost"],
+)  # fmt: skip
+def test_a_message_that_nobody_prints_is_found(message):
+    [found] = page_checks.check_messages(quoting(message), PROJECT)
+    assert found.startswith("docs/page.md:3: nothing says «")
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["there is no agent «witnes»; did you mean «witness»?", "… shares 3 conversation(s) with …",
+     "gpu-1 is not known by its key, and nothing was sent to it", "RUNPOD_API_KEY is not set"],
+)  # fmt: skip
+def test_a_message_that_is_printed_is_left_alone(message):
+    assert page_checks.check_messages(quoting(message), PROJECT) == []
 
 
 SITE = {

@@ -306,6 +306,10 @@ def _configuration_problems(block: Block, project: Project) -> Iterator[str]:
         elif block.language == "yaml":
             read = [*yaml.safe_load_all(block.text)]
         else:
+            if block.language == "mermaid" and not re.search(
+                r"^(flowchart \w+|sequenceDiagram)$", block.text, re.MULTILINE
+            ):
+                yield "this is no chart that a page has had so far: flowchart or sequenceDiagram"
             return
     except (ValueError, yaml.YAMLError) as error:
         yield f"this is no {block.language.upper()}: {' '.join(str(error).split())}"
@@ -600,13 +604,16 @@ def check_names(page: Page, project: Project) -> list[str]:
 
 
 def _name_problems(code: str, page: Page, project: Project) -> Iterator[str]:
-    path = code.partition("::")[0]
+    path = re.sub(r"^(?=(?:unit|integration|e2e)/)", "tests/", code.partition("::")[0])
     if " " not in path and _is_of_the_project(path, project):
         if not _is_there(path, page, project):
             yield f"there is no {path} in the project{nearest(path, project.files | project.folders)}"
     elif re.fullmatch(rf"[\w.-]+\.(?:{SUFFIXES})", code):
         if code not in project.words and not _is_example(code):
             yield f"nothing is called {code}{nearest(code, (name for name in project.words if '.' in name))}"
+    elif re.fullmatch(r"test_\w+", code):
+        if code not in project.words:
+            yield f"there is no test {code}"
     elif match := re.fullmatch(rf"({OPTION_NAME.pattern})(?:(?:=|: )(.+))?", code):
         name, value = match[1], match[2]
         if name in options.RENAMED_OPTIONS:

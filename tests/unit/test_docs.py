@@ -108,6 +108,7 @@ def commands(text: str, marker: str = "needs: a GPU") -> pages.Page:
          "2: tests/unit/test_rules.py mentions nothing of it"),
         ("<!-- run -->\n```text\nready\n```", "2: «run» stands above a block of text; only sh is run"),
         ("```json\n{'a': 1}\n```", "1: this is no JSON: "),
+        ("```mermaid\nflowchrt TD\n```", "1: this is no chart"),
         ("```yaml\na: [1\n```", "1: this is no YAML: "),
         ("```yaml\nhosts: {a: {run_backend: nohup}}\n```", "1: run_backend is «nohup»; it takes auto"),
         ("```yaml\nhosts: {a: {pod_gpu: [L40S]}}\n```", "1: there is no option pod_gpu; did you mean «pod_gpus»?"),
@@ -270,6 +271,8 @@ def test_a_good_command_in_a_sentence_is_left_alone(code):
         ("tests/none/", "there is no tests/none/"),
         ("inventory/hooks/before_lunch.yml", "there is no inventory/hooks/before_lunch.yml"),
         ("nonesuch.py", "nothing is called nonesuch.py"),
+        ("e2e/test_none.py", "there is no tests/e2e/test_none.py"),
+        ("test_that_nobody_wrote", "there is no test test_that_nobody_wrote"),
         ("run_backnd", "there is no option run_backnd; did you mean «run_backend»?"),
         ("run_lane", "run_lane is called run_lanes now"),
         ("run_backend=nohup", "run_backend is «nohup»"),
@@ -297,7 +300,8 @@ def test_a_variable_that_nothing_reads_is_found_in_commands():
     "code",
     ["playbooks/train.yml", "roles/*/meta/argument_specs.yml", "configs/agents/<agent>.yml", "planning/recipe.py",
      "output/adapters/<agent>/latest", ".pods/owner", "inventory/ssh.yml", "inventory/hooks/before_provision.yml",
-     "tests/unit/test_docs.py::test_a_bad_name_is_found", "supervisor.py", "train.log", "run_backend", "run_gpus: 4",
+     "tests/unit/test_docs.py::test_a_bad_name_is_found", "e2e/test_pods.py",
+     "test_a_pod_is_had_all_the_same", "supervisor.py", "train.log", "run_backend", "run_gpus: 4",
      "run_hosts", "run_hook", "run_id", "LORA_FORGE_NOTIFY_URL", "WANDB_API_KEY", "RIVALS", "a/b", "TCP/IP"],
 )  # fmt: skip
 def test_a_good_name_is_left_alone(code):

@@ -803,40 +803,6 @@ def check_reachable(everything: Mapping[str, Page]) -> list[str]:
             for path in sorted(everything.keys() - seen) if path.startswith("docs/")]  # fmt: skip
 
 
-def check_navigation(configuration: str, everything: Mapping[str, Page]) -> list[str]:
-    """Check that MkDocs' menu has each page once, and no other.
-
-    Args:
-        configuration: What mkdocs.yml says.
-        everything: All pages, by path.
-    """
-    read = yaml.load(configuration, Loader=_AnyTag)
-    named = [*_files_of(read.get("nav", []))]
-    hidden = [line.split("#")[0].strip() for line in str(read.get("not_in_nav", "")).splitlines()]
-    there = {path.removeprefix("docs/") for path in everything if path.startswith("docs/")}
-    found = [f"mkdocs.yml: {path} is in the menu and does not exist" for path in named if path not in there]
-    found += [f"mkdocs.yml: {path} is in the menu twice" for path in {path for path in named if named.count(path) > 1}]
-    for path in sorted(there - {*named}):
-        if not any(pattern and pathlib.PurePosixPath(f"/{path}").match(pattern) for pattern in hidden):
-            found.append(f"docs/{path}:1: this page is not in the menu; add it to nav in mkdocs.yml")
-    return found
-
-
-class _AnyTag(yaml.SafeLoader):
-    """Reads mkdocs.yml, which may name Python's objects."""
-
-
-_AnyTag.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-
-
-def _files_of(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, (list, dict)):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _files_of(value)
-
-
 # --- The rest
 
 

@@ -48,8 +48,11 @@ def test_every_page_is_found_by_links():
     assert not found, told(found)
 
 
-def test_every_page_is_in_the_menu():
-    found = page_checks.check_navigation((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"), PAGES)
+@pytest.mark.parametrize("path", sorted((pages.ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.name)
+def test_a_form_asks_for_commands_that_exist(path):
+    asked = "\n".join(re.findall(r"description: (.*)", path.read_text(encoding="utf-8")))
+    form = pages.parse(path.name, asked)
+    found = page_checks.check_commands(form, PROJECT) + page_checks.check_names(form, PROJECT)
     assert not found, told(found)
 
 
@@ -388,19 +391,6 @@ def test_a_page_that_nothing_leads_to_is_found():
     assert page_checks.check_reachable(SITE) == []
     [found] = page_checks.check_reachable({**SITE, lost.path: lost})
     assert found.startswith("docs/lost.md:1: no links lead here from README.md")
-
-
-def test_a_page_that_is_not_in_the_menu_is_found():
-    menu = "nav: [{Start: index.md}, {More: [{None: none.md}]}]\nnot_in_nav: /reference/*.md\nx: !!python/name:a.b ''\n"
-    hidden = page("", "docs/reference/x.md")
-    assert page_checks.check_navigation(menu, {**SITE, hidden.path: hidden}) == [
-        "mkdocs.yml: none.md is in the menu and does not exist"
-    ]
-    lost = page("", "docs/lost.md")
-    assert page_checks.check_navigation("nav: [index.md, index.md]", {**SITE, lost.path: lost}) == [
-        "mkdocs.yml: index.md is in the menu twice",
-        "docs/lost.md:1: this page is not in the menu; add it to nav in mkdocs.yml",
-    ]
 
 
 @pytest.mark.parametrize("path", ["/home/alice/lora-forge", "/root/x", f"{pages.ROOT}/output", "/Users/me"])

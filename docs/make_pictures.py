@@ -86,7 +86,10 @@ def draw(name: str, screen: str) -> None:
     console = Console(
         record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True, color_system="truecolor"
     )
-    console.print(Text.from_ansi(screen), soft_wrap=True)
+    # A picture is of nobody's machine.
+    for path, shown in ((ROOT, "~/lora-forge"), (pathlib.Path.home(), "~")):
+        screen = screen.replace(str(path), shown)
+    console.print(Text.from_ansi(screen), soft_wrap=True, end="\n\n")  # or the last line is cut at its foot
     look = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     IMAGES.mkdir(exist_ok=True)
     (IMAGES / f"terminal-{name}.svg").write_text(console.export_svg(title="lora-forge", code_format=look))
@@ -99,21 +102,8 @@ def main() -> None:
         (pathlib.Path(home) / "gpu-2").mkdir()
         (pathlib.Path(home) / "gpu-2/env").symlink_to(ROOT / ".trainer/env")
         shell = f"env PS1='$ ' PATH={ROOT}/.venv/bin:{os.environ['PATH']} bash --norc"
-        tmux(
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-s",
-            "screen",
-            "-x",
-            str(COLUMNS),
-            "-y",
-            str(ROWS),
-            "-c",
-            str(ROOT),
-            shell,
-        )
+        size = ("-x", str(COLUMNS), "-y", str(ROWS))
+        tmux("-f", "/dev/null", "new-session", "-d", "-s", "screen", *size, "-c", str(ROOT), shell)
         try:
             for moment in MOMENTS:
                 if moment.typed:

@@ -76,7 +76,7 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
 # What the code reads of the environment that no user sets for it: the system's, torchrun's, and our own processes'.
 NOT_THE_USERS = frozenset(
     "PATH HOME RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT WANDB_MODE CUDA_VISIBLE_DEVICES "
-    "HF_HUB_OFFLINE TRITON_CACHE_DIR".split()
+    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM".split()
 )
 
 
@@ -266,7 +266,8 @@ def environment_read() -> dict[str, set[str]]:
     client = _module("results.wandb_client")
     kept = str(pathlib.Path(client.__file__).resolve().relative_to(ROOT))
     found = {name: {kept} for name in client.KEPT}
-    for folder in ("action_plugins", "inventory_plugins", "library", "module_utils", "playbooks", "roles"):
+    plugins = ("action_plugins", "callback_plugins", "inventory_plugins")
+    for folder in (*plugins, "library", "module_utils", "playbooks", "roles"):
         for path in sorted([*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yml")]):
             for name in variables_read(path):
                 found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
@@ -561,6 +562,8 @@ def ansible_options() -> str:
     rows = [
         [code("-i"), code(given["inventory"]), "The inventory: who trains."],
         [code("--check"), "", "Predict, and change nothing."],
+        [code("-v"), "", "Show each task as Ansible does, with its result and the recap: see [what the terminal "
+         "shows](../terminal.md#more-less-or-for-a-program)."],
         [code("--forks"), code(given["forks"]), "How many hosts Ansible works on at once. A command that watches keeps "
          "one for each host that trains; the plan says so where there are fewer."],
     ]  # fmt: skip

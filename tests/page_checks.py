@@ -106,6 +106,20 @@ class Project:
         return frozenset(found)
 
     @functools.cached_property
+    def said(self) -> frozenset[tuple[str, ...]]:
+        """All sentences that the project may print, in words, with a NUL for what is filled in."""
+        found = set()
+        for file in self.files:
+            if file == "Makefile" or (file.startswith(("playbooks/", "roles/")) and file.endswith(".yml")):
+                found.add(tuple(re.sub(r"(?s)\{\{.*?\}\}|\$\(\w+\)|%d", "\0", self.read(file)).split()))
+            elif file.endswith(".py") and file.startswith(("action_plugins/", "library/", "module_utils/", "roles/")):
+                for node in ast.walk(ast.parse(self.read(file))):
+                    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                    read = [getattr(part, "value", None) if isinstance(part, ast.Constant) else "\0" for part in parts]
+                    found.add(tuple("".join(part for part in read if isinstance(part, str)).split()))
+        return frozenset(found)
+
+    @functools.cached_property
     def typed(self) -> str:
         """All commands of pages that tests/e2e/test_docs.py runs, and that are to work."""
         blocks = [block for page in pages.read_pages(self.root) for block in page.blocks]
@@ -292,6 +306,10 @@ def _configuration_problems(block: Block, project: Project) -> Iterator[str]:
         elif block.language == "yaml":
             read = [*yaml.safe_load_all(block.text)]
         else:
+            if block.language == "mermaid" and not re.search(
+                r"^(flowchart \w+|sequenceDiagram)$", block.text, re.MULTILINE
+            ):
+                yield "this is no chart that a page has had so far: flowchart or sequenceDiagram"
             return
     except (ValueError, yaml.YAMLError) as error:
         yield f"this is no {block.language.upper()}: {' '.join(str(error).split())}"
@@ -586,13 +604,16 @@ def check_names(page: Page, project: Project) -> list[str]:
 
 
 def _name_problems(code: str, page: Page, project: Project) -> Iterator[str]:
-    path = code.partition("::")[0]
+    path = re.sub(r"^(?=(?:unit|integration|e2e)/)", "tests/", code.partition("::")[0])
     if " " not in path and _is_of_the_project(path, project):
         if not _is_there(path, page, project):
             yield f"there is no {path} in the project{nearest(path, project.files | project.folders)}"
     elif re.fullmatch(rf"[\w.-]+\.(?:{SUFFIXES})", code):
         if code not in project.words and not _is_example(code):
             yield f"nothing is called {code}{nearest(code, (name for name in project.words if '.' in name))}"
+    elif re.fullmatch(r"test_\w+", code):
+        if code not in project.words:
+            yield f"there is no test {code}"
     elif match := re.fullmatch(rf"({OPTION_NAME.pattern})(?:(?:=|: )(.+))?", code):
         name, value = match[1], match[2]
         if name in options.RENAMED_OPTIONS:
@@ -669,6 +690,71 @@ def _is_example(name: str) -> bool:
     return bool(re.match(r"(my|your)[-_]", name))
 
 
+# --- Tables of options
+
+
+def check_tables(page: Page, project: Project) -> list[str]:
+    """Check that tables of options give the types and defaults of their specs; what is no value there is for people."""
+    found = []
+    columns: list[str] = []
+    for number, line in enumerate(page.text.splitlines(), 1):
+        if not line.startswith("|"):
+            columns = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        columns = columns or [cell.strip() for cell in cells]
+        if columns[:3] == ["variable", "type", "default"] and len(cells) == len(columns):
+            found += [(number, sentence) for sentence in _row_problems(cells, project)]
+    return _at(page, found)
+
+
+def _row_problems(cells: list[str], project: Project) -> Iterator[str]:
+    names = [name for name in re.findall(r"`(\w+)`", cells[0]) if name in project.specs]
+    values = cells[2].split(" and ") if " and " in cells[2] else cells[2:3] * len(names)
+    for name, value in zip(names, values):
+        spec = project.specs[name]
+        kind = spec.get("type", "str")
+        if cells[1] not in {"str": ("str", "path"), "raw": ("list", "str")}.get(kind, (kind,)):
+            yield f"{name} is of the type {kind}, and not {cells[1]}"
+        shown = re.match(r"`([^`]*)`|[\d.]+", value)
+        if shown and "default" in spec and _yaml(shown[1] or shown[0]) != spec["default"]:
+            yield f"the default of {name} is {spec['default']}, and not {shown[1] or shown[0]}"
+
+
+# --- Messages
+
+
+def check_messages(page: Page, project: Project) -> list[str]:
+    """Check that the project says what a column «message» quotes. What is filled in there is an example, or ``…``."""
+    found, quotes = [], False
+    for number, line in enumerate(page.text.splitlines(), 1):
+        quotes = line.startswith("| message |") or (quotes and line.startswith("|"))
+        for message in re.findall(r"`([^`]+)`", line.split(" | ")[0]) if quotes else ():
+            for part in re.split(rf"[;:,.](?= |$)|\S*{ELLIPSIS}\S*", message):
+                words = part.split()
+                if len(words) > 1 and not _is_said(words, project):
+                    found.append((number, f"nothing says «{' '.join(words)}» any more; quote what is said now"))
+    return _at(page, found)
+
+
+def _is_said(words: list[str], project: Project) -> bool:
+    """Tell whether words are a part of a sentence, and half of them or more are not what is filled in."""
+    return any(_in_common(words, said[place:]) * 2 >= len(words) for said in project.said for place in range(len(said)))
+
+
+def _in_common(words: list[str], said: tuple[str, ...]) -> int:
+    """Count how many words are the sentence's own; -1 where they are not how it begins."""
+    if not words or not said:
+        return -1 if words else 0
+    word = said[0].strip(".,;:'\"")
+    if "\0" not in word:
+        rest = _in_common(words[1:], said[1:]) if word == words[0] else -1
+        return rest + 1 if rest >= 0 else -1
+    pattern = re.compile(re.escape(word).replace("\0", ".*"))
+    return max(_in_common(words[many:], said[1:]) if pattern.fullmatch(" ".join(words[:many])) else -1
+               for many in range(3))  # fmt: skip
+
+
 # --- Links
 
 
@@ -715,40 +801,6 @@ def check_reachable(everything: Mapping[str, Page]) -> list[str]:
         coming += [os.path.normpath(os.path.join(page.folder, target.partition("#")[0])) for _, target in page.links]
     return [f"{path}:1: no links lead here from README.md; link it where a reader would look for it"
             for path in sorted(everything.keys() - seen) if path.startswith("docs/")]  # fmt: skip
-
-
-def check_navigation(configuration: str, everything: Mapping[str, Page]) -> list[str]:
-    """Check that MkDocs' menu has each page once, and no other.
-
-    Args:
-        configuration: What mkdocs.yml says.
-        everything: All pages, by path.
-    """
-    read = yaml.load(configuration, Loader=_AnyTag)
-    named = [*_files_of(read.get("nav", []))]
-    hidden = [line.split("#")[0].strip() for line in str(read.get("not_in_nav", "")).splitlines()]
-    there = {path.removeprefix("docs/") for path in everything if path.startswith("docs/")}
-    found = [f"mkdocs.yml: {path} is in the menu and does not exist" for path in named if path not in there]
-    found += [f"mkdocs.yml: {path} is in the menu twice" for path in {path for path in named if named.count(path) > 1}]
-    for path in sorted(there - {*named}):
-        if not any(pattern and pathlib.PurePosixPath(f"/{path}").match(pattern) for pattern in hidden):
-            found.append(f"docs/{path}:1: this page is not in the menu; add it to nav in mkdocs.yml")
-    return found
-
-
-class _AnyTag(yaml.SafeLoader):
-    """Reads mkdocs.yml, which may name Python's objects."""
-
-
-_AnyTag.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-
-
-def _files_of(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, (list, dict)):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _files_of(value)
 
 
 # --- The rest

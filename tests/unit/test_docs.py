@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import textwrap
 
 import page_checks
@@ -15,6 +17,8 @@ CHECKS = [
     page_checks.check_blocks,
     page_checks.check_commands,
     page_checks.check_names,
+    page_checks.check_tables,
+    page_checks.check_messages,
     page_checks.check_paths_of_machines,
 ]
 
@@ -44,8 +48,20 @@ def test_every_page_is_found_by_links():
     assert not found, told(found)
 
 
-def test_every_page_is_in_the_menu():
-    found = page_checks.check_navigation((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"), PAGES)
+@pytest.mark.parametrize("path", sorted((pages.ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.name)
+def test_a_form_asks_for_commands_that_exist(path):
+    asked = "\n".join(re.findall(r"description: (.*)", path.read_text(encoding="utf-8")))
+    form = pages.parse(path.name, asked)
+    found = page_checks.check_commands(form, PROJECT) + page_checks.check_names(form, PROJECT)
+    assert not found, told(found)
+
+
+@pytest.mark.parametrize("path", sorted((pages.ROOT / "docs/images").iterdir()), ids=lambda path: path.name)
+def test_a_picture_is_shown_and_of_nobodys_machine(path):
+    links = {target.rpartition("/")[2] for one in PAGES.values() for _, target in one.links}
+    assert path.name in links, "no page shows it"
+    words = html.unescape(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8")))
+    found = page_checks.check_paths_of_machines(pages.Page(path.name, words), PROJECT)
     assert not found, told(found)
 
 
@@ -95,6 +111,7 @@ def commands(text: str, marker: str = "needs: a GPU") -> pages.Page:
          "2: tests/unit/test_rules.py mentions nothing of it"),
         ("<!-- run -->\n```text\nready\n```", "2: «run» stands above a block of text; only sh is run"),
         ("```json\n{'a': 1}\n```", "1: this is no JSON: "),
+        ("```mermaid\nflowchrt TD\n```", "1: this is no chart"),
         ("```yaml\na: [1\n```", "1: this is no YAML: "),
         ("```yaml\nhosts: {a: {run_backend: nohup}}\n```", "1: run_backend is «nohup»; it takes auto"),
         ("```yaml\nhosts: {a: {pod_gpu: [L40S]}}\n```", "1: there is no option pod_gpu; did you mean «pod_gpus»?"),
@@ -257,6 +274,8 @@ def test_a_good_command_in_a_sentence_is_left_alone(code):
         ("tests/none/", "there is no tests/none/"),
         ("inventory/hooks/before_lunch.yml", "there is no inventory/hooks/before_lunch.yml"),
         ("nonesuch.py", "nothing is called nonesuch.py"),
+        ("e2e/test_none.py", "there is no tests/e2e/test_none.py"),
+        ("test_that_nobody_wrote", "there is no test test_that_nobody_wrote"),
         ("run_backnd", "there is no option run_backnd; did you mean «run_backend»?"),
         ("run_lane", "run_lane is called run_lanes now"),
         ("run_backend=nohup", "run_backend is «nohup»"),
@@ -284,11 +303,50 @@ def test_a_variable_that_nothing_reads_is_found_in_commands():
     "code",
     ["playbooks/train.yml", "roles/*/meta/argument_specs.yml", "configs/agents/<agent>.yml", "planning/recipe.py",
      "output/adapters/<agent>/latest", ".pods/owner", "inventory/ssh.yml", "inventory/hooks/before_provision.yml",
-     "tests/unit/test_docs.py::test_a_bad_name_is_found", "supervisor.py", "train.log", "run_backend", "run_gpus: 4",
+     "tests/unit/test_docs.py::test_a_bad_name_is_found", "e2e/test_pods.py",
+     "test_a_pod_is_had_all_the_same", "supervisor.py", "train.log", "run_backend", "run_gpus: 4",
      "run_hosts", "run_hook", "run_id", "LORA_FORGE_NOTIFY_URL", "WANDB_API_KEY", "RIVALS", "a/b", "TCP/IP"],
 )  # fmt: skip
 def test_a_good_name_is_left_alone(code):
     assert page_checks.check_names(page(f"Say `{code}`."), PROJECT) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("`trainer_rsync_timeout` | int | 90", "the default of trainer_rsync_timeout is 60, and not 90"),
+        ("`pod_volume`, `pod_disk` | int | 0 and 40", "the default of pod_disk is 60, and not 40"),
+        ("`pod_clouds` | list | `[COMMUNITY]`, by far", "the default of pod_clouds is ['SECURE'], and not [COMMUNITY]"),
+        ("`pod_keep` | str | `false`", "pod_keep is of the type bool, and not str"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_found(row, sentence):
+    head = "| variable | type | default | meaning |\n|---|---|---|---|\n"
+    assert page_checks.check_tables(page(f"{head}| {row} | x |"), PROJECT) == [f"docs/page.md:3: {sentence}"]
+
+
+def quoting(message: str) -> pages.Page:
+    return page(
+        f"| message | what to do |\n|---|---|\n| `{message}` | no `such words` |\n\n| a |\n|---|\n| `or such` |"
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["there is no such agent «witnes»", "… was launched at gpu-1", "… is lost; nothing at all was ever lost"],
+)  # fmt: skip
+def test_a_message_that_nobody_prints_is_found(message):
+    [found] = page_checks.check_messages(quoting(message), PROJECT)
+    assert found.startswith("docs/page.md:3: nothing says «")
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["there is no agent «witnes»; did you mean «witness»?", "… shares 3 conversation(s) with …",
+     "gpu-1 is not known by its key, and nothing was sent to it", "RUNPOD_API_KEY is not set"],
+)  # fmt: skip
+def test_a_message_that_is_printed_is_left_alone(message):
+    assert page_checks.check_messages(quoting(message), PROJECT) == []
 
 
 SITE = {
@@ -333,19 +391,6 @@ def test_a_page_that_nothing_leads_to_is_found():
     assert page_checks.check_reachable(SITE) == []
     [found] = page_checks.check_reachable({**SITE, lost.path: lost})
     assert found.startswith("docs/lost.md:1: no links lead here from README.md")
-
-
-def test_a_page_that_is_not_in_the_menu_is_found():
-    menu = "nav: [{Start: index.md}, {More: [{None: none.md}]}]\nnot_in_nav: /reference/*.md\nx: !!python/name:a.b ''\n"
-    hidden = page("", "docs/reference/x.md")
-    assert page_checks.check_navigation(menu, {**SITE, hidden.path: hidden}) == [
-        "mkdocs.yml: none.md is in the menu and does not exist"
-    ]
-    lost = page("", "docs/lost.md")
-    assert page_checks.check_navigation("nav: [index.md, index.md]", {**SITE, lost.path: lost}) == [
-        "mkdocs.yml: index.md is in the menu twice",
-        "docs/lost.md:1: this page is not in the menu; add it to nav in mkdocs.yml",
-    ]
 
 
 @pytest.mark.parametrize("path", ["/home/alice/lora-forge", "/root/x", f"{pages.ROOT}/output", "/Users/me"])

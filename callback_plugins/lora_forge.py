@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pathlib
+import shlex
 import sys
 import threading
 from typing import Any
@@ -60,6 +61,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._over = threading.Event()
         self._launched: dict[str, tuple[str, str]] = {}
         self._pods: dict[str, tuple[float, float]] = {}
+        self._ordering: set[str] = set()  # hosts whose pod is being ordered: it may be there, and cost, already
+        self._watched: dict[tuple[str, str], None] = {}  # hosts and agents whose progress was told and that go on
         self._errors: set[tuple[str, str]] = set()
         self._is_planning = False
 
@@ -71,13 +74,15 @@ class CallbackModule(Default):  # type: ignore[misc]
         super().set_options(*args, **kwargs)
         lines.CALLBACK_IS_OURS = True
         self._display.display = self._write
+        self._ask, self._ask_until = self._display.prompt, self._display.prompt_until
+        self._display.prompt, self._display.prompt_until = self._prompt, self._prompt_until
+        atexit.register(self._leave)
         if self._is_verbose:
             return
         if sys.stdout.isatty() and not constants.ANSIBLE_NOCOLOR and os.environ.get("TERM", "dumb") != "dumb":
             self._block = ProgressBlock(sys.stdout)
             self._terminal = terminal.Terminal(draws=True)
             threading.Thread(target=self._tick, daemon=True).start()
-        atexit.register(self._leave)
 
     # What is printed, and drawn. Workers come through here, too: Ansible's own method hands it on to this process.
 
@@ -86,11 +91,29 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._print(msg, *args, **kwargs)
             return
         with self._lock:
+            if isinstance(msg, lines.Line) and msg.run and msg.progress:
+                self._watched[msg.host, msg.run] = None
             if isinstance(msg, lines.Line) and not self._is_verbose:
                 self._tell(self._terminal.tell(msg))
+            elif isinstance(msg, lines.Line) and msg.passing and msg.run:
+                return  # only what is drawn says how far a run is that is not watched yet
             else:
                 self._erase()
                 self._print(str(msg) if isinstance(msg, lines.Line) else msg, *args, **kwargs)
+
+    def _prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask, as Ansible does, and draw nothing over the question meanwhile."""
+        with self._lock:
+            self._erase()
+            return self._ask(*args, **kwargs)
+
+    def _prompt_until(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for a task, in the same way; in a worker this hands the question on to this process."""
+        if os.getpid() != self._pid:
+            return self._ask_until(*args, **kwargs)
+        with self._lock:
+            self._erase()
+            return self._ask_until(*args, **kwargs)
 
     def _tell(self, printed: list[lines.Line]) -> None:
         with self._lock:
@@ -105,6 +128,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._block and line.color:  # warnings: a command in them is seldom copied, and they are long
             text = terminal.wrap(text, self._block.width)
         length = terminal.heading(text)
+        if self._block and length == len(text):
+            text = text[: self._block.width]  # a rule
+            length = len(text)
         self._print(stringc(text[:length], HEADING) + text[length:] if length else text, color=line.color or None,
                     screen_only=True)  # fmt: skip
         self._print(text, log_only=True)
@@ -149,6 +175,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         stage = terminal.STAGES.get(task.action)
         if task.action == "runpod_pod" and task.args.get("state") == "absent":
             stage = "Release"
+        elif task.action == "runpod_pod" and not self._is_planning and not context.CLIARGS.get("check"):
+            self._ordering.add(host.name)
         if self._is_planning and stage:
             stage = PLANNING
         doing = task.name.rpartition("| ")[2] if task.name else task.action
@@ -161,12 +189,15 @@ class CallbackModule(Default):  # type: ignore[misc]
             super().v2_runner_on_ok(result)
             return
         self._handle_warnings(result.result)
+        if not result.task.loop:
+            self._say(result)
 
     def v2_runner_item_on_ok(self, result: Any) -> None:
         if self._is_verbose:
             super().v2_runner_item_on_ok(result)
             return
         self._handle_warnings(result.result)
+        self._say(result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         self._note(result)
@@ -179,7 +210,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             super().v2_runner_item_on_failed(result)
         elif not result.task.ignore_errors:
-            self._fail(result)
+            self._fail(result, str(self._get_item_label(result.result)))
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         if self._is_verbose:
@@ -188,6 +219,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._fail(result)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
+        self._ordering.discard(result.host.name)
         if self._is_verbose:
             super().v2_runner_on_skipped(result)
 
@@ -199,6 +231,10 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             super().v2_playbook_on_include(included_file)
 
+    def v2_playbook_on_handler_task_start(self, task: Any) -> None:
+        if self._is_verbose:
+            super().v2_playbook_on_handler_task_start(task)
+
     def v2_playbook_on_no_hosts_matched(self) -> None:
         if self._is_verbose:
             super().v2_playbook_on_no_hosts_matched()
@@ -209,7 +245,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._tell(self._terminal.finish())
-        self._launched, self._pods = {}, {}  # the summary told of them
+        self._launched, self._pods, self._ordering, self._watched = {}, {}, set(), {}  # the summary told of them
         self._finish()
         if self._is_verbose:
             super().v2_playbook_on_stats(stats)
@@ -233,21 +269,41 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._last_task_banner = task._uuid
         self._display.display(task.get_name().strip(), color=constants.COLOR_SKIP)
 
-    def _fail(self, result: Any) -> None:
-        """Print an error, once."""
-        host, answer = result.host.name, result.result
+    def _say(self, result: Any) -> None:
+        """Print what a debug task is there to print."""
+        if result.task.action in constants._ACTION_DEBUG:
+            answer = dict(result.result)
+            self._clean_results(answer, result.task.action)
+            message = answer.get("msg")
+            text = message if isinstance(message, str) else self._dump_results(answer).strip()
+            self._display.display(printable(text))
+
+    def _fail(self, result: Any, item: str = "") -> None:
+        """Print an error; one that a rescue raises again, once."""
+        host, answer, task = result.host.name, result.result, result.task
         self._handle_warnings(answer)
-        place = terminal.origin(getattr(result, "exception", None)) or result.task.get_path()
-        text = terminal.error_text(answer, "" if self._play.hosts == ["localhost"] else host, place)
+        place = terminal.origin(getattr(result, "exception", None)) or task.get_path()
+        shown_host = "" if self._play.hosts == ["localhost"] else host
+        text = terminal.error_text(answer, shown_host, place, item)
+        # The public attribute warns where an action's name is a template.
+        action = getattr(task, "_resolved_action", None) or task.action
+        is_sentence = "unreachable" in answer or terminal.explains_itself(action)
         with self._lock:
             self._terminal.end(host, failed=True)
-            if (host, text) in self._errors:
+            is_known = (host, text) in self._errors
+            self._errors.add((host, text))
+            if is_known and is_sentence:
                 self._draw()
                 return
-            self._errors.add((host, text))
             self._erase()
             shown = printable(text)
-            self._print(terminal.wrap(shown, self._block.width) if self._block else shown, color=constants.COLOR_ERROR)
+            if not is_sentence and place not in shown:
+                shown += printable(f"\n       in the task «{task.get_name().strip()}», {place}")
+            self._print(
+                terminal.wrap(shown, self._block.width) if self._block else shown,
+                color=constants.COLOR_ERROR,
+                stderr=self.get_option("display_failed_stderr"),
+            )
             self._draw()
 
     def _note(self, result: Any) -> None:
@@ -255,12 +311,15 @@ class CallbackModule(Default):  # type: ignore[misc]
         answer, action, host = result.result, result.task.action, result.host.name
         with self._lock:
             self._terminal.forget(host)
+            if action in ("deliver_run", "watch", "stop_run"):
+                self._watched = {key: None for key in self._watched if key[0] != host}
         if action == "start_run" and answer.get("run_id") and answer.get("state") != "finished":
             self._launched[answer["run_id"]] = answer["agent"], host
         elif action == "deliver_run":
             self._launched.pop(answer.get("run_id"), None)
             self._tell(self._terminal.end(host))
         elif action == "runpod_pod" and not self._is_planning:
+            self._ordering.discard(host)
             self._pods.pop(host, None)
             if budget := answer.get("budget"):
                 self._pods[host] = budget["usd_per_hour"], budget["deadline"]
@@ -283,8 +342,10 @@ class CallbackModule(Default):  # type: ignore[misc]
             source for source in context.CLIARGS.get("inventory") or () if source not in constants.DEFAULT_HOST_LIST
         ]
         here = os.path.join(os.getcwd(), "")
-        inventory = "".join(f"-i {source.removeprefix(here)} " for source in sources)
+        inventory = "".join(f"-i {shlex.quote(source.removeprefix(here))} " for source in sources)
         runs = [(name, *launched) for name, launched in self._launched.items()]
+        known = {host for _, _, host in runs}
+        runs += [(agent, agent, host) for host, agent in self._watched if host not in known]
         pods = [(pod, *costs) for pod, costs in self._pods.items()]
-        self._print(terminal.what_goes_on(runs, pods, inventory))
+        self._print(terminal.what_goes_on(runs, pods, inventory, self._ordering))
         sys.stdout.flush()

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from fcntl import ioctl
 from functools import partial
@@ -300,3 +301,81 @@ def test_ctrl_c_says_what_goes_on_and_leaves_the_terminal_as_it_was(stage: Stage
     assert "playbooks/stop.yml -e role=witness" in text
     assert "━" not in text, "the bar is gone"
     assert not screen.screen.cursor.hidden
+
+
+def test_the_same_words_of_two_tasks_are_two_errors_with_their_tasks(stage: Stage) -> None:
+    tasks = [
+        {"name": "Try", "block": [{"name": "First", "command": "false"}], "rescue": [{"name": "Go on", "ping": {}}]},
+        {"name": "Second", "ansible.builtin.shell": "echo no space; false"},
+    ]
+    done = stage.run([play(stage, *tasks, hosts="gpu-1")])
+    assert done.stdout.count("ERROR  gpu-1: non-zero return code") == 2
+    for part in ("in the task «First», ", "in the task «Second», ", "no space", f"{stage.home}/play.yml:"):
+        assert part in done.stdout
+
+
+def test_nothing_of_a_task_that_may_not_be_logged_is_printed(stage: Stage) -> None:
+    secret = {"name": "Log in", "ansible.builtin.shell": "echo s3cret >&2; echo s3cret; false", "no_log": True}
+    done = stage.run([play(stage, secret, hosts="gpu-1")])
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "why is hidden by no_log" in done.stdout
+    assert "in the task «Log in»" in done.stdout
+
+
+def test_what_a_debug_task_says_is_printed_and_a_handler_is_no_news(stage: Stage) -> None:
+    tasks = [
+        {"name": "Say", "ansible.builtin.debug": {"msg": "hello \x1b[2J there"}},
+        {"name": "Change", "ansible.builtin.command": "true", "notify": ["Handle"]},
+    ]
+    handled = play(stage, *tasks, hosts="gpu-1") | {"handlers": [{"name": "Handle", "ansible.builtin.ping": {}}]}
+    done = stage.run([handled])
+    assert done.stdout == "hello  [2J there\n"
+
+
+def interrupted(stage: Stage, screen: Screen) -> str:
+    os.killpg(screen.process.pid, signal.SIGINT)
+    assert screen.end() != 0
+    return " ".join(screen.text().split())
+
+
+@pytest.mark.parametrize("options", [(), ("-v",)])
+def test_ctrl_c_while_only_watching_says_that_the_training_goes_on(
+    stage: Stage, on_screen: Any, options: tuple[str, ...]
+) -> None:
+    skipped = {"name": "Order", "when": False, "runpod_pod": {}}
+    (stage.home / "actions/runpod_pod.py").write_text(ACTION.format(root=ROOT))
+    screen = on_screen([play(stage, skipped, training(stage), hosts="gpu-1")], *options)
+    eventually(lambda: "1/3" in screen.text())
+    text = interrupted(stage, screen)
+    assert "gpu-1-agent keeps running on gpu-1; the same command attaches to it" in text
+    assert "Nothing was launched" not in text
+    assert "ordered" not in text
+
+
+def test_ctrl_c_while_a_pod_is_ordered_says_that_it_may_cost(stage: Stage, on_screen: Any) -> None:
+    (stage.home / "actions/runpod_pod.py").write_text(
+        "import pathlib, time\nfrom ansible.plugins.action import ActionBase\n\nclass ActionModule(ActionBase):\n    "
+        f"def run(self, tmp=None, task_vars=None):\n        pathlib.Path({str(stage.home / 'began')!r}).touch()\n"
+        "        time.sleep(600)\n"
+    )
+    screen = on_screen([play(stage, {"name": "Order", "runpod_pod": {}}, hosts="gpu-1")])
+    eventually((stage.home / "began").exists)
+    text = interrupted(stage, screen)
+    assert "gpu-1 was being ordered: it may be rented, and cost, already" in text
+
+
+def test_nothing_is_drawn_over_a_question(stage: Stage, on_screen: Any) -> None:
+    (stage.home / "actions/start_run.py").write_text(
+        "from ansible.plugins.action import ActionBase\n\nclass ActionModule(ActionBase):\n    def run(self, tmp=None, "
+        "task_vars=None):\n        return {}\n"
+    )
+    asking = play(stage, {"name": "Say", "ansible.builtin.fail": {"msg": "it is {{ colour }}"}}, hosts="gpu-1")
+    asking["vars_prompt"] = [{"name": "colour", "prompt": "Which colour", "private": False}]
+    screen = on_screen([play(stage, {"name": "Launch | Start", "start_run": {}}, {"command": "sleep 1"}), asking])
+    eventually(partial(screen.has, "Which colour"))
+    os.write(screen.file, b"r")
+    time.sleep(1.5)  # time in which it would be drawn
+    assert screen.lines() == ["Which colour: r"]
+    os.write(screen.file, b"ed\n")
+    screen.end()
+    assert "ERROR  gpu-1: it is red" in screen.lines()

@@ -6,11 +6,18 @@ import io
 import pickle
 from typing import Any
 
+import pyte
 import pytest
 from ansible.module_utils.lora_forge.controller import display
 from ansible.module_utils.lora_forge.controller.display import Line
 from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock
-from ansible.module_utils.lora_forge.controller.terminal import Row, Terminal, error_text, what_goes_on
+from ansible.module_utils.lora_forge.controller.terminal import (
+    Row,
+    Terminal,
+    error_text,
+    explains_itself,
+    what_goes_on,
+)
 from wire import Clock
 
 
@@ -212,6 +219,54 @@ def test_the_block_shows_a_bar_and_goes_without_a_trace(monkeypatch):
     assert file.getvalue().endswith("\x1b[1A\x1b[2K"), "the cursor is where the block began, and its lines are empty"
 
 
+@pytest.fixture
+def draw(monkeypatch):
+    """Draw on a terminal of a size; return its lines."""
+
+    def drawn(columns: int, height: int, rows: list[Row], screen: str = "") -> list[str]:
+        for name, value in {"TERM": "xterm", "COLUMNS": str(columns), "LINES": str(height)}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        terminal, file = pyte.Screen(columns, height), Tty()
+        block = ProgressBlock(file, Clock().now)
+        block.draw(rows, screen)
+        stream = pyte.Stream(terminal)
+        stream.feed(file.getvalue().replace("\n", "\r\n"))
+        lines = [line.rstrip() for line in terminal.display]
+        before = len(file.getvalue())
+        block.erase()
+        stream.feed(file.getvalue()[before:].replace("\n", "\r\n"))
+        assert not "".join(terminal.display).strip(), "nothing of it stays"
+        return lines
+
+    return drawn
+
+
+def training(name: str) -> Row:
+    return Row(name, "Watch", "", 0.0, (3, 12), {"loss": "loss 7.6", "eval": "eval 7.5", "eta": "eta 0:10"})
+
+
+def test_what_is_higher_than_the_terminal_is_cut_and_leaves_nothing_behind(draw):
+    lines = draw(80, 6, [training(f"agent-{number}") for number in range(20)])
+    assert [line.split()[0] for line in lines[:4]] == ["agent-0", "agent-1", "agent-2", "agent-3"]
+    assert lines[4:] == ["  and 16 more", ""]
+    lines = draw(80, 6, [training("agent")], "\n".join(f"row {number}" for number in range(20)))
+    assert lines == ["row 0", "row 1", "row 2", "row 3", "row 4", ""]
+
+
+@pytest.mark.parametrize("columns", [28, 40, 60, 80])
+def test_a_narrow_terminal_shows_who_and_how_far(draw, columns):
+    lines = draw(columns, 6, [training("witness"), training("mayor")])
+    assert all("3/12  25%" in line for line in lines[:2]), lines
+    assert lines[0].startswith("  witness ")
+    assert ("━" in lines[0]) == (columns >= 60)
+
+
+def test_wide_letters_do_not_break_a_row(draw):
+    lines = draw(80, 6, [training("エージェント"), training("🚀")])
+    assert all("3/12  25%" in line and "loss 7.6" in line for line in lines[:2]), lines
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +292,34 @@ def test_an_error_without_words_is_one():
     assert error_text({}, "gpu-1") == "ERROR  gpu-1: it failed"
 
 
+def test_what_a_program_printed_elsewhere_is_shown_where_it_said_nothing_as_an_error():
+    assert error_text({"msg": "non-zero return code", "stdout": "no space\n", "stderr": ""}, "gpu-1").splitlines() == [
+        "ERROR  gpu-1: non-zero return code",
+        "       no space",
+    ]
+
+
+def test_an_error_of_a_loop_names_the_item():
+    assert error_text({"msg": "no"}, "gpu-1", item="mayor") == "ERROR  gpu-1: no (item mayor)"
+
+
+def test_what_may_not_be_logged_says_so():
+    answer = {"censored": "the output has been hidden", "changed": True}
+    assert error_text(answer, "gpu-1", item="secret") == "ERROR  gpu-1: it failed; why is hidden by no_log"
+
+
+def test_a_file_that_is_not_there_is_the_reason():
+    assert error_text({"reason": "Could not find x.yml\nmore"}, "gpu-1") == "ERROR  gpu-1: Could not find x.yml"
+
+
+@pytest.mark.parametrize(
+    ("action", "does"),
+    [("start_run", True), ("ansible.builtin.fail", True), ("ansible.builtin.command", False), ("a.b.c", False)],
+)
+def test_which_failures_need_the_name_of_their_task(action, does):
+    assert explains_itself(action) == does
+
+
 # --- an interruption ------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +333,12 @@ def test_an_interruption_says_what_goes_on_what_it_costs_and_the_ways_on():
 
 def test_an_interruption_before_a_launch_says_so():
     assert "Nothing was launched" in what_goes_on([], [], "")
+
+
+def test_an_interruption_while_a_pod_is_ordered_says_that_it_may_cost():
+    text = what_goes_on([], [], "-i inventory/runpod.yml ", ["pod-1"])
+    assert "pod-1 was being ordered: it may be rented, and cost, already" in text
+    assert "ansible-playbook -i inventory/runpod.yml playbooks/release.yml -e pod=pod-1" in text
 
 
 # --- what a trainer may have said -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from ansible.module_utils.lora_forge.controller.terminal import Row
 from ansible.module_utils.lora_forge.text import duration
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 BAR = 24  # columns
+NARROW = 50  # columns that the rest of a row takes; what a terminal has beyond them is the bar's
+_SHORTEST = 8  # columns of a bar that says anything
 ORDER = ("loss", "eval", "speed", "eta")  # of the figures
 SETTLE = 0.4  # seconds before something is drawn: what is over sooner would only flicker
 
@@ -52,8 +55,17 @@ class ProgressBlock:
                               redirect_stdout=False, redirect_stderr=False)  # fmt: skip
             self._live.start()
             self._console.show_cursor(True)  # a command that is killed must not leave the terminal without one
-        parts: list[RenderableType] = [Text(screen, no_wrap=True, overflow="ellipsis")] if screen else []
-        self._live.update(Group(*parts, self._table(rows)), refresh=True)
+        # What is higher than the terminal could not be taken away again: its top has left the screen.
+        room = max(self._console.height - 1, 1)
+        above = screen.split("\n")[:room] if screen else []
+        parts: list[RenderableType] = [Text("\n".join(above), no_wrap=True, overflow="ellipsis")] if above else []
+        room -= len(above)
+        shown = rows if len(rows) <= room else rows[: max(room - 1, 0)]
+        if shown:
+            parts.append(self._table(shown))
+        if len(shown) < len(rows) and room:
+            parts.append(Text(f"  and {len(rows) - len(shown)} more", style="dim"))
+        self._live.update(Group(*parts), refresh=True)
 
     def erase(self) -> None:
         """Take the block away, so that something can be printed in its place."""
@@ -62,21 +74,35 @@ class ProgressBlock:
             self._live = None
 
     def _table(self, rows: Sequence[Row]) -> Table:
-        """Lay out the rows."""
+        """Lay out the rows; on a narrow terminal the bar gives way first, and then the figures."""
+        shares, bar = [self._share(row) for row in rows], self.width - NARROW
+        bar = 0 if bar < _SHORTEST else min(bar, BAR)
+        stages = [row.stage for row in rows if not row.progress]
+        taken = [f"  {row.who}" for row in rows], [*stages, "━" * bar], shares
+        left = self.width - sum(max(map(cell_len, column)) + 2 for column in taken) - 1
         table = Table.grid(padding=(0, 2, 0, 0))
-        for _ in range(3):
+        for _ in range(4):
             table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        for row in rows:
-            elapsed = duration(self._now() - row.since)
+        for row, share in zip(rows, shares):
+            text = Text(row.text, style="dim")
+            middle: RenderableType = Text(row.stage, style="cyan")
             if row.progress:
                 done, planned = row.progress
-                share = Text(f"{done:>{len(str(planned))}}/{planned} {done / max(planned, 1):4.0%}")
-                bar = ProgressBar(total=max(planned, 1), completed=done, width=BAR,
-                                  complete_style="cyan", finished_style="green")  # fmt: skip
-                table.add_row(
-                    f"  {row.who}", bar, share, "  ".join(row.figures[name] for name in ORDER if name in row.figures)
-                )
+                text = Text("  ".join(row.figures[name] for name in ORDER if name in row.figures))
+                middle = Text("")
+                if bar:
+                    middle = ProgressBar(total=max(planned, 1), completed=done, width=bar,
+                                         complete_style="cyan", finished_style="green")  # fmt: skip
+            if left > 0:
+                text.truncate(left, overflow="ellipsis")
             else:
-                table.add_row(f"  {row.who}", Text(row.stage, style="cyan"), Text(elapsed), Text(row.text, style="dim"))
+                text = Text("")
+            table.add_row(f"  {row.who}", middle, share, text)
         return table
+
+    def _share(self, row: Row) -> str:
+        """Write how far a row is, or for how long it waits."""
+        if not row.progress:
+            return duration(self._now() - row.since)
+        done, planned = row.progress
+        return f"{done:>{len(str(planned))}}/{planned} {done / max(planned, 1):4.0%}"

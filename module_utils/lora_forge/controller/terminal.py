@@ -32,6 +32,8 @@ STAGES = {
 # What is told when a stage ends that may have told nothing, or not when it ended.
 ENDS = {"Provision": "fit to train"}
 _DETAILS = 10  # lines of what a command printed as it failed
+_LONG = 1000  # letters of such a line
+_ITEM = 80  # letters of a loop's item that failed
 _WORTH_TELLING = 1.0  # seconds that such a stage took
 
 
@@ -186,13 +188,19 @@ class Terminal:
         return [*self._runs.values(), *waiting]
 
 
-def what_goes_on(runs: Iterable[tuple[str, str, str]], pods: Iterable[tuple[str, float, float]], inventory: str) -> str:
+def what_goes_on(
+    runs: Iterable[tuple[str, str, str]],
+    pods: Iterable[tuple[str, float, float]],
+    inventory: str,
+    ordering: Iterable[str] = (),
+) -> str:
     """Say what goes on when a command is interrupted, what that costs, and how to come back or stop it.
 
     Args:
         runs: Name, agent and host of what was launched or attached to, and is not delivered.
         pods: Name, US dollars an hour, and the time (seconds since the epoch) at which the leash ends it.
         inventory: The options that name the inventory, as they were given, with a space behind; "" for the default one.
+        ordering: Names of pods that were being ordered.
     """
     runs, pods = list(runs), list(pods)
     lines = [f"{name} keeps running on {host}; the same command attaches to it." for name, _, host in runs]
@@ -204,6 +212,9 @@ def what_goes_on(runs: Iterable[tuple[str, str, str]], pods: Iterable[tuple[str,
         until = f", until {time.strftime('%Y-%m-%d %H:%M', time.localtime(deadline))} at most" if deadline else ""
         lines.append(f"{pod} costs {price:.2f} USD/h{until}. Give it up: ansible-playbook {inventory}"
                      f"playbooks/release.yml -e pod={pod}")  # fmt: skip
+    for pod in sorted(ordering):
+        lines.append(f"{pod} was being ordered: it may be rented, and cost, already. The same command takes it on. "
+                     f"Give it up: ansible-playbook {inventory}playbooks/release.yml -e pod={pod}")  # fmt: skip
     return "\n".join(f"  {line}" for line in lines)
 
 
@@ -255,29 +266,45 @@ def _hanging(line: str) -> int:
     return 7 if line.startswith("ERROR  ") else len(line) - len(line.lstrip()) + (0 if line.startswith(" " * 7) else 2)
 
 
-def error_text(answer: Mapping[str, Any], host: str, place: str = "") -> str:
+def explains_itself(action: str) -> bool:
+    """Tell whether an action fails with a sentence for people, and not with what a program of any kind returned.
+
+    Args:
+        action: Its full name. This project's own are in no collection.
+    """
+    collection, _, name = action.rpartition(".")
+    return name in ("fail", "assert", "validate_argument_spec") or collection in ("", "ansible.legacy")
+
+
+def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str = "") -> str:
     """Return a failed task's result as a sentence.
 
     Args:
         answer: The result.
         host: Where it failed; "" where that is no news.
         place: The file and line that are at fault, if it is Ansible that failed and not what the task does.
+        item: Of a loop; "" where it is none.
     """
-    message = str(answer.get("msg") or "it failed").strip()
+    hidden = "it failed; why is hidden by no_log" if answer.get("censored") else "it failed"
+    # A file that cannot be included has a reason; Ansible has printed all of it already.
+    message = str(answer.get("msg") or str(answer.get("reason") or hidden).partition("\n")[0]).strip()
     is_ansibles = message.startswith("Task failed: ") and not message.startswith("Task failed: Action failed: ")
     for prefix in ("Task failed: ", "Action failed: ", "Module failed: "):
         message = message.removeprefix(prefix)
     if answer.get("assertion"):
         message += f" ({answer['assertion']})"
+    if item and item not in message and not answer.get("censored"):
+        message += f" (item {item[:_ITEM]})"
     if "unreachable" in answer and host and not message.startswith(host):
         message = f"{host} does not answer: {message}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
     if is_ansibles and place:
         message += f"\n{place}"
-    details = str(answer.get("module_stderr") or answer.get("stderr") or "").strip()
+    printed = (str(answer.get(name) or "").strip() for name in ("module_stderr", "stderr", "module_stdout", "stdout"))
+    details = next(filter(None, printed), "")
     if details and details not in message:
-        message = "\n".join([message, *details.splitlines()[-_DETAILS:]])
+        message = "\n".join([message, *(line[:_LONG] for line in details.splitlines()[-_DETAILS:])])
     first, *others = message.splitlines()
     return "\n".join([f"ERROR  {first}", *(f"       {line}" for line in others)])
 

@@ -228,7 +228,7 @@ class ActionModule(ForgeAction):
         if seen["state"] == "running" and not since and not seen["events"]:
             wait = "started; Axolotl takes about half a minute until its first step"
             progress = 0, int(seen["progress"]["planned"] or 0)
-            tell(f"  {agent}  {wait}", host=self.host, run=agent, progress=progress, figures={"eta": wait})
+            tell(f"  {agent}  {wait}", host=self.host, run=agent, progress=progress)
         warning = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
         if warning and not self.warned:
             tell(f"  {agent}  {warning}", host=self.host)

@@ -144,7 +144,9 @@ class Terminal:
             return printed
         if line.run and line.progress:
             row = self._runs.setdefault((line.host, line.run), Row(line.run, "Watch", "", self._now()))
-            row.progress = line.progress
+            # Before its first step nobody knows how many there are to be: what it waits for, and for how long.
+            row.progress = line.progress if line.progress[1] else None
+            row.text = line.strip().removeprefix(line.run).strip()
             row.figures = {**row.figures, **line.figures}
         if stage and line.passing and not line.progress:
             stage.task = line.strip().removeprefix(f"{line.host}: ")

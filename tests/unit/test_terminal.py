@@ -153,6 +153,16 @@ def test_on_a_terminal_progress_is_drawn_and_not_printed():
     assert row.figures == {"loss": "loss 7.6", "eta": "eta 0:10", "eval": "eval 7.5"}
 
 
+def test_before_its_first_step_a_run_says_what_it_waits_for():
+    told = Told(draws=True)
+    told.begin("gpu-1", "Watch")
+    told.tell("  witness  started; it takes a while", host="gpu-1", run="witness", progress=(0, 0))
+    (row,) = told.terminal.rows()
+    assert (row.progress, row.text) == (None, "started; it takes a while")
+    told.step("gpu-1", "witness", 1)
+    assert told.terminal.rows()[0].progress == (1, 12)
+
+
 def test_each_run_of_a_host_has_a_row_and_a_host_without_one_says_what_it_waits_for():
     told = Told(draws=True)
     told.begin("gpu-1", "Watch")
@@ -160,8 +170,8 @@ def test_each_run_of_a_host_has_a_row_and_a_host_without_one_says_what_it_waits_
     told.step("gpu-1", "b", 2)
     told.begin("gpu-2", "Provision", "Make the environment")
     assert [(row.who, row.text) for row in told.terminal.rows()] == [
-        ("a", ""),
-        ("b", ""),
+        ("a", "step 1/12"),
+        ("b", "step 2/12"),
         ("gpu-2", "Make the environment"),
     ]
     told.tell("  gpu-2: 3.2 of 15.2 GB", host="gpu-2", passing=True)

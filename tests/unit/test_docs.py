@@ -65,6 +65,19 @@ def test_a_picture_is_shown_and_of_nobodys_machine(path):
     assert not found, told(found)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("README.md", page_checks.AGENTS),
+        ("docs/your-data.md", page_checks.AGENTS),
+        ("docs/status.md", PROJECT.specs["run_notify_on"]["choices"]),
+        ("docs/ssh-hosts.md", [f"hooks/{name}.yml" for name in page_checks.hooks.NAMES]),
+    ],
+)
+def test_a_page_has_all_that_it_lists(path, names):
+    assert set(names) <= {code for _, code in PAGES[path].codes}
+
+
 def test_the_readme_is_an_overview():
     found = page_checks.check_length(PAGES["README.md"], README_LINES)
     assert not found, told(found)

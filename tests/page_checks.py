@@ -611,9 +611,6 @@ def _name_problems(code: str, page: Page, project: Project) -> Iterator[str]:
     elif re.fullmatch(rf"[\w.-]+\.(?:{SUFFIXES})", code):
         if code not in project.words and not _is_example(code):
             yield f"nothing is called {code}{nearest(code, (name for name in project.words if '.' in name))}"
-    elif re.fullmatch(r"test_\w+", code):
-        if code not in project.words:
-            yield f"there is no test {code}"
     elif match := re.fullmatch(rf"({OPTION_NAME.pattern})(?:(?:=|: )(.+))?", code):
         name, value = match[1], match[2]
         if name in options.RENAMED_OPTIONS:
@@ -624,6 +621,10 @@ def _name_problems(code: str, page: Page, project: Project) -> Iterator[str]:
                 yield from _option_problems(name, read, project)
         elif name not in project.internal | project.functions | project.plugins | NO_OPTIONS:
             yield f"there is no option {name}{nearest(name, project.specs)}"
+    elif re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", code):
+        keys = project.recipe_keys["properties"]
+        if code not in project.words and code not in keys:
+            yield f"nothing is called {code}{nearest(code, keys)}"
     for name in _variables(code):
         if name not in project.words:
             yield f"nothing reads the variable {name}{nearest(name, project.words)}"

@@ -65,6 +65,19 @@ def test_a_picture_is_shown_and_of_nobodys_machine(path):
     assert not found, told(found)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("README.md", page_checks.AGENTS),
+        ("docs/your-data.md", page_checks.AGENTS),
+        ("docs/status.md", PROJECT.specs["run_notify_on"]["choices"]),
+        ("docs/ssh-hosts.md", [f"hooks/{name}.yml" for name in page_checks.hooks.NAMES]),
+    ],
+)
+def test_a_page_has_all_that_it_lists(path, names):
+    assert set(names) <= {code for _, code in PAGES[path].codes}
+
+
 def test_the_readme_is_an_overview():
     found = page_checks.check_length(PAGES["README.md"], README_LINES)
     assert not found, told(found)
@@ -275,7 +288,8 @@ def test_a_good_command_in_a_sentence_is_left_alone(code):
         ("inventory/hooks/before_lunch.yml", "there is no inventory/hooks/before_lunch.yml"),
         ("nonesuch.py", "nothing is called nonesuch.py"),
         ("e2e/test_none.py", "there is no tests/e2e/test_none.py"),
-        ("test_that_nobody_wrote", "there is no test test_that_nobody_wrote"),
+        ("test_that_nobody_wrote", "nothing is called test_that_nobody_wrote"),
+        ("warmup_ration", "nothing is called warmup_ration; did you mean «warmup_ratio»?"),
         ("run_backnd", "there is no option run_backnd; did you mean «run_backend»?"),
         ("run_lane", "run_lane is called run_lanes now"),
         ("run_backend=nohup", "run_backend is «nohup»"),

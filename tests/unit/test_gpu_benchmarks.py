@@ -268,7 +268,8 @@ def test_a_visit_packs_its_results_and_its_logs(tmp_path):
     visit.pack(work, out)
     assert sorted(path.name for path in out.iterdir()) == ["logs.tar.gz", "results.tar.gz"]
     with tarfile.open(out / "results.tar.gz") as packed:
-        packed.extractall(tmp_path / "unpacked", filter="data")
+        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11 of Debian 12 has none
+        packed.extractall(tmp_path / "unpacked")
     assert forge.load(tmp_path / "unpacked/card/baseline-1.json") == {"steps": [1]}
     assert sorted(path.name for path in (tmp_path / "unpacked/card").iterdir()) == ["baseline-1.json", "nvidia-smi.txt"]
     with tarfile.open(out / "logs.tar.gz") as packed:

@@ -40,7 +40,7 @@ requirements:
 
 HEADING = "cyan"
 TICK = 0.5  # seconds between two drawings of what is under way
-PLANNING = "Plan"  # how the plays begin whose every task is part of the plan
+INTERRUPTED = "User interrupted execution"  # how Ansible says it
 
 
 class CallbackModule(Default):  # type: ignore[misc]
@@ -64,6 +64,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._ordering: set[str] = set()  # hosts whose pod is being ordered: it may be there, and cost, already
         self._watched: dict[tuple[str, str], None] = {}  # hosts and agents whose progress was told and that go on
         self._errors: set[tuple[str, str]] = set()
+        self._begun: set[str] = set()  # stages
         self._is_planning = False
 
     @property
@@ -97,6 +98,9 @@ class CallbackModule(Default):  # type: ignore[misc]
                 self._tell(self._terminal.tell(msg))
             elif isinstance(msg, lines.Line) and msg.passing and msg.run:
                 return  # only what is drawn says how far a run is that is not watched yet
+            elif INTERRUPTED in msg and not self._over.is_set():
+                self._erase()
+                self._print("Interrupted.", stderr=True)  # what goes on follows: no error
             else:
                 self._erase()
                 self._print(str(msg) if isinstance(msg, lines.Line) else msg, *args, **kwargs)
@@ -161,7 +165,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             super().v2_playbook_on_play_start(play)
             return
         self._play = play
-        self._is_planning = play.get_name().startswith(PLANNING)
+        self._is_planning = play.get_name().startswith(terminal.PLANNING)
         self._tell(self._terminal.finish())
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -178,8 +182,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         elif task.action == "runpod_pod" and not self._is_planning and not context.CLIARGS.get("check"):
             self._ordering.add(host.name)
         if self._is_planning and stage:
-            stage = PLANNING
+            stage = terminal.PLANNING
         doing = task.name.rpartition("| ")[2] if task.name else task.action
+        self._begun |= {stage} if stage else set()
         with self._lock:
             self._tell(self._terminal.begin(host.name, stage, doing))
 
@@ -282,6 +287,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print an error; one that a rescue raises again, once."""
         host, answer, task = result.host.name, result.result, result.task
         self._handle_warnings(answer)
+        if answer.get("told"):
+            return  # the lines before it say it already
         place = terminal.origin(getattr(result, "exception", None)) or task.get_path()
         shown_host = "" if self._play.hosts == ["localhost"] else host
         text = terminal.error_text(answer, shown_host, place, item)
@@ -347,5 +354,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         known = {host for _, _, host in runs}
         runs += [(agent, agent, host) for host, agent in self._watched if host not in known]
         pods = [(pod, *costs) for pod, costs in self._pods.items()]
-        self._print(terminal.what_goes_on(runs, pods, inventory, self._ordering))
-        sys.stdout.flush()
+        given = context.CLIARGS.get("extra_vars") or ()
+        options = "".join(f" -e {shlex.quote(text)}" for text in given if terminal.is_repeated(text))
+        if text := terminal.what_goes_on(runs, pods, inventory, self._ordering, options, self._begun):
+            self._print(text)
+            sys.stdout.flush()

@@ -299,6 +299,8 @@ def test_ctrl_c_says_what_goes_on_and_leaves_the_terminal_as_it_was(stage: Stage
     text = " ".join(screen.text().split())
     assert "witness-1 keeps running on gpu-1; the same command attaches to it" in text
     assert "playbooks/stop.yml -e role=witness" in text
+    assert "Interrupted." in text
+    assert "[ERROR]" not in text
     assert "━" not in text, "the bar is gone"
     assert not screen.screen.cursor.hidden
 

@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.controller.terminal import (
     Terminal,
     error_text,
     explains_itself,
+    is_repeated,
     what_goes_on,
 )
 from wire import Clock
@@ -289,7 +290,9 @@ def test_an_error_names_its_host_once():
     assert error_text({"msg": "no GPU"}, "gpu-1") == "ERROR  gpu-1: no GPU"
     assert error_text({"msg": "gpu-1 has no GPU"}, "gpu-1") == "ERROR  gpu-1 has no GPU"
     lost = {"msg": "Failed to connect to the host via ssh: refused", "unreachable": True}
-    assert error_text(lost, "gpu-1") == "ERROR  gpu-1 does not answer: Failed to connect to the host via ssh: refused"
+    told, advice = error_text(lost, "gpu-1").splitlines()
+    assert told == "ERROR  gpu-1 does not answer: Failed to connect to the host via ssh: refused"
+    assert "What runs there goes on" in advice
 
 
 def test_what_a_program_printed_as_it_failed_is_shown():
@@ -342,7 +345,16 @@ def test_an_interruption_says_what_goes_on_what_it_costs_and_the_ways_on():
 
 
 def test_an_interruption_before_a_launch_says_so():
-    assert "Nothing was launched" in what_goes_on([], [], "")
+    assert "Nothing was launched" in what_goes_on([], [], "", begun={"Plan", "Provision"})
+    assert what_goes_on([], [], "", begun={"Plan"}).strip() == "Nothing was started."
+    assert what_goes_on([], [], "") == "", "a command that only looks has nothing to say"
+
+
+def test_the_commands_it_names_find_the_same_run_and_show_no_secret():
+    given = ['{"recipe": {"lora_r": 8}}', "role=witness", "run_notify_url=https://hooks.example.org/T0/x", "fresh=true"]
+    assert [text for text in given if is_repeated(text)] == ['{"recipe": {"lora_r": 8}}', "fresh=true"]
+    text = what_goes_on([("witness-1", "witness", "gpu-1")], [], "", options=" -e fresh=true")
+    assert "playbooks/stop.yml -e role=witness -e fresh=true" in text
 
 
 def test_an_interruption_while_a_pod_is_ordered_says_that_it_may_cost():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.lora_forge.controller.display import Line
@@ -34,6 +35,9 @@ ENDS = {"Provision": "fit to train"}
 _DETAILS = 10  # lines of what a command printed as it failed
 _LONG = 1000  # letters of such a line
 _ITEM = 80  # letters of a loop's item that failed
+_MAYBE_SECRET = re.compile(r"url|env|key|token|secret|pass", re.IGNORECASE)
+PLANNING = "Plan"
+_CHANGING = {"Rent", "Provision", "Launch", "Watch"}
 _WORTH_TELLING = 1.0  # seconds that such a stage took
 
 
@@ -190,26 +194,48 @@ class Terminal:
         return [*self._runs.values(), *waiting]
 
 
+def is_repeated(option: str) -> bool:
+    """Tell whether a text given by ``-e`` stands in the commands that are named after an interruption.
+
+    Args:
+        option: As it was given. One that may hold a secret, by its names, is never shown.
+    """
+    return not option.startswith("role=") and not _MAYBE_SECRET.search(option)
+
+
 def what_goes_on(
     runs: Iterable[tuple[str, str, str]],
     pods: Iterable[tuple[str, float, float]],
     inventory: str,
     ordering: Iterable[str] = (),
+    options: str = "",
+    begun: Collection[str] = (),
 ) -> str:
     """Say what goes on when a command is interrupted, what that costs, and how to come back or stop it.
+
+    A run is found by what it is trained with, so the commands that are named have the options of this one.
 
     Args:
         runs: Name, agent and host of what was launched or attached to, and is not delivered.
         pods: Name, US dollars an hour, and the time (seconds since the epoch) at which the leash ends it.
         inventory: The options that name the inventory, as they were given, with a space behind; "" for the default one.
         ordering: Names of pods that were being ordered.
+        options: The other options of the command, with a space before; "" for none.
+        begun: The stages that any host was in.
+
+    Returns:
+        The text; "" where the command would have changed nothing.
     """
     runs, pods = list(runs), list(pods)
     lines = [f"{name} keeps running on {host}; the same command attaches to it." for name, _, host in runs]
-    if not runs:
+    if not runs and _CHANGING.intersection(begun):
         lines.append("Nothing was launched by this command; the same command begins where this one ended.")
+    elif not runs and PLANNING in begun:
+        lines.append("Nothing was started.")
     for agent in dict.fromkeys(agent for _, agent, _ in runs):
-        lines.append(f"Stop {agent} with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}")
+        lines.append(
+            f"Stop {agent} with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}{options}"
+        )
     for pod, price, deadline in pods:
         until = f", until {time.strftime('%Y-%m-%d %H:%M', time.localtime(deadline))} at most" if deadline else ""
         lines.append(f"{pod} costs {price:.2f} USD/h{until}. Give it up: ansible-playbook {inventory}"
@@ -301,7 +327,9 @@ def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str 
         message = f"{host} does not answer: {message}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
-    if is_ansibles and place:
+    if "unreachable" in answer:
+        message += "\nWhat runs there goes on. When it answers again, so does the same command"
+    elif is_ansibles and place:
         message += f"\n{place}"
     printed = (str(answer.get(name) or "").strip() for name in ("module_stderr", "stderr", "module_stdout", "stdout"))
     details = next(filter(None, printed), "")

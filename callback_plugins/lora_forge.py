@@ -53,7 +53,7 @@ class CallbackModule(Default):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._pid = os.getpid()
-        self._print = self._display.display  # Ansible's own
+        self._ansible_display = self._display.display
         # Ansible forks while it holds this lock, so that no process inherits a drawing that is half done.
         self._lock = self._display._lock
         self._terminal = terminal.Terminal(draws=False)
@@ -84,6 +84,22 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._block = ProgressBlock(sys.stdout)
             self._terminal = terminal.Terminal(draws=True)
             threading.Thread(target=self._tick, daemon=True).start()
+
+    def _print(self, *args: Any, **kwargs: Any) -> None:
+        """Print by Ansible's own method, at once: into a pipe it would come in blocks of some thousand letters.
+
+        Where nobody reads any longer, as behind ``| head``, the command goes on without a word: an error here would end
+        the thread that Ansible's workers wait for.
+        """
+        try:
+            self._ansible_display(*args, **kwargs)
+            if os.getpid() == self._pid:
+                (sys.stderr if kwargs.get("stderr") else sys.stdout).flush()
+        except BrokenPipeError:
+            stream = sys.stderr if kwargs.get("stderr") else sys.stdout
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
     # What is printed, and drawn. Workers come through here, too: Ansible's own method hands it on to this process.
 

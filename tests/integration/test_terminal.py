@@ -381,3 +381,34 @@ def test_nothing_is_drawn_over_a_question(stage: Stage, on_screen: Any) -> None:
     os.write(screen.file, b"ed\n")
     screen.end()
     assert "ERROR  gpu-1: it is red" in screen.lines()
+
+
+def test_where_nobody_reads_any_longer_the_command_ends_all_the_same(stage: Stage) -> None:
+    stage.go(1, 2, 3)
+    process = subprocess.Popen(
+        stage.command([play(stage, planning(stage), training(stage))]), cwd=stage.home, env=stage.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    try:
+        assert process.wait(PATIENCE) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_pipe_gets_each_line_at_once(stage: Stage) -> None:
+    buffered = {name: value for name, value in stage.environment.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        stage.command([play(stage, training(stage), hosts="gpu-1")]), cwd=stage.home, env=buffered,
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    for step in (1, 2, 3):  # the action waits until its last line was read here
+        while f"step {step}/3".encode() not in process.stdout.readline():
+            assert process.poll() is None
+        stage.go(step)
+    assert process.wait(PATIENCE) == 0
+    process.stdout.close()

@@ -62,7 +62,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._launched: dict[str, tuple[str, str]] = {}
         self._pods: dict[str, tuple[float, float]] = {}
         self._ordering: set[str] = set()  # hosts whose pod is being ordered: it may be there, and cost, already
-        self._watched: dict[tuple[str, str], None] = {}  # hosts and agents whose progress was told and that go on
+        self._watched: dict[tuple[str, str], None] = {}  # hosts and runs whose progress was told and that go on
         self._errors: set[tuple[str, str]] = set()
         self._begun: set[str] = set()  # stages
         self._is_planning = False
@@ -368,7 +368,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         inventory = "".join(f"-i {shlex.quote(source.removeprefix(here))} " for source in sources)
         runs = [(name, *launched) for name, launched in self._launched.items()]
         known = {host for _, _, host in runs}
-        runs += [(agent, agent, host) for host, agent in self._watched if host not in known]
+        # A run of a sweep is named after its agent and what is varied.
+        runs += [(name, name.partition(" ")[0], host) for host, name in self._watched if host not in known]
         pods = [(pod, *costs) for pod, costs in self._pods.items()]
         given = context.CLIARGS.get("extra_vars") or ()
         options = "".join(f" -e {shlex.quote(text)}" for text in given if terminal.is_repeated(text))

@@ -346,10 +346,13 @@ def test_ctrl_c_while_only_watching_says_that_the_training_goes_on(
 ) -> None:
     skipped = {"name": "Order", "when": False, "runpod_pod": {}}
     (stage.home / "actions/runpod_pod.py").write_text(ACTION.format(root=ROOT))
+    of_a_sweep = ACTION.replace('run=f"{{self.host}}-agent"', 'run="witness r=8"').format(root=ROOT)
+    (stage.home / "actions/deliver_run.py").write_text(of_a_sweep)
     screen = on_screen([play(stage, skipped, training(stage), hosts="gpu-1")], *options)
     eventually(lambda: "1/3" in screen.text())
     text = interrupted(stage, screen)
-    assert "gpu-1-agent keeps running on gpu-1; the same command attaches to it" in text
+    assert "witness r=8 keeps running on gpu-1; the same command attaches to it" in text
+    assert text.endswith("playbooks/stop.yml -e role=witness")
     assert "Nothing was launched" not in text
     assert "ordered" not in text
 

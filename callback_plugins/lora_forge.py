@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import sys
 import threading
+import time
 from typing import Any
 
 import ansible.module_utils
@@ -39,7 +40,8 @@ requirements:
 """
 
 HEADING = "cyan"
-TICK = 0.5  # seconds between two drawings of what is under way
+TICK = 0.5  # seconds between two drawings of what is under way, where nothing is told
+PAUSE = 0.1  # seconds between two drawings at least
 INTERRUPTED = "User interrupted execution"  # how Ansible says it
 
 
@@ -58,6 +60,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._lock = self._display._lock
         self._terminal = terminal.Terminal(draws=False)
         self._block: ProgressBlock | None = None
+        self._draw_from = 0.0
         self._over = threading.Event()
         self._launched: dict[str, tuple[str, str]] = {}
         self._pods: dict[str, tuple[float, float]] = {}
@@ -160,8 +163,10 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._block.erase()
 
     def _draw(self) -> None:
-        if self._block and not self._over.is_set():
+        # Fifty hosts that each tell something would spend their time on drawing; what is left out comes with the tick.
+        if self._block and not self._over.is_set() and time.monotonic() >= self._draw_from:
             self._block.draw(self._terminal.rows(), self._terminal.screen)
+            self._draw_from = time.monotonic() + PAUSE
 
     def _tick(self) -> None:
         while not self._over.wait(TICK):

@@ -101,7 +101,7 @@ def main() -> None:
         (ROOT / "fleet.yml").write_text(FLEET.replace("ROOT", str(ROOT)).replace("HOME", home))
         (pathlib.Path(home) / "gpu-2").mkdir()
         (pathlib.Path(home) / "gpu-2/env").symlink_to(ROOT / ".trainer/env")
-        shell = f"env PS1='$ ' PATH={ROOT}/.venv/bin:{os.environ['PATH']} bash --norc"
+        shell = f"env -u MAKELEVEL -u MAKEFLAGS PS1='$ ' PATH={ROOT}/.venv/bin:{os.environ['PATH']} bash --norc"
         size = ("-x", str(COLUMNS), "-y", str(ROWS))
         tmux("-f", "/dev/null", "new-session", "-d", "-s", "screen", *size, "-c", str(ROOT), shell)
         try:

@@ -40,6 +40,7 @@ train: $(VENV)/.controller ## Train an agent (role=witness) on the default inven
 
 rehearse-runpod: $(VENV)/.controller ## The same on a pod of a simulated RunPod (a container; as root, with podman)
 	@tests/system-packages.sh
+	@echo "RunPod is simulated. The pod's image is made first, where there is none yet: a minute or two."
 	@mkdir -p .hosts && CONTAINERS_CONF="$(CURDIR)/tests/hosts/containers.conf" LORA_FORGE_PODS="$(CURDIR)/.hosts/pods" \
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/fakes/runpod/simulator.py run --state .hosts/runpod -- \
 	  ansible-playbook -i tests/fakes/runpod/pods.yml train.yml -e role=$(role) $(ARGS)

@@ -58,7 +58,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._ansible_display = self._display.display
         # Ansible forks while it holds this lock, so that no process inherits a drawing that is half done.
         self._lock = self._display._lock
-        self._terminal = terminal.Terminal(draws=False)
+        self._terminal = terminal.Terminal(draws=False, checks=bool(context.CLIARGS.get("check")))
         self._block: ProgressBlock | None = None
         self._draw_from = 0.0
         self._over = threading.Event()
@@ -85,7 +85,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             return
         if sys.stdout.isatty() and not constants.ANSIBLE_NOCOLOR and os.environ.get("TERM", "dumb") != "dumb":
             self._block = ProgressBlock(sys.stdout)
-            self._terminal = terminal.Terminal(draws=True)
+            self._terminal = terminal.Terminal(draws=True, checks=bool(context.CLIARGS.get("check")))
             threading.Thread(target=self._tick, daemon=True).start()
 
     def _print(self, *args: Any, **kwargs: Any) -> None:

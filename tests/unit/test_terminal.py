@@ -123,6 +123,14 @@ def test_a_host_that_was_fit_at_once_is_no_news(told):
     assert told.printed == []
 
 
+def test_check_mode_makes_no_host_fit(told):
+    told.terminal = Terminal(False, told.clock.now, checks=True)
+    told.begin("gpu-1", "Provision")
+    told.clock.sleep(30)
+    told.begin("gpu-1", "Launch")
+    assert told.printed == []
+
+
 def test_a_stage_that_fails_is_not_told_as_done(told):
     told.begin("gpu-1", "Provision")
     told.clock.sleep(30)

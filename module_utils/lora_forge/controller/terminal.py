@@ -76,10 +76,11 @@ class Terminal:
     Args:
         draws: Whether rows are drawn in place; otherwise each progress is a line.
         now: The clock, in seconds.
+        checks: Whether it is check mode, in which no stage makes anything.
     """
 
-    def __init__(self, draws: bool, now: Callable[[], float] = time.monotonic):
-        self._draws, self._now = draws, now
+    def __init__(self, draws: bool, now: Callable[[], float] = time.monotonic, checks: bool = False):
+        self._draws, self._now, self._checks = draws, now, checks
         self._stages: dict[str, _Stage] = {}  # of each host
         self._runs: dict[tuple[str, str], Row] = {}  # of each host and run
         self._heading = ""  # the stage under whose heading one would print now
@@ -113,7 +114,7 @@ class Terminal:
         """
         stage = self._stages.pop(host, None)
         self.forget(host)
-        if stage is None or failed or stage.name not in ENDS:
+        if stage is None or failed or self._checks or stage.name not in ENDS:
             return []
         if self._now() - stage.since < _WORTH_TELLING and not stage.told:
             return []

@@ -216,6 +216,33 @@ options:
 """
 
     # Of what can wait for something new.
+    BASE_MODEL = r"""
+options:
+  model:
+    description: A model of the hub (owner/name), or the absolute path of a folder on the trainer.
+    type: str
+    required: true
+  revision:
+    description: Branch, tag or commit. Empty is main, as it was when the model was fetched.
+    type: str
+    default: ''
+  home:
+    description: What HF_HOME is for the training. The model comes into C(hub) in it.
+    type: path
+    required: true
+  python:
+    description: A Python with huggingface_hub, on the trainer. Empty only tells, and starts nothing.
+    type: str
+    default: ''
+  program:
+    description: C(fetch_model.py) on the trainer, with C(rundir.py) beside it. Needed with O(python).
+    type: path
+  hf_token:
+    description: For gated and private models. Empty leaves the trainer's own, if it has one.
+    type: str
+    default: ''
+"""
+
     NEWS = r"""
 options:
   wait:

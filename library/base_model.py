@@ -12,34 +12,10 @@ description:
     once, so that other work goes on meanwhile; ask again with O(wait) to follow it.
   - A fetch that was cut off or failed is started again and goes on where it was.
   - Whether a model is there is answered without a network. A folder on the trainer is checked and taken as it is.
-options:
-  model:
-    description: A model of the hub (owner/name), or the absolute path of a folder on the trainer.
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit. Empty is main, as it was when the model was fetched.
-    type: str
-    default: ''
-  home:
-    description: What HF_HOME is for the training. The model comes into C(hub) in it.
-    type: path
-    required: true
-  python:
-    description: A Python with huggingface_hub, on the trainer. Empty only tells, and starts nothing.
-    type: str
-    default: ''
-  program:
-    description: C(fetch_model.py) on the trainer, with C(rundir.py) beside it. Needed with O(python).
-    type: path
-  hf_token:
-    description: For gated and private models. Empty leaves the trainer's own, if it has one.
-    type: str
-    default: ''
 attributes:
   check_mode:
     description: Predicts whether a fetch would be started.
-extends_documentation_fragment: [lora_forge, lora_forge.news]
+extends_documentation_fragment: [lora_forge, lora_forge.base_model, lora_forge.news]
 """
 
 EXAMPLES = r"""

@@ -7,34 +7,10 @@ short_description: Fetch a base model, and show the progress until it is there
 description:
   - Asks M(base_model) again and again. A fetch that died without giving a reason is started again, three times.
   - Losing this process, or the connection, harms nothing.
-options:
-  model:
-    description: A model of the hub (owner/name), or the absolute path of a folder on the trainer.
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit. Empty is main, as it was when the model was fetched.
-    type: str
-    default: ''
-  home:
-    description: What HF_HOME is for the training. The model comes into C(hub) in it.
-    type: path
-    required: true
-  python:
-    description: A Python with huggingface_hub, on the trainer. Empty only tells, and starts nothing.
-    type: str
-    default: ''
-  program:
-    description: C(fetch_model.py) on the trainer, with C(rundir.py) beside it. Needed with O(python).
-    type: path
-  hf_token:
-    description: For gated and private models. Empty leaves the trainer's own, if it has one.
-    type: str
-    default: ''
 attributes:
   check_mode:
     description: Predicts whether a fetch would be started.
-extends_documentation_fragment: [lora_forge, lora_forge.action, lora_forge.unreachable_timeout]
+extends_documentation_fragment: [lora_forge, lora_forge.action, lora_forge.base_model, lora_forge.unreachable_timeout]
 """
 
 EXAMPLES = r"""

@@ -363,6 +363,7 @@ def test_the_commands_it_names_find_the_same_run_and_show_no_secret():
     assert [text for text in given if is_repeated(text)] == ['{"recipe": {"lora_r": 8}}', "fresh=true"]
     text = what_goes_on([("witness-1", "witness", "gpu-1")], [], "", options=" -e fresh=true")
     assert "playbooks/stop.yml -e role=witness -e fresh=true" in text
+    assert "playbooks/logs.yml -e role=witness -e follow=true -e fresh=true" in text
 
 
 def test_an_interruption_while_a_pod_is_ordered_says_that_it_may_cost():

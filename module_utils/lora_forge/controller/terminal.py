@@ -234,6 +234,8 @@ def what_goes_on(
     elif not runs and PLANNING in begun:
         lines.append("Nothing was started.")
     for agent in dict.fromkeys(agent for _, agent, _ in runs):
+        follow = f"playbooks/logs.yml -e role={agent} -e follow=true{options}"
+        lines.append(f"Follow the log of {agent}: ansible-playbook {inventory}{follow}")
         lines.append(
             f"Stop {agent} with a checkpoint: ansible-playbook {inventory}playbooks/stop.yml -e role={agent}{options}"
         )

@@ -391,7 +391,7 @@ def test_a_visit_that_is_told_to_end_packs_what_there_is(visiting, tmp_path, par
 
 def test_a_visit_that_is_killed_has_packed_before(visiting, tmp_path):
     with visiting(HANGS="speed") as visit:
-        eventually(lambda: (tmp_path / "out/results.tar.gz").exists() or visit.poll() is not None)
+        eventually(lambda: (tmp_path / "out/logs.tar.gz").exists() or visit.poll() is not None)  # the second of two
         eventually(lambda: "tiny/speed-begun.json" in unpacked(tmp_path) or visit.poll() is not None)
         visit.kill()
         visit.communicate(timeout=PATIENCE)

@@ -9,7 +9,7 @@ import shlex
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ansible.module_utils
 from ansible import constants, context
@@ -20,8 +20,10 @@ from ansible.utils.color import stringc
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
 from ansible.module_utils.lora_forge.controller import terminal  # noqa: E402
-from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock  # noqa: E402
 from ansible.module_utils.lora_forge.text import printable  # noqa: E402
+
+if TYPE_CHECKING:
+    from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock
 
 DOCUMENTATION = """
 name: lora_forge
@@ -84,6 +86,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             return
         if sys.stdout.isatty() and not constants.ANSIBLE_NOCOLOR and os.environ.get("TERM", "dumb") != "dumb":
+            # Here, as it takes a twentieth of a second, and is for a terminal alone.
+            from ansible.module_utils.lora_forge.controller.progress_block import ProgressBlock
+
             self._block = ProgressBlock(sys.stdout)
             self._terminal = terminal.Terminal(draws=True, checks=bool(context.CLIARGS.get("check")))
             threading.Thread(target=self._tick, daemon=True).start()

@@ -30,6 +30,7 @@ LONGEST = (
     "test_rehearsal.py",
     "test_wandb.py",
     "test_pods.py",
+    "test_docs.py",
 )
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
 

@@ -78,8 +78,8 @@ class ActionModule(ForgeAction):
         if not made.get("failed"):
             steps = observed["progress"]
             proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"
-            said = f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps"
-            tell(said, host=self.host, run=run.name, ends=True)
+            outcome = f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps"
+            tell(outcome, host=self.host, run=run.name, ends=True)
         return made | {"step": "deliver", "problems": facts["problems"]}
 
     def conclude(self, run: PlannedRun, args: dict[str, Any], answer: dict[str, Any]) -> None:

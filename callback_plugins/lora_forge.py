@@ -33,7 +33,7 @@ description:
   - Prints each stage as a heading with its host, tables and progress below it, and each error once, as a sentence.
   - On a terminal what is under way is drawn in place. Elsewhere, and with E(NO_COLOR), each progress is a line.
   - With C(-v) it prints what M(ansible.builtin.default#callback) prints, and the hosts that are ok, too.
-  - The recap is printed where something failed, and with C(-v).
+  - The recap is printed where a trainer failed, and with C(-v); C(log_path) has it in any case.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -187,11 +187,11 @@ class CallbackModule(Default):  # type: ignore[misc]
         return super().get_option(option, hostname)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
+        self._is_planning = play.get_name().startswith(terminal.PLANNING)
         if self._is_verbose:
             super().v2_playbook_on_play_start(play)
             return
         self._play = play
-        self._is_planning = play.get_name().startswith(terminal.PLANNING)
         self._tell(self._terminal.finish())
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -199,9 +199,6 @@ class CallbackModule(Default):  # type: ignore[misc]
             super().v2_playbook_on_task_start(task, is_conditional)
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
-        if self._is_verbose:
-            super().v2_runner_on_start(host, task)
-            return
         stage = terminal.STAGES.get(task.action)
         if task.action == "runpod_pod" and task.args.get("state") == "absent":
             stage = "Release"
@@ -209,8 +206,11 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._ordering.add(host.name)
         if self._is_planning and stage:
             stage = terminal.PLANNING
-        doing = task.name.rpartition("| ")[2] if task.name else task.action
         self._begun |= {stage} if stage else set()
+        if self._is_verbose:
+            super().v2_runner_on_start(host, task)
+            return
+        doing = task.name.rpartition("| ")[2] if task.name else task.action
         with self._lock:
             self._tell(self._terminal.begin(host.name, stage, doing))
 
@@ -313,8 +313,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print an error; one that a rescue raises again, once."""
         host, answer, task = result.host.name, result.result, result.task
         self._handle_warnings(answer)
-        if answer.get("told"):
-            return  # the lines before it say it already
+        if answer.get("told") and self._play.hosts == ["localhost"]:
+            return  # the summary's lines say it already; no trainer's answer may say so
         place = terminal.origin(getattr(result, "exception", None)) or task.get_path()
         shown_host = "" if self._play.hosts == ["localhost"] else host
         text = terminal.error_text(answer, shown_host, place, item)

@@ -357,13 +357,16 @@ def test_ctrl_c_while_only_watching_says_that_the_training_goes_on(
     assert "ordered" not in text
 
 
-def test_ctrl_c_while_a_pod_is_ordered_says_that_it_may_cost(stage: Stage, on_screen: Any) -> None:
+@pytest.mark.parametrize("options", [(), ("-v",)])
+def test_ctrl_c_while_a_pod_is_ordered_says_that_it_may_cost(
+    stage: Stage, on_screen: Any, options: tuple[str, ...]
+) -> None:
     (stage.home / "actions/runpod_pod.py").write_text(
         "import pathlib, time\nfrom ansible.plugins.action import ActionBase\n\nclass ActionModule(ActionBase):\n    "
         f"def run(self, tmp=None, task_vars=None):\n        pathlib.Path({str(stage.home / 'began')!r}).touch()\n"
         "        time.sleep(600)\n"
     )
-    screen = on_screen([play(stage, {"name": "Order", "runpod_pod": {}}, hosts="gpu-1")])
+    screen = on_screen([play(stage, {"name": "Order", "runpod_pod": {}}, hosts="gpu-1")], *options)
     eventually((stage.home / "began").exists)
     text = interrupted(stage, screen)
     assert "gpu-1 was being ordered: it may be rented, and cost, already" in text
@@ -415,3 +418,14 @@ def test_a_pipe_gets_each_line_at_once(stage: Stage) -> None:
         stage.go(step)
     assert process.wait(PATIENCE) == 0
     process.stdout.close()
+
+
+@pytest.mark.parametrize(("hosts", "shown"), [("localhost", False), ("gpu-1", True)])
+def test_only_the_controllers_own_play_may_say_that_an_error_is_told_already(
+    stage: Stage, hosts: str, shown: bool
+) -> None:
+    failing = {"name": "Fail", "fail_again": {"failure": {"msg": "not verified", "told": True}}}
+    plays = [play(stage, failing, hosts=hosts)]
+    done = stage.run(plays, ANSIBLE_ACTION_PLUGINS=str(ROOT / "action_plugins"))
+    assert done.returncode == 2
+    assert ("ERROR  gpu-1: not verified" in done.stdout) == shown

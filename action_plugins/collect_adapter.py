@@ -46,8 +46,7 @@ class ActionModule(ForgeAction):
         run_dir, base_model = launch.run_dir(run, args["root"]), launch.base_model_path(run, args["root"])
         asked = {"run_dir": run_dir, "recipe": {**run.recipe, "base_model": base_model}}
         python = provisioning.environment_python(args["root"], lock)  # which has numpy
-        own_python = {**self.task_vars, "ansible_python_interpreter": python}
-        facts = self._execute_module("lora_adapter_info", asked, task_vars=own_python)
+        facts = self.run_module("lora_adapter_info", asked, python=python)
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
         local = self._connection.transport == "local"

@@ -10,8 +10,10 @@ import ansible.module_utils
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.planning.provisioning import environment_names  # noqa: E402
+
+load_actions()
 
 
 class ActionModule(ForgeAction):

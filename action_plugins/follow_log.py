@@ -12,10 +12,12 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.logs import OVER  # noqa: E402
+
+load_actions()
 
 WAIT = 30  # seconds the trainer blocks for text; one round trip in that time
 

@@ -23,9 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller import hooks  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import LIVING  # noqa: E402
+
+load_actions()
 
 MARKER = "LORA_FORGE_HOOK"
 

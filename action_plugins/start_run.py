@@ -102,7 +102,7 @@ class ActionModule(ForgeAction):
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent
         model = launch.base_model_path(run, options.root)
-        made = self._low_level_execute_command(
+        made = self.run_command(
             f"test -e {shlex.quote(model)}/config.json || {shlex.join(launch.tiny_model_command(run, options))}"
         )
         if made["rc"] == 0:

@@ -1,27 +1,31 @@
-"""Ask a trainer for its runs. One that does not answer is an answer too."""
+"""Ask a trainer for its runs. One that does not answer, or not as it should, is an answer too."""
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleError
-from ansible.plugins.action import ActionBase
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+
+load_actions()
 
 
-class ActionModule(ActionBase):
+class ActionModule(ForgeAction):
     """``trainer_info``: calls the module of the same name; C(silent) says why it could not."""
 
-    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
+    def act(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Ask it."""
         try:
-            answer = self._execute_module("trainer_info", self._task.args, task_vars=task_vars)
+            answer = self.run_module("trainer_info", args)
         except AnsibleError as error:  # no connection, no sudo
             answer = {"failed": True, "msg": str(error)}
-        if answer.get("failed"):  # no Python, no rights: what is there is not known either
-            # A module that broke before it could answer leaves its reason on standard error. One that could answer
-            # hands over an exception, which ansible-core 2.19 made an object with a message.
-            message = getattr(getattr(answer.get("exception"), "event", None), "msg", None)
-            reasons = [str(text or "").strip() for text in (answer.get("module_stderr"), message, answer.get("msg"))]
-            reason = next(filter(None, reasons), "no answer")
-            return result | {"changed": False, "silent": reason.splitlines()[-1]}
-        return result | answer
+        if not answer.get("failed"):
+            return answer
+        # No Python, no rights: what is there is not known either. What a program printed has its reason at the end.
+        reason = str(answer["msg"]).strip().splitlines()[-1]
+        return {"changed": False, "silent": reason.removeprefix(f"{self.host}: ")}

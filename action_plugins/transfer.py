@@ -15,9 +15,11 @@ from ansible.errors import AnsibleConnectionFailure
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
-from ansible.module_utils.lora_forge.controller.actions import ForgeAction  # noqa: E402
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
+
+load_actions()
 
 
 class ActionModule(ForgeAction):
@@ -38,7 +40,7 @@ class ActionModule(ForgeAction):
         with tempfile.TemporaryDirectory(prefix="lora-forge-") as folder:
             tree = pathlib.Path(folder)
             transfer.build_tree(tree, args["files"])
-            made = self._low_level_execute_command("true" if dry else transfer.prepare_command(to, args["files"]))
+            made = self.run_command("true" if dry else transfer.prepare_command(to, args["files"]))
             if made["rc"]:  # ssh makes a terminal here: errors come as output, and standard error holds ssh's farewell
                 raise UserError(transfer.write_error(self.host, (made["stdout"] or made["stderr"]).strip()))
             if self._connection.transport == "local":
@@ -102,7 +104,8 @@ class ActionModule(ForgeAction):
         command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n",
                    f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), source, to]  # fmt: skip
         try:
-            process = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
+            with self.transferring():
+                process = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
             raise UserError(transfer.transfer_error(self.host, "rsync is not found on the controller")) from None
         if process.returncode:

@@ -27,6 +27,7 @@ HEAD = "<!-- Made by docs/make_reference.py; do not edit. To make it anew: make 
 FOOT = "\n---\n\nThis page is generated from {} by `make reference`.\n"
 IMPORTED_ONLY = ("runs", "summary")  # playbooks that are no commands
 PLAN = "roles/run/tasks/plan.yml"
+PATIENCE = "trainer_answer_timeout"
 CONDITIONS = ("when", "until", "failed_when", "changed_when")  # expressions without braces around them
 ROLES = {  # in the order of the page of options; what an option of theirs is about
     "run": "runs: how they are started, watched, stopped, logged, told of",
@@ -223,12 +224,30 @@ def readers() -> dict[str, set[str]]:
     return found
 
 
+def askers() -> set[str]:
+    """Name the actions that ask a host; each gives it as long as the option :data:`PATIENCE` says."""
+    plugins = (ROOT / "action_plugins").glob("*.py")
+    return {path.stem for path in plugins if re.search(r"^load_actions\(", path.read_text("utf-8"), re.MULTILINE)}
+
+
+def tasks_in(node: Any) -> Iterator[dict[str, Any]]:
+    """List the mappings in a file of tasks, or of plays, those of blocks too."""
+    for item in node if isinstance(node, list) else []:
+        if isinstance(item, dict):
+            yield item
+            for value in item.values():
+                yield from tasks_in(value)
+
+
 def _all_names(paths: Iterable[str], known: Mapping[str, set[str]]) -> set[str]:
     names: set[str] = set()
     for path in paths:
-        names |= names_in(read_yaml(path))
+        tasks = read_yaml(path)
+        names |= names_in(tasks)
         if path == PLAN:
             names |= set(host_variables())
+        if any(name in askers() for task in tasks_in(tasks) for name in task):
+            names.add(PATIENCE)
     left = list(names)
     while left:
         new = known.get(left.pop(), set()) - names
@@ -383,9 +402,10 @@ def module_kind(name: str) -> str:
     plugin = ROOT / f"action_plugins/{name}.py"
     if not (ROOT / f"library/{name}.py").exists():
         return "action"
-    if plugin.is_symlink():  # to on_controller.py
+    target = plugin.readlink().name if plugin.is_symlink() else ""
+    if target == "on_controller.py":
         return "module in Ansible's own process"
-    return "module with an action" if plugin.exists() else "module"
+    return "module with an action" if plugin.exists() and not target else "module"
 
 
 def source_of(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 
 def duration(seconds: float) -> str:
@@ -38,13 +38,32 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean «{match[0]}»?" if match else ""
 
 
-def printable(text: str) -> str:
+def printable(text: str, longest: Optional[int] = None) -> str:
     """Leave out what would move a terminal's cursor, colour it, or turn the direction of writing; keep line ends.
 
     Args:
         text: What is shown to people. A part of it may come from a trainer.
+        longest: Letters of a line; of a longer one the end is left out. None to cut nothing.
     """
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in str(text))
+    text = str(text)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
+    if longest is None or len(text) <= longest:
+        return text
+    return "\n".join(line if len(line) <= longest else f"{line[:longest]} …" for line in text.split("\n"))
+
+
+def shown(text: str, longest: int) -> str:
+    """Make a text of somebody else fit to be shown: :func:`printable`, and of no more than some letters.
+
+    Args:
+        text: The text.
+        longest: How many letters of it are shown. Of a longer one the middle is left out: it ends with the reason.
+    """
+    half = longest // 2
+    if len(text) > longest:
+        text = f"{text[:half]} … {text[-half:]}"
+    return printable(text)
 
 
 def canonical(data: Any) -> str:

@@ -103,12 +103,12 @@ def modules_of_action(name: str) -> set[str]:
     plugin = ROOT / "action_plugins" / f"{name}.py"
     if not plugin.exists():
         return {name} if (ROOT / "library" / f"{name}.py").exists() else set()
-    if plugin.is_symlink():  # to on_controller.py, which runs it in Ansible's own process
-        return set()
+    if plugin.is_symlink():  # to on_controller.py, which runs it in Ansible's own process, or to on_trainer.py
+        return {name} if plugin.readlink().name == "on_trainer.py" else set()
     text = plugin.read_text()
     called = set(re.findall(r'\brun_action\("(\w+)"', text)) - {name}
-    # own_python: the interpreter of the trainer's environment.
-    own = set(re.findall(r'(?:_execute|run)_module[(,]\s*"(\w+)"(?![^)]*\bown_python\b)', text))
+    # python=: the interpreter of the trainer's environment.
+    own = set(re.findall(r'(?:_execute|run)_module[(,]\s*"(\w+)"(?![^)]*\bpython=)', text))
     return own.union(*map(modules_of_action, called))
 
 

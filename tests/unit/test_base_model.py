@@ -232,7 +232,7 @@ def test_a_connection_that_stays_away_is_raised(monkeypatch):
         retry.retry_until_connected(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
 
 
-def seen(state: str, done: float = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:
+def seen(state: str, done: int = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:
     return {"state": state, "bytes": done, "total_bytes": 15_200_000_000, "bytes_per_second": rate, "error": "",
             "folder": "", "mark": f"{state}:{done}", "changed": False, **more}  # fmt: skip
 
@@ -240,9 +240,9 @@ def seen(state: str, done: float = 0, rate: int | None = None, **more: Any) -> d
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (seen("fetching", 3.2e9, 85_000_000), "  pod-1: Acme/Tiny 3.2 of 15.2 GB, 85 MB/s, eta 2:21"),
-        (seen("fetching", 3.2e9), "  pod-1: Acme/Tiny 3.2 of 15.2 GB"),
-        (seen("fetching", 3.2e6, 0, total_bytes=6_300_000), "  pod-1: Acme/Tiny 3.2 of 6.3 MB"),
+        (seen("fetching", 3_200_000_000, 85_000_000), "  pod-1: Acme/Tiny 3.2 of 15.2 GB, 85 MB/s, eta 2:21"),
+        (seen("fetching", 3_200_000_000), "  pod-1: Acme/Tiny 3.2 of 15.2 GB"),
+        (seen("fetching", 3_200_000, 0, total_bytes=6_300_000), "  pod-1: Acme/Tiny 3.2 of 6.3 MB"),
         (seen("fetching", total_bytes=0), "  pod-1: Acme/Tiny is asked for at the hub"),
     ],
 )
@@ -282,8 +282,8 @@ def test_a_fetch_is_started_and_followed(monkeypatch):
         monkeypatch,
         seen("fetching", changed=True),
         AnsibleConnectionFailure("no route"),
-        seen("fetching", 3.2e9, 85_000_000),
-        seen("present", 15.2e9, folder="/hf/hub/x"),
+        seen("fetching", 3_200_000_000, 85_000_000),
+        seen("present", 15_200_000_000, folder="/hf/hub/x"),
     )
     made = task.run()
     assert (made["changed"], made["state"], made["folder"]) == (True, "present", "/hf/hub/x")
@@ -295,7 +295,7 @@ def test_a_fetch_is_started_and_followed(monkeypatch):
     ]
     assert task.asked[0] == {name: value for name, value in task.args.items() if name != "unreachable_timeout"}
     follow = {"model": NAME, "home": "/hf", "wait": plugin.WAIT}
-    assert task.asked[-1] == {**follow, "since": "fetching:3200000000.0"}
+    assert task.asked[-1] == {**follow, "since": "fetching:3200000000"}
 
 
 def test_what_is_there_takes_one_question_and_no_word(monkeypatch):

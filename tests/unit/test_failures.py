@@ -10,6 +10,7 @@ import pytest
 from ansible.errors import AnsibleError
 from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
+from ansible.module_utils.lora_forge.trainer.run_state import ListedRun
 from wire import load
 
 NOW = 1000.0  # when the command planned
@@ -174,7 +175,8 @@ def chosen(desk, *plans: dict[str, Any], host: str = "a") -> Any:
 
 def test_what_has_ended_is_delivered_first_then_what_trains(desk):
     states = {"q-1": "queued", "r-1": "running", "f-1": "failed"}
-    desk.answer = {"runs": [{"run_id": run_id, "state": state} for run_id, state in states.items()]}
+    runs = [ListedRun(state, run_id=run_id, agent="x").as_dict() for run_id, state in states.items()]
+    desk.answer = {"runs": runs, "gpus": []}
     plans = [plan("x-1"), plan("q-1"), plan("r-1"), plan("f-1")]
     assert chosen(desk, *plans) == "f-1"
     assert chosen(desk, *plans[:3]) == "r-1"

@@ -20,7 +20,7 @@ from ansible.utils.plugin_docs import get_docstring
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACTIONS = sorted((ROOT / "library/actions").glob("*.py"))
-PLUGINS = {path.stem: path for path in (ROOT / "action_plugins").glob("*.py") if path.stem != "on_controller"}
+PLUGINS = {path.stem: path for path in (ROOT / "action_plugins").glob("*.py") if not path.stem.startswith("on_")}
 PASSED_ON = {"fetch_model": {"wait", "since"}}  # to base_model, all but these
 
 

@@ -112,10 +112,12 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
     done = run_state.progress(events)
     return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done.as_dict(),
             "token": f"t{step}", "eta_seconds": run_state.eta_seconds(done), "events": events,
-            "checkpoint": {"step": checkpoint, "files": []}, **changes}  # fmt: skip
+            "checkpoint": {"step": checkpoint, "files": []}, "alive": True, "facts": {}, "silent_for": None,
+            **changes}  # fmt: skip
 
 
 FINISHED = seen(100, state="finished")
+RENEWED = {"changed": True, "leash": {"alive": True}}
 CLAIM = "pods/claims/n.json"
 
 
@@ -162,7 +164,7 @@ def watch(monkeypatch, tmp_path):
     ],
 )
 def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch, tmp_path, budget, answer, breach):
-    task = watch(answer, {"changed": True}, {"checkpoint": {"step": 4, "files": []}}, budget=budget)
+    task = watch(answer, {"changed": True}, seen(checkpoint=4), budget=budget)
     found = task.run()
     assert (found["failed"], found["state"], found["breach"], found["kept"]) == (True, "stopped", breach, True)
     assert found["msg"] == (
@@ -207,7 +209,7 @@ def test_what_is_over_is_not_called_too_dear(watch):
 
 
 def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
-    task = watch(seen(10, 60), {"changed": True}, seen(11, 60), FINISHED, budget={"leash": 1, "max_hours": 3.0})
+    task = watch(seen(10, 60), RENEWED, seen(11, 60), FINISHED, budget={"leash": 1, "max_hours": 3.0})
     later = task.clock.now() + 3 * 3600
     assert task.run()["state"] == "finished"
     assert task.asked[1] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
@@ -217,7 +219,7 @@ def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
 
 
 def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
-    task = watch(seen(10, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    task = watch(seen(10, 60), RENEWED, FINISHED, budget={"leash": 1})
     closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
     rundir.write_json(tmp_path / CLAIM, closed)
     assert task.run()["state"] == "finished"
@@ -227,7 +229,7 @@ def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch,
 
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
 def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path, trouble):
-    task = watch(seen(10, 60), trouble, seen(11, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    task = watch(seen(10, 60), trouble, seen(11, 60), RENEWED, FINISHED, budget={"leash": 1})
     task.run()
     assert [name for name, _ in task.asked] == ["training_run_info", "pod_leash"] * 2 + ["training_run_info"]
     assert rundir.read_json(tmp_path / CLAIM)["deadline"] > task.clock.now()

@@ -1,28 +1,51 @@
-"""What the action plugins of this project have in common."""
+"""What the action plugins of this project have in common: above all, the one gate for what a trainer says."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.json_utils import _filter_non_json_lines
+from ansible.module_utils.lora_forge.controller.watchdog import Watchdog
+from ansible.module_utils.lora_forge.text import shown
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
+
+_TAIL = 10  # lines of what a host printed instead of an answer
+_INTERPRETER = re.compile(r"/[\w./+-]{1,250}")
 
 
 class ForgeAction(ActionBase):
     """An action plugin that is done by its ``act``.
 
     Options that several tasks share may come together, as C(common); what a task names itself goes before them.
+
+    Whatever runs on a host goes through :meth:`run_module` or :meth:`run_command`, which bound how long that takes and
+    what comes back. An answer is held to the form in ``controller/answers.py``. Nothing of it but that reaches Ansible.
     """
 
     host = ""
     task_vars: Any = None
+    _running = ""  # the module that is being run
+    _parsed: Any = None  # its answer, as it came
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         self.task_vars = task_vars or {}
         self.host = self.task_vars.get("inventory_hostname", "")
         args = dict(self._task.args)
-        return result | self.act({**args.pop("common", {}), **args})
+        answer = result | self.act({**args.pop("common", {}), **args})
+        answer.pop("ansible_facts", None)  # of another action that this one ran
+        # The only fact that stays: which Python Ansible found there, for the tasks that follow.
+        python = str(self._discovered_interpreter)
+        if self._discovered_interpreter_key and _INTERPRETER.fullmatch(python):
+            answer["ansible_facts"] = {self._discovered_interpreter_key: python}
+        return answer
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return what the action returns.
@@ -32,14 +55,50 @@ class ForgeAction(ActionBase):
         """
         raise NotImplementedError
 
-    def run_module(self, name: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Run a module on the host, and return its answer.
+    def run_module(self, name: str, args: dict[str, Any], python: str = "") -> dict[str, Any]:
+        """Run a module on the host, and return its answer, held to its form.
 
         Args:
             name: The module's.
             args: Its options.
+            python: The interpreter that it is run with; empty for the host's own.
+
+        Raises:
+            AnsibleConnectionFailure: The host cannot be reached, or did not answer in time.
         """
-        return self._execute_module(name, args, task_vars=self.task_vars)
+        answers = _answers()
+        task_vars = {**self.task_vars, "ansible_python_interpreter": python} if python else self.task_vars
+        self._running, self._parsed = name, None
+        with self._guarded(name, answers.limit(name, args, self._patience())):
+            returned = self._execute_module(name, dict(args), task_vars=task_vars)
+        answer = returned if self._parsed is None else self._parsed
+        self._parsed = None
+        return answers.hold(name, answer, self._who())
+
+    def run_command(self, command: str) -> dict[str, Any]:
+        """Run a shell command on the host; return its C(rc), and what it printed as text that may be shown.
+
+        Args:
+            command: The command.
+
+        Raises:
+            AnsibleConnectionFailure: The host cannot be reached, or did not answer in time.
+        """
+        answers = _answers()
+        with self._guarded("a command", answers.COMMAND * self._patience() / answers.QUESTION):
+            made = self._low_level_execute_command(command)
+        return {"rc": made["rc"], **{name: shown(made[name], answers.LONGEST) for name in ("stdout", "stderr")}}
+
+    @contextlib.contextmanager
+    def transferring(self) -> Iterator[None]:
+        """Bound how long a transfer takes, and what it prints.
+
+        Raises:
+            AnsibleConnectionFailure: It took too long.
+        """
+        answers = _answers()
+        with self._guarded("a transfer", answers.TRANSFER * self._patience() / answers.QUESTION):
+            yield
 
     def run_action(self, name: str, args: dict[str, Any]) -> dict[str, Any]:
         """Run another action plugin for the host, as Ansible's own template runs copy, and return its answer.
@@ -59,10 +118,72 @@ class ForgeAction(ActionBase):
             templar=self._templar,
             shared_loader_obj=self._shared_loader_obj,
         )
-        return other.run(task_vars=self.task_vars)
+        answer = other.run(task_vars=self.task_vars)
+        answer.pop("ansible_facts", None)
+        return answer
+
+    def _who(self) -> str:
+        """Return the host that is asked, which a task may name itself."""
+        other = self._task.delegate_to
+        return other if isinstance(other, str) and other else self.host
+
+    def _patience(self) -> float:
+        """Return the seconds that the host has for a question."""
+        given = (self.task_vars or {}).get("trainer_answer_timeout")
+        return float(_answers().QUESTION if given is None else self._templar.template(given))
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str, seconds: float) -> Iterator[None]:
+        """Bound one call to the host in time and memory, and clean its errors, whose words come from the host."""
+        watchdog = Watchdog(seconds)
+        longest = _answers().LONGEST
+        try:
+            with watchdog:
+                yield
+        except AnsibleError as error:
+            words = shown(str(error), longest)
+            if words == str(error):
+                raise
+            kind = AnsibleConnectionFailure if isinstance(error, AnsibleConnectionFailure) else AnsibleError
+            raise kind(words) from None
+        if watchdog.bark:
+            raise AnsibleConnectionFailure(
+                f"{self._who()} {watchdog.bark.format(what=what)}. See what hangs there; where it is only slow, a "
+                "higher trainer_answer_timeout helps"
+            )
+
+    def _parse_returned_data(self, res: dict[str, Any], *_: Any) -> dict[str, Any]:
+        """Read a module's answer as plain JSON, and keep it from Ansible, which would act on some of its keys."""
+        self._parsed = self._read(res)
+        return {}
+
+    def _read(self, res: dict[str, Any]) -> Any:
+        answers, text = _answers(), str(res.get("stdout") or "")
+        if len(text) > answers.LARGEST:
+            why = f"it has {len(text) / 1e6:.0f} MB"
+        else:
+            try:
+                return json.loads(_filter_non_json_lines(text, objects_only=True)[0])
+            except RecursionError:
+                why = "it is nested too deep"
+            except ValueError:
+                why = f"it is no JSON; the exit status is {res.get('rc')}"
+        said = str(res.get("stderr") or "").strip() or text[-answers.LONGEST :].strip()
+        lines = [why, *said[-answers.LONGEST :].splitlines()[-_TAIL:]]
+        return answers.misfit(self._who(), self._running, "\n".join(lines))
 
 
 def load_actions(*names: str) -> None:
-    """Load the action plugins that one runs, at its import: what a task's process loads is lost with it."""
+    """Load what an action needs while it asks hosts, at its import: what a task's process loads is lost with it.
+
+    Args:
+        names: Of the action plugins that it runs.
+    """
+    _answers()
     for name in names:
         action_loader.get(name, class_only=True)
+
+
+def _answers() -> Any:
+    """Return the forms of answers. They are loaded by what asks a host alone, as that takes a fifth of a second."""
+    return importlib.import_module("ansible.module_utils.lora_forge.controller.answers")

@@ -15,6 +15,7 @@ from ansible.utils.display import Display
 
 # Whether the project's callback prints. It says so before Ansible forks, so that every task's process knows.
 CALLBACK_IS_OURS = False
+LONGEST = 4000  # letters of a line that is shown
 
 
 class Line(str):
@@ -55,9 +56,10 @@ class Line(str):
         screen: bool = False,
         color: str = "",
     ) -> Line:
-        line = super().__new__(cls, printable(text))
+        line = super().__new__(cls, printable(text, LONGEST))
         line.host, line.run, line.stage, line.progress = host, run, stage, progress
-        line.figures, line.passing, line.ends, line.screen = figures or {}, passing, ends, screen
+        line.figures = {name: printable(figure, LONGEST) for name, figure in (figures or {}).items()}
+        line.passing, line.ends, line.screen = passing, ends, screen
         line.color = color
         return line
 

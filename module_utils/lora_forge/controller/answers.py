@@ -1,0 +1,528 @@
+"""What a trainer may answer, by module: the form of each answer, and how long one is waited for.
+
+A trainer may be anybody's machine. What it says is held to these forms before anything else sees it. Their types are
+strict, their numbers finite and bounded, their texts and lists of limited length; what they do not name is dropped. So
+is what Ansible itself would act on: facts, hosts for the inventory, warnings, files to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Optional
+
+from ansible.module_utils.lora_forge.text import printable, shown
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+# Seconds that one call of a module may take, beyond its option ``wait``. A question takes a second or two.
+QUESTION = 60.0
+LIMITS = {
+    "base_model": 120.0,  # a fetch has 20 s to come up
+    "checkpoint_prune": 900.0,  # some hundred GB are deleted, perhaps on a network's disk
+    "environment_prune": 1800.0,  # every file of some environments is measured
+    "gpu_check": 420.0,  # the program has 300 s of its own
+    "gpu_info": 240.0,  # nvidia-smi has 20 s for each of some calls
+    "lora_adapter_info": 1800.0,  # an adapter is read twice
+    "trainer_environment": 3 * 3600.0,  # 7.5 GB are fetched, perhaps after another controller's build
+    "training_run": 300.0,  # beyond the time that a training has for its checkpoint
+}
+COMMAND = 600.0  # a command that is no module: the longest one makes a rehearsal's model, on a slow disk
+TRANSFER = 6 * 3600.0  # rsync ends by itself where no byte comes; this is for one that never ends
+
+LONGEST = 4000  # letters of a text for people; what goes beyond is cut
+LARGEST = 32 * 1024 * 1024  # letters of an answer as it came: a training of 100 000 steps has 12 million
+_LOG = 512 * 1024  # letters of a log; a module sends half of that at most
+
+_FINITE = 1e15
+
+
+def _inside(path: str) -> str:
+    """Hold a path to the folder that it is meant from."""
+    parts = path.split("/")
+    if not path.isprintable() or "" in parts or ".." in parts or "." in parts:
+        raise ValueError("it is no path inside the run directory")
+    return path
+
+
+Shown = Annotated[str, AfterValidator(lambda text: shown(text, LONGEST))]  # for people: cut, and no error
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # of a run, and of an agent
+Device = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]  # the UUID of a GPU
+Path = Annotated[str, StringConstraints(max_length=1000)]  # on the trainer, and for it alone
+Inside = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
+Word = Annotated[str, StringConstraints(max_length=200)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]
+Number = Annotated[float, Field(ge=-_FINITE, le=_FINITE)]
+# A figure that a training logged; one that is not finite is logged as text.
+Figure = Annotated[int, Field(ge=-(10**15), le=10**15)] | Number | Annotated[str, StringConstraints(max_length=40)]
+State = Literal["absent", "queued", "running", "stalled", "stopped", "failed", "finished"]
+Sentences = Annotated[list[Shown], Field(max_length=1000)]
+
+
+class Form(BaseModel):
+    """A part of an answer.
+
+    Attributes:
+        whole: Whether what was not answered is there all the same, with its default.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+    whole: ClassVar[bool] = False
+
+
+class Answer(Form):
+    """The answer of a module that succeeded.
+
+    Attributes:
+        kept: What a failure may have besides its message; see RETURN of the module.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    changed: bool = False
+
+
+class Table(Form):
+    """What the action ``show`` prints."""
+
+    columns: Annotated[list[Word], Field(max_length=30)] = []
+    rows: Annotated[list[Annotated[list[Shown | Whole | Number | None], Field(max_length=30)]],
+                    Field(max_length=10_000)] = []  # fmt: skip
+    lines: Sentences = []
+
+
+class WandbRun(Form):
+    """Where a run is logged."""
+
+    whole = True
+
+    mode: Optional[Word] = None
+    run: Optional[Word] = None
+    url: Optional[Path] = None
+
+
+class DataCounts(Form):
+    """What the length limit did to the data."""
+
+    whole = True
+
+    examples: Count = 0
+    tokens: Count = 0
+    longer: Count = 0
+    dropped: Count = 0
+    untrainable: Count = 0
+
+
+class ProgressForm(Form):
+    """``run_state.Progress``."""
+
+    whole = True
+
+    step: Optional[Count] = None
+    planned: Optional[Count] = None
+    epoch: Optional[Figure] = None
+    loss_first: Optional[Figure] = None
+    loss: Optional[Figure] = None
+    eval_first: Optional[Figure] = None
+    eval_loss: Optional[Figure] = None
+    tokens_per_second: Optional[Number] = None
+    adapter_step: Optional[Count] = None
+    eval_adapter: Optional[Figure] = None
+    seconds_per_step: Optional[Number] = None
+    began_at: Optional[Number] = None
+    last_event_at: Optional[Number] = None
+    end_reason: Optional[Shown] = None
+    wandb: Optional[WandbRun] = None
+    data: Optional[DataCounts] = None
+    ended: bool = False
+    measured: Whole = 0
+
+
+class Reason(Form):
+    """Why a supervisor ended a run."""
+
+    whole = True
+
+    kind: Word = ""
+    detail: Shown = ""
+
+
+class StatusForm(Form):
+    """Of a supervisor's status.json what is read on the controller."""
+
+    state: Optional[Word] = None
+    reason: Optional[Reason] = None
+    starts: Optional[Count] = None
+    started_at: Optional[Number] = None
+    first_started_at: Optional[Number] = None
+    finished_at: Optional[Number] = None
+    exit_code: Optional[Whole] = None
+    resumed_from: Optional[Count] = None
+    lane: Optional[Path] = None
+
+
+class FactsForm(Form):
+    """Of run.json what is read on the controller."""
+
+    run_id: Optional[Name] = None
+    agent: Optional[Name] = None
+    fingerprint: Optional[Word] = None
+    rehearsal: Optional[bool] = None
+    backend: Optional[Word] = None
+    hosts: Optional[Annotated[list[Word], Field(max_length=1000)]] = None
+    attach_command: Optional[Shown] = None
+
+
+class Event(Form):
+    """A line of metrics.jsonl. Those of a kind that nobody knows are passed over by who reads them."""
+
+    event: Word
+    time: Optional[Number] = None
+    step: Optional[Count] = None
+    planned: Optional[Count] = None
+    loss: Optional[Figure] = None
+    eval_loss: Optional[Figure] = None
+    tokens_per_second: Optional[Number] = None
+    mode: Optional[Word] = None
+    wanted: Optional[Word] = None
+
+    @model_validator(mode="after")
+    def _has_its_step(self) -> Event:
+        if self.event in ("log", "eval") and (self.step is None or self.planned is None):
+            raise ValueError("it has no step")
+        return self
+
+
+class Checkpoint(Form):
+    """The newest whole checkpoint."""
+
+    whole = True
+
+    step: Count = 0
+    files: Annotated[list[Inside], Field(max_length=1000)] = []
+
+
+class Seen(Answer):
+    """What is seen of a run, once and among others: ``run_state.Observation`` without what only a watcher asks for."""
+
+    state: State
+    detail: Shown
+    status: StatusForm
+    alive: bool
+    progress: ProgressForm
+    eta_seconds: Optional[Number]
+    checkpoint: Checkpoint
+    facts: FactsForm
+    silent_for: Optional[Number]
+
+
+class TrainingRunInfo(Seen):
+    """``training_run_info``."""
+
+    events: Annotated[list[Event], Field(max_length=1_000_000)]
+    token: Word
+    log_tail: Optional[Shown] = None
+    others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)] = {}
+
+
+class GpuUse(Form):
+    """A GPU, and how busy it is."""
+
+    whole = True
+
+    index: Optional[Count] = None
+    uuid: Optional[Device] = None
+    name: Optional[Word] = None
+    memory_mib: Optional[Count] = None
+    used_mib: Optional[Count] = None
+    use: Optional[Count] = None
+
+
+class ListedRunForm(Seen):
+    """``run_state.ListedRun``."""
+
+    run_id: Name
+    agent: Name
+    gpu: Optional[GpuUse] = None
+    gpu_busy: Optional[Number] = None
+
+
+class TrainerInfo(Answer):
+    """``trainer_info``."""
+
+    runs: Annotated[list[ListedRunForm], Field(max_length=10_000)]
+    gpus: Annotated[list[GpuUse], Field(max_length=1000)]
+
+
+class Gpu(GpuUse):
+    """A GPU as nvidia-smi knows it."""
+
+    free_mib: Optional[Count] = None
+    compute_capability: Optional[Word] = None
+    ecc_errors: Optional[Count] = None
+    remap_pending: Optional[bool] = None
+    remap_failure: Optional[bool] = None
+    retired_pending: Optional[bool] = None
+    recovery_action: Optional[Word] = None
+    mig: Optional[bool] = None
+
+
+class GpuProcess(Form):
+    """A process that uses a GPU."""
+
+    gpu_uuid: Optional[Word] = None
+    pid: Count
+    name: Shown
+    used_mib: Optional[Count] = None
+    run: Optional[Path] = None
+
+
+class GpuInfo(Answer):
+    """``gpu_info``."""
+
+    kept = ("driver", "gpus", "processes", "runs", "problems", "warnings_found")
+
+    driver: Optional[Word]
+    gpus: Annotated[list[Gpu], Field(max_length=1000)]
+    processes: Annotated[list[GpuProcess], Field(max_length=10_000)]
+    runs: Annotated[list[Path], Field(max_length=10_000)]
+    problems: Sentences
+    warnings_found: Sentences
+
+
+class GpuCheck(Answer):
+    """``gpu_check``."""
+
+    kept = ("bad_gpu",)
+
+    device: Optional[Word]
+    bf16_tflops: Optional[Number]
+    seconds: Optional[Number]
+    bad_gpu: Optional[bool] = None
+
+
+class BaseModelState(Answer):
+    """``base_model``."""
+
+    kept = ("error",)
+
+    state: Literal["absent", "fetching", "present", "failed"]
+    folder: Path
+    bytes: Count
+    total_bytes: Count
+    bytes_per_second: Optional[Number]
+    error: Shown
+    mark: Word
+
+
+class PrunedCheckpoint(Form):
+    """A checkpoint, and whether it stays."""
+
+    path: Path
+    step: Optional[Count]
+    eval_loss: Optional[Figure]
+    bytes: Count
+    keep: bool
+    why: Shown
+
+
+class CheckpointPrune(Answer):
+    """``checkpoint_prune``."""
+
+    checkpoints: Annotated[list[PrunedCheckpoint], Field(max_length=10_000)]
+    freed: Count
+    show: Table
+    left_alone: Shown
+
+
+class PrunedEnvironment(Form):
+    """An environment that no lock names."""
+
+    name: Word
+    path: Path
+    bytes: Count
+    shared: Count
+    used_by: Shown
+    removed: bool
+
+
+class EnvironmentPrune(Answer):
+    """``environment_prune``."""
+
+    environments: Annotated[list[PrunedEnvironment], Field(max_length=10_000)]
+    freed: Count
+    show: Table
+
+
+class TrainerEnvironment(Answer):
+    """``trainer_environment``."""
+
+    python: Path
+    adopted: bool
+    built_from: Word
+    interpreter: Optional[Path] = None
+    packages: Count
+    seconds: Number
+
+
+class TrainingLog(Answer):
+    """``training_log``."""
+
+    text: Annotated[str, StringConstraints(max_length=_LOG)]
+    offset: Count
+    state: State
+    more: bool
+
+
+class TrainingRun(Answer):
+    """``training_run``."""
+
+    backend: Optional[Word] = None
+    attach_command: Optional[Shown] = None
+    message: Optional[Shown] = None
+
+
+class Leash(Form):
+    """What a pod's leash says of itself."""
+
+    alive: bool
+    beat: Optional[Number] = None
+    deadline: Optional[Number] = None
+    pod: Optional[Word] = None
+    renewals: Optional[Count] = None
+    state: Optional[Word] = None
+    word: Optional[Shown] = None
+
+
+class PodLeash(Answer):
+    """``pod_leash``."""
+
+    leash: Leash
+
+
+class AdapterFile(Form):
+    """A file that is delivered."""
+
+    path: Inside
+    name: Inside
+    bytes: Count
+    sha256: Sha256
+
+
+class AdapterInfo(Answer):
+    """``lora_adapter_info``."""
+
+    problems: Sentences
+    pairs: Count
+    rank: Optional[Count]
+    layers: Optional[Count]
+    parameters: Count
+    files: Annotated[list[AdapterFile], Field(max_length=10_000)]
+    versions: Annotated[dict[Word, Word], Field(max_length=100)]
+
+
+FORMS: dict[str, type[Answer]] = {
+    "base_model": BaseModelState,
+    "checkpoint_prune": CheckpointPrune,
+    "environment_prune": EnvironmentPrune,
+    "gpu_check": GpuCheck,
+    "gpu_info": GpuInfo,
+    "lora_adapter_info": AdapterInfo,
+    "pod_leash": PodLeash,
+    "trainer_environment": TrainerEnvironment,
+    "trainer_info": TrainerInfo,
+    "training_log": TrainingLog,
+    "training_run": TrainingRun,
+    "training_run_info": TrainingRunInfo,
+}
+
+
+def limit(module: str, args: Mapping[str, Any], patience: float = QUESTION) -> float:
+    """Return the seconds that one call of a module may take.
+
+    Args:
+        module: Its name.
+        args: Its options.
+        patience: Seconds that a question may take; what takes longer by its nature has as many times more.
+    """
+    own = LIMITS.get(module, QUESTION) * patience / QUESTION
+    stop = float(args.get("stop_timeout") or 120) if module == "training_run" else 0.0
+    return own + float(args.get("wait") or 0) + stop
+
+
+def hold(module: str, answer: Any, host: str) -> dict[str, Any]:
+    """Hold what a host answered to the form of the module's answer.
+
+    Args:
+        module: The module that it answered for.
+        answer: What it answered.
+        host: The host.
+
+    Returns:
+        The answer, of plain values, with what its form names and nothing else; or a failure of the host alone:
+        C(failed), C(msg) in words, and of the rest what the form lets a failure keep.
+    """
+    form = FORMS[module]
+    if not isinstance(answer, dict):
+        return misfit(host, module, "it is no object")
+    if answer.get("failed"):
+        return _failure(form, answer)
+    try:
+        return _plain(form.model_validate(answer)) | {"changed": answer.get("changed", False)}
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return misfit(host, module, f"{shown(place, 100)}: {shown(first['msg'], 200)}")
+
+
+def misfit(host: str, module: str, why: str) -> dict[str, Any]:
+    """Return the failure of a host whose answer is none.
+
+    Args:
+        host: The host.
+        module: The module that it answered for.
+        why: What is wrong with the answer.
+    """
+    return {"failed": True, "msg": f"{host}: its answer to {module} does not fit: {why}"}
+
+
+def _failure(form: type[Answer], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return of a failure its message, and what its form lets it keep, as far as that fits."""
+    kept: dict[str, Any] = {}
+    for name in filter(answer.__contains__, form.kept):
+        held = form.model_construct()
+        with contextlib.suppress(ValidationError):
+            held.__pydantic_validator__.validate_assignment(held, name, answer[name])
+            kept[name] = _plain(getattr(held, name))
+    changed = {"changed": True} if answer.get("changed") is True else {}
+    return {**changed, "failed": True, "msg": _reason(answer), **kept}
+
+
+def _reason(answer: dict[str, Any]) -> str:
+    """Return why a module failed. One that broke has its reason in an exception, as ansible-core 2.19 writes it."""
+    exception = answer.get("exception")
+    event = exception.get("event") if isinstance(exception, dict) else None
+    told = answer.get("msg"), event.get("msg") if isinstance(event, dict) else exception
+    reasons = (text.strip() for text in told if isinstance(text, str))
+    return shown(next(filter(None, reasons), "it failed"), LONGEST)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without forms; its texts are printable."""
+    if isinstance(value, Form):
+        names = type(value).model_fields if value.whole else value.model_fields_set
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name in names}
+    if isinstance(value, dict):
+        return {printable(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return printable(value) if isinstance(value, str) else value

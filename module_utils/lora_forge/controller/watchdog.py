@@ -1,0 +1,114 @@
+"""A limit on one call to a host: how long it takes, and how much memory what it prints takes here.
+
+Nobody knows where such a call hangs: in Ansible's own code, which waits for ssh or for a local program, or in a loop
+that reads what never ends. So a thread watches. When it is enough it ends the programs that the call has started,
+and then the call itself, by a signal to the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge import rundir
+
+GROWTH = 768 * 1024 * 1024  # bytes; an answer of the greatest size takes half of that on its way
+_TICK = 0.1  # seconds between two looks
+_GRACE = 2.0  # seconds for a call to end by itself once its programs are gone
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class _Enough(BaseException):
+    """Ends the call; no error, so that whoever would try again after one does not."""
+
+
+class Watchdog:
+    """A context that ends what it surrounds when it takes too long, or too much.
+
+    Args:
+        seconds: How long it may take.
+
+    Attributes:
+        bark: Why it was ended, with a place for C(what); empty where it was not.
+    """
+
+    def __init__(self, seconds: float):
+        self.bark = ""
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._before: Any = None
+
+    def __enter__(self) -> Watchdog:
+        self._from = _ticks()
+        # The task's own time limit, which Ansible has, uses the same signal; what is not ours is passed on.
+        self._before = signal.signal(signal.SIGALRM, self._ring)
+        self._thread = threading.Thread(target=self._watch, args=(time.monotonic(), _memory()), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> bool:
+        try:
+            with self._lock:
+                self._over.set()
+        except _Enough:  # it came in this very moment
+            self._over.set()
+        signal.signal(signal.SIGALRM, self._before)
+        if self.bark:
+            self._thread.join()
+        return isinstance(error, _Enough) or bool(self.bark and isinstance(error, Exception))
+
+    def _ring(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.bark and not self._over.is_set():
+            raise _Enough
+        if callable(self._before):
+            self._before(number, frame)
+
+    def _watch(self, began: float, memory: int) -> None:
+        while not self._over.wait(_TICK):
+            if time.monotonic() - began > self._seconds:
+                self.bark = f"did not answer {{what}} within {self._seconds:g} s"
+            elif _memory() - memory > GROWTH:
+                self.bark = "did not stop printing, in answer to {what}"
+            else:
+                continue
+            break
+        else:
+            return
+        self._end_programs()
+        if self._over.wait(_GRACE):
+            return
+        with self._lock:
+            if not self._over.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        self._over.wait(_GRACE)
+        self._end_programs()
+
+    def _end_programs(self) -> None:
+        """End the programs that the call has started. What made a session of its own is meant to outlive it."""
+        import psutil  # here, as this is rare
+
+        session = os.getsid(0)
+        for child in psutil.Process().children(recursive=True):
+            began = rundir.process_start(child.pid)
+            with contextlib.suppress(OSError):
+                if began is not None and began >= self._from and os.getsid(child.pid) == session:
+                    os.kill(child.pid, signal.SIGKILL)
+
+
+def _ticks() -> int:
+    """Return the time since boot as :func:`rundir.process_start` counts it, a little early."""
+    return int((rundir.uptime() - 0.1) * os.sysconf("SC_CLK_TCK"))
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this process holds."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * _PAGE

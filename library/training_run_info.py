@@ -81,6 +81,16 @@ checkpoint:
   returned: success
   type: dict
   sample: {files: [output/checkpoint-6/adapter_model.safetensors, output/checkpoint-6/complete.json], step: 6}
+facts:
+  description: Of run.json whose run it is, and how it was started.
+  returned: success
+  type: dict
+  sample: {agent: witness, backend: tmux, hosts: [gpu-1], run_id: witness-c6746a504464}
+silent_for:
+  description: Seconds since the supervisor's last word; null where it never said one.
+  returned: success
+  type: float
+  sample: 2.5
 others:
   description: How far each of O(others) has come, by the folder's name.
   returned: success

@@ -390,6 +390,7 @@ ENVIRONMENT = {"root": "{{ root }}", "lock": "{{ root }}/lock.txt", "uv": "{{ uv
 OTHERS = {"root": "{{ root }}", "named": ["{{ made.python | dirname | dirname | basename }}"]}
 FETCH = {"model": "owner/name", "home": "{{ root }}/models", "hf_token": "hf_S3CR3T"}
 FETCH_STARTS = {**FETCH, "python": "{{ ansible_python_interpreter }}", "program": "{{ root }}/fetch.py"}
+GPU_CHECK = f"{ROOT}/roles/trainer/files/gpu_check.py"
 ON_A_HOST: list[dict[str, Any]] = [
     {"name": "python", "ansible.builtin.setup": {"gather_subset": ["!all", "!min", "python"]}},
     {"name": "would_be_made", "trainer_environment": ENVIRONMENT, "check_mode": True},
@@ -401,6 +402,7 @@ ON_A_HOST: list[dict[str, Any]] = [
     {"name": "removed_again", "environment_prune": {**OTHERS, "remove": True}},
     {"name": "gpus", "gpu_info": {"lock": f"{ROOT}/requirements/trainer-cuda.txt", "count": 2}},
     {"name": "gpus_lacking", "gpu_info": {"count": 3}, **FAILS},
+    {"name": "no_torch", "gpu_check": {"python": "{{ ansible_python_interpreter }}", "program": GPU_CHECK}, **FAILS},
     {"name": "model_here", "base_model": {"model": "{{ root }}/model", "home": "{{ root }}/models"}},
     {"name": "model_absent", "base_model": FETCH},
     {"name": "model_begun", "base_model": FETCH_STARTS},
@@ -535,6 +537,7 @@ def test_a_host_is_made_fit_to_train(play, tmp_path):
 
     assert [gpu["uuid"] for gpu in told["gpus"]["gpus"]][:1] == [GPU]
     assert (len(told["gpus"]["gpus"]), told["gpus"]["problems"]) == (2, [])
+    assert "the environment is not whole (ModuleNotFoundError: No module named 'torch')" in told["no_torch"]["msg"]
     assert told["gpus_lacking"]["failed"]
     assert told["gpus_lacking"]["msg"].startswith("1 problem(s) with the GPU of this host:\n")
 

@@ -113,7 +113,7 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
     return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done.as_dict(),
             "token": f"t{step}", "eta_seconds": run_state.eta_seconds(done), "events": events,
             "checkpoint": {"step": checkpoint, "files": []}, "alive": True, "facts": {}, "silent_for": None,
-            **changes}  # fmt: skip
+            "others": {}, **changes}  # fmt: skip
 
 
 FINISHED = seen(100, state="finished")

@@ -231,7 +231,7 @@ class TrainingRunInfo(Seen):
     events: Annotated[list[Event], Field(max_length=1_000_000)]
     token: Word
     log_tail: Optional[Shown] = None
-    others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)] = {}
+    others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)]
 
 
 class GpuUse(Form):

@@ -11,8 +11,11 @@ from ansible.errors import AnsibleError
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+from ansible.module_utils.lora_forge.text import shown  # noqa: E402
 
 load_actions()
+
+LONGEST = 300  # letters of why it is silent
 
 
 class ActionModule(ForgeAction):
@@ -27,5 +30,5 @@ class ActionModule(ForgeAction):
         if not answer.get("failed"):
             return answer
         # No Python, no rights: what is there is not known either. What a program printed has its reason at the end.
-        reason = str(answer["msg"]).strip().splitlines()[-1]
-        return {"changed": False, "silent": reason.removeprefix(f"{self.host}: ")}
+        lines = answer["msg"].strip().removeprefix(f"{self.host}: ").splitlines()
+        return {"changed": False, "silent": shown(": ".join(dict.fromkeys([lines[0], lines[-1]])), LONGEST)}

@@ -1,0 +1,91 @@
+"""A call that hangs, or prints without an end, is ended with the programs that it has started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible.module_utils.lora_forge.controller import watchdog
+from ansible.module_utils.lora_forge.controller.watchdog import Watchdog
+from lab import alive, eventually
+
+
+def test_what_ends_in_time_is_left_alone():
+    with Watchdog(60) as dog:
+        done = subprocess.run(["echo", "x"], capture_output=True, check=True)
+    assert (dog.bark, done.stdout) == ("", b"x\n")
+
+
+def test_an_error_within_the_time_is_the_calls_own():
+    with pytest.raises(ValueError, match="mine"), Watchdog(60):
+        raise ValueError("mine")
+
+
+def test_a_program_that_hangs_is_ended_with_what_it_started(tmp_path):
+    pid = tmp_path / "pid"
+    began = time.monotonic()
+    with Watchdog(0.3) as dog:
+        subprocess.run(["sh", "-c", f"sleep 600 & echo $! >{pid}; wait"], capture_output=True)
+    assert dog.bark.format(what="x") == "did not answer x within 0.3 s"
+    assert time.monotonic() - began < 30
+    eventually(lambda: not alive(int(pid.read_text())))
+
+
+def test_a_program_that_is_stopped_is_ended(tmp_path):
+    with Watchdog(0.3) as dog:
+        subprocess.run(["sh", "-c", "kill -STOP $$"], capture_output=True)
+    assert dog.bark
+
+
+def test_what_has_a_session_of_its_own_outlives_it_and_so_does_what_was_there_before(tmp_path):
+    pid = tmp_path / "pid"
+    before = subprocess.Popen(["sleep", "600"])
+    time.sleep(0.3)  # longer ago than the clock of processes is coarse
+    try:
+        with Watchdog(0.3) as dog:
+            subprocess.Popen(["setsid", "sh", "-c", f"echo $$ >{pid}; exec sleep 600"])
+            time.sleep(600)
+        assert dog.bark
+        assert before.poll() is None
+        assert alive(int(pid.read_text()))
+    finally:
+        before.kill()
+        before.wait()
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_a_wait_for_nothing_is_ended_by_a_signal(monkeypatch):
+    monkeypatch.setattr(watchdog, "_GRACE", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    with Watchdog(0.2) as dog:
+        time.sleep(600)
+    assert dog.bark
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_the_time_limit_of_the_task_holds_inside(monkeypatch):
+    """Ansible's own, for the option timeout of a task, is an alarm, too."""
+
+    def ring(number, frame):
+        raise TimeoutError("the task's own")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeoutError, match="the task's own"), Watchdog(60):
+            time.sleep(600)
+        assert signal.getsignal(signal.SIGALRM) is ring
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_prints_without_an_end_is_ended_before_memory_is(monkeypatch):
+    monkeypatch.setattr(watchdog, "GROWTH", 64 * 1024 * 1024)
+    with Watchdog(600) as dog:
+        subprocess.run([sys.executable, "-c", "while True: print('x' * 10**5)"], capture_output=True)
+    assert dog.bark.format(what="x") == "did not stop printing, in answer to x"

@@ -307,7 +307,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._clean_results(answer, result.task.action)
             message = answer.get("msg")
             text = message if isinstance(message, str) else self._dump_results(answer).strip()
-            self._display.display(printable(text))
+            self._display.display(printable(text, lines.LONGEST))
 
     def _fail(self, result: Any, item: str = "") -> None:
         """Print an error; one that a rescue raises again, once."""
@@ -329,7 +329,7 @@ class CallbackModule(Default):  # type: ignore[misc]
                 self._draw()
                 return
             self._erase()
-            shown = printable(text)
+            shown = printable(text, lines.LONGEST)
             if not is_sentence and place not in shown:
                 shown += printable(f"\n       in the task «{task.get_name().strip()}», {place}")
             self._print(

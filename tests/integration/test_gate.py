@@ -240,3 +240,25 @@ def test_a_host_that_prints_without_an_end_is_cut_off(stage: Stage) -> None:
     assert time.monotonic() - began < 60
     assert "babbles did not stop printing, in answer to trainer_info" in out
     assert "mayor-1" in out
+
+
+def test_tidying_up_is_not_waited_for_either(stage: Stage) -> None:
+    """Where modules are not piped, Ansible removes a folder in the end."""
+    ssh = SSH.replace("exec", 'case "$*" in *"rm -f -r"*) sleep 600;; esac\nexec')
+    stage.host(
+        "hangs", GPU_INFO, ansible_connection="ssh", ansible_host="hostile.example", ansible_pipelining=False,
+        ansible_ssh_executable=stage.script("ssh", ssh), ansible_ssh_transfer_method="piped",
+        trainer_answer_timeout=4,
+    )  # fmt: skip
+    began = time.monotonic()
+    status, out, err = stage.play([{"hosts": "all", "tasks": [{"gpu_info": {}}]}])
+    assert status == 0, out + err
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("wrong", ["soon", "0", "-1", "nan"])
+def test_a_limit_that_is_none_is_said(stage: Stage, wrong: str) -> None:
+    stage.host("other", GPU_INFO, trainer_answer_timeout=wrong)
+    status, out, err = stage.play([{"hosts": "all", "tasks": [{"gpu_info": {}}]}])
+    assert status == 2
+    assert f"trainer_answer_timeout is '{wrong}'; it must be a number of seconds above 0" in out + err

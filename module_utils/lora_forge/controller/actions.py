@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.json_utils import _filter_non_json_lines
 from ansible.module_utils.lora_forge.controller.watchdog import Watchdog
 from ansible.module_utils.lora_forge.text import shown
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 
+_LONGEST = 20_000  # letters of why an action failed, perhaps for hundreds of runs
 _TAIL = 10  # lines of what a host printed instead of an answer
 _INTERPRETER = re.compile(r"/[\w./+-]{1,250}")
 
@@ -40,7 +41,8 @@ class ForgeAction(ActionBase):
         self.host = self.task_vars.get("inventory_hostname", "")
         args = dict(self._task.args)
         answer = result | self.act({**args.pop("common", {}), **args})
-        answer.pop("ansible_facts", None)  # of another action that this one ran
+        if answer.get("failed"):  # what failed is noted, and told, and part of it may be what a host said
+            answer["msg"] = shown(str(answer.get("msg") or "it failed"), _LONGEST)
         # The only fact that stays: which Python Ansible found there, for the tasks that follow.
         python = str(self._discovered_interpreter)
         if self._discovered_interpreter_key and _INTERPRETER.fullmatch(python):
@@ -128,9 +130,26 @@ class ForgeAction(ActionBase):
         return other if isinstance(other, str) and other else self.host
 
     def _patience(self) -> float:
-        """Return the seconds that the host has for a question."""
+        """Return the seconds that the host has for a question.
+
+        Raises:
+            AnsibleActionFail: The option is none.
+        """
         given = (self.task_vars or {}).get("trainer_answer_timeout")
-        return float(_answers().QUESTION if given is None else self._templar.template(given))
+        if given is None:
+            return float(_answers().QUESTION)
+        value = self._templar.template(given)
+        with contextlib.suppress(TypeError, ValueError):
+            if 0 < float(value) < 1e6:
+                return float(value)
+        raise AnsibleActionFail(f"trainer_answer_timeout is {value!r}; it must be a number of seconds above 0")
+
+    def cleanup(self, force: bool = False) -> None:
+        """Remove what Ansible may have laid on the host where it may not pipe a module; in vain counts, too."""
+        if self._connection._shell.tmpdir is None:
+            return
+        with contextlib.suppress(AnsibleError), self._guarded("a command", self._patience()):
+            super().cleanup(force)
 
     @contextlib.contextmanager
     def _guarded(self, what: str, seconds: float) -> Iterator[None]:

@@ -13,6 +13,9 @@ from ansible.module_utils.lora_forge.controller.webhook import post
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.pods.claims import Claims, cost_by_run
 from ansible.module_utils.lora_forge.results.notice import body, notice
+from ansible.module_utils.lora_forge.text import shown
+
+LONGEST = 4000  # letters of what happened; a part of them may be a trainer's
 
 
 def notify(
@@ -43,7 +46,7 @@ def notify(
     now = time.time()
     try:
         usd = _cost(output, run, str(options.get("pods") or ""), now)
-        told = notice(event, run, detail, progress or {}, usd, now)
+        told = notice(event, run, shown(detail, LONGEST), progress or {}, usd, now)
         problem = post(url, body(told, options["form"], url), float(options["timeout"]))
     except Exception as error:  # of claims or manifests that are damaged; its words could hold the address
         show(warnings=[f"«{run.agent}: {event}» was not told: the message could not be made ({type(error).__name__})"])

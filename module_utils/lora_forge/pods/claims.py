@@ -40,8 +40,8 @@ class Claim(JsonRecord):
         wanted_at: When a controller last asked for the pod.
         waiting_since: Since when there is no capacity.
         attempt: The number of this one in a row of attempts.
-        state: claimed, waiting (for capacity), asked, ordered, ready, releasing (until the pod is seen to be gone); then
-            released, gone, or given up.
+        state: claimed, waiting (for capacity), asked, ordered, ready, releasing (until the pod is seen to be gone);
+            then released, gone, or given up.
         pod_id: RunPod's id, as soon as there is one.
         gpu: RunPod's id of the GPU type that was asked for.
         cloud: SECURE or COMMUNITY.
@@ -181,6 +181,18 @@ class Claims:
         with contextlib.suppress(OSError):  # who may not write here only looks
             noted = {"owner": owner, "copied_from": copied_from, **_place(self.folder.absolute())}
             rundir.write_json(self.folder / "owner.json", noted)
+
+    @property
+    def place_notice(self) -> str:
+        """What a user should know of the owner id, in a sentence; empty where nothing is the matter."""
+        if self.owner and self._doubt:
+            return f"it is not known whether {self.folder} is a copy of {self._doubt}: no pod is ordered or released"
+        if self.copied_from:
+            return (
+                f"this is a copy, with the owner id {self._owner}. Pods of {self.copied_from} belong to the first one, "
+                f"and are not released from here; LORA_FORGE_OWNER={self.copied_from} acts for that one"
+            )
+        return ""
 
     def assert_own_place(self) -> None:
         """Make sure that what is ordered and released here is this folder's.
@@ -422,8 +434,9 @@ def active_runs(claim: Claim, now: float) -> list[str]:
     for run in claim.runs:
         placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
         delivered = bool(claim.output) and any(output.glob(f"adapters/*/{run}/manifest.json"))
-        # Asked for after the run was last heard of: it is about to be launched there.
-        coming = now - claim.wanted_at < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
+        # Asked for after the run was last heard of: it is about to be launched there. A time that is far ahead is one
+        # of before the clock was set back.
+        coming = abs(now - claim.wanted_at) < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
         if not delivered and (placed.get("state") in ("launched", "finished") or coming):
             active.append(run)
     return sorted(active)

@@ -128,7 +128,7 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
     message = "" if stop else messages.release_message(
         host, bool(to_leave) or released, check, usd, options["reason"]
     )  # fmt: skip
-    answer = {
+    answer: dict[str, Any] = {
         "changed": bool(to_leave) or released,
         "phase": "stopped" if stop else "absent",
         "message": message,

@@ -17,7 +17,6 @@ from ansible.module_utils.lora_forge.pods.claims import (
     claim_cost,
     parse_name,
     parse_time,
-    pod_cost,
     pod_price,
     retention_notice,
 )
@@ -155,7 +154,8 @@ class PodManager:
         if spec.find_only and not (claim and claim.pod_id):
             raise UserError(f"{spec.host} is not rented: nothing of it runs. train.yml orders it")
         if claim and claim.state == "releasing":
-            claim = self._finish_release(spec, claim)
+            self._finish_release(spec, claim)
+            claim = None
         claim = claim or self._open_claim(spec)
         self._working = claim.name
         if self.now() - claim.wanted_at > _WANTED_EVERY:
@@ -571,8 +571,8 @@ class PodManager:
         if pod["status"] == "RUNNING" and not (claim.priced or claim.ready_at or spec.find_only):
             if self._watch(claim, "price") < PRICE_WAIT:
                 return self._progress("booting", "RunPod does not say yet what it costs", pod, claim)
-            why = f"RunPod does not say what it costs, {PRICE_WAIT:.0f} s after it began to run"
-            return self._replace(spec, claim, pod, why, bad=False)
+            unknown = f"RunPod does not say what it costs, {PRICE_WAIT:.0f} s after it began to run"
+            return self._replace(spec, claim, pod, unknown, bad=False)
         mapped = bool(ssh) and pod["status"] == "RUNNING"
         why = self.unreachable_reason(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet"
         if not why:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ from ansible.plugins.action import ActionBase
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 
 
@@ -22,8 +24,12 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         args, told, changed = self._task.args, "", False
+        claim, command = "", multiprocessing.parent_process()  # whose worker this is, and may outlive it
+        controller = rundir.identity(command.pid) if command and command.pid else {}
         while True:
-            answer = self._execute_module("runpod_pod", {**args, "since": told}, task_vars=task_vars)
+            asked = {**args, "since": told, "claim": claim, "controller": controller}
+            answer = self._execute_module("runpod_pod", asked, task_vars=task_vars)
+            claim = (answer.get("claim") or {}).get("name") or claim
             changed = changed or answer.get("changed", False)
             for note in answer.get("notes", []):
                 tell(f"  {args['host']}: {note}", host=args["host"])

@@ -104,12 +104,23 @@ options:
     description: The RV(message) that was told already.
     type: str
     default: ''
+  claim:
+    description: The name of the claim that an earlier call told of. When another command has closed it, nothing more is
+      ordered.
+    type: str
+    default: ''
+  controller:
+    description: The process of the command that wants the pod, as the action plugin notes it. When that is gone,
+      nothing is ordered.
+    type: dict
+    default: {}
   reason:
     description: Why it is released, for its claim.
     type: str
     default: no longer wanted
   bad:
-    description: Whether it is released because its machine is no good; that one is not taken again for an hour.
+    description: Whether it is released because its machine is no good; for an hour its GPU type is asked for last, and
+      the next orders wait a little.
     type: bool
     default: false
   id:
@@ -189,7 +200,7 @@ retention_notice:
   sample: It costs 0.86 USD/h until its leash ends it at 2026-11-23 18:32. …
 usd:
   description: What it has cost, by its price and the time since its order.
-  returned: when there is a claim
+  returned: when that is known
   type: float
   sample: 0.43
 """
@@ -228,6 +239,8 @@ ARGUMENTS = {
     "attempts": {"type": "int", "default": 3},
     "wait": {"type": "float", "default": 20},
     "since": {"type": "str", "default": ""},
+    "claim": {"type": "str", "default": ""},
+    "controller": {"type": "dict", "default": {}},
     "reason": {"type": "str", "default": "no longer wanted"},
     "bad": {"type": "bool", "default": False},
     "id": {"type": "str", "default": ""},

@@ -9,7 +9,9 @@ module: runpod_pod_info
 short_description: List the pods of a RunPod account, what they cost, and whose they are
 description:
   - Runs on the controller. Pods of this checkout are told from others by the owner id in their names.
-  - A pod of this checkout that no live run claims is V(unclaimed); it costs money for nothing.
+  - A pod of this checkout that no live run claims is V(unclaimed); it costs money for nothing. So is a second pod under
+    a claim's name, and one whose release was not seen to its end.
+  - A checkout that is a copy of another one does not own the pods of that one, and says so.
 options:
   host:
     description: Only the pod of this inventory host; empty for all of the account.
@@ -93,12 +95,15 @@ def main() -> None:
         if given["host"]:
             pods = [pod for pod in pods if pod["mine"] and pod["host"] == given["host"]]
         corrected = given["billing"] and fetch_bills(claims, api.billed_usd, time.time(), module.check_mode)
+        table = messages.account_table(pods)
+        if claims.place_notice:
+            table["lines"].append(f"  {claims.place_notice}")
         module.exit_json(
             changed=corrected,
             pods=pods,
             unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in pods if pod["mine"] and not pod["claimed"]],
             usd_per_hour=round(sum(pod["usd_per_hour"] for pod in pods), 4),
-            show=messages.account_table(pods),
+            show=table,
         )
 
 

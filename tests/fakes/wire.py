@@ -374,7 +374,9 @@ class Rig:
     def restart(self) -> None:
         """Start as another process, which knows what lies on disk."""
         closed = lambda pod, claim: self.shut(pod)  # noqa: E731
-        self.manager = PodManager(self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep)
+        self.manager = PodManager(
+            self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep, self.clock.now
+        )
 
     def look_at_order(self, body: dict[str, Any]) -> None:
         claim = json.loads(self.claims.path_of(body["name"]).read_text())
@@ -454,7 +456,11 @@ class Desk(Rig):
         self.capsys, self.state_dir = capsys, folder / "pods"
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
-        monkeypatch.setattr(lifecycle.PodManager.__init__, "__defaults__", (self.clock.now, self.clock.sleep))
+        monkeypatch.setattr(
+            lifecycle.PodManager.__init__,
+            "__defaults__",
+            (self.clock.now, self.clock.sleep, self.clock.now, lambda: True),
+        )
         monkeypatch.setattr(ssh.SshAccess.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))

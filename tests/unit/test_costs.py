@@ -446,7 +446,19 @@ def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_pa
         "gpu": "NVIDIA L40S",
         "cloud": None,
         "usd_per_hour": 0.0,
+        "offered": 0.0,
+        "priced": False,
+        "seen": False,
         "asked_at": None,
+        "asked_uptime": None,
+        "boot": "",
+        "unclear": False,
+        "lost_at": None,
+        "lost_orders": 0,
+        "watched_for": "",
+        "watched_s": 0.0,
+        "looks": 0,
+        "pause_s": 0.0,
         "allowance_s": None,
         "deadline": None,
         "boot_since": None,
@@ -457,6 +469,7 @@ def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_pa
         "released_at": None,
         "usd": 0.0,
         "billed_usd": None,
+        "extra_usd": 0.0,
     }
     path = tmp_path / "pods/claims" / f"{name}.json"
     assert claims.path_of(name) == path

@@ -18,9 +18,9 @@ def test_pods_that_do_not_boot_in_time_are_replaced_and_after_enough_of_them_not
         "pod {} (NVIDIA {}) is released: it did not answer SSH within 900 s (it is PROVISIONING, and has no SSH port "
         "yet)"
     )
-    assert rig.go(910).notes == [released.format("pod1", "L40S")]
+    assert rig.go(910 + lifecycle.PAUSE).notes == [released.format("pod1", "L40S")]
     assert rig.ids == ["pod2"]
-    assert rig.fails(2000) == (
+    assert rig.fails(2100) == (
         f"pod-1: {released.format('pod3', 'L40S')}. It was number 3 of 3; nothing is rented any longer. An image "
         "without sshd does not answer SSH; if it is RunPod's machines, try other pod_gpus"
     )
@@ -63,17 +63,33 @@ def test_a_pod_that_was_ready_and_does_not_answer_any_more_is_told_and_never_rel
     assert rig.orders == ["L40S"]
 
 
-def test_a_bad_machine_is_not_taken_again_for_an_hour_and_that_is_no_attempt(rig):
-    bad, good = "10.0.0.1", "10.0.0.2"
-    rig.cloud.machines = [bad, bad, good, bad]
-    rig.shut = lambda pod: "no" if pod["ssh"]["direct"]["host"] == bad else None
-    progress = rig.go(960)
-    assert progress.notes[1:] == [f"pod pod2 (NVIDIA A100) is released: it is the bad machine {bad} again"]
-    assert (rig.ids, progress.phase, progress.claim.attempt) == (["pod3"], "ready", 2)
-    rig.manager.release(progress.claim, "done")
-    rig.clock.sleep(lifecycle.BAD_FOR)
-    rig.shut = lambda pod: None
-    assert rig.ready().claim.machine == bad
+def test_orders_end_whatever_is_wrong_with_the_pods_and_the_pauses_between_them_grow(rig):
+    ordered = []
+    look = rig.cloud.on_order
+    rig.cloud.on_order = lambda body: (ordered.append(rig.clock.now()), look(body))
+    rig.cloud.machines = ["10.0.0.1"] * 5  # one address, as pods of a machine have, and of its neighbours
+    rig.shut = lambda pod: "Connection refused"
+    assert "It was number 3 of 3; nothing is rented any longer" in rig.fails(9999, boot_timeout=60.0)
+    gaps = [later - earlier for earlier, later in zip(ordered, ordered[1:])]
+    assert len(ordered) == 3
+    assert gaps[0] >= 60 + lifecycle.PAUSE
+    assert gaps[1] >= 60 + 2 * lifecycle.PAUSE
+    assert "1 pod was no good; the next order in 15 s" in rig.told
+
+
+def test_what_runs_without_answering_is_not_called_a_bad_machine_and_its_neighbours_are_left_alone(rig):
+    rig.cloud.machines = ["10.0.0.1"] * 2
+    rig.shut = lambda pod: "Connection refused" if pod["id"] == "pod1" else None
+    assert rig.go(2000).phase == "ready"
+    assert (rig.ids, rig.orders) == (["pod2"], ["L40S"] * 2)  # an image without sshd is no fault of the GPU's
+    assert [claim.bad for claim in rig.claims.list_all()] == [False, False]
+
+
+def test_a_gate_that_failed_makes_the_next_order_wait(rig):
+    rig.manager.release(rig.ready().claim, "its machine did not pass the gate", bad=True)
+    assert (rig.go(lifecycle.PAUSE - 2).phase, rig.orders) == ("waiting", ["L40S"])
+    rig.ready()
+    assert rig.orders == ["L40S", "A100"]
 
 
 def test_a_pod_that_is_ready_is_kept_when_its_machine_was_bad_for_another(rig):
@@ -88,7 +104,9 @@ def test_a_pod_that_costs_more_than_the_cap_is_released_at_once(rig):
     assert rig.fails() == (
         "pod-1: NVIDIA L40S was offered at 0.86 USD/h, but the pod cost 2.01; it was released at once"
     )
-    assert [asked.partition(" ")[0] for asked in rig.cloud.asked] == ["GET", "GET", "POST", "DELETE", "GET"]
+    assert [asked.partition(" ")[0] for asked in rig.cloud.asked] == [
+        "GET", "GET", "POST", "DELETE", "GET", "GET",
+    ]  # fmt: skip
     assert rig.claims.list_all()[0].word == "it costs 2.01 USD/h, more than RunPod's catalogue said"
 
 
@@ -116,7 +134,7 @@ def test_a_pod_whose_leash_ended_it_is_an_error_and_the_same_command_orders_anot
     deadline = rig.ready().claim.deadline
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.clock.time = deadline + 1
-    assert rig.fails() == (
+    assert rig.fails(40) == (
         "pod-1: its leash ended the pod after 3:00 h, 2.58 USD. Checkpoints that were fetched are kept; for more time: "
         "-e pod_max_hours=…, and -e pod_max_usd=… where that is set. The same command orders another pod"
     )
@@ -128,14 +146,14 @@ def test_a_pod_whose_renewed_leash_ended_it_is_told_with_its_real_length(rig):
     assert rig.claims.renew(claim.name, claim.deadline + 7200)
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.clock.time = claim.deadline + 7201
-    assert "ended the pod after 5:00 h, 4.30 USD" in rig.fails()
+    assert "ended the pod after 5:00 h, 4.30 USD" in rig.fails(40)
 
 
 def test_a_pod_whose_leash_ended_it_costs_nothing_after_its_deadline(rig):
     rig.ready()
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.clock.sleep(86400)
-    assert " 2.58 USD" in rig.fails()
+    assert " 2.58 USD" in rig.fails(40)
 
 
 # --- caps and time -------------------------------------------------------------------------------------------------
@@ -166,7 +184,9 @@ def test_what_was_spent_before_is_told_when_nothing_is_left(rig):
     rig.ready(max_usd=2.0)
     rig.clock.sleep(2 * 3600)
     rig.cloud.live[0]["status"] = "TERMINATED"
-    assert rig.fails().startswith("pod-1: 1.72 USD are spent on it; NVIDIA L40S at 0.86 USD/h would take about 1:00 h")
+    assert rig.fails(40).startswith(
+        "pod-1: 1.73 USD are spent on it; NVIDIA L40S at 0.86 USD/h would take about 1:00 h"
+    )
 
 
 def test_a_gpu_that_is_too_slow_for_the_caps_is_passed_over(rig):
@@ -183,7 +203,7 @@ def test_a_pod_whose_price_would_break_the_cap_in_all_is_released_at_once(rig):
     rig.cloud.live[0]["status"] = "TERMINATED"
     rig.cloud.fate = [{"price": 1.72}]  # without a cap in all, that on the hour decides
     rig.clock.sleep(60)
-    assert rig.go(max_usd=0.0).claim.usd_per_hour == 1.72
+    assert rig.go(60, max_usd=0.0).claim.usd_per_hour == 1.72
 
 
 @pytest.mark.parametrize("how", ["interrupted", "over the cap", "unclear", "both"])

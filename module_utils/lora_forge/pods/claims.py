@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import pathlib
 import re
@@ -39,12 +40,25 @@ class Claim(JsonRecord):
         wanted_at: When a controller last asked for the pod.
         waiting_since: Since when there is no capacity.
         attempt: The number of this one in a row of attempts.
-        state: claimed, waiting (for capacity), asked, ordered, ready; then released, gone, or given up.
+        state: claimed, waiting (for capacity), asked, ordered, ready, releasing (until the pod is seen to be gone);
+            then released, gone, or given up.
         pod_id: RunPod's id, as soon as there is one.
         gpu: RunPod's id of the GPU type that was asked for.
         cloud: SECURE or COMMUNITY.
-        usd_per_hour: Its price.
+        usd_per_hour: Its price, or the catalogue's while RunPod has not said what this very pod costs.
+        offered: What the catalogue said that it would cost an hour.
+        priced: Whether RunPod has said what this very pod costs.
+        seen: Whether RunPod has shown the pod in a list, or by its id.
         asked_at: When it was ordered.
+        asked_uptime: The same by a clock that nobody sets: seconds since this machine's boot.
+        boot: Of which boot of this machine that is.
+        unclear: Whether its last order may still bring a pod that nobody has seen.
+        lost_at: When the answer to an order was lost.
+        lost_orders: How many orders under this name got no clear answer.
+        watched_for: What is waited for: a pod that is not there (gone), its price, or the pause before an order.
+        watched_s: For how many seconds that was watched, by a clock that nobody sets.
+        looks: How often RunPod was asked meanwhile.
+        pause_s: For so long no order goes out.
         allowance_s: Seconds that it was given to live.
         deadline: When its leash ends it.
         boot_since: Since when it is waited for.
@@ -55,6 +69,7 @@ class Claim(JsonRecord):
         released_at: When the claim was closed; None while it is open.
         usd: What it had cost then, by the clock.
         billed_usd: What RunPod has billed for it.
+        extra_usd: What further pods under its name have cost, or may have.
     """
 
     name: str
@@ -72,7 +87,19 @@ class Claim(JsonRecord):
     gpu: Optional[str] = None
     cloud: Optional[str] = None
     usd_per_hour: float = 0.0
+    offered: float = 0.0
+    priced: bool = False
+    seen: bool = False
     asked_at: Optional[float] = None
+    asked_uptime: Optional[float] = None
+    boot: str = ""
+    unclear: bool = False
+    lost_at: Optional[float] = None
+    lost_orders: int = 0
+    watched_for: str = ""
+    watched_s: float = 0.0
+    looks: int = 0
+    pause_s: float = 0.0
     allowance_s: Optional[int] = None
     deadline: Optional[float] = None
     boot_since: Optional[float] = None
@@ -83,6 +110,7 @@ class Claim(JsonRecord):
     released_at: Optional[float] = None
     usd: float = 0.0
     billed_usd: Optional[float] = None
+    extra_usd: float = 0.0
     schema_version: int = rundir.SCHEMA_VERSION
 
 
@@ -101,11 +129,13 @@ class Claims:
 
     def __init__(self, folder: pathlib.Path, owner: str = ""):
         self.folder = folder
+        self.copied_from = ""  # the owner id that lay here when the folder was found to be a copy
         self._owner = _checked(owner) if owner else ""
+        self._doubt = ""
 
     @property
     def owner(self) -> str:
-        """The owner id, made once."""
+        """The owner id, made once for each folder: a copy of one gets an id of its own."""
         if not self._owner:
             path = self.folder / "owner"
             if path.exists() and not path.read_text().strip():
@@ -117,8 +147,67 @@ class Claims:
                 with contextlib.suppress(FileExistsError):
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
-            self._owner = _checked(path.read_text().strip())
+            self._owner = self._bound_owner(path)
         return self._owner
+
+    def _bound_owner(self, path: pathlib.Path) -> str:
+        """Return the owner id of this folder, made anew where the folder is a copy of another that is still there."""
+        owner, noted = _checked(path.read_text().strip()), self._binding()
+        if noted.get("owner") != owner:  # made just now, by hand, or by a version that bound nothing
+            self._bind(owner)
+            return owner
+        verdict = _judge_place(noted, self.folder.absolute())
+        if verdict == "copy":
+            with rundir.locked(self.folder):
+                if _checked(path.read_text().strip()) == owner:  # nobody was faster
+                    owner = uuid.uuid4().hex[:8]
+                    # The id first: a crash in between leaves an id that nothing was ordered under.
+                    rundir.write_bytes(path, f"{owner}\n".encode())
+                    self._bind(owner, noted["owner"])
+                owner = _checked(path.read_text().strip())
+            noted = self._binding()
+        elif verdict == "unsure":
+            self._doubt = str(noted.get("path"))
+        elif _place(self.folder.absolute()) != {name: noted.get(name) for name in _PLACE}:
+            self._bind(owner, str(noted.get("copied_from") or ""))
+        self.copied_from = str(noted.get("copied_from") or "")
+        return owner
+
+    def _binding(self) -> dict[str, Any]:
+        return rundir.read_json(self.folder / "owner.json")
+
+    def _bind(self, owner: str, copied_from: str = "") -> None:
+        """Note for which folder an owner id was made."""
+        with contextlib.suppress(OSError):  # who may not write here only looks
+            noted = {"owner": owner, "copied_from": copied_from, **_place(self.folder.absolute())}
+            rundir.write_json(self.folder / "owner.json", noted)
+
+    @property
+    def place_notice(self) -> str:
+        """What a user should know of the owner id, in a sentence; empty where nothing is the matter."""
+        if self.owner and self._doubt:
+            return f"it is not known whether {self.folder} is a copy of {self._doubt}: no pod is ordered or released"
+        if self.copied_from:
+            return (
+                f"this is a copy, with the owner id {self._owner}. Pods of {self.copied_from} belong to the first one, "
+                f"and are not released from here; LORA_FORGE_OWNER={self.copied_from} acts for that one"
+            )
+        return ""
+
+    def assert_own_place(self) -> None:
+        """Make sure that what is ordered and released here is this folder's.
+
+        Raises:
+            UserError: The folder may be a copy; nobody but the user can tell.
+        """
+        if self.owner and self._doubt:
+            raise UserError(
+                f"{self.folder} holds the owner id {self.owner}, which was made for {self._doubt}, and that cannot be "
+                "looked at from here. Until it is known whether this is a copy, no pod is ordered or released. If it "
+                f"was moved here, or restored: rm {self.folder / 'owner.json'}. If it is a copy: rm "
+                f"{self.folder / 'owner'}, and the copy gets an id of its own. LORA_FORGE_OWNER={self.owner} acts for "
+                "that id in any case"
+            )
 
     def list_all(self) -> list[Claim]:
         """List every claim, oldest first."""
@@ -143,6 +232,11 @@ class Claims:
         claim = Claim(name, self.owner, host, runs, made_at=now, began_at=now, wanted_at=now)
         return self.update(claim, **known)
 
+    def read(self, name: str) -> Optional[Claim]:
+        """Return a claim by its name; None where there is none."""
+        file = rundir.read_json(self.path_of(name)) if name else {}
+        return Claim.from_dict(file) if file.get("name") else None
+
     def update(self, claim: Claim, **changes: Any) -> Claim:
         """Change a claim, and write it; who holds no lock of its host may be overwritten, or overwrite."""
         for name, value in changes.items():
@@ -161,9 +255,9 @@ class Claims:
             deadline: The new one, in epoch seconds.
 
         Returns:
-            False where that very claim is closed by now, or gone: then nothing is written.
+            False where that very claim is closed by now, or about to be, or gone: then nothing is written.
         """
-        return self._amend(name, lambda claim: not claim.released_at, deadline=deadline)
+        return self._amend(name, lambda claim: not claim.released_at and claim.state != "releasing", deadline=deadline)
 
     def note_bill(self, name: str, usd: float) -> bool:
         """Note what RunPod has billed for a pod; see :meth:`renew`."""
@@ -216,6 +310,46 @@ def _checked(owner: str) -> str:
     return owner
 
 
+_PLACE = ("path", "inode", "device", "machine")
+
+
+def _place(folder: pathlib.Path) -> dict[str, Any]:
+    """Return what tells a folder from its copies."""
+    found = folder.stat()
+    machine = pathlib.Path("/etc/machine-id")
+    return {
+        "path": str(folder),
+        "inode": found.st_ino,
+        "device": found.st_dev,
+        "machine": machine.read_text().strip() if machine.is_file() else "",
+    }
+
+
+def _judge_place(noted: dict[str, Any], folder: pathlib.Path) -> str:
+    """Tell whether a folder is the one that an owner id was made for: same, copy or unsure.
+
+    A device's number changes when its file system is mounted again, and an inode's when a backup is restored or a
+    container started, so neither alone says that a folder is another one.
+
+    Args:
+        noted: What was noted of the one that the id was made for.
+        folder: The one that holds the id now.
+    """
+    place = _place(folder)
+    alike = {name for name in _PLACE if noted.get(name) == place[name]}
+    if "inode" in alike and alike & {"device", "path"}:
+        return "same"  # as it was, moved on its file system, or mounted again
+    machines = {noted.get("machine"), place["machine"]} - {"", None}
+    first = pathlib.Path(str(noted.get("path") or "/nowhere"))
+    if "path" in alike:
+        return "same" if len(machines) < 2 else "unsure"  # restored, or the same place on another machine
+    with contextlib.suppress(OSError):
+        if (first / "owner").read_text().strip() == noted.get("owner"):
+            # The other one is still there. Seen through two mounts, it is the very same folder.
+            return "same" if first.stat().st_ino == place["inode"] else "copy"
+    return "unsure"
+
+
 def parse_name(name: str) -> Optional[tuple[str, str]]:
     """Read owner and host from the name of a pod that lora-forge ordered; None for other names."""
     match = re.match(rf"^{_PREFIX}-([0-9a-zA-Z]+)-(.+)-[0-9a-f]{{6}}$", name)
@@ -230,12 +364,13 @@ def claim_cost(claim: Claim, now: float) -> float:
         now: Epoch seconds.
     """
     if not claim.pod_id or claim.asked_at is None:
-        return 0.0
+        return claim.extra_usd
     billed = claim.billed_usd
     if billed is not None and now - (claim.released_at or now) > FINAL_BILL:
-        return float(billed)
+        return float(billed) + claim.extra_usd
     seconds = max(0.0, (claim.released_at or now) - claim.asked_at)
-    return max(float(billed or 0), seconds / 3600 * float(claim.usd_per_hour))  # a bill may lack its last hours
+    # A bill may lack its last hours.
+    return max(float(billed or 0), seconds / 3600 * float(claim.usd_per_hour)) + claim.extra_usd
 
 
 def undelivered_costs(claims: list[Claim], adapters: pathlib.Path, now: float) -> list[tuple[set[str], float]]:
@@ -292,15 +427,16 @@ def active_runs(claim: Claim, now: float) -> list[str]:
         claim: Its claim.
         now: Epoch seconds.
     """
-    if claim.released_at:
+    if claim.released_at or claim.state == "releasing":
         return []
     output = pathlib.Path(claim.output)
     active = []
     for run in claim.runs:
         placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
         delivered = bool(claim.output) and any(output.glob(f"adapters/*/{run}/manifest.json"))
-        # Asked for after the run was last heard of: it is about to be launched there.
-        coming = now - claim.wanted_at < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
+        # Asked for after the run was last heard of: it is about to be launched there. A time that is far ahead is one
+        # of before the clock was set back.
+        coming = abs(now - claim.wanted_at) < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
         if not delivered and (placed.get("state") in ("launched", "finished") or coming):
             active.append(run)
     return sorted(active)
@@ -380,13 +516,34 @@ def list_account_pods(
             "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
             "age_h": round((now - born) / 3600, 3), "usd": round((now - born) / 3600 * rate, 4),
             "mine": parsed is not None and parsed[0] == owner,
-            "claimed": active_runs(claim, now) if claim else [],
+            # A second pod under a claim's name, from an order that was thought lost, is for nothing.
+            "claimed": active_runs(claim, now) if claim and claim.pod_id in (None, pod["id"]) else [],
             "deadline": claim.deadline if claim else pod.get("deadline"),
             "retention_notice": (
                 retention_notice(claim) if claim and claim.deadline else f"It costs {rate:.2f} USD/h."
             ),
         })  # fmt: skip
     return rows
+
+
+def pod_price(pod: dict[str, Any]) -> float:
+    """Return what a pod costs an hour, as RunPod says; 0 while it does not."""
+    try:
+        price = float(pod.get("cost") or 0)
+    except (TypeError, ValueError):
+        return 0.0
+    return price if 0 < price < math.inf else 0.0
+
+
+def pod_cost(pod: dict[str, Any], now: float) -> Optional[float]:
+    """Return what a pod has cost by its price and its age, in USD; None where either is not known.
+
+    Args:
+        pod: From RunPod.
+        now: Epoch seconds.
+    """
+    price, born = pod_price(pod), parse_time(pod.get("createdAt"))
+    return max(0.0, now - born) / 3600 * price if price and born is not None else None
 
 
 def parse_time(text: Optional[str]) -> Optional[float]:

@@ -9,8 +9,17 @@ import contextlib
 import pathlib
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import messages, ssh
-from ansible.module_utils.lora_forge.pods.claims import Claim, Claims, claim_cost, parse_name, retention_notice
+from ansible.module_utils.lora_forge.pods.claims import (
+    Claim,
+    Claims,
+    claim_cost,
+    parse_name,
+    pod_cost,
+    retention_notice,
+)
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, pod_budget
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address
 from ansible.module_utils.lora_forge.pods.spec import PodSpec, pod_spec
@@ -51,11 +60,16 @@ def bring_about(options: dict[str, Any], check: bool, api: RunPod) -> dict[str, 
         except ApiError as error:
             return f"its log cannot be read yet: {error.status} {error.detail}"
 
-    manager = PodManager(api, claims, unreachable_reason)
+    manager = PodManager(api, claims, unreachable_reason, wanted=lambda: _still_wanted(options["controller"]))
     spec = pod_spec(options, api, public_key)
     if check:
         return _predict(spec, manager)
     return _have(spec, manager, access, options)
+
+
+def _still_wanted(controller: dict[str, Any]) -> bool:
+    """Tell whether the command that asks is still there; its worker outlives it, and nobody would use the pod."""
+    return not controller.get("start") or rundir.is_alive(controller)
 
 
 def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
 def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: dict[str, Any]) -> dict[str, Any]:
     """Go on towards a pod that answers, and say how to reach it and what it may cost."""
     before = manager.claims.find_open(spec.host)
-    progress = manager.advance(spec, options["wait"], options["since"])
+    progress = manager.advance(spec, options["wait"], options["since"], options["claim"])
     claim, now = progress.claim, manager.now()
     answer = progress.as_dict()
     answer["changed"] = before is None or (before.name, before.state) != (claim.name, claim.state)
@@ -101,22 +115,70 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
     to_leave = [pod for pod in meant if not (stop and pod["status"] == "EXITED")]
     before = next(iter(to_leave or meant), None)
     after = {**before, "status": "EXITED", "cost": 0} if stop and before else None
-    if not check:
+    # The claim is meant by its host, by its pod's id, or by the id of the first pod that came under its name.
+    ours = claim if claim and (not options["id"] or _is_of(claim, options["id"], meant)) else None
+    released = False
+    if not check and stop:
+        claims.assert_own_place()
         for pod in to_leave:
-            if stop:
-                api.stop_pod(pod["id"])
-            elif not claim or pod["name"] != claim.name:  # an orphan: ordered, and its claim lost or closed
-                api.delete_pod(pod["id"])
-        if claim and not stop and (not options["id"] or options["id"] == claim.pod_id):
-            manager.release(claim, options["reason"], options["bad"])
-            ssh.SshAccess(claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
-    usd = round(claim_cost(claim, manager.now()), 4) if claim else 0.0
-    message = "" if stop else messages.release_message(host, bool(to_leave), check, usd, options["reason"])
-    answer = {
-        "changed": bool(to_leave),
+            api.stop_pod(pod["id"])
+    elif not check:
+        released = _release(manager, host, options, to_leave, ours)
+    usd = _cost_of(to_leave, ours, manager.now())
+    message = "" if stop else messages.release_message(
+        host, bool(to_leave) or released, check, usd, options["reason"]
+    )  # fmt: skip
+    answer: dict[str, Any] = {
+        "changed": bool(to_leave) or released,
         "phase": "stopped" if stop else "absent",
         "message": message,
         "pod": after,
         "diff": {"before": messages.diff_view(before), "after": messages.diff_view(after)},
     }
-    return answer | ({"claim": claim.as_dict(), "usd": usd} if claim else {})
+    if usd is not None and (to_leave or claim):
+        answer["usd"] = round(usd, 4)
+    return answer | ({"claim": claim.as_dict()} if claim else {})
+
+
+def _is_of(claim: Claim, pod_id: str, pods: list[dict[str, Any]]) -> bool:
+    """Tell whether a pod is the one that a claim is to, and no twin of it."""
+    named = any(pod["id"] == pod_id and pod["name"] == claim.name for pod in pods)
+    return pod_id == claim.pod_id or (claim.pod_id is None and named)
+
+
+def _release(
+    manager: PodManager, host: str, options: dict[str, Any], pods: list[dict[str, Any]], claim: Optional[Claim]
+) -> bool:
+    """Release all that is meant, whatever becomes of one of them.
+
+    Returns:
+        Whether the claim had a pod.
+
+    Raises:
+        UserError: Some are still there; it names all of them.
+    """
+    manager.claims.assert_own_place()
+    failures, released = [], False
+    for pod in pods:
+        if not claim or pod["name"] != claim.name:  # an orphan: ordered, and its claim lost or closed
+            try:
+                manager.release_orphan(host, pod, options["reason"])
+            except UserError as error:
+                failures.append(str(error))
+    if claim:
+        try:
+            released = manager.release(claim, options["reason"], options["bad"])
+            ssh.SshAccess(manager.claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("\n".join(failures))
+    return released
+
+
+def _cost_of(pods: list[dict[str, Any]], claim: Optional[Claim], now: float) -> Optional[float]:
+    """Return what pods have cost, in USD: by their claim, and else by price and age; None where that is not known."""
+    costs = [pod_cost(pod, now) for pod in pods if not claim or pod["name"] != claim.name]
+    if any(cost is None for cost in costs):
+        return None
+    return sum(cost or 0.0 for cost in costs) + (claim_cost(claim, now) if claim else 0.0)

@@ -61,19 +61,20 @@ def ready_message(claim: Claim, now: float) -> str:
     )
 
 
-def release_message(host: str, released: bool, check: bool, usd: float, reason: str) -> str:
+def release_message(host: str, released: bool, check: bool, usd: Optional[float], reason: str) -> str:
     """Tell what became of a pod that shall be gone.
 
     Args:
         host: Its inventory name.
         released: Whether there was one.
         check: Whether it is there still, as this was only asked.
-        usd: What it has cost.
+        usd: What it has cost; None where that is not known.
         reason: Why it shall be gone.
     """
     outcome = "nothing is rented"
     if released:
-        outcome = "would be released" if check else f"released; it cost {usd:.2f} USD"
+        known = "what it cost is not known" if usd is None else f"it cost {usd:.2f} USD"
+        outcome = "would be released" if check else f"released; {known}"
     return f"{host}: {outcome} ({reason})"
 
 

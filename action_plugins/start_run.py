@@ -16,12 +16,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+from ansible.module_utils.lora_forge.controller.checkpoints import carried_files  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 load_actions("transfer")
@@ -37,6 +39,8 @@ class ActionModule(ForgeAction):
             return self.start(run, args) | {"run_id": run.run_id, "agent": run.agent}
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
 
     def start(self, run: PlannedRun, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; return the answer of the first one that fails, or of the last."""
@@ -95,8 +99,8 @@ class ActionModule(ForgeAction):
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
         kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
-        fetched = runs.newest_checkpoint(kept)
-        goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > seen.checkpoint["step"] else []
+        step, carried = carried_files(kept)
+        goes = carried if step > seen.checkpoint["step"] else []
         files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes)
         sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import paths
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
+# What comes from an earlier trainer of a run; complete.json is the controller's own.
+_CARRIED = re.compile(r"metrics\.jsonl|output/checkpoint-\d+/(?:complete\.json|([^/]+))")
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 TINY_MODEL = "tiny_model.py"
 
@@ -244,7 +249,17 @@ def input_files(
         axolotl: The text of axolotl.yml.
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
+
+    Raises:
+        UserError: One of those is none that a run goes on from.
     """
+    for name in checkpoint:
+        match = _CARRIED.fullmatch(name)
+        if paths.flaw(name) or not match or (match[1] and paths.checkpoint_limit(match[1]) is None):
+            raise UserError(
+                f"{paths.quoted(name)} in {kept} is no part of a checkpoint that is taken to another trainer. Delete "
+                "that folder, and the run begins anew"
+            )
     folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
     files = [
         {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}

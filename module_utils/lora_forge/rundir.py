@@ -12,6 +12,7 @@ modules, so that the contract stands in one place. Standard library only, Python
     stop           present while a stop is wanted
     stopping       the same, from the supervisor to a training of several processes
     output/        Axolotl's output_dir with checkpoint-<step>/
+    programs/      what runs: the only folder here that Python imports from, and only the controller fills it
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
 STOPPING = "stopping"
+PROGRAMS = "programs"
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 256 << 20

@@ -61,7 +61,7 @@ def test_one_gpu_needs_no_launcher():
 def test_several_gpus_of_a_host():
     assert command(plan(gpus=2), "gpu-1")[1:] == [
         "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "gang.py", "axolotl.cli.train", "axolotl.yml",
+        "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
     ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_several_hosts(lane):
             "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "--node-rank", str(rank),
             "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", f"203.0.113.1:{29400 + lane}",
             "--rdzv-conf", f"is_host={rank == 0},join_timeout=900,read_timeout=900",
-            "--local-addr", f"203.0.113.{rank + 1}", "gang.py", "axolotl.cli.train", "axolotl.yml",
+            "--local-addr", f"203.0.113.{rank + 1}", "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
         ]  # fmt: skip
 
 
@@ -96,6 +96,23 @@ def test_a_lane_on_the_cpu_hides_the_gpus():
     assert launch.training_environment("cpu-1", "/r", "offline", "")["CUDA_VISIBLE_DEVICES"] == ""
     seen = launch.training_environment("GPU-2,GPU-3", "/r", "online", "https://wandb.example.org")
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["WANDB_BASE_URL"]) == ("GPU-2,GPU-3", "https://wandb.example.org")
+
+
+def test_what_a_training_reads_of_a_checkpoint_is_data():
+    def environment(**keys: Any) -> dict[str, str]:
+        return launch.plan_launch(plan(recipe={**RECIPE, **keys}), "gpu-1", options()).environment
+
+    assert environment()["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in environment(deepspeed="zero3.json")
+
+
+def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
+    kept = pathlib.Path("/out/runs/crew-0")
+    carried = ["output/checkpoint-3/optimizer.pt", "output/checkpoint-3/complete.json", "metrics.jsonl"]
+    found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried)]
+    programs = ["supervisor.py", "lora_forge_axolotl.py", "gang.py", "rundir.py"]
+    assert [path for path in found if path.endswith(".py")] == [f"runs/crew-0/programs/{name}" for name in programs]
+    assert [path for path in found if "programs/" in path] == [f"runs/crew-0/programs/{name}" for name in programs]
 
 
 def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import paths
+from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
@@ -83,7 +83,9 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         command=training_command(run, host, options),
         lane=lane,
         lane_dir=options.lane_dir,
-        environment=training_environment(lane, options.root, options.wandb, options.wandb_server),
+        environment=training_environment(
+            lane, options.root, options.wandb, options.wandb_server, deepspeed=bool(run.recipe.get("deepspeed"))
+        ),
         stop_timeout=options.stop_timeout,
         prepared=prepared_path(run, options.root),
         processes=len(run.hosts) * run.gpus,
@@ -195,10 +197,12 @@ def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> lis
                 "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
                 "--local-addr", options.address]  # fmt: skip
     launcher = [options.python, "-m", "torch.distributed.run", "--nproc-per-node", run.gpus]
-    return [str(word) for word in (*launcher, *meet, "gang.py", options.module, "axolotl.yml")]
+    return [str(word) for word in (*launcher, *meet, f"{rundir.PROGRAMS}/gang.py", options.module, "axolotl.yml")]
 
 
-def training_environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str, str]:
+def training_environment(
+    lane: str, root: str, wandb: str, wandb_server: str, deepspeed: bool = False
+) -> dict[str, str]:
     """Collect the environment variables of a training that are no secrets.
 
     Args:
@@ -206,7 +210,11 @@ def training_environment(lane: str, root: str, wandb: str, wandb_server: str) ->
         root: The trainer's root.
         wandb: ``online``, ``offline`` or ``disabled``.
         wandb_server: A W&B server of one's own; empty for W&B's.
+        deepspeed: Whether DeepSpeed divides the model.
     """
+    # A checkpoint that came from another host is data: what is read of it may not name a function to call. DeepSpeed
+    # cannot read its own in this way; they come from no other host.
+    data_only = {} if deepspeed else {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
     return {
         "AXOLOTL_DO_NOT_TRACK": "1",
         "CUDA_VISIBLE_DEVICES": "" if lane.startswith("cpu") else lane,
@@ -217,6 +225,7 @@ def training_environment(lane: str, root: str, wandb: str, wandb_server: str) ->
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": wandb,
         **({"WANDB_BASE_URL": wandb_server} if wandb_server else {}),
+        **data_only,
     }
 
 
@@ -261,14 +270,15 @@ def input_files(
                 "that folder, and the run begins anew"
             )
     folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
+    own = f"{folder}/{rundir.PROGRAMS}"
     files = [
         {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
         for dataset in run.datasets
     ]
-    files += [{"path": f"{folder}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
+    files += [{"path": f"{own}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
     files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run.rehearsal:
         files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
-    files.append({"path": f"{folder}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
+    files.append({"path": f"{own}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
     files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})
     return files

@@ -232,7 +232,7 @@ def start(
     """Start a run, or attach to it when it is alive or finished.
 
     Args:
-        run_dir: The run directory with axolotl.yml, supervisor.py, rundir.py and the plugin staged in it.
+        run_dir: The run directory with axolotl.yml and the programs staged in it.
         launch: What it is launched with.
         secrets: Environment variables for the trainer process alone.
         wanted: The backend, or ``auto``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import secrets
 import shlex
 from functools import partial
 from typing import Any
@@ -63,13 +64,17 @@ class ActionModule(ForgeAction):
         refused = record.failure(others, run.planned_at)
         if refused:
             return {"failed": True, "refused": True, "msg": f"{run.run_id} is not started: {refused}"}
+        launch.check_rendezvous(run, options)
         staged = self.stage(run, seen, args, options)
         if staged.get("failed"):
             return staged
         check = self._task.check_mode
-        update_record(output, run.run_id, lambda record, now: record.launched(run.hosts[0], run.lane, now), check)
+        word = secrets.token_hex(16) if others else ""
+        placed = partial(RunRecord.launched, trainer=run.hosts[0], lane=run.lane, rendezvous=word)
+        _, record = update_record(output, run.run_id, lambda record, now: placed(record, now=now), check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
-        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": args["secrets"]}
+        meeting = {launch.RENDEZVOUS: record.rendezvous} if others else {}
+        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**args["secrets"], **meeting}}
         started = self.run_module("training_run", asked)
         if started.get("failed"):
             return started
@@ -106,8 +111,9 @@ class ActionModule(ForgeAction):
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent
         model = launch.base_model_path(run, options.root)
+        make = shlex.join(launch.tiny_model_command(run, options))
         made = self._low_level_execute_command(
-            f"test -e {shlex.quote(model)}/config.json || {shlex.join(launch.tiny_model_command(run, options))}"
+            f"umask 077; test -e {shlex.quote(model)}/config.json || {make}"  # its tokenizer learnt from the data
         )
         if made["rc"] == 0:
             return sent

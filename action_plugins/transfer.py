@@ -47,7 +47,7 @@ class ActionModule(ForgeAction):
                 "--recursive",
                 "--copy-links",
                 "--checksum",
-                "--chmod=D755,F644",
+                "--chmod=D700,F600",
                 f"--partial-dir={transfer.PARTIAL}",
             ]
             options += ["--stats", *(["--dry-run"] if dry else [])]

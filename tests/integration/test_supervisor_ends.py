@@ -66,6 +66,8 @@ def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
     assert process.wait(PATIENCE) == 0
     assert (run / "env").exists() is kept
     assert "token: a=hush-hush" in (run / "train.log").read_text()
+    private = ("train.log", "metrics.jsonl", "status.json", "supervisor.log")
+    assert {stat.S_IMODE((run / name).stat().st_mode) & 0o077 for name in private} == {0}
     for name in ("run.json", "status.json", "supervisor.log"):
         assert "hush-hush" not in (run / name).read_text()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
 from ansible.module_utils.lora_forge.trainer.runs import Launch
@@ -65,12 +66,49 @@ def test_several_gpus_of_a_host():
     ]  # fmt: skip
 
 
+def nobody(name: str) -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("address", "found", "public"),
+    [
+        ("8.8.8.8", [], True), ("2001:4860:4860::8888", [], True), ("[2001:4860:4860::8888]", [], True),
+        ("10.0.0.1", [], False), ("192.168.1.2", [], False), ("100.64.0.1", [], False), ("fd00::1", [], False),
+        ("fe80::1%eth0", [], False), ("127.0.0.1", [], False), ("gpu-1", [], False), ("gpu-1", ["10.0.0.1"], False),
+        ("gpu-1.example.org", ["10.0.0.1", "8.8.8.8"], True),
+    ],
+)  # fmt: skip
+def test_a_gang_does_not_meet_in_public_unless_that_is_said(address, found, public):
+    gang = plan(hosts=["gpu-1", "gpu-2"])
+    for place in ("address", "leader"):
+        given = {"address": "10.0.0.9", "leader": "10.0.0.9", place: address}
+        met = launch.TrainerOptions(root="/r", python="/p", **given)
+        if public:
+            with pytest.raises(UserError, match=r"crew-0 would meet at .*, a public address.*run_rendezvous_public"):
+                launch.check_rendezvous(gang, met, lambda name: found if name == address else [])
+        else:
+            launch.check_rendezvous(gang, met, lambda name: found if name == address else [])
+        launch.check_rendezvous(plan(), met, nobody)
+        launch.check_rendezvous(gang, launch.TrainerOptions(root="/r", python="/p", public=True, **given), nobody)
+
+
+def test_a_name_that_nobody_knows_has_no_address():
+    assert launch.resolved("nobody.invalid") == []
+    assert launch.resolved("127.0.0.1") == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("said", "public"), [(True, True), ("true", True), ("no", False), (False, False)])
+def test_the_option_of_a_public_address_may_be_text(said, public):
+    assert launch.TrainerOptions.from_dict({"root": "/r", "python": "/p", "public": said}).public is public
+
+
 @pytest.mark.parametrize("lane", [0, 1])
 def test_several_hosts(lane):
     for rank, host in enumerate(["gpu-1", "gpu-2"]):
         assert command(plan(hosts=["gpu-1", "gpu-2"], gpus=4, lane=lane), host)[1:] == [
             "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "--node-rank", str(rank),
-            "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", f"203.0.113.1:{29400 + lane}",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"203.0.113.1:{29400 + lane}",
             "--rdzv-conf", f"is_host={rank == 0},join_timeout=900,read_timeout=900",
             "--local-addr", f"203.0.113.{rank + 1}", "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
         ]  # fmt: skip

@@ -18,6 +18,7 @@ from typing import IO, Any, Callable, Optional
 from ansible.module_utils.lora_forge import paths
 from ansible.module_utils.lora_forge.errors import UserError
 
+PRIVATE = ("datasets", "models", "prepared", "runs")  # below a trainer's root
 PARTIAL = ".rsync-partial"  # beside a file that was cut off
 LEFT_FREE = 256 * paths.MIB  # bytes of the controller's disk that no fetch takes
 SLOWEST = 20_000  # bytes per second, on average; less would keep a rented trainer waiting for ever
@@ -67,6 +68,9 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
 def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
     """Write the command that makes a trainer ready for rsync: the folder, and something to compare new content with.
 
+    The folder is its user's alone where it is made here. One that is there stays as it is, as other things may lie in
+    it, and other users may go through it; the folders in it that hold data, or what was learnt of it, are closed.
+
     What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
     would look for a transfer that was cut off it finds the newest file of that name, as a link: it reads that, and
     writes another one.
@@ -75,7 +79,10 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
         to: The folder.
         files: As :func:`build_tree` takes them; those with a C(sha256) lie by their content.
     """
-    command = f"umask 022; mkdir -p {shlex.quote(to)}"
+    parent = shlex.quote(str(pathlib.PurePosixPath(to).parent))
+    folder = shlex.quote(to)
+    command = f"umask 022; mkdir -p {parent} && umask 077 && mkdir -p {folder} && cd {folder}"
+    close = f'for d in {" ".join(PRIVATE)}; do [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && chmod go-rwx "$d"; done'
     links = []
     for file in files:
         place = pathlib.PurePath(file["path"])
@@ -87,7 +94,7 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
                 f'[ -e {shlex.quote(str(place))} ] || {{ {newest} && mkdir -p {part} && ln -f "$old" {part}/; }}'
             )
     # Without it more goes over the wire, and nothing else.
-    return f"{command} && cd {shlex.quote(to)} && {{ {'; '.join(links)}; :; }} 2>/dev/null" if links else command
+    return f"{command} && {{ {'; '.join([close, *links])}; :; }} 2>/dev/null"
 
 
 def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
@@ -113,10 +120,12 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
             continue
         copied.append(str(source.relative_to(tree)))
         if not dry:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            for folder in [*reversed(target.relative_to(to).parents)][1:]:
+                (to / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             part = target.with_name(f".{target.name}.part")
+            part.unlink(missing_ok=True)
+            part.touch(mode=0o600, exist_ok=False)
             shutil.copyfile(source, part)
-            part.chmod(0o644)
             part.replace(target)
     return copied
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import ipaddress
 import pathlib
 import re
+import socket
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.errors import UserError
@@ -19,7 +21,16 @@ _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/r
 # What comes from an earlier trainer of a run; complete.json is the controller's own.
 _CARRIED = re.compile(r"metrics\.jsonl|output/checkpoint-\d+/(?:complete\.json|([^/]+))")
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
+RENDEZVOUS = "PET_RDZV_ID"  # the variable that torchrun takes --rdzv-id from
 TINY_MODEL = "tiny_model.py"
+
+
+def resolved(name: str) -> list[str]:
+    """List the addresses of a name; none where it is not known here, or is an address."""
+    try:
+        return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
+    except (OSError, UnicodeError):
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,7 @@ class TrainerOptions(JsonRecord):
         leader: Under which it reaches the first host of a gang.
         port: Where the hosts of a gang meet; each lane has the next one, as lanes train at once.
         timeout: Seconds that the hosts of a gang wait for each other.
+        public: Whether they may meet at a public address.
         wandb: ``online``, ``offline`` or ``disabled``.
         wandb_server: A W&B server of one's own; empty for W&B's.
         stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
@@ -51,6 +63,7 @@ class TrainerOptions(JsonRecord):
     leader: str = ""
     port: int = 29400
     timeout: int = 900
+    public: bool = False
     wandb: str = "offline"
     wandb_server: str = ""
     stop_timeout: int = 120
@@ -58,12 +71,19 @@ class TrainerOptions(JsonRecord):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
-        """Read them from the options of a task, where a number may be text, and ``lanes`` a text with commas."""
+        """Read them from the options of a task, where any value may be text, and ``lanes`` a text with commas."""
         numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
         lanes = data.get("lanes") or []
         lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
+        public = str(data.get("public", "")).lower() in ("true", "yes", "on", "1")
         return super().from_dict(
-            {**data, **numbers, "lanes": [*filter(None, lanes)], "lane_dir": data.get("lane_dir") or None}
+            {
+                **data,
+                **numbers,
+                "public": public,
+                "lanes": [*filter(None, lanes)],
+                "lane_dir": data.get("lane_dir") or None,
+            }
         )
 
 
@@ -91,6 +111,38 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         processes=len(run.hosts) * run.gpus,
         facts=run_facts(run, host),
     )
+
+
+def check_rendezvous(run: PlannedRun, options: TrainerOptions, resolve: Callable[[str], list[str]] = resolved) -> None:
+    """Refuse a gang whose hosts would meet where anybody can come: torch believes whoever speaks to it there.
+
+    Args:
+        run: The run.
+        options: Those of one of its hosts.
+        resolve: Finds the addresses of a name.
+
+    Raises:
+        UserError: An address is public, and nobody has said that it may be.
+    """
+    if len(run.hosts) < 2 or options.public:
+        return
+    for address in dict.fromkeys((options.leader, options.address)):
+        found = next(filter(is_public, [address, *resolve(address)]), None)
+        if found:
+            at = address if found == address else f"{address} ({found})"
+            raise UserError(
+                f"the hosts of {run.run_id} would meet at {at}, a public address. Whoever reaches run_rendezvous_port "
+                "there can run code in the training. Set run_address to an address in a network of their own, or "
+                "run_rendezvous_public to true where a firewall lets nobody else through"
+            )
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an address is one of the Internet's; a name is none."""
+    try:
+        return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_global
+    except ValueError:
+        return False
 
 
 def dataset_path(root: str, dataset: PlannedDataset) -> str:
@@ -192,7 +244,8 @@ def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> lis
     if len(run.hosts) > 1:
         rank = run.hosts.index(host)
         settings = {"is_host": rank == 0, "join_timeout": options.timeout, "read_timeout": options.timeout}
-        meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d", "--rdzv-id", run.run_id,
+        # Not its id: whoever is on the host reads a command line. It comes by RENDEZVOUS, among the secrets.
+        meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", f"{options.leader}:{options.port + run.lane}",
                 "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
                 "--local-addr", options.address]  # fmt: skip

@@ -523,6 +523,7 @@ class Supervisor:
 
 def main() -> int:
     run_dir = pathlib.Path(sys.argv[1]).resolve()
+    os.umask(0o077)  # what a training writes is its user's alone
     with (run_dir / "supervisor.lock").open("a") as lock:  # closed at exec: the trainer does not hold it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

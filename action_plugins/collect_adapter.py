@@ -13,11 +13,13 @@ from ansible.errors import AnsibleConnectionFailure
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 
@@ -51,8 +53,13 @@ class ActionModule(ForgeAction):
             return facts | {"step": "verify", "problems": []}
         local = self._connection.transport == "local"
         incoming = output / "incoming" / run.run_id
-        if facts["files"] and not local:
-            names = [one["path"] for one in facts["files"]]
+        try:
+            files = store.checked_files(facts["files"]) if facts["files"] else []
+        except UserError as error:
+            return {"failed": True, "msg": str(error), "step": "verify", "problems": []}
+        facts |= {"files": files}
+        if files and not local:
+            names = [{"path": one["path"], "bytes": one["bytes"]} for one in files]
             fetch = {"from": run_dir, "files": names, "to": str(incoming), **args["transfer"]}
             tell(f"  {self.host}: fetching the adapter of {run.name}", host=self.host, passing=True)
             fetched = self.run_action("transfer", fetch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import secrets
 import shlex
 from functools import partial
 from typing import Any
@@ -16,12 +17,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
+from ansible.module_utils.lora_forge.controller.checkpoints import carried_files  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
+from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 load_actions("transfer")
@@ -37,6 +40,8 @@ class ActionModule(ForgeAction):
             return self.start(run, args) | {"run_id": run.run_id, "agent": run.agent}
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
 
     def start(self, run: PlannedRun, args: dict[str, Any]) -> dict[str, Any]:
         """Take the steps; return the answer of the first one that fails, or of the last."""
@@ -59,13 +64,17 @@ class ActionModule(ForgeAction):
         refused = record.failure(others, run.planned_at)
         if refused:
             return {"failed": True, "refused": True, "msg": f"{run.run_id} is not started: {refused}"}
+        launch.check_rendezvous(run, options)
         staged = self.stage(run, seen, args, options)
         if staged.get("failed"):
             return staged
         check = self._task.check_mode
-        update_record(output, run.run_id, lambda record, now: record.launched(run.hosts[0], run.lane, now), check)
+        word = secrets.token_hex(16) if others else ""
+        placed = partial(RunRecord.launched, trainer=run.hosts[0], lane=run.lane, rendezvous=word)
+        _, record = update_record(output, run.run_id, lambda record, now: placed(record, now=now), check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
-        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": args["secrets"]}
+        meeting = {launch.RENDEZVOUS: record.rendezvous} if others else {}
+        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**args["secrets"], **meeting}}
         started = self.run_module("training_run", asked)
         if started.get("failed"):
             return started
@@ -95,15 +104,16 @@ class ActionModule(ForgeAction):
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
         kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
-        fetched = runs.newest_checkpoint(kept)
-        goes = [*fetched["files"], "metrics.jsonl"] if fetched["step"] > seen.checkpoint["step"] else []
+        step, carried = carried_files(kept)
+        goes = carried if step > seen.checkpoint["step"] else []
         files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes)
         sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent
         model = launch.base_model_path(run, options.root)
+        make = shlex.join(launch.tiny_model_command(run, options))
         made = self.run_command(
-            f"test -e {shlex.quote(model)}/config.json || {shlex.join(launch.tiny_model_command(run, options))}"
+            f"umask 077; test -e {shlex.quote(model)}/config.json || {make}"  # its tokenizer learnt from the data
         )
         if made["rc"] == 0:
             return sent

@@ -39,7 +39,7 @@ class ActionModule(ForgeAction):
             return observed
         checkpoint, kept = observed["checkpoint"], output / "runs" / run.run_id
         if args["pull"] and checkpoint["step"] > 0 and not check:
-            fetch_checkpoint(self, run.agent, checkpoint, folder, kept, args["transfer"])
+            fetch_checkpoint(self, run, checkpoint, folder, kept, args["transfer"])
         show(
             lines=[f"  {run.run_id} {'stopped; train.yml resumes it' if stopped['changed'] else 'does not run'}"],
             host=self.host,

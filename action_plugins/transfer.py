@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
-import subprocess
 import tempfile
 from typing import Any
 
@@ -50,7 +49,7 @@ class ActionModule(ForgeAction):
                 "--recursive",
                 "--copy-links",
                 "--checksum",
-                "--chmod=D755,F644",
+                "--chmod=D700,F600",
                 f"--partial-dir={transfer.PARTIAL}",
             ]
             options += ["--stats", *(["--dry-run"] if dry else [])]
@@ -65,14 +64,19 @@ class ActionModule(ForgeAction):
         return {"changed": bool(sent), "sent": sent, "bytes": count}
 
     def pull(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Fetch the files."""
+        """Fetch the files, and nothing else; what is in the folder beside them goes."""
         self.check_ssh()
-        to = pathlib.Path(args["to"])
-        to.mkdir(parents=True, exist_ok=True)
+        to, limits = pathlib.Path(args["to"]), transfer.fetch_list(args["files"])
+        exact, most = sum(limits.values()), int(args.get("max_bytes") or 0)
+        transfer.prepare_fetch(to, limits, 0 if most else exact)
         source = f"{self.remote()}{args['from']}/"
-        text = self.rsync(args, ["--inplace", "--files-from=-"], source, f"{to}/", "\n".join(args["files"]) + "\n")
+        try:
+            options = ["--inplace", "--files-from=-"]
+            text = self.rsync(args, options, source, f"{to}/", limits, min(exact, most or exact))
+        finally:
+            transfer.check_arrived(self.host, to, limits)  # which says more than rsync does, where it was ended by it
         fetched = re.findall(r"^>f\S* (.*)$", text, re.MULTILINE)
-        return {"changed": bool(fetched), "sent": fetched}
+        return {"changed": bool(fetched), "sent": [name for name in fetched if name in limits]}
 
     def check_ssh(self) -> None:
         """Check that files can go over the connection.
@@ -89,11 +93,27 @@ class ActionModule(ForgeAction):
         host = str(self._connection.get_option("host"))
         return f"[{host}]:" if ":" in host else f"{host}:"
 
-    def rsync(self, args: dict[str, Any], options: list[str], source: str, to: str, names: str = "") -> str:
+    def rsync(
+        self,
+        args: dict[str, Any],
+        options: list[str],
+        source: str,
+        to: str,
+        limits: dict[str, int] | None = None,
+        total: int = 0,
+    ) -> str:
         """Run rsync, and return what it prints.
 
+        Args:
+            args: Those of the action.
+            options: Of rsync.
+            source: From where.
+            to: To where.
+            limits: Of a fetch, the most bytes of each file.
+            total: The most bytes of all.
+
         Raises:
-            UserError: It failed.
+            UserError: It failed, or a fetch would not end.
         """
         connection = self._connection
         # The command line of Ansible's own connection, with its keys, jumps and shared socket. sshpass is left out, as
@@ -101,13 +121,23 @@ class ActionModule(ForgeAction):
         program = connection.get_option("ssh_executable")
         words = [word.decode() for word in connection._build_command(program, "ssh")]
         shell = shlex.join(words[words.index(program) :])
-        command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n",
-                   f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), source, to]  # fmt: skip
+        own = [] if limits is None else transfer.fetch_options(limits)
+        command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n"]
+        command += [f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), *own, source, to]
         try:
             with self.transferring():
-                process = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace")
+                if limits is None:
+                    code, text, complaints, ended = transfer.run_bounded(command, "")
+                else:
+                    names, seconds = "".join(f"{name}\n" for name in limits), transfer.GRACE + total / transfer.SLOWEST
+                    largest = max(limits.values(), default=0)
+                    code, text, complaints, ended = transfer.run_bounded(
+                        command, names, pathlib.Path(to), largest, total, seconds
+                    )
         except FileNotFoundError:
             raise UserError(transfer.transfer_error(self.host, "rsync is not found on the controller")) from None
-        if process.returncode:
-            raise UserError(transfer.transfer_error(self.host, process.stderr.strip()[-2000:]))
-        return process.stdout
+        if ended:
+            raise UserError(f"the transfer with {self.host} was ended: {ended}. Look at what this trainer sends")
+        if code:
+            raise UserError(transfer.transfer_error(self.host, complaints.strip()[-2000:]))
+        return text

@@ -110,7 +110,7 @@ class ActionModule(ForgeAction):
             newest = seen["checkpoint"]
             missing = have is not None and newest["step"] > max(have, 0 if over else refused)
             if missing and seen["state"] != "finished" and not breach:
-                if fetch_checkpoint(self, run.agent, newest, self.run_dir, kept, args["transfer"]):
+                if fetch_checkpoint(self, run, newest, self.run_dir, kept, args["transfer"]):
                     have = newest["step"]
                 else:
                     refused = newest["step"]

@@ -55,7 +55,8 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "WANDB_HTTP_PROXY": "Handed to W&B's client when the controller asks W&B.",
         "WANDB_HTTPS_PROXY": "Handed to W&B's client when the controller asks W&B.",
         "WANDB_INSECURE_DISABLE_SSL": "Handed to W&B's client when the controller asks W&B.",
-        "HF_TOKEN": "A token of Hugging Face's hub, for gated and private models. It goes to the trainer.",
+        "HF_TOKEN": "A token of Hugging Face's hub, for gated and private models. It goes to the fetch of the base "
+        "model alone.",
         "HF_HUB_CACHE": "The hub's cache on this machine, in which the plan looks for a base model's config.json to "
         "estimate the memory that a training takes.",
         "HF_HOME": "The folder with that cache, where HF_HUB_CACHE is not set.",

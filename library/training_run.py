@@ -10,7 +10,8 @@ short_description: Start, stop or remove a training run on its trainer
 description:
   - A run that is alive, queued or finished is attached to, never started twice.
   - A run that was stopped, failed or killed resumes from its last whole checkpoint.
-  - The inputs (axolotl.yml, supervisor.py, rundir.py, the Axolotl plugin) must lie in the run directory before.
+  - The inputs must lie in the run directory before, which are C(axolotl.yml), and supervisor.py, rundir.py and the
+    Axolotl plugin in C(programs/).
 options:
   run_dir:
     description: The run directory on the trainer. Its name is the run_id.

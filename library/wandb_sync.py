@@ -10,6 +10,8 @@ short_description: Upload what W&B's client recorded and W&B does not have
 description:
   - Runs on the controller. Uploads each record with the client's own C(wandb sync). Several records of one run, one for
     each time it was started, become one W&B run.
+  - What goes up is a copy with figures, configuration and console alone. Files and artifacts that a record names stay
+    here, as a trainer wrote it. Beside the manifest of an adapter it is a record of the run that stands there.
   - A record counts as uploaded by the client's mark, or when W&B says that the run ended there no earlier than the
     record does. What was not uploaded is tried again by the next call.
   - What was recorded offline while the run later went on online is never uploaded, as its older figures would take the

@@ -40,6 +40,10 @@ options:
     description: Seconds that the hosts of a gang wait for each other.
     type: int
     default: 900
+  public:
+    description: Whether the hosts of a gang may meet at a public address.
+    type: bool
+    default: false
   wandb:
     description: How W&B is used.
     type: str

@@ -13,7 +13,8 @@ options:
   files:
     description:
       - To the trainer, mappings with C(path) below O(to), C(src) or C(content), and C(sha256).
-      - With O(from), paths below that.
+      - With O(from), mappings with C(path) below that, and the most C(bytes) that the file may have. What comes besides
+        is deleted, and fails the transfer.
     type: list
     elements: raw
     required: true
@@ -24,8 +25,12 @@ options:
   from:
     description:
       - A folder on the trainer, from which files are fetched.
-      - What a transfer that was cut off left in O(to) is continued, so the caller has to compare the hashes.
+      - What a transfer that was cut off left in O(to) is continued, so the caller has to compare the hashes. Anything
+        else that lies in O(to) is deleted.
     type: path
+  max_bytes:
+    description: With O(from), the most bytes of all files together; by default the sum of what each may have.
+    type: int
   timeout:
     description: Seconds without a byte after which a transfer counts as cut off.
     type: int

@@ -12,6 +12,7 @@ modules, so that the contract stands in one place. Standard library only, Python
     stop           present while a stop is wanted
     stopping       the same, from the supervisor to a training of several processes
     output/        Axolotl's output_dir with checkpoint-<step>/
+    programs/      what runs: the only folder here that Python imports from, and only the controller fills it
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
 STOPPING = "stopping"
+PROGRAMS = "programs"
 FINAL_STATES = ("finished", "failed", "stopped")
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
+LARGEST_LOG = 256 << 20
+_CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 
 def write_json(path: pathlib.Path, data: Any, mode: int = 0o644) -> None:
@@ -61,11 +65,18 @@ def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form."""
+def read_json(path: pathlib.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form.
+
+    Args:
+        path: The file. Another host may have written it.
+        most: The most bytes that are read; a larger file is of another form.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+        data = json.loads(text.decode("utf-8")) if len(text) <= most else None
+    except (OSError, ValueError, RecursionError):  # the last one where it is nested without end
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -176,12 +187,13 @@ def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
 def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Read the events of metrics.jsonl from a byte offset on; return them and the offset after the last whole line.
 
-    A line that was cut by a crash is passed over.
+    A line that was cut by a crash is passed over, and so is one that holds no event: a run that was moved brings with
+    it what another host wrote.
     """
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read()
+            data = file.read(LARGEST_LOG)
     except OSError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
@@ -189,11 +201,17 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
     for line in whole.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and _is_event(record):
             events.append(record)
     return events, offset + len(whole)
+
+
+def _is_event(record: dict[str, Any]) -> bool:
+    """Tell whether a record says what it is, and counts steps where it counts them."""
+    counts = [record[key] for key in ("step", "planned") if key in record]
+    return isinstance(record.get("event"), str) and all(type(count) is int and count >= 0 for count in counts)
 
 
 def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -233,9 +251,11 @@ def defect(checkpoint: pathlib.Path) -> Optional[str]:
     if not isinstance(noted, dict) or not noted:
         return f"no {COMPLETE}: its writing was cut off"
     for name, size in noted.items():
+        if ".." in pathlib.PurePath(name).parts or pathlib.PurePath(name).is_absolute():
+            return f"its {COMPLETE} names {name!r}, which is not in it"
         try:
             found = (checkpoint / name).stat().st_size
-        except OSError:
+        except (OSError, ValueError):
             return f"{name} is missing"
         if found != size:
             return f"{name} has {found} bytes instead of {size}"

@@ -91,8 +91,8 @@ def hold(run_dir: pathlib.Path, step: int) -> None:
         run_dir: Of the run, which may be planned only.
         step: How many are done when it waits.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "tests/fakes/hold.py", run_dir)
+    (run_dir / rundir.PROGRAMS).mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "tests/fakes/hold.py", run_dir / rundir.PROGRAMS)
     rundir.write_json(run_dir / "hold", step)
 
 

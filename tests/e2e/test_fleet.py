@@ -51,9 +51,9 @@ class Fleet:
         return {run["agent"]: run for run in rundir.read_json(self.hosts.output / "plan.json")["runs"]}
 
     def run_dir(self, number: int, run_id: str) -> pathlib.Path:
-        """Return a run's directory on a host, made before its launch for what a test puts there."""
+        """Return a run's directory on a host, made before its launch for what a test puts there, with its programs."""
         path = self.hosts.root(number) / "runs" / run_id
-        path.mkdir(parents=True, exist_ok=True)
+        (path / rundir.PROGRAMS).mkdir(parents=True, exist_ok=True)
         return path
 
     def placed(self) -> dict[str, tuple[str, int]]:
@@ -236,7 +236,7 @@ def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     run_id = planned["crew"]["run_id"]
     for number in (1, 2):
         for run in planned.values():
-            shutil.copy(STUB, fleet.run_dir(number, run["run_id"]))
+            shutil.copy(STUB, fleet.run_dir(number, run["run_id"]) / rundir.PROGRAMS)
     for detach in ("true", "false"):
         code, text = fleet.play("train.yml", "-e", "role=crew", "-e", f"detach={detach}")
         assert code != 0, text

@@ -31,8 +31,8 @@ def test_two_hosts_train_together(hosts: dict[str, Host], controllers: Callable[
     assert code == 0, text
     run_id = controller.run_id("crew")
     for host in members:  # what trains in Axolotl's place
-        (host.runs / run_id).mkdir(parents=True)
-        shutil.copy(HERE / "gang_job.py", host.runs / run_id)
+        (host.runs / run_id / rundir.PROGRAMS).mkdir(parents=True)
+        shutil.copy(HERE / "gang_job.py", host.runs / run_id / rundir.PROGRAMS)
         (host.runs / run_id / "slow").touch()
 
     code, text = controller.play("-e", "role=crew", playbook="playbooks/launch.yml")

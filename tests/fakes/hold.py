@@ -1,8 +1,8 @@
 """A plugin of Axolotl's that holds a training between two steps for as long as a test needs.
 
-It lies in the run directory, where Axolotl finds it by its name: ``plugins: [hold.Hold]``. A file ``hold`` beside it
-holds the number of steps that are done when the training stops to wait, with their checkpoint written. It goes on once
-that file is gone, or names a later step, or when the run is stopped.
+It lies among the programs of the run, where Axolotl finds it by its name: ``plugins: [hold.Hold]``. A file ``hold`` in
+the run directory holds the number of steps that are done when the training stops to wait, with their checkpoint
+written. It goes on once that file is gone, or names a later step, or when the run is stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
-FILE = pathlib.Path(__file__).with_name("hold")
+FILE = pathlib.Path(__file__).resolve().parents[1] / "hold"
 
 
 def held(step: int) -> bool:

@@ -74,13 +74,14 @@ class Lab:
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
         """Make a run directory with supervisor.py (of a faster pulse) and rundir.py in it."""
         run_dir = (where or self.root) / run_id
-        run_dir.mkdir(parents=True)
+        programs = run_dir / rundir.PROGRAMS
+        programs.mkdir(parents=True)
         text = (ROOT / "roles/run/files/supervisor.py").read_text()
         for old, new in (("HEARTBEAT = 5.0 ", "HEARTBEAT = 0.3 "), ("TICK = 0.2 ", "TICK = 0.03 ")):
             assert old in text
             text = text.replace(old, new)
-        (run_dir / "supervisor.py").write_text(text)
-        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", run_dir)
+        (programs / "supervisor.py").write_text(text)
+        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", programs)
         self.made.append(run_dir)
         return run_dir
 
@@ -97,7 +98,7 @@ class Lab:
     def supervise(self, run_dir: pathlib.Path) -> subprocess.Popen[bytes]:
         """Start a supervisor, as a backend does."""
         with (run_dir / "supervisor.out").open("ab") as out:
-            command = [self.python, str(run_dir / "supervisor.py"), str(run_dir)]
+            command = [self.python, str(run_dir / rundir.PROGRAMS / "supervisor.py"), str(run_dir)]
             process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         self.started.append(process)
         return process

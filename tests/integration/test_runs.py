@@ -108,7 +108,7 @@ def test_start_takes_over_an_orphaned_trainer(lab):
 
 def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monkeypatch):
     run = lab.stage()
-    (run / "supervisor.py").write_text("raise SystemExit('boom')")
+    (run / "programs/supervisor.py").write_text("raise SystemExit('boom')")
     log = run / "supervisor.log"
 
     def now() -> float:

@@ -9,11 +9,12 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 
 import pytest
 import rundir
 import supervisor
-from lab import PATIENCE, alive, events, eventually, reached, status, until
+from lab import FAKE, PATIENCE, alive, events, eventually, reached, status, until
 
 # --- stopping and secrets ------------------------------------------------------------------------------------
 
@@ -65,8 +66,28 @@ def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
     assert process.wait(PATIENCE) == 0
     assert (run / "env").exists() is kept
     assert "token: a=hush-hush" in (run / "train.log").read_text()
+    private = ("train.log", "metrics.jsonl", "status.json", "supervisor.log")
+    assert {stat.S_IMODE((run / name).stat().st_mode) & 0o077 for name in private} == {0}
     for name in ("run.json", "status.json", "supervisor.log"):
         assert "hush-hush" not in (run / name).read_text()
+
+
+@pytest.mark.parametrize("way", ["module", "file"])
+def test_what_lies_in_a_run_directory_is_never_imported(lab, way):
+    """It holds what another host wrote: a module of such a name would run in the training, and in the supervisor."""
+    run = lab.make(steps=2)
+    shutil.copy(FAKE, run / "programs/job.py")
+    spec = rundir.read_json(run / "run.json")
+    how = ["-m", "job"] if way == "module" else ["programs/job.py"]
+    rundir.write_json(run / "run.json", {**spec, "command": [sys.executable, *how]})
+    for name in ("sitecustomize", "usercustomize", "rundir", "fcntl", "json", "signal", "job", "contextlib"):
+        for folder in (run, run / "output", run / "output/checkpoint-2"):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.py").write_text(f"open({str(run / 'harmed')!r}, 'a').write({name!r})\n")
+    (run / "output/checkpoint-2").rename(run / "output/set-aside")
+    lab.supervise(run)
+    until(run, "finished")
+    assert not (run / "harmed").exists(), (run / "harmed").read_text()
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------

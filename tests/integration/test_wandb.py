@@ -23,7 +23,7 @@ from unittest import mock
 import pytest
 import rundir
 import wandb_server
-from ansible.module_utils.lora_forge.results import wandb_client, wandb_query, wandb_records
+from ansible.module_utils.lora_forge.results import wandb_client, wandb_filter, wandb_query, wandb_records
 from ansible.module_utils.testing import patch_module_args
 from lab import ROOT, eventually
 from wandb_server import KEY, WandbServer
@@ -283,6 +283,36 @@ def test_records_of_one_run_are_read_predicted_and_uploaded_once(server, tmp_pat
     # What is uploaded needs no key any more.
     told = module(capfd, "wandb_sync", **{**given, "api_key": ""})
     assert (told["changed"], told.get("failed"), told["url"]) == (False, None, "")
+
+
+def test_a_record_of_a_trainer_uploads_no_file_and_belongs_to_the_planned_run(server, tmp_path):
+    """It names files by their paths, and whose run it is; this machine's client would do as it says."""
+    wandb_pb = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    secret = tmp_path / "secret"
+    secret.write_text("the controller's own")
+    adapter = tmp_path / "adapters/witness/witness-2"
+    record = shutil.copytree(log(server, tmp_path / "a", "other", 3, "offline"), adapter / "wandb/offline-run-1-other")
+    manifest = {"run_id": "witness-2", "recipe": {"wandb_project": "lora-forge", "wandb_entity": "team"}}
+    rundir.write_json(adapter / "manifest.json", manifest)
+    (file,) = record.glob("*.wandb")
+    files, artifact, run = wandb_pb.Record(num=90), wandb_pb.Record(num=91), wandb_pb.Record(num=92)
+    files.files.files.add(path=str(secret), policy=0)
+    artifact.artifact.type, artifact.artifact.name, artifact.artifact.finalize = "x", "x", True
+    artifact.artifact.manifest.version, artifact.artifact.manifest.storage_policy = 1, "wandb-storage-policy-v1"
+    artifact.artifact.manifest.contents.add(path="x", digest="x", local_path=str(secret), size=20)
+    run.run.run_id, run.run.entity, run.run.project = "promoted", "theirs", "theirs"
+    lines = [wandb_pb.Record.FromString(one) for one in wandb_filter._records(file.open("rb"))]
+    with file.open("wb") as new:
+        new.write(wandb_filter._MAGIC)
+        for one in [*lines[:-1], files, artifact, run, lines[-1]]:
+            wandb_filter._append(new, one.SerializeToString())
+    found = sync(server, tmp_path / "adapters")
+    assert (found["error"], found["synced"]) == (None, [str(record)])
+    assert found["url"] == f"{server.url}/team/lora-forge/runs/witness-2"
+    assert list(server.runs) == ["witness-2"]
+    assert not [name for name in server.runs["witness-2"]["files"] if "secret" in name]
+    assert steps(server.state()["runs"]["witness-2"]["history"]) == [0, 1, 2]
+    assert sync(server, tmp_path / "adapters")["changed"] is False
 
 
 def test_what_was_recorded_offline_before_the_run_went_on_online_is_named_and_not_uploaded(server, tmp_path, capfd):

@@ -113,7 +113,7 @@ def test_systemd_gets_a_unit_and_starts_it(tmp_path, monkeypatch):
     assert calls == ["systemctl daemon-reload", f"systemctl is-failed {name}", f"systemctl enable --now {name}"]
     text = (tmp_path / "units" / name).read_text()
     assert f"User={getpass.getuser()}\n" in text
-    assert f'ExecStart="{sys.executable}" "{tmp_path}/w-1/supervisor.py" "{tmp_path}/w-1"' in text
+    assert f'ExecStart="{sys.executable}" "{tmp_path}/w-1/programs/supervisor.py" "{tmp_path}/w-1"' in text
 
 
 def test_a_failed_user_unit_is_reset_first(tmp_path, monkeypatch):

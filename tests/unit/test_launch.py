@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
 from ansible.module_utils.lora_forge.trainer.runs import Launch
@@ -61,8 +62,45 @@ def test_one_gpu_needs_no_launcher():
 def test_several_gpus_of_a_host():
     assert command(plan(gpus=2), "gpu-1")[1:] == [
         "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "gang.py", "axolotl.cli.train", "axolotl.yml",
+        "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
     ]  # fmt: skip
+
+
+def nobody(name: str) -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("address", "found", "public"),
+    [
+        ("8.8.8.8", [], True), ("2001:4860:4860::8888", [], True), ("[2001:4860:4860::8888]", [], True),
+        ("10.0.0.1", [], False), ("192.168.1.2", [], False), ("100.64.0.1", [], False), ("fd00::1", [], False),
+        ("fe80::1%eth0", [], False), ("127.0.0.1", [], False), ("gpu-1", [], False), ("gpu-1", ["10.0.0.1"], False),
+        ("gpu-1.example.org", ["10.0.0.1", "8.8.8.8"], True),
+    ],
+)  # fmt: skip
+def test_a_gang_does_not_meet_in_public_unless_that_is_said(address, found, public):
+    gang = plan(hosts=["gpu-1", "gpu-2"])
+    for place in ("address", "leader"):
+        given = {"address": "10.0.0.9", "leader": "10.0.0.9", place: address}
+        met = launch.TrainerOptions(root="/r", python="/p", **given)
+        if public:
+            with pytest.raises(UserError, match=r"crew-0 would meet at .*, a public address.*run_rendezvous_public"):
+                launch.check_rendezvous(gang, met, lambda name: found if name == address else [])
+        else:
+            launch.check_rendezvous(gang, met, lambda name: found if name == address else [])
+        launch.check_rendezvous(plan(), met, nobody)
+        launch.check_rendezvous(gang, launch.TrainerOptions(root="/r", python="/p", public=True, **given), nobody)
+
+
+def test_a_name_that_nobody_knows_has_no_address():
+    assert launch.resolved("nobody.invalid") == []
+    assert launch.resolved("127.0.0.1") == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("said", "public"), [(True, True), ("true", True), ("no", False), (False, False)])
+def test_the_option_of_a_public_address_may_be_text(said, public):
+    assert launch.TrainerOptions.from_dict({"root": "/r", "python": "/p", "public": said}).public is public
 
 
 @pytest.mark.parametrize("lane", [0, 1])
@@ -70,9 +108,9 @@ def test_several_hosts(lane):
     for rank, host in enumerate(["gpu-1", "gpu-2"]):
         assert command(plan(hosts=["gpu-1", "gpu-2"], gpus=4, lane=lane), host)[1:] == [
             "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "--node-rank", str(rank),
-            "--rdzv-backend", "c10d", "--rdzv-id", "crew-0", "--rdzv-endpoint", f"203.0.113.1:{29400 + lane}",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"203.0.113.1:{29400 + lane}",
             "--rdzv-conf", f"is_host={rank == 0},join_timeout=900,read_timeout=900",
-            "--local-addr", f"203.0.113.{rank + 1}", "gang.py", "axolotl.cli.train", "axolotl.yml",
+            "--local-addr", f"203.0.113.{rank + 1}", "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
         ]  # fmt: skip
 
 
@@ -96,6 +134,23 @@ def test_a_lane_on_the_cpu_hides_the_gpus():
     assert launch.training_environment("cpu-1", "/r", "offline", "")["CUDA_VISIBLE_DEVICES"] == ""
     seen = launch.training_environment("GPU-2,GPU-3", "/r", "online", "https://wandb.example.org")
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["WANDB_BASE_URL"]) == ("GPU-2,GPU-3", "https://wandb.example.org")
+
+
+def test_what_a_training_reads_of_a_checkpoint_is_data():
+    def environment(**keys: Any) -> dict[str, str]:
+        return launch.plan_launch(plan(recipe={**RECIPE, **keys}), "gpu-1", options()).environment
+
+    assert environment()["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in environment(deepspeed="zero3.json")
+
+
+def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
+    kept = pathlib.Path("/out/runs/crew-0")
+    carried = ["output/checkpoint-3/optimizer.pt", "output/checkpoint-3/complete.json", "metrics.jsonl"]
+    found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried)]
+    programs = ["supervisor.py", "lora_forge_axolotl.py", "gang.py", "rundir.py"]
+    assert [path for path in found if path.endswith(".py")] == [f"runs/crew-0/programs/{name}" for name in programs]
+    assert [path for path in found if "programs/" in path] == [f"runs/crew-0/programs/{name}" for name in programs]
 
 
 def test_the_recipe_reaches_axolotl_with_paths_on_the_trainer():

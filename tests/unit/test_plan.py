@@ -640,8 +640,8 @@ def test_a_base_model_is_pinned_or_a_folder(make, data, recipe, words):
 def test_a_folder_and_another_commit_are_fine(make, data):
     data()
     assert "model_revision" not in make(recipe={"base_model": "/models/mine"}).runs[0].recipe
-    assert make(recipe={"model_revision": "abc"}).runs[0].recipe["model_revision"] == "abc"
-    own = {"base_model": "Acme/Tiny", "model_revision": "abc"}
+    assert make(recipe={"model_revision": "abc0" * 10}).runs[0].recipe["model_revision"] == "abc0" * 10
+    own = {"base_model": "Acme/Tiny", "model_revision": "abc0" * 10}
     assert make(recipe=own).runs[0].recipe["base_model"] == "Acme/Tiny"
 
 
@@ -741,11 +741,11 @@ def test_one_kind_of_mistake_is_told_before_the_next(checkout, tmp_path):
 
 
 def test_a_rehearsals_model_is_made_and_needs_no_commit(checkout, tmp_path):
-    planner = plan.Planner(checkout, tmp_path, {"model_revision": "abc"})
-    assert planner.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc"
-    folder = plan.Planner(checkout, tmp_path, {"base_model": "/models/mine", "model_revision": "abc"})
+    planner = plan.Planner(checkout, tmp_path, {"model_revision": "abc0" * 10})
+    assert planner.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc0" * 10
+    folder = plan.Planner(checkout, tmp_path, {"base_model": "/models/mine", "model_revision": "abc0" * 10})
     assert "model_revision" not in folder.merged_recipe("witness", "", "")
-    assert folder.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc"
+    assert folder.merged_recipe("witness", "rehearsal", "")["model_revision"] == "abc0" * 10
 
 
 def test_deepspeed_is_looked_for_in_the_lock_that_the_other_one_is_made_of(checkout, tmp_path):

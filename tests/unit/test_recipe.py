@@ -501,7 +501,7 @@ def test_broken_yaml_is_told_with_the_parsers_words(read):
 
 WHOLE: dict[str, Any] = {
     "base_model": "Acme/Tiny",
-    "model_revision": "abc",
+    "model_revision": "abc0" * 10,
     "sequence_len": 4096,
     "lora_r": 64,
     "lora_target_modules": ["q_proj"],
@@ -593,10 +593,10 @@ def test_another_model_brings_its_own_commit():
         "agent.yml, line 3: «base_model: Acme/Big» is another model than the one whose «model_revision» stands in "
         "base.yml, line 3; give its own beside it"
     ]
-    assert unpinned({"base_model": "Acme/Big", "model_revision": "def"}) == []
-    assert unpinned({"base_model": "Acme/Big"}, {"model_revision": "def"}) == []
-    assert unpinned({"model_revision": "def"}) == []  # a newer commit of the same model
-    assert len(unpinned({"model_revision": "def"}, {"base_model": "Acme/Big"})) == 1
+    assert unpinned({"base_model": "Acme/Big", "model_revision": "def0" * 10}) == []
+    assert unpinned({"base_model": "Acme/Big"}, {"model_revision": "def0" * 10}) == []
+    assert unpinned({"model_revision": "def0" * 10}) == []  # a newer commit of the same model
+    assert len(unpinned({"model_revision": "def0" * 10}, {"base_model": "Acme/Big"})) == 1
 
 
 @pytest.mark.parametrize("name", ["~/model", "./model", "../model"])
@@ -678,7 +678,7 @@ def test_a_fingerprint_is_one_for_good():
     basis = {
         "training": {
             "base_model": "Acme/Tiny",
-            "model_revision": "abc",
+            "model_revision": "abc0" * 10,
             "sequence_len": 4096,
             "lora_r": 64,
             "lora_target_modules": ["q_proj"],
@@ -751,3 +751,14 @@ def test_a_machine_file_that_is_wrong_is_told_and_no_traceback(keys, below):
     base = {"adapter": "qlora", "load_in_4bit": True, "lora_dropout": 0.05, **BATCH, **below}
     found = recipe.machine_problems(recipe.Layer("m.yml", keys), base)
     assert bool(found) == ("micro_batch_size" not in keys)  # which problems() names
+
+
+@pytest.mark.parametrize(
+    "revision", ["main", "v1.0", "refs/pr/3", "a09a354", "A" * 40, "0" * 39, "0" * 41, 7, "../" * 14]
+)
+def test_a_branch_is_no_commit(revision):
+    [said] = unpinned({"model_revision": revision})
+    assert said.startswith(f"agent.yml, line 3: «model_revision: {json.dumps(revision)[:20]}")
+    assert "is no commit, and a branch or a tag may be another model tomorrow" in said
+    assert "on the page of Acme/Tiny, Files and versions, History" in said
+    assert unpinned({"base_model": "/models/mine", "model_revision": revision}) == []

@@ -354,3 +354,11 @@ def test_liger_without_lora_kernels_is_worth_no_word():
     off = {"liger_rope": True, "liger_glu_activation": True, "lora_mlp_kernel": False}
     merged, origin = recipe.merge(layers(QLORA | off))
     assert rules.notes(merged, origin) == []
+
+
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config"])
+def test_a_model_in_parts_is_told_to_be_tied_to_its_trainer(key):
+    merged, origin = recipe.merge(layers({**QLORA, key: {"a": 1}}))
+    [said] = rules.notes(merged, origin)
+    assert said.startswith(f"with {key} of {origin[key].source} checkpoints are in parts")
+    assert "none is fetched, and on another trainer the run would begin anew" in said

@@ -170,3 +170,22 @@ def test_hosts_that_note_at_the_same_time_lose_nothing(tmp_path: pathlib.Path) -
     for thread in threads:
         thread.join()
     assert len(read_record(tmp_path, RUN).failures) == 80
+
+
+def test_the_hosts_of_one_launch_have_one_word_and_those_of_the_next_another(tmp_path):
+    def launch(word: str) -> str:
+        change = lambda record, now: record.launched("gpu-1", 0, now, word)  # noqa: E731
+        return update_record(tmp_path, "crew-1", change)[1].rendezvous
+
+    assert [launch("first"), launch("second")] == ["first", "first"]
+    path = tmp_path / "runs/crew-1.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    update_record(tmp_path, "crew-1", lambda record, now: record.ended("stopped", "gpu-1", now))
+    assert [launch("third"), launch("fourth")] == ["third", "third"]
+    alone = update_record(tmp_path, "w-1", lambda record, now: record.launched("gpu-1", 0, now))[1]
+    assert (alone.rendezvous, "rendezvous" in alone.as_dict()) == ("", False)
+
+
+def test_a_gang_that_an_earlier_version_launched_gets_a_word(tmp_path):
+    before = RunRecord("crew-1").launched("gpu-1", 0, 1.0)
+    assert before.launched("gpu-1", 0, 2.0, "word").rendezvous == "word"

@@ -270,7 +270,7 @@ def test_a_hash_mismatch_leaves_nothing_half_made(run_dir, home):
     (run_dir / "train.log").write_text("another text here")
     with pytest.raises(UserError, match=r"train\.log is not what the trainer listed; run the same command again"):
         store.deliver(run_dir, home, files, manifest())
-    assert list(home.iterdir()) == []
+    assert not home.exists()
 
 
 def test_an_adapter_that_does_not_hold_up_is_not_delivered(run_dir, home):
@@ -724,3 +724,133 @@ def test_values_are_counted_over_all_chunks(build, monkeypatch):
 @pytest.mark.parametrize("value", [2.0, -2.0, 1e-45])
 def test_a_value_of_a_single_bit_is_one(build, value):
     assert problems(build(good_tensors() | {name_of(0, "q_proj", "B"): np.full((6, 4), value, np.float32)})) == []
+
+
+# --- a trainer that is not to be trusted
+
+
+def listed(**changes: Any) -> list[dict[str, Any]]:
+    """Return a list of an adapter's files, as a trainer answers it; ``row`` is one more."""
+    row = changes.pop("row", None)
+    rows = [{"path": name, "name": "x", "bytes": 3, "sha256": "a" * 64} for name in store.FILES]
+    return [*rows, *([row] if row is not None else [])]
+
+
+def test_the_names_in_an_adapters_folder_are_ours(run_dir):
+    rows = store.checked_files(listed())
+    assert {row["path"]: row["name"] for row in rows} == {path: path.rpartition("/")[2] for path in store.FILES}
+    assert store.checked_files(store.list_files(run_dir)) == store.list_files(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"path": "/home/user/.bashrc"}, r"'/home/user/\.bashrc' among the adapter's files, which is no path below"),
+        ({"path": "../../../.ssh/authorized_keys"}, "which leads out of its folder"),
+        ({"path": "output/../../x"}, "which leads out of its folder"),
+        ({"path": "manifest.json"}, "which is none of what an adapter consists of"),
+        ({"path": "output/modeling.py"}, "which is none of what an adapter consists of"),
+        ({"path": "wandb/settings"}, "which is none of what an adapter consists of"),
+        ({"path": None}, "None among the adapter's files, which is no path"),
+        ({"path": ["train.log"]}, "which is no path"),
+        ("train.log", "which is no path"),
+        (7, "which is no path"),
+        ({"path": "train.log"}, "'train.log' twice"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "bytes": 1 << 50}, "has 1125899906842624 bytes, and such a file has"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "bytes": -1}, "has -1 bytes"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "bytes": "3"}, "has '3' bytes"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "bytes": True}, "has True bytes"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "sha256": "x"}, "no SHA-256"),
+        ({"path": "wandb/run-1-a/run-a.wandb", "sha256": None}, "no SHA-256"),
+    ],
+)
+def test_a_list_that_names_anything_else_is_refused(row, words, tmp_path):
+    row = {"name": "x", "bytes": 3, "sha256": "a" * 64, **row} if isinstance(row, dict) else row
+    with pytest.raises(UserError, match=words):
+        store.checked_files(listed(row=row))
+    with pytest.raises(UserError, match=words):
+        store.deliver(tmp_path, tmp_path / "home", listed(row=row), manifest())
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("rows", [None, "text", {}, [[]], 7])
+def test_a_list_that_is_none_is_refused(rows):
+    with pytest.raises(UserError, match="the trainer"):
+        store.checked_files(rows)
+
+
+def test_a_list_without_the_weights_or_with_too_many_records_is_refused():
+    with pytest.raises(UserError, match=r"lacks output/adapter_model\.safetensors"):
+        store.checked_files([row for row in listed() if "safetensors" not in row["path"]])
+    many = [{**listed()[0], "path": f"wandb/run-{number}-a/run-a.wandb"} for number in range(1001)]
+    with pytest.raises(UserError, match="files, which no adapter has"):
+        store.checked_files([*listed(), *many])
+
+
+@pytest.mark.parametrize("link", ["train.log", "output"])
+def test_nothing_is_delivered_through_a_link(run_dir, home, tmp_path, link):
+    files = store.list_files(run_dir)
+    (run_dir / link).rename(tmp_path / "secret")
+    (run_dir / link).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="is a link, or lies behind one, and is not followed"):
+        store.deliver(run_dir, home, files, manifest())
+    assert not home.exists()
+
+
+def test_a_size_other_than_was_listed_is_refused(run_dir, home):
+    files = store.list_files(run_dir)
+    (run_dir / "train.log").write_text("longer than it was when it was listed")
+    with pytest.raises(UserError, match=r"train\.log is not what the trainer listed"):
+        store.deliver(run_dir, home, files, manifest())
+
+
+@pytest.mark.parametrize("length", [1 << 62, (64 << 20) + 1, 5000])
+def test_a_header_that_would_fill_the_memory_is_not_read(build, length):
+    path = build() / store.WEIGHTS
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    [found] = problems(path.parent)
+    assert found == f"{path} cannot be read: its header would have {length:,} bytes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base_model_name_or_path": "Evil/Tiny"}, "base model is Evil/Tiny, the recipe says Qwen/Tiny"),
+        ({"auto_mapping": {"parent_library": "evil"}}, "adapter_config.json has evil imported (auto_mapping)"),
+        ({"auto_mapping": "evil"}, "adapter_config.json has None imported (auto_mapping)"),
+        ({"megatron_config": {}}, "adapter_config.json has a megatron_config"),
+        ({"auto_map": {"AutoModel": "Evil/code--m.C"}}, "its files have code loaded from Evil/code--m.C (auto_map)"),
+        ({"r": "4"}, "rank is 4, the recipe says 4"),
+        ({"target_modules": 7}, "target modules are [], the recipe says"),
+        ({"target_modules": [{}]}, "target modules are ['{}'], the recipe says"),
+        ({"base_model_name_or_path": "\x1b[2J" + "x" * 9999}, "base model is  [2Jxxx"),
+    ],
+)
+def test_a_configuration_that_leads_elsewhere_is_a_problem(build, changes, words):
+    found = problems(build(**changes))
+    assert any(words in sentence for sentence in found), found
+    assert all(len(sentence) < 400 and sentence.isprintable() for sentence in found)
+
+
+def test_code_is_loaded_from_the_base_model_alone(build):
+    folder = build(auto_mapping={"base_model_class": "Q", "parent_library": "transformers.models.qwen2.modeling_qwen2"})
+    tokenizer = {"auto_map": {"AutoTokenizer": ["Qwen/Tiny--tokenization.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert problems(folder) == []
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": ["Evil/x--t.T", None]}))
+    assert problems(folder) == ["its files have code loaded from Evil/x--t.T (auto_map), not Qwen/Tiny"]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"text_config": 7}', '{"text_config": {"num_hidden_layers": "2"}}'])
+def test_a_model_configuration_of_another_form_is_passed_over(build, text):
+    folder = build()
+    (folder / "config.json").write_text(text)
+    assert store.verify(folder, RECIPE)["layers"] is None
+    assert problems(folder) == []
+
+
+def test_of_very_many_problems_the_first_ones_are_told(build):
+    extra = {f"evil\x1b.{number}": np.ones((2, 2), np.float32) for number in range(1000)}
+    found = problems(build(good_tensors() | extra))
+    assert (len(found), found[-1]) == (21, "and 980 more")
+    assert all(sentence.isprintable() for sentence in found)

@@ -84,7 +84,7 @@ def test_other_launchers_variables_are_left_behind() -> None:
     """RunPod's clusters set the first four for every process of an account."""
     foreign = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
                "TORCHELASTIC_RUN_ID", "PET_NNODES", "ACCELERATE_USE_FSDP", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
-               "HF_HUB_CACHE")  # fmt: skip
+               "HF_HUB_CACHE", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # fmt: skip
     kept = {"PATH": "/bin", "HF_TOKEN": "x", "MY_RANK": "1", "PYTORCH_ALLOC_CONF": "backend:native"}
     found = supervisor.inherited({**dict.fromkeys(foreign, "1"), **kept})
     assert found == {**kept, "XFORMERS_IGNORE_FLASH_VERSION_CHECK": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -69,6 +70,32 @@ def test_new_content_is_compared_with_the_newest_file_of_its_name(tmp_path):
     assert not (data / f"bb/{transfer.PARTIAL}").exists(), "what is there is not sent"
 
 
+def mode(path: pathlib.Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_root_is_its_users_alone_where_it_is_made_and_what_is_private_below_it_where_it_is_there(tmp_path):
+    def ready(root: pathlib.Path) -> None:
+        subprocess.run(["sh", "-c", transfer.prepare_command(str(root), [])], check=True)
+
+    ready(tmp_path / "workspace/forge")
+    assert (mode(tmp_path / "workspace"), mode(tmp_path / "workspace/forge")) == (0o755, 0o700)
+    shared, elsewhere = tmp_path / "shared", tmp_path / "elsewhere"
+    for folder in (*(shared / name for name in ("env", "runs", "datasets", "other")), elsewhere):
+        folder.mkdir(parents=True)
+    (shared / "models").symlink_to(elsewhere)
+    ready(shared)
+    names = ("", "env", "runs", "datasets", "other", "models")
+    assert [mode(shared / name) for name in names] == [0o755, 0o755, 0o700, 0o700, 0o755, 0o755]
+
+
+def test_what_is_copied_is_its_users_alone(tmp_path):
+    tree, to = tmp_path / "tree", tmp_path / "to"
+    transfer.build_tree(tree, [{"path": "datasets/aa/crew.jsonl", "content": "1"}])
+    transfer.copy(tree, to)
+    assert [mode(to / name) for name in ("datasets", "datasets/aa", "datasets/aa/crew.jsonl")] == [0o700, 0o700, 0o600]
+
+
 def test_on_one_machine_only_what_differs_is_copied(tmp_path):
     tree, to = tmp_path / "tree", tmp_path / "to"
     transfer.build_tree(tree, [{"path": "same", "content": "1"}, {"path": "deep/new", "content": "2"}])
@@ -79,7 +106,7 @@ def test_on_one_machine_only_what_differs_is_copied(tmp_path):
     assert not (to / "deep").exists()
     assert transfer.copy(tree, to) == ["deep/new"]
     assert (to / "deep/new").read_text() == "2"
-    assert (to / "deep/new").stat().st_mode & 0o777 == 0o644
+    assert (to / "deep/new").stat().st_mode & 0o777 == 0o600
     assert (to / "same").stat().st_mtime_ns == before
     assert sorted(path.name for path in to.rglob("*")) == ["deep", "new", "same"], "a part was left"
     (to / "same").write_text("x")

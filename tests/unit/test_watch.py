@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 import types
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import rundir
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
@@ -17,6 +19,7 @@ from ansible.module_utils.lora_forge.planning import run_record
 from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
+from safetensors.numpy import save_file
 from wire import Clock, load
 
 
@@ -235,6 +238,9 @@ def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path,
     assert rundir.read_json(tmp_path / CLAIM)["deadline"] > task.clock.now()
 
 
+CHECKPOINT = ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")
+
+
 @pytest.fixture
 def fetched(monkeypatch, tmp_path):
     """Let checkpoints come over, or not; list the steps of those that were asked for."""
@@ -245,18 +251,15 @@ def fetched(monkeypatch, tmp_path):
             assert (name, args["from"], args["to"]) == (
                 "transfer",
                 "/r/runs/witness-1",
-                str(tmp_path / "runs/witness-1"),
+                str(tmp_path / "runs/witness-1/incoming"),
             )
-            step = int(args["files"][0].partition("-")[2].partition("/")[0])
+            step = int(args["files"][0]["path"].partition("-")[2].partition("/")[0])
             asked.append(step)
             if step in refused:
                 if broken:
                     raise AnsibleError("cut off")
                 return {"failed": True, "msg": "cut off"}
-            folder = tmp_path / f"runs/witness-1/output/checkpoint-{step}"
-            folder.mkdir(parents=True)
-            (folder / "optimizer.pt").write_text(str(step))
-            rundir.mark_complete(folder, step)
+            write_checkpoint(tmp_path / "runs/witness-1/incoming", step)
             return {"changed": True}
 
         monkeypatch.setattr(ForgeAction, "run_action", call)
@@ -265,8 +268,19 @@ def fetched(monkeypatch, tmp_path):
     return make
 
 
+def write_checkpoint(run_dir: pathlib.Path, step: int) -> pathlib.Path:
+    """Write a checkpoint as a training does, and as much of it as is fetched."""
+    folder = run_dir / f"output/checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in CHECKPOINT:
+        (folder / name).write_text(str(step))
+    save_file({"lora_B": np.ones((2, 2), np.float32)}, folder / "adapter_model.safetensors")
+    rundir.mark_complete(folder, step)
+    return folder
+
+
 def with_checkpoint(step: int, **changes: Any) -> dict[str, Any]:
-    files = [f"output/checkpoint-{step}/optimizer.pt"]
+    files = [f"output/checkpoint-{step}/{name}" for name in CHECKPOINT]
     return seen(step, **changes) | {"checkpoint": {"step": step, "files": files}}
 
 

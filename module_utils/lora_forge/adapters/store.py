@@ -9,9 +9,10 @@ import json
 import pathlib
 import re
 import shutil
+import stat
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.adapters.manifest import (
     SCHEMA_VERSION,
     Cost,
@@ -27,25 +28,21 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
 )
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.text import printable
 from ansible.module_utils.lora_forge.trainer import run_state
 from ansible.module_utils.lora_forge.version import full_version
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
+# What a delivered adapter may go without; older tokenizers keep their template in tokenizer_config.json.
+_OPTIONAL = ("output/chat_template.jinja", "output/special_tokens_map.json")
 # What a delivered adapter consists of: name in the run directory -> whether it must be there.
-FILES = {
-    "output/adapter_config.json": True,
-    f"output/{WEIGHTS}": True,
-    "output/tokenizer.json": True,
-    "output/tokenizer_config.json": True,
-    "output/chat_template.jinja": False,  # older tokenizers keep it in tokenizer_config.json
-    "output/special_tokens_map.json": False,
-    "output/trainer_state.json": True,
-    "axolotl.yml": True,
-    "metrics.jsonl": True,
-    "train.log": True,
-}
-_RECORDS = "wandb/*run-*/run-*.wandb*"  # what W&B's client recorded, one folder for each start; latest-run is none
+FILES = {path: path not in _OPTIONAL for path in paths.ADAPTER}
+_RECORDS = "wandb/*run-*/run-*.wandb"  # what W&B's client recorded, one folder for each start; latest-run is none
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_HEADER = 64 * paths.MIB  # of a safetensors file; a hundred thousand matrices take a fifth of it
+_REFUSED = "Nothing of it is taken: its trainer is not to be trusted, or was damaged"
+_TOLD = 20  # sentences on one adapter: it may have a hundred thousand tensors
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
@@ -83,9 +80,49 @@ def list_files(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, 
             raise UserError(f"{path} is missing, so the adapter is not whole")
     for path in sorted(run_dir.glob(_RECORDS)):
         name = str(path.relative_to(run_dir))
+        if paths.adapter_limit(name) is None:
+            continue  # the controller would not take it
         row = {"path": name, "name": name, "bytes": path.stat().st_size}
         rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
     return rows
+
+
+def checked_files(listed: Any) -> list[dict[str, Any]]:
+    """Take a trainer's list of an adapter's files, where it holds what an adapter consists of and nothing else.
+
+    Args:
+        listed: What the trainer said: path, bytes and sha256 of each. What else stands there is passed over.
+
+    Returns:
+        A list of {path, name, bytes, sha256}; the names in the adapter's folder are ours.
+
+    Raises:
+        UserError: It names another file, one that is too large, one twice, or leaves out one that must be there.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for row in listed if isinstance(listed, list) else [listed]:
+        path, size, sha256 = (row.get(key) if isinstance(row, dict) else None for key in ("path", "bytes", "sha256"))
+        limit, said = paths.adapter_limit(path), paths.quoted(path)
+        if limit is None or not isinstance(path, str):
+            why = paths.flaw(path) or "is none of what an adapter consists of"
+            raise UserError(f"the trainer lists {said} among the adapter's files, which {why}. {_REFUSED}")
+        if path in rows:
+            raise UserError(f"the trainer lists {said} twice. {_REFUSED}")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= limit:
+            raise UserError(
+                f"the trainer says that {said} has {paths.quoted(size)} bytes, and such a file has {limit:,} at most. "
+                f"{_REFUSED}"
+            )
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            raise UserError(f"the trainer gives no SHA-256 of {said}. {_REFUSED}")
+        name = path if path not in FILES else path.rpartition("/")[2]
+        rows[path] = {"path": path, "name": name, "bytes": size, "sha256": sha256}
+    lacking = [path for path, needed in FILES.items() if needed and path not in rows]
+    if lacking:
+        raise UserError(f"the trainer's list lacks {', '.join(lacking)}, so the adapter is not whole")
+    if len(rows) > len(FILES) + paths.MOST_RECORDS:
+        raise UserError(f"the trainer lists {len(rows)} files, which no adapter has. {_REFUSED}")
+    return list(rows.values())
 
 
 def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] = None) -> dict[str, Any]:
@@ -105,15 +142,19 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] =
     if not config:
         problems.append(f"{folder / 'adapter_config.json'} is missing or not JSON")
         return facts
-    rank = facts["rank"] = config.get("r")
+    rank = facts["rank"] = config.get("r") if isinstance(config.get("r"), int) else None
     if rank != recipe["lora_r"]:
-        problems.append(f"rank is {rank}, the recipe says {recipe['lora_r']}")
-    wanted, actual = set(recipe["lora_target_modules"]), set(config.get("target_modules") or [])
+        problems.append(f"rank is {_brief(config.get('r'))}, the recipe says {recipe['lora_r']}")
+    named = config.get("target_modules")
+    wanted, actual = set(recipe["lora_target_modules"]), set(map(str, named if isinstance(named, list) else []))
     if wanted != actual:
-        problems.append(f"target modules are {sorted(actual)}, the recipe says {sorted(wanted)}")
+        problems.append(f"target modules are {_brief(sorted(actual))}, the recipe says {sorted(wanted)}")
     base, expected = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
-    if base != expected and pathlib.PurePath(base).name != pathlib.PurePath(expected).name:
-        problems.append(f"base model is {base}, the recipe says {expected}")
+    # A folder of this name is the same model at another place; another owner's model of this name is another one.
+    at_place = base.startswith("/") or expected.startswith("/")
+    if base != expected and not (at_place and pathlib.PurePath(base).name == pathlib.PurePath(expected).name):
+        problems.append(f"base model is {_brief(base)}, the recipe says {expected}")
+    problems += _code_problems(folder, config, expected)
     path = folder / WEIGHTS
     try:
         tensors = read_header(path)
@@ -121,11 +162,62 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] =
         problems.append(f"{path} cannot be read: {error}")
         return facts
     model = rundir.read_json(folder / "config.json")
-    model = model.get("text_config", model)
-    facts["layers"] = layers = layers or model.get("num_hidden_layers")
+    known = model.get("text_config", model)
+    counted = known.get("num_hidden_layers") if isinstance(known, dict) else None
+    facts["layers"] = layers = layers or (counted if isinstance(counted, int) else None)
     problems += _shape_problems(tensors, rank, wanted, layers, facts)
     problems += _value_problems(path, tensors)
+    if len(problems) > _TOLD:
+        problems[_TOLD:] = [f"and {len(problems) - _TOLD} more"]
     return facts
+
+
+def _brief(value: Any) -> str:
+    """Write what a file holds for a message: in one line, and not too long."""
+    text = printable(str(value)).replace("\n", " ")
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def import_problems(config: dict[str, Any]) -> list[str]:
+    """List what would have PEFT import modules that are no part of it.
+
+    Args:
+        config: An adapter_config.json.
+    """
+    problems = []
+    mapping = config.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    if mapping and not re.fullmatch(r"(transformers|peft)(\.\w+)*", str(library)):
+        problems.append(f"adapter_config.json has {_brief(library)} imported (auto_mapping), which is no part of PEFT")
+    # With a megatron_config PEFT imports what megatron_core names (peft/tuners/lora/tp_layer.py); older ones, anything.
+    if config.get("megatron_config") is not None:
+        problems.append("adapter_config.json has a megatron_config, with which PEFT imports what it names")
+    return problems
+
+
+def _code_problems(folder: pathlib.Path, config: dict[str, Any], base_model: str) -> list[str]:
+    """List what would have whoever loads the adapter import code that the base model does not bring itself.
+
+    Args:
+        folder: Where the adapter lies.
+        config: Its adapter_config.json.
+        base_model: The recipe's.
+    """
+    problems = import_problems(config)
+    tokenizer = rundir.read_json(folder / "tokenizer_config.json")
+    named = tokenizer.get("auto_map"), config.get("auto_map")
+    classes = [word for each in named for word in _words(each) if "--" in word]
+    foreign = sorted({word for word in classes if word.rpartition("--")[0] != base_model})
+    if foreign and not base_model.startswith("/"):
+        problems.append(f"its files have code loaded from {_brief(', '.join(foreign))} (auto_map), not {base_model}")
+    return problems
+
+
+def _words(value: Any) -> list[str]:
+    """List the texts in a JSON value of two levels at most, as an auto_map is."""
+    items = list(value.values()) if isinstance(value, dict) else [value]
+    flat = [word for item in items for word in (item if isinstance(item, list) else [item])]
+    return [word for word in flat if isinstance(word, str)]
 
 
 def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -139,6 +231,10 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER, path.stat().st_size):
+        raise ValueError(f"its header would have {length:,} bytes")
     try:
         with safe_open(path, framework="numpy"):  # checks header, overlaps and the file's size
             pass
@@ -158,12 +254,12 @@ def _shape_problems(
     tensors: dict[str, Any], rank: Any, wanted: set[str], layers: Optional[int], facts: dict[str, Any]
 ) -> list[str]:
     """Hold names and shapes to the recipe: an A (rank × in), a B (out × rank) per target module of every layer."""
-    problems = []
+    problems: list[str] = []
     sides: dict[str, dict[str, list[int]]] = collections.defaultdict(dict)
     for name, tensor in tensors.items():
         match = _LORA.match(name)
         if match is None:
-            problems.append(f"tensor {name} is no LoRA matrix")
+            problems.append(f"tensor {_brief(name)} is no LoRA matrix")
             continue
         sides[match["module"]][match["side"]] = tensor["shape"]
         facts["parameters"] += int.__mul__(*tensor["shape"]) if len(tensor["shape"]) == 2 else 0
@@ -173,13 +269,13 @@ def _shape_problems(
         kind = module.rpartition(".")[2]
         layer = _LAYER.search(f".{module}.")
         if set(pair) != {"A", "B"}:
-            problems.append(f"{module} has only its {'A' if 'A' in pair else 'B'} matrix")
+            problems.append(f"{_brief(module)} has only its {'A' if 'A' in pair else 'B'} matrix")
         elif len(pair["A"]) != 2 or len(pair["B"]) != 2 or pair["A"][0] != rank or pair["B"][1] != rank:
-            problems.append(f"{module}: shapes {pair['A']} and {pair['B']} do not have rank {rank}")
+            problems.append(f"{_brief(module)}: shapes {pair['A']} and {pair['B']} do not have rank {rank}")
         else:
             inputs[kind].add((pair["A"][1], pair["B"][0]))
         if kind not in wanted:
-            problems.append(f"{module} is no target of the recipe")
+            problems.append(f"{_brief(module)} is no target of the recipe")
         elif layer is not None:
             seen[kind].add(int(layer.group(1)))
     facts["pairs"] = len(sides)
@@ -347,6 +443,28 @@ def integrity_error(folder: pathlib.Path, hashes: bool = False) -> Optional[str]
     return None
 
 
+def check_file(folder: pathlib.Path, path: str, row: dict[str, Any], named: pathlib.Path) -> None:
+    """Hold a file against the trainer's list of it.
+
+    Args:
+        folder: Where the way to it begins.
+        path: Below that.
+        row: Of :func:`checked_files`.
+        named: What messages call it.
+
+    Raises:
+        UserError: It is a link, or lies behind one; its size or its hash is another one.
+        FileNotFoundError: It is not there.
+    """
+    if paths.through_link(folder, path):
+        raise UserError(f"{named} is a link, or lies behind one, and is not followed. {_REFUSED}")
+    place = folder / path
+    if not stat.S_ISREG(place.stat().st_mode):
+        raise UserError(f"{named} is no file. {_REFUSED}")
+    if place.stat().st_size != row["bytes"] or sha256_file(place) != row["sha256"]:
+        raise UserError(f"{named} is not what the trainer listed; run the same command again")
+
+
 def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: Manifest) -> pathlib.Path:
     """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
 
@@ -364,14 +482,16 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
     """
     run_id = str(manifest.run_id)
     final, partial = home / run_id, home / f".{run_id}.partial"
+    files = checked_files(files)
+    for row in files:
+        check_file(source, row["path"], row, source / row["path"])
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for row in files:
             (partial / row["name"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / row["path"], partial / row["name"])
-            if sha256_file(partial / row["name"]) != row["sha256"]:
-                raise UserError(f"{source / row['path']} is not what the trainer listed; run the same command again")
+            shutil.copyfile(source / row["path"], partial / row["name"], follow_symlinks=False)
+            check_file(partial, row["name"], row, source / row["path"])  # as it may have changed meanwhile
         facts = verify(partial, manifest.recipe | {"base_model": manifest.base_model}, manifest.lora.layers)
         if facts["problems"]:
             raise UserError(f"the adapter of {run_id} does not hold up: " + "; ".join(facts["problems"]))

@@ -1,16 +1,31 @@
-"""What goes to a trainer, laid out as it will lie there; and what a failed transfer means."""
+"""What goes to a trainer, laid out as it will lie there; what comes from one, and how much; what a failure means."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import pathlib
+import resource
 import shlex
 import shutil
-from typing import Any
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import IO, Any, Callable, Optional
 
+from ansible.module_utils.lora_forge import paths
 from ansible.module_utils.lora_forge.errors import UserError
 
+PRIVATE = ("datasets", "models", "prepared", "runs")  # below a trainer's root
 PARTIAL = ".rsync-partial"  # beside a file that was cut off
+LEFT_FREE = 256 * paths.MIB  # bytes of the controller's disk that no fetch takes
+SLOWEST = 20_000  # bytes per second, on average; less would keep a rented trainer waiting for ever
+GRACE = 3600.0  # seconds that every fetch has besides
+TOLD = 16 * paths.MIB  # bytes that rsync may print
+_LAST = 10.0  # seconds that rsync has to end
+_LOOK = 0.5  # seconds between two looks at what has arrived
 
 
 def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
@@ -24,10 +39,14 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
         Their size in bytes.
 
     Raises:
-        UserError: A file is gone, or not the planned one.
+        UserError: A file is gone, or not the planned one; or a path leads out of the folder.
     """
     total = 0
     for file in files:
+        why = paths.flaw(file["path"])
+        # The files themselves are links here; a folder that is one would be somewhere else.
+        if why or paths.through_link(tree, str(pathlib.PurePosixPath(file["path"]).parent)):
+            raise UserError(f"{paths.quoted(file['path'])} {why or 'lies behind a link'}; it is sent to no trainer")
         place = tree / file["path"]
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.get("src") is None:
@@ -49,6 +68,9 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
 def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
     """Write the command that makes a trainer ready for rsync: the folder, and something to compare new content with.
 
+    The folder is its user's alone where it is made here. One that is there stays as it is, as other things may lie in
+    it, and other users may go through it; the folders in it that hold data, or what was learnt of it, are closed.
+
     What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
     would look for a transfer that was cut off it finds the newest file of that name, as a link: it reads that, and
     writes another one.
@@ -57,7 +79,10 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
         to: The folder.
         files: As :func:`build_tree` takes them; those with a C(sha256) lie by their content.
     """
-    command = f"umask 022; mkdir -p {shlex.quote(to)}"
+    parent = shlex.quote(str(pathlib.PurePosixPath(to).parent))
+    folder = shlex.quote(to)
+    command = f"umask 022; mkdir -p {parent} && umask 077 && mkdir -p {folder} && cd {folder}"
+    close = f'for d in {" ".join(PRIVATE)}; do [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && chmod go-rwx "$d"; done'
     links = []
     for file in files:
         place = pathlib.PurePath(file["path"])
@@ -69,7 +94,7 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
                 f'[ -e {shlex.quote(str(place))} ] || {{ {newest} && mkdir -p {part} && ln -f "$old" {part}/; }}'
             )
     # Without it more goes over the wire, and nothing else.
-    return f"{command} && cd {shlex.quote(to)} && {{ {'; '.join(links)}; :; }} 2>/dev/null" if links else command
+    return f"{command} && {{ {'; '.join([close, *links])}; :; }} 2>/dev/null"
 
 
 def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
@@ -82,20 +107,196 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
 
     Returns:
         The copied paths, below both folders.
+
+    Raises:
+        UserError: A folder below the target is a link, and leads elsewhere.
     """
     copied = []
     for source in sorted(path for path in tree.rglob("*") if path.is_file()):
         target = to / source.relative_to(tree)
+        if paths.through_link(to, str(source.parent.relative_to(tree))):
+            raise UserError(f"{target} lies behind a link, and nothing is written there")
         if target.is_file() and target.read_bytes() == source.read_bytes():
             continue
         copied.append(str(source.relative_to(tree)))
         if not dry:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            for folder in [*reversed(target.relative_to(to).parents)][1:]:
+                (to / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             part = target.with_name(f".{target.name}.part")
+            part.unlink(missing_ok=True)
+            part.touch(mode=0o600, exist_ok=False)
             shutil.copyfile(source, part)
-            part.chmod(0o644)
             part.replace(target)
     return copied
+
+
+def fetch_list(files: Sequence[Any]) -> dict[str, int]:
+    """Read what is to be fetched: the most bytes that each file may have, by its path.
+
+    Args:
+        files: Each C(path) below the folder, and the most C(bytes) of it.
+
+    Raises:
+        UserError: A path leads out of the folder.
+    """
+    limits = {}
+    for file in files:
+        why = paths.flaw(file["path"])
+        if why:
+            raise UserError(f"{paths.quoted(file['path'])} {why}; nothing was fetched")
+        limits[str(file["path"])] = int(file["bytes"])
+    return limits
+
+
+def prepare_fetch(to: pathlib.Path, limits: dict[str, int], total: int) -> None:
+    """Make the folder for what is fetched, with nothing in it but parts of that.
+
+    Args:
+        to: The folder.
+        limits: From :func:`fetch_list`.
+        total: The bytes of all; 0 where they are not known yet.
+
+    Raises:
+        UserError: The folder is a link, or its disk has not got the room.
+    """
+    if to.is_symlink():
+        raise UserError(f"{to} is a link; nothing is fetched into it. Delete it")
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in paths.strangers(to, limits):
+        remove(to / name)
+    there = arrived(to)
+    room = shutil.disk_usage(to).free - LEFT_FREE
+    if total and total - there > room:
+        raise UserError(
+            f"up to {total - there:,} bytes would come to {to}, and its disk has {max(room, 0):,} to spare. Free some "
+            "space there and run the same command again"
+        )
+
+
+def arrived(to: pathlib.Path) -> int:
+    """Count the bytes in a folder; a file that is renamed meanwhile counts in the next look."""
+    size = 0
+    for place, _, names in os.walk(to):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
+
+
+def remove(path: pathlib.Path) -> None:
+    """Delete a file, a link (never what it leads to), or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_arrived(host: str, to: pathlib.Path, limits: dict[str, int]) -> None:
+    """Refuse what came without having been asked for, and delete it.
+
+    rsync holds a sender to the list from version 3.2.5 on; older ones write what they are sent.
+
+    Args:
+        host: Who sent it.
+        to: The folder.
+        limits: From :func:`fetch_list`.
+
+    Raises:
+        UserError: There is something else, a link, or a file that is too large.
+    """
+    odd = paths.strangers(to, limits)
+    large = [name for name, limit in limits.items() if (to / name).is_file() and (to / name).stat().st_size > limit]
+    for name in (*odd, *large):
+        remove(to / name)
+    if odd or large:
+        what = "nobody asked for" if odd else "is larger than it may be"
+        raise UserError(
+            f"{host} sent {paths.quoted([*odd, *large][0])}, which {what}. It was deleted, and nothing else is taken: "
+            "this trainer is not to be trusted, or was damaged"
+        )
+
+
+def fetch_options(limits: dict[str, int]) -> list[str]:
+    """List the options of rsync for a fetch, which go behind the user's own and before nothing else.
+
+    Args:
+        limits: From :func:`fetch_list`.
+    """
+    return ["--no-links", "--no-devices", "--no-specials", "--no-owner", "--no-group", "--chmod=D700,F600",
+            f"--max-size={max(limits.values(), default=0)}"]  # fmt: skip
+
+
+def run_bounded(
+    command: Sequence[str],
+    names: str,
+    to: Optional[pathlib.Path] = None,
+    largest: int = 0,
+    total: int = 0,
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[int, str, str, str]:
+    """Run rsync; of a fetch with limits to what it writes, as the other end says how much comes.
+
+    Args:
+        command: The command line.
+        names: For its standard input.
+        to: Of a fetch, where it writes; without it nothing is limited.
+        largest: Bytes of the largest file.
+        total: Bytes of all.
+        seconds: The longest time; 0 for any.
+        clock: Tells the time in seconds.
+
+    Returns:
+        Its exit code, what it printed, what it complained of, and why it was ended; empty where it was not.
+
+    Raises:
+        FileNotFoundError: There is no such program.
+    """
+
+    def limit() -> None:
+        if to is not None:  # the kernel's own limit, whatever the other end sends
+            most = max(largest, TOLD) + 1
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    ended, until = "", clock() + seconds
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaints:
+        given.write(names.encode())
+        given.seek(0)
+        process = subprocess.Popen(command, stdin=given, stdout=out, stderr=complaints, preexec_fn=limit)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(None if to is None else _LOOK)
+                    break
+                assert to is not None
+                if arrived(to) > total:
+                    ended = f"more came than the {total:,} bytes that it may have"
+                elif _printed(out, complaints) > TOLD:
+                    break
+                elif shutil.disk_usage(to).free < LEFT_FREE:
+                    ended = f"the disk of {to} is nearly full"
+                elif seconds and clock() > until:
+                    ended = f"it is not over after {seconds / 3600:.1f} h"
+                if ended:
+                    break
+        finally:
+            process.terminate()  # nothing where it has ended; rsync takes its other processes with it
+            try:
+                process.wait(_LAST)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if to is not None and not ended and _printed(out, complaints) > TOLD:  # whoever ended it, we or the kernel
+            ended = "it says more than any transfer has to say"
+        texts = []
+        for file in (out, complaints):
+            file.seek(0)
+            texts.append(file.read(TOLD).decode("utf-8", "replace"))
+    return process.returncode, texts[0], texts[1], ended
+
+
+def _printed(*files: IO[bytes]) -> int:
+    return max(os.fstat(file.fileno()).st_size for file in files)
 
 
 def write_error(host: str, message: str) -> str:

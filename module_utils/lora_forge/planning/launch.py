@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import ipaddress
 import pathlib
+import re
+import socket
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
+from ansible.module_utils.lora_forge import paths, rundir
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
+# What comes from an earlier trainer of a run; complete.json is the controller's own.
+_CARRIED = re.compile(r"metrics\.jsonl|output/checkpoint-\d+/(?:complete\.json|([^/]+))")
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
+RENDEZVOUS = "PET_RDZV_ID"  # the variable that torchrun takes --rdzv-id from
 TINY_MODEL = "tiny_model.py"
+
+
+def resolved(name: str) -> list[str]:
+    """List the addresses of a name; none where it is not known here, or is an address."""
+    try:
+        return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
+    except (OSError, UnicodeError):
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +47,7 @@ class TrainerOptions(JsonRecord):
         leader: Under which it reaches the first host of a gang.
         port: Where the hosts of a gang meet; each lane has the next one, as lanes train at once.
         timeout: Seconds that the hosts of a gang wait for each other.
+        public: Whether they may meet at a public address.
         wandb: ``online``, ``offline`` or ``disabled``.
         wandb_server: A W&B server of one's own; empty for W&B's.
         stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
@@ -46,6 +63,7 @@ class TrainerOptions(JsonRecord):
     leader: str = ""
     port: int = 29400
     timeout: int = 900
+    public: bool = False
     wandb: str = "offline"
     wandb_server: str = ""
     stop_timeout: int = 120
@@ -53,12 +71,19 @@ class TrainerOptions(JsonRecord):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
-        """Read them from the options of a task, where a number may be text, and ``lanes`` a text with commas."""
+        """Read them from the options of a task, where any value may be text, and ``lanes`` a text with commas."""
         numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
         lanes = data.get("lanes") or []
         lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
+        public = str(data.get("public", "")).lower() in ("true", "yes", "on", "1")
         return super().from_dict(
-            {**data, **numbers, "lanes": [*filter(None, lanes)], "lane_dir": data.get("lane_dir") or None}
+            {
+                **data,
+                **numbers,
+                "public": public,
+                "lanes": [*filter(None, lanes)],
+                "lane_dir": data.get("lane_dir") or None,
+            }
         )
 
 
@@ -78,12 +103,46 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         command=training_command(run, host, options),
         lane=lane,
         lane_dir=options.lane_dir,
-        environment=training_environment(lane, options.root, options.wandb, options.wandb_server),
+        environment=training_environment(
+            lane, options.root, options.wandb, options.wandb_server, deepspeed=bool(run.recipe.get("deepspeed"))
+        ),
         stop_timeout=options.stop_timeout,
         prepared=prepared_path(run, options.root),
         processes=len(run.hosts) * run.gpus,
         facts=run_facts(run, host),
     )
+
+
+def check_rendezvous(run: PlannedRun, options: TrainerOptions, resolve: Callable[[str], list[str]] = resolved) -> None:
+    """Refuse a gang whose hosts would meet where anybody can come: torch believes whoever speaks to it there.
+
+    Args:
+        run: The run.
+        options: Those of one of its hosts.
+        resolve: Finds the addresses of a name.
+
+    Raises:
+        UserError: An address is public, and nobody has said that it may be.
+    """
+    if len(run.hosts) < 2 or options.public:
+        return
+    for address in dict.fromkeys((options.leader, options.address)):
+        found = next(filter(is_public, [address, *resolve(address)]), None)
+        if found:
+            at = address if found == address else f"{address} ({found})"
+            raise UserError(
+                f"the hosts of {run.run_id} would meet at {at}, a public address. Whoever reaches run_rendezvous_port "
+                "there can run code in the training. Set run_address to an address in a network of their own, or "
+                "run_rendezvous_public to true where a firewall lets nobody else through"
+            )
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an address is one of the Internet's; a name is none."""
+    try:
+        return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_global
+    except ValueError:
+        return False
 
 
 def dataset_path(root: str, dataset: PlannedDataset) -> str:
@@ -185,15 +244,18 @@ def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> lis
     if len(run.hosts) > 1:
         rank = run.hosts.index(host)
         settings = {"is_host": rank == 0, "join_timeout": options.timeout, "read_timeout": options.timeout}
-        meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d", "--rdzv-id", run.run_id,
+        # Not its id: whoever is on the host reads a command line. It comes by RENDEZVOUS, among the secrets.
+        meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", f"{options.leader}:{options.port + run.lane}",
                 "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
                 "--local-addr", options.address]  # fmt: skip
     launcher = [options.python, "-m", "torch.distributed.run", "--nproc-per-node", run.gpus]
-    return [str(word) for word in (*launcher, *meet, "gang.py", options.module, "axolotl.yml")]
+    return [str(word) for word in (*launcher, *meet, f"{rundir.PROGRAMS}/gang.py", options.module, "axolotl.yml")]
 
 
-def training_environment(lane: str, root: str, wandb: str, wandb_server: str) -> dict[str, str]:
+def training_environment(
+    lane: str, root: str, wandb: str, wandb_server: str, deepspeed: bool = False
+) -> dict[str, str]:
     """Collect the environment variables of a training that are no secrets.
 
     Args:
@@ -201,7 +263,11 @@ def training_environment(lane: str, root: str, wandb: str, wandb_server: str) ->
         root: The trainer's root.
         wandb: ``online``, ``offline`` or ``disabled``.
         wandb_server: A W&B server of one's own; empty for W&B's.
+        deepspeed: Whether DeepSpeed divides the model.
     """
+    # A checkpoint that came from another host is data: what is read of it may not name a function to call. DeepSpeed
+    # cannot read its own in this way; they come from no other host.
+    data_only = {} if deepspeed else {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
     return {
         "AXOLOTL_DO_NOT_TRACK": "1",
         "CUDA_VISIBLE_DEVICES": "" if lane.startswith("cpu") else lane,
@@ -212,6 +278,7 @@ def training_environment(lane: str, root: str, wandb: str, wandb_server: str) ->
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": wandb,
         **({"WANDB_BASE_URL": wandb_server} if wandb_server else {}),
+        **data_only,
     }
 
 
@@ -244,16 +311,27 @@ def input_files(
         axolotl: The text of axolotl.yml.
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
+
+    Raises:
+        UserError: One of those is none that a run goes on from.
     """
+    for name in checkpoint:
+        match = _CARRIED.fullmatch(name)
+        if paths.flaw(name) or not match or (match[1] and paths.checkpoint_limit(match[1]) is None):
+            raise UserError(
+                f"{paths.quoted(name)} in {kept} is no part of a checkpoint that is taken to another trainer. Delete "
+                "that folder, and the run begins anew"
+            )
     folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
+    own = f"{folder}/{rundir.PROGRAMS}"
     files = [
         {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
         for dataset in run.datasets
     ]
-    files += [{"path": f"{folder}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
+    files += [{"path": f"{own}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
     files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run.rehearsal:
         files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
-    files.append({"path": f"{folder}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
+    files.append({"path": f"{own}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
     files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})
     return files

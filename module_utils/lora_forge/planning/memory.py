@@ -147,7 +147,6 @@ _MOST_WEIGHTS = 10**13
 _JSON_BYTES = 10 * 10**6  # a config.json, or an index of weights
 HEADER_BYTES = 100 * 10**6  # a header of safetensors, whose own bound this is
 _REF_BYTES = 100  # a branch's file in the hub's cache: a commit, and perhaps a line's end
-COMMIT = r"[0-9a-f]{40}"
 USABLE = 0.91  # of the gigabytes that a card is named after, at least, in GiB: 14.6 of 16 on a T4, 22.0 of 24 on an L4
 _CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; an assumption
 _FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
@@ -272,12 +271,12 @@ def model_folder(recipe: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     # Not pathlib's, which raises where there is no such user.
     cache = os.path.expanduser(environ.get("HF_HUB_CACHE") or f"{home}/hub")
     folder = pathlib.Path(cache) / f"models--{model.replace('/', '--')}"
-    if not re.fullmatch(COMMIT, revision):
+    if not re.fullmatch(recipes.COMMIT, revision):
         try:
             revision = _read(folder / "refs" / revision, _REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
-    return folder / "snapshots" / revision if re.fullmatch(COMMIT, revision) else None
+    return folder / "snapshots" / revision if re.fullmatch(recipes.COMMIT, revision) else None
 
 
 def find_config(

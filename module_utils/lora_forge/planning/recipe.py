@@ -55,6 +55,7 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 # share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
 # how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
 _DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
+COMMIT = r"[0-9a-f]{40}"  # of the hub, in full
 _MOST = 100_000_000  # of what is counted in a recipe; more is a slip of the hand
 NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
@@ -426,6 +427,12 @@ def model_problems(recipe: dict[str, Any], origin: dict[str, Layer], layers: lis
         pinned = origin["model_revision"].where("model_revision")
         return [
             f"{where} is another model than the one whose «model_revision» stands in {pinned}; give its own beside it"
+        ]
+    if not re.fullmatch(COMMIT, str(revision)):
+        return [
+            f"{origin['model_revision'].where('model_revision')}: «model_revision: {quote_value(revision)}» is no "
+            "commit, and a branch or a tag may be another model tomorrow. Give the 40 digits of the commit: the hub "
+            f"shows them on the page of {model}, Files and versions, History"
         ]
     return []
 

@@ -248,6 +248,12 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
             "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "
             f"of {origin['load_in_4bit'].source} does nothing"
         )
+    for key in ("deepspeed", "fsdp_config"):
+        if recipe.get(key):
+            sentences.append(
+                f"with {key} of {origin[key].source} checkpoints are in parts that are read by running what is in "
+                "them: none is fetched, and on another trainer the run would begin anew"
+            )
     return sentences
 
 

@@ -37,6 +37,7 @@ class RunRecord(JsonRecord):
             another host of its gang had failed.
         notified: When each event was settled: a webhook was told, or it was no news.
         delivered_at: When its adapter was brought to the controller.
+        rendezvous: By what word the hosts of a gang find each other, for this launch; nobody else is to know it.
     """
 
     run_id: str
@@ -50,17 +51,26 @@ class RunRecord(JsonRecord):
     failures: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     notified: dict[str, float] = dataclasses.field(default_factory=dict)
     delivered_at: float = 0.0
+    rendezvous: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Write it as the file holds it: without what is empty, but for the placement."""
         data = super().as_dict()
         return {key: value for key, value in data.items() if value or (key in _PLACEMENT and self.state)}
 
-    def launched(self, trainer: str, lane: int, now: float) -> RunRecord:
-        """Return it placed on a trainer; a webhook has not been told of anything since."""
+    def launched(self, trainer: str, lane: int, now: float, rendezvous: str = "") -> RunRecord:
+        """Return it placed on a trainer; a webhook has not been told of anything since.
+
+        Args:
+            trainer: The host that leads.
+            lane: The number of its lane there.
+            now: Epoch seconds.
+            rendezvous: A new word for a gang. The hosts of one launch have the first one's.
+        """
         if (self.state, self.trainer, self.lane) == ("launched", trainer, lane) and not self.detail:
-            return self
+            return self if self.rendezvous or not rendezvous else dataclasses.replace(self, rendezvous=rendezvous)
         placed = dataclasses.replace(self, trainer=trainer, lane=lane, state="launched", final=False, detail="")
+        placed = dataclasses.replace(placed, rendezvous=rendezvous)
         return dataclasses.replace(placed, noted_at=now, notified={}, delivered_at=0.0)
 
     def on_host(self, host: str, started: bool, now: float) -> RunRecord:
@@ -187,5 +197,5 @@ def update_record(
         before = read_record(output, run_id)
         after = change(before, at)
         if after != before:
-            rundir.write_json(path, after.as_dict())
+            rundir.write_json(path, after.as_dict(), 0o600 if after.rendezvous else 0o644)
     return before, after

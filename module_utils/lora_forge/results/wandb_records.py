@@ -1,6 +1,7 @@
 """What W&B's client recorded on disk: read, and uploaded where W&B does not have it.
 
-`wandb leet inspect` reads and `wandb sync` uploads, each in a process that is killed when its time is up.
+`wandb leet inspect` reads and `wandb sync` uploads, each in a process that is killed when its time is up. What is
+uploaded is a copy, with what a trainer may say in a record (:mod:`wandb_filter`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import sys
 import time
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import wandb_client as client
+from ansible.module_utils.lora_forge.results.wandb_filter import Place, copy_record
 from ansible.module_utils.lora_forge.results.wandb_query import ask_server
 
 _DEPTH = 4  # folders deep, records are looked for: adapters/<agent>/<run_id>/wandb/<record>
@@ -145,7 +148,9 @@ def sync_records(
     """
     key, deadline = client.given_key(key), time.monotonic() + timeout
     local = read_records(folder, timeout)
-    records = [run for run in local["runs"] if run["id"]]  # one that ended before anything was written is empty
+    records = [
+        _placed(run) for run in local["runs"] if run["id"]
+    ]  # one that ended before anything was written is empty
     if not records:
         return {"changed": False, "synced": [], "left_out": [], "url": "", "error": local["error"]}
     uploaded, error = _uploaded_runs(records, entity, base_url, key, deadline)
@@ -157,9 +162,9 @@ def sync_records(
     elif check and not error:
         done = waiting
     elif not error:
-        complaint = _upload(waiting, entity, base_url, key, deadline)
+        complaint, marked = _upload(waiting, entity, base_url, key, deadline)
         uploaded, error = _uploaded_runs(records, entity, base_url, key, deadline)
-        done = [run for run in waiting if _is_uploaded(uploaded, run | {"synced": _is_marked(run)})]
+        done = [run for run in waiting if _is_uploaded(uploaded, run | {"synced": run["asked"] in marked})]
         for run in done:
             _mark(run)
         left = [run["asked"] for run in waiting if run not in done]
@@ -213,20 +218,51 @@ def _mark(record: client.Entry) -> None:
         file.with_suffix(".wandb.synced").touch()
 
 
-def _is_marked(record: client.Entry) -> bool:
-    return any(pathlib.Path(record["asked"]).glob("*.wandb.synced"))
+def _place(record: pathlib.Path) -> Optional[Place]:
+    """Tell whose run a delivered record is of, by the adapter that it lies beside; None where it lies beside none.
+
+    Args:
+        record: Its folder.
+    """
+    manifest = store.read_manifest(record.absolute().parents[1])
+    if manifest is None or not manifest.run_id:
+        return None
+    entity, project = (str(manifest.recipe.get(f"wandb_{name}") or "") for name in ("entity", "project"))
+    return Place(manifest.run_id, entity, project)
 
 
-def _upload(records: list[client.Entry], entity: str, base_url: str, key: str, deadline: float) -> str:
-    """Upload records; returns what the client complained of. Its exit status says nothing: it is 0 for a wrong key."""
+def _placed(record: client.Entry) -> client.Entry:
+    """Return a record as one of the run that was planned, whatever stands in it."""
+    place = _place(pathlib.Path(record["asked"]))
+    if place is None:
+        return record
+    path = "/".join(filter(None, (place.entity, place.project, place.run_id)))
+    return record | {"id": place.run_id, "path": path}
+
+
+def _upload(records: list[client.Entry], entity: str, base_url: str, key: str, deadline: float) -> tuple[str, set[str]]:
+    """Upload copies of records.
+
+    Returns:
+        What the client complained of (its exit status says nothing: it is 0 for a wrong key), and the records on which
+        it left its mark.
+    """
     with client.temporary_home() as folder:
-        paths = [str(pathlib.Path(run["asked"]).absolute()) for run in records]
+        copies: dict[str, pathlib.Path] = {}
+        for number, run in enumerate(records):
+            record = pathlib.Path(run["asked"]).absolute()
+            copy = copies[run["asked"]] = pathlib.Path(folder, "records", str(number), record.name)
+            copy.mkdir(parents=True)
+            for file in record.glob("*.wandb"):
+                copy_record(file, copy / f"run-{run['id']}.wandb", _place(record))
+        paths = [str(copy) for copy in copies.values()]
         options = ["--include-online", *(["--entity", entity] if entity else [])]
         seconds = deadline - time.monotonic() - min(ASKING, (deadline - time.monotonic()) / 4)
         env = client.environment(folder, base_url, key) | {"WANDB_SILENT": "false"}
         command = [sys.executable, "-m", "wandb", "sync", *options, *paths]
         status, output, complaints = client.run_command(command, env, seconds)
+        marked = {asked for asked, copy in copies.items() if any(copy.glob("*.wandb.synced"))}
         if status is None:
-            return "timed out"
+            return "timed out", marked
         lines = [line for line in (output + complaints).splitlines() if re.search(r"error|failed", line, re.IGNORECASE)]
-        return " ".join(line.removeprefix("wandb: ") for line in lines)
+        return " ".join(line.removeprefix("wandb: ") for line in lines), marked

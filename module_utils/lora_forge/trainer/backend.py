@@ -17,6 +17,7 @@ import subprocess
 import sys
 from typing import Callable, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 
 _BACKENDS = ("systemd", "tmux", "process")
@@ -182,7 +183,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     Args:
         choice: From :func:`choose`.
         run_id: The run.
-        run_dir: The run directory, with supervisor.py in it.
+        run_dir: The run directory, with the supervisor among its programs.
         stop_timeout: Seconds the trainer has for its checkpoint.
         run: Runs a command; a parameter for tests.
 
@@ -192,7 +193,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     Raises:
         UserError: The backend refused.
     """
-    command = [sys.executable, str(run_dir / "supervisor.py"), str(run_dir)]
+    command = [sys.executable, str(run_dir / rundir.PROGRAMS / "supervisor.py"), str(run_dir)]
     if choice.backend == "systemd":
         path = _unit_path(run_id, choice.scope)
         text = unit_text(

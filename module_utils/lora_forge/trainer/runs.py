@@ -14,7 +14,7 @@ import time
 import uuid
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.trainer import backend, run_state
@@ -139,13 +139,13 @@ def weights_defect(path: pathlib.Path) -> Optional[str]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER:
+            if length > min(MAX_HEADER, path.stat().st_size):
                 raise ValueError
             tensors = json.loads(file.read(length))
         ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
     except FileNotFoundError:
         return f"{path.name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return f"{path.name} cannot be read"
     if not ends:
         return f"{path.name} holds no tensors"
@@ -159,7 +159,8 @@ def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
     step = rundir.last_complete(run_dir / "output")
     folder = f"output/checkpoint-{step}"
     files = rundir.read_json(run_dir / folder / rundir.COMPLETE).get("files", {}) if step else {}
-    return {"step": step, "files": [f"{folder}/{name}" for name in (*sorted(files), rundir.COMPLETE)] if step else []}
+    names = [name for name in (*sorted(files), rundir.COMPLETE) if not paths.flaw(name)]
+    return {"step": step, "files": [f"{folder}/{name}" for name in names] if step else []}
 
 
 def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> Observation:
@@ -231,7 +232,7 @@ def start(
     """Start a run, or attach to it when it is alive or finished.
 
     Args:
-        run_dir: The run directory with axolotl.yml, supervisor.py, rundir.py and the plugin staged in it.
+        run_dir: The run directory with axolotl.yml and the programs staged in it.
         launch: What it is launched with.
         secrets: Environment variables for the trainer process alone.
         wanted: The backend, or ``auto``.
@@ -382,7 +383,7 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
     losses = [
         (event["step"], event["eval_loss"])
         for event in rundir.surviving_events(events)
-        if event["event"] == "eval" and run_state.finite(event["eval_loss"])
+        if event["event"] == "eval" and "step" in event and run_state.finite(event.get("eval_loss"))
     ]
     output = run_dir / "output"
     rows: list[dict[str, Any]] = []

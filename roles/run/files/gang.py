@@ -1,7 +1,7 @@
 """The processes of a run on several GPUs, or on several hosts: they start from one checkpoint, and stop at one step.
 
 torchrun starts it in each process: ``gang.py <module> <arguments…>``. It runs in the trainer's environment with the run
-directory as working directory; ``rundir.py`` lies beside it.
+directory as working directory; ``rundir.py`` lies beside it, in the folder that PYTHONPATH names.
 """
 
 from __future__ import annotations

@@ -59,6 +59,8 @@ class RunCallback(TrainerCallback):
         output = pathlib.Path(args.output_dir)
         best, own = (output / f"checkpoint-{step}" for step in (state.best_global_step, state.global_step))
         if not gang.agreed(bool(state.best_global_step and rundir.defect(best)), args.device):
+            # Where it lies on this host, whatever the one says that wrote the state.
+            state.best_model_checkpoint = str(best) if state.best_global_step else None
             return
         print(f"the best adapter so far, {best.name}, is not here; the best of what follows is delivered", flush=True)
         evaluated = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}

@@ -5,7 +5,7 @@ It waits for the run's lane, starts the trainer, writes status.json with a heart
 the last whole checkpoint as long as there is progress, and ends with a final state. Its own exit status is 0
 for every decided end (finished, failed, stopped), so that systemd restarts only a supervisor that died.
 
-Standard library only, Python 3.9 or newer; ``rundir.py`` lies beside it.
+Standard library only, Python 3.9 or newer; ``rundir.py`` and all that a training imports of ours lie beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, Callable, Optional
 
 import rundir
 
+PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
@@ -49,11 +50,12 @@ REASONS = (
 
 # What another launcher left in this account's environment (RunPod's clusters set some of it, so do Kubeflow's jobs and
 # MPI): one process would wait for others that never come, or a gang meet at a wrong place. torchrun sets its own anew.
-# And a cache of models that goes before HF_HOME: what was fetched for this run would not be found.
+# And a cache of models that goes before HF_HOME: what was fetched for this run would not be found. Last, what says how
+# checkpoints are read: that is the controller's to say.
 FOREIGN = re.compile(
     r"RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE|NODE|CROSS)_(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|"
     r"(TORCHELASTIC|PET|ACCELERATE|FSDP|PARALLELISM_CONFIG|OMPI|PMI|PMIX|MV2|MPI)_.*|"
-    r"HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE"
+    r"HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
 )
 # What `axolotl train` sets before it starts what we start ourselves (set_pytorch_cuda_alloc_conf and set_misc_env in
 # axolotl/utils/__init__.py, Axolotl 0.21); whoever has set it already is heard.
@@ -336,7 +338,10 @@ class Supervisor:
                 name, separator, value = line.partition("=")
                 if separator:
                     env[name] = value
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.run_dir), env.get("PYTHONPATH")]))
+        # Never the run directory: what a training resumes from was written by others. Without the second variable
+        # Python would look there first, as it is the working directory; it heeds it from 3.11 on.
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROGRAMS), env.get("PYTHONPATH")]))
+        env["PYTHONSAFEPATH"] = "1"
         env["PYTHONUNBUFFERED"] = "1"
         env[rundir.MARKER] = str(self.run_dir)
         return env
@@ -518,6 +523,7 @@ class Supervisor:
 
 def main() -> int:
     run_dir = pathlib.Path(sys.argv[1]).resolve()
+    os.umask(0o077)  # what a training writes is its user's alone
     with (run_dir / "supervisor.lock").open("a") as lock:  # closed at exec: the trainer does not hold it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

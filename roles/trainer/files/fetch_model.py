@@ -390,6 +390,7 @@ def take(lock: IO[str], state_dir: pathlib.Path) -> bool:
 
 def main() -> None:
     state_dir = pathlib.Path(sys.argv[1])
+    os.umask(0o077)  # a gated model is not for all users of a host
     with (state_dir / "lock").open("a", encoding="utf-8") as lock:
         if not take(lock, state_dir):
             return

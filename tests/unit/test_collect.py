@@ -1,0 +1,61 @@
+"""Collecting an adapter from a trainer that answers what it likes."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+from unittest import mock
+
+import pytest
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction
+from planned import planned_run
+from wire import load
+
+FACTS = {"problems": [], "pairs": 1, "rank": 4, "layers": 1, "parameters": 1, "versions": {}}
+FILES = [{"path": path, "name": path, "bytes": 3, "sha256": "a" * 64} for path in store.FILES]
+
+
+@pytest.fixture
+def collect(monkeypatch, tmp_path):
+    """Provide a collection with a trainer's list of files; lists the actions that it ran."""
+    ran: list[tuple[str, dict[str, Any]]] = []
+    plugin = load("action_plugins/collect_adapter")
+    monkeypatch.setattr(plugin, "tell", lambda *words, **about: None)
+    monkeypatch.setattr(plugin, "notify", lambda *about, **more: None)
+
+    def run_action(action: Any, name: str, args: dict[str, Any]) -> dict[str, Any]:
+        ran.append((name, args))
+        return {"failed": True, "msg": "so far"}
+
+    monkeypatch.setattr(ForgeAction, "run_action", run_action)
+
+    def make(files: Any) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+        notify = {"output": str(tmp_path), "url": "", "form": "json", "timeout": 1, "events": [], "pods": ""}
+        run = planned_run(recipe={"base_model": "Qwen/Tiny"}).as_dict()
+        args = {"run": run, "observed": {"progress": {}}, "output": str(tmp_path), "lock": "trainer-cpu",
+                "root": "/r", "gpu": {}, "transfer": {}, "notify": notify}  # fmt: skip
+        task = mock.Mock(args=args, check_mode=False, async_val=0)
+        action = plugin.ActionModule(task, mock.Mock(transport="ssh"), *[mock.Mock()] * 4)
+        monkeypatch.setattr(plugin.ActionModule, "_execute_module", lambda *about, **more: FACTS | {"files": files})
+        return action.run(task_vars={"inventory_hostname": "pod-1"}), ran
+
+    return make
+
+
+def test_what_an_adapter_consists_of_is_asked_for_with_its_sizes(collect, tmp_path):
+    found, ran = collect(FILES)
+    [(name, asked)] = ran
+    assert (name, asked["to"]) == ("transfer", str(tmp_path / f"incoming/{planned_run().run_id}"))
+    assert asked["files"] == [{"path": path, "bytes": 3} for path in store.FILES]
+    assert (found["failed"], found["step"]) == (True, "fetch")
+
+
+@pytest.mark.parametrize("path", ["/home/user/.bashrc", "../../../.bashrc", "output/x.py", 7])
+@pytest.mark.parametrize("key", ["path", "name"])
+def test_a_path_of_its_own_choice_has_nothing_fetched(collect, tmp_path, path, key):
+    found, ran = collect([*FILES, {**FILES[0], "path": "evil", key: path}])
+    assert ran == [], "something was fetched"
+    assert found["failed"]
+    assert "the trainer lists" in found["msg"]
+    assert not pathlib.Path(tmp_path, "incoming").exists()

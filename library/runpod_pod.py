@@ -132,7 +132,7 @@ EXAMPLES = r"""
     state_dir: .pods
     gpus: [NVIDIA L40S, NVIDIA A100-SXM4-80GB]
     max_usd_per_hour: 2
-    image: runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404
+    image: runpod/pytorch@sha256:0a360022e8de4375af99430f84e8b38951acc397252163a37ceac7204d01be35
     root: /workspace/lora-forge
     leash: roles/pod/files/leash.py
   delegate_to: localhost

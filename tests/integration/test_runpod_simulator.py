@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import simulator
-from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods import answers, runpod
 from api import PROBLEM, Answer
 from lab import PATIENCE, ROOT, eventually
 from wire import load
@@ -367,7 +367,7 @@ def test_every_request_of_the_clients_is_described(api, sim, monkeypatch):
     api.until(pod_id, "RUNNING")
     assert client.get_pod(pod_id)["id"] == client.list_pods()[0]["id"] == pod_id
     assert isinstance(client.read_log(pod_id), list)
-    assert client.list_items("/v2/pods?limit=1", "pods")[0]["id"] == pod_id
+    assert client.list_items("/v2/pods?limit=1", "pods", answers.Pod)[0].id == pod_id
     assert client.billed_usd(pod_id) is None
     api.call("POST", "/sim/billing", {"pod": pod_id}, key="")
     assert client.billed_usd(pod_id) >= 0

@@ -13,11 +13,11 @@ from ansible.errors import AnsibleError
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import inventory_loader
-from wire import KEY, ROOT, RUN, Desk, problem
+from wire import IMAGE, KEY, ROOT, RUN, Desk, problem
 
 inventory_loader.add_directory(str(ROOT / "inventory_plugins"))
 POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API", "LORA_FORGE_DEADLINE",
-           "LORA_FORGE_ALLOWANCE"}  # fmt: skip
+           "LORA_FORGE_ALLOWANCE", "LORA_FORGE_LOG_KEY"}  # fmt: skip
 
 
 # --- runpod_pod ----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_what_is_ordered(desk, given, request_):
     (body,) = desk.cloud.orders
     assert set(body.pop("env")) == POD_ENV | {"WANDB_MODE"}
     assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.list_all()[0].name, True)
-    basic = {"image": "i", "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
+    basic = {"image": IMAGE, "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
              "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"}}  # fmt: skip
     assert body == {**basic, **request_}
 
@@ -118,7 +118,7 @@ def test_the_key_the_pod_gets_is_ours(desk):
         ({"max_usd_per_hour": 0}, "pod-1: pod_max_usd_per_hour is not set; name it in the inventory: "
                                   "pod_max_usd_per_hour: 1.20"),
         ({"image": ""}, "pod-1: pod_image is not set; name it in the inventory: pod_image: runpod/pytorch:…"),
-        ({"volume": 9, "network_volume": "vol1"}, "pod-1: pod_volume and pod_network_volume exclude each other"),
+        ({"volume": 10, "network_volume": "vol1"}, "pod-1: pod_volume and pod_network_volume exclude each other"),
         ({"network_volume": "vol1", "data_centers": ["US-TX-3"]},
          "pod-1: network volume vol1 is in EU-RO-1, but pod_data_centers holds US-TX-3; a pod can use a volume of its "
          "own data center only"),

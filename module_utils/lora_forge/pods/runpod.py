@@ -201,10 +201,8 @@ def _proxy_for(url: str) -> Optional[str]:
 
 
 def without_environment(pod: dict[str, Any]) -> dict[str, Any]:
-    """Strip a pod of its environment, which RunPod shows in clear, keys included; only our deadline is kept of it."""
-    shown = {name: value for name, value in pod.items() if name != "env"}
-    deadline = str((pod.get("env") or {}).get("LORA_FORGE_DEADLINE", ""))
-    return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
+    """Strip a pod of its environment, which RunPod shows in clear, keys included."""
+    return {name: value for name, value in pod.items() if name != "env"}
 
 
 def ssh_address(pod: dict[str, Any]) -> dict[str, Any]:

@@ -163,10 +163,12 @@ notes:
   elements: str
   sample: []
 pod:
-  description: The pod as RunPod has it, without its environment.
+  description:
+    - What RunPod says of the pod, as far as it is used here, without its environment. C(ssh_problem) says why it will
+      have no address for SSH; it is empty where nothing speaks against one.
   returned: when it is there
   type: dict
-  sample: {id: 7h9k2m4n6p, status: RUNNING}
+  sample: {id: 7h9k2m4n6p, status: RUNNING, cost: 0.86, ssh_problem: ''}
 claim:
   description: This checkout's claim to it.
   returned: when there is one

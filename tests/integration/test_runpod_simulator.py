@@ -770,6 +770,16 @@ def test_run_lends_a_simulator_to_a_command(tmp_path):
     assert pod["name"] == "one"
 
 
+def test_run_keeps_a_real_accounts_key_to_itself(tmp_path):
+    real = "rpa_" + "A1B2C3D4" * 5
+    words = ["run", "--state", str(tmp_path / "s"), "--pods", "none", "--", "sh", "-c", "echo $RUNPOD_API_KEY"]
+    given = command(*words)
+    given["env"]["RUNPOD_API_KEY"] = real
+    done = subprocess.run(**given, capture_output=True, timeout=PATIENCE)
+    assert done.stdout.startswith("simulated-key\n")
+    assert real not in done.stdout + done.stderr + (tmp_path / "s" / "state.json").read_text()
+
+
 def test_serve_ends_with_a_signal_and_owns_its_folder(tmp_path):
     words = ["serve", "--port", "0", "--state", str(tmp_path / "s"), "--pods", "none"]
     with subprocess.Popen(**command(*words), stdout=subprocess.PIPE) as process:

@@ -187,7 +187,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy_for(url: str) -> Optional[str]:
-    """Return the environment's proxy for a URL, or None.
+    """Return the environment's proxy for a URL, HTTPS_PROXY or ALL_PROXY unless NO_PROXY has its host; or None.
 
     None for plain HTTP, which goes to this machine alone: a proxy would read the key.
     """

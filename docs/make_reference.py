@@ -42,6 +42,8 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "RUNPOD_API_KEY": "RunPod's key, with read and write access. Without it nothing can be rented, and the "
         "inventory does not tell which pods are live.",
         "RUNPOD_API_URL": "Where RunPod's API is; by default RunPod's own. It takes https, but for this machine.",
+        "SSL_CERT_FILE": "Certificates that are trusted in the place of the system's when RunPod is asked.",
+        "REQUESTS_CA_BUNDLE": "Certificates, a file or a folder, that are trusted too when RunPod is asked.",
         "LORA_FORGE_PODS": "Where claims, pinned host keys and the checkout's own key pair lie; by default `.pods` in "
         "the checkout. The option `pod_state_dir` goes before it.",
         "LORA_FORGE_OWNER": "Another owner's id: the inventory shows that one's pods, and commands act for it.",

@@ -45,7 +45,7 @@ import dataclasses
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.pods import costs, runpod
+from ansible.module_utils.lora_forge.pods import costs, runpod, spec
 
 ARGUMENTS = {
     "gpus": {"type": "list", "elements": "str", "default": []},
@@ -65,7 +65,9 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
-        catalogues = {cloud: api.list_gpus(cloud, given["gpu_count"], given["min_cuda"]) for cloud in given["clouds"]}
+        spec.check_count("gpu_count", given["gpu_count"], 1)
+        min_cuda = spec.cuda_version(given["min_cuda"])
+        catalogues = {cloud: api.list_gpus(cloud, given["gpu_count"], min_cuda) for cloud in given["clouds"]}
         offers = costs.find_offers(
             catalogues,
             given["gpus"] or sorted({gpu["id"] for catalogue in catalogues.values() for gpu in catalogue}),

@@ -143,7 +143,7 @@ EXAMPLES = r"""
     state_dir: .pods
     gpus: [NVIDIA L40S, NVIDIA A100-SXM4-80GB]
     max_usd_per_hour: 2
-    image: runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404
+    image: runpod/pytorch@sha256:0a360022e8de4375af99430f84e8b38951acc397252163a37ceac7204d01be35
     root: /workspace/lora-forge
     leash: roles/pod/files/leash.py
   delegate_to: localhost
@@ -174,10 +174,12 @@ notes:
   elements: str
   sample: []
 pod:
-  description: The pod as RunPod has it, without its environment.
+  description:
+    - What RunPod says of the pod, as far as it is used here, without its environment. C(ssh_problem) says why it will
+      have no address for SSH; it is empty where nothing speaks against one.
   returned: when it is there
   type: dict
-  sample: {id: 7h9k2m4n6p, status: RUNNING}
+  sample: {id: 7h9k2m4n6p, status: RUNNING, cost: 0.86, ssh_problem: ''}
 claim:
   description: This checkout's claim to it.
   returned: when there is one

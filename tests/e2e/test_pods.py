@@ -294,7 +294,7 @@ def test_what_cannot_be_helped_costs_nothing(
     )
 
 
-def test_a_container_made_anew_is_reached_at_its_new_port(
+def test_a_container_made_anew_is_not_believed_until_its_pin_is_removed(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:
     renter = renters()
@@ -303,11 +303,18 @@ def test_a_container_made_anew_is_reached_at_its_new_port(
     (pod,) = renter.rented()
     runpod.do(pod["id"], "move_port", stale_seconds=2)  # another disk, port and host key; the API is late to say so
     code, text = renter.play("tests/e2e/order.yml")
+    assert code != 0, text
+    said = re.search(r"Where you know why, remove (\S+), and the same command pins", " ".join(text.split()))
+    assert said, text
+    assert [one["id"] for one in renter.rented()] == [pod["id"]]
+    pathlib.Path(said[1]).unlink()
+    code, text = renter.play("tests/e2e/order.yml")
     assert code == 0, text
     assert not renter.rented()
     assert len(renter.claims()) == 1
     seen("the container is made anew: other port and host key, and the API names the old port for a while", "pod",
-         "the port is read again, the new key pinned from the log")  # fmt: skip
+         "an error that says what to do, the pod kept; the pin removed by hand, the new key is pinned from the "
+         "log")  # fmt: skip
 
 
 @pytest.mark.soak

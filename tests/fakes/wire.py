@@ -9,6 +9,8 @@ import base64
 import dataclasses
 import datetime
 import fcntl
+import hashlib
+import hmac
 import importlib.util
 import json
 import pathlib
@@ -31,6 +33,7 @@ from contract import Contract
 CONTRACT = Contract.given()
 KEY = "rpa_HUSH0123456789"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+IMAGE = f"owner/image:1@sha256:{'0' * 64}"
 RUN = {"run_id": "witness-1", "rehearsal": True, "recipe": {}, "estimate": {"steps": 12, "memory_gib": 23.8}}
 WANTED = PodSpec(
     host="pod-1", runs=["witness-1"], output="", gpus=["L40S", "A100"], count=1, clouds=["SECURE"],
@@ -303,7 +306,8 @@ class Cloud:
             pod["status"] = "TERMINATED"
             return answer(204)
         if split.path.endswith("/logs"):
-            line = {"source": "container", "line": f"256 {ssh.fingerprint(host_key(pod))} root@x (ED25519)", "ts": ""}
+            shown = shown_key(host_key(pod), pod["env"].get("LORA_FORGE_LOG_KEY", ""))
+            line = {"source": "container", "line": shown, "ts": ""}
             return answer(200, f"id: 1\ndata: {json.dumps(line)}\n\n".encode(), content_type="text/event-stream")
         assert (method, json.loads(body or b"")) == ("POST", {"action": "stop"})
         pod["status"] = "EXITED"
@@ -358,6 +362,13 @@ def host_key(pod: dict[str, Any]) -> str:
     return "ssh-ed25519 " + base64.b64encode(f"host key of {pod['id']}".encode()).decode()
 
 
+def shown_key(key: str, log_key: str) -> str:
+    """Return the line with which a pod's leash shows a host key."""
+    shown = f"{ssh.fingerprint(key)} ({key.split()[0]})"
+    seal = hmac.new(log_key.encode(), shown.encode(), hashlib.sha256).hexdigest()
+    return f"lora-forge host key {shown} {seal}"
+
+
 class Rig:
     """A controller with an account in memory; after every step, nothing may be rented that no open claim knows."""
 
@@ -382,6 +393,7 @@ class Rig:
         claim = json.loads(self.claims.path_of(body["name"]).read_text())
         assert (claim["state"], claim["asked_at"], claim["released_at"]) == ("asked", self.clock.now(), None)
         leash = {"LORA_FORGE_DEADLINE": str(claim["deadline"]), "LORA_FORGE_ALLOWANCE": str(claim["allowance_s"])}
+        leash["LORA_FORGE_LOG_KEY"] = self.wanted.log_key(body["name"])
         assert body["env"] == {**self.wanted.request["env"], **leash}
         hours = (claim["deadline"] - claim["asked_at"]) / 3600
         assert hours <= self.wanted.max_hours + 0.001
@@ -489,7 +501,7 @@ class Desk(Rig):
     def pod(self, check: bool = False, **given: Any) -> dict[str, Any]:
         """Have a pod, as the action plugin does."""
         wanted = {
-            "host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": "i", "runs": [RUN],
+            "host": "pod-1", "gpus": ["L40S"], "max_usd_per_hour": 2, "image": IMAGE, "runs": [RUN],
             "leash": str(ROOT / "roles/pod/files/leash.py"), "root": "/workspace/lora-forge",
         }  # fmt: skip
         changed, message = False, ""

@@ -24,6 +24,7 @@ import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import leash as outside
+from ansible.module_utils.lora_forge.pods import ssh
 from ansible.module_utils.lora_forge.pods.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
 from lab import PATIENCE, eventually
@@ -226,6 +227,22 @@ def test_host_keys_are_shown_as_ssh_keygen_shows_them_and_again_when_they_change
     again = make("ed25519")
     pod.after(5)
     assert shown() == [f"lora-forge host key {again} (ssh-ed25519)"]
+
+
+def test_what_it_shows_of_host_keys_is_sealed_for_whoever_may_log_in(pod, capsys, tmp_path):
+    private = tmp_path / "id"
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", private], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", pod.ssh / "ssh_host_ed25519_key"], check=True)
+    keys = {name: ssh.log_key(private, name) for name in ("pod-a", "pod-b")}
+    pod.start(LORA_FORGE_LOG_KEY=keys["pod-a"])
+    pod.after(5)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "host key" in line]
+    fingerprint = ssh.fingerprint((pod.ssh / "ssh_host_ed25519_key.pub").read_text())
+    assert ssh.sealed_fingerprints(lines, keys["pod-a"]) == {fingerprint}
+    assert ssh.sealed_fingerprints(lines, keys["pod-b"]) == set()
+    assert ssh.sealed_fingerprints([line.replace("ssh-ed25519", "ssh-rsa")], keys["pod-a"]) == set()
+    assert keys["pod-a"] not in "".join(lines)
 
 
 @pytest.mark.parametrize("text", ["", "ssh-ed25519", "ssh-ed25519 ?\n", "ssh-ed25519 AAAAC3Nz", "\udcff\n"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import simulator
-from ansible.module_utils.lora_forge.pods import runpod
+from ansible.module_utils.lora_forge.pods import answers, runpod
 from api import PROBLEM, Answer
 from lab import PATIENCE, ROOT, eventually
 from wire import load
@@ -367,7 +367,7 @@ def test_every_request_of_the_clients_is_described(api, sim, monkeypatch):
     api.until(pod_id, "RUNNING")
     assert client.get_pod(pod_id)["id"] == client.list_pods()[0]["id"] == pod_id
     assert isinstance(client.read_log(pod_id), list)
-    assert client.list_items("/v2/pods?limit=1", "pods")[0]["id"] == pod_id
+    assert client.list_items("/v2/pods?limit=1", "pods", answers.Pod)[0].id == pod_id
     assert client.billed_usd(pod_id) is None
     api.call("POST", "/sim/billing", {"pod": pod_id}, key="")
     assert client.billed_usd(pod_id) >= 0
@@ -768,6 +768,16 @@ def test_run_lends_a_simulator_to_a_command(tmp_path):
     assert re.fullmatch(r"201\nsimulator: 1 pods ordered, 1 still there, \$\d+\.\d{4} by its clock\n", done.stdout)
     (pod,) = json.loads((tmp_path / "s" / "state.json").read_text())["pods"]
     assert pod["name"] == "one"
+
+
+def test_run_keeps_a_real_accounts_key_to_itself(tmp_path):
+    real = "rpa_" + "A1B2C3D4" * 5
+    words = ["run", "--state", str(tmp_path / "s"), "--pods", "none", "--", "sh", "-c", "echo $RUNPOD_API_KEY"]
+    given = command(*words)
+    given["env"]["RUNPOD_API_KEY"] = real
+    done = subprocess.run(**given, capture_output=True, timeout=PATIENCE)
+    assert done.stdout.startswith("simulated-key\n")
+    assert real not in done.stdout + done.stderr + (tmp_path / "s" / "state.json").read_text()
 
 
 def test_serve_ends_with_a_signal_and_owns_its_folder(tmp_path):

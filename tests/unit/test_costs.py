@@ -90,6 +90,10 @@ def test_what_is_out_of_stock_comes_last_and_is_asked_for_all_the_same():
         ({"US-TX-3": "HIGH"}, ["EU-RO-1"], "NONE"),
         ({}, ["EU-RO-1"], "NONE"),
         ({"EU-RO-1": "LOW"}, [], "MEDIUM"),
+        ({"EU-RO-1": "PLENTY"}, ["EU-RO-1"], "PLENTY"),
+        ({"EU-RO-1": "PLENTY", "US-TX-3": "NONE"}, ["EU-RO-1", "US-TX-3"], "PLENTY"),
+        ({"EU-RO-1": "PLENTY", "US-TX-3": "LOW"}, ["EU-RO-1", "US-TX-3"], "LOW"),
+        ({"EU-RO-1": None}, ["EU-RO-1"], "NONE"),
     ],
 )
 def test_the_stock_is_that_of_the_data_centers_which_will_do(levels, centers, stock):
@@ -118,6 +122,23 @@ def test_when_none_will_do_it_says_why_for_each_and_names_the_cheapest(gpus, opt
     with pytest.raises(UserError) as caught:
         costs.find_offers(catalogue, gpus, given["count"], given["cap"], floor_gib=given["floor"])
     assert str(caught.value) == f"no GPU of pod_gpus will do within pod_max_usd_per_hour {why}"
+
+
+def test_a_name_that_the_catalogue_does_not_have_is_passed_over_with_a_warning():
+    (offer,) = costs.find_offers(SECURE, ["L40SS", "L4"], 1, 9)
+    assert (offer.gpu, offer.warning) == (
+        "NVIDIA L4", "pod_gpus: RunPod has no GPU «L40SS»; did you mean «NVIDIA L40S»?",
+    )  # fmt: skip
+    (small,) = costs.find_offers(SECURE, ["L4", "xyz"], 1, 9, 30)
+    assert small.warning == "24 GB may be too little: 30 GiB is the estimate; pod_gpus: RunPod has no GPU «xyz»"
+    assert costs.find_offers(SECURE, ["xyz", "L4", "A100"], 1, 9, 30)[0].gpu == "NVIDIA A100"
+    with pytest.raises(UserError, match="RunPod has no GPU «xyz»"):
+        costs.find_offers(SECURE, ["xyz", "L40SS"], 1, 9)
+
+
+def test_an_empty_catalogue_is_told():
+    with pytest.raises(UserError, match=r"^RunPod's catalogue names no GPU at all"):
+        costs.find_offers({"SECURE": []}, ["L4"], 1, 9)
 
 
 def test_a_cap_is_met_to_the_cent():

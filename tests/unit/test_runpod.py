@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import time
 from typing import Any
@@ -19,6 +18,7 @@ NONE = answer(200, {"pods": []})
 MADE = answer(201, pod_shown("a1"))
 HTML = "a proxy's page, in the place of RunPod's answer"
 FORM = "a client must not take an answer of another form for a good one"
+LOG = "/v2/pods/a1/logs?source=container&tail=1000"
 OUT = "RunPod is out of order, or cannot be reached; run the same command again in a while"
 
 
@@ -64,9 +64,9 @@ def test_the_other_requests():
         assert wire.api.delete_pod("a/1") is True
         assert wire.api.delete_pod("a1") is False
         assert wire.api.stop_pod("a1") is None
-        assert wire.api.list_gpus("COMMUNITY", 2) == [gpu("A40", 0.44)]
-        assert wire.api.list_gpus("COMMUNITY", 2, "13.0") == [gpu("H200", 3.59)]
-        assert wire.api.get_volume("v1") == volume_shown("v1")
+        assert [entry["price"]["secure"] for entry in wire.api.list_gpus("COMMUNITY", 2)] == [0.44]
+        assert [entry["id"] for entry in wire.api.list_gpus("COMMUNITY", 2, "13.0")] == ["NVIDIA H200"]
+        assert wire.api.get_volume("v1").items() <= volume_shown("v1").items()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_other_requests():
     [
         ("", True), ("https://api.example.org/", True), ("http://127.0.0.1:8080", True), ("http://localhost:1", True),
         ("http://[::1]:1", True), ("http://api.runpod.io", False), ("api.runpod.io", False),
-        ("http://localhost@example.org", False), ("ftp://example.org", False),
+        ("ftp://example.org", False),
         ("http://127.0.0.1.example.org", False), ("http://127.9.9.9", True),
     ],
 )  # fmt: skip
@@ -85,6 +85,41 @@ def test_the_key_goes_out_in_clear_to_this_machine_only(url, fine):
     with pytest.raises(UserError) as caught:
         RunPod(KEY, url)
     assert str(caught.value) == f"RUNPOD_API_URL is «{url}»: the key would go over the network in clear. Use https"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://", "https:///v2", "https://api example.org", "https://api.example.org/a b", "http://[::1", "https://[",
+        "https://api.example.org:port", "https://api.example.org:99999", "https://api.example.org?key=1", "https://-o",
+        "https://api.example.org/#x", "https://api.exämple.org", "https://a\n.example.org",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_told_in_a_line(url):
+    with pytest.raises(UserError) as caught:
+        RunPod(KEY, url)
+    message = str(caught.value)
+    assert message.startswith("RUNPOD_API_URL is «")
+    assert message.endswith("», which is no address. Write https:// and a host")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("url", ["https://ann:hush@api.example.org", "http://localhost@example.org", "https://@a.org"])
+def test_an_address_with_a_password_is_told_without_it(url):
+    with pytest.raises(
+        UserError, match=r"^RUNPOD_API_URL holds a user or a password\. Write https:// and a host alone$"
+    ):
+        RunPod(KEY, url)
+
+
+def test_a_real_accounts_key_is_not_sent_to_a_simulator():
+    real = "rpa_" + "A1B2C3D4" * 5
+    with pytest.raises(
+        UserError, match=r"a simulator, and RUNPOD_API_KEY looks like a real account's.*Nothing was sent"
+    ):
+        RunPod(real, "http://127.0.0.1:8080")
+    assert RunPod(real).url == "https://api.runpod.io"
+    assert RunPod("simulated-key", "http://127.0.0.1:8080").key == "simulated-key"
 
 
 @pytest.mark.parametrize("key", ["", " ", "\n"])
@@ -148,7 +183,24 @@ def test_every_violation_of_a_422_is_told():
 
 
 @pytest.mark.parametrize(
-    ("after", "slept"), [("7", [7.0]), ("0", [0.0]), ("60", [60.0]), ("", [1.0]), ("soon", [1.0]), ("-5", [1.0])]
+    ("after", "slept"),
+    [
+        ("7", [7.0]),
+        ("0", [0.0]),
+        ("60", [60.0]),
+        ("", [1.0]),
+        ("soon", [1.0]),
+        ("-5", [1.0]),
+        ("1.5", [1.5]),
+        ("inf", [1.0]),
+        ("nan", [1.0]),
+        ("²", [1.0]),
+        ("1e9", [1.0]),
+        ("7, 7", [1.0]),
+        ("0x10", [1.0]),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", [0.0]),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", [0.0]),
+    ],
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_429_is_repeated_when_it_says_so(method, after, slept):
@@ -168,9 +220,10 @@ def test_a_429_may_name_a_date(ahead, least):
 
 
 def test_a_429_that_asks_for_too_long_or_does_not_end_is_told():
-    with Wire(("POST /v2/pods", problem(429, "slow down", retry_after="61"))) as wire:
-        assert refused(wire).endswith("slow down. Too many requests; wait a minute and run the same command again")
-    assert wire.slept == []
+    for long in ("61", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"):
+        with Wire(("POST /v2/pods", problem(429, "slow down", retry_after=long))) as wire:
+            assert refused(wire).endswith("slow down. Too many requests; wait a minute and run the same command again")
+        assert wire.slept == []
     with Wire(*[("POST /v2/pods", problem(429, "slow down"))] * runpod.ATTEMPTS) as wire:
         refused(wire)
     assert wire.slept == [1, 2, 4]
@@ -263,10 +316,10 @@ def test_lists_come_whole_or_page_by_page(pages, ids):
         assert [pod["id"] for pod in wire.api.list_pods()] == list(ids)
 
 
-def test_a_server_that_does_not_know_cursors_gives_every_pod_once():
-    same = page("ab", hasNextPage=True, nextCursor="x")
-    with Wire(("GET /v2/pods", same), ("GET /v2/pods?cursor=x", same)) as wire:
-        assert [pod["id"] for pod in wire.api.list_pods()] == ["a", "b"]
+def test_pages_that_overlap_give_every_pod_once():
+    first, second = page("ab", hasNextPage=True, nextCursor="x"), page("bc", hasNextPage=False)
+    with Wire(("GET /v2/pods", first), ("GET /v2/pods?cursor=x", second)) as wire:
+        assert [pod["id"] for pod in wire.api.list_pods()] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("more", [{}, {"nextCursor": None}, {"nextCursor": ""}])
@@ -280,14 +333,39 @@ def test_cursors_that_go_in_a_circle_end():
         return page("a", hasNextPage=True, nextCursor=cursor)
 
     again = [("GET /v2/pods?cursor=x", reply("y")), ("GET /v2/pods?cursor=y", reply("x"))]
-    wire = Wire(("GET /v2/pods", reply("x")), *again * 3)
-    with contextlib.suppress(ApiError):  # an end or an error: both will do
-        wire.__enter__().api.list_pods()
+    with Wire(("GET /v2/pods", reply("x")), *again) as wire:
+        assert "an answer of another form: its pages go in a circle. " in refused(wire, "GET")
 
 
-def known(pod_id: str, **changes: Any) -> dict[str, Any]:
-    """Make a pod as the client knows it: without its environment."""
-    return {name: value for name, value in pod_shown(pod_id, **changes).items() if name != "env"}
+@pytest.mark.parametrize("flag", [{}, {"hasNextPage": False}, {"hasNextPage": None}])
+def test_a_next_page_without_its_flag_is_an_error_and_not_the_end(flag):
+    with Wire(("GET /v2/pods", page("ab", nextCursor="x", **flag))) as wire:
+        assert "it names a next page, and does not say that there is one" in refused(wire, "GET")
+
+
+@pytest.mark.parametrize("pagination", [{"hasNextPage": "no"}, {"nextCursor": 7, "hasNextPage": True}, "x", [1]])
+def test_pages_of_another_form_are_an_error(pagination):
+    with Wire(("GET /v2/pods", answer(200, {"pods": [pod_shown("a")], "pagination": pagination}))) as wire:
+        assert "an answer of another form: pagination" in refused(wire, "GET")
+
+
+def test_a_list_without_an_end_ends(monkeypatch):
+    monkeypatch.setattr(runpod, "PAGES", 3)
+    pages = [page("a", hasNextPage=True, nextCursor=str(number)) for number in range(3)]
+    asked = ["GET /v2/pods", "GET /v2/pods?cursor=0", "GET /v2/pods?cursor=1"]
+    with Wire(*zip(asked, pages)) as wire:
+        assert "it has more than 3 pages" in refused(wire, "GET")
+
+
+KNOWN = ("id", "name", "status", "cost", "image", "cloud", "dataCenterId", "cudaVersion", "gpu", "createdAt",
+         "startedAt", "runtime")  # fmt: skip
+
+
+def known(pod_id: str, deadline: float | None = None, **changes: Any) -> dict[str, Any]:
+    """Make a pod as the client knows it: what is asked of it, without its environment."""
+    shown = {name: pod_shown(pod_id, **changes)[name] for name in KNOWN}
+    shown |= {"mounts": {"persistent": None, "network": []}, "ssh": {"direct": None}, "ssh_problem": ""}
+    return shown | ({"deadline": deadline} if deadline else {})
 
 
 @pytest.mark.parametrize(
@@ -324,8 +402,11 @@ def test_pods_come_without_their_environment_and_without_those_that_are_gone():
 def test_a_log_is_read_as_far_as_it_is_there():
     text = b'id: 1\ndata: {"line":"one","source":"container"}\n\n: ping\ndata: {"other":1}\ndata: {"line":"tw'
     stream = answer(200, text, content_type="text/event-stream")
-    with Wire(("GET /v2/pods/a1/logs?source=container&tail=1000", stream)) as wire:
+    with Wire((f"GET {LOG}", stream)) as wire:
         assert wire.api.read_log("a1") == ["one"]
+    odd = 'data: {"line":"a\u2028b\u0085c\\r\\nd"}\rdata: {"line":7}\ndata: [1]\r\ndata: {"line":"two"}'
+    with Wire((f"GET {LOG}", answer(200, odd.encode(), content_type="text/event-stream"))) as other:
+        assert other.api.read_log("a1") == ["a\u2028b\u0085c\r\nd", "two"]
     assert (wire.sent[0]["stream"], wire.sent[0]["seconds"]) == (True, runpod.QUIET)
 
 

@@ -8,16 +8,18 @@ from unittest import mock
 
 import pytest
 import rundir
+import wire
 import yaml
 from ansible.errors import AnsibleError
 from ansible.inventory.data import InventoryData
+from ansible.module_utils.lora_forge.pods import ssh
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import inventory_loader
-from wire import KEY, ROOT, RUN, Desk, problem
+from wire import IMAGE, KEY, ROOT, RUN, Desk, problem
 
 inventory_loader.add_directory(str(ROOT / "inventory_plugins"))
 POD_ENV = {"PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API", "LORA_FORGE_DEADLINE",
-           "LORA_FORGE_ALLOWANCE"}  # fmt: skip
+           "LORA_FORGE_ALLOWANCE", "LORA_FORGE_LOG_KEY"}  # fmt: skip
 
 
 # --- runpod_pod ----------------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_what_is_ordered(desk, given, request_):
     (body,) = desk.cloud.orders
     assert set(body.pop("env")) == POD_ENV | {"WANDB_MODE"}
     assert (body.pop("name"), body.pop("args").startswith("bash -c '")) == (desk.claims.list_all()[0].name, True)
-    basic = {"image": "i", "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
+    basic = {"image": IMAGE, "disk": 40, "ports": ["22/tcp"], "cloud": "SECURE",
              "gpu": {"id": "NVIDIA L40S", "count": 1, "minCudaVersion": "13.0"}}  # fmt: skip
     assert body == {**basic, **request_}
 
@@ -118,7 +120,7 @@ def test_the_key_the_pod_gets_is_ours(desk):
         ({"max_usd_per_hour": 0}, "pod-1: pod_max_usd_per_hour is not set; name it in the inventory: "
                                   "pod_max_usd_per_hour: 1.20"),
         ({"image": ""}, "pod-1: pod_image is not set; name it in the inventory: pod_image: runpod/pytorch:…"),
-        ({"volume": 9, "network_volume": "vol1"}, "pod-1: pod_volume and pod_network_volume exclude each other"),
+        ({"volume": 10, "network_volume": "vol1"}, "pod-1: pod_volume and pod_network_volume exclude each other"),
         ({"network_volume": "vol1", "data_centers": ["US-TX-3"]},
          "pod-1: network volume vol1 is in EU-RO-1, but pod_data_centers holds US-TX-3; a pod can use a volume of its "
          "own data center only"),
@@ -139,6 +141,90 @@ def test_what_is_missing_or_contradicts_is_told_and_nothing_is_ordered(desk, giv
     assert answer["failed"]
     assert words in answer["msg"]
     assert desk.cloud.orders == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"disk": 0}, "pod-1: pod_disk is 0; give at least 1"), ({"disk": -5}, "pod_disk is -5"),
+        ({"volume": 5}, "pod-1: pod_volume is 5; RunPod's smallest has 10 GB, and 0 is none"),
+        ({"volume": -1}, "pod_volume is -1"), ({"gpu_count": 0}, "pod-1: pod_gpu_count is 0; give at least 1"),
+        ({"gpu_count": -1}, "pod_gpu_count is -1"), ({"attempts": 0}, "pod_attempts is 0"),
+        ({"boot_timeout": 0}, "pod_boot_timeout is 0"), ({"order_timeout": -1}, "pod_order_timeout is -1"),
+        ({"max_hours": 0}, "pod_max_hours is 0"), ({"max_hours": float("nan")}, "pod_max_hours is nan"),
+        ({"max_usd": -1}, "pod_max_usd is -1.0"), ({"max_usd_per_hour": float("inf")}, "pod_max_usd_per_hour is inf"),
+        ({"min_cuda": "thirteen"}, 'pod-1: pod_min_cuda is «thirteen»; write major.minor, as in "13.0"'),
+        ({"min_cuda": "13.0.1"}, "pod_min_cuda is «13.0.1»"), ({"min_cuda": ">=13"}, "pod_min_cuda is «>=13»"),
+        ({"min_cuda": "13.0\n"}, "pod_min_cuda is"), ({"min_cuda": "١٣.٠"}, "pod_min_cuda is"),
+        ({"image": "an image"}, "pod-1: pod_image is «an image», which names no image"),
+        ({"image": "i@sha256:short"}, "pod_image is «i@sha256:short»"), ({"image": "-v"}, "pod_image is «-v»"),
+        ({"env": {"A B": "x"}}, "pod-1: pod_env: «A B» is no name of a variable"), ({"env": {"": "x"}}, "pod_env: «»"),
+        ({"env": {"A=B": "x"}}, "pod_env: «A=B»"), ({"env": {"1A": "x"}}, "pod_env: «1A»"),
+        ({"env": {"A": None}}, "pod-1: pod_env: A must be a text or a number"),
+        ({"env": {"A": {"b": 1}}}, "pod_env: A must be"), ({"env": {"A": ["b"]}}, "pod_env: A must be"),
+        ({"env": {"A": "a\0b"}}, "pod_env: A must be"),
+        ({"env": {"RUNPOD_API_KEY": "x"}}, "pod_env: RUNPOD_API_KEY is set by RunPod or by lora-forge"),
+        ({"env": {"LORA_FORGE_DEADLINE": "9e9"}}, "pod_env: LORA_FORGE_DEADLINE is set by"),
+        ({"env": {f"N{number}": "" for number in range(44)}}, "pod_env holds 44 variables; RunPod takes 43 beside"),
+        ({"gpus": ["L40S", ""]}, "pod-1: pod_gpus holds an empty name"), ({"data_centers": [" "]}, "pod_data_centers"),
+        ({"clouds": []}, "pod-1: pod_clouds is empty"), ({"mount": "workspace"}, "pod_mount is «workspace»"),
+    ],
+)  # fmt: skip
+def test_what_runpod_would_refuse_at_the_order_is_refused_in_the_plan(desk, given, words):
+    answer = desk.pod(check=True, **given)
+    assert answer["failed"]
+    assert words in answer["msg"]
+    assert desk.cloud.asked == []
+
+
+def test_what_runpod_just_takes_is_ordered(desk):
+    own = {f"N{number}": number for number in range(43)}
+    desk.pod(env=own, min_cuda="13", disk=1, volume=10)
+    (body,) = desk.cloud.orders
+    assert (body["gpu"]["minCudaVersion"], body["disk"], len(body["env"])) == ("13.0", 1, 50)
+    assert body["mounts"]["persistent"]["size"] == 10
+
+
+def test_an_image_that_is_named_by_its_tag_alone_is_told_in_the_plan(desk):
+    said = (
+        "pod_image a/b:1 is named by its tag alone, behind which another image may be tomorrow; a digest names one for"
+    )
+    assert said in desk.pod(check=True, image="a/b:1")["message"]
+    assert "by its tag alone" not in desk.pod(check=True)["message"]
+    default = yaml.safe_load((ROOT / "roles/pod/defaults/main.yml").read_text())["pod_image"]
+    assert "by its tag alone" not in desk.pod(check=True, image=default)["message"]
+
+
+def test_a_gpu_that_the_catalogue_does_not_have_fails_no_plan(desk):
+    message = desk.pod(check=True, gpus=["H900", "L40S"])["message"]
+    assert "pod-1 would be NVIDIA L40S" in message
+    assert "RunPod has no GPU «H900»" in message
+
+
+def test_a_pod_that_shows_another_host_key_is_an_error_and_is_kept(desk, monkeypatch):
+    made = desk.pod()
+    pin = desk.state_dir / "known_hosts" / made["claim"]["name"]
+    pinned = pin.read_text()
+    monkeypatch.setattr(wire, "host_key", lambda pod: "ssh-ed25519 bmV3")
+    answer = desk.pod()
+    assert answer["failed"]
+    assert "another host key than the one that was pinned when it was new" in answer["msg"]
+    assert f"remove {pin}, and the same command pins the new one" in answer["msg"]
+    assert "It costs 0.86 USD/h until its leash ends it" in answer["msg"]
+    assert (pin.read_text(), desk.ids) == (pinned, ["pod1"])
+    pin.unlink()
+    assert desk.pod()["phase"] == "ready"
+    assert pin.read_text() != pinned
+
+
+def test_a_log_that_its_leash_did_not_seal_lets_nobody_in(desk, monkeypatch):
+    monkeypatch.setattr(
+        wire, "shown_key", lambda key, log_key: f"lora-forge host key {ssh.fingerprint(key)} (ssh-ed25519)"
+    )
+    answer = desk.pod(boot_timeout=60, attempts=1)
+    assert answer["failed"]
+    assert "its log shows no host key yet" in answer["msg"]
+    assert desk.cloud.live == []
 
 
 def test_a_refusal_is_told_without_the_key(desk):
@@ -239,6 +325,18 @@ def test_without_a_cap_no_cap_is_told(desk):
     assert "inf" not in desk.call("runpod_gpu_info", gpus=["L40S"], gpu_count=99)["msg"]
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gpu_count": 0}, "gpu_count is 0; give at least 1"),
+        ({"min_cuda": "new"}, 'min_cuda is «new»; write major.minor, as in "13.0"'),
+    ],
+)
+def test_a_question_that_runpod_would_not_take_is_not_asked(desk, given, words):
+    assert desk.call("runpod_gpu_info", **given)["msg"] == words
+    assert desk.cloud.asked == []
+
+
 # --- the inventory plugin ------------------------------------------------------------------------------------------
 
 
@@ -287,6 +385,14 @@ def test_with_a_key_one_request_finds_our_pods_and_how_to_reach_them(desk, monke
     desk.clock.sleep(60)
     hosts, _ = inventory(desk, monkeypatch, owner="deadbeef", vars={"pod_ssh_key": "~/mine"})
     assert hosts.get_host("pod-2").vars["ansible_ssh_private_key_file"] == os.path.expanduser("~/mine")
+
+
+def test_an_address_that_is_an_option_reaches_no_variable(desk, monkeypatch):
+    desk.pod()
+    desk.cloud.live[0]["host"] = "-oProxyCommand=touch /tmp/owned"
+    hosts, _ = inventory(desk, monkeypatch)
+    assert hosts.get_host("pod-1").vars["pod_id"] == "pod1"
+    assert "ansible_host" not in hosts.get_host("pod-1").vars
 
 
 def test_of_two_pods_of_a_host_the_claimed_one_is_reached(desk, monkeypatch):

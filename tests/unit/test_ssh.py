@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import hashlib
+import hmac
 import pathlib
 import shlex
 import stat
@@ -14,7 +16,7 @@ from typing import Callable
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import ssh
-from wire import Rivals
+from wire import Rivals, shown_key
 
 NAME, HOST, PORT = "lora-forge-3f9a2c1b-pod-1-0c1d2e", "195.26.233.3", 34446
 AT = f"{HOST}:{PORT}"
@@ -27,9 +29,13 @@ def key(word: str) -> str:
 OURS, OTHER, NEW = key("ours"), key("another pod's"), key("after a restart")
 
 
-def log_of(*keys: str) -> list[str]:
-    """Make a container's log that shows some keys."""
-    return ["starting", *(f"256 {ssh.fingerprint(key)} root@7h9k2m4n6p (ED25519)" for key in keys), "ready"]
+SECRET = b"a private key"
+SEAL = hmac.new(SECRET, f"lora-forge log of {NAME}".encode(), hashlib.sha256).hexdigest()
+
+
+def log_of(*keys: str, seal: str = SEAL) -> list[str]:
+    """Make a container's log in which the pod's leash shows some keys."""
+    return ["starting", *(shown_key(key, seal) for key in keys), "ready"]
 
 
 def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
@@ -44,7 +50,7 @@ def made(folder: pathlib.Path, name: str = "id_ed25519") -> pathlib.Path:
 def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path):
     public = pathlib.Path(f"{made(tmp_path)}.pub")
     printed = subprocess.run(["ssh-keygen", "-l", "-f", public], capture_output=True, text=True, check=True).stdout
-    assert ssh.FINGERPRINT.findall(printed) == [ssh.fingerprint(public.read_text())]
+    assert printed.split()[1] == ssh.fingerprint(public.read_text())
 
 
 def test_a_key_pair_is_made_once_and_for_its_owner_only(tmp_path):
@@ -125,6 +131,7 @@ class Host:
         self.keys, self.log, self.reads = list(keys), log or [], 0
         self.answer = (0, "")
         self.asked: list[list[str]] = []
+        (folder / "id").write_bytes(SECRET)
         self.access = ssh.SshAccess(folder / "known_hosts", folder / "id", self.run)
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -166,7 +173,7 @@ def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_
     assert [command[command.index(word) + 1] for word in ("-i", "-p")] == [str(pod.access.key), str(PORT)]
     for option in (
         f'UserKnownHostsFile="{pod.access.known_hosts / NAME}"', f"HostKeyAlias={NAME}", "StrictHostKeyChecking=yes",
-        "IdentitiesOnly=yes", "BatchMode=yes",
+        "IdentitiesOnly=yes", "BatchMode=yes", "GlobalKnownHostsFile=/dev/null", "UpdateHostKeys=no",
     ):  # fmt: skip
         assert option in command
     assert (pod.unreachable_reason(), pod.reads) == (None, 1)  # the log is not read again
@@ -178,6 +185,7 @@ def test_only_keys_whose_fingerprint_is_in_the_log_are_pinned_and_then_ssh_must_
         ([], log_of(OURS), f"no SSH answer at {AT} yet"),
         ([OURS], [], "its log shows no host key yet"),
         ([OURS], ["starting", "SHA256:short"], "its log shows no host key yet"),
+        ([OURS], log_of(OURS, seal=ssh.fingerprint(OURS)), "its log shows no host key yet"),  # another pod's seal
         ([OTHER], log_of(OURS), f"what answers at {AT} shows a host key that is not in the pod's log"),
     ],
 )
@@ -191,17 +199,76 @@ def test_a_stale_port_with_the_key_of_another_pod_is_refused_after_pinning_too(h
     pod = host(OURS, log=log_of(OURS))
     assert pod.unreachable_reason() is None
     pod.keys = [OTHER]
-    assert "not in the pod's log" in pod.unreachable_reason()
-    assert pod.pinned == f"{NAME} {OURS}\n"
+    asked = pod.ssh()
+    assert pod.unreachable_reason() == f"what answers at {AT} shows another host key than the pod's"
+    assert (pod.pinned, pod.ssh()) == (f"{NAME} {OURS}\n", asked)
 
 
-def test_new_host_keys_are_pinned_in_the_place_of_the_old_ones(host):
+def test_a_pin_is_never_replaced_and_it_is_said_what_to_do(host):
     pod = host(OURS, log=log_of(OURS))
     pod.unreachable_reason()
+    asked = pod.ssh()
     pod.keys, pod.log = [NEW], log_of(OURS, NEW)
+    for _ in range(2):
+        with pytest.raises(ssh.HostKeyChanged) as caught:
+            pod.unreachable_reason()
+        assert f"Where you know why, remove {pod.access.known_hosts / NAME}, and the same command" in str(caught.value)
+        assert (pod.pinned, pod.ssh()) == (f"{NAME} {OURS}\n", asked)
+    pod.access.forget_keys(NAME)  # as the user is told
     assert pod.unreachable_reason() is None
     assert pod.pinned == f"{NAME} {NEW}\n"
-    assert pod.reads == 2
+
+
+def forged(key: str) -> list[list[str]]:
+    """Return logs into which somebody who can reach the pod's sshd has written, each with a key of his own.
+
+    sshd -e passes the line breaks of a client's words on: the third is what one saw of a real sshd's.
+    """
+    shown = f"{ssh.fingerprint(key)} (ssh-ed25519)"
+    return [
+        [f"256 {ssh.fingerprint(key)} root@7h9k2m4n6p (ED25519)"],
+        [f"Bad protocol version identification '{shown}' from 198.51.100.7 port 50022"],
+        ["Received disconnect from 198.51.100.7 port 59900:11: x", f"lora-forge host key {shown}", " [preauth]"],
+        [f"lora-forge host key {shown} {'0' * 64}"],
+        [f"lora-forge host key {shown} {SEAL}"],
+        [shown_key(OURS, SEAL).replace(ssh.fingerprint(OURS), ssh.fingerprint(key))],
+        [f"{shown_key(OURS, SEAL)}\u2028lora-forge host key {shown}"],
+        [f"lora-forge host key {shown}\r{shown_key(OURS, SEAL)}"],
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("after", [True, False])
+def test_a_line_that_the_leash_did_not_write_pins_nothing(host, number, after):
+    log = forged(OTHER)[number]
+    pod = host(OTHER, log=[*log_of(OURS), *log] if after else [*log, *log_of(OURS)])
+    assert pod.unreachable_reason() == f"what answers at {AT} shows a host key that is not in the pod's log"
+    assert (pod.pinned, pod.ssh()) == ("", 0)
+
+
+@pytest.mark.parametrize("around", ["{}", "{}\r", "2026-11-29T12:00:00Z {}", "{}  "])
+def test_what_runpod_puts_around_a_line_is_no_harm(host, around):
+    assert host(OURS, log=[around.format(line) for line in log_of(OURS)]).unreachable_reason() is None
+
+
+def test_a_key_that_cannot_be_read_is_told(host):
+    pod = host(OURS, log=log_of(OURS))
+    pod.access.key.unlink()
+    with pytest.raises(UserError, match=r"^pod_ssh_key: .*/id cannot be read: No such file or directory$"):
+        pod.unreachable_reason()
+
+
+def test_the_users_configuration_is_not_read_for_a_pod(host):
+    """What a user says of all hosts would hold on a stranger's machine, too: agents, variables, commands."""
+    options = host().access.options(NAME)
+    command = ["ssh", *options, "-G", HOST]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    settings = dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
+    assert options[:2] == ["-F", "/dev/null"]
+    assert "sendenv" not in settings
+    for name, value in {"forwardagent": "no", "forwardx11": "no", "permitlocalcommand": "no", "updatehostkeys": "false",
+                        "clearallforwardings": "yes", "stricthostkeychecking": "true"}.items():  # fmt: skip
+        assert settings[name] == value
 
 
 @pytest.mark.parametrize(
@@ -246,4 +313,6 @@ def test_ansible_reaches_a_pod_as_the_door_does(tmp_path, folder):
     }  # fmt: skip
     (known,) = [word for word in shlex.split(common) if word.startswith("UserKnownHostsFile=")]
     assert shlex.split(known.partition("=")[2]) == [str(tmp_path / folder / NAME)]  # ssh takes spaces for more files
-    assert {"StrictHostKeyChecking=yes", f"HostKeyAlias={NAME}", "IdentitiesOnly=yes"} <= set(shlex.split(common))
+    closed = {"ForwardAgent=no", "ForwardX11=no", "PermitLocalCommand=no"}
+    pinned = {"StrictHostKeyChecking=yes", f"HostKeyAlias={NAME}", "IdentitiesOnly=yes"}
+    assert closed | pinned <= set(shlex.split(common))

@@ -24,7 +24,7 @@ OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assu
 REHEARSAL = 0.1  # hours of a rehearsal
 TOLERANCE = 1.05  # a pod may cost so much more than the catalogue says, for its disk
 MARGIN, SPARE = 2.0, 1.0  # a leash is this many times the estimate, and so many hours, long
-_STOCKS = ("HIGH", "MEDIUM", "LOW", "NONE")
+_STOCKS = ("HIGH", "MEDIUM", "LOW")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,11 @@ def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
         UserError: There is none; the nearest one is named.
     """
     for entry in catalogue:
-        if name.lower() in (entry["id"].lower(), entry["name"].lower()):
+        if name.lower() in (entry["id"].lower(), (entry.get("name") or "").lower()):
             return str(entry["id"])
     ids = sorted({entry["id"] for entry in catalogue})
+    if not ids:
+        raise UserError("RunPod's catalogue names no GPU at all; run the same command again in a while")
     by_lower = {text.lower(): text for text in ids}
     near = difflib.get_close_matches(name.lower(), by_lower, cutoff=0.3)
     hint = f"; did you mean «{by_lower[near[0]]}»?" if near else "."
@@ -106,10 +108,11 @@ def find_offers(
     """List what may be ordered, in the order in which it is tried: as named, but what is out of stock comes last.
 
     A GPU with less memory than the estimate is offered only where no other candidate will do, with a warning: an
-    estimate chooses and warns, and refuses nothing.
+    estimate chooses and warns, and refuses nothing. A name that RunPod's catalogue does not have is passed over, with a
+    warning on each offer.
 
     Args:
-        catalogues: RunPod's catalogue for each cloud that is allowed.
+        catalogues: RunPod's catalogue for each cloud that is allowed, as the client returns it.
         gpus: Candidates, the dearest to the user first.
         count: GPUs of a pod.
         cap: The most that a pod may cost an hour.
@@ -122,30 +125,43 @@ def find_offers(
         UserError: No candidate will do; says why for each, and the cheapest that there is.
     """
     offers, refusals, prices = [], [], []
+    unknown: list[UserError] = []
     for name in gpus:
-        gpu = gpu_id(name, [entry for catalogue in catalogues.values() for entry in catalogue])
+        try:
+            gpu = gpu_id(name, [entry for catalogue in catalogues.values() for entry in catalogue])
+        except UserError as error:
+            unknown.append(error)
+            continue
         of_gpu = []
         for cloud, catalogue in catalogues.items():
             entry = next((entry for entry in catalogue if entry["id"] == gpu), None)
-            price = round(float(entry["price"][cloud.lower()]) * count, 4) if entry else 0.0
+            price = round(float(entry["price"][cloud.lower()] or 0) * count, 4) if entry else 0.0
             if not entry or not entry[cloud.lower()] or not price:  # 0 means that it is not offered there
                 continue
+            most, memory_gb = entry["maxCount"][cloud.lower()], entry["memory"] or 0
             prices.append((price, gpu, cloud))
-            if entry["maxCount"][cloud.lower()] < count:
-                refusals.append(f"{gpu} ({cloud}): at most {entry['maxCount'][cloud.lower()]} in a pod")
-            elif entry["memory"] < floor_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
-                refusal = f"{gpu}: {entry['memory']} GB, but the weights alone take {floor_gib} GiB"
+            if most is not None and most < count:
+                refusals.append(f"{gpu} ({cloud}): at most {most} in a pod")
+            elif memory_gb < floor_gib:  # «24 GB» on the box are 24 GiB, nearly; the gate looks at the very card
+                refusal = f"{gpu}: {memory_gb} GB, but the weights alone take {floor_gib} GiB"
                 refusals += [refusal] if refusal not in refusals else []
             elif price > cap:
                 refusals.append(f"{gpu} ({cloud}): {price:.2f} USD/h")
             else:
-                warning = _memory_warning(entry["memory"], memory_gib, classes or {})
+                warning = _memory_warning(memory_gb, memory_gib, classes or {})
                 stock = stock_level(entry, data_centers or [])
-                of_gpu.append(Offer(gpu, cloud, price, stock, int(entry["memory"]), warning))
+                of_gpu.append(Offer(gpu, cloud, price, stock, int(memory_gb), warning))
         offers += sorted(of_gpu, key=lambda offer: offer.usd_per_hour)
+    if gpus and len(unknown) == len(gpus):
+        raise unknown[0]
     offers = [offer for offer in offers if not offer.warning] or offers
     if offers:
-        return sorted(offers, key=lambda offer: offer.stock == "NONE")
+        passed_over = [str(error).partition(" There are:")[0].rstrip(".") for error in unknown]
+        told = [
+            dataclasses.replace(offer, warning="; ".join(filter(None, [offer.warning, *passed_over])))
+            for offer in offers
+        ]
+        return sorted(told, key=lambda offer: offer.stock == "NONE")
     within = f" within pod_max_usd_per_hour {cap:.2f}" if math.isfinite(cap) else ""
     cheapest = f" The cheapest of them is {min(prices)[1]} at {min(prices)[0]:.2f} USD/h." if prices else ""
     raise UserError(
@@ -164,7 +180,7 @@ def _memory_warning(memory_gb: float, needed_gib: float, classes: dict[str, floa
 
 
 def stock_level(gpu: dict[str, Any], data_centers: list[str]) -> str:
-    """Return how much there is of a GPU, where it may be: HIGH, MEDIUM, LOW or NONE.
+    """Return how much there is of a GPU, where it may be: HIGH, MEDIUM, LOW, NONE, or a word that is not described.
 
     Args:
         gpu: Its entry in RunPod's catalogue.
@@ -172,8 +188,16 @@ def stock_level(gpu: dict[str, Any], data_centers: list[str]) -> str:
     """
     if not data_centers:
         return str(gpu.get("availability") or "NONE")
-    levels = [place["availability"] for place in gpu.get("dataCenters") or [] if place["id"] in data_centers]
-    return min(levels, key=_STOCKS.index) if levels else "NONE"
+    places = [place for place in gpu.get("dataCenters") or [] if place["id"] in data_centers]
+    levels = [str(place.get("availability") or "NONE") for place in places]
+    return min(levels, key=_scarcity) if levels else "NONE"
+
+
+def _scarcity(level: str) -> int:
+    """Return the rank of a stock level, the best first; a word that is not described is more than NONE."""
+    if level in _STOCKS:
+        return _STOCKS.index(level)
+    return len(_STOCKS) + (level == "NONE")
 
 
 def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:

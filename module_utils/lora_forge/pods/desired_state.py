@@ -59,9 +59,13 @@ def bring_about(options: dict[str, Any], check: bool, api: RunPod) -> dict[str, 
             )
         except ApiError as error:
             return f"its log cannot be read yet: {error.status} {error.detail}"
+        except ssh.HostKeyChanged as error:
+            if not claim.ready_at:  # it holds nothing: another one will do
+                return str(error)
+            raise UserError(f"{claim.host}: {error}. {retention_notice(claim)}") from None
 
     manager = PodManager(api, claims, unreachable_reason, wanted=lambda: _still_wanted(options["controller"]))
-    spec = pod_spec(options, api, public_key)
+    spec = pod_spec(options, api, public_key, lambda name: ssh.log_key(key, name))
     if check:
         return _predict(spec, manager)
     return _have(spec, manager, access, options)
@@ -81,7 +85,8 @@ def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
         after = messages.diff_view(pod)
     else:
         assert offer is not None
-        message = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
+        quote = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
+        message = ". ".join([quote, *spec.notes])
         after = {"state": "RUNNING", "gpu": offer.gpu, "usd_per_hour": offer.usd_per_hour}
     diff = {"before": messages.diff_view(pod), "after": after}
     return {"changed": not pod, "message": message, "pod": pod, "diff": diff}

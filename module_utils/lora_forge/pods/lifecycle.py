@@ -21,7 +21,7 @@ from ansible.module_utils.lora_forge.pods.claims import (
     retention_notice,
 )
 from ansible.module_utils.lora_forge.pods.costs import Budget, Offer
-from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, without_environment
+from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, ssh_problem, without_environment
 from ansible.module_utils.lora_forge.pods.spec import PodSpec
 
 SETTLE = 30.0  # seconds of watching, from the loss of its order's answer, in which a pod may still appear in the list
@@ -545,6 +545,7 @@ class PodManager:
         if spec.min_cuda:
             gpu["minCudaVersion"] = spec.min_cuda
         leash = {"LORA_FORGE_DEADLINE": str(claim.deadline), "LORA_FORGE_ALLOWANCE": str(claim.allowance_s)}
+        leash["LORA_FORGE_LOG_KEY"] = spec.log_key(claim.name)
         request = {**spec.request, "name": claim.name, "cloud": offer.cloud, "gpu": gpu}
         request["env"] = {**spec.request["env"], **leash}
         return request | ({"dataCenterIds": spec.data_centers} if spec.data_centers else {})
@@ -573,8 +574,11 @@ class PodManager:
                 return self._progress("booting", "RunPod does not say yet what it costs", pod, claim)
             unknown = f"RunPod does not say what it costs, {PRICE_WAIT:.0f} s after it began to run"
             return self._replace(spec, claim, pod, unknown, bad=False)
+        if ssh_problem(pod) and not claim.ready_at and not spec.find_only:
+            return self._replace(spec, claim, pod, ssh_problem(pod))
         mapped = bool(ssh) and pod["status"] == "RUNNING"
-        why = self.unreachable_reason(pod, claim) if mapped else f"it is {pod['status']}, and has no SSH port yet"
+        unmapped = ssh_problem(pod) or f"it is {pod['status']}, and has no SSH port yet"
+        why = self.unreachable_reason(pod, claim) if mapped else unmapped
         if not why:
             if claim.state != "ready" or claim.boot_since:
                 ready_at = claim.ready_at or self.now()

@@ -5,25 +5,43 @@ The transport is a function, so that modules and the inventory plugin use the sa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import email.utils
+import functools
 import http.client
 import ipaddress
 import json
+import os
+import queue
+import re
+import ssl
+import threading
 import time
-import urllib.error
 import urllib.parse
-from typing import Any, Callable, Optional
+import urllib.request
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 
+import pydantic
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.pods import answers
+
+if TYPE_CHECKING:
+    import httpx
 
 _URL = "https://api.runpod.io"
-# The default agent of Python's urllib is refused at RunPod's edge.
+# The default agents of HTTP libraries are refused at RunPod's edge.
 AGENT = "lora-forge (+https://docs.ansible.com)"
 TIMEOUT = 60.0  # seconds for one request
+WHOLE = 300.0  # seconds for all of an answer, which may come drop by drop
+LARGEST = 64 << 20  # bytes of an answer
 ATTEMPTS = 4  # of a request that may be repeated
 PATIENCE = 60.0  # seconds: the longest Retry-After that is waited for
 QUIET = 3.0  # seconds of silence after which a log stream counts as read
+FIRST = 10.0  # seconds until a log stream's first byte: RunPod fetches it from the machine
+PAGES = 1000  # of a list
+_OWN_KEY = re.compile(r"rpa_[A-Za-z0-9]{20,}")  # a real account's key, as far as its form tells
+_Fitting = TypeVar("_Fitting", bound=pydantic.BaseModel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,55 +95,132 @@ class ApiError(UserError):
 def open_url(
     method: str, url: str, headers: dict[str, str], body: Optional[bytes], seconds: float, stream: bool
 ) -> Answer:
-    """Carry one request, for modules and plugins alike: by Ansible's own HTTP, with its proxies and certificates.
+    """Carry one request, for modules and plugins alike. A redirect is not followed: it would take the key elsewhere.
+
+    Proxies and certificates are the environment's, see :func:`_proxy_for` and :func:`_certificates`; nothing else of
+    the environment is used, no .netrc either.
 
     Raises:
         NoAnswer: There was no whole answer.
     """
-    # The one thing of Ansible's that is used here: its HTTP works on both sides, and honours the user's settings.
-    from ansible.module_utils import urls
+    import httpx  # here, as a plan without pods, or an inventory without a key, need not pay for it
 
+    until = time.monotonic() + (FIRST + 5 * seconds if stream else WHOLE)
     try:
-        # A redirect would take the key elsewhere.
-        answer = urls.open_url(
-            url, data=body, headers=headers, method=method, timeout=seconds, follow_redirects="none", use_netrc=False
+        client = httpx.Client(
+            trust_env=False,
+            verify=_certificates() if url.startswith("https://") else False,
+            proxy=_proxy_for(url),
+            timeout=max(seconds, FIRST) if stream else seconds,
+            follow_redirects=False,
         )
-        text = _read_stream(answer, seconds) if stream else answer.read()
-        return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, text)
-    except urllib.error.HTTPError as error:
-        try:
-            text = error.read()
-        except (OSError, http.client.HTTPException):
-            text = b""
-        return Answer(error.code, {name.lower(): value for name, value in (error.headers or {}).items()}, text)
-    except (OSError, http.client.HTTPException, urls.ConnectionError) as error:
-        raise NoAnswer(str(getattr(error, "reason", "") or error)) from None
+        request = client.build_request(method, url, headers={**headers, "Accept-Encoding": "identity"}, content=body)
+        with client:
+            answer = client.send(request, stream=True)
+            try:
+                whole = not stream or answer.status_code >= 300
+                text = _read_whole(answer, until) if whole else _read_stream(answer, seconds, until)
+            finally:
+                answer.close()
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError, ImportError) as error:
+        raise NoAnswer(str(error) or type(error).__name__) from None
+    return Answer(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, text)
 
 
-def _read_stream(answer: Any, seconds: float) -> bytes:
-    """Read what a stream of server-sent events holds by now, until it is silent for ``seconds``."""
-    text, deadline = b"", time.monotonic() + 5 * seconds
-    while time.monotonic() < deadline:
-        try:
-            line = answer.readline()
-        except OSError:  # the timeout: nothing more for the moment
-            break
-        if not line:
-            break
-        text += line
+def _read_whole(answer: httpx.Response, until: float) -> bytes:
+    """Read an answer to its end.
+
+    Raises:
+        NoAnswer: It is too large, or takes too long.
+    """
+    text = b""
+    for piece in answer.iter_bytes():
+        text += piece
+        if len(text) > LARGEST:
+            raise NoAnswer(f"an answer of more than {LARGEST >> 20} MiB")
+        if time.monotonic() > until:
+            raise NoAnswer("an answer that does not end")
     return text
 
 
+def _read_stream(answer: httpx.Response, seconds: float, until: float) -> bytes:
+    """Read what a stream of server-sent events holds by now, until it is silent for ``seconds``.
+
+    In a thread of its own: a read that runs into its time limit would end the connection, and with it the wait for the
+    first byte could not be another one than for the next.
+    """
+    pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(Exception):  # it is cut, by the other side or by us: what came is what there is
+            for piece in answer.iter_bytes():
+                pieces.put(piece)
+        pieces.put(b"")
+
+    threading.Thread(target=read, daemon=True).start()
+    text, wait = b"", max(seconds, FIRST)
+    while (left := until - time.monotonic()) > 0 and len(text) < LARGEST:
+        try:
+            piece = pieces.get(timeout=min(wait, left))
+        except queue.Empty:
+            break
+        if not piece:
+            break
+        text, wait = text + piece, seconds
+    return text
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Return whom TLS trusts: SSL_CERT_FILE, SSL_CERT_DIR and REQUESTS_CA_BUNDLE, and else what the system trusts."""
+    context = ssl.create_default_context()  # OpenSSL reads the first two itself
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    if bundle:
+        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+    paths = ssl.get_default_verify_paths()
+    folder = paths.capath if paths.capath and os.path.isdir(paths.capath) and os.listdir(paths.capath) else None
+    if not bundle and not paths.cafile and not folder:  # a Python that was built for another system
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _proxy_for(url: str) -> Optional[str]:
+    """Return the environment's proxy for a URL, HTTPS_PROXY or ALL_PROXY unless NO_PROXY has its host; or None.
+
+    None for plain HTTP, which goes to this machine alone: a proxy would read the key.
+    """
+    split = urllib.parse.urlsplit(url)
+    host = split.hostname or ""
+    if split.scheme != "https" or _loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    named = urllib.request.getproxies()
+    proxy = named.get("https") or named.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
 def without_environment(pod: dict[str, Any]) -> dict[str, Any]:
-    """Strip a pod of its environment, which RunPod shows in clear, keys included; only our deadline is kept of it."""
-    shown = {name: value for name, value in pod.items() if name != "env"}
-    deadline = str((pod.get("env") or {}).get("LORA_FORGE_DEADLINE", ""))
-    return shown | ({"deadline": float(deadline)} if deadline.isdigit() else {})
+    """Strip a pod of its environment, which RunPod shows in clear, keys included."""
+    return {name: value for name, value in pod.items() if name != "env"}
 
 
 def ssh_address(pod: dict[str, Any]) -> dict[str, Any]:
-    """Return where a pod's sshd is: host, port and username; empty while its port is not mapped."""
+    """Return where a pod's sshd is: host, port and username; empty while that is not known.
+
+    Args:
+        pod: As this client returns it, so that host and port are checked.
+    """
     return (pod.get("ssh") or {}).get("direct") or {}
+
+
+def ssh_problem(pod: dict[str, Any]) -> str:
+    """Return why a pod will never have an address for SSH, in words; empty while it may have one.
+
+    Args:
+        pod: As this client returns it.
+    """
+    return str(pod.get("ssh_problem") or "")
 
 
 class RunPod:
@@ -138,7 +233,7 @@ class RunPod:
         sleep: Waits between attempts, in seconds.
 
     Raises:
-        UserError: There is no key, or the URL would send it in clear.
+        UserError: There is no key; the URL is none, or would send it in clear, or to a simulator.
     """
 
     def __init__(
@@ -148,7 +243,7 @@ class RunPod:
         transport: _Transport = open_url,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.url = (url or _URL).rstrip("/")
+        self.url = _checked_url(url or _URL)
         key = key.strip()
         if not key:
             raise UserError(
@@ -157,8 +252,12 @@ class RunPod:
             )
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UserError("RUNPOD_API_KEY holds characters that no key has; copy it anew from RunPod's console")
-        if not self.url.startswith("https://") and not _loopback(urllib.parse.urlsplit(self.url).hostname or ""):
-            raise UserError(f"RUNPOD_API_URL is «{self.url}»: the key would go over the network in clear. Use https")
+        if self.url.startswith("http://") and _OWN_KEY.fullmatch(key):
+            raise UserError(
+                f"RUNPOD_API_URL is «{self.url}», a simulator, and RUNPOD_API_KEY looks like a real account's key. "
+                "Nothing was sent. Unset RUNPOD_API_URL for RunPod itself, or give the simulator another key: "
+                "export RUNPOD_API_KEY=simulated-key"
+            )
         self.key, self.transport, self.sleep = key, transport, sleep
 
     def request(self, method: str, path: str, body: Any = None, stream: bool = False) -> Any:
@@ -217,57 +316,82 @@ class RunPod:
             return None
         try:
             return json.loads(answer.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(method, path, 0, "no JSON", self._excerpt(answer.body)) from None
 
     def _error_of(self, method: str, path: str, answer: Answer) -> ApiError:
         try:
-            problem = json.loads(answer.body)
-            assert isinstance(problem, dict)
-        except (ValueError, AssertionError):  # a page of HTML from a proxy, or from RunPod's edge
-            problem = {"detail": self._excerpt(answer.body)}
-        title = self._mask_key(str(problem.get("title") or http.client.responses.get(answer.status, "error")))
-        detail = "; ".join(filter(None, [str(problem.get("detail") or ""), *map(str, problem.get("errors") or [])]))
+            problem = answers.Problem.model_validate(json.loads(answer.body))
+        except (ValueError, RecursionError):  # a page of HTML from a proxy, or from RunPod's edge
+            problem = answers.Problem(detail=self._excerpt(answer.body))
+        title = self._mask_key(problem.title or http.client.responses.get(answer.status, "error"))
+        detail = "; ".join(filter(None, [problem.detail, *problem.errors]))
         return ApiError(method, path, answer.status, title, self._mask_key(detail))
 
-    def list_items(self, path: str, key: str) -> list[dict[str, Any]]:
-        """List all items of a path: from one answer, as older servers give it, or page by page."""
-        by_id: dict[str, dict[str, Any]] = {}  # pages may overlap
+    def _held(self, model: type[_Fitting], answer: Any, method: str, path: str, what: str) -> _Fitting:
+        """Hold an answer, or a part of it, to its schema.
+
+        Raises:
+            ApiError: It does not fit.
+        """
+        try:
+            return model.model_validate(answer)
+        except pydantic.ValidationError as error:
+            detail = f"{what}: {answers.first_error(error)}"
+            raise ApiError(method, path, 0, "an answer of another form", detail) from None
+
+    def list_items(self, path: str, key: str, model: type[_Fitting]) -> list[_Fitting]:
+        """List all items of a path: from one answer, as older servers give it, or page by page.
+
+        Raises:
+            ApiError: It was refused, or is not the whole list: an item or a page that is passed over would look as if
+                it were not there, and what is not there costs nothing.
+        """
+        by_id: dict[str, _Fitting] = {}  # pages may overlap
         cursor, seen = "", set()
-        while True:
+        for _ in range(PAGES):
             query = ("&" if "?" in path else "?") + urllib.parse.urlencode({"cursor": cursor}) if cursor else ""
             answer = self.request("GET", path + query)
             items = answer.get(key) if isinstance(answer, dict) else None
-            if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
-                # An empty list here would look as if nothing were rented.
+            if not isinstance(items, list):
                 raise ApiError("GET", path, 0, "an answer of another form", f"it holds no list «{key}»")
-            by_id.update((item["id"], item) for item in items)
-            page = answer.get("pagination") or {}
-            following = page.get("nextCursor") if page.get("hasNextPage") else None
-            if page.get("hasNextPage") and not following:
-                raise ApiError("GET", path, 0, "an answer of another form", "there is more, and it does not say where")
-            if not following or following in seen:
+            for number, item in enumerate(items):
+                held = self._held(model, item, "GET", path, f"{key}[{number}]")
+                by_id[held.id] = held  # type: ignore[attr-defined]
+            page = self._held(answers.Pagination, answer.get("pagination") or {}, "GET", path, "pagination")
+            if not page.nextCursor:
+                if page.hasNextPage:
+                    raise ApiError(
+                        "GET", path, 0, "an answer of another form", "there is more, and it does not say where"
+                    )
                 return list(by_id.values())
-            cursor = str(following)
-            seen.add(following)
+            if not page.hasNextPage:
+                detail = "it names a next page, and does not say that there is one"
+                raise ApiError("GET", path, 0, "an answer of another form", detail)
+            cursor = page.nextCursor
+            if cursor in seen:
+                raise ApiError("GET", path, 0, "an answer of another form", "its pages go in a circle")
+            seen.add(cursor)
+        raise ApiError("GET", path, 0, "an answer of another form", f"it has more than {PAGES} pages")
 
     def list_pods(self) -> list[dict[str, Any]]:
         """List all pods of the account that are not gone, without their environment."""
-        return [
-            without_environment(pod) for pod in self.list_items("/v2/pods", "pods") if pod.get("status") != "TERMINATED"
-        ]
+        pods = self.list_items("/v2/pods", "pods", answers.Pod)
+        return [pod.shown() for pod in pods if pod.status != "TERMINATED"]
 
     def get_pod(self, pod_id: str) -> Optional[dict[str, Any]]:
         """Return a pod without its environment; None when it is gone."""
+        path = f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}"
         try:
-            pod = self.request("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}")
+            answer = self.request("GET", path)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        if not isinstance(pod, dict) or "id" not in pod:
-            raise ApiError("GET", f"/v2/pods/{pod_id}", 0, "an answer of another form", "it is no pod")
-        return None if pod.get("status") == "TERMINATED" else without_environment(pod)
+        pod = self._held(answers.Pod, answer, "GET", path, "the pod")
+        if pod.id != pod_id:
+            raise ApiError("GET", path, 0, "an answer of another form", "it is another pod")
+        return None if pod.status == "TERMINATED" else pod.shown()
 
     def create_pod(self, order: dict[str, Any]) -> dict[str, Any]:
         """Order a pod; what it costs begins here.
@@ -281,10 +405,7 @@ class RunPod:
         Raises:
             ApiError: With ``unclear``, when a pod may have been made all the same: look it up by its name.
         """
-        pod = self.request("POST", "/v2/pods", order)
-        if not isinstance(pod, dict) or not pod.get("id"):
-            raise ApiError("POST", "/v2/pods", 0, "an answer of another form", "it names no pod")
-        return without_environment(pod)
+        return self._held(answers.Pod, self.request("POST", "/v2/pods", order), "POST", "/v2/pods", "the pod").shown()
 
     def delete_pod(self, pod_id: str) -> bool:
         """Delete a pod, and what lies on it; False when it was gone."""
@@ -305,11 +426,11 @@ class RunPod:
         text = self.request("GET", f"/v2/pods/{urllib.parse.quote(pod_id, safe='')}/logs?source=container&tail=1000",
                         stream=True)  # fmt: skip
         lines = []
-        for line in text.splitlines():
+        for line in re.split(r"\r\n|\n|\r", text):  # as server-sent events end; U+2028 is part of a line
             if line.startswith("data:"):
                 try:
-                    lines.append(str(json.loads(line[5:])["line"]))
-                except (ValueError, KeyError, TypeError):
+                    lines.append(answers.LogEvent.model_validate(json.loads(line[5:])).line)
+                except (ValueError, RecursionError):
                     continue  # cut in the middle, or an event of another kind
         return lines
 
@@ -324,32 +445,53 @@ class RunPod:
         query = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": count}
         if min_cuda:
             query["minCudaVersion"] = min_cuda
-        return self.list_items(f"/v2/catalog/gpus?{urllib.parse.urlencode(query)}", "gpus")
+        path = f"/v2/catalog/gpus?{urllib.parse.urlencode(query)}"
+        return [gpu.shown() for gpu in self.list_items(path, "gpus", answers.GpuType)]
 
     def get_volume(self, volume_id: str) -> dict[str, Any]:
         """Return a network volume."""
-        return self.request("GET", f"/v2/network-volumes/{urllib.parse.quote(volume_id, safe='')}")
+        path = f"/v2/network-volumes/{urllib.parse.quote(volume_id, safe='')}"
+        return self._held(answers.Volume, self.request("GET", path), "GET", path, "the volume").shown()
 
     def billed_usd(self, pod_id: str) -> Optional[float]:
         """Return what RunPod has billed for a pod so far, in USD; None while no bill has arrived."""
         query = urllib.parse.urlencode({"podId": pod_id, "bucketSize": "hour"})
-        bills = self.request("GET", f"/v2/billing/pods?{query}")
+        answer = self.request("GET", f"/v2/billing/pods?{query}")
+        bills = self._held(answers.Bills, answer, "GET", "/v2/billing/pods", "the bill")
         # The filter is checked: a query parameter that a server does not know is silently ignored.
-        try:
-            amounts = [float(record["totalAmount"]) for record in bills["records"] if record["podId"] == pod_id]
-            return round(sum(amounts), 4) if amounts else None
-        except (KeyError, TypeError, ValueError):
-            raise ApiError("GET", "/v2/billing/pods", 0, "an answer of another form", "it holds no bill") from None
+        amounts = [record.totalAmount for record in bills.records if record.podId == pod_id]
+        return max(0.0, round(sum(amounts), 4)) if amounts else None
+
+
+def _checked_url(url: str) -> str:
+    """Return the API's address without a slash at its end.
+
+    Raises:
+        UserError: It is no such address, or the key would go over the network in clear.
+    """
+    wrong = f"RUNPOD_API_URL is «{ascii(url)[1:-1]}»"
+    try:
+        split = urllib.parse.urlsplit(url)
+        host, _ = split.hostname or "", split.port
+    except ValueError:
+        raise UserError(f"{wrong}, which is no address. Write https:// and a host") from None
+    if "@" in split.netloc:
+        raise UserError("RUNPOD_API_URL holds a user or a password. Write https:// and a host alone")
+    if split.scheme != "https" and not (split.scheme == "http" and _loopback(host)):
+        raise UserError(f"{wrong}: the key would go over the network in clear. Use https")
+    if not answers.is_host(host) or split.query or split.fragment or not re.fullmatch(r"[!-~]+", url):
+        raise UserError(f"{wrong}, which is no address. Write https:// and a host")
+    return url.rstrip("/")
 
 
 def _retry_after(headers: dict[str, str], default: float) -> float:
     """Read how many seconds a 429 asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
     text = headers.get("retry-after", "").strip()
-    if text.isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, OSError):
         return default
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import pathlib
 import re
 import shlex
@@ -13,7 +14,8 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 
-FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+# What a pod's leash says of a host key, and the seal on it: see log_key. RunPod may put a time before it.
+_SHOWN = re.compile(r"lora-forge host key ((SHA256:[A-Za-z0-9+/]{43}) \([a-z0-9@.-]+\)) ([0-9a-f]{64})\s*\Z")
 _Runner = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
 
@@ -37,6 +39,14 @@ def fingerprint(key: str) -> str:
     """Return the fingerprint of a public key line («ssh-ed25519 AAAA…»), as ``ssh-keygen -l`` shows it."""
     digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def _fingerprint_or_none(key: str) -> Optional[str]:
+    """Return the fingerprint of what ssh-keyscan prints as a key; None where it is none."""
+    try:
+        return fingerprint(key)
+    except (IndexError, ValueError):
+        return None
 
 
 def ensure_key_pair(named: str, folder: pathlib.Path, runner: _Runner = run_program) -> tuple[pathlib.Path, str]:
@@ -69,6 +79,45 @@ def ensure_key_pair(named: str, folder: pathlib.Path, runner: _Runner = run_prog
     return private, text
 
 
+def log_key(private: pathlib.Path, name: str) -> str:
+    """Return the secret with which a pod's leash seals what it says of host keys in the pod's log.
+
+    Whoever reaches a pod's sshd writes into its log: sshd passes on what a client says, line breaks included. So the
+    form of a line proves nothing, nor where in the log it stands. The secret goes to the pod with its order, and is
+    made of the private key, so that whoever may log in to a pod can check the seal, from another checkout too.
+
+    Args:
+        private: The private key that the pod lets in.
+        name: The pod's unique name.
+
+    Raises:
+        UserError: The key cannot be read.
+    """
+    try:
+        held = private.read_bytes()
+    except OSError as error:
+        raise UserError(f"pod_ssh_key: {private} cannot be read: {error.strerror}") from None
+    return hmac.new(held, f"lora-forge log of {name}".encode(), hashlib.sha256).hexdigest()
+
+
+def sealed_fingerprints(lines: list[str], key: str) -> set[str]:
+    """Return the fingerprints of host keys that a pod's leash has shown.
+
+    Args:
+        lines: Of the pod's log.
+        key: The pod's, see :func:`log_key`.
+    """
+    found = set()
+    for shown, fingerprint_shown, seal in (match.groups() for match in map(_SHOWN.search, lines) if match):
+        if hmac.compare_digest(hmac.new(key.encode(), shown.encode(), hashlib.sha256).hexdigest(), seal):
+            found.add(fingerprint_shown)
+    return found
+
+
+class HostKeyChanged(UserError):
+    """A pod shows another host key than the one that is pinned, and its own log shows that one too."""
+
+
 class SshAccess:
     """A pod's sshd: its host key pinned from the pod's log, then asked whether it lets us in.
 
@@ -82,10 +131,19 @@ class SshAccess:
         self.known_hosts, self.key, self.runner = known_hosts, key, runner
 
     def options(self, name: str) -> list[str]:
-        """Return the options of ssh for a pod, other than its address: only the pinned key will do."""
+        """Return the options of ssh for a pod, other than its address: only the pinned key will do.
+
+        The user's own configuration is not read, as a pod is a stranger's machine: what it says of all hosts would hold
+        there too, agents, forwarded ports, variables that are sent and commands that are run among it. (SendEnv, for
+        one, cannot be taken back by an option.)
+        """
         file = f'"{self.known_hosts / name}"'  # ssh takes an unquoted space for the beginning of a second file
-        pinned = (f"UserKnownHostsFile={file}", f"HostKeyAlias={name}", "StrictHostKeyChecking=yes")
-        return [argument for option in (*pinned, "IdentitiesOnly=yes") for argument in ("-o", option)]
+        pinned = (f"UserKnownHostsFile={file}", "GlobalKnownHostsFile=/dev/null", f"HostKeyAlias={name}",
+                  "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "VerifyHostKeyDNS=no")  # fmt: skip
+        closed = ("ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no")
+        keys = ("IdentitiesOnly=yes", "PreferredAuthentications=publickey")
+        options = [argument for option in (*pinned, *keys, *closed) for argument in ("-o", option)]
+        return ["-F", "/dev/null", *options]
 
     def unreachable_reason(self, name: str, host: str, port: int, log: Callable[[], list[str]]) -> Optional[str]:
         """Tell why the pod cannot be used yet, in words; None when it answers.
@@ -94,20 +152,33 @@ class SshAccess:
             name: The pod's unique name.
             host: Its address, as just read.
             port: Its port, as just read.
-            log: Reads the pod's container log; called only where the key is not pinned yet.
+            log: Reads the pod's container log; called only where what answers shows no pinned key.
+
+        Raises:
+            HostKeyChanged: The pod has other host keys than those that were pinned.
         """
         at = f"{host}:{port}"
         scan = self.runner(["ssh-keyscan", "-T", "5", "-p", str(port), host])
         keys = [" ".join(line.split()[1:3]) for line in scan.stdout.splitlines() if line and line[0] != "#"]
-        keys = [key for key in keys if len(key.split()) == 2]
-        if not keys:
+        by_fingerprint = {shown: key for key in keys if (shown := _fingerprint_or_none(key))}
+        if not by_fingerprint:
             return f"no SSH answer at {at} yet"
-        if not set(keys) & set(self.pinned_keys(name)):
-            shown = set(FINGERPRINT.findall("\n".join(log())))
-            fitting = [key for key in keys if fingerprint(key) in shown]
-            if not shown:
+        pinned = self.pinned_keys(name)
+        if not set(by_fingerprint.values()) & set(pinned):
+            in_log = sealed_fingerprints(log(), log_key(self.key, name))
+            fitting = [key for fingerprint, key in by_fingerprint.items() if fingerprint in in_log]
+            if pinned and not fitting:  # a stale port may be another pod's by now
+                return f"what answers at {at} shows another host key than the pod's"
+            if pinned:
+                raise HostKeyChanged(
+                    f"the pod at {at} shows another host key than the one that was pinned when it was new, and its log "
+                    "shows that one too. So its container was made anew, and what lay on its own disk is gone; or "
+                    f"somebody on it changed the key. Where you know why, remove {self.known_hosts / name}, and the "
+                    "same command pins the new one from the log. Otherwise release the pod"
+                )
+            if not in_log:
                 return "its log shows no host key yet"
-            if not fitting:  # a stale port may be another pod's by now
+            if not fitting:
                 return f"what answers at {at} shows a host key that is not in the pod's log"
             self.pin_keys(name, fitting)
         command = ["ssh", *self.options(name), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
@@ -122,7 +193,7 @@ class SshAccess:
         return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
 
     def pin_keys(self, name: str, keys: list[str]) -> None:
-        """Pin a pod's keys, in the place of those it had before."""
+        """Pin a pod's keys, for as long as it lives."""
         self.known_hosts.mkdir(parents=True, exist_ok=True)
         (self.known_hosts / name).write_text("".join(f"{name} {key}\n" for key in keys))
 

@@ -6,6 +6,7 @@ not needed for anything. At the deadline it asks the training for a checkpoint, 
 
     LORA_FORGE_DEADLINE   epoch seconds; LORA_FORGE_ALLOWANCE: seconds from the order of the pod to that deadline
     LORA_FORGE_API        RunPod's address; LORA_FORGE_ROOT: the trainer's folder
+    LORA_FORGE_LOG_KEY    the secret that seals what it says of host keys: sshd lets strangers write into this log
     RUNPOD_POD_ID, RUNPOD_API_KEY   set by RunPod; the key is good for this pod only and is told to nobody
 
     <root>/leash/<pod id>.json      the leash's own word; <root>/leash/<pod id>.renewed: a later deadline
@@ -18,6 +19,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import hmac
 import json
 import math
 import os
@@ -92,6 +94,7 @@ class Leash:
         self.wall, self.boot, self.ssh = wall, boot, pathlib.Path(ssh)
         named = {name: env.get(name, "").strip() for name in ("RUNPOD_POD_ID", "RUNPOD_API_KEY")}
         self.pod, self.key = named.values()
+        self.log_key = env.get("LORA_FORGE_LOG_KEY", "").encode()
         self.lacking = ", ".join(f"{name} is not set" for name, value in named.items() if not value)
         self.api = (env.get("LORA_FORGE_API") or "https://api.runpod.io").rstrip("/")
         self.root = pathlib.Path(env.get("LORA_FORGE_ROOT") or "/workspace/lora-forge")
@@ -143,7 +146,7 @@ class Leash:
         self.stepped = self.boot()
 
     def show_host_keys(self) -> None:
-        """Print the fingerprints of sshd's host keys, as ssh-keygen -lf does, where they are new or others."""
+        """Print the fingerprints of sshd's host keys, as ssh-keygen -lf does, sealed, where they are new or others."""
         for path in sorted(self.ssh.glob("ssh_host_*_key.pub")):
             try:
                 text = path.read_text()
@@ -154,7 +157,8 @@ class Leash:
             shown = f"SHA256:{digest.decode().rstrip('=')} ({kind})"
             if text.endswith("\n") and self.keys.get(path) != shown:  # without its end, it is still being written
                 self.keys[path] = shown
-                self.say(f"host key {shown}")
+                seal = hmac.new(self.log_key, shown.encode(), hashlib.sha256).hexdigest() if self.log_key else ""
+                self.say(f"host key {shown} {seal}".rstrip())
 
     def read_renewal(self) -> None:
         """Take the controller's deadline where there is a valid one, the order's otherwise."""

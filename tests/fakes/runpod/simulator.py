@@ -223,8 +223,8 @@ def run(options: argparse.Namespace) -> int:
         signal.signal(name, signalled)
     simulator = _open(options, 0)
     try:
-        env = {**os.environ, "RUNPOD_API_URL": simulator.url}
-        env.setdefault("RUNPOD_API_KEY", simulator.api.key)
+        # A key of a real account that the shell exports stays here: the command gets the simulator's.
+        env = {**os.environ, "RUNPOD_API_URL": simulator.url, "RUNPOD_API_KEY": simulator.api.key}
         try:
             process = subprocess.Popen(command, env=env)
             status = process.wait()

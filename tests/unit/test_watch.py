@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import types
 from typing import Any
@@ -20,6 +21,14 @@ from ansible.plugins.loader import action_loader
 from wire import Clock, load
 
 
+@dataclasses.dataclass(frozen=True)
+class After:
+    """An answer that takes its time."""
+
+    seconds: float
+    answer: Any
+
+
 class Task:
     """An action plugin with prepared answers of modules, a clock, and what it displayed."""
 
@@ -28,6 +37,7 @@ class Task:
         self.told: list[str] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.clock = Clock()
+        self.leash: dict[str, Any] | None = None  # what pod_leash always answers
         monkeypatch.setattr(self.plugin, "tell", self.hear)
         still = types.SimpleNamespace(
             time=self.clock.now, monotonic=self.clock.now, sleep=self.clock.sleep, strftime=time.strftime,
@@ -46,8 +56,13 @@ class Task:
 
     def module(self, name: str, asked: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         self.asked.append((name, asked))
+        if name == "pod_leash" and self.leash is not None:
+            return dict(self.leash)
         assert self.answers, f"nobody expects {name}"
         found = self.answers.pop(0) if len(self.answers) > 1 or not callable(self.answers[0]) else self.answers[0]()
+        if isinstance(found, After):
+            self.clock.sleep(found.seconds)
+            found = found.answer
         if isinstance(found, Exception):
             raise found
         return dict(found)
@@ -176,16 +191,48 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
 
 
-@pytest.mark.parametrize(
-    "trouble", [AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
-)
+TROUBLES = [lambda: AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble):
-    task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
+    task = watch(seen(10, 60), trouble, budget={"max_usd": 0.5})
     found = task.run()
-    assert (found["failed"], found["kept"], found["state"]) == (True, False, "running")
-    assert found["msg"].startswith("witness-1 could not be stopped (no route), and it has come to 0.60 USD")
+    assert (found["failed"], found["kept"], found["spent"], found["state"]) == (True, False, False, "running")
+    assert found["msg"].startswith("witness-1 could not be stopped (no route), and at the measured pace it would come")
     assert "playbooks/release.yml -e pod=pod-1 gives the pod up" in found["msg"]
     assert [post["event"] for post in task.posts] == ["over_budget"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_cannot_be_stopped_though_a_cap_is_reached_gives_its_pod_up(watch, trouble):
+    task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
+    found = task.run()
+    assert (found["failed"], found["kept"], found["spent"], found["state"]) == (True, False, True, "running")
+    assert found["msg"] == (
+        "witness-1 could not be stopped (no route), and it has come to 0.60 USD, and pod_max_usd is 0.50. Its pod is "
+        "released, as its leash would do; the checkpoints that were fetched are kept"
+    )
+    assert [post["event"] for post in task.posts] == ["over_budget"]
+    assert task.clock.now() - Clock().now() < 300
+
+
+@pytest.mark.parametrize("eta", [-1e9, float("nan"), float("-inf"), None, "soon", 0.0])
+@pytest.mark.parametrize("caps", [{"max_hours": 24.0}, {"max_usd": 10.0, "max_hours": 1e9}])
+def test_no_claim_of_a_host_takes_back_what_was_lived(watch, eta, caps):
+    """A host that says that it needs less than nothing has trained for 100 hours all the same."""
+    stopped = [{"changed": True}, {"checkpoint": {"step": 4, "files": []}}]
+    claim = seen(10, 60) | {"eta_seconds": eta}
+    found = watch(seen(10, 1), After(100 * 3600, claim), *stopped, budget={"usd_per_hour": 2.0, **caps}).run()
+    assert found["breach"].startswith("it has come to ")
+    assert found["state"] == "stopped"
+
+
+def test_a_wall_clock_that_is_set_back_takes_back_nothing(watch, monkeypatch):
+    task = watch(seen(10, 1), After(25 * 3600, seen(11, 1)), {"changed": True}, seen(11, 1), budget={"leash": 48})
+    began = task.clock.now()
+    monkeypatch.setattr(task.plugin.time, "time", lambda: min(task.clock.now(), began))  # set back at every look
+    assert task.run()["breach"] == "it has come to 25.00 h, and pod_max_hours is 24.00"
 
 
 @pytest.mark.parametrize(
@@ -207,17 +254,18 @@ def test_what_is_over_is_not_called_too_dear(watch):
 
 
 def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
-    task = watch(seen(10, 60), {"changed": True}, seen(11, 60), FINISHED, budget={"leash": 1, "max_hours": 3.0})
+    looks = [seen(10, 60), After(60, seen(11, 60)), {"changed": True}, After(60, seen(12, 60)), FINISHED]
+    task = watch(*looks, budget={"leash": 1, "max_hours": 3.0})
     later = task.clock.now() + 3 * 3600
     assert task.run()["state"] == "finished"
-    assert task.asked[1] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
+    assert task.asked[2] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
     assert [name for name, _ in task.asked].count("pod_leash") == 1
     assert rundir.read_json(tmp_path / CLAIM) == {"name": "n", "host": "pod-1", "deadline": later}
     assert f"  witness  the pod's leash is renewed to {time.strftime('%H:%M', time.localtime(later))}" in task.told
 
 
 def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
-    task = watch(seen(10, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    task = watch(seen(10, 60), After(60, seen(11, 60)), {"changed": True}, FINISHED, budget={"leash": 1})
     closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
     rundir.write_json(tmp_path / CLAIM, closed)
     assert task.run()["state"] == "finished"
@@ -227,10 +275,70 @@ def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch,
 
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
 def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path, trouble):
-    task = watch(seen(10, 60), trouble, seen(11, 60), {"changed": True}, FINISHED, budget={"leash": 1})
+    looks = [After(60, seen(11, 60)), trouble, After(60, seen(12, 60)), {"changed": True}, FINISHED]
+    task = watch(seen(10, 60), *looks, budget={"leash": 1})
     task.run()
-    assert [name for name, _ in task.asked] == ["training_run_info", "pod_leash"] * 2 + ["training_run_info"]
+    info = "training_run_info"
+    assert [name for name, _ in task.asked] == [info, info, "pod_leash", info, "pod_leash", info]
     assert rundir.read_json(tmp_path / CLAIM)["deadline"] > task.clock.now()
+
+
+def renewals(task: Task) -> list[float]:
+    """Run to the end; list the hours after the beginning to which the leash was renewed."""
+    began = task.clock.now()
+    task.run()
+    return [(asked["deadline"] - began) / 3600 for name, asked in task.asked if name == "pod_leash"]
+
+
+class Liar:
+    """A host that answers each look, half an hour apart, for three days; a claim for each look.
+
+    Args:
+        claim: From the number of the look to (step, planned, seconds a step).
+    """
+
+    def __init__(self, claim: Any):
+        self.claim, self.looks = claim, 0
+
+    def __call__(self) -> Any:
+        self.looks += 1
+        step, planned, seconds = self.claim(self.looks)
+        done = seen(10, 60)
+        done["progress"] |= {"step": step, "planned": planned, "measured": step, "seconds_per_step": seconds}
+        done["eta_seconds"] = (planned - step) * seconds
+        return After(1800, FINISHED if self.looks > 144 else done)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        lambda look: (100, 1000, 4.0),  # an hour to go, and always an hour
+        lambda look: (1000 - look, 2000, 3.6),  # backwards
+        lambda look: (100 + look % 3, 1000, 4.0),  # the same steps again and again
+        lambda look: (100 + look // 40, 1000, 4.0),  # a pace that never comes true
+        lambda look: (900 * look, 900 * look + 900, 4.0),  # always the same amount to go
+        lambda look: (True, 9e99, 1.0),
+    ],
+)
+def test_progress_that_is_only_claimed_renews_no_leash(watch, claim):
+    liar = Liar(claim)
+    task = watch(liar, budget={"leash": 4, "max_hours": 1000.0})
+    task.leash = {"changed": True}
+    assert [hours for hours in renewals(task) if hours > 5] == []
+    assert liar.looks > 144
+
+
+def test_a_training_that_is_slower_than_planned_is_renewed_as_often_as_it_needs_it(watch):
+    slow = Liar(lambda look: (100 + look, 244, 1800.0))  # three days, at half an hour a step
+    task = watch(slow, budget={"leash": 4, "max_hours": 100.0})
+    task.leash = {"changed": True}
+    assert renewals(task)[-1] > 72
+
+
+def test_a_leash_that_an_earlier_watch_renewed_is_not_shortened(watch, tmp_path):
+    task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 1})
+    rundir.write_json(tmp_path / CLAIM, {"name": "n", "host": "pod-1", "deadline": task.clock.now() + 9 * 3600})
+    assert renewals(task) == []
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -17,13 +18,13 @@ ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parent
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
-from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show, tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
-from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
+from ansible.module_utils.lora_forge.pods import costs, leash  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
@@ -36,6 +37,8 @@ FINAL = ("finished", "failed", "stopped", "absent")
 # Ansible prints all that a failure returns; these are left out.
 LONG = ("progress", "checkpoint", "status", "facts", "token", "eta_seconds", "silent_for", "alive")
 STOP_WITHIN = 180.0  # seconds for which a lost connection is waited for when a run has to be stopped
+LEASH_EVERY = 300.0  # seconds between two looks at the pod's leash
+UNLEASHED = 900.0  # seconds after which a training is ended whose pod nothing else would end
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
@@ -86,6 +89,8 @@ class ActionModule(ForgeAction):
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
     warned = False  # whether the warning about the losses was shown
+    leash_seen = math.inf  # when its pod's leash was asked last
+    unleashed = math.inf  # since when something speaks against it
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Watch it to its end."""
@@ -109,6 +114,7 @@ class ActionModule(ForgeAction):
         since, told, refused = "", "", 0
         budget = self.budget(args)
         clock, pace = Clock(), costs.Pace()
+        self.leash_seen = clock.now()  # it was asked before anything was launched
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since)
@@ -132,6 +138,9 @@ class ActionModule(ForgeAction):
                     have = newest["step"]
                 else:
                     refused = newest["step"]
+            fault = "" if over or breach else self.find_fault(run.name, budget, now)
+            if fault:
+                return seen | {"breach": fault, "lived": True, "unleashed": True}
             if over or breach:
                 lived = bool(breach and budget and costs.budget_breach(budget, now, None))
                 return seen | ({"breach": breach, "lived": lived} if breach else {})
@@ -203,7 +212,7 @@ class ActionModule(ForgeAction):
         the leash would end it. The webhook is told in any case: what cannot be stopped goes on costing.
         """
         asked = {name: args[name] for name in ("run", "root", "output", "stop_timeout", "pull", "transfer")}
-        lived = seen.pop("lived", False)
+        lived, unleashed = seen.pop("lived", False), seen.pop("unleashed", False)
         try:
             stopped = retry_until_connected(
                 partial(self.run_action, "stop_run", asked),
@@ -225,18 +234,22 @@ class ActionModule(ForgeAction):
             why = stopped.get("msg", "it failed")
             answer["msg"] = f"{run.run_id} could not be stopped ({why}), and {seen['breach']}. {outcome}"
         else:
+            higher = "" if unleashed else "with a higher cap "
             outcome = (
-                "What there is was kept; with a higher cap the same command goes on from there"
+                f"What there is was kept; {higher}the same command goes on from there"
                 if answer["kept"]
                 else "Its checkpoint could not be fetched, so the pod is kept"
             )
+            if unleashed and not answer["kept"]:
+                outcome += f", and nothing ends it by itself: playbooks/release.yml -e pod={run.hosts[0]} gives it up"
             step = stopped["checkpoint"]["step"]
             answer |= {
                 "state": "stopped",
                 "msg": f"{run.run_id} is stopped at step {step}: {seen['breach']}. {outcome}",
             }
-        notify("over_budget", run, answer["msg"], args["notify"], seen["progress"])
-        notify("failed", run, answer["msg"], args["notify"], silent=True)
+        if not unleashed:
+            notify("over_budget", run, answer["msg"], args["notify"], seen["progress"])
+        notify("failed", run, answer["msg"], args["notify"], silent=not unleashed)
         return answer
 
     def renew(self, agent: str, budget: Budget | None, pace: costs.Pace, now: float, eta: Any) -> None:
@@ -257,6 +270,32 @@ class ActionModule(ForgeAction):
             claim = pathlib.Path(budget.claim)
             if not Claims(claim.parents[1]).renew(claim.stem, deadline):
                 tell(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there", host=self.host)
+
+    def find_fault(self, agent: str, budget: Budget | None, now: float) -> str:
+        """Ask the pod's leash from time to time; say why the training must end with it, empty while it may go on.
+
+        What speaks against it is told at once, and given time to mend.
+        """
+        if budget is None or now - self.leash_seen < LEASH_EVERY:
+            return ""
+        self.leash_seen = now
+        try:
+            answer = self.run_module("pod_leash", {"root": budget.root, "pod": budget.pod})
+        except AnsibleConnectionFailure:
+            return ""  # the next look at the run rides it out
+        word = answer.get("leash")
+        faults = leash.find_fault(word) if isinstance(word, dict) else {"machine": "its leash cannot be asked"}
+        if not faults:
+            self.unleashed = math.inf
+            return ""
+        why = next(iter(faults.values()))
+        if self.unleashed == math.inf:
+            self.unleashed = now
+            patience = f"the training is stopped with a checkpoint unless that changes within {duration(UNLEASHED)}"
+            show(warnings=[f"{agent} on {self.host}: {why}; {patience}"])
+        return (
+            f"{why}, so that nothing but this controller would end its pod" if now - self.unleashed >= UNLEASHED else ""
+        )
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; return the last state that was shown."""

@@ -130,6 +130,7 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
             "checkpoint": {"step": checkpoint, "files": []}, **changes}  # fmt: skip
 
 
+WELL = {"alive": True, "state": "waiting", "status": 200, "answer": "200 OK", "lacks": "", "beat_age": 4.0}
 FINISHED = seen(100, state="finished")
 CLAIM = "pods/claims/n.json"
 
@@ -287,7 +288,7 @@ def renewals(task: Task) -> list[float]:
     """Run to the end; list the hours after the beginning to which the leash was renewed."""
     began = task.clock.now()
     task.run()
-    return [(asked["deadline"] - began) / 3600 for name, asked in task.asked if name == "pod_leash"]
+    return [(asked["deadline"] - began) / 3600 for name, asked in task.asked if "deadline" in asked]
 
 
 class Liar:
@@ -323,7 +324,7 @@ class Liar:
 def test_progress_that_is_only_claimed_renews_no_leash(watch, claim):
     liar = Liar(claim)
     task = watch(liar, budget={"leash": 4, "max_hours": 1000.0})
-    task.leash = {"changed": True}
+    task.leash = {"changed": True, "leash": WELL}
     assert [hours for hours in renewals(task) if hours > 5] == []
     assert liar.looks > 144
 
@@ -331,7 +332,7 @@ def test_progress_that_is_only_claimed_renews_no_leash(watch, claim):
 def test_a_training_that_is_slower_than_planned_is_renewed_as_often_as_it_needs_it(watch):
     slow = Liar(lambda look: (100 + look, 244, 1800.0))  # three days, at half an hour a step
     task = watch(slow, budget={"leash": 4, "max_hours": 100.0})
-    task.leash = {"changed": True}
+    task.leash = {"changed": True, "leash": WELL}
     assert renewals(task)[-1] > 72
 
 
@@ -478,3 +479,181 @@ def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
     assert runs.observe(tmp_path).checkpoint["step"] == 12
     (tmp_path / names[0]).write_text("longer")
     assert runs.newest_checkpoint(tmp_path)["step"] == 6
+
+
+# --- the leash ------------------------------------------------------------------------------------------------------
+
+
+SILENT = {"alive": False, "beat_age": 400.0, "state": "waiting", "status": 200, "answer": "200 OK"}
+STOPS = [{"changed": True}, {"checkpoint": {"step": 4, "files": []}}]
+
+
+def minutes(*steps: int) -> list[Any]:
+    """Answer looks at a training that is at these steps, each after five minutes."""
+    return [After(300, seen(step, 30)) for step in steps]
+
+
+def test_the_leash_is_asked_every_five_minutes_and_no_more(watch):
+    task = watch(seen(3, 30), *[After(30, seen(step, 30)) for step in range(4, 44)], FINISHED, budget={"leash": 24})
+    task.leash = {"leash": WELL}
+    assert task.run()["state"] == "finished"
+    assert [asked for name, asked in task.asked if name == "pod_leash"] == [
+        {"root": "/workspace/lora-forge", "pod": "pod1"}
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"leash": SILENT}, "its leash has said nothing for 400 s"),
+        ({"leash": {**WELL, "lacks": "RUNPOD_API_KEY is not set"}}, "its leash cannot end it: RUNPOD_API_KEY is not"),
+        ({"failed": True, "msg": "python3: not found"}, "its leash cannot be asked"),
+        ({"leash": "well"}, "its leash cannot be asked"),
+        ({}, "its leash cannot be asked"),
+    ],
+)
+def test_without_a_leash_the_training_is_stopped_with_a_checkpoint_after_a_warning(watch, capsys, answer, why):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), *STOPS, budget={"leash": 24})
+    task.leash = answer
+    found = task.run()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count(f"witness on : {why}") == 1
+    assert "the training is stopped with a checkpoint unless that changes within 15:00" in told.out + told.err
+    assert (found["failed"], found["state"], found["kept"]) == (True, "stopped", True)
+    assert found["breach"].startswith(why)
+    assert found["msg"].endswith("What there is was kept; the same command goes on from there")
+    assert [post["event"] for post in task.posts] == ["failed"]
+
+
+def test_a_leash_that_comes_back_in_time_lets_the_training_go_on(watch, capsys):
+    words = [SILENT, SILENT, WELL, SILENT, SILENT, SILENT]
+    looks = [look for step, word in enumerate(words, 4) for look in (After(300, seen(step, 30)), {"leash": word})]
+    task = watch(seen(3, 30), *looks, FINISHED, budget={"leash": 24})
+    assert task.run()["state"] == "finished"
+    assert capsys.readouterr().err.count("its leash has said nothing") == 2
+
+
+def test_a_pod_without_a_leash_that_cannot_be_stopped_is_given_up(watch):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), {"failed": True, "msg": "no"}, budget={"leash": 24})
+    task.leash = {"leash": SILENT}
+    found = task.run()
+    assert (found["kept"], found["spent"]) == (False, True)
+    assert "Its pod is released, as its leash would do" in found["msg"]
+
+
+def test_a_pod_without_a_leash_that_is_kept_is_told_to_be_endless(watch):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), *STOPS, budget={"leash": 24}, pull=True)
+    task.leash = {"leash": SILENT}
+    found = task.run()
+    assert (found["kept"], found["state"]) == (False, "stopped")
+    assert found["msg"].endswith(
+        "so the pod is kept, and nothing ends it by itself: playbooks/release.yml -e pod=pod-1 gives it up"
+    )
+
+
+def test_a_lost_connection_says_nothing_of_the_leash(watch):
+    lost = AnsibleConnectionFailure("no route")
+    looks = [look for step in range(4, 9) for look in (After(300, seen(step, 30)), lost)]
+    assert watch(seen(3, 30), *looks, FINISHED, budget={"leash": 24}).run()["state"] == "finished"
+
+
+@pytest.fixture
+def leashed(monkeypatch, tmp_path):
+    """Provide a wait for the leash of a pod that was ordered just now, with prepared answers of pod_leash."""
+
+    def maker(*answers: Any) -> Task:
+        claim = tmp_path / "n.json"
+        rundir.write_json(claim, {"name": "n", "host": "pod-1", "runs": ["witness-1"], "output": str(tmp_path)})
+        budget = {"usd_per_hour": 1.0, "spent": 0.0, "since": 1000.0, "max_usd": 0.0, "max_hours": 24.0, "pod": "pod1",
+                  "claim": str(claim), "root": "/r"}  # fmt: skip
+        given = {"budget": budget, "timeout": 150, "unreachable_timeout": 60}
+        return Task(monkeypatch, "await_leash", *[After(30, answer) for answer in answers], **given)
+
+    return maker
+
+
+X509 = (
+    "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate (_ssl.c:1000)"
+)
+NO_NET = {**WELL, "status": 0, "answer": "[Errno -3] Temporary failure in name resolution"}
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "words"),
+    [
+        ({"alive": False, "missing": ["python3"]}, "image", "its leash did not start: the image lacks python3. Take"),
+        ({**WELL, "lacks": "RUNPOD_API_KEY is not set"}, "image", "its leash cannot end it: RUNPOD_API_KEY is not set. "
+         "RunPod sets it in every pod"),
+        ({**WELL, "status": 0, "answer": X509}, "image", "its leash cannot check RunPod's certificate "
+         f"({X509}). Install ca-certificates in the image"),
+        ({**WELL, "status": 401, "answer": "401 Unauthorized"}, "image", "RunPod does not take the pod's own key (401 "
+         "Unauthorized), so"),
+        (NO_NET, "machine", "its leash does not reach RunPod ([Errno -3] Temporary failure in name resolution)"),
+        ({"alive": False, "missing": []}, "machine", "its leash did not start. It needs bash, base64, gzip and"),
+        (SILENT, "machine", "its leash has said nothing for 400 s"),
+        ({**WELL, "state": "refused", "word": "COULD NOT"}, "machine", "its leash cannot end it: COULD NOT"),
+    ],
+)  # fmt: skip
+def test_no_leash_no_training(leashed, word, kind, words):
+    task = leashed(*[{"leash": word}] * (1 if kind == "image" else 5))
+    found = task.run()
+    assert (found["failed"], found["unleashed"]) == (True, kind)
+    assert words in found["msg"]
+    assert found["msg"].endswith("Nothing was launched, as nothing but this controller would end this pod")
+    assert len(task.told) == (0 if kind == "image" else 1)  # what may mend is waited for, and that is said
+
+
+def test_a_pod_without_python_is_told_as_one_without_a_leash(leashed):
+    found = leashed({"failed": True, "msg": "The module interpreter '/usr/bin/python3' was not found.\nmore"}).run()
+    assert (found["failed"], found["unleashed"]) == (True, "image")
+    assert "its leash cannot be asked (The module interpreter '/usr/bin/python3' was not found.)" in found["msg"]
+
+
+def test_a_leash_that_comes_up_late_is_waited_for(leashed):
+    assert leashed({"leash": {"alive": False, "missing": []}}, {"leash": NO_NET}, {"leash": WELL}).run() == {
+        "changed": False
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "doubt"),
+    [
+        (WELL, ""),
+        ({**WELL, "status": 403, "answer": "403 No"}, "RunPod did not show the pod to its leash (403 No)"),
+        ({"alive": True, "state": "waiting"}, "its leash has not asked RunPod yet, or is an older one"),
+    ],
+)  # fmt: skip
+def test_what_is_not_proven_is_a_warning(leashed, capsys, word, doubt):
+    assert leashed({"leash": word}).run() == {"changed": False}
+    told = capsys.readouterr()
+    assert (doubt in told.out + told.err) if doubt else ("leash" not in told.out + told.err)
+
+
+@pytest.mark.parametrize(
+    ("record", "holds"),
+    [
+        ({}, False),
+        ({"state": "launched", "noted_at": 1001.0}, True),
+        ({"state": "launched", "noted_at": 999.0}, False),  # on an earlier pod
+        ({"state": "launched", "noted_at": 999.0, "hosts": {"": {"at": 1001.0, "started": True}}}, True),
+    ],
+)
+def test_a_pod_that_holds_a_run_is_not_given_up_for_its_leash(leashed, tmp_path, capsys, record, holds):
+    (tmp_path / "runs").mkdir()
+    rundir.write_json(tmp_path / "runs/witness-1.json", {"run_id": "witness-1", **record})
+    found = leashed({"leash": {**WELL, "lacks": "RUNPOD_API_KEY is not set"}}).run()
+    assert found.get("failed", False) is not holds
+    told = capsys.readouterr()
+    assert ("It is stopped with a checkpoint unless that changes" in told.out + told.err) is holds
+
+
+def test_a_connection_that_is_lost_before_the_launch_is_no_matter_of_the_leash(leashed):
+    task = leashed()
+    task.answers = [lambda: AnsibleConnectionFailure("no route")]
+    assert task.run()["state"] == "unreachable"
+
+
+def test_in_check_mode_no_leash_is_asked(leashed):
+    task = leashed()
+    assert task.run(check=True)["skipped"]
+    assert task.asked == []

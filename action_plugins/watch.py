@@ -24,9 +24,10 @@ from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E4
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
-from ansible.module_utils.lora_forge.pods import costs, leash  # noqa: E402
+from ansible.module_utils.lora_forge.pods import costs, leash, spending  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
+from ansible.module_utils.lora_forge.pods.spending import Caps  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
@@ -89,6 +90,7 @@ class ActionModule(ForgeAction):
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
     warned = False  # whether the warning about the losses was shown
+    capped = False  # whether it was told that the caps of all pods leave nothing
     leash_seen = math.inf  # when its pod's leash was asked last
     unleashed = math.inf  # since when something speaks against it
 
@@ -257,19 +259,28 @@ class ActionModule(ForgeAction):
         deadline = costs.renewed_deadline(budget, now, pace.seconds_left(now), eta) if budget else None
         if budget is None or deadline is None:
             return
+        claim = pathlib.Path(budget.claim)
+        claims, caps = Claims(claim.parents[1]), Caps(budget.max_usd_per_day, budget.max_usd_per_month)
+        # Noted before it holds: what a pod may come to counts against the caps of all pods from here on.
+        deadline, why = spending.renew(claims, claim.stem, deadline, budget.deadline, caps, now)
+        if why and not (deadline is None and self.capped):
+            what = "is not renewed" if deadline is None else "is renewed, but not for as long as it might take"
+            tell(f"  {agent}  the pod's leash {what}: {why}", host=self.host)
+        self.capped = deadline is None
+        if deadline is None:
+            return
         asked = {"root": budget.root, "pod": budget.pod, "deadline": deadline}
         try:
             answer = self.run_module("pod_leash", asked)
         except AnsibleConnectionFailure:
             return  # the next round tries again
-        if not answer.get("failed"):
+        if answer.get("failed"):
+            claims.renew(claim.stem, budget.deadline)
+        else:
             budget.deadline = deadline
             pace.renewed(now)
             until = time.strftime("%H:%M", time.localtime(deadline))
             tell(f"  {agent}  the pod's leash is renewed to {until}", host=self.host)
-            claim = pathlib.Path(budget.claim)
-            if not Claims(claim.parents[1]).renew(claim.stem, deadline):
-                tell(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there", host=self.host)
 
     def find_fault(self, agent: str, budget: Budget | None, now: float) -> str:
         """Ask the pod's leash from time to time; say why the training must end with it, empty while it may go on.

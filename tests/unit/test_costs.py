@@ -324,8 +324,9 @@ def test_of_two_paces_the_shorter_rest_prolongs_a_leash():
 
 
 def test_a_budget_goes_through_ansible_as_it_is():
-    budget = budget_of(claim="/c/n.json", root="/r")
-    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r"}
+    caps = {"max_usd_per_day": 3.0, "max_usd_per_month": 30.0}
+    budget = budget_of(claim="/c/n.json", root="/r", **caps)
+    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r", **caps}
     assert costs.Budget.from_dict({**budget.as_dict(), "of a later version": 1}) == budget
 
 

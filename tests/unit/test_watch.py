@@ -266,12 +266,12 @@ def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
 
 
 def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
-    task = watch(seen(10, 60), After(60, seen(11, 60)), {"changed": True}, FINISHED, budget={"leash": 1})
+    task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 1})
     closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
     rundir.write_json(tmp_path / CLAIM, closed)
     assert task.run()["state"] == "finished"
     assert rundir.read_json(tmp_path / CLAIM) == closed
-    assert "  witness  the pod's claim is closed, or gone: its deadline was not noted there" in task.told
+    assert "  witness  the pod's leash is not renewed: its claim is closed, or gone" in task.told
 
 
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
@@ -334,6 +334,23 @@ def test_a_training_that_is_slower_than_planned_is_renewed_as_often_as_it_needs_
     task = watch(slow, budget={"leash": 4, "max_hours": 100.0})
     task.leash = {"changed": True, "leash": WELL}
     assert renewals(task)[-1] > 72
+
+
+@pytest.mark.parametrize(("cap", "hours"), [(0.0, 4.0), (3.0, 2.9), (1.0, None)])
+def test_a_renewal_keeps_within_what_is_left_to_all_pods(watch, tmp_path, cap, hours):
+    looks = [seen(10, 60), After(60, seen(11, 60)), *[After(60, seen(step, 60)) for step in (12, 13)], FINISHED]
+    task = watch(*looks, budget={"leash": 1, "max_usd_per_month": cap})
+    task.leash = {"leash": WELL}
+    began = task.clock.now()
+    claim = {"name": "n", "host": "pod-1", "owner": "cafe01", "pod_id": "pod1", "usd_per_hour": 1.0, "asked_at": began}
+    rundir.write_json(tmp_path / CLAIM, claim | {"deadline": began + 3600})
+    assert renewals(task) == ([] if hours is None else [pytest.approx(hours, abs=0.1)])
+    noted = rundir.read_json(tmp_path / CLAIM)["deadline"]
+    assert noted == pytest.approx(began + 3600 * (hours or 1), abs=360)
+    assert hours is None or not cap or (noted + 300 - began) / 3600 <= cap
+    said = [line for line in task.told if "2025-11 (UTC): " in line]
+    assert len(said) == bool(cap)
+    assert all("the pod's leash is " in line and f"pod_max_usd_per_month is {cap:.2f}" in line for line in said)
 
 
 def test_a_leash_that_an_earlier_watch_renewed_is_not_shortened(watch, tmp_path):

@@ -120,6 +120,11 @@ class Claims:
             self._owner = _checked(path.read_text().strip())
         return self._owner
 
+    @property
+    def known_owner(self) -> str:
+        """The owner id, where it was given or made already; empty otherwise, and none is made."""
+        return self.owner if self._owner or (self.folder / "owner").exists() else ""
+
     def list_all(self) -> list[Claim]:
         """List every claim, oldest first."""
         files = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]

@@ -65,6 +65,8 @@ class Budget(JsonRecord):
         pods: The ids of all pods that the runs have had, this one among them.
         claim: The file of its claim.
         root: The trainer's folder on the pod.
+        max_usd_per_day: The user's cap on all pods of this owner in a day; 0 for none.
+        max_usd_per_month: The same for a month.
     """
 
     usd_per_hour: float
@@ -77,6 +79,8 @@ class Budget(JsonRecord):
     pods: list[str] = dataclasses.field(default_factory=list)
     claim: str = ""
     root: str = ""
+    max_usd_per_day: float = 0.0
+    max_usd_per_month: float = 0.0
 
 
 def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:

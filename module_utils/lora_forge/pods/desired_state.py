@@ -9,7 +9,7 @@ import contextlib
 import pathlib
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge.pods import messages, ssh
+from ansible.module_utils.lora_forge.pods import messages, spending, ssh
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims, claim_cost, parse_name, retention_notice
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, pod_budget
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address
@@ -68,6 +68,8 @@ def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
     else:
         assert offer is not None
         message = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
+        usd = prediction.allowed_hours * offer.usd_per_hour
+        message += spending.quote(manager.claims, spec.caps, usd, manager.now(), manager.alive(spec))
         after = {"state": "RUNNING", "gpu": offer.gpu, "usd_per_hour": offer.usd_per_hour}
     diff = {"before": messages.diff_view(pod), "after": after}
     return {"changed": not pod, "message": message, "pod": pod, "diff": diff}

@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import costs, leash
 from ansible.module_utils.lora_forge.pods.runpod import RunPod
+from ansible.module_utils.lora_forge.pods.spending import Caps
 
 _NEEDED = {"gpus": "[NVIDIA L40S]", "max_usd_per_hour": "1.20", "image": "runpod/pytorch:…"}  # each with an example
 
@@ -38,6 +39,7 @@ class PodSpec:
         find_only: Nothing may be ordered or released: what is not there and well is an error.
         floor_gib: What a training certainly needs on one GPU; 0 where nothing is known.
         classes: What a training is thought to need with each file of configs/machines/.
+        caps: What all pods of this owner may cost in a day and a month.
     """
 
     host: str
@@ -60,6 +62,7 @@ class PodSpec:
     find_only: bool = False
     floor_gib: float = 0.0
     classes: dict[str, float] = dataclasses.field(default_factory=dict)
+    caps: Caps = dataclasses.field(default_factory=Caps)
 
 
 def pod_spec(options: dict[str, Any], api: RunPod, public_key: str) -> PodSpec:
@@ -115,6 +118,7 @@ def pod_spec(options: dict[str, Any], api: RunPod, public_key: str) -> PodSpec:
         find_only=options["find_only"],
         floor_gib=_largest(runs, "memory_floor_gib"),
         classes=_largest_by_class(runs),
+        caps=Caps(options["max_usd_per_day"], options["max_usd_per_month"]),
     )
 
 

@@ -763,6 +763,24 @@ def test_a_real_leash_ends_its_pod(pod, runpod, started):
     assert KEY not in log()
 
 
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_a_controller_takes_the_word_of_a_real_leash_and_of_no_other(pod, runpod, started, key):
+    env = {**os.environ, **pod.env, "RUNPOD_API_KEY": key, "LORA_FORGE_DEADLINE": str(time.time() + 600)}
+    _, log = started([sys.executable, str(PROGRAM)], env)
+    budget = {"usd_per_hour": 1.0, "spent": 0.0, "since": time.time(), "max_usd": 0.0, "max_hours": 1.0, "pod": POD,
+              "claim": str(pod.root / "none.json"), "root": str(pod.root)}  # fmt: skip
+    given = json.dumps({"budget": budget, "timeout": PATIENCE, "unreachable_timeout": 5})
+    command = [sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local", "-m", "await_leash", "-a", given]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) is bool(key), done.stdout + done.stderr
+    assert (
+        "unleashed" not in done.stdout if key else "its leash cannot end it: RUNPOD_API_KEY is not set" in done.stdout
+    )
+    assert KEY not in log() + done.stdout + done.stderr
+    assert runpod.looks == bool(key)
+
+
 def test_a_real_leash_whose_volume_hangs_ends_its_pod(pod, runpod, started, tmp_path):
     text = PROGRAM.read_text()
     for old, new in (("TICK = 5.0 ", "TICK = 0.05 "), ("HUNG = 600.0 ", "HUNG = 0.2 ")):

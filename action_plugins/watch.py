@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -16,15 +18,16 @@ ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parent
 from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import fetch_checkpoint  # noqa: E402
-from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show, tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E402
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
-from ansible.module_utils.lora_forge.pods import costs  # noqa: E402
-from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
+from ansible.module_utils.lora_forge.pods import costs, leash, spending  # noqa: E402
+from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
+from ansible.module_utils.lora_forge.pods.spending import Caps  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 
@@ -34,6 +37,9 @@ WAIT = 30  # seconds the trainer blocks for news; one round trip in that time
 FINAL = ("finished", "failed", "stopped", "absent")
 # Ansible prints all that a failure returns; these are left out.
 LONG = ("progress", "checkpoint", "status", "facts", "token", "eta_seconds", "silent_for", "alive")
+STOP_WITHIN = 180.0  # seconds for which a lost connection is waited for when a run has to be stopped
+LEASH_EVERY = 300.0  # seconds between two looks at the pod's leash
+UNLEASHED = 900.0  # seconds after which a training is ended whose pod nothing else would end
 MEASURED = 3  # steps after which a pace counts as measured: the first ones warm up
 
 
@@ -68,11 +74,25 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
     return "  ".join([f"  {agent}  {share}", *progress_figures(event, eta).values()])
 
 
+class Clock:
+    """Epoch seconds that never run slower than time does: a wall clock that is set back prolongs nothing."""
+
+    def __init__(self) -> None:
+        self.offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """Return the time by the clock that says more: the other one stood still while this machine slept."""
+        return max(time.time(), self.offset + time.monotonic())
+
+
 class ActionModule(ForgeAction):
     """``watch``: library/actions/watch.py says what it takes and returns."""
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
     warned = False  # whether the warning about the losses was shown
+    capped = False  # whether it was told that the caps of all pods leave nothing
+    leash_seen = math.inf  # when its pod's leash was asked last
+    unleashed = math.inf  # since when something speaks against it
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Watch it to its end."""
@@ -94,19 +114,25 @@ class ActionModule(ForgeAction):
             kept: The folder on the controller for what is fetched of it.
         """
         since, told, refused = "", "", 0
-        budget = Budget.from_dict(args["budget"]) if args.get("budget") else None
+        budget = self.budget(args)
+        clock, pace = Clock(), costs.Pace()
+        self.leash_seen = clock.now()  # it was asked before anything was launched
         have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since)
             if seen.get("failed"):
                 return seen
+            seen["eta_seconds"] = costs.claimed_seconds(seen["eta_seconds"])
             self.tell_others(seen.pop("others", {}))
             told = self.tell(run.name, seen, since, told)
             since = seen["token"]
             del seen["events"]
             over = seen["state"] in FINAL or seen["state"] == "stalled"
-            eta = seen["eta_seconds"] if seen["progress"]["measured"] >= MEASURED else None
-            breach = costs.budget_breach(budget, time.time(), eta) if budget and not over else ""
+            now, progress = clock.now(), seen["progress"]
+            eta = seen["eta_seconds"] if progress["measured"] >= MEASURED else None
+            if progress["measured"] >= MEASURED:
+                pace.see(now, progress["step"], progress["planned"])
+            breach = costs.budget_breach(budget, now, eta) if budget and not over else ""
             newest = seen["checkpoint"]
             missing = have is not None and newest["step"] > max(have, 0 if over else refused)
             if missing and seen["state"] != "finished" and not breach:
@@ -114,9 +140,21 @@ class ActionModule(ForgeAction):
                     have = newest["step"]
                 else:
                     refused = newest["step"]
+            fault = "" if over or breach else self.find_fault(run.name, budget, now)
+            if fault:
+                return seen | {"breach": fault, "lived": True, "unleashed": True}
             if over or breach:
-                return seen | ({"breach": breach} if breach else {})
-            self.renew(run.name, budget, eta)
+                lived = bool(breach and budget and costs.budget_breach(budget, now, None))
+                return seen | ({"breach": breach, "lived": lived} if breach else {})
+            self.renew(run.name, budget, pace, now, eta)
+
+    def budget(self, args: dict[str, Any]) -> Budget | None:
+        """Return what the pod may cost, with the deadline that it has by now: an earlier watch may have renewed it."""
+        if not args.get("budget"):
+            return None
+        budget = Budget.from_dict(args["budget"])
+        noted = Claim.from_dict({"name": "", **rundir.read_json(pathlib.Path(budget.claim))}).deadline
+        return dataclasses.replace(budget, deadline=max(budget.deadline, noted or 0.0))
 
     def ask(self, run: PlannedRun, args: dict[str, Any], since: str) -> dict[str, Any]:
         """Ask the trainer once; a connection that stays lost is a failure with the state ``unreachable``."""
@@ -172,52 +210,103 @@ class ActionModule(ForgeAction):
     def stop_over_budget(self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
         """Stop with a checkpoint, and fetch that: a pod may be released only when nothing is lost with it.
 
-        The webhook is told in any case: a run that cannot be stopped goes on costing.
+        A run that cannot be stopped although a cap is reached, and not just foreseen to be, is ended with its pod, as
+        the leash would end it. The webhook is told in any case: what cannot be stopped goes on costing.
         """
         asked = {name: args[name] for name in ("run", "root", "output", "stop_timeout", "pull", "transfer")}
+        lived, unleashed = seen.pop("lived", False), seen.pop("unleashed", False)
         try:
-            stopped = self.run_action("stop_run", asked)
+            stopped = retry_until_connected(
+                partial(self.run_action, "stop_run", asked),
+                AnsibleConnectionFailure,
+                STOP_WITHIN,
+                lambda words: tell(f"  {run.name}  {words}", host=self.host),
+            )
         except Exception as error:  # whatever it is, the pod goes on costing
             stopped = {"failed": True, "msg": str(error)}
         answer = seen | {"failed": True, "changed": False, "kept": stopped.get("kept", False)}
         if stopped.get("failed"):
-            answer["msg"] = (
-                f"{run.run_id} could not be stopped ({stopped.get('msg', 'it failed')}), and {seen['breach']}. It goes "
-                f"on costing; playbooks/stop.yml -e role={run.agent} stops it, "
+            outcome = (
+                "Its pod is released, as its leash would do; the checkpoints that were fetched are kept"
+                if lived
+                else f"It goes on costing; playbooks/stop.yml -e role={run.agent} stops it, "
                 f"playbooks/release.yml -e pod={run.hosts[0]} gives the pod up"
             )
+            answer["spent"] = lived
+            why = stopped.get("msg", "it failed")
+            answer["msg"] = f"{run.run_id} could not be stopped ({why}), and {seen['breach']}. {outcome}"
         else:
+            higher = "" if unleashed else "with a higher cap "
             outcome = (
-                "What there is was kept; with a higher cap the same command goes on from there"
+                f"What there is was kept; {higher}the same command goes on from there"
                 if answer["kept"]
                 else "Its checkpoint could not be fetched, so the pod is kept"
             )
+            if unleashed and not answer["kept"]:
+                outcome += f", and nothing ends it by itself: playbooks/release.yml -e pod={run.hosts[0]} gives it up"
             step = stopped["checkpoint"]["step"]
             answer |= {
                 "state": "stopped",
                 "msg": f"{run.run_id} is stopped at step {step}: {seen['breach']}. {outcome}",
             }
-        notify("over_budget", run, answer["msg"], args["notify"], seen["progress"])
-        notify("failed", run, answer["msg"], args["notify"], silent=True)
+        if not unleashed:
+            notify("over_budget", run, answer["msg"], args["notify"], seen["progress"])
+        notify("failed", run, answer["msg"], args["notify"], silent=not unleashed)
         return answer
 
-    def renew(self, agent: str, budget: Budget | None, eta: float | None) -> None:
-        """Lengthen the pod's leash where the measured pace asks for it and the caps allow it."""
-        deadline = costs.renewed_deadline(budget, time.time(), eta) if budget else None
+    def renew(self, agent: str, budget: Budget | None, pace: costs.Pace, now: float, eta: Any) -> None:
+        """Lengthen the pod's leash where steps that were seen ask for it and the caps allow it."""
+        deadline = costs.renewed_deadline(budget, now, pace.seconds_left(now), eta) if budget else None
         if budget is None or deadline is None:
+            return
+        claim = pathlib.Path(budget.claim)
+        claims, caps = Claims(claim.parents[1]), Caps(budget.max_usd_per_day, budget.max_usd_per_month)
+        # Noted before it holds: what a pod may come to counts against the caps of all pods from here on.
+        deadline, why = spending.renew(claims, claim.stem, deadline, budget.deadline, caps, now)
+        if why and not (deadline is None and self.capped):
+            what = "is not renewed" if deadline is None else "is renewed, but not for as long as it might take"
+            tell(f"  {agent}  the pod's leash {what}: {why}", host=self.host)
+        self.capped = deadline is None
+        if deadline is None:
             return
         asked = {"root": budget.root, "pod": budget.pod, "deadline": deadline}
         try:
             answer = self.run_module("pod_leash", asked)
         except AnsibleConnectionFailure:
             return  # the next round tries again
-        if not answer.get("failed"):
+        if answer.get("failed"):
+            claims.renew(claim.stem, budget.deadline)
+        else:
             budget.deadline = deadline
+            pace.renewed(now)
             until = time.strftime("%H:%M", time.localtime(deadline))
             tell(f"  {agent}  the pod's leash is renewed to {until}", host=self.host)
-            claim = pathlib.Path(budget.claim)
-            if not Claims(claim.parents[1]).renew(claim.stem, deadline):
-                tell(f"  {agent}  the pod's claim is closed, or gone: its deadline was not noted there", host=self.host)
+
+    def find_fault(self, agent: str, budget: Budget | None, now: float) -> str:
+        """Ask the pod's leash from time to time; say why the training must end with it, empty while it may go on.
+
+        What speaks against it is told at once, and given time to mend.
+        """
+        if budget is None or now - self.leash_seen < LEASH_EVERY:
+            return ""
+        self.leash_seen = now
+        try:
+            answer = self.run_module("pod_leash", {"root": budget.root, "pod": budget.pod})
+        except AnsibleConnectionFailure:
+            return ""  # the next look at the run rides it out
+        word = answer.get("leash")
+        faults = leash.find_fault(word) if isinstance(word, dict) else {"machine": "its leash cannot be asked"}
+        if not faults:
+            self.unleashed = math.inf
+            return ""
+        why = next(iter(faults.values()))
+        if self.unleashed == math.inf:
+            self.unleashed = now
+            patience = f"the training is stopped with a checkpoint unless that changes within {duration(UNLEASHED)}"
+            show(warnings=[f"{agent} on {self.host}: {why}; {patience}"])
+        return (
+            f"{why}, so that nothing but this controller would end its pod" if now - self.unleashed >= UNLEASHED else ""
+        )
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; return the last state that was shown."""

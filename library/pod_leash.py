@@ -20,6 +20,12 @@ options:
       - When the pod shall end itself, in seconds since the epoch; not in the past by the pod's clock.
       - Without it the leash is only read.
     type: float
+  wait:
+    description:
+      - Seconds to wait for a fresh beat of a leash that RunPod has shown its pod.
+      - It returns at once where waiting would mend nothing, as in an image without CA certificates.
+    type: float
+    default: 0
 attributes:
   check_mode:
     description: Tells whether the deadline would be another one.
@@ -47,16 +53,25 @@ leash:
       seconds later.
     - RV(leash.state) is waiting, stopping (it asks the training for a checkpoint), ending, or refused (RunPod does not
       end the pod), and RV(leash.word) says so in a sentence.
-    - RV(leash.alive) is whether the beat is younger than 150 seconds. Where there never was one, there is nothing else.
+    - RV(leash.alive) is whether the beat is younger than 150 seconds, and RV(leash.beat_age) its age. Where there
+      never was one, there is nothing else but RV(leash.missing), the programs that the host lacks of those that start
+      it.
+    - At its start it looks its own pod up at RunPod. RV(leash.answer) is what came back, in words, and empty before
+      that; RV(leash.status) is its HTTP status, V(0) without an answer. RV(leash.lacks) says which variables RunPod did
+      not set.
   returned: success
   type: dict
   sample:
     alive: true
+    answer: 200 OK
     beat: 1795450800.125
+    beat_age: 12.5
     deadline: 1795458720.0
+    lacks: ''
     pod: 7h9k2m4n6p
     renewals: 1
     state: waiting
+    status: 200
     word: this pod ends itself at 2026-11-23 18:32:00 UTC unless it is renewed
 """
 
@@ -70,6 +85,7 @@ ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "pod": {"type": "str", "required": True},
     "deadline": {"type": "float"},
+    "wait": {"type": "float", "default": 0},
 }
 
 
@@ -81,7 +97,7 @@ def main() -> None:
         changed = False
         if given["deadline"] is not None:
             changed = leash.renew(root, given["pod"], given["deadline"], check=module.check_mode)
-        module.exit_json(changed=changed, leash=leash.read_status(root, given["pod"]))
+        module.exit_json(changed=changed, leash=leash.await_status(root, given["pod"], given["wait"]))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,17 @@ options:
     description: The most that all pods of these runs may cost together; 0 for no such cap.
     type: float
     default: 0
+  max_usd_per_day:
+    description:
+      - The most that all pods of this owner may cost together in a calendar day (UTC); 0 for no such cap.
+      - What pods that are there may still come to by their deadlines counts, too. An order that does not fit fails, and
+        a leash is no longer than what is left.
+    type: float
+    default: 0
+  max_usd_per_month:
+    description: The same for a calendar month (UTC).
+    type: float
+    default: 0
   max_hours:
     description: The longest that the pod may live.
     type: float
@@ -223,6 +234,8 @@ ARGUMENTS = {
     "clouds": {"type": "list", "elements": "str", "choices": ["SECURE", "COMMUNITY"], "default": ["SECURE"]},
     "max_usd_per_hour": {"type": "float", "default": 0},
     "max_usd": {"type": "float", "default": 0},
+    "max_usd_per_day": {"type": "float", "default": 0},
+    "max_usd_per_month": {"type": "float", "default": 0},
     "max_hours": {"type": "float", "default": 24},
     "min_cuda": {"type": "str", "default": "13.0"},
     "data_centers": {"type": "list", "elements": "str", "default": []},

@@ -61,7 +61,8 @@ usd_per_hour:
   type: float
   sample: 0.86
 show:
-  description: All of that as a table with a line below it, C(columns), C(rows) and C(lines) of the action C(show).
+  description: All of that as a table, C(columns) and C(rows) of the action C(show); in C(lines) their sum, and what
+    counts against the caps of all pods.
   returned: success
   type: dict
   sample: {columns: [pod, id], rows: [[pod-1, 7h9k2m4n6p]], lines: ['  1 pods, 0.86 USD/h together']}
@@ -72,7 +73,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.pods import messages, runpod
+from ansible.module_utils.lora_forge.pods import messages, runpod, spending
 from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods
 
 ARGUMENTS = {
@@ -94,16 +95,18 @@ def main() -> None:
         pods = list_account_pods(api.list_pods(), claims.list_all(), claims.owner, time.time())
         if given["host"]:
             pods = [pod for pod in pods if pod["mine"] and pod["host"] == given["host"]]
+        show = messages.account_table(pods)
+        alive = frozenset(pod["name"] for pod in pods)
+        show["lines"] += [f"  {line}" for line in spending.summary_lines(claims, time.time(), alive=alive)]
         corrected = given["billing"] and fetch_bills(claims, api.billed_usd, time.time(), module.check_mode)
-        table = messages.account_table(pods)
         if claims.place_notice:
-            table["lines"].append(f"  {claims.place_notice}")
+            show["lines"].append(f"  {claims.place_notice}")
         module.exit_json(
             changed=corrected,
             pods=pods,
             unclaimed=[{"host": pod["host"], "id": pod["id"]} for pod in pods if pod["mine"] and not pod["claimed"]],
             usd_per_hour=round(sum(pod["usd_per_hour"] for pod in pods), 4),
-            show=table,
+            show=show,
         )
 
 

@@ -84,7 +84,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.planning import fleet
-from ansible.module_utils.lora_forge.pods import claims
+from ansible.module_utils.lora_forge.pods import claims, spending
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.results import leaderboard, status
 
@@ -141,6 +141,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         return returned
     rows = status.table_rows(meant, silent)
     lines = status.status_lines(meant, silent, notes) + leaderboard.summary_lines(output, agents)
+    lines += [f"    {line}" for line in spending.summary_lines(Claims(folder), time.time())] if folder else []
     lines = lines or ([] if rows else ["  no run is known"])
     screen = given["display"] == "screen"
     return returned | {"show": {"columns": status.COLUMNS, "rows": rows, "lines": lines, "screen": screen}}

@@ -6,8 +6,12 @@ module: watch
 short_description: Watch a run to its end, and show its progress
 description:
   - Asks M(training_run_info) again and again. Losing this process, or the connection, harms nothing.
-  - On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps.
+  - On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps, where it saw
+    steps go by since the last renewal, and the rest fits into the caps at their pace. How long a host says that it
+    needs adds to what was spent, and takes nothing from it.
   - Every end but V(finished) is a failure.
+  - Every five minutes it asks the pod's leash, too. Where that has not been able to end the pod for a quarter of an
+    hour, the run is stopped, as for its costs.
 options:
   stall_timeout:
     required: true
@@ -58,8 +62,8 @@ state:
   type: str
   sample: finished
 breach:
-  description: Which cap it would have broken, in words.
-  returned: when it was stopped for its costs
+  description: Which cap it would have broken, or what is wrong with the leash, in words.
+  returned: when it was stopped for that
   type: str
   sample: it would come to cost 21.40 USD, and pod_max_usd is 20
 kept:
@@ -67,4 +71,9 @@ kept:
   returned: when it was stopped for its costs
   type: bool
   sample: true
+spent:
+  description: Whether the cap is reached already, so that its pod has to be released although it could not be stopped.
+  returned: when it could not be stopped
+  type: bool
+  sample: false
 """

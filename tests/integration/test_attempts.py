@@ -64,7 +64,7 @@ class Pod:
         self.home, self.hook, self.output = home, hook, home / "output"
         (self.output / "runs").mkdir(parents=True)
         (home / "actions").mkdir()
-        for name in ("runpod_pod", "runpod_pod_info", "provision", "start_run", "deliver_run"):
+        for name in ("runpod_pod", "runpod_pod_info", "await_leash", "provision", "start_run", "deliver_run"):
             (home / f"actions/{name}.py").write_text(PREPARED.format(home=str(home)))
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "pod_gpus": ["L40S"],
                 "output_dir": str(self.output), "pod_state_dir": str(home / "pods"), "trainer_lock": "trainer-cpu",
@@ -168,6 +168,24 @@ def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
     assert code == 0, text
     assert pod.released == ["its machine did not pass the gate"] * released
     assert pod.told == [("failed", "crew", "computed wrong")]
+
+
+@pytest.mark.parametrize(("kind", "pods"), [("image", 1), ("machine", 3)])
+def test_without_a_leash_nothing_is_launched_and_the_pod_is_released(pod: Pod, kind: str, pods: int) -> None:
+    why = {"failed": True, "msg": "pod-1: its leash did not start", "unleashed": kind}
+    code, text = pod.play("crew", await_leash=[why], runpod_pod_info=[{"pods": []}])
+    assert code == 0, text
+    assert pod.released == ["nothing but a controller would end it"] * pods
+    assert pod.asked("start_run") == pod.asked("provision") == []
+    assert pod.told == [("failed", "crew", "pod-1: its leash did not start")]
+
+
+def test_a_pod_that_cannot_be_stopped_though_a_cap_is_reached_is_released(pod: Pod) -> None:
+    breach = {"failed": True, "msg": "it could not be stopped", "breach": "it has come to 2 USD", "kept": False,
+              "spent": True, "run_id": "crew-0"}  # fmt: skip
+    code, text = pod.play("crew", deliver_run=[breach])
+    assert code == 0, text
+    assert pod.released == ["it has come to 2 USD"]
 
 
 def test_a_pod_that_cannot_be_released_after_collecting_is_a_failure(pod: Pod) -> None:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shlex
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from ansible.module_utils.lora_forge.pods import ssh
 from ansible.module_utils.lora_forge.pods.runpod import Answer
 from ansible.module_utils.testing import patch_module_args
 from lab import PATIENCE, eventually
-from wire import hold_answer, hold_request
+from wire import hold_answer, hold_request, pod_shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/pod/files/leash.py"
@@ -57,7 +58,9 @@ class RunPod:
 
     Attributes:
         answers: Method -> (status, title, further headers); 204 without one.
-        requests: (method, path) of every request; headers and bodies of the same.
+        looks: How often a pod was looked up, which ends nothing; such a request is in none of the others.
+        look: (status, title) of the answer to that.
+        requests: (method, path) of every other request; headers and bodies of the same.
         violations: Requests, and answers that end a pod, which the description does not have.
     """
 
@@ -67,11 +70,15 @@ class RunPod:
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
         self.violations: list[str] = []
+        self.looks, self.look = 0, (200, "")
         runpod = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.command == "GET":
+                    self.show()
+                    return
                 runpod.headers.append(dict(self.headers.items()))
                 runpod.bodies.append(body)
                 runpod.requests.append((self.command, self.path))
@@ -88,6 +95,27 @@ class RunPod:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(said)
+
+            def show(self) -> None:
+                runpod.looks += 1
+                status, title = runpod.look
+                said = (
+                    {"title": title, "status": status, "detail": title}
+                    if title
+                    else pod_shown(self.path.rpartition("/")[2])
+                )
+                media = "application/problem+json" if title else "application/json"
+                try:
+                    hold_request("GET", runpod.url + self.path, self.headers, b"")
+                    reply = Answer(status, {"content-type": media}, json.dumps(said).encode())
+                    hold_answer("GET", runpod.url + self.path, reply)
+                    assert self.headers["Authorization"] == f"Bearer {KEY}"
+                except (AssertionError, ValueError) as error:
+                    runpod.violations.append(str(error))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(json.dumps(said).encode())))
+                self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
 
             do_POST = do_DELETE = do_GET = answer
 
@@ -178,7 +206,7 @@ def pod(tmp_path, runpod):
 def test_it_says_when_the_pod_ends_and_leaves_it_alone(pod, runpod, capsys):
     assert pod.after(0) == {
         "pod": POD, "deadline": DEADLINE, "state": "waiting", "renewals": 0, "beat": pod.wall,
-        "word": ENDS.partition("leash: ")[2],
+        "word": ENDS.partition("leash: ")[2], "lacks": "", "status": 200, "answer": "200 OK",
     }  # fmt: skip
     assert pod.at_deadline(-1)["state"] == "waiting"
     assert capsys.readouterr().out == f"{ENDS}\n"
@@ -197,6 +225,109 @@ def test_without_a_deadline_it_is_an_hour(pod, missing):
     now = pod.wall
     pod.start(LORA_FORGE_DEADLINE=missing)
     assert pod.after(5)["deadline"] == now + 3600
+
+
+# --- RunPod is asked before it is needed ----------------------------------------------------------------------------
+
+
+def test_its_pod_is_looked_up_once_when_that_works(pod, runpod, capsys):
+    for _ in range(5):
+        word = pod.after(60)
+    assert (runpod.looks, word["status"], word["answer"], word["lacks"]) == (1, 200, "200 OK", "")
+    assert runpod.requests == []
+    assert capsys.readouterr().out == f"{ENDS}\n"
+
+
+def test_a_pod_that_is_not_shown_is_looked_up_again_ever_more_rarely_and_that_is_said_once(pod, runpod, capsys):
+    runpod.look = (403, "Forbidden")
+    words = [pod.after(5) for _ in range(24)]
+    assert (runpod.looks, words[0]["answer"], words[-1]["status"]) == (2, "403 Forbidden", 403)
+    assert capsys.readouterr().out.count("lora-forge leash: RunPod does not show this pod: 403 Forbidden") == 1
+    for _ in range(3600 // 5):
+        pod.after(5)
+    assert 10 <= runpod.looks <= 16
+    runpod.look = (200, "")
+    assert pod.after(600)["answer"] == "200 OK"
+    assert runpod.requests == []
+
+
+def test_without_a_network_it_says_so_and_ends_the_pod_when_it_is_back(pod, runpod):
+    url = runpod.url
+    pod.start(LORA_FORGE_API="http://127.0.0.1:1")
+    word = pod.after(0)
+    assert (word["status"], "refused" in word["answer"]) == (0, True)
+    pod.leash.api = url
+    pod.at_deadline()
+    assert runpod.requests == [TERMINATE]
+
+
+def test_a_pod_that_lacks_its_key_looks_nothing_up(pod, runpod):
+    pod.start(RUNPOD_API_KEY="")
+    word = pod.after(5)
+    assert (runpod.looks, word["lacks"], word["answer"]) == (0, "RUNPOD_API_KEY is not set", "")
+
+
+def test_at_the_deadline_nothing_is_looked_up_before_the_end(pod, runpod):
+    pod.at_deadline()
+    assert (runpod.looks, runpod.requests) == (0, [TERMINATE])
+
+
+@pytest.fixture
+def secured(runpod, tmp_path, monkeypatch):
+    """Let RunPod answer over TLS, by an authority that this machine's Python does not know; return its certificate."""
+    authority = [tmp_path / "ca.key", tmp_path / "ca.pem"]
+    key, request, own = tmp_path / "own.key", tmp_path / "own.csr", tmp_path / "own.pem"
+    extension = tmp_path / "extension"
+    extension.write_text("subjectAltName=IP:127.0.0.1\n")
+    make = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout"]
+    for command in (
+        ["req", "-x509", *make, authority[0], "-out", authority[1], "-subj", "/CN=lora-forge test", "-days", "2"],
+        ["req", *make, key, "-out", request, "-subj", "/CN=127.0.0.1"],
+        ["x509", "-req", "-in", request, "-CA", authority[1], "-CAkey", authority[0], "-CAcreateserial", "-out", own,
+         "-days", "2", "-extfile", extension],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own, key)
+    runpod.server.socket = context.wrap_socket(runpod.server.socket, server_side=True)
+    runpod.url = runpod.url.replace("http:", "https:")
+    monkeypatch.setattr(program, "bundles", lambda: iter(()))
+    return authority[1]
+
+
+def test_without_ca_certificates_it_says_so_and_trusts_nobody(pod, runpod, secured):
+    pod.start(LORA_FORGE_API=runpod.url)
+    word = pod.after(0)
+    assert (word["status"], runpod.looks) == (0, 0)
+    assert "CERTIFICATE_VERIFY_FAILED" in word["answer"]
+    fault = outside.find_fault({**word, "alive": True})
+    assert "Install ca-certificates in the image, or certifi for its python3" in fault["image"]
+    assert pod.at_deadline()["state"] == "refused"
+    assert runpod.requests == []
+
+
+def test_ca_certificates_that_python_does_not_know_do_as_well(pod, runpod, secured, tmp_path, monkeypatch):
+    (tmp_path / "torn.pem").write_text("-----BEGIN")
+    given = [str(tmp_path / "gone.pem"), str(tmp_path / "torn.pem"), str(secured)]
+    monkeypatch.setattr(program, "bundles", lambda: iter(given))
+    pod.start(LORA_FORGE_API=runpod.url)
+    assert pod.after(0)["answer"] == "200 OK"
+    pod.at_deadline()
+    assert runpod.requests == [TERMINATE]
+
+
+def test_ca_certificates_that_come_later_are_found(pod, runpod, secured, monkeypatch):
+    pod.start(LORA_FORGE_API=runpod.url)
+    assert pod.after(0)["status"] == 0
+    monkeypatch.setattr(program, "bundles", lambda: iter([str(secured)]))
+    pod.after(60)  # the list that it had is at its end
+    assert pod.after(60)["answer"] == "200 OK"
+
+
+def test_certificates_are_looked_for_where_images_have_them():
+    found = list(program.bundles())
+    assert "/etc/ssl/certs/ca-certificates.crt" in found
+    assert any(path.endswith("cacert.pem") and pathlib.Path(path).exists() for path in found)  # of pip, here
 
 
 # --- the host keys --------------------------------------------------------------------------------------------------
@@ -649,6 +780,24 @@ def test_a_real_leash_ends_its_pod(pod, runpod, started):
     assert KEY not in log()
 
 
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_a_controller_takes_the_word_of_a_real_leash_and_of_no_other(pod, runpod, started, key):
+    env = {**os.environ, **pod.env, "RUNPOD_API_KEY": key, "LORA_FORGE_DEADLINE": str(time.time() + 600)}
+    _, log = started([sys.executable, str(PROGRAM)], env)
+    budget = {"usd_per_hour": 1.0, "spent": 0.0, "since": time.time(), "max_usd": 0.0, "max_hours": 1.0, "pod": POD,
+              "claim": str(pod.root / "none.json"), "root": str(pod.root)}  # fmt: skip
+    given = json.dumps({"budget": budget, "timeout": PATIENCE, "unreachable_timeout": 5})
+    command = [sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local", "-m", "await_leash", "-a", given]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) is bool(key), done.stdout + done.stderr
+    assert (
+        "unleashed" not in done.stdout if key else "its leash cannot end it: RUNPOD_API_KEY is not set" in done.stdout
+    )
+    assert KEY not in log() + done.stdout + done.stderr
+    assert runpod.looks == bool(key)
+
+
 def test_a_real_leash_whose_volume_hangs_ends_its_pod(pod, runpod, started, tmp_path):
     text = PROGRAM.read_text()
     for old, new in (("TICK = 5.0 ", "TICK = 0.05 "), ("HUNG = 600.0 ", "HUNG = 0.2 ")):
@@ -722,20 +871,47 @@ def test_a_deadline_in_the_past_or_in_other_units_is_refused(tmp_path, ahead, un
 
 
 def test_a_leash_is_alive_while_it_beats(tmp_path, monkeypatch):
-    assert outside.read_status(tmp_path, POD) == {"alive": False}
+    monkeypatch.setattr(outside, "shutil", types.SimpleNamespace(which=lambda name: name != "gzip"))
+    assert outside.read_status(tmp_path, POD) == {"alive": False, "missing": ["gzip"]}
     (tmp_path / "leash").mkdir()
     now = time.time()
     monkeypatch.setattr(outside, "time", types.SimpleNamespace(time=lambda: now))
     for age, alive in ((0, True), (140, True), (160, False), (-3600, False)):
         word = {"state": "waiting", "beat": now - age}
         rundir.write_json(tmp_path / "leash" / f"{POD}.json", word)
-        assert outside.read_status(tmp_path, POD) == {**word, "alive": alive}
+        assert outside.read_status(tmp_path, POD) == {**word, "alive": alive, "beat_age": age}
 
 
 def call(capsys, *, check=False, **given):
     with patch_module_args({"_ansible_check_mode": check, "pod": POD, **given}), pytest.raises(SystemExit):
         module.main()
     return json.loads(capsys.readouterr().out)
+
+
+def test_the_module_waits_for_a_leash_that_comes_up(pod, capsys, monkeypatch):
+    pod.wall = time.time()
+    pod.start(LORA_FORGE_DEADLINE=str(pod.wall + 600))
+    coming = threading.Timer(1, lambda: pod.after(0))
+    coming.start()
+    monkeypatch.setattr(program.Leash, "say", lambda leash, text: None)  # into the module's answer
+    found = call(capsys, root=str(pod.root), wait=PATIENCE)["leash"]
+    coming.join()
+    assert (found["alive"], found["answer"], outside.find_fault(found)) == (True, "200 OK", {})
+
+
+@pytest.mark.parametrize(
+    ("env", "mends"), [({"RUNPOD_API_KEY": ""}, False), ({"LORA_FORGE_API": "http://127.0.0.1:1"}, True)]
+)
+def test_the_module_waits_only_for_what_may_mend(pod, monkeypatch, env, mends):
+    pod.wall = time.time()
+    pod.start(LORA_FORGE_DEADLINE=str(pod.wall + 600), **env)
+    pod.after(0)
+    slept: list[float] = []
+    clock = types.SimpleNamespace(time=lambda: pod.wall, monotonic=lambda: sum(slept))
+    monkeypatch.setattr(outside, "time", clock)
+    found = outside.await_status(pod.root, POD, 30, slept.append)
+    assert outside.find_fault(found)
+    assert (sum(slept) >= 30) is mends
 
 
 def test_the_module_renews_and_reads(pod, capsys):

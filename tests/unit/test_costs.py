@@ -275,6 +275,12 @@ def budget_of(**changes: Any) -> costs.Budget:
         ({"max_usd": 0}, 4 * H + 60, None, "it has come to 4.02 h, and pod_max_hours is 4.00"),
         ({"spent": 7.0}, 60, None, "it has come to 7.03 USD, and pod_max_usd is 7.00"),
         ({"since": 1 * H}, 4 * H, None, ""),
+        *(({}, 100 * H, eta, "it has come to 201.00 USD, and pod_max_usd is 7.00")
+          for eta in (-1e9, float("nan"), float("inf"), float("-inf"), "soon", True, [], 1e300, None)),
+        ({"max_usd": 0}, 100 * H, -1e9, "it has come to 100.00 h, and pod_max_hours is 4.00"),
+        ({}, -9 * H, -1e9, ""), ({}, -9 * H, 3 * H + 60, "at the measured pace it would come to 7.03 USD, and "
+                                                         "pod_max_usd is 7.00"),  # a clock that was set back
+        ({"max_usd": 0}, 0, 1e300, "at the measured pace it would come to 8760.00 h, and pod_max_hours is 4.00"),
     ],
 )  # fmt: skip
 def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_fits_goes_on(changes, now, eta, words):
@@ -290,8 +296,12 @@ def test_a_training_that_would_cost_too_much_is_told_in_words_and_one_that_just_
         ({"max_usd": 0}, 0, 1.6 * H, 4 * H),  # 4.2 h are wanted
         ({"max_usd": 0, "max_hours": 24}, 0, 1.6 * H, 4.2 * H),
         ({"max_usd": 0, "max_hours": 24}, 1 * H, 0.6 * H, 3.2 * H),
-        ({"spent": 3.0}, 0, 3 * H, None),  # 2 h, that is the deadline it has
-        ({"spent": 3.0, "deadline": 2 * H - 60}, 0, 3 * H, None), ({"spent": 3.0, "deadline": 7139}, 0, 3 * H, 2 * H),
+        ({"spent": 3.0}, 0, 1.9 * H, None),  # 2 h, that is the deadline it has
+        ({"spent": 3.0, "deadline": 2 * H - 60}, 0, 1.9 * H, None),
+        ({"spent": 3.0, "deadline": 7139}, 0, 1.9 * H, 2 * H),
+        ({"spent": 3.0, "deadline": 3600}, 0, 3 * H, None),  # it could not end within the caps: that helps nobody
+        ({}, 0, -1.0, None), ({}, 0, float("nan"), None), ({}, 0, float("inf"), None),
+        ({"usd_per_hour": 0.0}, 0, 1.6 * H, None), ({"usd_per_hour": 0.0, "max_usd": 0}, 0, 1.6 * H, 4 * H),
         ({"spent": 9.0}, 0, 3 * H, None),
     ],
 )  # fmt: skip
@@ -299,9 +309,45 @@ def test_a_leash_is_renewed_where_the_pace_asks_for_it_and_only_within_the_caps(
     assert costs.renewed_deadline(budget_of(**changes), now, eta) == deadline
 
 
+def test_a_pace_takes_steps_that_were_not_claimed_before_by_its_own_clock():
+    pace = costs.Pace()
+    assert pace.seconds_left(0) is None
+    for answer in ((None, 100), (5, None), ("5", 100), (5.0, 100), (-5, 100), (5, 0), (5, 10**400), (float("nan"), 9)):
+        pace.see(0, *answer)
+    assert pace == costs.Pace()
+    pace.see(1000, 10, 100)
+    assert pace.seconds_left(2000) is None  # nothing was seen to be done
+    pace.see(2000, 20, 110)
+    assert pace.seconds_left(2000) == 80 * 100  # the steps to be do not grow
+    pace.see(3000, 15, 100)
+    assert pace.seconds_left(3000) == 80 * 200
+    pace.renewed(3000)
+    pace.see(4000, 20, 100)
+    assert pace.seconds_left(4000) is None
+    pace.see(5000, 21, 100)
+    assert pace.seconds_left(5000) == 79 * 2000
+    pace.see(6000, 500, 100)
+    assert pace.seconds_left(6000) == 0
+    pace.renewed(6000)
+    pace.see(7000, 900, 100)
+    assert pace.seconds_left(7000) is None  # all that was to be done is done
+    pace = costs.Pace()
+    pace.see(1000, 1, 100), pace.see(1001, 2, 100)
+    assert pace.seconds_left(-6000) == 0  # a clock that was set back
+
+
+def test_of_two_paces_the_shorter_rest_prolongs_a_leash():
+    budget = budget_of(max_usd=0, max_hours=100.0)
+    assert costs.renewed_deadline(budget, 0, 40 * H, 2 * H) == costs.renewed_deadline(budget, 0, 2 * H, 40 * H) == 5 * H
+    assert costs.renewed_deadline(budget, 0, 40 * H, -1e9) is None
+    assert costs.renewed_deadline(budget, 0, 40 * H, float("nan")) == 81 * H
+    assert costs.renewed_deadline(budget, 0, 101 * H, 2 * H) is None  # as it goes, it does not end within the caps
+
+
 def test_a_budget_goes_through_ansible_as_it_is():
-    budget = budget_of(claim="/c/n.json", root="/r")
-    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r"}
+    caps = {"max_usd_per_day": 3.0, "max_usd_per_month": 30.0}
+    budget = budget_of(claim="/c/n.json", root="/r", **caps)
+    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r", **caps}
     assert costs.Budget.from_dict({**budget.as_dict(), "of a later version": 1}) == budget
 
 
@@ -848,9 +894,9 @@ def test_what_is_renewed_leaves_slack_for_the_collection():
     assert costs.renewed_deadline(budget, 0, 1.5 * H) is None  # half an hour is left beside the training
     assert costs.renewed_deadline(budget, 0, 1.5 * H + 1) == 2 * (1.5 * H + 1) + H
     assert (
-        costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1 / 60), 0, 2 * H) is None
+        costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1 / 60), 0, 1.9 * H) is None
     )  # a minute more is not worth it
-    assert costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1.02 / 60), 0, 2 * H) == 7261
+    assert costs.renewed_deadline(dataclasses.replace(budget, max_hours=2.0 + 1.02 / 60), 0, 1.9 * H) == 7261
 
 
 def test_a_run_without_a_lane_is_on_the_first_one():

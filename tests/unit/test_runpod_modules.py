@@ -291,7 +291,10 @@ def test_what_costs_money_is_told_and_what_does_so_for_nothing(desk, tmp_path):
     assert (answer["changed"], answer["usd_per_hour"]) == (False, 2.58)
     assert answer["unclaimed"] == [{"host": "pod-9", "id": "pod2"}]
     assert [row[-1] for row in answer["show"]["rows"]] == ["witness-1", "nothing", "–"]
-    assert answer["show"]["lines"] == ["  3 pods, 2.58 USD/h together"]
+    assert answer["show"]["lines"] == [
+        "  3 pods, 2.58 USD/h together",
+        "  2025-11 (UTC): 0.00 USD spent on pods, 1.10 committed until their deadlines",
+    ]
     (tmp_path / "runs").mkdir()
     for state, unclaimed in (("launched", ["pod2"]), ("failed", ["pod1", "pod2"])):
         rundir.write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 import types
@@ -23,6 +24,14 @@ from safetensors.numpy import save_file
 from wire import Clock, load
 
 
+@dataclasses.dataclass(frozen=True)
+class After:
+    """An answer that takes its time."""
+
+    seconds: float
+    answer: Any
+
+
 class Task:
     """An action plugin with prepared answers of modules, a clock, and what it displayed."""
 
@@ -31,6 +40,7 @@ class Task:
         self.told: list[str] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.clock = Clock()
+        self.leash: dict[str, Any] | None = None  # what pod_leash always answers
         monkeypatch.setattr(self.plugin, "tell", self.hear)
         still = types.SimpleNamespace(
             time=self.clock.now, monotonic=self.clock.now, sleep=self.clock.sleep, strftime=time.strftime,
@@ -49,8 +59,13 @@ class Task:
 
     def module(self, name: str, asked: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         self.asked.append((name, asked))
+        if name == "pod_leash" and self.leash is not None:
+            return dict(self.leash)
         assert self.answers, f"nobody expects {name}"
         found = self.answers.pop(0) if len(self.answers) > 1 or not callable(self.answers[0]) else self.answers[0]()
+        if isinstance(found, After):
+            self.clock.sleep(found.seconds)
+            found = found.answer
         if isinstance(found, Exception):
             raise found
         return dict(found)
@@ -78,7 +93,10 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     found = task.run()
     assert (found["phase"], found["changed"]) == ("ready", True)
     since = ["", "no capacity for L40S", "no capacity for L40S", "another one", "no SSH answer yet"]
-    assert task.asked == [("runpod_pod", {"host": "pod-1", "wait": 20, "since": word}) for word in since]
+    assert task.asked == [
+        ("runpod_pod", {"host": "pod-1", "wait": 20, "since": word, "claim": "", "controller": mock.ANY})
+        for word in since
+    ]
     assert task.told == [
         "  pod-1: waiting: no capacity for L40S", "  pod-1: pod1 is released", "  pod-1: ordering: another one",
         "  pod-1: booting: no SSH answer yet", "  it answers",
@@ -119,6 +137,7 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
             "others": {}, **changes}  # fmt: skip
 
 
+WELL = {"alive": True, "state": "waiting", "status": 200, "answer": "200 OK", "lacks": "", "beat_age": 4.0}
 FINISHED = seen(100, state="finished")
 RENEWED = {"changed": True, "leash": {"alive": True}}
 CLAIM = "pods/claims/n.json"
@@ -181,16 +200,55 @@ def test_a_pod_that_would_come_to_cost_too_much_is_stopped_with_the_reason(watch
     assert (record.state, record.final, record.is_settled("failed")) == ("stopped", True, True)
 
 
-@pytest.mark.parametrize(
-    "trouble", [AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
-)
+TROUBLES = [lambda: AnsibleConnectionFailure("no route"), AnsibleError("no route"), {"failed": True, "msg": "no route"}]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble):
-    task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
+    task = watch(seen(10, 60), trouble, budget={"max_usd": 0.5})
     found = task.run()
-    assert (found["failed"], found["kept"], found["state"]) == (True, False, "running")
-    assert found["msg"].startswith("witness-1 could not be stopped (no route), and it has come to 0.60 USD")
+    assert (found["failed"], found["kept"], found["spent"], found["state"]) == (True, False, False, "running")
+    assert found["msg"].startswith("witness-1 could not be stopped (no route), and at the measured pace it would come")
     assert "playbooks/release.yml -e pod=pod-1 gives the pod up" in found["msg"]
     assert [post["event"] for post in task.posts] == ["over_budget"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_cannot_be_stopped_though_a_cap_is_reached_gives_its_pod_up(watch, trouble):
+    task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})
+    found = task.run()
+    assert (found["failed"], found["kept"], found["spent"], found["state"]) == (True, False, True, "running")
+    assert found["msg"] == (
+        "witness-1 could not be stopped (no route), and it has come to 0.60 USD, and pod_max_usd is 0.50. Its pod is "
+        "released, as its leash would do; the checkpoints that were fetched are kept"
+    )
+    assert [post["event"] for post in task.posts] == ["over_budget"]
+    assert task.clock.now() - Clock().now() < 300
+
+
+@pytest.mark.parametrize("eta", [-1e9, None, 0.0])
+@pytest.mark.parametrize("caps", [{"max_hours": 24.0}, {"max_usd": 10.0, "max_hours": 1e9}])
+def test_no_claim_of_a_host_takes_back_what_was_lived(watch, eta, caps):
+    """A host that says that it needs less than nothing has trained for 100 hours all the same."""
+    stopped = [{"changed": True}, seen(checkpoint=4)]
+    claim = seen(10, 60) | {"eta_seconds": eta}
+    found = watch(seen(10, 1), After(100 * 3600, claim), *stopped, budget={"usd_per_hour": 2.0, **caps}).run()
+    assert found["breach"].startswith("it has come to ")
+    assert found["state"] == "stopped"
+
+
+@pytest.mark.parametrize("eta", [float("nan"), float("-inf"), "soon", 1e300])
+def test_what_is_no_number_is_no_answer(watch, eta):
+    found = watch(seen(10, 60) | {"eta_seconds": eta}, budget={"max_hours": 24.0}).run()
+    assert found["failed"]
+    assert "its answer to training_run_info does not fit: eta_seconds" in found["msg"]
+
+
+def test_a_wall_clock_that_is_set_back_takes_back_nothing(watch, monkeypatch):
+    task = watch(seen(10, 1), After(25 * 3600, seen(11, 1)), {"changed": True}, seen(11, 1), budget={"leash": 48})
+    began = task.clock.now()
+    monkeypatch.setattr(task.plugin.time, "time", lambda: min(task.clock.now(), began))  # set back at every look
+    assert task.run()["breach"] == "it has come to 25.00 h, and pod_max_hours is 24.00"
 
 
 @pytest.mark.parametrize(
@@ -212,33 +270,110 @@ def test_what_is_over_is_not_called_too_dear(watch):
 
 
 def test_a_leash_that_is_too_short_is_renewed_within_the_caps(watch, tmp_path):
-    task = watch(seen(10, 60), RENEWED, seen(11, 60), FINISHED, budget={"leash": 1, "max_hours": 3.0})
+    looks = [seen(10, 60), After(60, seen(11, 60)), RENEWED, After(60, seen(12, 60)), FINISHED]
+    task = watch(*looks, budget={"leash": 1, "max_hours": 3.0})
     later = task.clock.now() + 3 * 3600
     assert task.run()["state"] == "finished"
-    assert task.asked[1] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
+    assert task.asked[2] == ("pod_leash", {"root": "/workspace/lora-forge", "pod": "pod1", "deadline": later})
     assert [name for name, _ in task.asked].count("pod_leash") == 1
     assert rundir.read_json(tmp_path / CLAIM) == {"name": "n", "host": "pod-1", "deadline": later}
     assert f"  witness  the pod's leash is renewed to {time.strftime('%H:%M', time.localtime(later))}" in task.told
 
 
 def test_a_claim_that_was_closed_meanwhile_is_left_alone_and_that_is_told(watch, tmp_path):
-    task = watch(seen(10, 60), RENEWED, FINISHED, budget={"leash": 1})
+    task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 1})
     closed = {"name": "n", "host": "pod-1", "deadline": 0, "released_at": 1.0}
     rundir.write_json(tmp_path / CLAIM, closed)
     assert task.run()["state"] == "finished"
     assert rundir.read_json(tmp_path / CLAIM) == closed
-    assert "  witness  the pod's claim is closed, or gone: its deadline was not noted there" in task.told
+    assert "  witness  the pod's leash is not renewed: its claim is closed, or gone" in task.told
 
 
 @pytest.mark.parametrize("trouble", [AnsibleConnectionFailure("no route"), {"failed": True, "msg": "disk full"}])
 def test_a_renewal_that_fails_is_tried_again_with_the_next_look(watch, tmp_path, trouble):
-    task = watch(seen(10, 60), trouble, seen(11, 60), RENEWED, FINISHED, budget={"leash": 1})
+    looks = [After(60, seen(11, 60)), trouble, After(60, seen(12, 60)), RENEWED, FINISHED]
+    task = watch(seen(10, 60), *looks, budget={"leash": 1})
     task.run()
-    assert [name for name, _ in task.asked] == ["training_run_info", "pod_leash"] * 2 + ["training_run_info"]
+    info = "training_run_info"
+    assert [name for name, _ in task.asked] == [info, info, "pod_leash", info, "pod_leash", info]
     assert rundir.read_json(tmp_path / CLAIM)["deadline"] > task.clock.now()
 
 
 CHECKPOINT = ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")
+
+
+def renewals(task: Task) -> list[float]:
+    """Run to the end; list the hours after the beginning to which the leash was renewed."""
+    began = task.clock.now()
+    task.run()
+    return [(asked["deadline"] - began) / 3600 for name, asked in task.asked if "deadline" in asked]
+
+
+class Liar:
+    """A host that answers each look, half an hour apart, for three days; a claim for each look.
+
+    Args:
+        claim: From the number of the look to (step, planned, seconds a step).
+    """
+
+    def __init__(self, claim: Any):
+        self.claim, self.looks = claim, 0
+
+    def __call__(self) -> Any:
+        self.looks += 1
+        step, planned, seconds = self.claim(self.looks)
+        done = seen(10, 60)
+        done["progress"] |= {"step": step, "planned": planned, "measured": step, "seconds_per_step": seconds}
+        done["eta_seconds"] = (planned - step) * seconds
+        return After(1800, FINISHED if self.looks > 144 else done)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        lambda look: (100, 1000, 4.0),  # an hour to go, and always an hour
+        lambda look: (1000 - look, 2000, 3.6),  # backwards
+        lambda look: (100 + look % 3, 1000, 4.0),  # the same steps again and again
+        lambda look: (100 + look // 40, 1000, 4.0),  # a pace that never comes true
+        lambda look: (900 * look, 900 * look + 900, 4.0),  # always the same amount to go
+    ],
+)
+def test_progress_that_is_only_claimed_renews_no_leash(watch, claim):
+    liar = Liar(claim)
+    task = watch(liar, budget={"leash": 4, "max_hours": 1000.0})
+    task.leash = {"changed": True, "leash": WELL}
+    assert [hours for hours in renewals(task) if hours > 5] == []
+    assert liar.looks > 144
+
+
+def test_a_training_that_is_slower_than_planned_is_renewed_as_often_as_it_needs_it(watch):
+    slow = Liar(lambda look: (100 + look, 244, 1800.0))  # three days, at half an hour a step
+    task = watch(slow, budget={"leash": 4, "max_hours": 100.0})
+    task.leash = {"changed": True, "leash": WELL}
+    assert renewals(task)[-1] > 72
+
+
+@pytest.mark.parametrize(("cap", "hours"), [(0.0, 4.0), (3.0, 2.9), (1.0, None)])
+def test_a_renewal_keeps_within_what_is_left_to_all_pods(watch, tmp_path, cap, hours):
+    looks = [seen(10, 60), After(60, seen(11, 60)), *[After(60, seen(step, 60)) for step in (12, 13)], FINISHED]
+    task = watch(*looks, budget={"leash": 1, "max_usd_per_month": cap})
+    task.leash = {"leash": WELL}
+    began = task.clock.now()
+    claim = {"name": "n", "host": "pod-1", "owner": "cafe01", "pod_id": "pod1", "usd_per_hour": 1.0, "asked_at": began}
+    rundir.write_json(tmp_path / CLAIM, claim | {"deadline": began + 3600})
+    assert renewals(task) == ([] if hours is None else [pytest.approx(hours, abs=0.1)])
+    noted = rundir.read_json(tmp_path / CLAIM)["deadline"]
+    assert noted == pytest.approx(began + 3600 * (hours or 1), abs=360)
+    assert hours is None or not cap or (noted + 300 - began) / 3600 <= cap
+    said = [line for line in task.told if "2025-11 (UTC): " in line]
+    assert len(said) == bool(cap)
+    assert all("the pod's leash is " in line and f"pod_max_usd_per_month is {cap:.2f}" in line for line in said)
+
+
+def test_a_leash_that_an_earlier_watch_renewed_is_not_shortened(watch, tmp_path):
+    task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 1})
+    rundir.write_json(tmp_path / CLAIM, {"name": "n", "host": "pod-1", "deadline": task.clock.now() + 9 * 3600})
+    assert renewals(task) == []
 
 
 @pytest.fixture
@@ -386,3 +521,181 @@ def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
     assert runs.observe(tmp_path).checkpoint["step"] == 12
     (tmp_path / names[0]).write_text("longer")
     assert runs.newest_checkpoint(tmp_path)["step"] == 6
+
+
+# --- the leash ------------------------------------------------------------------------------------------------------
+
+
+SILENT = {"alive": False, "beat_age": 400.0, "state": "waiting", "status": 200, "answer": "200 OK"}
+STOPS = [{"changed": True}, seen(checkpoint=4)]
+
+
+def minutes(*steps: int) -> list[Any]:
+    """Answer looks at a training that is at these steps, each after five minutes."""
+    return [After(300, seen(step, 30)) for step in steps]
+
+
+def test_the_leash_is_asked_every_five_minutes_and_no_more(watch):
+    task = watch(seen(3, 30), *[After(30, seen(step, 30)) for step in range(4, 44)], FINISHED, budget={"leash": 24})
+    task.leash = {"leash": WELL}
+    assert task.run()["state"] == "finished"
+    assert [asked for name, asked in task.asked if name == "pod_leash"] == [
+        {"root": "/workspace/lora-forge", "pod": "pod1"}
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"leash": SILENT}, "its leash has said nothing for 400 s"),
+        ({"leash": {**WELL, "lacks": "RUNPOD_API_KEY is not set"}}, "its leash cannot end it: RUNPOD_API_KEY is not"),
+        ({"failed": True, "msg": "python3: not found"}, "its leash cannot be asked"),
+        ({"leash": "well"}, "its leash cannot be asked"),
+        ({}, "its leash cannot be asked"),
+    ],
+)
+def test_without_a_leash_the_training_is_stopped_with_a_checkpoint_after_a_warning(watch, capsys, answer, why):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), *STOPS, budget={"leash": 24})
+    task.leash = answer
+    found = task.run()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count(f"witness on : {why}") == 1
+    assert "the training is stopped with a checkpoint unless that changes within 15:00" in told.out + told.err
+    assert (found["failed"], found["state"], found["kept"]) == (True, "stopped", True)
+    assert found["breach"].startswith(why)
+    assert found["msg"].endswith("What there is was kept; the same command goes on from there")
+    assert [post["event"] for post in task.posts] == ["failed"]
+
+
+def test_a_leash_that_comes_back_in_time_lets_the_training_go_on(watch, capsys):
+    words = [SILENT, SILENT, WELL, SILENT, SILENT, SILENT]
+    looks = [look for step, word in enumerate(words, 4) for look in (After(300, seen(step, 30)), {"leash": word})]
+    task = watch(seen(3, 30), *looks, FINISHED, budget={"leash": 24})
+    assert task.run()["state"] == "finished"
+    assert capsys.readouterr().err.count("its leash has said nothing") == 2
+
+
+def test_a_pod_without_a_leash_that_cannot_be_stopped_is_given_up(watch):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), {"failed": True, "msg": "no"}, budget={"leash": 24})
+    task.leash = {"leash": SILENT}
+    found = task.run()
+    assert (found["kept"], found["spent"]) == (False, True)
+    assert "Its pod is released, as its leash would do" in found["msg"]
+
+
+def test_a_pod_without_a_leash_that_is_kept_is_told_to_be_endless(watch):
+    task = watch(seen(3, 30), *minutes(13, 23, 33, 43), *STOPS, budget={"leash": 24}, pull=True)
+    task.leash = {"leash": SILENT}
+    found = task.run()
+    assert (found["kept"], found["state"]) == (False, "stopped")
+    assert found["msg"].endswith(
+        "so the pod is kept, and nothing ends it by itself: playbooks/release.yml -e pod=pod-1 gives it up"
+    )
+
+
+def test_a_lost_connection_says_nothing_of_the_leash(watch):
+    lost = AnsibleConnectionFailure("no route")
+    looks = [look for step in range(4, 9) for look in (After(300, seen(step, 30)), lost)]
+    assert watch(seen(3, 30), *looks, FINISHED, budget={"leash": 24}).run()["state"] == "finished"
+
+
+@pytest.fixture
+def leashed(monkeypatch, tmp_path):
+    """Provide a wait for the leash of a pod that was ordered just now, with prepared answers of pod_leash."""
+
+    def maker(*answers: Any) -> Task:
+        claim = tmp_path / "n.json"
+        rundir.write_json(claim, {"name": "n", "host": "pod-1", "runs": ["witness-1"], "output": str(tmp_path)})
+        budget = {"usd_per_hour": 1.0, "spent": 0.0, "since": 1000.0, "max_usd": 0.0, "max_hours": 24.0, "pod": "pod1",
+                  "claim": str(claim), "root": "/r"}  # fmt: skip
+        given = {"budget": budget, "timeout": 150, "unreachable_timeout": 60}
+        return Task(monkeypatch, "await_leash", *[After(30, answer) for answer in answers], **given)
+
+    return maker
+
+
+X509 = (
+    "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate (_ssl.c:1000)"
+)
+NO_NET = {**WELL, "status": 0, "answer": "[Errno -3] Temporary failure in name resolution"}
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "words"),
+    [
+        ({"alive": False, "missing": ["python3"]}, "image", "its leash did not start: the image lacks python3. Take"),
+        ({**WELL, "lacks": "RUNPOD_API_KEY is not set"}, "image", "its leash cannot end it: RUNPOD_API_KEY is not set. "
+         "RunPod sets it in every pod"),
+        ({**WELL, "status": 0, "answer": X509}, "image", "its leash cannot check RunPod's certificate "
+         f"({X509}). Install ca-certificates in the image"),
+        ({**WELL, "status": 401, "answer": "401 Unauthorized"}, "image", "RunPod does not take the pod's own key (401 "
+         "Unauthorized), so"),
+        (NO_NET, "machine", "its leash does not reach RunPod ([Errno -3] Temporary failure in name resolution)"),
+        ({"alive": False, "missing": []}, "machine", "its leash did not start. It needs bash, base64, gzip and"),
+        (SILENT, "machine", "its leash has said nothing for 400 s"),
+        ({**WELL, "state": "refused", "word": "COULD NOT"}, "machine", "its leash cannot end it: COULD NOT"),
+    ],
+)  # fmt: skip
+def test_no_leash_no_training(leashed, word, kind, words):
+    task = leashed(*[{"leash": word}] * (1 if kind == "image" else 5))
+    found = task.run()
+    assert (found["failed"], found["unleashed"]) == (True, kind)
+    assert words in found["msg"]
+    assert found["msg"].endswith("Nothing was launched, as nothing but this controller would end this pod")
+    assert len(task.told) == (0 if kind == "image" else 1)  # what may mend is waited for, and that is said
+
+
+def test_a_pod_without_python_is_told_as_one_without_a_leash(leashed):
+    found = leashed({"failed": True, "msg": "The module interpreter '/usr/bin/python3' was not found.\nmore"}).run()
+    assert (found["failed"], found["unleashed"]) == (True, "image")
+    assert "its leash cannot be asked (The module interpreter '/usr/bin/python3' was not found.)" in found["msg"]
+
+
+def test_a_leash_that_comes_up_late_is_waited_for(leashed):
+    assert leashed({"leash": {"alive": False, "missing": []}}, {"leash": NO_NET}, {"leash": WELL}).run() == {
+        "changed": False
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "doubt"),
+    [
+        (WELL, ""),
+        ({**WELL, "status": 403, "answer": "403 No"}, "RunPod did not show the pod to its leash (403 No)"),
+        ({"alive": True, "state": "waiting"}, "its leash has not asked RunPod yet, or is an older one"),
+    ],
+)  # fmt: skip
+def test_what_is_not_proven_is_a_warning(leashed, capsys, word, doubt):
+    assert leashed({"leash": word}).run() == {"changed": False}
+    told = capsys.readouterr()
+    assert (doubt in told.out + told.err) if doubt else ("leash" not in told.out + told.err)
+
+
+@pytest.mark.parametrize(
+    ("record", "holds"),
+    [
+        ({}, False),
+        ({"state": "launched", "noted_at": 1001.0}, True),
+        ({"state": "launched", "noted_at": 999.0}, False),  # on an earlier pod
+        ({"state": "launched", "noted_at": 999.0, "hosts": {"": {"at": 1001.0, "started": True}}}, True),
+    ],
+)
+def test_a_pod_that_holds_a_run_is_not_given_up_for_its_leash(leashed, tmp_path, capsys, record, holds):
+    (tmp_path / "runs").mkdir()
+    rundir.write_json(tmp_path / "runs/witness-1.json", {"run_id": "witness-1", **record})
+    found = leashed({"leash": {**WELL, "lacks": "RUNPOD_API_KEY is not set"}}).run()
+    assert found.get("failed", False) is not holds
+    told = capsys.readouterr()
+    assert ("It is stopped with a checkpoint unless that changes" in told.out + told.err) is holds
+
+
+def test_a_connection_that_is_lost_before_the_launch_is_no_matter_of_the_leash(leashed):
+    task = leashed()
+    task.answers = [lambda: AnsibleConnectionFailure("no route")]
+    assert task.run()["state"] == "unreachable"
+
+
+def test_in_check_mode_no_leash_is_asked(leashed):
+    task = leashed()
+    assert task.run(check=True)["skipped"]
+    assert task.asked == []

@@ -8,6 +8,7 @@ is what Ansible itself would act on: facts, hosts for the inventory, warnings, f
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
@@ -42,6 +43,7 @@ LARGEST = 32 * 1024 * 1024  # letters of an answer as it came: a training of 100
 _LOG = 512 * 1024  # letters of a log; a module sends half of that at most
 
 _FINITE = 1e15
+_ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -f) [\w./~+@:][\w./~+@:, -]{0,1000}( -f)?")
 
 
 def _inside(path: str) -> str:
@@ -52,12 +54,18 @@ def _inside(path: str) -> str:
     return path
 
 
+def _attach(command: str) -> str:
+    """Keep a command that people are shown, and may type, where it is one that ``backend.start`` makes."""
+    return command if _ATTACH.fullmatch(command) else ""
+
+
 Shown = Annotated[str, AfterValidator(lambda text: shown(text, LONGEST))]  # for people: cut, and no error
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # of a run, and of an agent
 Device = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]  # the UUID of a GPU
 Path = Annotated[str, StringConstraints(max_length=1000)]  # on the trainer, and for it alone
 Inside = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
 Word = Annotated[str, StringConstraints(max_length=200)]
+Attach = Annotated[str, AfterValidator(_attach)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]
@@ -179,7 +187,7 @@ class FactsForm(Form):
     rehearsal: Optional[bool] = None
     backend: Optional[Word] = None
     hosts: Optional[Annotated[list[Word], Field(max_length=1000)]] = None
-    attach_command: Optional[Shown] = None
+    attach_command: Optional[Attach] = None
 
 
 class Event(Form):
@@ -387,7 +395,7 @@ class TrainingRun(Answer):
     """``training_run``."""
 
     backend: Optional[Word] = None
-    attach_command: Optional[Shown] = None
+    attach_command: Optional[Attach] = None
     message: Optional[Shown] = None
 
 
@@ -395,11 +403,16 @@ class Leash(Form):
     """What a pod's leash says of itself."""
 
     alive: bool
+    answer: Optional[Shown] = None
     beat: Optional[Number] = None
+    beat_age: Optional[Number] = None
     deadline: Optional[Number] = None
+    lacks: Optional[Shown] = None
+    missing: Optional[Annotated[list[Word], Field(max_length=20)]] = None
     pod: Optional[Word] = None
     renewals: Optional[Count] = None
     state: Optional[Word] = None
+    status: Optional[Count] = None
     word: Optional[Shown] = None
 
 

@@ -209,6 +209,11 @@ class Claims:
                 "that id in any case"
             )
 
+    @property
+    def known_owner(self) -> str:
+        """The owner id, where it was given or made already; empty otherwise, and none is made."""
+        return self.owner if self._owner or (self.folder / "owner").exists() else ""
+
     def list_all(self) -> list[Claim]:
         """List every claim, oldest first."""
         files = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]

@@ -24,6 +24,8 @@ OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assu
 REHEARSAL = 0.1  # hours of a rehearsal
 TOLERANCE = 1.05  # a pod may cost so much more than the catalogue says, for its disk
 MARGIN, SPARE = 2.0, 1.0  # a leash is this many times the estimate, and so many hours, long
+_LONGEST = 365 * 24 * 3600.0  # seconds; a training that claims to need more claims this
+_MOST_STEPS = 1e9  # that a training may claim
 _STOCKS = ("HIGH", "MEDIUM", "LOW")
 
 
@@ -63,6 +65,8 @@ class Budget(JsonRecord):
         pods: The ids of all pods that the runs have had, this one among them.
         claim: The file of its claim.
         root: The trainer's folder on the pod.
+        max_usd_per_day: The user's cap on all pods of this owner in a day; 0 for none.
+        max_usd_per_month: The same for a month.
     """
 
     usd_per_hour: float
@@ -75,6 +79,8 @@ class Budget(JsonRecord):
     pods: list[str] = dataclasses.field(default_factory=list)
     claim: str = ""
     root: str = ""
+    max_usd_per_day: float = 0.0
+    max_usd_per_month: float = 0.0
 
 
 def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
@@ -267,21 +273,83 @@ def allowed_hours(estimate: Optional[float], rate: float, max_hours: float, max_
     return min(limits)
 
 
-def budget_breach(budget: Budget, now: float, eta: Optional[float]) -> str:
+@dataclasses.dataclass
+class Pace:
+    """The steps of a training, as one controller saw them go by on its own clock.
+
+    A host says which step it is at, and how long the rest will take. Of that, steps alone are taken, and only those
+    that it has not claimed before: what goes backwards and comes again is no progress.
+
+    Attributes:
+        since: When it was first looked at, or when the leash was renewed last, in epoch seconds.
+        first: The highest step then.
+        reached: The highest step since.
+        planned: How many steps there are to be: the least that was ever said, as it must not grow with the training.
+    """
+
+    since: float = 0.0
+    first: int = 0
+    reached: int = 0
+    planned: int = 0
+
+    def see(self, now: float, step: Any, planned: Any) -> None:
+        """Take a look's answer; one without sensible numbers is passed over.
+
+        Args:
+            now: Epoch seconds, by this controller's clock.
+            step: The newest step.
+            planned: How many there are to be.
+        """
+        if not all(isinstance(number, int) and 0 < number < _MOST_STEPS for number in (step, planned)):
+            return
+        if not self.planned:
+            self.since, self.first, self.reached, self.planned = now, min(step, planned), min(step, planned), planned
+        self.planned = min(self.planned, planned)
+        self.reached = max(self.reached, min(step, self.planned))
+
+    def seconds_left(self, now: float) -> Optional[float]:
+        """Return how long the rest takes at the pace seen; None while no step was seen to be done."""
+        if self.reached <= self.first:
+            return None
+        return (self.planned - self.reached) * max(0.0, now - self.since) / (self.reached - self.first)
+
+    def renewed(self, now: float) -> None:
+        """Begin anew: the next renewal takes steps that were done after this one."""
+        self.since, self.first = now, self.reached
+
+
+def claimed_seconds(eta: Any) -> Optional[float]:
+    """Return what a host says that a training still needs, as far as it can be true; None where it says nothing.
+
+    It may add to what was lived, and never take from it.
+
+    Args:
+        eta: Anything.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not math.isfinite(eta):
+        return None
+    return min(max(0.0, eta), _LONGEST)
+
+
+def budget_breach(budget: Budget, now: float, eta: Any) -> str:
     """Tell why a training must end now, in words; empty while it may go on.
+
+    What was lived counts, whatever the host says.
 
     Args:
         budget: Of its pod.
-        now: Epoch seconds.
-        eta: Seconds that the training still needs, from its measured pace; None while there is none.
+        now: Epoch seconds, by this controller's clock.
+        eta: Seconds that the training still needs, by its host; None while there is no pace.
     """
-    hours = (now - budget.since + (eta or 0)) / 3600
-    usd = budget.spent + hours * budget.usd_per_hour
-    measured = "at the measured pace it would come to" if eta else "it has come to"
-    if budget.max_usd and usd > budget.max_usd:
-        return f"{measured} {usd:.2f} USD, and pod_max_usd is {budget.max_usd:.2f}"
-    if hours > budget.max_hours:
-        return f"{measured} {hours:.2f} h, and pod_max_hours is {budget.max_hours:.2f}"
+    lived = max(0.0, now - budget.since)
+    for left in dict.fromkeys((0.0, claimed_seconds(eta) or 0.0)):
+        hours = (lived + left) / 3600
+        usd = budget.spent + hours * budget.usd_per_hour
+        measured = "at the measured pace it would come to" if left else "it has come to"
+        if budget.max_usd and usd > budget.max_usd:
+            return f"{measured} {usd:.2f} USD, and pod_max_usd is {budget.max_usd:.2f}"
+        if hours > budget.max_hours:
+            return f"{measured} {hours:.2f} h, and pod_max_hours is {budget.max_hours:.2f}"
     return ""
 
 
@@ -297,25 +365,35 @@ def usd_spent(budget: Optional[Budget], usd: float = 0) -> Cost:
     return Cost(round(usd, 4), budget.usd_per_hour, "RunPod's price × time", tuple(budget.pods))
 
 
-def renewed_deadline(budget: Budget, now: float, eta: Optional[float]) -> Optional[float]:
-    """Return a later deadline for the leash, where the measured pace asks for one and the caps allow it.
+def renewed_deadline(budget: Budget, now: float, left: Optional[float], eta: Any = None) -> Optional[float]:
+    """Return a later deadline for the leash, where the pace asks for one and the training can end within the caps.
+
+    Of the pace that was seen and the one that the host claims, the shorter rest counts: a leash that is too short is
+    renewed again, while steps go by.
 
     Args:
         budget: Of the pod.
-        now: Epoch seconds.
-        eta: Seconds that the training still needs, from its measured pace; None while there is none.
+        now: Epoch seconds, by this controller's clock.
+        left: Seconds that the training still needs, by steps that this controller saw since the last renewal, see
+            :class:`Pace`; None where it saw none: a renewal has to be earned.
+        eta: Seconds that it still needs, by its host; None where that says nothing.
 
     Returns:
         Epoch seconds; None where the deadline stays.
     """
-    if eta is None:
+    if left is None or not 0 <= left < _LONGEST:
         return None
-    wanted = now + MARGIN * eta + SPARE * 3600
     limits = [budget.since + budget.max_hours * 3600]
     if budget.max_usd:
+        if budget.usd_per_hour <= 0:  # nobody knows what it costs
+            return None
         limits.append(budget.since + max(0.0, budget.max_usd - budget.spent) / budget.usd_per_hour * 3600)
-    latest = min(wanted, *limits)
-    needed = now + eta + SPARE * 3600 / 2  # what is left must hold the training, its collection, and some slack
+    if now + left > min(limits):
+        return None
+    claimed = claimed_seconds(eta)
+    rest = left if claimed is None else min(left, claimed)
+    latest = min(now + MARGIN * rest + SPARE * 3600, *limits)
+    needed = now + rest + SPARE * 3600 / 2  # what is left must hold the training, its collection, and some slack
     return round(latest) if needed > budget.deadline and latest > budget.deadline + 60 else None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import messages, ssh
+from ansible.module_utils.lora_forge.pods import messages, spending, ssh
 from ansible.module_utils.lora_forge.pods.claims import (
     Claim,
     Claims,
@@ -85,7 +85,9 @@ def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
         after = messages.diff_view(pod)
     else:
         assert offer is not None
+        usd = prediction.allowed_hours * offer.usd_per_hour
         quote = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
+        quote += spending.quote(manager.claims, spec.caps, usd, manager.now(), manager.alive(spec))
         message = ". ".join([quote, *spec.notes])
         after = {"state": "RUNNING", "gpu": offer.gpu, "usd_per_hour": offer.usd_per_hour}
     diff = {"before": messages.diff_view(pod), "after": after}

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
-from ansible.module_utils.lora_forge.pods import costs
+from ansible.module_utils.lora_forge.pods import costs, spending
 from ansible.module_utils.lora_forge.pods.claims import (
     Claim,
     Claims,
@@ -23,6 +23,7 @@ from ansible.module_utils.lora_forge.pods.claims import (
 from ansible.module_utils.lora_forge.pods.costs import Budget, Offer
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address, ssh_problem, without_environment
 from ansible.module_utils.lora_forge.pods.spec import PodSpec
+from ansible.module_utils.lora_forge.pods.spending import Caps
 
 SETTLE = 30.0  # seconds of watching, from the loss of its order's answer, in which a pod may still appear in the list
 LOOKS = 3  # as often at least RunPod must say that a pod is not there
@@ -418,7 +419,7 @@ class PodManager:
                     f"What it holds may be wanted, so it is not released. {retention_notice(claim)}"
                 )
             return
-        if price > spec.max_usd_per_hour or (spec.max_usd and offered and price > offered * costs.TOLERANCE):
+        if price > spec.max_usd_per_hour or (self._is_capped(spec) and offered and price > offered * costs.TOLERANCE):
             self.release(claim, f"it costs {price:.2f} USD/h, more than RunPod's catalogue said")
             raise UserError(
                 f"{spec.host}: {claim.gpu} was offered at {offered or spec.max_usd_per_hour:.2f} USD/h, but the pod "
@@ -437,18 +438,23 @@ class PodManager:
             spec.floor_gib, spec.classes,
         )  # fmt: skip
 
-    def _affordable_offers(self, spec: PodSpec, spent: float) -> list[tuple[Offer, float]]:
+    def _affordable_offers(self, spec: PodSpec, spent: float, name: str = "") -> list[tuple[Offer, float]]:
         """List the offers on which the training fits into the caps, each with the hours that its pod may live.
 
         Raises:
             UserError: There is none.
         """
         affordable, refusal = [], ""
+        alive = self.alive(spec)
         for offer in self._bad_ones_last(self._find_offers(spec), spec.host):
             estimate = spec.estimate(offer.gpu)
             hours = costs.allowed_hours(estimate, offer.usd_per_hour, spec.max_hours, spec.max_usd, spent)
             if hours > 0 and (estimate is None or estimate <= hours):
-                affordable.append((offer, hours))
+                within, words = self._hours_within_caps(spec, offer, hours, self.now(), alive, name)
+                if words:
+                    refusal = refusal or words
+                else:
+                    affordable.append((offer, within))
                 continue
             before = f"{spent:.2f} USD are spent on it; " if spent else ""
             need = f"about {costs.hours_text(estimate or 0)} and {(estimate or 0) * offer.usd_per_hour:.2f} USD"
@@ -459,6 +465,53 @@ class PodManager:
         if not affordable:
             raise UserError(refusal)
         return affordable
+
+    def alive(self, spec: PodSpec) -> frozenset[str]:
+        """Name the pods that RunPod has, where a cap over all pods asks for it."""
+        return frozenset(pod["name"] for pod in self.api.list_pods()) if spec.caps != Caps() else frozenset()
+
+    def _hours_within_caps(
+        self, spec: PodSpec, offer: Offer, hours: float, now: float, alive: frozenset[str], name: str = ""
+    ) -> tuple[float, str]:
+        """Return the hours that the caps over all pods leave; or why they are too few, in words.
+
+        Args:
+            spec: The pod.
+            offer: What it would be.
+            hours: What its own caps leave.
+            now: Epoch seconds.
+            alive: The names of all pods that RunPod has.
+            name: Of its own claim, which is left out.
+        """
+        known = spending.known_claims(self.claims, self.claims.known_owner, name) if spec.caps != Caps() else []
+        # So much dearer than the catalogue says it may be.
+        rate = offer.usd_per_hour * costs.TOLERANCE
+        deadline, limit = spending.latest_deadline(known, spec.caps, now, now + hours * 3600, rate, now, alive)
+        needed = min(hours, spec.estimate(offer.gpu) or costs.OVERHEAD)
+        within = min(hours, (deadline - now) / 3600)
+        if limit and within < needed:
+            return within, spending.refusal(spec.host, offer.gpu, offer.usd_per_hour, needed, limit)
+        return within, ""
+
+    def _reserve(self, spec: PodSpec, claim: Claim, offer: Offer, hours: float, alive: frozenset[str]) -> None:
+        """Write into the claim what is about to be ordered, as far as the caps over all pods allow it at this moment.
+
+        Raises:
+            UserError: Another order was faster.
+        """
+        with spending.locked(self.claims):
+            now = self.now()
+            hours, words = self._hours_within_caps(spec, offer, hours, now, alive, claim.name)
+            if words:
+                self.claims.update(claim, state="claimed", asked_at=None, deadline=None, allowance_s=None)
+                raise UserError(words)
+            self.claims.update(
+                claim, state="asked", asked_at=now, gpu=offer.gpu, cloud=offer.cloud, usd_per_hour=offer.usd_per_hour,
+                allowance_s=round(hours * 3600), deadline=round(now + hours * 3600), boot_since=now,
+                offered=offer.usd_per_hour, priced=False, seen=False, asked_uptime=self.uptime(),
+                boot=rundir.boot_id(), unclear=True, watched_for="",
+            )  # fmt: skip
+            spending.remember(self.claims, claim.owner, spec.caps, now)
 
     def predict(self, spec: PodSpec) -> Prediction:
         """Tell what :meth:`advance` would do, without doing it.
@@ -489,17 +542,12 @@ class PodManager:
             )
         spent = self.claims.spent_on(spec.runs, self.now(), claim.name)
         refused: list[ApiError] = []
-        for offer, hours in self._affordable_offers(spec, spent):
+        alive = self.alive(spec)
+        for offer, hours in self._affordable_offers(spec, spent, claim.name):
             if not self.wanted():
                 raise UserError(f"{spec.host}: the command that wanted a pod is gone; no pod is ordered")
-            now = self.now()
             # On disk before the order: whatever happens from here on, the pod is found again by its name.
-            self.claims.update(
-                claim, state="asked", asked_at=now, gpu=offer.gpu, cloud=offer.cloud, usd_per_hour=offer.usd_per_hour,
-                allowance_s=round(hours * 3600), deadline=round(now + hours * 3600), boot_since=now,
-                offered=offer.usd_per_hour, priced=False, seen=False, asked_uptime=self.uptime(),
-                boot=rundir.boot_id(), unclear=True, watched_for="",
-            )  # fmt: skip
+            self._reserve(spec, claim, offer, hours, alive)
             try:
                 pod = self.api.create_pod(self._create_request(spec, claim, offer))
             except ApiError as error:
@@ -538,6 +586,9 @@ class PodManager:
             watched_for="",
         )  # fmt: skip
         return self._progress("waiting", shortage, None, claim)
+
+    def _is_capped(self, spec: PodSpec) -> bool:
+        return bool(spec.max_usd) or spec.caps != Caps()
 
     def _create_request(self, spec: PodSpec, claim: Claim, offer: Offer) -> dict[str, Any]:
         """Return the request that orders a pod."""
@@ -745,4 +796,6 @@ def pod_budget(spec: PodSpec, claim: Claim, claims: Claims, now: float, root: st
         pods=[other.pod_id for other in related if other.pod_id],
         claim=str(claims.path_of(claim.name)),
         root=root,
+        max_usd_per_day=spec.caps.day,
+        max_usd_per_month=spec.caps.month,
     )

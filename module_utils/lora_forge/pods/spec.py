@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import costs, leash
 from ansible.module_utils.lora_forge.pods.runpod import RunPod
+from ansible.module_utils.lora_forge.pods.spending import Caps
 
 _NEEDED = {"gpus": "[NVIDIA L40S]", "max_usd_per_hour": "1.20", "image": "runpod/pytorch:…"}  # each with an example
 # What RunPod's description asks of an order, and the least that makes sense where it asks nothing.
@@ -50,6 +51,7 @@ class PodSpec:
         classes: What a training is thought to need with each file of configs/machines/.
         log_key: Returns the secret of a pod's log by the pod's unique name, see ``ssh.log_key``.
         notes: What the plan tells of the order, in sentences without a full stop.
+        caps: What all pods of this owner may cost in a day and a month.
     """
 
     host: str
@@ -74,6 +76,7 @@ class PodSpec:
     classes: dict[str, float] = dataclasses.field(default_factory=dict)
     log_key: Callable[[str], str] = lambda name: ""
     notes: list[str] = dataclasses.field(default_factory=list)
+    caps: Caps = dataclasses.field(default_factory=Caps)
 
 
 def pod_spec(
@@ -145,6 +148,7 @@ def pod_spec(
         classes=_largest_by_class(runs),
         log_key=log_key,
         notes=notes,
+        caps=Caps(options["max_usd_per_day"], options["max_usd_per_month"]),
     )
 
 

@@ -32,7 +32,7 @@ ADAPTER = {
 }
 # One folder for each start. The mark that a record was uploaded is left here, and is none that a trainer could leave.
 _WANDB = re.compile(r"wandb/(?:offline-)?run-[A-Za-z0-9_][A-Za-z0-9_.-]*/run-[A-Za-z0-9_][A-Za-z0-9_.-]*\.wandb")
-_MOST_WANDB = 2 * GIB
+_MOST_WANDB = 256 * MIB
 MOST_RECORDS = 1000  # starts of a run
 
 # What a training resumes from (transformers/trainer.py 5.20, Axolotl 0.21): each is safetensors, JSON, or a pickle that

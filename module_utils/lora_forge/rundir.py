@@ -184,11 +184,10 @@ def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
         file.write(line)
 
 
-def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Read the events of metrics.jsonl from a byte offset on; return them and the offset after the last whole line.
+def read_lines(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Read the objects of a file with one on each line from a byte offset on, and the offset after the last whole line.
 
-    A line that was cut by a crash is passed over, and so is one that holds no event: a run that was moved brings with
-    it what another host wrote.
+    A line that was cut by a crash is passed over.
     """
     try:
         with path.open("rb") as file:
@@ -197,21 +196,32 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
     except OSError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    events = []
+    found = []
     for line in whole.splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and _is_event(record):
-            events.append(record)
-    return events, offset + len(whole)
+        if isinstance(record, dict):
+            found.append(record)
+    return found, offset + len(whole)
+
+
+def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Read the events of metrics.jsonl as :func:`read_lines` does.
+
+    What is no event is passed over: a run that was moved brings with it what another host wrote.
+    """
+    found, after = read_lines(path, offset)
+    return list(filter(_is_event, found)), after
 
 
 def _is_event(record: dict[str, Any]) -> bool:
-    """Tell whether a record says what it is, and counts steps where it counts them."""
+    """Tell whether a record says what it is, counts steps where it counts them, and has no number that is too large."""
     counts = [record[key] for key in ("step", "planned") if key in record]
-    return isinstance(record.get("event"), str) and all(type(count) is int and count >= 0 for count in counts)
+    numbers = [value for value in record.values() if isinstance(value, int)]
+    counted = all(type(count) is int and count >= 0 for count in counts)
+    return isinstance(record.get("event"), str) and counted and all(abs(number) < 1 << 63 for number in numbers)
 
 
 def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

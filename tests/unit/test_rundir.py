@@ -107,6 +107,49 @@ def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
     assert [event["event"] for event in rundir.read_events(path)[0]] == ["log", "begin"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000, '{"a":' * 100_000, "7", "[]", "{}", '{"event": 1}', '{"event": "log", "step": "1"}', "\0",
+        '{"event": "log", "step": -1}', '{"event": "log", "step": true}', '{"event": "begin", "step": 1.5}',
+        '{"event": "log", "planned": null}', '{"event": "log", "loss": 1' + "0" * 400 + "}", "9" * 10_000,
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_event_is_passed_over(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    rundir.append_event(path, "begin", step=0, planned=4)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    rundir.append_event(path, "log", step=1, planned=4, loss="nan")
+    found, offset = rundir.read_events(path)
+    assert [event["event"] for event in found] == ["begin", "log"]
+    assert offset == path.stat().st_size
+    assert rundir.surviving_events(found) == found
+
+
+def test_what_is_too_large_is_not_read_into_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}' + " " * 100)
+    assert rundir.read_json(path, 108) == {"a": 1}
+    assert rundir.read_json(path, 107) == {}
+    path.write_text('{"a": ' + "[" * 100_000)
+    assert rundir.read_json(path) == {}
+    rundir.append_event(tmp_path / "m", "log", step=1)
+    size = (tmp_path / "m").stat().st_size
+    rundir.append_event(tmp_path / "m", "log", step=2)
+    monkeypatch.setattr(rundir, "LARGEST_LOG", size + 1)
+    assert rundir.read_events(tmp_path / "m")[1] == size
+    assert len(rundir.read_events(tmp_path / "m", size)[0]) == 1
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../x"])
+def test_a_checkpoint_has_no_files_elsewhere(tmp_path, name):
+    path = checkpoint(tmp_path, 4)
+    rundir.write_json(path / rundir.COMPLETE, {"step": 4, "files": {name: 1}})
+    assert rundir.defect(path) == f"its complete.json names {name!r}, which is not in it"
+    assert rundir.last_complete(tmp_path) == 0
+
+
 def test_what_came_after_the_resumed_checkpoint_is_taken_back():
     history = [("data", None), ("begin", 0), ("log", 1), ("log", 2), ("log", 3), ("begin", 2), ("log", 3)]
     events = [{"event": kind} if step is None else {"event": kind, "step": step} for kind, step in history]

@@ -191,7 +191,7 @@ def history(home: pathlib.Path) -> list[dict[str, Any]]:
     Each has at (epoch seconds), run_id, from (the run that held ``latest``, or None), moved, by (``training``,
     ``hand``, or ``unknown``: it was found so), why, comparable, eval_loss and than (the eval loss of ``from``).
     """
-    return [line for line in rundir.read_events(home / _HISTORY)[0] if "run_id" in line and "moved" in line]
+    return [line for line in rundir.read_lines(home / _HISTORY)[0] if "run_id" in line and "moved" in line]
 
 
 def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool = False, check: bool = False) -> bool:

@@ -80,8 +80,8 @@ def list_files(run_dir: pathlib.Path, checksums: bool = True) -> list[dict[str, 
             raise UserError(f"{path} is missing, so the adapter is not whole")
     for path in sorted(run_dir.glob(_RECORDS)):
         name = str(path.relative_to(run_dir))
-        if paths.adapter_limit(name) is None:
-            continue  # the controller would not take it
+        if path.stat().st_size > (paths.adapter_limit(name) or -1):
+            continue  # the controller would not take it, and an adapter is whole without it
         row = {"path": name, "name": name, "bytes": path.stat().st_size}
         rows.append(row | ({"sha256": sha256_file(path)} if checksums else {}))
     return rows

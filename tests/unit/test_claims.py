@@ -131,7 +131,7 @@ def test_a_claim_that_is_being_released_is_for_nothing_and_not_renewed(tmp_path)
 
 def test_reap_says_that_a_checkout_is_a_copy(desk, tmp_path):
     desk.pod()
-    assert desk.call("runpod_pod_info")["show"]["lines"] == ["  1 pods, 0.86 USD/h together"]
+    assert desk.call("runpod_pod_info")["show"]["lines"][0] == "  1 pods, 0.86 USD/h together"
     shutil.copytree(desk.state_dir, tmp_path / "copy")
     desk.clock.sleep(7200)
     answer = desk.call("runpod_pod_info", state_dir=str(tmp_path / "copy"))

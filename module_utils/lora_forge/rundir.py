@@ -255,13 +255,19 @@ def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
     write_json(checkpoint / COMPLETE, {"step": step, "files": files})
 
 
-def defect(checkpoint: pathlib.Path) -> Optional[str]:
-    """Say why a checkpoint is not whole; None when it is."""
+def defect(checkpoint: pathlib.Path, anywhere: bool = False) -> Optional[str]:
+    """Say why a checkpoint is not whole; None when it is.
+
+    Args:
+        checkpoint: Its folder, with the list of its files.
+        anywhere: Whether the list may name files elsewhere, as that of a base model does, which nobody else writes.
+    """
     noted = read_json(checkpoint / COMPLETE).get("files")
     if not isinstance(noted, dict) or not noted:
         return f"no {COMPLETE}: its writing was cut off"
     for name, size in noted.items():
-        if ".." in pathlib.PurePath(name).parts or pathlib.PurePath(name).is_absolute():
+        place = pathlib.PurePath(name)
+        if not anywhere and (".." in place.parts or place.is_absolute()):
             return f"its {COMPLETE} names {name!r}, which is not in it"
         try:
             found = (checkpoint / name).stat().st_size

@@ -62,7 +62,7 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
     sizes: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
     state = status.get("state")
     if state == "present":
-        defect = rundir.defect(folder)
+        defect = rundir.defect(folder, anywhere=True)
         if defect is None:
             return _marked({**sizes, "state": state, "folder": status["folder"]})
         return _marked({"state": "absent", "error": f"{defect}; it has to be fetched again"})

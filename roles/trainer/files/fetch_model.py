@@ -395,7 +395,7 @@ def main() -> None:
         if not take(lock, state_dir):
             return
         status = rundir.read_json(state_dir / "status.json")
-        if status.get("state") == "present" and rundir.defect(state_dir) is None:
+        if status.get("state") == "present" and rundir.defect(state_dir, anywhere=True) is None:
             return  # another one fetched it while this one waited for the lock
         fetch = Fetch(state_dir)
         os.environ.update(

@@ -74,7 +74,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.pods import messages, runpod, spending
-from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods
+from ansible.module_utils.lora_forge.pods.claims import Claims, fetch_bills, list_account_pods, with_unlisted
 
 ARGUMENTS = {
     "host": {"type": "str", "default": ""},
@@ -92,7 +92,9 @@ def main() -> None:
     with report_errors(module):
         api = runpod.RunPod(given["api_key"] or "", given["api_url"] or "")
         claims = Claims(pathlib.Path(given["state_dir"]), given["owner"])
-        pods = list_account_pods(api.list_pods(), claims.list_all(), claims.owner, time.time())
+        ordered = claims.list_all()
+        pods = with_unlisted(api.list_pods(), ordered, api.get_pod)
+        pods = list_account_pods(pods, ordered, claims.owner, time.time())
         if given["host"]:
             pods = [pod for pod in pods if pod["mine"] and pod["host"] == given["host"]]
         show = messages.account_table(pods)

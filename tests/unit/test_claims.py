@@ -136,6 +136,6 @@ def test_reap_says_that_a_checkout_is_a_copy(desk, tmp_path):
     desk.clock.sleep(7200)
     answer = desk.call("runpod_pod_info", state_dir=str(tmp_path / "copy"))
     assert (answer["unclaimed"], [pod["mine"] for pod in answer["pods"]]) == ([], [False])
-    assert answer["show"]["lines"][1].startswith("  this is a copy, with the owner id ")
+    assert answer["show"]["lines"][-1].startswith("  this is a copy, with the owner id ")
     assert not desk.leave(state_dir=str(tmp_path / "copy"))["changed"]
     assert desk.ids == ["pod1"]

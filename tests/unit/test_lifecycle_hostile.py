@@ -294,3 +294,12 @@ def test_reap_releases_what_an_order_made_whose_controller_died(desk):
     (unclaimed,) = desk.call("runpod_pod_info")["unclaimed"]
     assert desk.leave(id=unclaimed["id"])["changed"]
     assert (desk.ids, desk.claims.find_open("pod-1")) == ([], None)
+
+
+def test_reap_finds_a_pod_that_no_list_has_by_its_id(desk):
+    desk.pod()
+    desk.clock.sleep(7200)
+    desk.cloud.lag = 1e9
+    (unclaimed,) = desk.call("runpod_pod_info")["unclaimed"]
+    assert desk.leave(id=unclaimed["id"])["changed"]
+    assert desk.ids == []

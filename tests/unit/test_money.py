@@ -14,12 +14,12 @@ from unittest import mock
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import desired_state
-from ansible.module_utils.lora_forge.pods.claims import Claims, list_account_pods, parse_name
+from ansible.module_utils.lora_forge.pods.claims import Claims, list_account_pods, parse_name, with_unlisted
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from wire import CAPACITY, WANTED, Clock, Cloud, answer, problem
 
 CAP = 12.0  # USD for all that a machine of rules rents
@@ -45,7 +45,7 @@ class Account(Cloud):
     """An account whose answers are late, lost or untrue, with leashes on its pods and a bill of its own.
 
     Attributes:
-        orders_fate: What becomes of the next order, as «lose», «make» and so on.
+        orders_fate: What becomes of the next orders, see ``fate``.
         delete_late: Seconds that a pod lives on after its DELETE was answered with 204.
         delete_fails: How many deletes are refused.
         die_in: After so many requests the controller dies; before the request has an effect where ``die_before``.
@@ -76,7 +76,7 @@ class Account(Cloud):
         """Let leashes and late deletes have their effect."""
         for pod in self.live:
             ends = [pod["dies"]] if "dies" in pod else []
-            if self.leashed and "LORA_FORGE_DEADLINE" in pod["env"]:
+            if self.leashed and pod["status"] != "EXITED" and "LORA_FORGE_DEADLINE" in pod["env"]:
                 leash = pod["born"] + float(pod["env"]["LORA_FORGE_ALLOWANCE"])
                 ends.append(min(float(pod["env"]["LORA_FORGE_DEADLINE"]), leash))
             if ends and min(ends) <= self.clock.now():
@@ -87,13 +87,15 @@ class Account(Cloud):
         if method == "GET" and path == "pods":
             shown = [pod for pod in self.live if self.clock.now() >= pod.get("listed", 0)]
             return answer(200, {"pods": [self.view(pod) for pod in shown]})
+        asked = next((pod for pod in self.live if path == f"pods/{pod['id']}"), None)
+        if asked and self.clock.now() < asked.get("known", 0):
+            return problem(404, "pod not found")
         if method == "DELETE":
-            pod = next((pod for pod in self.live if path == f"pods/{pod['id']}"), None)
             if self.delete_fails:
                 self.delete_fails -= 1
                 return problem(400, "it cannot be deleted now")
-            if pod:
-                pod.setdefault("dies", self.clock.now() + self.delete_late)
+            if asked:
+                asked.setdefault("dies", self.clock.now() + self.delete_late)
                 self.settle()
                 return answer(204)
         return super().reply(method, url, body)
@@ -109,7 +111,9 @@ class Account(Cloud):
             pod = self.add(body["name"], body, price=price)
         self.clock.sleep(fate.get("slow", 0.0))
         if pod:
-            pod |= {"listed": self.clock.now() + fate.get("listed", 0.0), "priced": pod["born"] + fate.get("priced", 0)}
+            now = self.clock.now()
+            pod |= {"listed": now + fate.get("listed", 0.0), "known": now + fate.get("known", 0.0)}
+            pod["priced"] = pod["born"] + fate.get("priced", 0.0)
         if fate.get("answer") == "lost":
             raise NoAnswer("connection reset by peer")
         if fate.get("answer") == "error":
@@ -130,6 +134,25 @@ class Account(Cloud):
         return sum((end - pod["born"]) / 3600 * pod["price"] for pod, end in ends)
 
 
+def fate(made: bool, how: str, slow: float, listed: float, known: float, price: float, priced: float) -> dict[str, Any]:
+    """Make what becomes of an order. What got no clear answer may be listed a while after that, and is then known."""
+    listed, known = (min(listed, 25.0), 0.0) if how else (listed, known)
+    return {"made": made, "answer": how, "slow": slow, "listed": listed, "known": known, "price": price,
+            "priced": priced}  # fmt: skip
+
+
+FATES = st.builds(
+    fate,
+    made=st.sampled_from([True, True, False]),
+    how=st.sampled_from(["", "lost", "error"]),
+    slow=st.sampled_from([0.0, 33.0, 40.0]),
+    listed=st.sampled_from([0.0, 5.0, 25.0, 60.0]),
+    known=st.sampled_from([0.0, 20.0]),
+    price=st.sampled_from([HOURLY, HOURLY, 9.0]),
+    priced=st.sampled_from([0.0, 80.0, 1e9]),
+)
+
+
 class Money(RuleBasedStateMachine):
     """One host of one checkout; every step of a controller may be its last."""
 
@@ -144,7 +167,8 @@ class Money(RuleBasedStateMachine):
         self.patches.enter_context(mock.patch.object(PodManager.__init__, "__defaults__", defaults))
         self.patches.enter_context(mock.patch.object(rundir, "write_json", self.write))
         self.writes_left, self.real_write = -1, rundir.write_bytes
-        self.wanted = dataclasses.replace(WANTED, max_usd=CAP, boot_timeout=300.0, gpus=["L40S"])
+        self.wanted = dataclasses.replace(WANTED, max_usd=CAP, boot_timeout=60.0, gpus=["L40S"])
+        self.shut = False
         self.slack = 0.5  # USD by which the cap may be missed
         self.said: list[str] = []
 
@@ -173,22 +197,14 @@ class Money(RuleBasedStateMachine):
         self.account.die_in = self.writes_left = -1
 
     def manager(self) -> PodManager:
-        return PodManager(self.account.client(), self.claims, lambda pod, claim: None)
+        return PodManager(self.account.client(), self.claims, lambda pod, claim: "refused" if self.shut else None)
+
+    def known_pod(self) -> dict[str, Any] | None:
+        """Return the pod whose id the open claim holds."""
+        claim = self.claims.find_open("pod-1")
+        return next((pod for pod in self.account.live if claim and pod["id"] == claim.pod_id), None)
 
     # What happens
-
-    @rule(
-        made=st.booleans(),
-        how=st.sampled_from(["", "", "lost", "error"]),
-        slow=st.sampled_from([0.0, 33.0, 40.0]),
-        listed=st.sampled_from([0.0, 5.0, 25.0]),
-        price=st.sampled_from([HOURLY, HOURLY, 9.0]),
-        priced=st.sampled_from([0.0, 20.0, 80.0, 1e9]),
-    )
-    def fate(self, made, how, slow, listed, price, priced):
-        """Decide what becomes of the next order."""
-        fate = {"made": made, "answer": how, "slow": slow, "listed": listed, "price": price, "priced": priced}
-        self.account.orders_fate.append(fate)
 
     @rule(late=st.sampled_from([0.0, 5.0, 40.0, 200.0]), fails=st.integers(0, 3))
     def deletes(self, late, fails):
@@ -223,21 +239,45 @@ class Money(RuleBasedStateMachine):
         pod = self.account.live[-1]
         pod |= {"status": status} | ({"ended": self.clock.now()} if status == "TERMINATED" else {})
 
+    @precondition(lambda self: self.known_pod())
+    @rule()
+    def deadline_passes(self):
+        """Let the deadline pass over a pod that somebody stopped, leash and all, and that no list has any more."""
+        claim = self.claims.find_open("pod-1")
+        self.known_pod().update(status="EXITED", listed=9e9, ended=self.clock.now())
+        self.clock.sleep(max(0.0, (claim.deadline or 0) + 60 - self.clock.wall()))
+
     # What people do
 
-    @rule(seconds=st.sampled_from([0.0, 20.0, 150.0]))
-    def train(self, seconds):
+    @initialize(fate=FATES)
+    def first_train(self, fate):
+        """Begin with an order, so that each story has one."""
+        self.train_with([fate], 150.0, False)
+
+    @rule(fates=st.lists(FATES, max_size=3), seconds=st.sampled_from([0.0, 150.0, 150.0, 900.0]), shut=st.booleans())
+    def train(self, fates, seconds, shut):
         """Go on towards a pod, as a command does: one process after the other."""
+        self.train_with(fates, seconds, shut)
+
+    def train_with(self, fates: list[dict[str, Any]], seconds: float, shut: bool) -> None:
+        account, before = self.account, len(self.account.orders)
+        claim = self.claims.find_open("pod-1")
+        late = claim and claim.pod_id and claim.state != "releasing" and self.clock.wall() > (claim.deadline or 9e9)
+        account.orders_fate, self.shut = list(fates), shut
         until, since, working = self.clock.now() + seconds, "", ""
         with self.controller():
             while True:
-                progress = self.manager().advance(self.wanted, min(20.0, until - self.clock.now()), since, working)
+                left = max(0.0, min(20.0, until - self.clock.now()))
+                progress = self.manager().advance(self.wanted, left, since, working)
                 since, working = progress.message, progress.claim.name
                 if progress.phase == "ready":
-                    price = next(pod["price"] for pod in self.account.made if pod["id"] == progress.pod["id"])
+                    price = next(pod["price"] for pod in account.made if pod["id"] == progress.pod["id"])
                     assert price <= self.wanted.max_usd_per_hour, "it trains on a pod that is too dear"
                 if progress.phase == "ready" or self.clock.now() >= until:
                     break
+        account.orders_fate = []
+        assert not late or len(account.orders) == before, "a deadline that has passed led to another order"
+        assert len(account.orders) - before <= 2 * self.wanted.attempts, "one command orders without end"
 
     def absent(self, **given: Any) -> None:
         options = {
@@ -257,9 +297,9 @@ class Money(RuleBasedStateMachine):
         """Release what is for nothing."""
         with self.controller():
             claims = self.claims
-            rows = list_account_pods(
-                self.account.client().list_pods(), claims.list_all(), claims.owner, self.clock.wall()
-            )
+            api, known = self.account.client(), claims.list_all()
+            pods = with_unlisted(api.list_pods(), known, api.get_pod)
+            rows = list_account_pods(pods, known, claims.owner, self.clock.wall())
             for row in rows:
                 if row["mine"] and not row["claimed"]:
                     with contextlib.suppress(UserError):  # a loop goes on to the next one
@@ -302,7 +342,7 @@ class Money(RuleBasedStateMachine):
 
 
 Money.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=25, derandomize=True, deadline=None, database=None,
+    max_examples=80, stateful_step_count=14, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck), print_blob=False,
 )  # fmt: skip
 TestMoney = Money.TestCase

@@ -494,6 +494,21 @@ def fetch_bills(claims: Claims, billed_usd: Callable[[str], Optional[float]], no
     return changed
 
 
+def with_unlisted(
+    listed: list[dict[str, Any]], claims: list[Claim], get_pod: Callable[[str], Optional[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Add to the pods that a list has those that open claims know, and that RunPod still shows by their ids.
+
+    Args:
+        listed: From RunPod; a list may lag, or leave out what is stopped.
+        claims: This checkout's.
+        get_pod: Asks RunPod for a pod by its id; None where it is gone.
+    """
+    ids = {pod["id"] for pod in listed}
+    missing = [claim.pod_id for claim in claims if claim.pod_id and not claim.released_at and claim.pod_id not in ids]
+    return listed + [pod for pod in map(get_pod, missing) if pod]
+
+
 def list_account_pods(
     api_pods: list[dict[str, Any]], claims: list[Claim], owner: str, now: float
 ) -> list[dict[str, Any]]:

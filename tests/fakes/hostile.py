@@ -37,11 +37,19 @@ PATIENCE = 300.0  # seconds after which a command counts as one that never ends
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # The Python of a trainer's environment. What it trains with only says what it was given.
 PYTHON = """#!/bin/sh
-if [ "$1 $2" = "-m axolotl.cli.train" ]; then env >training-environment.txt; umask >>training-environment.txt; exit 1; fi
+case "$1 $2" in
+  "-m axolotl.cli.train" | "-m torch.distributed.run")
+    echo "$@" >training-command.txt
+    env >training-environment.txt
+    umask >>training-environment.txt
+    exit 1;;
+esac
 exec {python} "$@"
 """
-# What is in the checkout, and no file of it.
-PASSED_OVER = {".git", ".venv", ".trainer", ".hosts", ".site-docs", "__pycache__"}
+# What is in the checkout, and no file of it, or what only a person writes to meanwhile.
+PASSED_OVER = {".git", ".venv", ".trainer", ".hosts", ".hypothesis", ".site-docs", "__pycache__", "docs", "tests"}
+# Of a stage, what commands write to.
+OPEN = {"output", "hosts", "calls", "ansible", "tmp", "sung", "pods", "none"}
 
 
 def snapshot(*folders: pathlib.Path, leave_out: Iterable[str] = ()) -> dict[str, tuple[int, int]]:
@@ -131,7 +139,8 @@ class Stage:
 
         Args:
             name: The host.
-            on: ``module:<name>``, ``module`` for all of them, ``rsync``, ``command`` or ``*``; behind a space, a word of the command.
+            on: ``module:<name>``, ``module`` for all of them, ``rsync``, ``command`` or ``*``; behind a space, a word
+                of the command.
             do: ``say`` (``text``), ``add`` (``more`` over the honest answer, ``blur`` behind each of its sentences),
                 ``half`` (``text``, and then silence), ``hang``, ``endless``, ``close``, or ``serve`` (``new`` in the
                 place of ``old``).
@@ -269,7 +278,7 @@ class Stage:
         return Played(log.read_text("utf-8", "surrogateescape"), code, time.monotonic() - began, ended)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End a command with all that it started, silent hosts among them: Ansible's workers have their own sessions."""
+        """End a command with all that it started, silent hosts among them; Ansible's workers have own sessions."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -289,14 +298,12 @@ class Stage:
 class Guard:
     """What a hostile host has no business with: the user's home, the checkout, and whatever lies beside the output."""
 
-    OPEN = {"output", "hosts", "calls", "ansible", "tmp", "sung", "pods", "none"}  # of a stage, what commands write to
-
     def __init__(self, stage: Stage):
         self.stage = stage
         self.before = self.look()
 
     def look(self) -> dict[str, tuple[int, int]]:
-        own = snapshot(self.stage.folder, leave_out=self.OPEN)
+        own = snapshot(self.stage.folder, leave_out=OPEN)
         own = {path: what for path, what in own.items() if not path.endswith(("/log.txt", "/hosts.yml"))}
         checkout = snapshot(ROOT, leave_out=PASSED_OVER) if not self.stage.folder.is_relative_to(ROOT) else {}
         return {**own, **checkout}

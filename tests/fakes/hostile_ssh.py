@@ -91,7 +91,9 @@ class Call:
     def run(self, command: str, keep: bool = False) -> subprocess.CompletedProcess[bytes]:
         """Run a command as the host, with its home and nothing of the controller's environment."""
         environment = {
-            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR", "LORA_FORGE_SANDBOX")
+            name: value
+            for name, value in os.environ.items()
+            if name in ("PATH", "LANG", "TMPDIR", "LORA_FORGE_SANDBOX")
         }
         return subprocess.run(
             ["/bin/sh", "-c", command], cwd=self.home, env={**environment, "HOME": str(self.home)}, input=self.told,

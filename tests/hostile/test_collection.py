@@ -53,7 +53,13 @@ def runs(stage: Stage) -> dict[str, pathlib.Path]:
 
     run_dir = found["climbs"]
     (run_dir / "sitecustomize.py").write_text("print('here')")
-    paths = [str(stage.home / ".bashrc"), "/etc/hostname", "output/../sitecustomize.py", "../../env/canary", "output\n/x"]
+    paths = [
+        str(stage.home / ".bashrc"),
+        "/etc/hostname",
+        "output/../sitecustomize.py",
+        "../../env/canary",
+        "output\n/x",
+    ]
     files = [row(run_dir, "train.log", path=path, name=f"wandb/{number}") for number, path in enumerate(paths)]
     answer(stage, "climbs", [*listed(run_dir), *files])
 

@@ -10,13 +10,15 @@ import json
 import pathlib
 from typing import Any
 
-import pytest
 from hostile import CONTROL, Guard, Played, Stage
 
 BOUND = 180.0  # seconds: far more than all limits here together, and far less than for ever
 # Seconds. A question has that long, and what takes longer by its nature as many times more as it is used to.
-QUICK: dict[str, Any] = {"trainer_answer_timeout": 1.0, "trainer_rsync_timeout": 2, "watch_unreachable_timeout": 1}
-SLOW: dict[str, Any] = {**QUICK, "trainer_answer_timeout": 0.05}  # an installation is waited for for three hours
+QUICK: dict[str, Any] = {"trainer_answer_timeout": 3.0, "trainer_rsync_timeout": 3, "watch_unreachable_timeout": 1}
+
+
+def patience(seconds: float, **variables: Any) -> dict[str, Any]:
+    return {**QUICK, "trainer_answer_timeout": seconds, **variables}
 
 
 class Scene:
@@ -53,57 +55,63 @@ def check(played: Played, stage: Stage, guard: Guard, names: list[str]) -> None:
     assert guard.changes() == []
 
 
-@pytest.mark.parametrize("playbook", ["status"])
-def test_status(tmp_path: pathlib.Path, playbook: str) -> None:
-    stage = Stage(tmp_path)
-    asked = "module:trainer_info"
-    scene = Scene(stage, {
-        "mute": (asked, "hang", QUICK), "broken": (asked, "half", QUICK), "chatty": (asked, "endless", QUICK),
-        "nobody": ("*", "hang", QUICK),
-    })  # fmt: skip
-    guard = stage.watch_over()
-    played = scene.play(f"playbooks/{playbook}.yml")
-    check(played, stage, guard, ["mute", "broken", "chatty", "nobody"])
-    assert played.code == 0
-    assert any("finished" in line for line in played.lines("witness-"))
+class TestStatus:
+    """Silent when everybody is asked."""
+
+    def test_status(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        asked = "module:trainer_info"
+        scene = Scene(stage, {
+            "mute": (asked, "hang", QUICK), "broken": (asked, "half", QUICK), "chatty": (asked, "endless", QUICK),
+            "nobody": ("*", "hang", QUICK),
+        })  # fmt: skip
+        guard = stage.watch_over()
+        played = scene.play("playbooks/status.yml")
+        check(played, stage, guard, ["mute", "broken", "chatty", "nobody"])
+        assert played.code == 0
+        assert any("finished" in line for line in played.lines("witness-"))
 
 
-def test_train(tmp_path: pathlib.Path) -> None:
+class TestTrain:
     """Silent when the files come, when the environment is made, at the first question of a launch, at its start."""
-    stage = Stage(tmp_path)
-    scene = Scene(stage, {
-        "files": ("command", "hang", {**QUICK, "trainer_answer_timeout": 0.2}),
-        "sync": ("rsync", "hang", QUICK),
-        "installs": ("module:trainer_environment", "hang", SLOW),
-        "asked": ("module:training_run_info", "hang", QUICK),
-        "starts": ("module:training_run", "half", {**QUICK, "trainer_answer_timeout": 0.5}),
-    })  # fmt: skip
-    guard = stage.watch_over()
-    played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,witness")
-    check(played, stage, guard, ["files", "sync", "installs", "asked", "starts"])
-    assert played.code == 2
-    [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
-    assert json.loads(manifest.read_text())["verdict"] == "verified"
+
+    def test_train(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        scene = Scene(stage, {
+            "files": ("command", "hang", patience(0.4)),
+            "sync": ("rsync", "hang", QUICK),
+            "installs": ("module:trainer_environment", "hang", patience(0.3)),  # three hours, by default
+            "asked": ("module:training_run_info", "hang", QUICK),
+            "starts": ("module:training_run", "half", patience(8.0, run_stop_timeout=5)),
+        })  # fmt: skip
+        guard = stage.watch_over()
+        played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,witness")
+        check(played, stage, guard, ["files", "sync", "installs", "asked", "starts"])
+        assert played.code == 2
+        [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
+        assert json.loads(manifest.read_text())["verdict"] == "verified"
 
 
-def test_collect_watch_and_stop(tmp_path: pathlib.Path) -> None:
+class TestCollect:
     """Silent while it is watched, while an adapter is verified, while that is fetched; then when it is to stop."""
-    stage = Stage(tmp_path)
-    verifies = {**QUICK, "trainer_answer_timeout": 0.2}  # an adapter is read for half an hour at most
-    scene = Scene(stage, {
-        "watched": ("module:training_run_info", "hang", QUICK),
-        "verifies": ("module:lora_adapter_info", "hang", verifies),
-        "fetched": ("rsync", "hang", QUICK),
-    }, left=("watched", "verifies", "fetched"))  # fmt: skip
-    guard = stage.watch_over()
-    roles = "role=mayor,deacon,polecat,witness"
-    played = scene.play("playbooks/collect.yml", "-e", roles)
-    check(played, stage, guard, ["watched", "verifies", "fetched"])
-    assert played.code == 2
-    [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
-    assert json.loads(manifest.read_text())["verdict"] == "verified"
-    stage.face("watched", "module", "hang")
-    for playbook in ("watch", "stop"):
-        played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
-        check(played, stage, guard, ["watched"])
-        assert played.code != 0
+
+    def test_collect_watch_and_stop(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        verifies = patience(1.5, watch_unreachable_timeout=60)  # an adapter is read for half an hour, by default
+        scene = Scene(stage, {
+            "watched": ("module:training_run_info", "hang", QUICK),
+            "verifies": ("module:lora_adapter_info", "hang", verifies),
+            "fetched": ("rsync", "hang", QUICK),
+        }, left=("watched", "verifies", "fetched"))  # fmt: skip
+        guard = stage.watch_over()
+        roles = "role=mayor,deacon,polecat,witness"
+        played = scene.play("playbooks/collect.yml", "-e", roles)
+        check(played, stage, guard, ["watched", "verifies", "fetched"])
+        assert played.code == 2
+        [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
+        assert json.loads(manifest.read_text())["verdict"] == "verified"
+        stage.face("watched", "module", "hang")
+        for playbook in ("watch", "stop"):
+            played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
+            check(played, stage, guard, ["watched"])
+            assert played.code != 0

@@ -108,9 +108,7 @@ def test_every_host_was_asked_and_the_honest_one_keeps_its_row(
 
 
 @pytest.mark.parametrize("name", sorted({"closed", *ANSWERS} - TAKEN))
-def test_what_is_no_answer_costs_its_host_the_row(
-    played: Played, said: dict[str, dict[str, Any]], name: str
-) -> None:
+def test_what_is_no_answer_costs_its_host_the_row(played: Played, said: dict[str, dict[str, Any]], name: str) -> None:
     assert not said[name]["answers"]
     assert said[name]["word"]
     assert len(said[name]["word"]) <= LONGEST

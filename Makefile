@@ -51,9 +51,10 @@ image: $(VENV)/.controller ## Build the training image (IMAGE=name:tag BASE=imag
 plan: $(VENV)/.controller ## Show what a training would do; touches no host
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook playbooks/plan.yml -e role=$(role) $(ARGS)
 
-test: $(VENV)/.dev ## Everything: check, integration tests, real rehearsals and faults, real hosts
+test: $(VENV)/.dev ## Everything: check, integration tests, a hostile trainer, real rehearsals and faults, real hosts
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory integration
+	@$(MAKE) --no-print-directory hostile
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
@@ -99,6 +100,9 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
+
+hostile: $(VENV)/.dev ## A hostile trainer against real playbooks: what it answers, serves, names and keeps silent about; ARGS go to pytest
+	$(BIN)/pytest -q --numprocesses 3 --dist loadscope --durations 12 $(call named_or,tests/hostile)
 
 mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=planning/recipe for one, ARGS=--show for survivors
 	@$(BIN)/python tests/mutants.py $(MODULE) $(ARGS)

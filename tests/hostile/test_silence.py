@@ -1,0 +1,117 @@
+"""Hosts that stop answering: at once, in the middle of an answer, or talking without an end. No command waits for ever.
+
+Each host is silent at another stage, and gives its answers a limit of its own (trainer_answer_timeout), as an inventory
+may; the honest one has the usual one.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from hostile import CONTROL, Guard, Played, Stage
+
+BOUND = 180.0  # seconds: far more than all limits here together, and far less than for ever
+# Seconds. A question has that long, and what takes longer by its nature as many times more as it is used to.
+QUICK: dict[str, Any] = {"trainer_answer_timeout": 3.0, "trainer_rsync_timeout": 3, "watch_unreachable_timeout": 1}
+
+
+def patience(seconds: float, **variables: Any) -> dict[str, Any]:
+    return {**QUICK, "trainer_answer_timeout": seconds, **variables}
+
+
+class Scene:
+    """Trainers of which each falls silent at a call of its own."""
+
+    def __init__(self, stage: Stage, silent: dict[str, tuple[str, str, dict[str, Any]]], left: tuple[str, ...] = ()):
+        self.stage = stage
+        agents = ["mayor", "deacon", "polecat", "refinery", "crew", "gastown"]
+        self.agents = dict(zip(silent, agents))
+        for name, (on, do, variables) in silent.items():
+            stage.host(name, self.agents[name], **variables)
+            if name in left:
+                stage.finished(name, self.agents[name])
+            else:
+                stage.model(name, self.agents[name])
+            stage.face(name, on, do, **({"text": '{"changed": false, "runs": [{"run_id": "'} if do == "half" else {}))
+        stage.host("good", "witness")
+        stage.finished("good", "witness")
+
+    def play(self, playbook: str, *options: str) -> Played:
+        return self.stage.play(playbook, *options, patience=BOUND)
+
+
+def check(played: Played, stage: Stage, guard: Guard, names: list[str]) -> None:
+    """Hold a command to what is true of each: it ends, names who is silent, and did nothing else."""
+    assert played.ended, played.text
+    for name in names:
+        assert stage.did(name), f"{name} was never asked"
+        assert [line for line in played.lines(name) if "does not answer" in line or "did not answer" in line
+                or "no connection" in line or "failed" in line], f"{name}:\n{played.text}"  # fmt: skip
+    assert CONTROL.findall(played.text) == []
+    assert "Traceback" not in played.text
+    assert len(played.text) < 50_000
+    assert guard.changes() == []
+
+
+class TestStatus:
+    """Silent when everybody is asked."""
+
+    def test_status(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        asked = "module:trainer_info"
+        scene = Scene(stage, {
+            "mute": (asked, "hang", QUICK), "broken": (asked, "half", QUICK), "chatty": (asked, "endless", QUICK),
+            "nobody": ("*", "hang", QUICK),
+        })  # fmt: skip
+        guard = stage.watch_over()
+        played = scene.play("playbooks/status.yml")
+        check(played, stage, guard, ["mute", "broken", "chatty", "nobody"])
+        assert played.code == 0
+        assert any("finished" in line for line in played.lines("witness-"))
+
+
+class TestTrain:
+    """Silent when the files come, when the environment is made, at the first question of a launch, at its start."""
+
+    def test_train(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        scene = Scene(stage, {
+            "files": ("command", "hang", patience(0.4)),
+            "sync": ("rsync", "hang", QUICK),
+            "installs": ("module:trainer_environment", "hang", patience(0.3)),  # three hours, by default
+            "asked": ("module:training_run_info", "hang", QUICK),
+            "starts": ("module:training_run", "half", patience(8.0, run_stop_timeout=5)),
+        })  # fmt: skip
+        guard = stage.watch_over()
+        played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,witness")
+        check(played, stage, guard, ["files", "sync", "installs", "asked", "starts"])
+        assert played.code == 2
+        [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
+        assert json.loads(manifest.read_text())["verdict"] == "verified"
+
+
+class TestCollect:
+    """Silent while it is watched, while an adapter is verified, while that is fetched; then when it is to stop."""
+
+    def test_collect_watch_and_stop(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        verifies = patience(1.5, watch_unreachable_timeout=60)  # an adapter is read for half an hour, by default
+        scene = Scene(stage, {
+            "watched": ("module:training_run_info", "hang", QUICK),
+            "verifies": ("module:lora_adapter_info", "hang", verifies),
+            "fetched": ("rsync", "hang", QUICK),
+        }, left=("watched", "verifies", "fetched"))  # fmt: skip
+        guard = stage.watch_over()
+        roles = "role=mayor,deacon,polecat,witness"
+        played = scene.play("playbooks/collect.yml", "-e", roles)
+        check(played, stage, guard, ["watched", "verifies", "fetched"])
+        assert played.code == 2
+        [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
+        assert json.loads(manifest.read_text())["verdict"] == "verified"
+        stage.face("watched", "module", "hang")
+        for playbook in ("watch", "stop"):
+            played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
+            check(played, stage, guard, ["watched"])
+            assert played.code != 0

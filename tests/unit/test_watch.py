@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import types
 from typing import Any
@@ -64,6 +65,16 @@ class Task:
 
 def step(phase: str, message: str = "", **more: Any) -> dict[str, Any]:
     return {"changed": False, "phase": phase, "message": message, "notes": [], **more}
+
+
+def test_a_pod_is_awaited_for_one_claim_and_by_a_command_that_lives(monkeypatch):
+    command = types.SimpleNamespace(pid=os.getpid())
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: command)
+    first = step("booting", "ordered", claim={"name": "n"})
+    task = Task(monkeypatch, "runpod_pod", first, step("booting", "no SSH answer yet"), step("ready"), host="pod-1")
+    task.run()
+    assert [asked.get("claim") for _, asked in task.asked] == [None, "n", "n"]
+    assert [asked["controller"] for _, asked in task.asked] == [rundir.identity(os.getpid())] * 3
 
 
 def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):

@@ -27,7 +27,8 @@ class ActionModule(ActionBase):
         claim, command = "", multiprocessing.parent_process()  # whose worker this is, and may outlive it
         controller = rundir.identity(command.pid) if command and command.pid else {}
         while True:
-            asked = {**args, "since": told, "claim": claim, "controller": controller}
+            known = {"claim": claim, "controller": controller}
+            asked = {**args, "since": told, **{name: value for name, value in known.items() if value}}
             answer = self._execute_module("runpod_pod", asked, task_vars=task_vars)
             claim = (answer.get("claim") or {}).get("name") or claim
             changed = changed or answer.get("changed", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import time
 import types
@@ -84,6 +85,16 @@ def step(phase: str, message: str = "", **more: Any) -> dict[str, Any]:
     return {"changed": False, "phase": phase, "message": message, "notes": [], **more}
 
 
+def test_a_pod_is_awaited_for_one_claim_and_by_a_command_that_lives(monkeypatch):
+    command = types.SimpleNamespace(pid=os.getpid())
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: command)
+    first = step("booting", "ordered", claim={"name": "n"})
+    task = Task(monkeypatch, "runpod_pod", first, step("booting", "no SSH answer yet"), step("ready"), host="pod-1")
+    task.run()
+    assert [asked.get("claim") for _, asked in task.asked] == [None, "n", "n"]
+    assert [asked["controller"] for _, asked in task.asked] == [rundir.identity(os.getpid())] * 3
+
+
 def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     task = Task(
         monkeypatch, "runpod_pod", step("waiting", "no capacity for L40S", changed=True),
@@ -93,10 +104,7 @@ def test_a_pod_is_awaited_with_a_line_for_each_change(monkeypatch):
     found = task.run()
     assert (found["phase"], found["changed"]) == ("ready", True)
     since = ["", "no capacity for L40S", "no capacity for L40S", "another one", "no SSH answer yet"]
-    assert task.asked == [
-        ("runpod_pod", {"host": "pod-1", "wait": 20, "since": word, "claim": "", "controller": mock.ANY})
-        for word in since
-    ]
+    assert task.asked == [("runpod_pod", {"host": "pod-1", "wait": 20, "since": word}) for word in since]
     assert task.told == [
         "  pod-1: waiting: no capacity for L40S", "  pod-1: pod1 is released", "  pod-1: ordering: another one",
         "  pod-1: booting: no SSH answer yet", "  it answers",

@@ -634,3 +634,14 @@ def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_els
     found = judged(manifest=MANIFEST, defect="x is missing")
     assert (found.state, found.detail) == ("finished", "")
     assert found.contradictions == ("the adapter was verified, but x is missing",)
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("Connection refused", "gpu-1 does not answer: Connection refused"),
+        ("its answer to trainer_info does not fit: runs", "gpu-1: its answer to trainer_info does not fit: runs"),
+    ],
+)
+def test_a_trainer_that_answers_badly_is_not_called_silent(why, said):
+    assert verdict.silence("gpu-1", why) == said

@@ -247,7 +247,7 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
         if row["next"]:
             lines.append(f"      → {row['next']}" if sentences else f"    {row['run_id']}: {row['next']}")
     known = {row["trainer"] for row in rows if row["state"] == "unknown"}
-    lines += [f"    {trainer} does not answer: {why}" for trainer, why in silent.items() if trainer not in known]
+    lines += [f"    {verdict.silence(trainer, why)}" for trainer, why in silent.items() if trainer not in known]
     earlier = len(rows) - len(current_rows(rows))
     if earlier:
         lines.append(f"    and {earlier} earlier verified run{'s' if earlier > 1 else ''}")

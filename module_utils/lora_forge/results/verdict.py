@@ -12,6 +12,16 @@ from ansible.module_utils.lora_forge.trainer.run_state import LIVING
 WANDB_LAG = 360.0  # seconds after an end in which W&B may not have heard of it; it misses a heartbeat after 300
 
 
+def silence(trainer: str, why: str) -> str:
+    """Say that nothing is known from a trainer; one that answered, and not as it should, is not called silent.
+
+    Args:
+        trainer: Its name.
+        why: The reason.
+    """
+    return f"{trainer}: {why}" if why.startswith("its answer ") else f"{trainer} does not answer: {why}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Evidence:
     """Everything that is known of a run, from every source.
@@ -111,7 +121,7 @@ def _own_state(evidence: Evidence, snapshot: dict[str, Any], trainer: Optional[s
         return state, detail
     if trainer in evidence.silent:
         launched = f"; the last that is known: {placed}" if placed else ""
-        return "unknown", f"{trainer} does not answer: {evidence.silent[trainer]}{launched}"
+        return "unknown", f"{silence(trainer, evidence.silent[trainer])}{launched}"
     if placed == "finished" and trainer in evidence.asked:
         return "absent", f"it ran to its end on {trainer}, which has no such run any more"
     if evidence.placement.get("final") and placed:

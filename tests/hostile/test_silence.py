@@ -99,7 +99,7 @@ class TestCollect:
         stage = Stage(tmp_path)
         verifies = patience(1.5, watch_unreachable_timeout=60)  # an adapter is read for half an hour, by default
         scene = Scene(stage, {
-            "watched": ("module:training_run_info", "hang", QUICK),
+            "watched": ("module:training_run_info", "hang", patience(3.0, run_stop_timeout=2)),
             "verifies": ("module:lora_adapter_info", "hang", verifies),
             "fetched": ("rsync", "hang", patience(20.0, watch_unreachable_timeout=60)),
         }, left=("watched", "verifies", "fetched"))  # fmt: skip

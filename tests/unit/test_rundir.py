@@ -90,7 +90,7 @@ def test_nothing_noted_is_not_alive(noted):
 def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert rundir.read_events(path) == ([], 0)
-    rundir.append_event(path, "log", step=1)
+    rundir.append_event(path, "log", step=1, planned=2)
     first, offset = rundir.read_events(path)
     assert (first[0]["event"], first[0]["step"], offset) == ("log", 1, path.stat().st_size)
     with path.open("a") as file:
@@ -100,10 +100,10 @@ def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
 
 def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rundir.append_event(path, "log", step=1)
+    rundir.append_event(path, "log", step=1, planned=2)
     with path.open("a") as file:
         file.write('{"event": "lo')
-    rundir.append_event(path, "begin", step=0)
+    rundir.append_event(path, "begin", step=0, planned=2)
     assert [event["event"] for event in rundir.read_events(path)[0]] == ["log", "begin"]
 
 

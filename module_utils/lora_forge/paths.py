@@ -27,7 +27,7 @@ ADAPTER = {
     "output/special_tokens_map.json": _SETTINGS,
     "output/trainer_state.json": _TEXTS,
     "axolotl.yml": _SETTINGS,
-    "metrics.jsonl": _TEXTS,
+    "metrics.jsonl": 64 * MIB,  # as much as is read of it
     "train.log": GIB,
 }
 # One folder for each start. The mark that a record was uploaded is left here, and is none that a trainer could leave.

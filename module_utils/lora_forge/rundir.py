@@ -25,7 +25,7 @@ import pathlib
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
@@ -34,7 +34,15 @@ STOPPING = "stopping"
 PROGRAMS = "programs"
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
-LARGEST_LOG = 256 << 20
+LARGEST_LOG = 64 << 20
+MOST_RECORDS = 1_000_000  # of a file with one on each line; a small one takes twenty times its size in memory
+# What events hold, as the controller takes it (the form ``Event``): the longest texts; figures may be texts, too.
+_TEXTS = {"event": 200, "mode": 200, "wanted": 200, "run": 200, "url": 1000, "reason": 4000, "checkpoint": 200}
+_FIGURES = {"loss": 40, "eval_loss": 40, "epoch": 40}
+_COUNTS = ("step", "planned", "adapter", "examples", "tokens", "longer", "dropped", "untrainable")
+_NUMBERS = ("time", "tokens_per_second")
+_GREATEST = 10**12  # of counts and numbers
+_STEPS = ("begin", "log", "eval", "end")  # kinds that say where they are
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 
@@ -184,27 +192,35 @@ def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
         file.write(line)
 
 
-def read_lines(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read_lines(
+    path: pathlib.Path, offset: int = 0, is_wanted: Optional[Callable[[dict[str, Any]], bool]] = None
+) -> tuple[list[dict[str, Any]], int]:
     """Read the objects of a file with one on each line from a byte offset on, and the offset after the last whole line.
 
-    A line that was cut by a crash is passed over.
+    A line that was cut by a crash is passed over. Of a very large file a part is read, and the next call goes on there.
+
+    Args:
+        path: The file. Another host may have written it.
+        offset: Where to begin.
+        is_wanted: Tells which objects are returned; all without it.
     """
+    found: list[dict[str, Any]] = []
+    after = offset
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(LARGEST_LOG)
+            while len(found) < MOST_RECORDS:
+                line = file.readline(offset + LARGEST_LOG - after)
+                if not line.endswith(b"\n"):
+                    break
+                after += len(line)
+                with contextlib.suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if isinstance(record, dict) and (is_wanted is None or is_wanted(record)):
+                        found.append(record)
     except OSError:
         return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for line in whole.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found, offset + len(whole)
+    return found, after
 
 
 def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -212,26 +228,43 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
 
     What is no event is passed over: a run that was moved brings with it what another host wrote.
     """
-    found, after = read_lines(path, offset)
-    return list(filter(_is_event, found)), after
+    return read_lines(path, offset, _is_event)
 
 
 def _is_event(record: dict[str, Any]) -> bool:
-    """Tell whether a record says what it is, counts steps where it counts them, and has no number that is too large."""
-    counts = [record[key] for key in ("step", "planned") if key in record]
-    numbers = [value for value in record.values() if isinstance(value, int)]
-    counted = all(type(count) is int and count >= 0 for count in counts)
-    return isinstance(record.get("event"), str) and counted and all(abs(number) < 1 << 63 for number in numbers)
+    """Tell whether a record says what it is, and holds nothing that whoever reads events could not take."""
+    kind = record.get("event")
+    if not isinstance(kind, str) or any(key in record and record[key] is None for key in ("step", "planned")):
+        return False
+    return (kind not in _STEPS or {"step", "planned"} <= record.keys()) and all(map(_fits, *zip(*record.items())))
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Tell whether an event may hold a value."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return key not in (*_COUNTS, *_NUMBERS) and len(value) <= {**_TEXTS, **_FIGURES}.get(key, 4000)
+    if isinstance(value, int) and not abs(value) < 1 << 63:
+        return False
+    if key in _COUNTS:
+        return type(value) is int and 0 <= value <= _GREATEST
+    if key in _NUMBERS:
+        return type(value) in (int, float) and abs(value) <= _GREATEST
+    return isinstance(value, (int, float)) and key not in _TEXTS and not (key in _FIGURES and isinstance(value, bool))
 
 
 def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events that count: those after the checkpoint from which a resume started are dropped."""
     kept: list[dict[str, Any]] = []
-    for record in events:
+    lowest: Optional[int] = None  # step from which a later start went on; another host may have noted many
+    for record in reversed(events):
+        step = record.get("step", 0)
+        if lowest is None or step <= lowest:
+            kept.append(record)
         if record.get("event") == "begin":
-            kept = [old for old in kept if old.get("step", 0) <= record.get("step", 0)]
-        kept.append(record)
-    return kept
+            lowest = step if lowest is None else min(lowest, step)
+    return kept[::-1]
 
 
 def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:

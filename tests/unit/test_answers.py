@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import rundir
 import yaml
 from ansible.module_utils.lora_forge.controller import answers
+from ansible.module_utils.lora_forge.trainer import runs
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -343,3 +346,45 @@ def test_whatever_json_a_host_answers_it_is_in_form_or_a_sentence(name: str, ans
 )
 def test_each_module_has_its_time(name: str, args: dict[str, Any], patience: float, seconds: float) -> None:
     assert answers.limit(name, args, patience) == seconds
+
+
+ODD = [
+    {"event": "log"},
+    {"event": "log", "step": 1, "planned": None},
+    {"event": "log", "step": 1, "planned": 2, "loss": 1e300},
+    {"event": "log", "step": 1, "planned": 2, "loss": float("inf")},
+    {"event": "log", "step": 1, "planned": 2, "loss": "9" * 41},
+    {"event": "log", "step": 1, "planned": 2, "loss": 10**17},
+    {"event": "log", "step": 1, "planned": 2, "loss": 1.0, "epoch": [1]},
+    {"event": "log", "step": 1, "planned": 2, "loss": 1.0, "tokens_per_second": float("nan")},
+    {"event": "log", "step": 1, "planned": 2**62, "loss": 1.0, "time": 1e300},
+    {"event": "log", "step": 1, "planned": 10**12, "loss": 1.0, "time": 1e12},
+    {"event": "end", "step": 1, "planned": 2, "reason": {}},
+    {"event": "end", "step": 1, "planned": 2, "adapter": -1},
+    {"event": "x" * 201},
+    {"event": "wandb", "mode": [], "run": 1, "url": "x" * 1001},
+    {"event": "data", "examples": [], "tokens": {}},
+    {"event": "data", "examples": 2**62, "tokens": 2**62},
+    {"event": "data", "examples": 1, "tokens": 1, "longer": "many"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_what_another_host_noted_of_a_run_spoils_no_answer(
+    tmp_path: pathlib.Path, odd: dict[str, Any], state: str
+) -> None:
+    """A run that was moved brings its events along, and the next trainer, which is honest, answers with them."""
+    rundir.append_event(tmp_path / "metrics.jsonl", "begin", step=0, planned=2, epoch=0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(2 * (json.dumps({"time": 1.0, **odd}) + "\n"))
+    rundir.write_json(tmp_path / "status.json", {
+        "state": state, "supervisor": rundir.identity(os.getpid()), "heartbeat": rundir.uptime(), "idle": 0,
+    })  # fmt: skip
+    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}}))
+    held = answers.hold("training_run_info", seen, "good")
+    assert held.get("msg") is None
+    assert held["state"] == state
+    rundir.append_event(tmp_path / "metrics.jsonl", "log", step=2, planned=2, loss=1e20)
+    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}}))
+    assert answers.hold("training_run_info", seen, "good")["progress"]["loss"] == "1e+20"

@@ -90,7 +90,7 @@ def test_nothing_noted_is_not_alive(noted):
 def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert rundir.read_events(path) == ([], 0)
-    rundir.append_event(path, "log", step=1)
+    rundir.append_event(path, "log", step=1, planned=2)
     first, offset = rundir.read_events(path)
     assert (first[0]["event"], first[0]["step"], offset) == ("log", 1, path.stat().st_size)
     with path.open("a") as file:
@@ -100,10 +100,10 @@ def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
 
 def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rundir.append_event(path, "log", step=1)
+    rundir.append_event(path, "log", step=1, planned=2)
     with path.open("a") as file:
         file.write('{"event": "lo')
-    rundir.append_event(path, "begin", step=0)
+    rundir.append_event(path, "begin", step=0, planned=2)
     assert [event["event"] for event in rundir.read_events(path)[0]] == ["log", "begin"]
 
 
@@ -113,6 +113,9 @@ def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
         "[" * 100_000, '{"a":' * 100_000, "7", "[]", "{}", '{"event": 1}', '{"event": "log", "step": "1"}', "\0",
         '{"event": "log", "step": -1}', '{"event": "log", "step": true}', '{"event": "begin", "step": 1.5}',
         '{"event": "log", "planned": null}', '{"event": "log", "loss": 1' + "0" * 400 + "}", "9" * 10_000,
+        '{"event": "begin"}', '{"event": "log", "step": 1}', '{"event": "data", "examples": [], "tokens": 1}',
+        '{"event": "data", "examples": "x", "tokens": 1}', '{"event": "wandb", "url": {}}',
+        '{"event": "log", "step": 1, "planned": 2, "loss": {}}', '{"event": "save", "time": "now"}',
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_event_is_passed_over(tmp_path, line):
@@ -134,9 +137,9 @@ def test_what_is_too_large_is_not_read_into_memory(tmp_path, monkeypatch):
     assert rundir.read_json(path, 107) == {}
     path.write_text('{"a": ' + "[" * 100_000)
     assert rundir.read_json(path) == {}
-    rundir.append_event(tmp_path / "m", "log", step=1)
+    rundir.append_event(tmp_path / "m", "log", step=1, planned=2)
     size = (tmp_path / "m").stat().st_size
-    rundir.append_event(tmp_path / "m", "log", step=2)
+    rundir.append_event(tmp_path / "m", "log", step=2, planned=2)
     monkeypatch.setattr(rundir, "LARGEST_LOG", size + 1)
     assert rundir.read_events(tmp_path / "m")[1] == size
     assert len(rundir.read_events(tmp_path / "m", size)[0]) == 1
@@ -192,3 +195,23 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     checkpoint(tmp_path, 2)
     (checkpoint(tmp_path, 4) / "a.bin").unlink()
     assert rundir.last_complete(tmp_path) == 2
+
+
+def test_many_starts_are_sorted_out_in_no_time():
+    """Another host may have noted what was brought from it."""
+    events = [{"event": "begin", "step": 5}, {"event": "log", "step": 5}] * 50_000
+    began = time.monotonic()
+    assert rundir.surviving_events(events) == events
+    assert rundir.surviving_events([*events, {"event": "begin", "step": 4}]) == [{"event": "begin", "step": 4}]
+    assert time.monotonic() - began < 5
+
+
+def test_of_very_many_records_a_part_is_read_and_then_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "MOST_RECORDS", 2)
+    for step in range(3):
+        rundir.append_event(tmp_path / "m", "log", step=step, planned=2)
+    first, offset = rundir.read_events(tmp_path / "m")
+    rest, end = rundir.read_events(tmp_path / "m", offset)
+    assert [event["step"] for event in (*first, *rest)] == [0, 1, 2]
+    assert len(first) == 2
+    assert end == (tmp_path / "m").stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import rundir
@@ -290,3 +291,21 @@ def test_a_host_without_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_GPU", "none")
     assert gpu.gpu_usage(str(ROOT / "tests/fakes/nvidia-smi"), timeout=600) == []
     assert gpu.gpu_usage(str(tmp_path / "nvidia-smi")) == []
+
+
+def test_a_trainer_that_names_many_projects_of_wandb_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setattr(status, "WANDB_LIMIT", 0.2)
+
+    def ask(names, entity, project, timeout):
+        time.sleep(0.05)
+        return {"runs": [], "error": None}
+
+    monkeypatch.setattr(wandb_query, "ask_server", ask)
+    runs_ = [seen(run_id=f"mayor-{number}") for number in range(1000)]
+    for run in runs_:
+        run["progress"]["wandb"] = {"mode": "online", "run": f"e/{run['run_id']}/x", "url": None}
+    began = time.monotonic()
+    (note,) = status.ask_wandb(tmp_path, {"gpu-1": {"runs": runs_}})[1]
+    assert time.monotonic() - began < 10
+    assert note.endswith(" of 1000 projects are not asked, as it takes too long")

@@ -854,3 +854,19 @@ def test_of_very_many_problems_the_first_ones_are_told(build):
     found = problems(build(good_tensors() | extra))
     assert (len(found), found[-1]) == (21, "and 980 more")
     assert all(sentence.isprintable() for sentence in found)
+
+
+@pytest.mark.parametrize("layers", [2**62, 10_001, -1])
+def test_layers_that_no_model_has(build, layers):
+    """A trainer says how many there are; what it says is not counted up to."""
+    (problem,) = store.verify(build(good_tensors()), RECIPE, layers)["problems"]
+    assert problem == f"its base model would have {layers} layers"
+
+
+def test_a_layer_whose_number_is_no_number(build):
+    tensors = good_tensors()
+    name = name_of(0, "q_proj", "A")
+    tensors[name.replace("layers.0", f"layers.{'9' * 5000}")] = tensors.pop(name)
+    told = problems(build(tensors))
+    assert told
+    assert max(map(len, told)) < 500

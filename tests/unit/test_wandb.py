@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.lora_forge.results import wandb_client, wandb_query
+from ansible.module_utils.lora_forge.results import wandb_client, wandb_query, wandb_records
 
 
 @pytest.mark.parametrize("key", ["", " ", "\n"])
@@ -32,3 +32,19 @@ def test_without_a_key_nothing_is_asked(key, monkeypatch):
 )  # fmt: skip
 def test_times_are_read_in_every_form_that_was_seen(text, epoch):
     assert wandb_client.parse_time(text) == epoch
+
+
+@pytest.mark.parametrize("time", ["soon", [], {}, float("inf"), float("nan")])
+def test_a_record_with_a_time_that_is_none_keeps_no_other_one_from_being_uploaded(time):
+    record = {"id": "x", "synced": False, "summary": {"_timestamp": time}}
+    there = {"x": {"state": "finished", "summary": {"_timestamp": 5.0}}}
+    assert wandb_records._is_uploaded(there, record)
+
+
+def test_a_record_that_no_client_writes_is_an_error_of_its_own(tmp_path, monkeypatch):
+    told = iter(['{"run_id": "x", "summary": []}', '{"type": "history"}'])
+    monkeypatch.setattr(wandb_client, "run_command", lambda *_: (0, next(told), ""))
+    (tmp_path / "run-x").mkdir()
+    (tmp_path / "run-x/run-x.wandb").touch()
+    (run,) = wandb_records.read_records(tmp_path)["runs"]
+    assert run["error"]["kind"] == "answer"

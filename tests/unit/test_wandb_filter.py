@@ -145,3 +145,10 @@ def test_a_record_that_would_fill_the_memory_is_left_out(tmp_path, monkeypatch):
     write(tmp_path / "old", [large, small])
     copy_record(tmp_path / "old", tmp_path / "new", PLACE)
     assert read(tmp_path / "new") == [small]
+
+
+def test_a_record_of_very_many_fields_goes():
+    """Taken apart it would take forty times its size in memory."""
+    history = b"\x12\x00"
+    assert filtered(b"\x08\x01" * 9000 + history, None)
+    assert filtered(b"\x08\x01" * 11_000 + history, None) == b""

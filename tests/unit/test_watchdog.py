@@ -89,3 +89,16 @@ def test_what_prints_without_an_end_is_ended_before_memory_is(monkeypatch):
     with Watchdog(600) as dog:
         subprocess.run([sys.executable, "-c", "while True: print('x' * 10**5)"], capture_output=True)
     assert dog.bark.format(what="x") == "did not stop printing, in answer to x"
+
+
+def test_a_call_that_goes_on_after_the_signal_is_ended_all_the_same(monkeypatch):
+    monkeypatch.setattr(watchdog, "_GRACE", 0.1)
+    caught = 0
+    with Watchdog(0.2) as dog:
+        while caught < 3:
+            try:
+                time.sleep(600)
+            except BaseException:
+                caught += 1
+    assert dog.bark
+    assert caught == 3

@@ -29,7 +29,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.text import printable
-from ansible.module_utils.lora_forge.trainer import run_state
+from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.module_utils.lora_forge.version import full_version
 
 MANIFEST = "manifest.json"
@@ -40,11 +40,11 @@ _OPTIONAL = ("output/chat_template.jinja", "output/special_tokens_map.json")
 FILES = {path: path not in _OPTIONAL for path in paths.ADAPTER}
 _RECORDS = "wandb/*run-*/run-*.wandb"  # what W&B's client recorded, one folder for each start; latest-run is none
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_HEADER = 64 * paths.MIB  # of a safetensors file; a hundred thousand matrices take a fifth of it
+_MOST_LAYERS = 10_000  # of a base model
 _REFUSED = "Nothing of it is taken: its trainer is not to be trusted, or was damaged"
 _TOLD = 20  # sentences on one adapter: it may have a hundred thousand tensors
 _LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.layers\.([0-9]{1,9})\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
 
 
@@ -233,7 +233,7 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > min(MAX_HEADER, path.stat().st_size):
+    if length > min(runs.MAX_HEADER, path.stat().st_size):
         raise ValueError(f"its header would have {length:,} bytes")
     try:
         with safe_open(path, framework="numpy"):  # checks header, overlaps and the file's size
@@ -279,6 +279,9 @@ def _shape_problems(
         elif layer is not None:
             seen[kind].add(int(layer.group(1)))
     facts["pairs"] = len(sides)
+    if layers is not None and not 0 < layers <= _MOST_LAYERS:
+        problems.append(f"its base model would have {_brief(layers)} layers")
+        layers = None
     expected = set(range(layers)) if layers else set().union(*seen.values())
     for kind in sorted(wanted):
         missing = sorted(expected - seen[kind])
@@ -299,7 +302,7 @@ def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
     data = np.memmap(path, np.uint8, "r")
     for name, tensor in tensors.items():
         if tensor["dtype"] not in bits:
-            problems.append(f"tensor {name} has type {tensor['dtype']}")
+            problems.append(f"tensor {_brief(name)} has type {_brief(tensor['dtype'])}")
             continue
         kind, exponent = bits[tensor["dtype"]]
         raw = data[tensor["begin"] : tensor["end"]]
@@ -312,9 +315,9 @@ def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
             bad += int(np.count_nonzero((part & kind(exponent)) == kind(exponent)))
             empty += int(np.count_nonzero(part << kind(1)))  # the sign bit aside
         if bad:
-            problems.append(f"tensor {name} holds {bad} values that are NaN or infinite")
+            problems.append(f"tensor {_brief(name)} holds {bad} values that are NaN or infinite")
         if not empty and ".lora_B." in name:
-            problems.append(f"tensor {name} is all zero: it was never trained")
+            problems.append(f"tensor {_brief(name)} is all zero: it was never trained")
     return problems
 
 

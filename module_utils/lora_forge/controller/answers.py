@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.text import printable, shown
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -54,6 +55,12 @@ def _inside(path: str) -> str:
     return path
 
 
+def _bounded(figure: Any) -> Any:
+    """Write a number as text that is beyond what is reckoned with: a loss may grow so before it is none."""
+    is_number = isinstance(figure, float) or (type(figure) is int and abs(figure) < 1 << 63)
+    return f"{figure:.4g}" if is_number and not abs(figure) <= _FINITE else figure
+
+
 def _attach(command: str) -> str:
     """Keep a command that people are shown, and may type, where it is one that ``backend.start`` makes."""
     return command if _ATTACH.fullmatch(command) else ""
@@ -70,8 +77,11 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]
 Number = Annotated[float, Field(ge=-_FINITE, le=_FINITE)]
-# A figure that a training logged; one that is not finite is logged as text.
-Figure = Annotated[int, Field(ge=-(10**15), le=10**15)] | Number | Annotated[str, StringConstraints(max_length=40)]
+# A figure that a training logged; one that is not finite is logged as text, and what is too great is text here.
+Figure = Annotated[
+    Annotated[int, Field(ge=-(10**15), le=10**15)] | Number | Annotated[str, StringConstraints(max_length=40)],
+    BeforeValidator(lambda value: _bounded(value)),
+]
 State = Literal["absent", "queued", "running", "stalled", "stopped", "failed", "finished"]
 Sentences = Annotated[list[Shown], Field(max_length=1000)]
 
@@ -236,7 +246,7 @@ class Seen(Answer):
 class TrainingRunInfo(Seen):
     """``training_run_info``."""
 
-    events: Annotated[list[Event], Field(max_length=1_000_000)]
+    events: Annotated[list[Event], Field(max_length=300_000)]  # as many as LARGEST holds of real ones
     token: Word
     log_tail: Optional[Shown] = None
     others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)]

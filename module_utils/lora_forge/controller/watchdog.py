@@ -84,13 +84,11 @@ class Watchdog:
         else:
             return
         self._end_programs()
-        if self._over.wait(_GRACE):
-            return
-        with self._lock:
-            if not self._over.is_set():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-        self._over.wait(_GRACE)
-        self._end_programs()
+        while not self._over.wait(_GRACE):  # again and again, as the call may go on where it was interrupted
+            with self._lock:
+                if not self._over.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            self._end_programs()
 
     def _end_programs(self) -> None:
         """End the programs that the call has started. What made a session of its own is meant to outlive it."""

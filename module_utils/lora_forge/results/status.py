@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import time
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -20,6 +21,7 @@ from ansible.module_utils.lora_forge.trainer import run_state
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
+WANDB_LIMIT = 30  # seconds for all of its projects, which trainers name
 
 
 def ask_wandb(
@@ -60,7 +62,13 @@ def ask_wandb(
         f"W&B: {run_id} is logged on {theirs}, which is not asked: WANDB_BASE_URL and the key are for {ours}"
         for run_id, theirs in sorted(elsewhere)
     ]
-    for (entity, project), names in projects.items():
+    until = time.monotonic() + WANDB_LIMIT
+    for number, ((entity, project), names) in enumerate(projects.items()):
+        if time.monotonic() > until:
+            notes.append(
+                f"W&B: {len(projects) - number} of {len(projects)} projects are not asked, as it takes too long"
+            )
+            break
         answer = wandb_query.ask_server(sorted(set(names)), entity, project, timeout=WANDB_TIMEOUT)
         if answer["error"]:
             notes.append(answer["error"]["msg"])

@@ -20,6 +20,7 @@ _MAGIC = b":W&B\xe1\xbe\x00"
 _BLOCK, _HEAD = 32768, struct.Struct("<IHB")  # checksum, length, type
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _LARGEST = 64 << 20  # bytes of a record; what is larger is left out
+_MOST_FIELDS = 10_000  # of a message; a record of the client has some tens
 _NUMBER = 1  # Record.num
 # Of Record: history, summary, output, config, stats, metric, output_raw, exit, final, header, footer. Left out is what
 # names files (files, artifact, tbrecord, use_artifact and its like), asks for something (request, alert), and what
@@ -147,12 +148,14 @@ def _fields(message: bytes) -> list[Field]:
     """Take a message apart.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none, or has more fields than any.
         IndexError: It is cut off.
     """
     fields: list[Field] = []
     at = 0
     while at < len(message):
+        if len(fields) == _MOST_FIELDS:
+            raise ValueError("too many fields")
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
         value: Value

@@ -20,6 +20,7 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import wandb_client as client
 from ansible.module_utils.lora_forge.results.wandb_filter import Place, copy_record
 from ansible.module_utils.lora_forge.results.wandb_query import ask_server
+from ansible.module_utils.lora_forge.trainer import run_state
 
 _DEPTH = 4  # folders deep, records are looked for: adapters/<agent>/<run_id>/wandb/<record>
 ASKING = 20  # seconds that a sync leaves for its questions
@@ -86,6 +87,14 @@ def _read_record(file: pathlib.Path, env: dict[str, str], deadline: float, histo
         return known | {"error": client.error_entry(kind, f"the record {file}", complaint)}
     except ValueError as error:
         return known | {"error": client.error_entry("answer", f"the record {file}", str(error))}
+    try:
+        return known | _facts(outline, records, history)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # what no client writes
+        return known | {"error": client.error_entry("answer", f"the record {file}", str(error))}
+
+
+def _facts(outline: dict[str, Any], records: list[dict[str, Any]], history: int) -> dict[str, Any]:
+    """Pick what is known of a run from what the client read of its record."""
     ended = {None: "unfinished", 0: "finished"}
     points = [
         client.shown_metrics(client.json_value(record["history"]["item"]))
@@ -93,7 +102,7 @@ def _read_record(file: pathlib.Path, env: dict[str, str], deadline: float, histo
         if record["type"] == "history"
     ]
     figures = [record["stats"]["item"] for record in records if record["type"] == "stats"]
-    return known | {
+    return {
         "id": outline["run_id"] or None,
         "name": outline["name"] or outline["run_id"] or None,
         "path": "/".join(filter(None, (outline["entity"], outline["project"], outline["run_id"]))) or None,
@@ -202,7 +211,8 @@ def _is_uploaded(uploaded: dict[str, client.Entry], record: client.Entry) -> boo
     run = uploaded.get(record["id"])
     if record["synced"] or not run:
         return bool(record["synced"])
-    last = [each["summary"].get("_timestamp") or 0 for each in (run, record)]
+    times = [each["summary"].get("_timestamp") for each in (run, record)]
+    last = [time if run_state.finite(time) else 0 for time in times]  # a trainer may have written anything
     return run["state"] in ("finished", "failed") and last[0] >= last[1]
 
 

@@ -14,6 +14,7 @@ from ansible.module_utils.lora_forge.json_record import JsonRecord
 NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
 LIVING = ("queued", "running", "stalled")  # some process of it is there
 EARLY = "early stopping"  # how the plugin words it
+LONGEST = 1e12  # seconds to go, whatever clocks and steps were noted
 RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
 
 
@@ -177,7 +178,7 @@ def eta_seconds(done: Progress) -> Optional[float]:
     """Return the seconds until the last step at the pace so far; None before the first step."""
     if not done.seconds_per_step or done.planned is None or done.step is None:
         return None
-    return max(0.0, (done.planned - done.step) * done.seconds_per_step)
+    return min(max(0.0, (done.planned - done.step) * done.seconds_per_step), LONGEST)
 
 
 def finite(value: Any) -> bool:

@@ -25,7 +25,7 @@ LOG_TAIL = 4000  # characters of train.log that come along with a failure
 LANE_DIR = "/tmp"
 _FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
 _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 

@@ -640,6 +640,7 @@ def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_els
     ("why", "said"),
     [
         ("Connection refused", "gpu-1 does not answer: Connection refused"),
+        ("gpu-1 did not answer within 3 s", "gpu-1 did not answer within 3 s"),
         ("its answer to trainer_info does not fit: runs", "gpu-1: its answer to trainer_info does not fit: runs"),
     ],
 )

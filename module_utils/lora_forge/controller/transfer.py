@@ -255,7 +255,8 @@ def run_bounded(
 
     def limit() -> None:
         if to is not None:  # the kernel's own limit, whatever the other end sends
-            most = max(largest, TOLD) + 1
+            most, hard = max(largest, TOLD) + 1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     ended, until = "", clock() + seconds
@@ -320,9 +321,10 @@ def connection_error(host: str, message: str) -> str:
             f"{host} is not known by its key, and nothing was sent to it:\n{message}\nIf it is a new host, or was made "
             "anew, connect once by hand and compare its fingerprint; if not, somebody may be in between"
         )
-    lines = message.splitlines() or ["no answer"]
+    last = (message.splitlines() or ["no answer"])[-1]
+    said = last if last.startswith(f"{host} ") else f"{host} does not answer: {last}"
     return (
-        f"{host} does not answer: {lines[-1]}\nWhat runs there goes on. When it answers again, the same command goes "
+        f"{said}\nWhat runs there goes on. When it answers again, the same command goes "
         f"on; -e move={host} gives it up, and starts what it had on another trainer"
     )
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
+import resource
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
-from ansible.module_utils.lora_forge import rundir
-
 GROWTH = 768 * 1024 * 1024  # bytes; an answer of the greatest size takes half of that on its way
-_TICK = 0.1  # seconds between two looks
+_TICK = 0.5  # seconds between two looks, of each host that is asked
+_SLACK = 0.1  # seconds by which the beginning of a process may be told too early
 _GRACE = 2.0  # seconds for a call to end by itself once its programs are gone
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of getrusage's memory
 
 
 class _Enough(BaseException):
@@ -46,7 +46,7 @@ class Watchdog:
         self._before: Any = None
 
     def __enter__(self) -> Watchdog:
-        self._from = _ticks()
+        self._from = time.time()
         # The task's own time limit, which Ansible has, uses the same signal; what is not ours is passed on.
         self._before = signal.signal(signal.SIGALRM, self._ring)
         self._thread = threading.Thread(target=self._watch, args=(time.monotonic(), _memory()), daemon=True)
@@ -96,17 +96,11 @@ class Watchdog:
 
         session = os.getsid(0)
         for child in psutil.Process().children(recursive=True):
-            began = rundir.process_start(child.pid)
-            with contextlib.suppress(OSError):
-                if began is not None and began >= self._from and os.getsid(child.pid) == session:
-                    os.kill(child.pid, signal.SIGKILL)
-
-
-def _ticks() -> int:
-    """Return the time since boot as :func:`rundir.process_start` counts it, a little early."""
-    return int((rundir.uptime() - 0.1) * os.sysconf("SC_CLK_TCK"))
+            with contextlib.suppress(OSError, psutil.Error):
+                if child.create_time() >= self._from - _SLACK and os.getsid(child.pid) == session:
+                    child.kill()
 
 
 def _memory() -> int:
-    """Return the bytes of memory that this process holds."""
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    """Return the bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT

@@ -19,6 +19,8 @@ def silence(trainer: str, why: str) -> str:
         trainer: Its name.
         why: The reason.
     """
+    if why.startswith(f"{trainer} "):  # it says so itself
+        return why
     return f"{trainer}: {why}" if why.startswith("its answer ") else f"{trainer} does not answer: {why}"
 
 

@@ -40,6 +40,7 @@ COMMAND = 600.0  # a command that is no module: the longest one makes a rehearsa
 TRANSFER = 6 * 3600.0  # rsync ends by itself where no byte comes; this is for one that never ends
 
 LONGEST = 4000  # letters of a text for people; what goes beyond is cut
+_BRIEF = 500  # the same, of one run in a table of many
 LARGEST = 32 * 1024 * 1024  # letters of an answer as it came: a training of 100 000 steps has 12 million
 _LOG = 512 * 1024  # letters of a log; a module sends half of that at most
 
@@ -270,6 +271,7 @@ class ListedRunForm(Seen):
 
     run_id: Name
     agent: Name
+    detail: Annotated[str, AfterValidator(lambda text: shown(text, _BRIEF))]
     gpu: Optional[GpuUse] = None
     gpu_busy: Optional[Number] = None
 

@@ -70,6 +70,7 @@ class Claim(JsonRecord):
         usd: What it had cost then, by the clock.
         billed_usd: What RunPod has billed for it.
         extra_usd: What further pods under its name have cost, or may have.
+        taken_over: Whether it was found without a claim, so that it may hold what is not noted on this controller.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Claim(JsonRecord):
     usd: float = 0.0
     billed_usd: Optional[float] = None
     extra_usd: float = 0.0
+    taken_over: bool = False
     schema_version: int = rundir.SCHEMA_VERSION
 
 
@@ -435,6 +437,8 @@ def active_runs(claim: Claim, now: float) -> list[str]:
     if claim.released_at or claim.state == "releasing":
         return []
     output = pathlib.Path(claim.output)
+    if claim.output and not output.is_dir() and now < (claim.deadline or 0):
+        return sorted(claim.runs)  # the checkout was moved, say: nothing here tells what the pod holds
     active = []
     for run in claim.runs:
         placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
@@ -530,7 +534,9 @@ def list_account_pods(
         parsed = parse_name(pod["name"])
         claim = by_name.get(pod["name"])
         born = parse_time(pod.get("createdAt")) or (claim and claim.asked_at) or now
-        rate = float(pod.get("cost") or 0)
+        rate = pod_price(pod)
+        if not rate and claim and pod["status"] == "RUNNING":  # RunPod does not say yet
+            rate = claim.usd_per_hour
         rows.append({
             "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
             "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
@@ -540,7 +546,8 @@ def list_account_pods(
             "claimed": active_runs(claim, now) if claim and claim.pod_id in (None, pod["id"]) else [],
             "deadline": claim.deadline if claim else pod.get("deadline"),
             "retention_notice": (
-                retention_notice(claim) if claim and claim.deadline else f"It costs {rate:.2f} USD/h."
+                retention_notice(claim) if claim and claim.deadline
+                else f"It costs {rate:.2f} USD/h." if rate else "RunPod names no price for it."
             ),
         })  # fmt: skip
     return rows

@@ -100,7 +100,9 @@ def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: di
     progress = manager.advance(spec, options["wait"], options["since"], options["claim"])
     claim, now = progress.claim, manager.now()
     answer = progress.as_dict()
-    answer["changed"] = before is None or (before.name, before.state) != (claim.name, claim.state)
+    # One that is taken over is not new: what is no good about it may be the work that it holds.
+    known = claim.taken_over or (before and (before.name, before.state) == (claim.name, claim.state))
+    answer["changed"] = not known
     answer["usd"] = round(claim_cost(claim, now), 4)
     if progress.phase == "ready" and progress.pod:
         answer["message"] = messages.ready_message(claim, now)

@@ -141,11 +141,14 @@ class Claims:
         if not self._owner:
             path = self.folder / "owner"
             if path.exists() and not path.read_text().strip():
-                path.unlink()  # cut off by a full disk
+                path.unlink()  # cut off by a full disk, or by a power cut
+                noted = str(self._binding().get("owner") or "")
+                if noted:  # pods were ordered under it
+                    rundir.write_bytes(path, f"{_checked(noted)}\n".encode())
             if not path.exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 part = self.folder / f".owner.{os.getpid()}"
-                part.write_text(uuid.uuid4().hex[:8] + "\n")
+                rundir.write_bytes(part, f"{uuid.uuid4().hex[:8]}\n".encode())
                 with contextlib.suppress(FileExistsError):
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
@@ -219,7 +222,7 @@ class Claims:
     def list_all(self) -> list[Claim]:
         """List every claim, oldest first."""
         files = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
-        return sorted((Claim.from_dict(file) for file in files if file.get("name")), key=lambda claim: claim.made_at)
+        return sorted((Claim.from_dict(file) for file in files if _is_claim(file)), key=lambda claim: claim.made_at)
 
     def find_open(self, host: str) -> Optional[Claim]:
         """Return the newest claim of this owner to a host's pod that is not closed."""
@@ -242,7 +245,7 @@ class Claims:
     def read(self, name: str) -> Optional[Claim]:
         """Return a claim by its name; None where there is none."""
         file = rundir.read_json(self.path_of(name)) if name else {}
-        return Claim.from_dict(file) if file.get("name") else None
+        return Claim.from_dict(file) if _is_claim(file) else None
 
     def update(self, claim: Claim, **changes: Any) -> Claim:
         """Change a claim, and write it; who holds no lock of its host may be overwritten, or overwrite."""
@@ -304,6 +307,11 @@ class Claims:
         """
         claims = [claim for claim in self.list_all() if claim.name != without and set(claim.runs) & set(runs)]
         return sum(claim_cost(claim, now) for claim in claims)
+
+
+def _is_claim(file: dict[str, Any]) -> bool:
+    """Tell whether a file holds a claim; the pod of one that was damaged is found again by its name."""
+    return bool(file.get("name")) and isinstance(file["name"], str)
 
 
 def _checked(owner: str) -> str:

@@ -153,8 +153,8 @@ def test_headers_without_an_end_are_none_either(monkeypatch: pytest.MonkeyPatch,
         threading.Thread(target=drip, daemon=True).start()
         began = time.monotonic()
         threading.Timer(20, over.set).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         with pytest.raises(NoAnswer, match=r"^an answer that does not end$"):
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
             runpod.open_url("GET", url, {}, None, 0.5 if stream else PATIENCE, stream)
         assert time.monotonic() - began < 10
         over.set()

@@ -323,3 +323,15 @@ def test_a_pod_that_is_taken_over_is_not_told_as_a_new_one(desk):
     shutil.rmtree(desk.claims.folder / "claims")
     made = desk.pod()
     assert (made["phase"], made["changed"], made["claim"]["taken_over"]) == ("ready", False, True)
+
+
+def test_reap_keeps_what_was_taken_into_use_after_it_looked(desk):
+    desk.pod(runs=[])
+    (unused,) = desk.call("runpod_pod_info")["unclaimed"]
+    desk.pod()  # somebody begins to train there
+    kept = desk.leave(unused=True, **unused)
+    assert (kept["changed"], kept["message"]) == (False, "pod-1: kept, as it is in use by now (witness-1)")
+    assert desk.ids == ["pod1"]
+    desk.clock.sleep(2 * 3600)  # nothing was launched there
+    assert desk.leave(unused=True, **unused)["changed"]
+    assert desk.ids == []

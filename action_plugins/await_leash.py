@@ -88,6 +88,8 @@ class ActionModule(ForgeAction):
 def holds_runs(budget: Budget, host: str) -> bool:
     """Tell whether anything was launched on a pod since its order, as far as is noted on this controller.
 
+    A pod that was taken over may hold what is noted elsewhere.
+
     Args:
         budget: The pod's.
         host: Its inventory name.
@@ -95,4 +97,4 @@ def holds_runs(budget: Budget, host: str) -> bool:
     claim = Claim.from_dict({"name": "", **rundir.read_json(pathlib.Path(budget.claim))})
     records = [read_record(pathlib.Path(claim.output), run_id) for run_id in claim.runs if claim.output]
     noted = [record for record in records if record.state and record.noted_at >= budget.since]
-    return bool(noted or any(record.hosts_of([host], budget.since) for record in records))
+    return bool(claim.taken_over or noted or any(record.hosts_of([host], budget.since) for record in records))

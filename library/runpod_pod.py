@@ -134,6 +134,12 @@ options:
       the next orders wait a little.
     type: bool
     default: false
+  unused:
+    description:
+      - With O(state=absent), only where no live run claims the pod at that moment. Whoever lists pods, and releases one
+        after the other, may come to one that was taken into use meanwhile.
+    type: bool
+    default: false
   id:
     description: Only this pod of the host, for O(state=absent) and O(state=stopped).
     type: str
@@ -169,7 +175,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 phase:
-  description: One of waiting (for capacity), ordering, booting, ready; or stopped, or absent.
+  description: One of waiting (for capacity), ordering, booting, ready; or stopped, absent, or present where it is kept.
   returned: when it is not check mode
   type: str
   sample: ready
@@ -258,6 +264,7 @@ ARGUMENTS = {
     "controller": {"type": "dict", "default": {}},
     "reason": {"type": "str", "default": "no longer wanted"},
     "bad": {"type": "bool", "default": False},
+    "unused": {"type": "bool", "default": False},
     "id": {"type": "str", "default": ""},
     "owner": {"type": "str", "default": ""},
     "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["RUNPOD_API_KEY"])},

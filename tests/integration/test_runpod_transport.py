@@ -9,6 +9,7 @@ import http.server
 import ipaddress
 import json
 import pathlib
+import socket
 import ssl
 import threading
 import time
@@ -57,6 +58,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind in ("gzip", "broken"):
             body = gzip.compress(body)[: -6 if kind == "broken" else None] + (b"!" * 6 if kind == "broken" else b"")
             self.send_header("Content-Encoding", "gzip")
+        if kind == "bomb":
+            body = gzip.compress(gzip.compress(bytes(1 << 20)))
+            self.send_header("Content-Encoding", "gzip, gzip")
         if kind not in ("stream", "late", "slow", "large"):
             self.send_header("Content-Length", str(len(body) + (kind == "short")))
         self.end_headers()
@@ -128,6 +132,38 @@ def test_an_answer_without_an_end_is_none(server: Server, monkeypatch: pytest.Mo
     monkeypatch.setattr(runpod, "LARGEST", 1 << 20)
     with pytest.raises(NoAnswer, match=r"^an answer (that does not end|of more than 1 MiB)$"):
         ask(server, kind)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("drops", [b"X", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_headers_without_an_end_are_none_either(monkeypatch: pytest.MonkeyPatch, drops: bytes, stream: bool) -> None:
+    monkeypatch.setattr(runpod, "WHOLE", 1.0)
+    monkeypatch.setattr(runpod, "FIRST", 0.5)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            asker, _ = listener.accept()
+            with asker, contextlib.suppress(OSError):
+                asker.recv(65536)
+                asker.sendall(drops if drops.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\nX: ")
+                while not over.wait(0.05):
+                    asker.sendall(drops)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        threading.Timer(20, over.set).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with pytest.raises(NoAnswer, match=r"^an answer that does not end$"):
+            runpod.open_url("GET", url, {}, None, 0.5 if stream else PATIENCE, stream)
+        assert time.monotonic() - began < 10
+        over.set()
+
+
+def test_what_is_packed_in_a_pack_is_no_answer(server: Server) -> None:
+    """A kilobyte that is packed twice may be a gigabyte in memory before anybody can count it."""
+    with pytest.raises(NoAnswer, match="packed"):
+        ask(server, "bomb")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

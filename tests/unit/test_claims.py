@@ -139,3 +139,19 @@ def test_reap_says_that_a_checkout_is_a_copy(desk, tmp_path):
     assert answer["show"]["lines"][-1].startswith("  this is a copy, with the owner id ")
     assert not desk.leave(state_dir=str(tmp_path / "copy"))["changed"]
     assert desk.ids == ["pod1"]
+
+
+def test_an_id_that_a_power_cut_emptied_is_what_was_bound(first):
+    owner = Claims(first).owner
+    (first / "owner").write_text("")
+    assert Claims(first).owner == owner
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": 3}', '{"name": ["x"], "host": "pod-1"}'])
+def test_a_damaged_claim_stops_nothing_and_its_pod_is_taken_over(rig, damage):
+    name = rig.ready().claim.name
+    rig.claims.path_of(name).write_text(damage)
+    assert rig.claims.list_all() == []
+    assert rig.claims.read(name) is None
+    progress = rig.ready()
+    assert (progress.claim.name, progress.claim.taken_over, rig.ids) == (name, True, ["pod1"])

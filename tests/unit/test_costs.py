@@ -537,6 +537,7 @@ def test_a_new_claim_says_everything_and_lies_on_disk_for_its_owner_alone(tmp_pa
         "usd": 0.0,
         "billed_usd": None,
         "extra_usd": 0.0,
+        "taken_over": False,
     }
     path = tmp_path / "pods/claims" / f"{name}.json"
     assert claims.path_of(name) == path
@@ -813,13 +814,13 @@ def test_every_row_of_what_burns():
          "usd": 1.2346, "mine": True, "deadline": claim.deadline,
          "retention_notice": claims_of.retention_notice(claim)},
         {**plain, "name": "c", "id": "5", "usd_per_hour": 0.0, "age_h": 0.0, "usd": 0.0,
-         "retention_notice": "It costs 0.00 USD/h."},
+         "retention_notice": "RunPod names no price for it."},
         {**plain, "name": "a", "id": "1", "status": "EXITED", "gpu": "L4", "usd_per_hour": 2.0, "age_h": 0.778,
          "usd": 1.5556, "deadline": 99.0, "retention_notice": "It costs 2.00 USD/h."},
         {**plain, "name": "b", "id": "2", "usd_per_hour": 0.5, "age_h": 0.278, "usd": 0.1389,
          "retention_notice": "It costs 0.50 USD/h."},
-        {**plain, "name": unleashed.name, "id": "4", "host": "pod-2", "usd_per_hour": 0.0, "age_h": 1.0, "usd": 0.0,
-         "mine": True, "retention_notice": "It costs 0.00 USD/h."},
+        {**plain, "name": unleashed.name, "id": "4", "host": "pod-2", "usd_per_hour": 2.0, "age_h": 1.0, "usd": 2.0,
+         "mine": True, "retention_notice": "It costs 2.00 USD/h."},
     ]  # fmt: skip
 
 
@@ -950,3 +951,18 @@ def test_a_pod_that_was_forgotten_is_as_old_as_it_is():
     born = {"name": "x", "id": "1", "status": "RUNNING", "createdAt": "1970-01-01T01:00:00Z", "cost": 1.0}
     [row] = claims_of.list_account_pods([born], [], "cafe01", 101 * H)
     assert (row["age_h"], row["usd"]) == (100.0, 100.0)
+
+
+def test_a_pod_whose_folder_of_runs_is_gone_is_kept_until_its_leash_ends_it(tmp_path):
+    """A checkout that was moved keeps its owner's id, and what its claims say of the output is the old path."""
+    known = {"output": str(tmp_path / "moved/output"), "pod_id": "p", "deadline": 90000.0}
+    claim = Claim("n", "o", "pod-1", ["b-1", "a-1"], asked_at=1.0, **known)
+    assert claims_of.active_runs(claim, 80000.0) == ["a-1", "b-1"]
+    assert claims_of.active_runs(claim, 90000.0) == []
+
+
+def test_a_clock_that_was_set_back_does_not_make_a_pod_that_boots_unwanted(rig):
+    rig.go()
+    rig.manager.now = lambda: rig.clock.now() - 7200
+    progress = rig.manager.advance(rig.wanted, 0)
+    assert claims_of.active_runs(progress.claim, rig.clock.now() - 7200) == ["witness-1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 
 import pytest
 import rundir
@@ -302,4 +303,35 @@ def test_reap_finds_a_pod_that_no_list_has_by_its_id(desk):
     desk.cloud.lag = 1e9
     (unclaimed,) = desk.call("runpod_pod_info")["unclaimed"]
     assert desk.leave(id=unclaimed["id"])["changed"]
+    assert desk.ids == []
+
+
+# --- a pod that is taken over -------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_is_taken_over_without_a_price_counts_as_what_it_may_cost(rig):
+    rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-1-0a1b2c", price=0.0)
+    rig.clock.sleep(3600)
+    claim = rig.ready(max_usd_per_hour=1.5).claim
+    assert (claim.usd_per_hour, claim.priced) == (1.5, False)
+    rig.cloud.made[0]["price"] = 0.86
+    assert rig.ready().claim.usd_per_hour == 0.86
+
+
+def test_a_pod_that_is_taken_over_is_not_told_as_a_new_one(desk):
+    desk.pod()
+    shutil.rmtree(desk.claims.folder / "claims")
+    made = desk.pod()
+    assert (made["phase"], made["changed"], made["claim"]["taken_over"]) == ("ready", False, True)
+
+
+def test_reap_keeps_what_was_taken_into_use_after_it_looked(desk):
+    desk.pod(runs=[])
+    (unused,) = desk.call("runpod_pod_info")["unclaimed"]
+    desk.pod()  # somebody begins to train there
+    kept = desk.leave(unused=True, **unused)
+    assert (kept["changed"], kept["message"]) == (False, "pod-1: kept, as it is in use by now (witness-1)")
+    assert desk.ids == ["pod1"]
+    desk.clock.sleep(2 * 3600)  # nothing was launched there
+    assert desk.leave(unused=True, **unused)["changed"]
     assert desk.ids == []

@@ -282,7 +282,7 @@ class Money(RuleBasedStateMachine):
     def absent(self, **given: Any) -> None:
         options = {
             "state_dir": str(self.folder / "pods"), "owner": "", "state": "absent", "host": "pod-1", "id": "",
-            "reason": "by hand", "bad": False, **given,
+            "reason": "by hand", "bad": False, "unused": False, **given,
         }  # fmt: skip
         desired_state.bring_about(options, False, self.account.client())
 
@@ -303,7 +303,7 @@ class Money(RuleBasedStateMachine):
             for row in rows:
                 if row["mine"] and not row["claimed"]:
                     with contextlib.suppress(UserError):  # a loop goes on to the next one
-                        self.absent(id=row["id"])
+                        self.absent(id=row["id"], unused=True)
 
     # What must be true
 

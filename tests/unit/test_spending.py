@@ -58,6 +58,10 @@ def test_days_and_months_are_those_of_the_calendar_in_utc(kind, at, label, start
         ({"pod_id": None, "state": "waiting"}, 0.0, 0.0), ({"asked_at": None}, 0.0, 0.0),
         ({"asked_at": NOW - 9 * H, "deadline": NOW - H}, 2 * (8 + 1 / 12), 0.0),  # its leash ended it
         ({"asked_at": NOW - 9 * H, "deadline": NOW - H, "name": "lives"}, 18.0, 2 / 12),  # it did not
+        ({"extra_usd": 0.5}, 2.5, 2 * (2 + 1 / 12)),  # of a second pod under its name
+        ({"released_at": NOW - H / 2, "extra_usd": 0.5}, 1.5, 0.0),
+        ({"pod_id": None, "state": "gone", "released_at": NOW, "extra_usd": 2.0}, 2.0, 0.0),  # one that nobody saw
+        ({"pod_id": None, "state": "waiting", "extra_usd": 0.5}, 0.5, 0.0),
         ({"deadline": None}, 2.0, 2 * 8.0), ({"usd_per_hour": -5.0}, 0.0, 0.0),
     ],
 )  # fmt: skip
@@ -293,3 +297,19 @@ def test_the_status_says_it_too(tmp_path, monkeypatch):
     given["pods"] = str(tmp_path / "none")
     assert module.answer(given, check_mode=True)["show"]["lines"] == ["  no run is known"]
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_pod_that_nobody_saw_counts_against_the_caps_of_all(rig, deleted):
+    rig.cloud.fate = [KeyboardInterrupt()]
+    rig.wanted = dataclasses.replace(rig.wanted, caps=Caps(month=4.0))
+    with pytest.raises(KeyboardInterrupt):
+        rig.manager.advance(rig.wanted, 0)
+    rig.clock.sleep(26 * H)
+    ordered = rig.ready(caps=Caps(month=9.0)).claim  # 2.58 USD are counted for the first one, by then
+    if deleted:
+        for claim in rig.claims.list_all():
+            claim.name == ordered.name or rig.claims.path_of(claim.name).unlink()
+    known = spending.known_claims(rig.claims, rig.claims.owner, ordered.name)
+    use = spending.use_in(known, spending.period_at("month", NOW), rig.clock.now())
+    assert use.spent == pytest.approx(2.58, abs=0.01)

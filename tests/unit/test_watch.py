@@ -679,6 +679,14 @@ def test_what_is_not_proven_is_a_warning(leashed, capsys, word, doubt):
     assert (doubt in told.out + told.err) if doubt else ("leash" not in told.out + told.err)
 
 
+def test_a_pod_of_another_controller_may_hold_what_is_not_noted_here(leashed, tmp_path, capsys):
+    task = leashed(*[{"leash": SILENT}] * 5)
+    noted = rundir.read_json(tmp_path / "n.json")
+    rundir.write_json(tmp_path / "n.json", {**noted, "taken_over": True})
+    assert task.run() == {"changed": False}
+    assert "its leash has said nothing for 400 s. It is stopped with a checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("record", "holds"),
     [

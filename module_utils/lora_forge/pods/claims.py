@@ -70,6 +70,7 @@ class Claim(JsonRecord):
         usd: What it had cost then, by the clock.
         billed_usd: What RunPod has billed for it.
         extra_usd: What further pods under its name have cost, or may have.
+        taken_over: Whether it was found without a claim, so that it may hold what is not noted on this controller.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Claim(JsonRecord):
     usd: float = 0.0
     billed_usd: Optional[float] = None
     extra_usd: float = 0.0
+    taken_over: bool = False
     schema_version: int = rundir.SCHEMA_VERSION
 
 
@@ -139,11 +141,14 @@ class Claims:
         if not self._owner:
             path = self.folder / "owner"
             if path.exists() and not path.read_text().strip():
-                path.unlink()  # cut off by a full disk
+                path.unlink()  # cut off by a full disk, or by a power cut
+                noted = str(self._binding().get("owner") or "")
+                if noted:  # pods were ordered under it
+                    rundir.write_bytes(path, f"{_checked(noted)}\n".encode())
             if not path.exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 part = self.folder / f".owner.{os.getpid()}"
-                part.write_text(uuid.uuid4().hex[:8] + "\n")
+                rundir.write_bytes(part, f"{uuid.uuid4().hex[:8]}\n".encode())
                 with contextlib.suppress(FileExistsError):
                     os.link(part, path)  # whole or not at all; who comes second takes the first one's
                 part.unlink()
@@ -217,7 +222,7 @@ class Claims:
     def list_all(self) -> list[Claim]:
         """List every claim, oldest first."""
         files = [rundir.read_json(path) for path in (self.folder / "claims").glob("*.json")]
-        return sorted((Claim.from_dict(file) for file in files if file.get("name")), key=lambda claim: claim.made_at)
+        return sorted((Claim.from_dict(file) for file in files if _is_claim(file)), key=lambda claim: claim.made_at)
 
     def find_open(self, host: str) -> Optional[Claim]:
         """Return the newest claim of this owner to a host's pod that is not closed."""
@@ -240,7 +245,7 @@ class Claims:
     def read(self, name: str) -> Optional[Claim]:
         """Return a claim by its name; None where there is none."""
         file = rundir.read_json(self.path_of(name)) if name else {}
-        return Claim.from_dict(file) if file.get("name") else None
+        return Claim.from_dict(file) if _is_claim(file) else None
 
     def update(self, claim: Claim, **changes: Any) -> Claim:
         """Change a claim, and write it; who holds no lock of its host may be overwritten, or overwrite."""
@@ -302,6 +307,11 @@ class Claims:
         """
         claims = [claim for claim in self.list_all() if claim.name != without and set(claim.runs) & set(runs)]
         return sum(claim_cost(claim, now) for claim in claims)
+
+
+def _is_claim(file: dict[str, Any]) -> bool:
+    """Tell whether a file holds a claim; the pod of one that was damaged is found again by its name."""
+    return bool(file.get("name")) and isinstance(file["name"], str)
 
 
 def _checked(owner: str) -> str:
@@ -435,6 +445,8 @@ def active_runs(claim: Claim, now: float) -> list[str]:
     if claim.released_at or claim.state == "releasing":
         return []
     output = pathlib.Path(claim.output)
+    if claim.output and not output.is_dir() and now < (claim.deadline or 0):
+        return sorted(claim.runs)  # the checkout was moved, say: nothing here tells what the pod holds
     active = []
     for run in claim.runs:
         placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
@@ -530,7 +542,9 @@ def list_account_pods(
         parsed = parse_name(pod["name"])
         claim = by_name.get(pod["name"])
         born = parse_time(pod.get("createdAt")) or (claim and claim.asked_at) or now
-        rate = float(pod.get("cost") or 0)
+        rate = pod_price(pod)
+        if not rate and claim and pod["status"] == "RUNNING":  # RunPod does not say yet
+            rate = claim.usd_per_hour
         rows.append({
             "name": pod["name"], "id": pod["id"], "host": parsed[1] if parsed else "", "status": pod["status"],
             "gpu": (pod.get("gpu") or {}).get("id") or "CPU", "usd_per_hour": rate,
@@ -540,7 +554,8 @@ def list_account_pods(
             "claimed": active_runs(claim, now) if claim and claim.pod_id in (None, pod["id"]) else [],
             "deadline": claim.deadline if claim else pod.get("deadline"),
             "retention_notice": (
-                retention_notice(claim) if claim and claim.deadline else f"It costs {rate:.2f} USD/h."
+                retention_notice(claim) if claim and claim.deadline
+                else f"It costs {rate:.2f} USD/h." if rate else "RunPod names no price for it."
             ),
         })  # fmt: skip
     return rows

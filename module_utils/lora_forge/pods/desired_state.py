@@ -15,6 +15,7 @@ from ansible.module_utils.lora_forge.pods import messages, spending, ssh
 from ansible.module_utils.lora_forge.pods.claims import (
     Claim,
     Claims,
+    active_runs,
     claim_cost,
     parse_name,
     pod_cost,
@@ -100,7 +101,9 @@ def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: di
     progress = manager.advance(spec, options["wait"], options["since"], options["claim"])
     claim, now = progress.claim, manager.now()
     answer = progress.as_dict()
-    answer["changed"] = before is None or (before.name, before.state) != (claim.name, claim.state)
+    # One that is taken over is not new: what is no good about it may be the work that it holds.
+    known = claim.taken_over or (before and (before.name, before.state) == (claim.name, claim.state))
+    answer["changed"] = not known
     answer["usd"] = round(claim_cost(claim, now), 4)
     if progress.phase == "ready" and progress.pod:
         answer["message"] = messages.ready_message(claim, now)
@@ -125,6 +128,9 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
     # The claim is meant by its host, by its pod's id, or by the id of the first pod that came under its name.
     ours = claim if claim and (not options["id"] or _is_of(claim, options["id"], meant)) else None
     released = False
+    if options["unused"] and ours and (runs := active_runs(ours, manager.now())):
+        message = f"{host}: kept, as it is in use by now ({', '.join(runs)})"
+        return {"changed": False, "phase": "present", "message": message, "pod": before, "claim": ours.as_dict()}
     if not check and stop:
         claims.assert_own_place()
         for pod in to_leave:

@@ -159,7 +159,7 @@ class PodManager:
             claim = None
         claim = claim or self._open_claim(spec)
         self._working = claim.name
-        if self.now() - claim.wanted_at > _WANTED_EVERY:
+        if abs(self.now() - claim.wanted_at) > _WANTED_EVERY:  # or the clock was set back
             self.claims.update(claim, wanted_at=self.now())
         if claim.state in ("claimed", "waiting") and claim.pause_s:
             if self._watch(claim, "pause") < claim.pause_s:
@@ -167,7 +167,8 @@ class PodManager:
             self.claims.update(claim, pause_s=0.0)
         if self._age(claim) > 10 * RETRY:
             self.claims.update(claim, waiting_since=None)  # nobody has been waiting since
-        if set(spec.runs) != set(claim.runs):
+        # A checkout that was moved has its output elsewhere.
+        if set(spec.runs) - set(claim.runs) or (spec.runs and spec.output != claim.output):
             claim = self.claims.update(claim, runs=sorted({*claim.runs, *spec.runs}), output=spec.output)
         pod = self._find_pod(claim, tidy=not spec.find_only)
         if pod:
@@ -293,7 +294,8 @@ class PodManager:
             "pod_id": pod["id"],
             "gpu": (pod.get("gpu") or {}).get("id"),
             "cloud": pod.get("cloud"),
-            "usd_per_hour": pod_price(pod),
+            "usd_per_hour": pod_price(pod) or spec.max_usd_per_hour,  # not known yet: as much as it may be
+            "taken_over": True,
             "priced": bool(pod_price(pod)),
             "seen": True,
             "asked_at": born,

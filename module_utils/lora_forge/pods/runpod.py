@@ -34,6 +34,8 @@ _URL = "https://api.runpod.io"
 AGENT = "lora-forge (+https://docs.ansible.com)"
 TIMEOUT = 60.0  # seconds for one request
 WHOLE = 300.0  # seconds for all of an answer, which may come drop by drop
+_LAG = 1.0  # seconds more, for what was read until then
+_ENDLESS = "an answer that does not end"
 LARGEST = 64 << 20  # bytes of an answer
 ATTEMPTS = 4  # of a request that may be repeated
 PATIENCE = 60.0  # seconds: the longest Retry-After that is waited for
@@ -100,12 +102,40 @@ def open_url(
     Proxies and certificates are the environment's, see :func:`_proxy_for` and :func:`_certificates`; nothing else of
     the environment is used, no .netrc either.
 
+    In a thread of its own: httpx bounds each read, and headers that come drop by drop, or a handshake, have no end.
+
+    Raises:
+        NoAnswer: There was no whole answer.
+    """
+    until = time.monotonic() + (FIRST + 5 * seconds if stream else WHOLE)
+    found: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put(_exchange(method, url, headers, body, seconds, stream, until))
+        except Exception as error:  # raised again where it is waited for
+            found.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        outcome = found.get(timeout=until - time.monotonic() + _LAG)
+    except queue.Empty:
+        raise NoAnswer(_ENDLESS) from None
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _exchange(
+    method: str, url: str, headers: dict[str, str], body: Optional[bytes], seconds: float, stream: bool, until: float
+) -> Answer:
+    """Send a request, and read its answer until a time of the monotonic clock.
+
     Raises:
         NoAnswer: There was no whole answer.
     """
     import httpx  # here, as a plan without pods, or an inventory without a key, need not pay for it
 
-    until = time.monotonic() + (FIRST + 5 * seconds if stream else WHOLE)
     try:
         client = httpx.Client(
             trust_env=False,
@@ -118,6 +148,8 @@ def open_url(
         with client:
             answer = client.send(request, stream=True)
             try:
+                if "," in answer.headers.get("content-encoding", ""):  # a few bytes of it may fill the memory
+                    raise NoAnswer("an answer that is packed more than once")
                 whole = not stream or answer.status_code >= 300
                 text = _read_whole(answer, until) if whole else _read_stream(answer, seconds, until)
             finally:
@@ -139,7 +171,7 @@ def _read_whole(answer: httpx.Response, until: float) -> bytes:
         if len(text) > LARGEST:
             raise NoAnswer(f"an answer of more than {LARGEST >> 20} MiB")
         if time.monotonic() > until:
-            raise NoAnswer("an answer that does not end")
+            raise NoAnswer(_ENDLESS)
     return text
 
 

@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.pods.spending import Caps
 _NEEDED = {"gpus": "[NVIDIA L40S]", "max_usd_per_hour": "1.20", "image": "runpod/pytorch:…"}  # each with an example
 # What RunPod's description asks of an order, and the least that makes sense where it asks nothing.
 _LEAST = {"gpu_count": 1, "disk": 1, "attempts": 1, "boot_timeout": 1, "order_timeout": 0}
+_CAPS = ("max_usd_per_hour", "max_usd", "max_usd_per_day", "max_usd_per_month", "max_hours")
 _SMALLEST_VOLUME = 10  # GB
 _MOST_VARIABLES = 50  # of a pod, ours among them
 _OUR_VARIABLES = ("PUBLIC_KEY", "LORA_FORGE_LEASH", "LORA_FORGE_ROOT", "LORA_FORGE_API", "LORA_FORGE_LOG_KEY",
@@ -186,7 +187,7 @@ def _check_figures(options: dict[str, Any]) -> None:
         UserError: One is out of its range.
     """
     host, volume = options["host"], options["volume"]
-    for name, least in {**_LEAST, "max_usd_per_hour": 0, "max_usd": 0, "max_hours": 0}.items():
+    for name, least in {**_LEAST, **dict.fromkeys(_CAPS, 0)}.items():
         check_count(f"{host}: pod_{name}", options[name], least)
     if not options["max_hours"]:
         raise UserError(f"{host}: pod_max_hours is 0; give the hours that the pod may live")

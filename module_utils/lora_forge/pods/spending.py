@@ -20,7 +20,8 @@ from ansible.module_utils.lora_forge.pods.claims import Claim, Claims, claim_cos
 LINGER = 300.0  # seconds that a leash may take after its deadline: checkpoints, somebody's fetching them, RunPod
 _KINDS = ("day", "month")
 _UNKNOWN = 24 * 3600.0  # seconds that a pod is taken to live whose claim has no deadline
-_REMEMBERED = ("name", "owner", "state", "pod_id", "usd_per_hour", "asked_at", "deadline", "released_at", "billed_usd")
+_REMEMBERED = ("name", "owner", "state", "pod_id", "usd_per_hour", "asked_at", "deadline", "released_at", "billed_usd",
+               "extra_usd")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +101,25 @@ def use_in(
     spent = committed = 0.0
     for claim in claims:
         begin, end = claim.asked_at, _end_of(claim, now, alive)
-        if begin is None or end is None:
+        if begin is None or end is None:  # a pod under its name that was given up may have cost something all the same
+            begin = begin or claim.made_at
+            spent += claim.extra_usd if period.start <= begin < period.end else 0.0
             continue
         if claim.released_at:
             whole = max(end - begin, 1e-9)
             spent += claim_cost(claim, now) * _overlap(begin, end, period) / whole
         else:
             rate = max(0.0, claim.usd_per_hour) / 3600
-            spent += rate * _overlap(begin, min(now, end), period)
+            lived = max(min(now, end) - begin, 1e-9)
+            spent += (rate + claim.extra_usd / lived) * _overlap(begin, min(now, end), period)
             committed += rate * _overlap(max(begin, now), end, period)
     return Usage(period, spent, committed, cap)
 
 
 def _end_of(claim: Claim, now: float, alive: frozenset[str]) -> Optional[float]:
     """Return when a pod ended, or will at the latest; None where there is none, and none may come."""
-    if claim.asked_at is None or not (claim.pod_id or (claim.state == "asked" and not claim.released_at)):
+    unseen = claim.extra_usd if claim.released_at else claim.state == "asked"
+    if claim.asked_at is None or not (claim.pod_id or unseen):
         return None
     if claim.released_at:
         return claim.released_at

@@ -22,6 +22,7 @@ from ansible.module_utils.lora_forge.pods.claims import Claim  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 
 LOOK = 30.0  # seconds that one look waits on the pod
+AGAIN = 10.0  # seconds after which a question that failed is asked once more
 
 
 class ActionModule(ForgeAction):
@@ -50,19 +51,24 @@ class ActionModule(ForgeAction):
                 told = True
 
     def look(self, budget: Budget, timeout: float) -> tuple[dict[str, str], str]:
-        """Ask once; return what speaks against the leash, and what leaves it open.
+        """Ask; return what speaks against the leash, and what leaves it open.
 
         Raises:
             AnsibleConnectionFailure: The connection stays lost.
         """
-        answer = retry_until_connected(
-            partial(self.run_module, "pod_leash", {"root": budget.root, "pod": budget.pod, "wait": LOOK}),
-            AnsibleConnectionFailure,
-            timeout,
-            lambda words: tell(f"  {self.host}: {words}", host=self.host),
-        )
-        word = answer.get("leash")
-        if answer.get("failed") or not isinstance(word, dict):
+        word: Any = None
+        for pause in (0, AGAIN):  # what fails once may pass, and the pod is paid for
+            time.sleep(pause)
+            answer = retry_until_connected(
+                partial(self.run_module, "pod_leash", {"root": budget.root, "pod": budget.pod, "wait": LOOK}),
+                AnsibleConnectionFailure,
+                timeout,
+                lambda words: tell(f"  {self.host}: {words}", host=self.host),
+            )
+            word = None if answer.get("failed") else answer.get("leash")
+            if isinstance(word, dict):
+                break
+        if not isinstance(word, dict):
             lines = str(answer.get("msg") or "no answer").splitlines()
             why = f"its leash cannot be asked ({lines[0] if lines else 'no answer'}). The image needs a Python 3"
             return {"image": why}, ""

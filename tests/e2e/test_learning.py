@@ -17,6 +17,8 @@ from ansible.module_utils.lora_forge.planning import launch, plan, recipe
 
 from .conftest import CONVERGE, ROOT
 
+pytestmark = pytest.mark.soak  # a dozen trainings: five minutes of a core
+
 PROGRAMS = ("lora_forge_axolotl.py", "gang.py")
 # So fast that it learns something, and loses it again: evaluations of 7.56, 7.56, 7.38, 7.35, 7.58 and 7.55.
 WILD = {
@@ -208,7 +210,6 @@ def test_one_seed_is_one_adapter_and_the_best_one_is_delivered(trained: dict[str
     assert bench.weights(last) != bench.weights("too fast")
 
 
-@pytest.mark.soak
 def test_a_stop_in_the_middle_changes_nothing_of_what_is_delivered(
     tmp_path: pathlib.Path, environment: pathlib.Path
 ) -> None:

@@ -654,7 +654,9 @@ def test_no_leash_no_training(leashed, word, kind, words):
 
 
 def test_a_pod_without_python_is_told_as_one_without_a_leash(leashed):
-    found = leashed({"failed": True, "msg": "The module interpreter '/usr/bin/python3' was not found.\nmore"}).run()
+    failed = {"failed": True, "msg": "The module interpreter '/usr/bin/python3' was not found.\nmore"}
+    assert leashed(failed, {"leash": WELL}).run() == {"changed": False}  # it may have passed
+    found = leashed(failed, failed).run()
     assert (found["failed"], found["unleashed"]) == (True, "image")
     assert "its leash cannot be asked (The module interpreter '/usr/bin/python3' was not found.)" in found["msg"]
 

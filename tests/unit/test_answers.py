@@ -7,12 +7,15 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.controller import answers
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
+from ansible.plugins.action import ActionBase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import load
@@ -343,3 +346,14 @@ def test_whatever_json_a_host_answers_it_is_in_form_or_a_sentence(name: str, ans
 )
 def test_each_module_has_its_time(name: str, args: dict[str, Any], patience: float, seconds: float) -> None:
     assert answers.limit(name, args, patience) == seconds
+
+
+@pytest.mark.parametrize("said", ['{"changed": true, "ansible_facts": {"who": "stranger"}}', "no JSON"])
+def test_ansible_gets_an_empty_answer_of_the_kind_that_it_goes_on_with(said):
+    action = ForgeAction.__new__(ForgeAction)
+    action._running, action._task = "training_run", SimpleNamespace(delegate_to=None)
+    plain = {"rc": 0, "stdout": "{}", "stderr": ""}
+    empty = ActionBase._parse_returned_data(action, plain, "legacy")
+    handed = action._parse_returned_data({**plain, "stdout": said}, "legacy")
+    assert type(handed) is type(empty)  # another kind in each version of ansible-core
+    assert handed == empty

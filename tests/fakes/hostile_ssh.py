@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 LONGEST = 600  # seconds that a host is silent at most, should nobody end it
 WITH_VALUE = set("BbcDEeFIiJLlmOopQRSWw")  # ssh's options that take one
-PIPELINED = re.compile(r"/bin/sh -c '\S*python\S* && sleep 0'")
+PIPELINED = re.compile(r"/bin/sh -c ('\S*python\S* && sleep 0'|\S*python\S*)")  # as ansible-core 2.19 and 2.21 write it
 MODULE = re.compile(rb"ansible_module=['\"](\w+)['\"]")
 
 

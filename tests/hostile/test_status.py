@@ -69,7 +69,7 @@ ANSWERS: dict[str, str | bytes] = {
     "surrogates": '{"runs": [], "gpus": [], "msg": "\\ud800\\udfff"}',
 }  # fmt: skip
 # Answers with something beside them that nobody reads, or with a text that is cut.
-TAKEN = {"warnings", "internal", "surrogates", "long"}
+TAKEN = {"digits-loss", "warnings", "internal", "surrogates", "long"}
 LONGEST = 5000  # characters of a line on the terminal, whatever a host says
 
 

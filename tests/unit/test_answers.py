@@ -8,14 +8,17 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.controller import answers
+from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.trainer import runs
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
+from ansible.plugins.action import ActionBase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import load
@@ -388,3 +391,14 @@ def test_what_another_host_noted_of_a_run_spoils_no_answer(
     rundir.append_event(tmp_path / "metrics.jsonl", "log", step=2, planned=2, loss=1e20)
     seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}}))
     assert answers.hold("training_run_info", seen, "good")["progress"]["loss"] == "1e+20"
+
+
+@pytest.mark.parametrize("said", ['{"changed": true, "ansible_facts": {"who": "stranger"}}', "no JSON"])
+def test_ansible_gets_an_empty_answer_of_the_kind_that_it_goes_on_with(said):
+    action = ForgeAction.__new__(ForgeAction)
+    action._running, action._task = "training_run", SimpleNamespace(delegate_to=None)
+    plain = {"rc": 0, "stdout": "{}", "stderr": ""}
+    empty = ActionBase._parse_returned_data(action, plain, "legacy")
+    handed = action._parse_returned_data({**plain, "stdout": said}, "legacy")
+    assert type(handed) is type(empty)  # another kind in each version of ansible-core
+    assert handed == empty

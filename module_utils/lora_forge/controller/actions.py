@@ -171,10 +171,11 @@ class ForgeAction(ActionBase):
                 "higher trainer_answer_timeout helps"
             )
 
-    def _parse_returned_data(self, res: dict[str, Any], *_: Any) -> dict[str, Any]:
+    def _parse_returned_data(self, res: dict[str, Any], *profile: Any) -> Any:
         """Read a module's answer as plain JSON, and keep it from Ansible, which would act on some of its keys."""
         self._parsed = self._read(res)
-        return {}
+        # What Ansible goes on with is a dict in ansible-core 2.19, and an object of its own in 2.21.
+        return super()._parse_returned_data({**res, "rc": 0, "stdout": "{}", "stderr": ""}, *profile)
 
     def _read(self, res: dict[str, Any]) -> Any:
         answers, text = _answers(), str(res.get("stdout") or "")

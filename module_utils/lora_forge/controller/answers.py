@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
+from ansible.module_utils.lora_forge import paths
 from ansible.module_utils.lora_forge.text import printable, shown
 from pydantic import (
     AfterValidator,
@@ -50,9 +51,9 @@ _ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -f) [\w./~+@
 
 def _inside(path: str) -> str:
     """Hold a path to the folder that it is meant from."""
-    parts = path.split("/")
-    if not path.isprintable() or "" in parts or ".." in parts or "." in parts:
-        raise ValueError("it is no path inside the run directory")
+    why = paths.flaw(path)
+    if why:
+        raise ValueError(f"it {why}")
     return path
 
 
@@ -71,7 +72,7 @@ Shown = Annotated[str, AfterValidator(lambda text: shown(text, LONGEST))]  # for
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # of a run, and of an agent
 Device = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]  # the UUID of a GPU
 Path = Annotated[str, StringConstraints(max_length=1000)]  # on the trainer, and for it alone
-Inside = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
+Inside = Annotated[str, AfterValidator(_inside)]
 Word = Annotated[str, StringConstraints(max_length=200)]
 Attach = Annotated[str, AfterValidator(_attach)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

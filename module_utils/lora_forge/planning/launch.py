@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
+from ansible.module_utils.parsing.convert_bool import boolean
 
 _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
 # What comes from an earlier trainer of a run; complete.json is the controller's own.
@@ -75,12 +76,11 @@ class TrainerOptions(JsonRecord):
         numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
         lanes = data.get("lanes") or []
         lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
-        public = str(data.get("public", "")).lower() in ("true", "yes", "on", "1")
         return super().from_dict(
             {
                 **data,
                 **numbers,
-                "public": public,
+                "public": boolean(data.get("public", False)),
                 "lanes": [*filter(None, lanes)],
                 "lane_dir": data.get("lane_dir") or None,
             }
@@ -166,8 +166,8 @@ def base_model_path(run: PlannedRun, root: str) -> str:
 
 def tiny_model_command(run: PlannedRun, options: TrainerOptions) -> list[str]:
     """Write the command line that makes a rehearsal's model on its trainer."""
-    paths = [dataset_path(options.root, dataset) for dataset in run.datasets]
-    return [options.python, f"{options.root}/{TINY_MODEL}", base_model_path(run, options.root), *paths]
+    data = [dataset_path(options.root, dataset) for dataset in run.datasets]
+    return [options.python, f"{options.root}/{TINY_MODEL}", base_model_path(run, options.root), *data]
 
 
 def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]:

@@ -54,7 +54,8 @@ plan: $(VENV)/.controller ## Show what a training would do; touches no host
 test: $(VENV)/.dev ## Everything: check, integration tests, a hostile trainer, real rehearsals and faults, real hosts
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory integration
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going e2e hostile
+	@$(MAKE) --no-print-directory hostile
+	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
 check: $(VENV)/.dev ## Lint, unit tests and documentation, side by side: a minute or so

@@ -6,11 +6,13 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import time
 from typing import Any, Callable
 
 import pytest
 import rundir
 import sandbox
+from partition import Partition
 
 from .conftest import ROOT, Controller, Host, Seen, eventually, hold, release
 
@@ -325,6 +327,45 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
         "environment install killed",
         "bare",
         f"an error; {part} of {whole} packages were not taken for whole, the same command made it anew",
+    )
+
+
+def test_packets_vanish_in_each_phase(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
+    """Nothing refuses, nothing answers: each command says so in its own time, and the training goes on."""
+    pod, state, port = hosts["pod"], sandbox.hosts_state(), sandbox.port(2)
+    known = f"-o UserKnownHostsFile={state}/known_hosts -o StrictHostKeyChecking=yes -o HostKeyAlias=[127.0.0.1]:{port}"
+    with Partition(port) as way:
+        via = {"ansible_port": way.port, "ansible_ssh_common_args": known}
+        controller = controllers({"pod": {**via, "trainer_answer_timeout": 30}}, **HELD)
+        run_id = controller.plan("witness")
+        hold(pod.runs / run_id, 2)
+        first = controller.start("-e", "role=witness")
+        first.says(r"step +2/12")
+        way.vanish()
+        began, took = time.monotonic(), {}
+        first.says("no connection for")  # the shared connection is dead, and ssh has noticed that
+        took["watch"] = time.monotonic() - began
+        reaches(pod, run_id, 4)
+        for phase, agent, playbook in (
+            ("status", "witness", "playbooks/status.yml"), ("stop", "witness", "playbooks/stop.yml"),
+            ("provision", "mayor", "train.yml"),
+        ):  # fmt: skip
+            began = time.monotonic()
+            code, text = controller.play("-e", f"role={agent}", playbook=playbook)
+            took[phase] = time.monotonic() - began
+            assert "does not answer" in text or "did not answer" in text, text
+            assert (code == 0) == (phase == "status"), text
+        assert pod.status(run_id)["state"] == "running"
+        way.heal()
+        release(pod.runs / run_id)
+        assert first.wait() == 0, first.text()
+    assert controller.manifest("witness")["verdict"] == "verified"
+    assert [event["step"] for event in pod.events(run_id, "begin")] == [0]
+    told = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in took.items())
+    seen(
+        "packets vanish, neither refused nor answered",
+        "pod",
+        f"the training went on; told after: {told}; the first command watched on, verified",
     )
 
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_stopped_is_told_all_the_same(desk: Desk, hook: Hook, tra
     [told] = hook.told
     assert told["event"] == "over_budget"
     assert told["detail"].startswith("witness-0 could not be stopped (")
-    assert "It goes on costing; playbooks/stop.yml -e role=witness stops it" in told["detail"]
+    assert "Its pod is released, as its leash would do" in told["detail"]
     assert status(run_dir)["state"] == "running"
 
 

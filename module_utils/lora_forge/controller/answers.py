@@ -95,7 +95,10 @@ class Form(BaseModel):
         whole: Whether what was not answered is there all the same, with its default.
     """
 
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+    # Built when it is needed: a command asks for one or two of them.
+    model_config = ConfigDict(
+        strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True, defer_build=True
+    )
     whole: ClassVar[bool] = False
 
 

@@ -16,7 +16,6 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.trainer.runs import Launch
-from ansible.module_utils.parsing.convert_bool import boolean
 
 _RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
 # What comes from an earlier trainer of a run; complete.json is the controller's own.
@@ -76,11 +75,13 @@ class TrainerOptions(JsonRecord):
         numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
         lanes = data.get("lanes") or []
         lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
+        # Ansible's own reading of a flag is not at hand where the benchmarks import this.
+        public = str(data.get("public", "")).lower() in ("true", "yes", "on", "1")
         return super().from_dict(
             {
                 **data,
                 **numbers,
-                "public": boolean(data.get("public", False)),
+                "public": public,
                 "lanes": [*filter(None, lanes)],
                 "lane_dir": data.get("lane_dir") or None,
             }

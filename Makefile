@@ -102,7 +102,7 @@ integration: $(VENV)/.dev ## The same with real processes, sockets and clients, 
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
 
 hostile: $(VENV)/.dev ## A hostile trainer against real playbooks: what it answers, serves, names and keeps silent about; ARGS go to pytest
-	$(BIN)/pytest -q --numprocesses 3 --dist loadscope --durations 12 $(call named_or,tests/hostile)
+	$(BIN)/pytest -q --numprocesses 5 --dist loadscope --no-loadscope-reorder --durations 12 $(call named_or,tests/hostile)
 
 mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=planning/recipe for one, ARGS=--show for survivors
 	@$(BIN)/python tests/mutants.py $(MODULE) $(ARGS)

@@ -330,6 +330,7 @@ def test_the_environment_install_is_killed(hosts: Hosts, controllers: Controller
     )
 
 
+@pytest.mark.soak
 def test_packets_vanish_in_each_phase(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Nothing refuses, nothing answers: each command says so in its own time, and the training goes on."""
     pod, state, port = hosts["pod"], sandbox.hosts_state(), sandbox.port(2)

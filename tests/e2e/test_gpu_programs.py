@@ -7,6 +7,8 @@ import os
 import pathlib
 import subprocess
 
+import pytest
+
 from .conftest import CONVERGE, ROOT
 
 QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -23,12 +25,14 @@ def run(environment: pathlib.Path, *arguments: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.soak
 def test_what_they_rest_on(environment: pathlib.Path) -> None:
     """Tokens, padding and Σ s² are counted, transformers reads the model, Axolotl accepts all variants on an H100."""
     done = run(environment, "tests/e2e/gpu_programs.py")
     assert "valid: 19" in done.stdout, done.stderr[-3000:]
 
 
+@pytest.mark.soak
 def test_memory_is_followed_through_the_real_modules(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Two layers, short rows: each way of training of one model, and the estimate of the same."""
     out, page = tmp_path / "simulated.json", tmp_path / "page.md"
@@ -49,6 +53,7 @@ def test_memory_is_followed_through_the_real_modules(environment: pathlib.Path, 
     assert "| llama-3.1-8b 1×512 fused |" in page.read_text()
 
 
+@pytest.mark.soak
 def test_a_tiny_measurement(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
     command = ("benchmarks/gpu/speed.py", "--tiny", "--work", str(tmp_path), "--only", "mb4x2,flex", "--repeats", "1")
     command += ("--steps", "3", "--seconds", "390")

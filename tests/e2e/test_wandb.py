@@ -32,6 +32,7 @@ def holding(folder: pathlib.Path, secret: str) -> list[pathlib.Path]:
     return [path for path in files if "env/" not in str(path) and secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.soak
 def test_one_run_there_for_one_run_here_through_a_dead_server_and_a_stop(
     checkout: Checkout, server: WandbServer, seen: Seen
 ) -> None:

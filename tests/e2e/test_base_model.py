@@ -352,6 +352,7 @@ def test_the_task_fails_in_words(site: Site, tmp_path: pathlib.Path) -> None:
     assert "the base model /no/such/folder is no folder on this trainer" in text
 
 
+@pytest.mark.soak
 def test_a_real_run_trains_on_what_was_fetched(
     checkout: Checkout, environment: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
     )
 
 
+@pytest.mark.soak
 def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
     hosts: Hosts, controllers: Controllers, seen: Seen
 ) -> None:

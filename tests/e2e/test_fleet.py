@@ -81,6 +81,7 @@ def fleet(hosts: Hosts) -> Fleet:
     return Fleet(hosts)
 
 
+@pytest.mark.soak
 def test_one_host_is_lost_and_the_others_go_on(fleet: Fleet) -> None:
     """No role: the whole inventory. One host declares agents, one has two lanes, one cannot be written to."""
     fleet.change(

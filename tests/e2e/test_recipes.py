@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from ansible.module_utils.lora_forge.planning import plan, recipe, validation
 from brought import brought
 
@@ -66,6 +67,7 @@ def test_what_the_plan_takes_axolotl_takes(environment: pathlib.Path, tmp_path: 
         assert bool(one.plainly) == bool(said), f"{one.name}: {said}"
 
 
+@pytest.mark.soak
 def test_the_plan_asks_axolotl_once_and_says_where_a_refused_key_stands(checkout: Checkout) -> None:
     agent, asks = checkout.home / "configs/agents/crew.yml", "Axolotl checks what is new in the recipes of"
 

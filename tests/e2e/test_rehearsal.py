@@ -35,6 +35,7 @@ def tree(folder: pathlib.Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.soak
 def test_one_command_and_once_more(checkout: Checkout) -> None:
     # As RunPod's clusters set it in every account: a program that believed it would wait for seven others.
     checkout.environment |= {

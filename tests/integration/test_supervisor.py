@@ -305,6 +305,23 @@ def test_a_failure_that_was_survived_before_does_not_name_the_kind(lab):
     assert until(run, "failed")["reason"]["kind"] == "killed"
 
 
+CLOSED = "Traceback (most recent call last):\n  File x\ntorch.distributed.elastic.rendezvous.api.RendezvousClosedError"
+
+
+def test_a_gang_that_was_just_breaking_up_is_met_again(lab):
+    run = lab.make(crash_at=1, crash_once=1, crash_say=CLOSED)
+    lab.supervise(run)
+    assert until(run, "finished")["starts"] == 2
+
+
+@pytest.mark.soak
+def test_a_gang_that_never_meets_again_is_given_up(lab):
+    run = lab.make(crash_at=1, crash_say=CLOSED)
+    lab.supervise(run)
+    end = until(run, "failed")
+    assert (end["reason"]["kind"], end["starts"]) == ("closed meeting", 5)
+
+
 def test_a_killed_trainer_without_progress_gives_up(lab):
     run = lab.make(hang_at=1)
     lab.supervise(run)

@@ -30,10 +30,12 @@ PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
+MEETING = (2.0, 4.0, 8.0, 16.0)  # seconds before a gang is met again that was just breaking up
 TAIL = 64 * 1024  # bytes of train.log that are searched for the reason of a failure
 
 # What an ending looks like in Axolotl's log -> the kind of failure. The first match decides.
 REASONS = (
+    ("closed meeting", re.compile(r"RendezvousClosedError")),  # of torchrun, where the other hosts' is just ending
     ("out of memory", re.compile(r"CUDA out of memory|OutOfMemoryError|MemoryError")),
     ("disk full", re.compile(r"No space left on device|Disk quota exceeded")),
     (
@@ -421,7 +423,7 @@ class Supervisor:
             log_from: Where this start's part of train.log begins, in bytes.
 
         Returns:
-            ``kind`` (out of memory, disk full, configuration, killed, crashed) and ``detail``.
+            ``kind`` (closed meeting, out of memory, disk full, configuration, killed, crashed) and ``detail``.
         """
         log = self.run_dir / "train.log"
         with log.open("rb") as file:
@@ -467,6 +469,7 @@ class Supervisor:
         self.kill_leftovers()
         if not self.take_lane():
             return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
+        pauses = list(MEETING)
         while True:
             self.kill_leftovers()  # of the last start: what left the trainer's process group
             self.set_aside()
@@ -502,7 +505,11 @@ class Supervisor:
             if code == 0:
                 return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
-            if reached <= resumed_from:  # a configuration that Axolotl refuses never makes progress
+            if reached > resumed_from:
+                pauses = list(MEETING)
+            elif reason["kind"] == "closed meeting" and pauses:
+                time.sleep(pauses.pop(0))
+            else:  # a configuration that Axolotl refuses never makes progress
                 return self.end("failed", reason, code)
             self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {reached}")
 

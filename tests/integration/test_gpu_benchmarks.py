@@ -309,8 +309,8 @@ if name == "random_model":
 else:
     (work / "results/tiny" / f"{name}-begun.json").write_text("{}")
 if os.environ.get("HANGS") == name:
-    (work / "hangs").touch()
     signal.signal(signal.SIGTERM, lambda *_: ((work / "results/tiny" / f"{name}.json").write_text("{}"), sys.exit(3)))
+    (work / "hangs").touch()  # last: who waits for it sends SIGTERM at once
     time.sleep(600)
 sys.exit(int(os.environ.get(f"{name}_ends", "0")))
 """

@@ -17,9 +17,12 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import rundir
+
 GROWTH = 768 * 1024 * 1024  # bytes; an answer of the greatest size takes half of that on its way
 _TICK = 0.5  # seconds between two looks, of each host that is asked
 _SLACK = 0.1  # seconds by which the beginning of a process may be told too early
+_ROUNDS = 100  # looks for programs, at most; what starts others all the time would be looked for without an end
 _GRACE = 2.0  # seconds for a call to end by itself once its programs are gone
 _UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of getrusage's memory
 
@@ -46,7 +49,7 @@ class Watchdog:
         self._before: Any = None
 
     def __enter__(self) -> Watchdog:
-        self._from = time.time()
+        self._from = _now()
         # The task's own time limit, which Ansible has, uses the same signal; what is not ours is passed on.
         self._before = signal.signal(signal.SIGALRM, self._ring)
         self._thread = threading.Thread(target=self._watch, args=(time.monotonic(), _memory()), daemon=True)
@@ -95,10 +98,37 @@ class Watchdog:
         import psutil  # here, as this is rare
 
         session = os.getsid(0)
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(OSError, psutil.Error):
-                if child.create_time() >= self._from - _SLACK and os.getsid(child.pid) == session:
-                    child.kill()
+        held: dict[int, psutil.Process] = {}
+        for _ in range(_ROUNDS):  # what is stopped starts nothing more; whoever dies first hides what it has started
+            found = False
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(OSError, psutil.Error):
+                    ours = _started(child) >= self._from - _SLACK and os.getsid(child.pid) == session
+                    if ours and child.pid not in held:
+                        child.suspend()
+                        held[child.pid] = child
+                        found = True
+            if not found:
+                break
+        for child in held.values():
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def _now() -> float:
+    """Return the time on the clock of :func:`_started`, in seconds."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
+
+
+def _started(process: Any) -> float:
+    """Return when a process started, in seconds: since boot on Linux, where psutil's time may be early by a second.
+
+    Args:
+        process: A ``psutil.Process``.
+    """
+    if sys.platform == "linux":
+        return (rundir.process_start(process.pid) or 0) / os.sysconf("SC_CLK_TCK")  # nothing to end where there is none
+    return float(process.create_time())
 
 
 def _memory() -> int:

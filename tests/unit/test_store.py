@@ -452,6 +452,16 @@ def test_missing(run_dir, home):
     assert store.integrity_error(final) == f"{final} has no manifest of a verified adapter"
 
 
+def test_an_adapter_from_before_there_was_an_expectation_is_whole(run_dir, home):
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
+    written = json.loads((final / "manifest.json").read_text())
+    for name in ("expected.json", "gradients.json"):
+        (final / name).unlink()
+        written["files"] = [file for file in written["files"] if file["path"] != name]
+    (final / "manifest.json").write_text(json.dumps(written | {"lora": {"pairs": 4, "rank": 4, "layers": 2}}))
+    assert store.integrity_error(final, hashes=True) is None
+
+
 @pytest.mark.parametrize(("newer", "hashes", "seen"), [(True, False, True), (False, False, False), (False, True, True)])
 def test_changed_content_of_the_same_size(run_dir, home, newer, hashes, seen):
     final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())

@@ -246,7 +246,7 @@ def _module(name: str) -> str:
 
 def _kind(name: str) -> str:
     """Return the last part of the name of the module that a tensor is of."""
-    return re.sub(r"\.(weight|bias)$", "", _module(name)).rpartition(".")[2]
+    return re.sub(r"(\.modules_to_save|\.original_module)?\.(weight|bias)$", "", _module(name)).rpartition(".")[2]
 
 
 def _commit(cfg: Any) -> Optional[str]:

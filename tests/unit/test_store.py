@@ -226,7 +226,9 @@ def test_an_adapter_of_other_kinds(build):
     ]
     name = "base_model.model.model.embed_tokens.lora_embedding_A"
     folder = build(tensors | {name: np.zeros((2, 9), np.float32)}, expected=expectation(tensors, "Qwen/Tiny"))
-    assert problems(folder, lora_rank_pattern={"embed_tokens": 2}) == [f"tensor {name} is all zero: it was never trained"]
+    assert problems(folder, lora_rank_pattern={"embed_tokens": 2}) == [
+        f"tensor {name} is all zero: it was never trained"
+    ]
 
 
 # --- what a trainer says is expected
@@ -235,7 +237,8 @@ def test_an_adapter_of_other_kinds(build):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "{}", "{", "[" * 200_000, '{"schema": 2}', '{"schema": 1, "base_model": "Qwen/Tiny", "revision": null}',
+        "", "[]", "{}", "{", "[" * 200_000, '{"schema": 2}',
+        '{"schema": 1, "base_model": "Qwen/Tiny", "revision": null}',
         *(
             json.dumps(expectation(good_tensors(), "Qwen/Tiny") | change)
             for change in (
@@ -256,7 +259,8 @@ def test_an_expectation_of_another_form(build, text):
     assert [said.partition(" is ")[0] for said in problems(folder)] == [str(folder / "expected.json")]
     (folder / "expected.json").unlink()
     assert problems(folder) == [
-        f"{folder / 'expected.json'} is missing, or is no list of the tensors that the run makes; see what train.log says"
+        f"{folder / 'expected.json'} is missing, or is no list of the tensors that the run makes; "
+        "see what train.log says"
     ]
 
 

@@ -84,8 +84,9 @@ def read_untrained(path: pathlib.Path) -> frozenset[str]:
         path: The file. Another host may have written it.
     """
     names = rundir.read_json(path, paths.ADAPTER[f"output/{rundir.GRADIENTS}"]).get("never")
-    known = isinstance(names, list) and len(names) <= _MOST_TENSORS
-    return frozenset(name for name in names if _is_name(name)) if known else frozenset()
+    if not isinstance(names, list) or len(names) > _MOST_TENSORS:
+        return frozenset()
+    return frozenset(name for name in names if _is_name(name))
 
 
 def is_same_base(base: str, wanted: str) -> bool:

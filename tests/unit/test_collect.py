@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from planned import planned_run
 from wire import load
 
-FACTS = {"problems": [], "pairs": 1, "rank": 4, "layers": 1, "parameters": 1, "versions": {}}
+FACTS = {"problems": [], "modules": 1, "rank": 4, "parameters": 1, "untrained": 0, "versions": {}}
 FILES = [{"path": path, "name": path, "bytes": 3, "sha256": "a" * 64} for path in store.FILES]
 
 
@@ -57,5 +57,5 @@ def test_a_path_of_its_own_choice_has_nothing_fetched(collect, tmp_path, path, k
     found, ran = collect([*FILES, {**FILES[0], "path": "evil", key: path}])
     assert ran == [], "something was fetched"
     assert found["failed"]
-    assert "the trainer lists" in found["msg"] or "does not fit: files.10" in found["msg"]
+    assert "the trainer lists" in found["msg"] or f"does not fit: files.{len(FILES)}" in found["msg"]
     assert not pathlib.Path(tmp_path, "incoming").exists()

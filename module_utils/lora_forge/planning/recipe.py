@@ -526,12 +526,12 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
     known = schema["$defs"]["SFTDataset"]["properties"]
     for number, item in enumerate(items, 1):
         place = f"{where}: datasets, item {number}"
+        sentences += _entry_problems(item, place)
         for key in item:
             if key not in known:
                 sentences.append(f"{place}: Axolotl knows no key «{key}» there{nearest(key, known)}")
             else:
                 sentences += _type_problems(key, item[key], place, {**schema, "properties": known})
-        sentences += _entry_problems(item, place)
         if len(items) > 1 and not item.get("path"):
             sentences.append(f"{place} names no «path»; where there are several, each says which file it is for")
     return sentences

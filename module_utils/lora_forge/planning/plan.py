@@ -164,7 +164,9 @@ class Planner:
             rehearsed = self.read_named_layer("configs/profiles", profile, "run_profile")
             layers.append(rehearsed)
         elif machine:
-            layer = spelling.respell(self.read_named_layer("configs/machines", machine, "trainer_machine"), self.schema)[0]
+            layer = spelling.respell(
+                self.read_named_layer("configs/machines", machine, "trainer_machine"), self.schema
+            )[0]
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
         layers.append(Layer("-e '{\"recipe\": …}'", self.overrides))
@@ -182,16 +184,17 @@ class Planner:
         if rehearsed:
             errors += recipe.problems(replaced, places, self.schema)
         both = [(real, places), (keys, origin)] if rehearsed else [(keys, origin)]
-        for check in (recipe.range_problems, recipe.contradictions, templates.problems):
-            errors = errors or list(dict.fromkeys(problem for merged in both for problem in check(*merged)))
-        if profile != REHEARSAL:
-            errors = errors or recipe.model_problems(keys, origin, layers)
-            if str(keys.get("base_model")).startswith("/"):
-                keys.pop("model_revision", None)  # a folder has none
+        for check in (recipe.range_problems, recipe.contradictions):
+            errors = errors or [problem for merged in both for problem in check(*merged)]
         if not errors:
+            errors = [problem for merged in both for problem in templates.problems(*merged)]
+            if profile != REHEARSAL:
+                errors += recipe.model_problems(keys, origin, layers)
+                if str(keys.get("base_model")).startswith("/"):
+                    keys.pop("model_revision", None)  # a folder has none
             notes += recipe.replacement_notes(layers, rehearsed)
             notes += rules.apply_rules(keys, origin, layers, self.packages)
-        errors = errors or rules.problems(keys, origin, self.packages)
+            errors += rules.problems(keys, origin, self.packages)
         if errors:
             raise UserError("\n".join(dict.fromkeys(errors)))
         if keys.get("deepspeed"):

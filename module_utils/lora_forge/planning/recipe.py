@@ -420,7 +420,9 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
             plugin = known[key].get("x-plugin", "")
             named = {name.rpartition(".")[2] for name in _plugins(recipe)}
             if plugin and plugin not in KERNEL_PLUGINS and plugin.rpartition(".")[2] not in named:
-                sentences.append(f"{where}: «{key}» is a key of {plugin}, which «plugins» does not name: it would do nothing")
+                sentences.append(
+                    f"{where}: «{key}» is a key of {plugin}, which «plugins» does not name: it would do nothing"
+                )
     return sentences
 
 

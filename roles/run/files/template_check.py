@@ -92,7 +92,9 @@ def check(cfg: Any, tokenizer: Any, needs: Iterable[str] = ()) -> list[str]:
         way = f"write «chat_template: {fitting}», which its vocabulary suits" if fitting else (
             "name one of Axolotl's with chat_template, or give one of your own with chat_template_jinja"
         )  # fmt: skip
-        return [f"the tokenizer of {cfg.base_model} has no chat template, and the recipe takes the tokenizer's own: {way}"]
+        return [
+            f"the tokenizer of {cfg.base_model} has no chat template, and the recipe takes the tokenizer's own: {way}"
+        ]
     said: list[str] = []
     for entry in _entries(cfg):
         said += _entry_problems(cfg, tokenizer, choice, entry, sorted(needs))
@@ -232,13 +234,16 @@ def _endless(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any], made:
     after = made["input_ids"][learnt[-1] + 1 :] if learnt else []
     end = next((token for token in after if token in special), None)
     if end is not None:
-        return said + f"write «eot_tokens: [\"{tokenizer.convert_ids_to_tokens(end)}\"]», which the template ends with"
+        return said + f'write «eot_tokens: ["{tokenizer.convert_ids_to_tokens(end)}"]», which the template ends with'
     if choice != DEFAULT and getattr(tokenizer, "chat_template", None):
         return said + f"write «chat_template: {DEFAULT}», the model's own"
     fitting = suitable(tokenizer.get_vocab())
     if fitting and fitting != choice:
         return said + f"write «chat_template: {fitting}», which its vocabulary suits"
-    return said + f"its end of text is {tokenizer.eos_token}; take a template that writes it, or name the end with eot_tokens"
+    return (
+        said
+        + f"its end of text is {tokenizer.eos_token}; take a template that writes it, or name the end with eot_tokens"
+    )
 
 
 def _brief(error: Exception) -> str:

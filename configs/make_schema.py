@@ -19,9 +19,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-# Axolotl's own plugins, and their arguments. Those are left out that rent machines (baseten, coreweave, hatchery, modal,
-# nebius), train what is no LoRA adapter of conversations (diffusion, diffusion_decision, llm_compressor, mora, nemo_gym,
-# spectrum), ask the hub while they train (lm_eval), or have a secret in the recipe (swanlab).
+# Axolotl's own plugins, and their arguments. Those are left out that rent machines (baseten, coreweave, hatchery,
+# modal, nebius), train what is no LoRA adapter of conversations (diffusion, diffusion_decision, llm_compressor, mora,
+# nemo_gym, spectrum), ask the hub while they train (lm_eval), or have a secret in the recipe (swanlab).
 PLUGINS = {
     "axolotl.integrations.context_parallel.ContextParallelPlugin": "context_parallel.args.ContextParallelArgs",
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy.args.CutCrossEntropyArgs",
@@ -82,7 +82,7 @@ def slim(node: Any) -> Any:
 
 def main() -> None:
     schema = AxolotlInputConfig.model_json_schema(schema_generator=Lenient)
-    # Keys that Axolotl takes under two names: the schema has the first one, people find the second in its documentation.
+    # Keys that Axolotl takes under two names, of which its schema has one.
     by_name = AxolotlInputConfig.model_json_schema(schema_generator=Lenient, by_alias=False)["properties"]
     schema["properties"] |= {name: by_name[name] for name in BY_NAME}
     for plugin, path in PLUGINS.items():

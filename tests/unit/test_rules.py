@@ -86,7 +86,7 @@ def test_what_users_write_today_with_these_two_lines_mended(tmp_path):
     assert [item.entry.get("chat_template") for item in run.datasets] == [None]
     notes = [said.removeprefix("crew: ") for said in made.warnings if said.startswith("crew: ")]
     assert [said.partition(":")[0].partition(", in place")[0] for said in notes[:-1]] == [
-        f"«chat_template",
+        "«chat_template",
         f"lora_target_linear of {AGENT_FILE} takes the place of lora_target_modules of configs/base.yml",
         f"attn_implementation is sdpa in place of flash_attention_2 of {AGENT_FILE}",
         "early stopping needs a checkpoint at its evaluations",

@@ -251,8 +251,9 @@ class Planner:
         for path in named:
             if not path.exists() and recipe.hub_dataset(str(path)):
                 raise UserError(
-                    f"{agent}: «path: {path}» is no file here, and a dataset of the hub is not fetched. Download it, write "
-                    f"its conversations as JSON lines into {folder / f'{agent}_train.jsonl'}, and take the path out"
+                    f"{agent}: «path: {path}» is no file here, and a dataset of the hub is not fetched. Download it, "
+                    f"write its conversations as JSON lines into {folder / f'{agent}_train.jsonl'}, and take the path "
+                    "out"
                 )
         own, common = recipe.dataset_options(keys)
         missing_named = [path for path in named if not path.is_file()]

@@ -544,15 +544,15 @@ def _entry_problems(item: dict[str, Any], place: str) -> list[str]:
     kind, sentences = item.get("type", "chat_template"), []
     if kind not in ("chat_template", None):
         sentences.append(
-            f"{place}: «type: {quote_value(kind)}»: what is trained here are conversations, type: chat_template. Convert "
-            f"its lines to {_CONVERSATIONS}"
+            f"{place}: «type: {quote_value(kind)}»: what is trained here are conversations, type: chat_template. "
+            f"Convert its lines to {_CONVERSATIONS}"
         )
     elsewhere = [key for key in _ELSEWHERE if item.get(key)]
     elsewhere += [key for key, here in (("ds_type", "json"), ("split", "train")) if item.get(key, here) != here]
     if elsewhere:
         sentences.append(
-            f"{place}: «{elsewhere[0]}» is for a dataset of the hub or another kind of file; what is trained on here are "
-            "files of JSON lines on this machine. Take it out"
+            f"{place}: «{elsewhere[0]}» is for a dataset of the hub or another kind of file; what is trained on here "
+            "are files of JSON lines on this machine. Take it out"
         )
     if item.get("conversation"):
         sentences.append(f"{place}: «conversation» is read by nothing any more; name the template with chat_template")

@@ -250,8 +250,8 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
         )
     if recipe.get("default_system_message"):
         sentences.append(
-            f"default_system_message of {origin['default_system_message'].source} does nothing: no template of Axolotl's "
-            "has a place for it. Write it into the data, as a system turn"
+            f"default_system_message of {origin['default_system_message'].source} does nothing: no template of "
+            "Axolotl's has a place for it. Write it into the data, as a system turn"
         )
     for key in ("deepspeed", "fsdp_config"):
         if recipe.get(key):

@@ -1,4 +1,4 @@
-"""Read a layer of a recipe as it is meant: old names, numbers that YAML takes for text, a template in a dataset's entry.
+"""Read a layer of a recipe as it is meant: old names, numbers that YAML takes for text, a template in an entry.
 
 What is put right here has exactly one meaning, and is the same training as if it had been written in today's words.
 """
@@ -76,7 +76,7 @@ def read_numbers(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> Any:
         known = {key: sub for form in forms for key, sub in form.get("properties", {}).items()}
         return {key: read_numbers(sub, known[key], defs) if key in known else sub for key, sub in value.items()}
     if isinstance(value, list):
-        items = next((form["items"] for form in forms if isinstance(form.get("items"), dict)), {})
+        items: dict[str, Any] = next((form["items"] for form in forms if isinstance(form.get("items"), dict)), {})
         return [read_numbers(item, items, defs) for item in value]
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
@@ -118,8 +118,8 @@ def _lift_template(layer: Layer) -> tuple[list[str], list[str]]:
     for number, other in named[1:]:
         if other != template:
             return [], [
-                f"{place}: datasets, items {first} and {number}: {_quoted(template)} and {_quoted(other)}; an adapter is "
-                "served with one template, so that all of its data has to be trained with one"
+                f"{place}: datasets, items {first} and {number}: {_quoted(template)} and {_quoted(other)}; an adapter "
+                "is served with one template, so that all of its data has to be trained with one"
             ]
     top = {key: keys[key] for key in _TEMPLATE if keys.get(key)}
     if not top:

@@ -67,9 +67,9 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
     found = _WITHOUT_IM_END.fullmatch(name)
     if template in _IM_END and found and not any(recipe.get(key) for key in _VOCABULARY):
         return [
-            f"{origin['chat_template'].where('chat_template')}: «chat_template: {quote_value(template)}» ends a turn with "
-            f"<|im_end|>, which is no token of {recipe['base_model']}: nothing that is learnt would end a turn. Write "
-            f"«chat_template: {DEFAULT}», the model's own; a base model without one takes "
+            f"{origin['chat_template'].where('chat_template')}: «chat_template: {quote_value(template)}» ends a turn "
+            f"with <|im_end|>, which is no token of {recipe['base_model']}: nothing that is learnt would end a turn. "
+            f"Write «chat_template: {DEFAULT}», the model's own; a base model without one takes "
             f"«{_own_template(found['kind'].lower())}»"
         ]
     return []

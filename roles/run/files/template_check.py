@@ -188,7 +188,7 @@ def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any]
             continue  # asked with a call before the answer, as some templates will have it
         words, conversation, marks = NEEDS[need]
         try:
-            shown = _rendered(strategy, conversation)
+            shown = rendered(strategy, conversation)
         except Exception as error:
             failed.append(f"chat_template {choice} does not take {words}: {_brief(error)}")
             continue
@@ -197,13 +197,18 @@ def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any]
     if lost:
         said.append(
             f"chat_template {choice} leaves out {_list(lost)}, which the data has, so that nothing of it would be "
-            "learnt. Take a template that knows it, such as qwen_25, qwen3 or the base model's own, or take it out of "
-            "the data"
+            f"learnt. Take a template that knows it, such as {_knowing(needs)} or the base model's own, or take it "
+            "out of the data"
         )
     return said + failed
 
 
-def _rendered(strategy: Any, conversation: dict[str, Any]) -> str:
+def _knowing(needs: list[str]) -> str:
+    """Name templates of Axolotl's that know what is needed."""
+    return "qwen3, qwen3_5" if "reasoning_content" in needs else "qwen_25, qwen3"
+
+
+def rendered(strategy: Any, conversation: dict[str, Any]) -> str:
     """Render a conversation as a strategy does before it tokenises; whatever fails in either is raised."""
     prompt = copy.deepcopy(conversation)  # a strategy changes what it is given
     strategy.tokenize_prompt(copy.deepcopy(conversation))  # it renders stand-ins for turns, too, which may not fit

@@ -14,12 +14,30 @@ from importlib.metadata import version
 from typing import Any, ClassVar
 
 from axolotl.utils.schemas.config import AxolotlInputConfig
+from axolotl.utils.schemas.enums import CustomSupportedOptimizers
 from pydantic.json_schema import GenerateJsonSchema
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
-PLUGIN_ARGS = (
-    "axolotl.integrations.liger.args.LigerArgs",
-    "axolotl.integrations.cut_cross_entropy.args.CutCrossEntropyArgs",
-)
+# Axolotl's own plugins, and their arguments. Those are left out that rent machines (baseten, coreweave, hatchery,
+# modal, nebius), train what is no LoRA adapter of conversations (diffusion, diffusion_decision, llm_compressor, mora,
+# nemo_gym, spectrum), ask the hub while they train (lm_eval), or have a secret in the recipe (swanlab).
+PLUGINS = {
+    "axolotl.integrations.context_parallel.ContextParallelPlugin": "context_parallel.args.ContextParallelArgs",
+    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy.args.CutCrossEntropyArgs",
+    "axolotl.integrations.densemixer.DenseMixerPlugin": "densemixer.args.DenseMixerArgs",
+    "axolotl.integrations.expert_parallel.ExpertParallelPlugin": "expert_parallel.args.ExpertParallelArgs",
+    "axolotl.integrations.grokfast.GrokfastPlugin": "grokfast.args.GrokfastArgs",
+    "axolotl.integrations.kd.KDPlugin": "kd.args.KDArgs",
+    "axolotl.integrations.kernels.KernelsPlugin": "kernels.args.KernelsArgs",
+    "axolotl.integrations.liger.LigerPlugin": "liger.args.LigerArgs",
+}
+# Keys that take any text in Axolotl's own check, and what a training then takes (core/builders/base.py).
+NAMES = {
+    "lr_scheduler": [*(member.value for member in SchedulerType), "one_cycle", "rex"],
+    "optimizer": [member.value for kind in (OptimizerNames, CustomSupportedOptimizers) for member in kind],
+}
+BY_NAME = ("overrides_of_model_config", "overrides_of_model_kwargs", "type_of_model")
 
 
 class Lenient(GenerateJsonSchema):
@@ -64,11 +82,19 @@ def slim(node: Any) -> Any:
 
 def main() -> None:
     schema = AxolotlInputConfig.model_json_schema(schema_generator=Lenient)
-    for path in PLUGIN_ARGS:
-        module, _, name = path.rpartition(".")
+    # Keys that Axolotl takes under two names, of which its schema has one.
+    by_name = AxolotlInputConfig.model_json_schema(schema_generator=Lenient, by_alias=False)["properties"]
+    schema["properties"] |= {name: by_name[name] for name in BY_NAME}
+    for plugin, path in PLUGINS.items():
+        module, _, name = f"axolotl.integrations.{path}".rpartition(".")
+        home, _, title = plugin.rpartition(".")
+        getattr(importlib.import_module(home), title)  # a plugin that is not there any more is an error
         extra = getattr(importlib.import_module(module), name).model_json_schema(schema_generator=Lenient)
-        schema["properties"] |= extra.get("properties", {})
+        own = {key: {**part, "x-plugin": plugin} for key, part in extra.get("properties", {}).items()}
+        schema["properties"] |= {key: part for key, part in own.items() if key not in schema["properties"]}
         schema.setdefault("$defs", {}).update(extra.get("$defs", {}))
+    for key, names in NAMES.items():
+        schema["properties"][key]["x-names"] = sorted(names)
     for name, field in AxolotlInputConfig.model_fields.items():
         if isinstance(field.deprecated, str) and name in schema["properties"]:
             schema["properties"][name]["x-deprecated"] = field.deprecated

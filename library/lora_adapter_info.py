@@ -88,6 +88,7 @@ def main() -> None:
     run_dir = pathlib.Path(module.params["run_dir"])
     with report_errors(module):
         facts = store.verify(run_dir / "output", module.params["recipe"], run_dir / rundir.EXPECTED)
+        facts["problems"] += store.template_problems(run_dir)
         versions = {"python": platform.python_version()}
         for name in PACKAGES:
             try:

@@ -31,6 +31,8 @@ SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what t
 TESTS = {
     "planning/recipe": ("recipe", "rules"),
     "planning/rules": ("rules",),
+    "planning/spelling": ("spelling", "rules"),
+    "planning/templates": ("templates",),
     "planning/validation": ("validation",),
     "planning/plan": ("plan",),
     "planning/attempts": ("plan",),

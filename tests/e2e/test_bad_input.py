@@ -48,12 +48,12 @@ def refused(shared: Checkout, *arguments: str, says: list[str]) -> None:
             ["«learning_rte»", "did you mean «learning_rate»?"],
         ),
         (
-            ["-e", '{"role": "witness", "recipe": {"flash_attention": true}}'],
-            ["attn_implementation: flash_attention_2"],
+            ["-e", '{"role": "witness", "recipe": {"dataset_processes": 4}}'],
+            ["«dataset_processes» has been replaced", "dataset_num_proc"],
         ),
         (
-            ["-e", '{"role": "witness", "recipe": {"datasets": [{"type": "sharegpt"}]}}'],
-            ["«type: sharegpt» was removed", "type: chat_template"],
+            ["-e", '{"role": "witness", "recipe": {"datasets": [{"type": "alpaca"}]}}'],
+            ["what is trained here are conversations", "type: chat_template"],
         ),
         (["-e", '{"role": "witness", "recipe": {"lora_r": "many"}}'], ['«lora_r: "many"»', "expected a whole number"]),
         (["-i", "empty.yml", "-e", "role=witness"], ["the inventory holds no host to train on"]),
@@ -95,7 +95,7 @@ def test_datasets(shared: Checkout, content: str, says: list[str]) -> None:
             ["configs/agents/witness.yml, lines 1 and 3", "«num_epochs»"],
         ),
         ("num_epochs: 3\n\twarmup_steps: 5\n", ["configs/agents/witness.yml, line 2: a tab"]),
-        ("learning_rate: 2e-4\n", ["configs/agents/witness.yml, line 1", "write 2.0e-4"]),
+        ("learning_rate: 2e+4\n", ["configs/agents/witness.yml, line 1", "must be a number above 0 and 1 at most"]),
     ],
 )
 def test_agent_files(shared: Checkout, content: str, says: list[str]) -> None:

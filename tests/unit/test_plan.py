@@ -813,16 +813,56 @@ def test_the_shared_adapter_may_have_data_of_its_own(make, data):
 def test_a_recipe_may_name_its_files(make, data):
     mine, other = data("mine", count=3), data("other", count=2)
     val = data(use="val", count=2, size=50)
-    items = [{"path": str(mine), "roles_to_train": ["assistant"]}, {"path": str(other)}]
+    items = [{"path": str(mine), "roles_to_train": ["user"], "train_on_eos": "all"},
+             {"path": str(other), "train_on_eos": "all"}]  # fmt: skip
     run = one(make(recipe={"datasets": items}))
     assert [(item.path, item.use) for item in run.datasets] == [
         (str(mine), "train"), (str(other), "train"), (str(val), "val"),
     ]  # fmt: skip
-    assert {item.entry["roles_to_train"][0] for item in run.datasets} == {"assistant"}
+    assert [item.entry.get("roles_to_train") for item in run.datasets] == [["user"], None, None]
+    assert {item.entry["train_on_eos"] for item in run.datasets} == {"all"}, (
+        "the evaluation has what all have in common"
+    )
     assert "datasets" not in run.recipe
     gone = [str(data.folder / name) for name in ("x.jsonl", "y.jsonl")]
     words = said(lambda: make(recipe={"datasets": [{"path": gone[0]}, {"path": str(mine)}, {"path": gone[1]}]}))
     assert words == f"no dataset for witness: {gone[0]}, {gone[1]} does not exist. -e datasets_dir=… says where to look"
+
+
+def test_a_dataset_of_the_hub_is_not_fetched(make, data):
+    data()
+    words = said(lambda: make(recipe={"datasets": [{"path": "acme/talks"}]}))
+    assert words.startswith("witness: «path: acme/talks» is no file here, and a dataset of the hub is not fetched")
+    assert str(data.folder / "witness_train.jsonl") in words
+
+
+def test_data_that_the_template_would_drop_is_refused(make, data, monkeypatch):
+    data()
+    planned = plan.PlannedDataset
+
+    def with_tools(*given, **more):
+        return planned(*given, **more | {"needs": ("tools",)})
+
+    monkeypatch.setattr(plan, "PlannedDataset", with_tools)
+    words = said(lambda: make(recipe={"chat_template": "chatml"}))
+    assert '«chat_template: "chatml"» leaves out lists of tools (tools), which the data has' in words
+    assert one(make(recipe={"chat_template": "qwen_25"})).recipe["chat_template"] == "qwen_25"
+
+
+@pytest.mark.parametrize("slip", [{"optimizer": "adamww"}, {"num_epochs": "few"}, {"tf32": "yes, please"}])
+def test_a_slip_in_what_a_rehearsal_replaces_is_found_in_the_rehearsal(checkout, tmp_path, slip):
+    [key] = slip
+    path = checkout / "configs/agents/witness.yml"
+    path.write_text(json.dumps(slip))
+    assert f"configs/agents/witness.yml, line 1: «{key}: " in said(
+        plan.Planner(checkout, tmp_path, {}).merged_recipe, "witness", "rehearsal", ""
+    )
+
+
+def test_a_slip_in_a_rehearsal_is_told_once(checkout, tmp_path):
+    (checkout / "configs/agents/witness.yml").write_text("lora_dropout: 5\n")
+    words = said(plan.Planner(checkout, tmp_path, {}).merged_recipe, "witness", "rehearsal", "")
+    assert len(words.splitlines()) == 1
 
 
 def test_a_datasets_entry_without_a_path_is_an_option_for_the_agents_file(make, data):
@@ -888,7 +928,9 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "rehearsal": False,
         "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
-        "datasets": [{"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry}],
+        "datasets": [
+            {"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry, "needs": []}
+        ],
         "gpus": 2,
         "hosts": ["here"],
         "estimate": {

@@ -47,6 +47,52 @@ def test_one_that_says_nothing_is_told_nothing_but_the_schedule(tmp_path):
     assert said.startswith("crew: warmup takes")
 
 
+# What users write today, over the base recipe.
+USERS = """\
+base_model: Qwen/Qwen3.5-9B
+lora_target_linear: true
+datasets:
+  - type: chat_template
+    chat_template: qwen3_5
+sequence_len: 2048
+neftune_noise_alpha: 5
+early_stopping_patience: 3
+saves_per_epoch: 2
+flash_attention: true
+"""
+AGENT_FILE = "configs/agents/crew.yml"
+
+
+def test_what_users_write_today_is_refused_in_a_sentence_for_each_thing_and_no_more(tmp_path):
+    with pytest.raises(UserError) as error:
+        Brought("", USERS).planned(tmp_path)
+    assert str(error.value).splitlines() == [
+        f"{AGENT_FILE}, line 1: «base_model: Qwen/Qwen3.5-9B» is another model than the one whose «model_revision» "
+        "stands in configs/base.yml, line 6; give its own beside it",
+        f"{AGENT_FILE}, line 8: «early_stopping_patience: 3» needs «save_steps», a multiple of eval_steps, in place of "
+        f"{AGENT_FILE}, line 9: «saves_per_epoch: 2»",
+    ]
+
+
+def test_what_users_write_today_with_these_two_lines_mended(tmp_path):
+    """The fate of each line: kept, or put right with a note."""
+    mended = USERS.replace("saves_per_epoch: 2\n", "") + f"model_revision: {'c0ffee00' * 5}\n"
+    made = Brought("", mended).planned(tmp_path)
+    [run] = made.runs
+    kept = {"sequence_len": 2048, "neftune_noise_alpha": 5, "early_stopping_patience": 3, "lora_target_linear": True,
+            "base_model": "Qwen/Qwen3.5-9B", "chat_template": "qwen3_5", "attn_implementation": "sdpa"}  # fmt: skip
+    assert {key: run.recipe.get(key) for key in kept} == kept
+    assert not {"lora_target_modules", "flash_attention", "saves_per_epoch"} & run.recipe.keys()
+    assert [item.entry.get("chat_template") for item in run.datasets] == [None]
+    notes = [said.removeprefix("crew: ") for said in made.warnings if said.startswith("crew: ")]
+    assert [said.partition(":")[0].partition(", in place")[0] for said in notes[:-1]] == [
+        "«chat_template",
+        f"lora_target_linear of {AGENT_FILE} takes the place of lora_target_modules of configs/base.yml",
+        f"attn_implementation is sdpa in place of flash_attention_2 of {AGENT_FILE}",
+        "early stopping needs a checkpoint at its evaluations",
+    ], notes
+
+
 # --- rivals
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import (
     Cost,
@@ -548,6 +550,42 @@ def test_metadata_is_no_tensor(build):
     assert set(header) == set(good_tensors())
     first = header[name_of(0, "q_proj", "A")]
     assert (first["dtype"], first["shape"], first["end"] - first["begin"]) == ("F32", [4, 8], 128)
+
+
+# --- the chat template
+
+
+def trained_with(run_dir, *texts):
+    for text in texts:
+        rundir.append_event(run_dir / "metrics.jsonl", "template", sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def test_the_template_that_is_delivered_is_the_one_that_was_trained(run_dir):
+    (run_dir / "output/chat_template.jinja").write_text("{{ x }}ü\n")
+    assert store.template_problems(run_dir) == [], "of older runs nothing is known"
+    trained_with(run_dir, "{{ x }}ü\n", "{{ x }}ü\n")  # a run that was resumed
+    assert store.template_problems(run_dir) == []
+    trained_with(run_dir, "{{ y }}")
+    [said] = store.template_problems(run_dir)
+    assert said.startswith("its tokenizer's chat template is not the one that its data was rendered with")
+
+
+def test_a_template_in_the_tokenizers_configuration(run_dir):
+    trained_with(run_dir, "{{ x }}")
+    [said] = store.template_problems(run_dir)
+    assert said.startswith("its tokenizer has no chat template, though it was trained with one")
+    path = run_dir / "output/tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "{{ x }}"}))
+    assert store.template_problems(run_dir) == []
+    path.write_text(json.dumps({"chat_template": "{{ y }}"}))
+    assert len(store.template_problems(run_dir)) == 1
+
+
+def test_a_template_that_is_no_text(run_dir):
+    trained_with(run_dir, "{{ x }}")
+    (run_dir / "output/chat_template.jinja").write_bytes(b"\xff")
+    [said] = store.template_problems(run_dir)
+    assert "chat_template.jinja cannot be read" in said
 
 
 # --- listing, closer

@@ -177,6 +177,39 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
     return facts
 
 
+def template_problems(run_dir: pathlib.Path) -> list[str]:
+    """Hold the delivered tokenizer's chat template against the one that the data was rendered with.
+
+    Args:
+        run_dir: The run directory. What was trained with is an event of metrics.jsonl; where there is none, nothing is
+            known and nothing is said.
+
+    Returns:
+        Sentences, empty where they are one.
+    """
+    events, _ = rundir.read_lines(run_dir / "metrics.jsonl", 0, lambda line: line.get("event") == "template")
+    trained = {str(event.get("sha256")) for event in events}
+    if not trained:
+        return []
+    path = run_dir / "output/chat_template.jinja"
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, ValueError) as error:
+        return [f"{path} cannot be read: {error}"]
+    if text is None:  # older tokenizers keep it in their configuration
+        text = rundir.read_json(run_dir / "output/tokenizer_config.json").get("chat_template")
+    if not isinstance(text, str):
+        return [
+            "its tokenizer has no chat template, though it was trained with one: nobody could ask it as it was trained"
+        ]
+    if trained != {sha256_text(text)}:
+        return [
+            "its tokenizer's chat template is not the one that its data was rendered with: whoever serves it would ask "
+            "in another form than it was trained in"
+        ]
+    return []
+
+
 def import_problems(config: dict[str, Any]) -> list[str]:
     """List what would have PEFT import modules that are no part of it.
 

@@ -50,6 +50,7 @@ class DatasetFile:
         hopeless: Which of them have no assistant text within the sequence length.
         warnings: Sentences.
         digests: One per conversation, to compare files.
+        options: What the recipe says of it, without its path.
     """
 
     path: str
@@ -61,6 +62,7 @@ class DatasetFile:
     hopeless: set[int] = dataclasses.field(repr=False)
     warnings: list[str]
     digests: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def examples(self) -> int:

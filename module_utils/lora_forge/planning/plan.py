@@ -14,7 +14,7 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
-from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, steps
+from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, spelling, steps, templates
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
@@ -164,28 +164,39 @@ class Planner:
             rehearsed = self.read_named_layer("configs/profiles", profile, "run_profile")
             layers.append(rehearsed)
         elif machine:
-            layer = self.read_named_layer("configs/machines", machine, "trainer_machine")
+            layer = spelling.respell(
+                self.read_named_layer("configs/machines", machine, "trainer_machine"), self.schema
+            )[0]
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
         layers.append(Layer("-e '{\"recipe\": …}'", self.overrides))
         if variant:
             layers.append(Layer("-e '{\"sweep\": …}'", variant))
+        spelt = [spelling.respell(layer, self.schema) for layer in layers]
+        rehearsed = spelt[layers.index(rehearsed)][0] if rehearsed else None
+        layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]
+        errors += [problem for _, _, said in spelt for problem in said]
         keys, origin = recipe.merge(layers)
         errors += recipe.problems(keys, origin, self.schema)
-        # What contradicts itself is found in a rehearsal too, which would replace half of it.
-        both = [recipe.merge(layer for layer in layers if layer is not rehearsed), (keys, origin)]
-        contradictions = [problem for merged in both for problem in recipe.contradictions(*merged)]
-        errors = errors or [*recipe.range_problems(keys, origin), *dict.fromkeys(contradictions)]
-        if profile != REHEARSAL:
-            errors = errors or recipe.model_problems(keys, origin, layers)
-            if str(keys.get("base_model")).startswith("/"):
-                keys.pop("model_revision", None)  # a folder has none
-        notes = []
+        # What a profile replaces is wrong all the same where nothing replaces it: in the training that costs something.
+        real, places = recipe.merge(layer for layer in layers if layer is not rehearsed)
+        replaced = {key: value for key, value in real.items() if key not in keys or keys[key] != value}
+        if rehearsed:
+            errors += recipe.problems(replaced, places, self.schema)
+        both = [(real, places), (keys, origin)] if rehearsed else [(keys, origin)]
+        for check in (recipe.range_problems, recipe.contradictions):
+            errors = errors or [problem for merged in both for problem in check(*merged)]
         if not errors:
-            notes = recipe.replacement_notes(layers, rehearsed) + rules.apply_rules(keys, origin, layers, self.packages)
-        errors = errors or rules.problems(keys, origin, self.packages)
+            errors = [problem for merged in both for problem in templates.problems(*merged)]
+            if profile != REHEARSAL:
+                errors += recipe.model_problems(keys, origin, layers)
+                if str(keys.get("base_model")).startswith("/"):
+                    keys.pop("model_revision", None)  # a folder has none
+            notes += recipe.replacement_notes(layers, rehearsed)
+            notes += rules.apply_rules(keys, origin, layers, self.packages)
+            errors += rules.problems(keys, origin, self.packages)
         if errors:
-            raise UserError("\n".join(errors))
+            raise UserError("\n".join(dict.fromkeys(errors)))
         if keys.get("deepspeed"):
             keys["deepspeed"] = self.load_deepspeed(keys["deepspeed"])
         return keys, origin, notes + rules.notes(keys, origin)
@@ -237,14 +248,25 @@ class Planner:
             missing = [name for name in others if folder / f"{name}_train.jsonl" not in train]
             if train and missing:
                 self.warnings.append(f"{agent} is trained without {', '.join(missing)}: no such file in {folder}")
+        for path in named:
+            if not path.exists() and recipe.hub_dataset(str(path)):
+                raise UserError(
+                    f"{agent}: «path: {path}» is no file here, and a dataset of the hub is not fetched. Download it, "
+                    f"write its conversations as JSON lines into {folder / f'{agent}_train.jsonl'}, and take the path "
+                    "out"
+                )
+        own, common = recipe.dataset_options(keys)
         missing_named = [path for path in named if not path.is_file()]
         if missing_named or not train:
             missing_paths = ", ".join(map(str, missing_named)) or str(folder / f"{agent}_train.jsonl")
             raise UserError(
                 f"no dataset for {agent}: {missing_paths} does not exist. -e datasets_dir=… says where to look"
             )
-        train_files = [self.check_file(path, "train", length) for path in train]
-        val_files = [self.check_file(path, "val", length) for path in val]
+        train_files = [
+            dataclasses.replace(self.check_file(path, "train", length), options=said)
+            for path, said in zip(train, own if named else [common] * len(train))
+        ]
+        val_files = [dataclasses.replace(self.check_file(path, "val", length), options=common) for path in val]
         strategy = keys.get("excess_length_strategy", "drop")
         self.warnings += dataset.check_lengths([*train_files, *val_files], length, strategy)
         dataset.check_overlap(train_files, val_files)
@@ -414,7 +436,15 @@ class Planner:
                 self.warn_about_memory(agent, keys, trainer, estimate)
         keys = recipe.with_plugins(keys)
         self.origins[attempt.run_id] = {key: layer.where(key) for key, layer in origin.items()}
-        options = (keys.pop("datasets", None) or [{}])[0]
+        keys.pop("datasets", None)
+        datasets = tuple(
+            PlannedDataset(file.path, file.use, file.sha256, file.examples, dataset.axolotl_entry(file, file.options))
+            for file in files
+        )
+        needs = {need for planned in datasets for need in planned.needs}
+        errors = templates.data_problems(keys, origin, needs)
+        if errors:
+            raise UserError("\n".join(errors))
         return PlannedRun(
             run_id=attempt.run_id,
             agent=agent,
@@ -430,10 +460,7 @@ class Planner:
             recipe=keys,
             recipe_sha256=store.sha256_text(canonical(keys)),
             axolotl=attempt.axolotl,
-            datasets=tuple(
-                PlannedDataset(file.path, file.use, file.sha256, file.examples, dataset.axolotl_entry(file, options))
-                for file in files
-            ),
+            datasets=datasets,
             gpus=1 if rehearsal else trainer.gpus,
             hosts=trainer.members or (trainer.name,),
             estimate=estimate,

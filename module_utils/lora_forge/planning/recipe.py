@@ -124,6 +124,12 @@ RIVALS = (
         "each is a cross entropy of its own",
     ),
     Rivals(({"use_dft": _is_set}, {"use_eaft": _is_set}), "each is a loss of its own"),
+    Rivals(({"model_type": _is_set}, {"type_of_model": _is_set}), "the second is Axolotl's own word for the first one"),
+    # Axolotl adds up what both name. An empty list names nothing.
+    Rivals(
+        ({"lora_target_linear": _is_set}, {"lora_target_modules": _is_set}),
+        "each says which modules are trained, and Axolotl would train those of both",
+    ),
     Rivals(({"max_memory": _is_set}, {"gpu_memory_limit": _is_set}), "each limits the GPU's memory"),
     Rivals(
         ({"lr_groups": _is_set}, {"loraplus_lr_ratio": _is_set}), "each gives groups of weights their learning rates"
@@ -143,9 +149,56 @@ RIVALS = (
     ),
 )
 
-_REMOVED_TYPES = {
-    "sharegpt": "type: chat_template (lora-forge adds field_messages: conversations and the mappings itself)",
+# What other programs, and people, call Axolotl's keys, where the nearest spelling would be another key or none.
+SYNONYMS = {
+    "alpha": "lora_alpha",
+    "cutoff_len": "sequence_len",
+    "dataset": "datasets",
+    "dropout": "lora_dropout",
+    "epochs": "num_epochs",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "lora_rank": "lora_r",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler",
+    "max_length": "sequence_len",
+    "max_seq_len": "sequence_len",
+    "max_seq_length": "sequence_len",
+    "model": "base_model",
+    "model_max_length": "sequence_len",
+    "model_name": "base_model",
+    "model_name_or_path": "base_model",
+    "modules_to_save": "lora_modules_to_save",
+    "neftune_alpha": "neftune_noise_alpha",
+    "num_train_epochs": "num_epochs",
+    "optim": "optimizer",
+    "packing": "sample_packing",
+    "patience": "early_stopping_patience",
+    "per_device_train_batch_size": "micro_batch_size",
+    "r": "lora_r",
+    "rank": "lora_r",
+    "revision": "model_revision",
+    "revision_of_model": "model_revision",  # Axolotl knows it, and the plan reads the other one
+    "scheduler": "lr_scheduler",
+    "target_modules": "lora_target_modules",
+    "template": "chat_template",
+    "use_dora": "peft_use_dora",
+    "use_rslora": "peft_use_rslora",
+    "warmup": "warmup_steps",
 }
+# Figures: above or from the first one on, up to the second one.
+_RANGES: dict[str, tuple[float, bool, float]] = {
+    "learning_rate": (0, False, 1),
+    "lora_alpha": (0, False, _MOST),
+    "lora_dropout": (0, True, 0.99),
+    "max_grad_norm": (0, True, _MOST),
+    "neftune_noise_alpha": (0, True, 1000),
+    "warmup_ratio": (0, True, 1),
+    "warmup_steps": (0, True, _MOST),
+    "weight_decay": (0, True, 10),
+}
+# Of a dataset's entry: what leads to a dataset elsewhere, or into another kind of file than lines of JSON.
+_ELSEWHERE = ("data_files", "name", "revision", "trust_remote_code")
+_CONVERSATIONS = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 
 
 class _Loader(yaml.SafeLoader):
@@ -357,14 +410,36 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
         elif key in COMPUTED_KEYS:
             sentences.append(f"{where}: «{key}» is computed for every run; take it out")
         elif key not in known:
-            sentences.append(f"{where}: Axolotl knows no key «{key}»{nearest(key, known)}")
+            hint = f"; it is called «{SYNONYMS[key]}»" if key in SYNONYMS else nearest(key, known)
+            sentences.append(f"{where}: Axolotl knows no key «{key}»{hint}")
         elif "x-deprecated" in known[key]:
             sentences.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
         elif key == "datasets":
             sentences += _dataset_problems(value, where, schema)
         else:
-            sentences += _type_problems(key, value, where, schema)
+            sentences += _type_problems(key, value, where, schema) or _name_problems(key, value, where, recipe, schema)
+            plugin = known[key].get("x-plugin", "")
+            named = {name.rpartition(".")[2] for name in _plugins(recipe)}
+            if plugin and plugin not in KERNEL_PLUGINS and plugin.rpartition(".")[2] not in named:
+                sentences.append(
+                    f"{where}: «{key}» is a key of {plugin}, which «plugins» does not name: it would do nothing"
+                )
     return sentences
+
+
+def _plugins(recipe: dict[str, Any]) -> list[str]:
+    """List the plugins that a recipe names, also where they are none that can be."""
+    named = recipe.get("plugins")
+    return [str(plugin) for plugin in named] if isinstance(named, list) else []
+
+
+def _name_problems(key: str, value: Any, where: str, recipe: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Refuse a name that neither Axolotl nor transformers knows; somebody's own plugin may bring another one."""
+    names = schema["properties"][key].get("x-names", [])
+    own = [plugin for plugin in _plugins(recipe) if not plugin.startswith("axolotl.")]
+    if not isinstance(value, str) or not names or value in names or own:
+        return []
+    return [f"{where}: «{key}: {value}» is none that Axolotl knows{nearest(value, names)}"]
 
 
 def number_error(value: Any) -> str:
@@ -384,12 +459,21 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         recipe: A merged recipe without other problems.
         origin: The layer of each key.
     """
-    sentences = [f"the recipe has no «{key}»; every run needs it" for key in NEEDED if key not in recipe]
+    linear = ("lora_target_modules",) if recipe.get("lora_target_linear") else ()
+    needed = (key for key in NEEDED if key not in linear)
+    sentences = [f"the recipe has no «{key}»; every run needs it" for key in needed if key not in recipe]
     for key in ("sequence_len", *BATCH, "num_epochs", "lora_r", "max_steps"):
         if not 0 < recipe.get(key, 1) <= _MOST:
             more = f" and {_MOST:,} at most" if recipe[key] > _MOST else ""
             more += "; leave it out for all epochs" if key == "max_steps" else ""
             sentences.append(f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}» must be above 0{more}")
+    for key, (low, itself, high) in _RANGES.items():
+        value = recipe.get(key, low if itself else high)
+        if isinstance(value, str) or not (low <= value <= high and (itself or value > low)):
+            said = f"from {low} on" if itself else f"above {low}"
+            sentences.append(
+                f"{origin[key].where(key)}: «{key}: {quote_value(value)}» must be a number {said} and {high:,} at most"
+            )
     if not 0 <= recipe.get("val_set_size", 0) < 1:
         where = origin["val_set_size"].where("val_set_size")
         sentences.append(f"{where}: «val_set_size: {recipe['val_set_size']}» must be a share from 0 to below 1")
@@ -443,30 +527,68 @@ def _dataset_problems(items: Any, where: str, schema: dict[str, Any]) -> list[st
     known = schema["$defs"]["SFTDataset"]["properties"]
     for number, item in enumerate(items, 1):
         place = f"{where}: datasets, item {number}"
-        kind = str(item.get("type"))
-        removed = _REMOVED_TYPES.get(kind.partition(".")[0].partition(":")[0])
-        if removed:
-            sentences.append(f"{place}: «type: {kind}» was removed from Axolotl; use {removed}")
+        sentences += _entry_problems(item, place)
         for key in item:
             if key not in known:
                 sentences.append(f"{place}: Axolotl knows no key «{key}» there{nearest(key, known)}")
             else:
                 sentences += _type_problems(key, item[key], place, {**schema, "properties": known})
+        if len(items) > 1 and not item.get("path"):
+            sentences.append(f"{place} names no «path»; where there are several, each says which file it is for")
     return sentences
+
+
+def _entry_problems(item: dict[str, Any], place: str) -> list[str]:
+    """List what an entry of the datasets asks for that is not done here."""
+    kind, sentences = item.get("type", "chat_template"), []
+    if kind not in ("chat_template", None):
+        sentences.append(
+            f"{place}: «type: {quote_value(kind)}»: what is trained here are conversations, type: chat_template. "
+            f"Convert its lines to {_CONVERSATIONS}"
+        )
+    elsewhere = [key for key in _ELSEWHERE if item.get(key)]
+    elsewhere += [key for key, here in (("ds_type", "json"), ("split", "train")) if item.get(key, here) != here]
+    if elsewhere:
+        sentences.append(
+            f"{place}: «{elsewhere[0]}» is for a dataset of the hub or another kind of file; what is trained on here "
+            "are files of JSON lines on this machine. Take it out"
+        )
+    if item.get("conversation"):
+        sentences.append(f"{place}: «conversation» is read by nothing any more; name the template with chat_template")
+    return sentences
+
+
+def hub_dataset(path: str) -> bool:
+    """Tell whether a path that is no file looks like the name of a dataset of the hub.
+
+    Args:
+        path: Of a recipe's dataset.
+    """
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)) and not re.search(r"\.jsonl?(\.gz)?$", path)
+
+
+def dataset_options(recipe: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Tell what a recipe says of its dataset files.
+
+    Args:
+        recipe: The merged recipe.
+
+    Returns:
+        What it says of each file that it names, in their order, without the path; and what it says of all others, such
+        as those for validation: what all entries have in common.
+    """
+    items = recipe.get("datasets") or []
+    own = [{key: value for key, value in item.items() if key != "path"} for item in items]
+    common = {key: value for key, value in (own[0] if own else {}).items() if all(one.get(key) == value for one in own)}
+    return [one for one, item in zip(own, items) if item.get("path")], common
 
 
 def _type_problems(key: str, value: Any, where: str, schema: dict[str, Any]) -> list[str]:
     part = {**schema["properties"][key], "$defs": schema.get("$defs", {})}
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(part).iter_errors(value))
-    # Axolotl takes some numbers as text too, but 2e-4 is meant as a number everywhere.
-    as_text = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
-    if error is None and not (as_text and '"number"' in json.dumps(schema["properties"][key])):
+    if error is None:
         return []
-    hint = ""
-    if as_text:
-        mantissa, _, exponent = f"{float(value):e}".partition("e")
-        hint = f"; YAML reads {value} as text, write {float(mantissa)}e{int(exponent):+d}"
-    return [f"{where}: «{key}: {json.dumps(value, default=str)}» does not fit: {_expected(part)}{hint}"]
+    return [f"{where}: «{key}: {json.dumps(value, default=str)}» does not fit: {_expected(part)}"]
 
 
 def _expected(part: dict[str, Any]) -> str:
@@ -596,7 +718,8 @@ def fingerprint(recipe: dict[str, Any], rehearsal: bool, sets: list[dict[str, st
     keys = {key: value for key, value in recipe.items() if key not in ignored}
     if not rehearsal and _unusual_dropout(recipe):  # a rehearsal is on a CPU, where there are no kernels
         keys["dropout_kernels"] = _unusual_dropout(recipe)
-    keys["datasets"] = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
+    own = [{k: v for k, v in item.items() if k != "path"} for item in recipe.get("datasets", [])]
+    keys["datasets"] = own if any(own) else []  # to name a file, or to have it found, is the same
     basis = {
         "training": keys,
         "effective_batch": effective_batch(recipe),

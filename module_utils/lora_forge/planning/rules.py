@@ -129,7 +129,7 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
 
     adapter = recipe.get("adapter")
     if adapter not in ("lora", "qlora"):
-        where = quoted("adapter") if adapter else "the recipe has no «adapter»"
+        where = quoted("adapter") if adapter else "the recipe has no «adapter», so that all weights would be trained"
         sentences.append(f"{where}; what is trained here is «lora» or «qlora»")
     if adapter == "qlora" and recipe.get("load_in_8bit"):
         sentences.append(
@@ -242,6 +242,11 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
         sentences.append(
             "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "
             f"of {origin['load_in_4bit'].source} does nothing"
+        )
+    if recipe.get("default_system_message"):
+        sentences.append(
+            f"default_system_message of {origin['default_system_message'].source} does nothing: no template of "
+            "Axolotl's has a place for it. Write it into the data, as a system turn"
         )
     for key in ("deepspeed", "fsdp_config"):
         if recipe.get(key):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -253,6 +254,26 @@ def start_wandb(cfg: Any) -> None:
     rundir.append_event(METRICS, "wandb", mode=mode, wanted=wanted, run=run.path, url=run.url)
 
 
+def note_templates(cfg: Any, tokenizer: Any) -> None:
+    """Note the chat templates that the data is rendered with, as Axolotl's own strategy finds them.
+
+    What is delivered is held against them: Axolotl delivers one with the tokenizer, and renders with what it is told of
+    each dataset.
+
+    Args:
+        cfg: Axolotl's configuration.
+        tokenizer: The tokenizer, or the processor that has it.
+    """
+    from axolotl.utils.chat_templates import get_chat_template_from_config
+
+    if os.environ.get("LOCAL_RANK", "0") != "0" or cfg.tokenizer_use_mistral_common:
+        return
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    texts = {str(get_chat_template_from_config(cfg, entry, tokenizer)) for entry in cfg.datasets or []}
+    for digest in sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts):
+        rundir.append_event(METRICS, "template", sha256=digest)
+
+
 def foreign_plugins() -> list[str]:
     """List what other packages would have Axolotl load by itself, by the groups that Axolotl 0.21 reads."""
     groups = ("axolotl.plugins", "axolotl.model_support")
@@ -326,7 +347,7 @@ class LoraForgePlugin(BasePlugin):
         sft.handle_long_seq_in_dataset = counting
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Have the best evaluated adapter delivered, where the recipe wants it.
+        """Have the best evaluated adapter delivered, where the recipe wants it; note the chat template.
 
         Axolotl, and the arguments of transformers when they are made, take that only where each save falls on an
         evaluation; :meth:`RunCallback.on_evaluate` sees to it that there is a checkpoint of the best one.
@@ -336,6 +357,7 @@ class LoraForgePlugin(BasePlugin):
             trainer.args.load_best_model_at_end = True
             trainer.args.metric_for_best_model = "loss"  # what promotion compares; rules.py refuses any other
             trainer.args.greater_is_better = False
+        note_templates(cfg, trainer.processing_class)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         # The note first: a checkpoint's list of files is written last.

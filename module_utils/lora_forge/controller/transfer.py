@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import os
 import pathlib
@@ -55,7 +56,7 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             source = pathlib.Path(file["src"]).resolve()
             if not source.is_file():
                 raise UserError(f"{source} is gone. It was there when the run was planned; nothing was started")
-            if file.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != file["sha256"]:
+            if file.get("sha256") and file_sha256(source) != file["sha256"]:
                 raise UserError(
                     f"{source} was changed after the run was planned. Nothing was started; run the same command "
                     "again, and the new content is planned as a run of its own"
@@ -63,6 +64,12 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             place.symlink_to(source)
         total += place.stat().st_size
     return total
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """Hash a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
@@ -116,7 +123,7 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
         target = to / source.relative_to(tree)
         if paths.through_link(to, str(source.parent.relative_to(tree))):
             raise UserError(f"{target} lies behind a link, and nothing is written there")
-        if target.is_file() and target.read_bytes() == source.read_bytes():
+        if target.is_file() and filecmp.cmp(target, source, shallow=False):
             continue
         copied.append(str(source.relative_to(tree)))
         if not dry:

@@ -42,14 +42,12 @@ CONFIG: dict[str, Any] = {
 
 
 def texts(paths: list[pathlib.Path]):
-    """Yield every turn's text of the dataset files, in either conversation form."""
+    """Yield every turn's text of dataset files in the canonical form (planning/conversation.py)."""
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
-                if line.strip():
-                    record = json.loads(line)
-                    for turn in record.get("conversations") or record.get("messages") or []:
-                        yield str(turn.get("value", turn.get("content", "")))
+                for turn in json.loads(json.loads(line)["messages"]):
+                    yield turn["content"]
 
 
 def make_tokenizer(paths: list[pathlib.Path], vocab_size: int) -> Tokenizer:

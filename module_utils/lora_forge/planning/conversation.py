@@ -200,7 +200,7 @@ def _read(record: Any, keys: Keys) -> Conversation:
         name = next(name for name in keys.lists if name in record)
         raise Flaw("turns", f"«{name}» holds no turns")
     pair = _find_pair(given[0], record, keys)
-    turns = [_Turn(number, turn, pair, keys).read() for number, turn in enumerate(given, 1)]
+    turns = [_plain(turn, pair, keys) or _Turn(number, turn, pair, keys).read() for number, turn in enumerate(given, 1)]
     system = record.get("system")
     if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":  # as Axolotl puts it first
         turns.insert(0, {"role": "system", "content": system})
@@ -235,6 +235,17 @@ def _find_pair(turn: Any, record: dict[str, Any], keys: Keys) -> tuple[str, str]
     usual = keys.pairs[-2 if "conversations" in record else -1]
     known = turn if isinstance(turn, dict) else {}
     return next((pair for pair in keys.pairs if pair[0] in known), usual)
+
+
+def _plain(turn: Any, pair: tuple[str, str], keys: Keys) -> Optional[dict[str, Any]]:
+    """Return a turn in the canonical form where nothing is special about it, as about nearly all; else None."""
+    if not isinstance(turn, dict) or len(turn) != 2:
+        return None
+    speaker, said = turn.get(pair[0]), turn.get(pair[1])
+    if not isinstance(speaker, str) or speaker == _CALLS or not isinstance(said, str) or not said or said.isspace():
+        return None
+    role = keys.speakers.get(speaker)
+    return {"role": role, "content": said} if role else None
 
 
 class _Turn:
@@ -379,8 +390,9 @@ def _read_tools(given: Any) -> list[dict[str, Any]]:
 
 def _unread(turns: Sequence[Any], keys: Keys) -> tuple[str, ...]:
     read = keys.turn.get("reasoning_content", "reasoning_content")
-    names = [name for name in ("thinking", "reasoning") if name != read]
-    return tuple(name for name in names if any(isinstance(turn.get(name), str) and turn[name] for turn in turns))
+    more = [turn for turn in turns if len(turn) > 2]
+    names = [name for name in ("thinking", "reasoning") if more and name != read]
+    return tuple(name for name in names if any(isinstance(turn.get(name), str) and turn[name] for turn in more))
 
 
 # One encoder each: json.dumps makes a new one for every call that is not the usual one.
@@ -391,44 +403,53 @@ def _canonical(
     turns: list[dict[str, Any]], tools: list[dict[str, Any]], record: dict[str, Any], unread: tuple[str, ...]
 ) -> Conversation:
     """Write a conversation in the canonical form, and count what it holds."""
-    trained = [turn.get("train", turn["role"] == "assistant") for turn in turns]
-    if not any(trained):
-        if any(turn["role"] == "assistant" for turn in turns):
-            raise Flaw("masked", "has no turn that is trained: each says train: false or weight: 0")
-        raise Flaw("no assistant", "has no assistant turn, so there is nothing to learn from it")
     try:
-        text, offered = _write(turns), _write(tools)
-        line = f'{{"messages": {_write(text)}, "tools": {_write(offered)}}}\n'.encode()
+        text, offered = _write(turns), _write(tools) if tools else "[]"
+        line = f'{{"messages": "{_escaped(text)}", "tools": "{_escaped(offered)}"}}\n'.encode()
+        calls = [len(_write(turn["tool_calls"])) if "tool_calls" in turn else 0 for turn in turns]
     except UnicodeEncodeError:
         raise Flaw("surrogate", "holds half of a character (a surrogate such as \\ud83d), which is no text") from None
     except ValueError:
         raise Flaw("finite", "has NaN or Infinity in a tool or its arguments, which JSON does not know") from None
-    if PLACEHOLDER.search(text) and any(record.get(name) for name in _PICTURES):
+    size, head, masked, marked = len(offered) if tools else 0, -1, 0, False
+    for turn, called in zip(turns, calls):
+        answers = turn["role"] == "assistant"
+        trained = turn.get("train", answers)
+        if trained and head < 0:
+            head = size
+        masked += answers and not trained
+        marked = marked or "train" in turn
+        size += len(turn["content"]) + called + len(turn.get("reasoning_content", ""))
+    if head < 0 and masked:
+        raise Flaw("masked", "has no turn that is trained: each says train: false or weight: 0")
+    if head < 0:
+        raise Flaw("no assistant", "has no assistant turn, so there is nothing to learn from it")
+    if any(name in record for name in _PICTURES) and _goes_with_pictures(record, text):
         raise Flaw("pictures", "goes with pictures or sound (<image>); text alone is trained here")
-    marked = any("train" in turn for turn in turns)
     same = line
     if marked:
         same = _write([{key: value for key, value in turn.items() if key != "train"} for turn in turns]).encode()
-    sizes = [_size(turn) for turn in turns]
-    schemas = len(offered) if tools else 0
-    first = trained.index(True)
     return Conversation(
         line=line,
         same=same,
         text=text + offered if tools else text,
         turns=len(turns),
-        characters=schemas + sum(sizes),
-        head=schemas + sum(sizes[:first]),
+        characters=size,
+        head=head,
         tools=bool(tools),
-        calls=sum(len(turn.get("tool_calls", ())) for turn in turns),
+        calls=sum(len(turn.get("tool_calls", ())) for turn in turns) if any(calls) else 0,
         reasoned=sum("reasoning_content" in turn for turn in turns),
         results=sum(turn["role"] == "tool" for turn in turns),
-        masked=sum(turn["role"] == "assistant" and not is_trained for turn, is_trained in zip(turns, trained)),
+        masked=masked,
         marked=marked,
         unread=unread,
     )
 
 
-def _size(turn: dict[str, Any]) -> int:
-    size = len(turn["content"]) + len(turn.get("reasoning_content", ""))
-    return size + (len(_write(turn["tool_calls"])) if "tool_calls" in turn else 0)
+def _goes_with_pictures(record: dict[str, Any], text: str) -> bool:
+    return PLACEHOLDER.search(text) is not None and any(record.get(name) for name in _PICTURES)
+
+
+def _escaped(text: str) -> str:
+    """Make a text in JSON of JSON, which holds nothing else to be escaped."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')

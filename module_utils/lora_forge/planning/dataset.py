@@ -28,14 +28,23 @@ _TURN_TOKENS = 4  # what a template puts around a turn
 _SHOWN = 5  # problems of one file that are shown, and lines of one problem
 _TOLD_EVERY = 5.0  # seconds between two words on how far a file is read
 
-_SECRETS = re.compile(
-    r"sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|AKIA[0-9A-Z]{16}|"
-    r"hf_[A-Za-z0-9]{30,}|rpa_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{20,}|glpat-[A-Za-z0-9_-]{20}|"
-    r"AIza[0-9A-Za-z_-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-# What each of them begins with: to look for these first is many times faster.
-_HINTS = ("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AKIA", "hf_", "rpa_", "xox", "glpat-", "AIza",
-          "-----BEGIN ")  # fmt: skip
+# What keys and tokens begin with, and what the rest of them looks like. Each is looked for by itself, its beginning
+# first: that is ten times faster than one expression for all.
+_SECRETS = [
+    (beginning, re.compile(beginning + rest))
+    for beginning, rest in (
+        ("sk-", "[A-Za-z0-9_-]{20,}"),
+        ("gh", "[pousr]_[A-Za-z0-9]{36}"),
+        ("github_pat_", "[A-Za-z0-9_]{40,}"),
+        ("AKIA", "[0-9A-Z]{16}"),
+        ("hf_", "[A-Za-z0-9]{30,}"),
+        ("rpa_", "[A-Za-z0-9]{30,}"),
+        ("xox", "[abprs]-[A-Za-z0-9-]{20,}"),
+        ("glpat-", "[A-Za-z0-9_-]{20}"),
+        ("AIza", "[0-9A-Za-z_-]{35}"),
+        ("-----BEGIN ", "[A-Z ]*PRIVATE KEY-----"),
+    )
+]
 
 
 @dataclasses.dataclass
@@ -332,8 +341,10 @@ class _Findings:
                 self.lines["placeholder"].append(number)
         if ("</s>" in text or "INST]" in text) and conversation.LOOSE_CONTROL.search(text):
             self.lines["loose"].append(number)
-        if any(hint in text for hint in _HINTS) and _SECRETS.search(text):
-            self.lines["secret"].append(number)
+        for beginning, secret in _SECRETS:
+            if beginning in text and secret.search(text):
+                self.lines["secret"].append(number)
+                break
         for name in one.unread:
             self.lines[name].append(number)
 
@@ -490,8 +501,8 @@ def axolotl_entry(file: DatasetFile, options: Mapping[str, Any]) -> dict[str, An
     """
     if options.get("message_field_training_detail"):
         raise UserError(
-            "«message_field_training_detail» in the recipe's datasets is not supported: parts of a turn are trained all "
-            "or none. Make turns of the parts, and say train: false for those that are not to be trained"
+            "«message_field_training_detail» in the recipe's datasets is not supported: a turn is trained as a whole, "
+            "or not. Make turns of the parts, and say train: false for those that are not to be trained"
         )
     item: dict[str, Any] = {"ds_type": "json", "type": "chat_template", "field_messages": "messages"}
     if file.counts.marked:

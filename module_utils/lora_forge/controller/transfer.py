@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import hashlib
 import os
 import pathlib
 import resource
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import IO, Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
 
 PRIVATE = ("datasets", "models", "prepared", "runs")  # below a trainer's root
@@ -56,7 +56,7 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             source = pathlib.Path(file["src"]).resolve()
             if not source.is_file():
                 raise UserError(f"{source} is gone. It was there when the run was planned; nothing was started")
-            if file.get("sha256") and file_sha256(source) != file["sha256"]:
+            if file.get("sha256") and store.sha256_file(source) != file["sha256"]:
                 raise UserError(
                     f"{source} was changed after the run was planned. Nothing was started; run the same command "
                     "again, and the new content is planned as a run of its own"
@@ -64,12 +64,6 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             place.symlink_to(source)
         total += place.stat().st_size
     return total
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    """Hash a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_command(to: str, files: list[dict[str, Any]]) -> str:

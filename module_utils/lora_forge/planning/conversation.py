@@ -54,11 +54,13 @@ CONTROL = re.compile(
 LOOSE_CONTROL = re.compile(r"\[/?INST\]|</s>")
 
 _NO_TURNS = {
+    "chosen": "is a pair to prefer one of, as for DPO",
     "instruction": "is in Alpaca's form",
     "prompt": "is a prompt and its completion",
-    "chosen": "is a pair to prefer one of, as for DPO",
+    "question": "is a question and its answer",
     "text": "is running text",
 }
+_ANSWERS = ("output", "completion", "response", "answer")
 _TO_MESSAGES = '\'{messages: [{role: "user", content: .%s}, {role: "assistant", content: .%s}]}\''
 
 
@@ -215,8 +217,8 @@ def _without_turns(record: dict[str, Any], keys: Keys) -> Flaw:
     if len(keys.lists) > len(_LISTS):
         lacks = f"has no «{keys.lists[0]}», which field_messages names (it has: {names})"
     known = next((name for name in _NO_TURNS if isinstance(record.get(name), str)), None)
-    answer = next((name for name in ("output", "completion", "response") if isinstance(record.get(name), str)), None)
-    if known and answer and known in ("instruction", "prompt"):
+    answer = next((name for name in _ANSWERS if isinstance(record.get(name), str)), None)
+    if known and answer:
         how = f"jq -c {_TO_MESSAGES % (known, answer)} makes turns of it"
         more = " (and «input», where there is one, belongs to the question)" if record.get("input") else ""
         return Flaw(

@@ -74,10 +74,11 @@ def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
         raise UserError(missing_reason(path)) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Whoever runs this needs the right to") from None
+    before = os.fstat(handle)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(handle)
+        raise UserError(missing_reason(path))
     with open(handle, "rb", buffering=2**20) as file:
-        before = os.fstat(handle)
-        if not stat.S_ISREG(before.st_mode):
-            raise UserError(missing_reason(path))
         try:
             yield file
         except OSError as error:

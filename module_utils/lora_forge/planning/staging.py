@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
 from ansible.module_utils.lora_forge.planning import conversation, jsonl
@@ -50,11 +51,9 @@ def staged(
 def _stage(dataset: PlannedDataset, checkout: pathlib.Path, folder: pathlib.Path, now: float) -> pathlib.Path:
     """Write the canonical form of a file, unless it is there; return where it is."""
     place = folder / f"{dataset.sha256}.jsonl"
-    if place.is_file():
-        with place.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == dataset.sha256:
-                os.utime(place, (now, now))
-                return place
+    if place.is_file() and store.sha256_file(place) == dataset.sha256:
+        os.utime(place, (now, now))
+        return place
     source, part, digest = checkout / dataset.path, folder / f"{dataset.sha256}.part", hashlib.sha256()
     keys = conversation.Keys.from_options(dataset.reading)
     part.unlink(missing_ok=True)

@@ -235,7 +235,7 @@ def test_tools_that_are_none(tools):
     [
         (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "gives the key «content» twice"),
         (b'{"messages": [{"role": "assistant", "content": "\\ud83d"}]}', "half of a character"),
-        (b'{"messages": [{"role": "assistant", "content": "\xed\xa0\xbd"}]}', "not UTF-8 text (byte 48)"),
+        (b'{"messages": [{"role": "assistant", "content": "\xed\xa0\xbd"}]}', "not UTF-8 text (byte 49)"),
         (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is nested too deeply to be read"),
         (b"[" * 100_000, "is nested too deeply to be read"),
         (b'{"n": ' + b"9" * 5000 + b', "messages": []}', "holds a number of thousands of digits"),
@@ -275,8 +275,11 @@ def test_what_is_odd_where_nothing_is_read_does_no_harm():
             '"user", content: .instruction}, {role: "assistant", content: .output}]}\' makes turns of it (and «input»',
         ),
         ({"prompt": "a", "completion": "b"}, "is a prompt and its completion (prompt, completion)"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a prompt and its completion (it has: prompt, chosen"),
-        ({"chosen": "b", "rejected": "c"}, "is a pair to prefer one of, as for DPO"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            "is a pair to prefer one of, as for DPO (it has: pro",
+        ),
+        ({"question": "b", "answer": "c"}, "is a question and its answer (question, answer)"),
         ({"text": "Once upon a time"}, "is running text (it has: text)"),
         ({"dialog": [{"role": "user"}]}, "where «dialog» holds the turns, name it as field_messages"),
         ({"images": ["a.png"], "messages": [{**USER, "content": "<image> what?"}, ANSWER]}, "goes with pictures or"),

@@ -83,7 +83,7 @@ def test_blank_lines_count_for_line_numbers(write):
         ({"messages": ["hello"]}, "turn 1 needs «role» and «content»"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "turn 1: «content» must be text, not list"),
         ({"messages": [{"role": None, "content": "x"}]}, "turn 1 is by «None»"),
-        ({"prompt": "x", "answer": "y"}, "has neither «conversations» nor «messages» (it has: prompt, answer)"),
+        ({"ask": "x", "told": "y"}, "has neither «conversations» nor «messages» (it has: ask, told)"),
         ({}, "(it has: nothing)"),
         ([talk()], "holds a JSON list, not an object"),
         (b"null", "holds a JSON NoneType, not an object"),
@@ -111,8 +111,8 @@ def test_forms_may_be_mixed(write):
 def test_one_problem_of_many_lines_is_told_once(write):
     said = refused(write(talk(), *[b"{"] * 12, {"messages": []}, b"[", {"text": "x"})).splitlines()
     assert said[0].endswith(
-        ", line 2: not JSON (Expecting property name enclosed in double quotes at column 2); the same in lines 3, 4, 5, "
-        "6, 7 and 7 more"
+        ", line 2: not JSON (Expecting property name enclosed in double quotes at column 2); the same in lines 3, 4, "
+        "5, 6, 7 and 7 more"
     )
     assert [line.partition("jsonl, ")[2] for line in said[1:3]] == [
         "line 14: «messages» holds no turns",
@@ -329,8 +329,8 @@ def test_reasoning_under_another_name_is_told(write):
     path = write({"messages": [{"role": "assistant", "content": "x", "thinking": "y"}]})
     [warning] = dataset.check_file(path, "train", 4096).warnings
     assert warning == (
-        f"{path}: turns of line 1 have «thinking», which is not trained; field_thinking: thinking in the recipe's datasets "
-        "makes reasoning of it"
+        f"{path}: turns of line 1 have «thinking», which is not trained; field_thinking: thinking in the recipe's "
+        "datasets makes reasoning of it"
     )
     options = {"field_thinking": "thinking"}
     assert dataset.check_file(path, "train", 4096, options).counts.reasoned == 1
@@ -342,7 +342,7 @@ def test_reasoning_under_another_name_is_told(write):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(b"{}"), "is compressed by gzip; unpack it: gunzip"),
+        (gzip.compress(b"{}", mtime=0), "is compressed by gzip; unpack it: gunzip"),
         (b"PAR1" + bytes(99), "is a Parquet file; write it as JSON lines"),
         (json.dumps(talk()).encode("utf-16"), "is UTF-16 text; write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
         (json.dumps(talk()).encode("utf-16-le"), "is no text of UTF-8 (it may be UTF-16"),

@@ -187,7 +187,7 @@ def test_what_is_staged():
     found = launch.input_files(plan(), ROOT, "text", kept, ["output/checkpoint-3/complete.json"], DATA)
     places = {one["path"]: one for one in found}
     assert places[f"datasets/{'a' * 64}/crew_train.jsonl"]["src"] == "/staged/a.jsonl"
-    assert places[f"datasets/{'b' * 64}/crew_val.jsonl"]["src"] == "/data/crew_val.jsonl"
+    assert places[f"datasets/{'b' * 64}/crew_val.jsonl"]["src"] == "/staged/b.jsonl"
     assert places["runs/crew-0/output/checkpoint-3/complete.json"]["src"] == f"{kept}/output/checkpoint-3/complete.json"
     assert places["runs/crew-0/axolotl.yml"] == {"path": "runs/crew-0/axolotl.yml", "content": "text"}
     assert all(pathlib.Path(one["src"]).is_file() for one in found if "roles/run" in one.get("src", ""))

@@ -823,7 +823,8 @@ def test_a_recipe_may_name_its_files(make, data):
     gone = [str(data.folder / name) for name in ("x.jsonl", "y.jsonl")]
     words = said(lambda: make(recipe={"datasets": [{"path": gone[0]}, {"path": str(mine)}, {"path": gone[1]}]}))
     assert words == (
-        f"no dataset for witness: {gone[0]} does not exist, {gone[1]} does not exist. -e datasets_dir=… says where to look"
+        f"no dataset for witness: {gone[0]} does not exist, {gone[1]} does not exist. -e datasets_dir=… says where to "
+        "look"
     )
 
 

@@ -42,12 +42,15 @@ CONFIG: dict[str, Any] = {
 
 
 def texts(paths: list[pathlib.Path]):
-    """Yield every turn's text of dataset files in the canonical form (planning/conversation.py)."""
+    """Yield every turn's text of dataset files, as they are staged (turns as text) or as people write them."""
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
-                for turn in json.loads(json.loads(line)["messages"]):
-                    yield turn["content"]
+                if line.strip():
+                    record = json.loads(line)
+                    turns = record.get("conversations") or record.get("messages") or []
+                    for turn in json.loads(turns) if isinstance(turns, str) else turns:
+                        yield str(turn.get("value", turn.get("content", "")))
 
 
 def make_tokenizer(paths: list[pathlib.Path], vocab_size: int) -> Tokenizer:

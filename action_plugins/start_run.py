@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import secrets
 import shlex
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +25,7 @@ from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E40
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning, staging  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
@@ -106,8 +109,9 @@ class ActionModule(ForgeAction):
         kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
         step, carried = carried_files(kept)
         goes = carried if step > seen.checkpoint["step"] else []
-        files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes)
-        sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
+        with self.datasets(run, pathlib.Path(args["output"])) as datasets:
+            files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes, datasets)
+            sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent
         model = launch.base_model_path(run, options.root)
@@ -119,6 +123,14 @@ class ActionModule(ForgeAction):
             return sent
         reason = (made["stdout"] or made["stderr"]).strip()[-2000:]  # over ssh errors are output, too
         return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {reason}"}
+
+    @contextlib.contextmanager
+    def datasets(self, run: PlannedRun, output: pathlib.Path) -> Iterator[dict[str, pathlib.Path]]:
+        """Have the run's data at hand as it is trained on; check mode leaves nothing of it behind."""
+        with contextlib.ExitStack() as kept:
+            if self._task.check_mode:
+                output = pathlib.Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="lora-forge-")))
+            yield kept.enter_context(staging.staged(run.datasets, ROOT, output))
 
     def axolotl_yml(self, run: PlannedRun, options: launch.TrainerOptions) -> str:
         """Render axolotl.yml."""

@@ -129,7 +129,9 @@ runs:
       datasets:
         - entry: {type: chat_template}
           examples: 45
+          needs: []
           path: examples/datasets/witness_train.jsonl
+          reading: {}
           sha256: 0c…
           use: train
       estimate: {steps: 12, tokens: 24486}
@@ -140,8 +142,8 @@ runs:
 show:
   description:
     - What people read, which the action of this name shows, also in check mode.
-    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone, and
-      C(warnings) of what may not be meant.
+    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone and
+      with tools, reasoning and untrained turns of dataset files, and C(warnings) of what may not be meant.
   returned: success
   type: dict
   sample:
@@ -225,6 +227,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         given["recipe"],
         **{key: given[key] for key in ("fresh", "move", "verify")},
         keep=given["keep_axolotl"],
+        say=say,
         variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
     )
     warnings = [*wrong, *strange, *made.warnings]
@@ -249,6 +252,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         "rows": [plan.table_row(run) for run in made.runs],
         "lines": [
             *(f"  {queue}" for queue in fleet.describe_queues(made.runs)),
+            *(f"  {line}" for line in made.data),
             *hooks.hook_lines({host: folders.get(host, "") for host in fleet.busy_hosts(made.runs)}),
         ],
         "warnings": warnings,

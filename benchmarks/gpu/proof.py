@@ -35,7 +35,7 @@ from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import fleet, launch, memory, plan, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import fleet, launch, memory, plan, recipe, staging  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
@@ -93,10 +93,9 @@ class Proof:
         variables = launch.template_variables(PlannedRun.from_dict(self.plan), str(self.work), "disabled")
         sets = {key: variables[key] for key in ("datasets", "test_datasets") if variables[key]}
         keys = {**variables["recipe"], "base_model": str(self.model), **sets}
-        files = launch.input_files(
-            PlannedRun.from_dict(self.plan), ROOT, yaml.safe_dump(keys, sort_keys=True), self.run_dir, []
-        )
-        with tempfile.TemporaryDirectory() as tree:
+        run, text = PlannedRun.from_dict(self.plan), yaml.safe_dump(keys, sort_keys=True)
+        with tempfile.TemporaryDirectory() as tree, staging.staged(run.datasets, ROOT, self.work) as data:
+            files = launch.input_files(run, ROOT, text, self.run_dir, [], data)
             transfer.build_tree(pathlib.Path(tree), files)
             transfer.copy(pathlib.Path(tree), self.work)
 

@@ -17,10 +17,11 @@ class PlannedDataset(JsonRecord):
     Attributes:
         path: Where it is on the controller; a relative path is meant from the checkout.
         use: ``train`` or ``val``.
-        sha256: Of its bytes, in hex.
+        sha256: Of its canonical form, in hex: that is what is staged.
         examples: How many conversations it holds.
         entry: What Axolotl's configuration says of it, without its path.
-        needs: What the chat template has to know: of ``reasoning_content tool_calls tool_role tools``, in this order.
+        reading: What a recipe says of how its lines are read, which the canonical form has settled.
+        needs: What the chat template has to know, in the words of ``conversation.NEEDS``.
     """
 
     path: str
@@ -28,6 +29,7 @@ class PlannedDataset(JsonRecord):
     sha256: str
     examples: int
     entry: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reading: dict[str, Any] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
 

@@ -227,7 +227,7 @@ def test_what_an_earlier_version_kept_is_tidied_before_it_goes_on(site):
     )
     assert rundir.defect(folder) is None
     assert sorted(rundir.read_json(folder / "complete.json")["files"]) == TAKEN
-    files = launch.input_files(RUN, pathlib.Path("/checkout"), "text", site.kept, carried)
+    files = launch.input_files(RUN, pathlib.Path("/checkout"), "text", site.kept, carried, {})
     placed = [file["path"] for file in files if "checkpoint-4" in file["path"]]
     assert len(placed) == len(TAKEN) + 1
 
@@ -245,7 +245,7 @@ def test_nothing_goes_on_of_what_is_behind_a_link(site):
 )
 def test_only_parts_of_a_checkpoint_are_laid_out_for_a_trainer(tmp_path, name):
     with pytest.raises(UserError, match="is no part of a checkpoint that is taken to another trainer"):
-        launch.input_files(RUN, tmp_path, "text", tmp_path, [name])
+        launch.input_files(RUN, tmp_path, "text", tmp_path, [name], {})
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "runs/../../x", "a//b", "a\nb"])

@@ -39,6 +39,7 @@ PLAN = {"run_id": "crew-0", "agent": "crew", "name": "crew", "fingerprint": "f" 
         "state": "to train", "rehearsal": False, "recipe": RECIPE, "recipe_sha256": "c" * 64, "axolotl": "0.21",
         "datasets": SETS, "hosts": ["gpu-1"]}  # fmt: skip
 ADDRESSES = {"gpu-1": "203.0.113.1", "gpu-2": "203.0.113.2"}
+DATA = {letter * 64: pathlib.Path(f"/staged/{letter}.jsonl") for letter in "ab"}
 
 
 def plan(**changes: Any) -> PlannedRun:
@@ -147,7 +148,7 @@ def test_what_a_training_reads_of_a_checkpoint_is_data():
 def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
     kept = pathlib.Path("/out/runs/crew-0")
     carried = ["output/checkpoint-3/optimizer.pt", "output/checkpoint-3/complete.json", "metrics.jsonl"]
-    found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried)]
+    found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried, DATA)]
     programs = ["supervisor.py", "lora_forge_axolotl.py", "expected_adapter.py", "gang.py", "rundir.py"]
     assert [path for path in found if path.endswith(".py")] == [f"runs/crew-0/programs/{name}" for name in programs]
     assert [path for path in found if "programs/" in path] == [f"runs/crew-0/programs/{name}" for name in programs]
@@ -183,15 +184,17 @@ def test_a_rehearsals_model_goes_by_its_data():
 
 def test_what_is_staged():
     kept = pathlib.Path("/out/runs/crew-0")
-    found = launch.input_files(plan(), ROOT, "text", kept, ["output/checkpoint-3/complete.json"])
+    found = launch.input_files(plan(), ROOT, "text", kept, ["output/checkpoint-3/complete.json"], DATA)
     places = {one["path"]: one for one in found}
-    assert places[f"datasets/{'a' * 64}/crew_train.jsonl"]["src"] == str(ROOT / "examples/crew_train.jsonl")
-    assert places[f"datasets/{'b' * 64}/crew_val.jsonl"]["src"] == "/data/crew_val.jsonl"
+    assert places[f"datasets/{'a' * 64}/crew_train.jsonl"]["src"] == "/staged/a.jsonl"
+    assert places[f"datasets/{'b' * 64}/crew_val.jsonl"]["src"] == "/staged/b.jsonl"
     assert places["runs/crew-0/output/checkpoint-3/complete.json"]["src"] == f"{kept}/output/checkpoint-3/complete.json"
     assert places["runs/crew-0/axolotl.yml"] == {"path": "runs/crew-0/axolotl.yml", "content": "text"}
     assert all(pathlib.Path(one["src"]).is_file() for one in found if "roles/run" in one.get("src", ""))
     assert "tiny_model.py" not in places
-    assert "tiny_model.py" in [one["path"] for one in launch.input_files(plan(rehearsal=True), ROOT, "", kept, [])]
+    assert "tiny_model.py" in [
+        one["path"] for one in launch.input_files(plan(rehearsal=True), ROOT, "", kept, [], DATA)
+    ]
 
 
 def test_the_options_of_a_task_may_be_text():

@@ -782,18 +782,18 @@ def test_a_deepspeed_file_that_cannot_be_read(checkout, tmp_path):
 def test_a_file_is_read_once_and_warned_of_once(make, data, monkeypatch):
     data(count=2), data("mayor", count=2)
     read = []
-    check = plan.dataset.check_file
+    check = plan.dataset.read_contents
 
-    def counted(path, use, length):
-        read.append((path.name, use, length))
-        summary = check(path, use, length)
-        summary.warnings.append(f"{path.name} is odd")
-        return summary
+    def counted(path, options, say):
+        read.append(path.name)
+        contents = check(path, options, say)
+        contents.warnings.append(f"{path.name} is odd")
+        return contents
 
-    monkeypatch.setattr(plan.dataset, "check_file", counted)
+    monkeypatch.setattr(plan.dataset, "read_contents", counted)
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder))]
     result = make("witness,mayor,gastown", boxes)
-    assert sorted(read) == [("mayor_train.jsonl", "train", 4096), ("witness_train.jsonl", "train", 4096)]
+    assert sorted(read) == ["mayor_train.jsonl", "witness_train.jsonl"]
     assert result.warnings.count("witness_train.jsonl is odd") == 1
     others = ", ".join(agent for agent in OTHERS if agent not in ("mayor", "witness"))
     assert f"gastown is trained without {others}: no such file in {data.folder}" in result.warnings
@@ -826,7 +826,10 @@ def test_a_recipe_may_name_its_files(make, data):
     assert "datasets" not in run.recipe
     gone = [str(data.folder / name) for name in ("x.jsonl", "y.jsonl")]
     words = said(lambda: make(recipe={"datasets": [{"path": gone[0]}, {"path": str(mine)}, {"path": gone[1]}]}))
-    assert words == f"no dataset for witness: {gone[0]}, {gone[1]} does not exist. -e datasets_dir=… says where to look"
+    assert words == (
+        f"no dataset for witness: {gone[0]} does not exist, {gone[1]} does not exist. -e datasets_dir=… says where to "
+        "look"
+    )
 
 
 def test_a_dataset_of_the_hub_is_not_fetched(make, data):
@@ -838,12 +841,9 @@ def test_a_dataset_of_the_hub_is_not_fetched(make, data):
 
 def test_data_that_the_template_would_drop_is_refused(make, data, monkeypatch):
     data()
-    planned = plan.PlannedDataset
-
-    def with_tools(*given, **more):
-        return planned(*given, **more | {"needs": ("tools",)})
-
-    monkeypatch.setattr(plan, "PlannedDataset", with_tools)
+    planned = plan.dataset.planned_dataset
+    with_tools = lambda file: dataclasses.replace(planned(file), needs=("tools",))  # noqa: E731
+    monkeypatch.setattr(plan.dataset, "planned_dataset", with_tools)
     words = said(lambda: make(recipe={"chat_template": "chatml"}))
     assert '«chat_template: "chatml"» leaves out lists of tools (tools), which the data has' in words
     assert one(make(recipe={"chat_template": "qwen_25"})).recipe["chat_template"] == "qwen_25"
@@ -872,8 +872,7 @@ def test_a_datasets_entry_without_a_path_is_an_option_for_the_agents_file(make, 
     assert item.entry == {
         "ds_type": "json",
         "type": "chat_template",
-        "field_messages": "conversations",
-        "message_property_mappings": {"role": "from", "content": "value"},
+        "field_messages": "messages",
         "roles_to_train": ["user"],
     }
 
@@ -908,12 +907,12 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
     run = one(make(trainers=[box], recipe={"liger_rms_norm": True})).as_dict()
     keys = run.pop("recipe")
     mark = run.pop("fingerprint")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = plan.dataset.check_file(path, "train", 4096).sha256
     basis = plan.Planner(ROOT, path.parent, {"liger_rms_norm": True})
     merged = basis.merged_recipe("witness", "", "gpu-24gb") | {"eval_sample_packing": False}
     files = [{"use": "train", "sha256": sha256}]
     assert mark == plan.recipe.fingerprint(merged, False, files, basis.axolotl)
-    entry = plan.dataset.axolotl_entry(plan.dataset.check_file(path, "train", 4096), {})
+    entry = plan.dataset.axolotl_entry(plan.dataset.check_file(path, "train", 4096))
     tokens = plan.dataset.check_file(path, "train", 4096).tokens
     assert run == {
         "run_id": f"witness-{mark[:12]}",
@@ -929,7 +928,15 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
         "datasets": [
-            {"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry, "needs": []}
+            {
+                "path": str(path),
+                "use": "train",
+                "sha256": sha256,
+                "examples": 40,
+                "entry": entry,
+                "reading": {},
+                "needs": [],
+            },
         ],
         "gpus": 2,
         "hosts": ["here"],
@@ -1128,8 +1135,7 @@ def test_whether_something_was_begun():
 def rows(*counts: tuple[str, int, int]) -> list[Any]:
     """Return dataset files, each with its use, examples and tokens."""
     return [
-        plan.dataset.DatasetFile("p", use, "s", "messages", lengths(n, tokens), set(), set(), [])
-        for use, n, tokens in counts
+        plan.dataset.DatasetFile("p", use, "s", lengths(n, tokens), bytes(n), bytes(n)) for use, n, tokens in counts
     ]
 
 

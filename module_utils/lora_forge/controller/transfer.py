@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import filecmp
 import os
 import pathlib
 import resource
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import IO, Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import UserError
 
 PRIVATE = ("datasets", "models", "prepared", "runs")  # below a trainer's root
@@ -55,7 +56,7 @@ def build_tree(tree: pathlib.Path, files: list[dict[str, Any]]) -> int:
             source = pathlib.Path(file["src"]).resolve()
             if not source.is_file():
                 raise UserError(f"{source} is gone. It was there when the run was planned; nothing was started")
-            if file.get("sha256") and hashlib.sha256(source.read_bytes()).hexdigest() != file["sha256"]:
+            if file.get("sha256") and store.sha256_file(source) != file["sha256"]:
                 raise UserError(
                     f"{source} was changed after the run was planned. Nothing was started; run the same command "
                     "again, and the new content is planned as a run of its own"
@@ -116,7 +117,7 @@ def copy(tree: pathlib.Path, to: pathlib.Path, dry: bool = False) -> list[str]:
         target = to / source.relative_to(tree)
         if paths.through_link(to, str(source.parent.relative_to(tree))):
             raise UserError(f"{target} lies behind a link, and nothing is written there")
-        if target.is_file() and target.read_bytes() == source.read_bytes():
+        if target.is_file() and filecmp.cmp(target, source, shallow=False):
             continue
         copied.append(str(source.relative_to(tree)))
         if not dry:

@@ -1,68 +1,202 @@
-"""The dataset contract: JSON lines of conversations, checked on the controller before anything starts."""
+"""The dataset contract: JSON lines of conversations, checked on the controller before anything starts.
+
+A file is read as a stream. What is kept of each conversation is a few numbers, so that a file may be larger than the
+memory.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
-import json
+import os
 import pathlib
 import re
-from typing import Any, Optional
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Optional
 
+import numpy as np
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planned_run import PlannedDataset
+from ansible.module_utils.lora_forge.planning import conversation, jsonl
+from ansible.module_utils.lora_forge.planning.conversation import Conversation, Flaw, Keys
 
 _CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
-_SHOWN = 5  # errors of one file that are shown
-EXAMPLE = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
+_TURN_TOKENS = 4  # what a template puts around a turn
+_SHOWN = 5  # problems of one file that are shown, and lines of one problem
+_TOLD_EVERY = 5.0  # seconds between two words on how far a file is read
 
-# The two forms: the list's key, the keys of a turn, and whom each speaker stands for.
-_FORMS = {
-    "conversations": ("from", "value"),
-    "messages": ("role", "content"),
-}
-_SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-}
+# What keys and tokens begin with, and what the rest of them looks like. Each is looked for by itself, its beginning
+# first: that is ten times faster than one expression for all.
+_SECRETS = [
+    (beginning, re.compile(beginning + rest))
+    for beginning, rest in (
+        ("sk-", "[A-Za-z0-9_-]{20,}"),
+        ("gh", "[pousr]_[A-Za-z0-9]{36}"),
+        ("github_pat_", "[A-Za-z0-9_]{40,}"),
+        ("AKIA", "[0-9A-Z]{16}"),
+        ("hf_", "[A-Za-z0-9]{30,}"),
+        ("rpa_", "[A-Za-z0-9]{30,}"),
+        ("xox", "[abprs]-[A-Za-z0-9-]{20,}"),
+        ("glpat-", "[A-Za-z0-9_-]{20}"),
+        ("AIza", "[0-9A-Za-z_-]{35}"),
+        ("-----BEGIN ", "[A-Z ]*PRIVATE KEY-----"),
+    )
+]
 
-_SECRETS = re.compile(
-    r"sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,}|AKIA[0-9A-Z]{16}|"
-    r"hf_[A-Za-z0-9]{30,}|rpa_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{20,}|glpat-[A-Za-z0-9_-]{20}|"
-    r"AIza[0-9A-Za-z_-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
+
+@dataclasses.dataclass
+class Counts:
+    """What a file holds besides plain turns.
+
+    Attributes:
+        tools: Conversations that offer tools.
+        calls: Calls of tools.
+        reasoned: Turns with reasoning.
+        results: Turns of a tool.
+        masked: Turns of the assistant that are not trained, as they say so.
+        marked: Conversations with a turn that says whether it is trained.
+    """
+
+    tools: int = 0
+    calls: int = 0
+    reasoned: int = 0
+    results: int = 0
+    masked: int = 0
+    marked: int = 0
+
+    def add(self, one: Conversation) -> None:
+        """Count another conversation."""
+        self.tools += one.tools
+        self.calls += one.calls
+        self.reasoned += one.reasoned
+        self.results += one.results
+        self.masked += one.masked
+        self.marked += one.marked
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the chat template has to know, in the words of ``conversation.NEEDS``."""
+        return tuple(word for word, count in zip(
+            conversation.NEEDS, (self.reasoned, self.calls, self.results, self.tools)) if count)  # fmt: skip
+
+    def describe(self) -> str:
+        """Say it in a few words; nothing where there is nothing."""
+        words = (
+            (self.tools, "with tools"),
+            (self.calls, "tool calls"),
+            (self.results, "tool results"),
+            (self.reasoned, "turns with reasoning"),
+            (self.masked, "turns not trained, as they say"),
+        )
+        return ", ".join(f"{count:,} {what}" for count, what in words if count)
+
+
+@dataclasses.dataclass
+class Contents:
+    """What was found in a file, whatever it is used for. Nothing but numbers is kept of each conversation.
+
+    Attributes:
+        path: The file, as the user knows it.
+        sha256: Of its canonical form.
+        counts: What it holds besides plain turns.
+        warnings: Sentences.
+        characters: Of each conversation.
+        heads: Of that, the characters before the first turn that is trained.
+        turns: Of each conversation.
+        digests: 64 bits of each conversation, to compare files.
+        numbers: The line of each conversation.
+    """
+
+    path: str
+    sha256: str = ""
+    counts: Counts = dataclasses.field(default_factory=Counts)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    characters: array[int] = dataclasses.field(default_factory=lambda: array("I"), repr=False)
+    heads: array[int] = dataclasses.field(default_factory=lambda: array("I"), repr=False)
+    turns: array[int] = dataclasses.field(default_factory=lambda: array("I"), repr=False)
+    digests: array[int] = dataclasses.field(default_factory=lambda: array("Q"), repr=False)
+    numbers: array[int] = dataclasses.field(default_factory=lambda: array("I"), repr=False)
+
+    def add(self, number: int, one: Conversation) -> None:
+        """Note a conversation of a line."""
+        self.characters.append(one.characters)
+        self.heads.append(one.head)
+        self.turns.append(one.turns)
+        self.digests.append(int.from_bytes(hashlib.blake2b(one.same, digest_size=8).digest(), "big"))
+        self.numbers.append(number)
+        self.counts.add(one)
+
+    def repeated(self) -> array[int]:
+        """List the lines that say again what an earlier one says."""
+        digests = np.frombuffer(self.digests, np.uint64)
+        _, first = np.unique(digests, return_index=True)
+        again = np.ones(len(digests), bool)
+        again[first] = False
+        return array("I", np.frombuffer(self.numbers, np.uint32)[again].tobytes())
 
 
 @dataclasses.dataclass
 class DatasetFile:
-    """What a dataset file holds.
+    """A file as a training uses it.
 
     Attributes:
         path: The file, as the user knows it.
         use: ``train`` or ``val``.
-        sha256: Of its bytes.
-        form: ``conversations`` or ``messages``.
+        sha256: Of its canonical form.
         lengths: Estimated tokens of each conversation, cut to the sequence length.
-        longer: Which of them are estimated longer than the sequence length, by their place.
-        hopeless: Which of them have no assistant text within the sequence length.
+        longer: For each, whether it is estimated longer than the sequence length.
+        hopeless: For each, whether nothing that is trained lies within the sequence length.
         warnings: Sentences.
-        digests: One per conversation, to compare files.
         options: What the recipe says of it, without its path.
+        counts: What it holds besides plain turns.
+        digests: Of each conversation, to compare files.
+        numbers: The line of each.
     """
 
     path: str
     use: str
     sha256: str
-    form: str
-    lengths: list[int] = dataclasses.field(repr=False)
-    longer: set[int] = dataclasses.field(repr=False)
-    hopeless: set[int] = dataclasses.field(repr=False)
-    warnings: list[str]
-    digests: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lengths: Sequence[int] = dataclasses.field(repr=False)
+    longer: bytes = dataclasses.field(repr=False)
+    hopeless: bytes = dataclasses.field(repr=False)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    counts: Counts = dataclasses.field(default_factory=Counts)
+    digests: Sequence[int] = dataclasses.field(repr=False, default=())
+    numbers: Sequence[int] = dataclasses.field(repr=False, default=())
+
+    @classmethod
+    def of(
+        cls, contents: Contents, use: str, sequence_len: int, options: Optional[Mapping[str, Any]] = None
+    ) -> DatasetFile:
+        """Work out what a sequence length does to the conversations of a file.
+
+        Args:
+            contents: What it holds.
+            use: ``train`` or ``val``.
+            sequence_len: Tokens an example may have.
+            options: What the recipe says of the file, without its path.
+        """
+        limit = int(sequence_len * _CHARS_PER_TOKEN)
+        characters = np.frombuffer(contents.characters, np.uint32)
+        turns = np.frombuffer(contents.turns, np.uint32)
+        tokens = (np.minimum(characters, limit) / _CHARS_PER_TOKEN).astype(np.uint32) + _TURN_TOKENS * turns
+        return cls(
+            path=contents.path,
+            use=use,
+            sha256=contents.sha256,
+            lengths=array("I", np.minimum(tokens, sequence_len).astype(np.uint32).tobytes()),
+            longer=(characters > limit).tobytes(),
+            hopeless=(np.frombuffer(contents.heads, np.uint32) >= limit).tobytes(),
+            warnings=contents.warnings,
+            options=options or {},
+            counts=contents.counts,
+            digests=contents.digests,
+            numbers=contents.numbers,
+        )
 
     @property
     def examples(self) -> int:
@@ -74,122 +208,204 @@ class DatasetFile:
         """The estimated tokens of all conversations."""
         return sum(self.lengths)
 
-    def lost(self, strategy: str) -> set[int]:
-        """Tell which conversations are not trained on, by their place.
+    def lost(self, strategy: str) -> int:
+        """Count the conversations that are not trained on.
 
         Args:
             strategy: Axolotl's excess_length_strategy.
         """
+        return sum(self._flags(strategy))
+
+    def trained(self, strategy: str) -> array[int]:
+        """List the lengths of the others."""
+        return array("I", (length for length, lost in zip(self.lengths, self._flags(strategy)) if not lost))
+
+    def _flags(self, strategy: str) -> bytes:
         return self.hopeless if strategy == "truncate" else self.longer
 
-    def trained(self, strategy: str) -> list[int]:
-        """List the lengths of the others."""
-        lost = self.lost(strategy)
-        return [length for place, length in enumerate(self.lengths) if place not in lost]
+
+# --- which files there are
 
 
-def find_files(folder: pathlib.Path, agents: list[str], use: str) -> list[pathlib.Path]:
+def find_files(folder: pathlib.Path, agents: Sequence[str], use: str) -> list[pathlib.Path]:
     """List the files ``<agent>_<use>.jsonl`` that are there."""
     return [path for path in (folder / f"{agent}_{use}.jsonl" for agent in agents) if path.is_file()]
 
 
-def check_file(path: pathlib.Path, use: str, sequence_len: int) -> DatasetFile:
-    """Check a file against the contract.
+def overlooked(folder: pathlib.Path, agent: str) -> list[str]:
+    """Tell which file may be meant for the evaluation, where there is none of the name that is read.
+
+    Args:
+        folder: Where the datasets are.
+        agent: Whose.
+
+    Returns:
+        Warnings.
+    """
+    wanted = folder / f"{agent}_val.jsonl"
+    if wanted.is_file():
+        return []
+    others = [
+        path for use in ("eval", "validation", "valid", "test", "dev") for path in find_files(folder, [agent], use)
+    ]
+    names = [path.name for path in others] or [
+        name for name in jsonl.near_names(wanted) if name.lower().startswith(f"{agent}_val")
+    ]
+    if not names:
+        return []
+    return [f"{agent}: {names[0]} in {folder} is not read; what is evaluated on has the name {wanted.name}"]
+
+
+# --- one file
+
+
+def check_file(
+    path: pathlib.Path,
+    use: str,
+    sequence_len: int,
+    options: Optional[Mapping[str, Any]] = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DatasetFile:
+    """Check a file against the contract: :func:`read_contents`, as a training uses it."""
+    return DatasetFile.of(read_contents(path, options or {}, say), use, sequence_len, options)
+
+
+def read_contents(
+    path: pathlib.Path,
+    options: Mapping[str, Any],
+    say: Callable[[str], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Contents:
+    """Read a file, and check it against the contract.
 
     Args:
         path: The file.
-        use: ``train`` or ``val``.
-        sequence_len: Tokens an example may have.
+        options: A recipe's ``datasets`` item, which may say under which keys lines hold what.
+        say: Tells people how far it is, where that takes long.
+        clock: Tells the time in seconds.
 
     Raises:
-        UserError: With the first errors, each with its line number.
+        UserError: With the problems of its lines, each once, or what it is instead.
     """
-    raw = path.read_bytes()
-    file = DatasetFile(str(path), use, hashlib.sha256(raw).hexdigest(), "", [], set(), set(), [])
-    errors: list[str] = []
-    secrets: list[int] = []
-    repeated: list[int] = []
-    limit = int(sequence_len * _CHARS_PER_TOKEN)
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        problem, form, turns = _read(line)
-        if problem is None and file.form and form != file.form:
-            problem = f"is in the «{form}» form, but the lines before are in «{file.form}»; a file takes one form"
-        if problem is not None:
-            errors.append(f"{path}, line {number}: {problem}")
-            continue
-        file.form = form
-        characters = sum(len(text) for _, text in turns)
-        before = 0
-        for speaker, text in turns:
-            if speaker == "assistant":
+    contents, keys, found = Contents(str(path)), Keys.from_options(options), _Findings(path)
+    digest, told, done = hashlib.sha256(), clock() + _TOLD_EVERY, 0
+    with jsonl.opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        for number, line in jsonl.lines(path, file):
+            done += len(line)
+            if clock() >= told:
+                told = clock() + _TOLD_EVERY
+                say(f"  reading {path}: {done / 1e6:,.0f} of {size / 1e6:,.0f} MB")
+            if not line.strip():
+                continue
+            try:
+                one = conversation.read(line, keys)
+                found.look_at(number, one)
+            except Flaw as flaw:
+                found.add_flaw(number, flaw)
+                continue
+            digest.update(one.line)
+            contents.add(number, one)
+    found.refuse()
+    if not contents.numbers:
+        raise UserError(f"{path} is empty. Each line is one conversation: {jsonl.EXAMPLE}")
+    contents.sha256 = digest.hexdigest()
+    contents.warnings = found.warnings(contents.repeated())
+    return contents
+
+
+class _Findings:
+    """What is wrong with the lines of a file, or odd about them. Of many lines with the same problem a few are kept."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.flaws: dict[str, str] = {}  # the first message of each kind
+        self.lines: dict[str, array[int]] = collections.defaultdict(lambda: array("I"))  # of each kind
+
+    def add_flaw(self, number: int, flaw: Flaw) -> None:
+        """Note what keeps a line from being trained on."""
+        self.flaws.setdefault(flaw.kind, str(flaw))
+        self.lines[flaw.kind].append(number)
+
+    def look_at(self, number: int, one: Conversation) -> None:
+        """Look for what does not belong into a conversation.
+
+        Raises:
+            Flaw: A control token of a chat template would end a turn where none ends.
+        """
+        text = one.text
+        if "<" in text:
+            if ("<|" in text or "_of_turn>" in text or "<｜" in text or "<turn|>" in text) and (
+                found := conversation.CONTROL.search(text)
+            ):
+                raise Flaw(
+                    "control",
+                    f"has «{found[0]}» in its text, a control token of chat templates, which would begin or end a turn "
+                    "there; take it out, or write it in another way",
+                )
+            if "<image>" in text or "<video>" in text or "<audio>" in text:
+                self.lines["placeholder"].append(number)
+        if ("</s>" in text or "INST]" in text) and conversation.LOOSE_CONTROL.search(text):
+            self.lines["loose"].append(number)
+        for beginning, secret in _SECRETS:
+            if beginning in text and secret.search(text):
+                self.lines["secret"].append(number)
                 break
-            before += len(text)
-        if before >= limit:
-            file.hopeless.add(file.examples)
-        if characters > limit:
-            file.longer.add(file.examples)
-        length = int(min(characters, limit) / _CHARS_PER_TOKEN) + 4 * len(turns)
-        file.lengths.append(min(length, sequence_len))
-        digest = hashlib.sha256(repr(turns).encode()).hexdigest()
-        if digest in file.digests:
-            repeated.append(number)
-        file.digests.setdefault(digest, number)
-        if any(_SECRETS.search(text) for _, text in turns):
-            secrets.append(number)
-    if errors:
-        more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise UserError("\n".join(errors[:_SHOWN]) + f"{more}\nEach line is one conversation: {EXAMPLE}")
-    if not file.examples:
-        raise UserError(f"{path} is empty. Each line is one conversation: {EXAMPLE}")
-    if secrets:
-        file.warnings.append(f"{path}: something that looks like a key or token in {_lines(secrets)}; take it out")
-    if repeated:
-        file.warnings.append(f"{path}: {_lines(repeated)} repeat earlier conversations")
-    return file
+        for name in one.unread:
+            self.lines[name].append(number)
+
+    def refuse(self) -> None:
+        """Refuse the file where a line cannot be trained on.
+
+        Raises:
+            UserError: With each problem once.
+        """
+        if not self.flaws:
+            return
+        sentences = []
+        for kind, message in sorted(self.flaws.items(), key=lambda item: self.lines[item[0]][0])[:_SHOWN]:
+            first, *others = self.lines[kind][: _SHOWN + 1]
+            more = len(self.lines[kind]) - 1 - len(others)
+            listed = ", ".join(map(str, others)) + (f" and {more:,} more" if more else "")
+            same = f"; the same in line{'s' if len(others) > 1 else ''} {listed}" if others else ""
+            sentences.append(f"{self.path}, line {first}: {message}{same}")
+        rest = len(self.flaws) - _SHOWN
+        more_kinds = f"\n… and {rest} problems of other kinds" if rest > 0 else ""
+        raise UserError("\n".join(sentences) + f"{more_kinds}\nEach line is one conversation: {jsonl.EXAMPLE}")
+
+    def warnings(self, repeated: Sequence[int]) -> list[str]:
+        """Say what is odd.
+
+        Args:
+            repeated: Lines that say again what an earlier one says.
+        """
+        said = {
+            "secret": "something that looks like a key or token in {}; take it out",
+            "loose": "[INST] or </s> in {}: bases of the families Llama 2 and Mistral take them for control tokens",
+            "placeholder": "<image>, <video> or <audio> in {} is trained as plain text; no picture goes with it",
+            **{
+                name: f"turns of {{}} have «{name}», which is not trained; field_thinking: {name} in the recipe's "
+                "datasets makes reasoning of it"
+                for name in ("thinking", "reasoning")
+            },
+        }
+        found = [f"{self.path}: {said[kind].format(_listed(self.lines[kind]))}" for kind in said if self.lines[kind]]
+        if repeated:
+            found.append(
+                f"{self.path}: {_listed(repeated)} repeat{'' if len(repeated) > 1 else 's'} earlier conversations"
+            )
+        return found
 
 
-def _lines(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8:,} more" if len(numbers) > 8 else "")
     return f"line{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def _read(line: bytes) -> tuple[Optional[str], str, list[tuple[str, str]]]:
-    """Read a line: its problem or None, its form, and its turns as (speaker, text)."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 text (byte {error.start + 1})", "", []
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at column {error.colno})", "", []
-    if not isinstance(record, dict):
-        return f"holds a JSON {type(record).__name__}, not an object", "", []
-    form = next((form for form in _FORMS if form in record), "")
-    if not form:
-        names = ", ".join(map(str, record)) or "nothing"
-        return f"has neither «conversations» nor «messages» (it has: {names})", "", []
-    if not isinstance(record[form], list) or not record[form]:
-        return f"«{form}» holds no turns", form, []
-    speaker_key, text_key = _FORMS[form]
-    turns: list[tuple[str, str]] = []
-    for number, turn in enumerate(record[form], 1):
-        if not isinstance(turn, dict) or speaker_key not in turn or text_key not in turn:
-            return f"turn {number} needs «{speaker_key}» and «{text_key}»", form, []
-        speaker = _SPEAKERS.get(str(turn[speaker_key]))
-        if speaker is None:
-            return f"turn {number} is by «{turn[speaker_key]}»; known speakers: {', '.join(_SPEAKERS)}", form, []
-        if not isinstance(turn[text_key], str):
-            return f"turn {number}: «{text_key}» must be text, not {type(turn[text_key]).__name__}", form, []
-        if not turn[text_key].strip():
-            return f"turn {number} ({turn[speaker_key]}) is empty", form, []
-        turns.append((speaker, turn[text_key]))
-    if not any(speaker == "assistant" for speaker, _ in turns):
-        return "has no assistant turn, so there is nothing to learn from it", form, []
-    return None, form, turns
+# --- several files
 
 
-def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> list[str]:
+def check_lengths(sets: Sequence[DatasetFile], sequence_len: int, strategy: str) -> list[str]:
     """Tell what the sequence length does to the examples.
 
     Args:
@@ -205,7 +421,7 @@ def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> 
     """
     warnings = []
     for file in sets:
-        lost = len(file.lost(strategy))
+        lost, longer = file.lost(strategy), sum(file.longer)
         if lost == file.examples or (strategy == "raise" and lost):
             cause = "have no assistant text within" if strategy == "truncate" else "are longer than"
             raise UserError(
@@ -213,43 +429,92 @@ def check_lengths(sets: list[DatasetFile], sequence_len: int, strategy: str) -> 
                 f"sequence_len {sequence_len} (about {int(sequence_len * _CHARS_PER_TOKEN):,} characters). "
                 "Raise sequence_len in the recipe, or split the conversations."
             )
-        if file.longer:
+        if longer:
             fate = "cut at its end" if strategy == "truncate" else "dropped"
             warnings.append(
-                f"{file.path}: about {len(file.longer)} of {file.examples} examples are longer than sequence_len "
+                f"{file.path}: about {longer} of {file.examples} examples are longer than sequence_len "
                 f"{sequence_len} and will be {fate}"
             )
     return warnings
 
 
-def check_overlap(train: list[DatasetFile], val: list[DatasetFile]) -> None:
+def check_overlap(train: Sequence[DatasetFile], val: Sequence[DatasetFile]) -> None:
     """Refuse evaluation conversations that are trained on.
 
     Raises:
         UserError: With both files and lines.
     """
-    for trained in train:
-        for evaluated in val:
-            shared = evaluated.digests.keys() & trained.digests
-            lines = sorted((evaluated.digests[digest], trained.digests[digest]) for digest in shared)
-            if lines:
-                pairs = ", ".join(f"{line} (there line {other})" for line, other in lines[:_SHOWN])
+    for evaluated in val:
+        lines = dict(zip(evaluated.digests, evaluated.numbers))
+        for trained in train:
+            shared: dict[int, int] = {}
+            for digest, number in zip(trained.digests, trained.numbers):
+                if digest in lines:
+                    shared.setdefault(digest, number)
+            if shared:
+                found = sorted((lines[digest], number) for digest, number in shared.items())
+                pairs = ", ".join(f"{line} (there line {other})" for line, other in found[:_SHOWN])
                 raise UserError(
-                    f"{evaluated.path} shares {len(lines)} conversation(s) with {trained.path}: line {pairs}. An "
+                    f"{evaluated.path} shares {len(found)} conversation(s) with {trained.path}: line {pairs}. An "
                     "evaluation on what was trained on says nothing; remove them from one of the files."
                 )
 
 
-def axolotl_entry(summary: DatasetFile, options: dict[str, Any]) -> dict[str, Any]:
-    """Make Axolotl's dataset item for a file, without its path.
+def describe_counts(sets: Sequence[DatasetFile]) -> list[str]:
+    """Say in a line for each file what it holds besides plain turns; nothing where there is nothing."""
+    words = ((pathlib.PurePath(file.path).name, file.counts.describe()) for file in sets)
+    return [f"{name}: {described}" for name, described in words if described]
+
+
+# --- what is trained on
+
+
+def planned_dataset(file: DatasetFile) -> PlannedDataset:
+    """Write what a plan keeps of a file.
 
     Args:
-        summary: The checked file.
-        options: What a recipe's ``datasets`` item adds or replaces.
+        file: The checked file.
+
+    Raises:
+        UserError: The item asks for what the canonical form does not hold.
     """
-    item: dict[str, Any] = {"ds_type": "json", "type": "chat_template"}
-    if summary.form == "conversations":
-        item |= {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
-    else:
-        item |= {"field_messages": "messages"}
-    return item | {key: value for key, value in options.items() if key != "path"}
+    return PlannedDataset(
+        path=file.path,
+        use=file.use,
+        sha256=file.sha256,
+        examples=file.examples,
+        entry=axolotl_entry(file),
+        reading=reading_options(file.options),
+        needs=file.counts.needs,
+    )
+
+
+def reading_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe's ``datasets`` item says of how lines are read."""
+    return {key: options[key] for key in conversation.READING if options.get(key) is not None}
+
+
+def axolotl_entry(file: DatasetFile) -> dict[str, Any]:
+    """Make Axolotl's dataset item for the canonical form of a file, without its path.
+
+    Args:
+        file: The checked file; its options go into the item.
+
+    Raises:
+        UserError: The item asks for what the canonical form does not hold.
+    """
+    options = file.options
+    if options.get("message_field_training_detail"):
+        raise UserError(
+            "«message_field_training_detail» in the recipe's datasets is not supported: a turn is trained as a whole, "
+            "or not. Make turns of the parts, and say train: false for those that are not to be trained"
+        )
+    item: dict[str, Any] = {"ds_type": "json", "type": "chat_template", "field_messages": "messages"}
+    if file.counts.marked:
+        item["message_field_training"] = "train"
+    settled = ("path", *conversation.READING)
+    item |= {key: value for key, value in options.items() if key not in settled}
+    if options.get("roles_to_train"):
+        speakers = Keys.from_options(options).speakers
+        item["roles_to_train"] = list(dict.fromkeys(speakers.get(role, role) for role in options["roles_to_train"]))
+    return item

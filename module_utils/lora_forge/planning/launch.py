@@ -8,7 +8,7 @@ import ipaddress
 import pathlib
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
@@ -307,16 +307,22 @@ def run_facts(run: PlannedRun, host: str) -> dict[str, Any]:
 
 
 def input_files(
-    run: PlannedRun, checkout: pathlib.Path, axolotl: str, kept: pathlib.Path, checkpoint: Sequence[str]
+    run: PlannedRun,
+    checkout: pathlib.Path,
+    axolotl: str,
+    kept: pathlib.Path,
+    checkpoint: Sequence[str],
+    datasets: Mapping[str, pathlib.Path],
 ) -> list[dict[str, Any]]:
     """List what a run needs on its trainer, as ``transfer`` takes it: paths below the trainer's root.
 
     Args:
-        run: The run. A relative dataset path is meant from the checkout.
+        run: The run.
         checkout: The project's folder.
         axolotl: The text of axolotl.yml.
         kept: What was fetched of the run from an earlier trainer.
         checkpoint: The files of it that the run goes on from.
+        datasets: The canonical files of its data, by their SHA-256.
 
     Raises:
         UserError: One of those is none that a run goes on from.
@@ -331,7 +337,7 @@ def input_files(
     folder, programs = run_dir(run, ".")[2:], checkout / "roles/run/files"
     own = f"{folder}/{rundir.PROGRAMS}"
     files = [
-        {"path": dataset_path(".", dataset)[2:], "src": str(checkout / dataset.path), "sha256": dataset.sha256}
+        {"path": dataset_path(".", dataset)[2:], "src": str(datasets[dataset.sha256]), "sha256": dataset.sha256}
         for dataset in run.datasets
     ]
     files += [{"path": f"{own}/{name}", "src": str(programs / name)} for name in _RUN_FILES]

@@ -8,13 +8,22 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
-from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, spelling, steps, templates
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
+from ansible.module_utils.lora_forge.planning import (
+    dataset,
+    jsonl,
+    memory,
+    recipe,
+    rules,
+    spelling,
+    steps,
+    templates,
+)
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
@@ -61,11 +70,13 @@ class Plan:
         runs: By agent, in the order in which they were asked for, and variant.
         warnings: What may not be meant, in sentences.
         origins: Of each run_id, where each key of its recipe stands.
+        data: What dataset files hold besides plain turns, in a line for each.
     """
 
     runs: tuple[PlannedRun, ...]
     warnings: list[str] = dataclasses.field(default_factory=list)
     origins: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    data: tuple[str, ...] = ()
 
 
 def read_schema(root: pathlib.Path) -> Any:
@@ -93,6 +104,7 @@ class Planner:
         keep: A version of Axolotl (``0.19``) whose adapters count as ready where nothing else has changed.
         fresh: Make a new attempt where the newest one is final.
         verify: Hash the files of adapters that are there.
+        say: Tells people what they wait for.
     """
 
     def __init__(
@@ -103,6 +115,7 @@ class Planner:
         keep: str = "",
         fresh: bool = False,
         verify: bool = False,
+        say: Callable[[str], None] = lambda _: None,
     ):
         self.root = root
         self.overrides = overrides
@@ -113,7 +126,9 @@ class Planner:
                 raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
         self.schema = read_schema(root)
         self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
-        self.checked_files: dict[tuple[str, str, int], dataset.DatasetFile] = {}
+        self.say = say
+        self.contents: dict[tuple[str, str], dataset.Contents] = {}  # by path, and how it is read
+        self.data: dict[str, None] = {}  # in the order in which it was found
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
 
@@ -224,13 +239,16 @@ class Planner:
 
     # --- data
 
-    def check_file(self, path: pathlib.Path, use: str, sequence_len: int) -> dataset.DatasetFile:
-        """Check a dataset file, once for each invocation."""
-        key = (str(path), use, sequence_len)
-        if key not in self.checked_files:
-            self.checked_files[key] = dataset.check_file(path, use, sequence_len)
-            self.warnings += self.checked_files[key].warnings
-        return self.checked_files[key]
+    def check_file(
+        self, path: pathlib.Path, use: str, sequence_len: int, options: Optional[dict[str, Any]] = None
+    ) -> dataset.DatasetFile:
+        """Check a dataset file, which is read once for each invocation and way to read it."""
+        reading = dataset.reading_options(options or {})
+        key = (str(path), canonical(reading))
+        if key not in self.contents:
+            self.contents[key] = dataset.read_contents(path, reading, self.say)
+            self.warnings += self.contents[key].warnings
+        return dataset.DatasetFile.of(self.contents[key], use, sequence_len, options)
 
     def find_datasets(self, agent: str, keys: dict[str, Any], folder: pathlib.Path) -> list[dataset.DatasetFile]:
         """Find and check the files of an agent: its own, or for the shared adapter everybody's.
@@ -245,9 +263,9 @@ class Planner:
         if not train and agent == SHARED_AGENT:
             others = [name for name in AGENTS if name != SHARED_AGENT]
             train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
-            missing = [name for name in others if folder / f"{name}_train.jsonl" not in train]
-            if train and missing:
-                self.warnings.append(f"{agent} is trained without {', '.join(missing)}: no such file in {folder}")
+            without = [name for name in others if folder / f"{name}_train.jsonl" not in train]
+            if train and without:
+                self.warnings.append(f"{agent} is trained without {', '.join(without)}: no such file in {folder}")
         for path in named:
             if not path.exists() and recipe.hub_dataset(str(path)):
                 raise UserError(
@@ -255,21 +273,19 @@ class Planner:
                     f"write its conversations as JSON lines into {folder / f'{agent}_train.jsonl'}, and take the path "
                     "out"
                 )
+        missing = [path for path in named if not path.is_file()] or ([] if train else [folder / f"{agent}_train.jsonl"])
+        if missing:
+            reasons = ", ".join(map(jsonl.missing_reason, missing))
+            raise UserError(f"no dataset for {agent}: {reasons}. -e datasets_dir=… says where to look")
+        self.warnings += dataset.overlooked(folder, agent)
         own, common = recipe.dataset_options(keys)
-        missing_named = [path for path in named if not path.is_file()]
-        if missing_named or not train:
-            missing_paths = ", ".join(map(str, missing_named)) or str(folder / f"{agent}_train.jsonl")
-            raise UserError(
-                f"no dataset for {agent}: {missing_paths} does not exist. -e datasets_dir=… says where to look"
-            )
-        train_files = [
-            dataclasses.replace(self.check_file(path, "train", length), options=said)
-            for path, said in zip(train, own if named else [common] * len(train))
-        ]
-        val_files = [dataclasses.replace(self.check_file(path, "val", length), options=common) for path in val]
+        said = own if named else [common] * len(train)
+        train_files = [self.check_file(path, "train", length, options) for path, options in zip(train, said)]
+        val_files = [self.check_file(path, "val", length, common) for path in val]
         strategy = keys.get("excess_length_strategy", "drop")
         self.warnings += dataset.check_lengths([*train_files, *val_files], length, strategy)
         dataset.check_overlap(train_files, val_files)
+        self.data |= dict.fromkeys(dataset.describe_counts([*train_files, *val_files]))
         return [*train_files, *val_files]
 
     def adapt_to_dataset(self, agent: str, keys: dict[str, Any], files: list[dataset.DatasetFile]) -> None:
@@ -437,10 +453,7 @@ class Planner:
         keys = recipe.with_plugins(keys)
         self.origins[attempt.run_id] = {key: layer.where(key) for key, layer in origin.items()}
         keys.pop("datasets", None)
-        datasets = tuple(
-            PlannedDataset(file.path, file.use, file.sha256, file.examples, dataset.axolotl_entry(file, file.options))
-            for file in files
-        )
+        datasets = tuple(map(dataset.planned_dataset, files))
         needs = {need for planned in datasets for need in planned.needs}
         errors = templates.data_problems(keys, origin, needs)
         if errors:
@@ -664,6 +677,7 @@ def make(
     verify: bool = False,
     variants: Sequence[dict[str, Any]] = ({},),
     keep: str = "",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Plan everything.
 
@@ -678,13 +692,14 @@ def make(
         verify: Hash adapters that are there.
         variants: Recipe overrides of a sweep; every agent is trained with each of them.
         keep: See :class:`Planner`.
+        say: Tells people what they wait for.
 
     Raises:
         UserError: Anything that is wrong, before a host is touched.
     """
     fleet = check_trainers(trainers, move, output)
-    planner = Planner(root, output, overrides, keep, fresh, verify)
+    planner = Planner(root, output, overrides, keep, fresh, verify, say)
     agents = select_agents(wanted) or default_agents(fleet.leaders, planner.warnings)
     drafts = draft_runs(planner, agents, variants, fleet)
     runs = place_runs(planner, drafts, fleet)
-    return Plan(runs, merge_warnings(planner.warnings, agents), planner.origins)
+    return Plan(runs, merge_warnings(planner.warnings, agents), planner.origins, tuple(planner.data))

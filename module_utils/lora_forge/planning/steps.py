@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge.planning import dataset, recipe
@@ -35,10 +37,14 @@ def schedule_warnings(agent: str, keys: dict[str, Any], steps: int, evaluated: b
     return [f"{agent}: {'; '.join(notes)}. Values that suit this data: -e '{json.dumps({'recipe': better})}'"]
 
 
-def _trained_lengths(keys: dict[str, Any], files: list[dataset.DatasetFile]) -> list[int]:
+def _trained_lengths(keys: dict[str, Any], files: list[dataset.DatasetFile]) -> array[int]:
     """List the tokens of each conversation that is trained on, or held out of the training set, but not dropped."""
     strategy = keys.get("excess_length_strategy", "drop")
-    return [length for file in files if file.use == "train" for length in file.trained(strategy)]
+    lengths = array("I")
+    for file in files:
+        if file.use == "train":
+            lengths += file.trained(strategy)
+    return lengths
 
 
 def estimate_rows(keys: dict[str, Any], files: list[dataset.DatasetFile]) -> int:
@@ -54,7 +60,7 @@ def estimate_rows(keys: dict[str, Any], files: list[dataset.DatasetFile]) -> int
     return _count_packs(lengths, int(keys["sequence_len"]), int(keys.get("sample_packing_bin_size") or _BIN_SIZE))
 
 
-def _count_packs(lengths: list[int], room: int, most: int) -> int:
+def _count_packs(lengths: Sequence[int], room: int, most: int) -> int:
     """Count the rows that conversations are packed into: each goes into the first one that has room for it.
 
     As pack_group in axolotl/utils/samplers/multipack.py (0.21) does it, in another order of conversations. Of many

@@ -42,13 +42,14 @@ CONFIG: dict[str, Any] = {
 
 
 def texts(paths: list[pathlib.Path]):
-    """Yield every turn's text of the dataset files, in either conversation form."""
+    """Yield every turn's text of dataset files, as they are staged (turns as text) or as people write them."""
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():
                     record = json.loads(line)
-                    for turn in record.get("conversations") or record.get("messages") or []:
+                    turns = record.get("conversations") or record.get("messages") or []
+                    for turn in json.loads(turns) if isinstance(turns, str) else turns:
                         yield str(turn.get("value", turn.get("content", "")))
 
 

@@ -20,6 +20,7 @@ class PlannedDataset(JsonRecord):
         sha256: Of its bytes, in hex.
         examples: How many conversations it holds.
         entry: What Axolotl's configuration says of it, without its path.
+        needs: What it has that a chat template may not know: tool_calls, tools …, sorted.
     """
 
     path: str
@@ -27,6 +28,7 @@ class PlannedDataset(JsonRecord):
     sha256: str
     examples: int
     entry: dict[str, Any] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

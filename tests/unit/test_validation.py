@@ -21,14 +21,20 @@ EXAMPLES = str(ROOT / "examples/datasets")
 GPU = Trainer("gpu-1", datasets_dir=EXAMPLES)
 REHEARSAL = Trainer("cpu", profile="rehearsal", datasets_dir=EXAMPLES)
 AXOLOTL = plan.recipe.pinned_version(ROOT / plan.LOCKS[0], "axolotl")
+ANSWER = {"problems": [], "refused": [], "unknown": "", "tensors": 0, "parameters": 0, "towers": [], "unmatched": []}
 LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Make an environment whose Python answers as it is told: a problem for every recipe with this key and value."""
+    """Make an environment whose Python answers as it is told: a problem for every recipe with this key and value.
 
-    def maker(problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = ()) -> str:
+    What it says of a base model it says of each whose folder is named.
+    """
+
+    def maker(
+        problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = (), **base: Any
+    ) -> str:
         home = tmp_path / "environment"
         (home / "bin").mkdir(parents=True, exist_ok=True)
         (home / "bin/python").write_text(
@@ -37,7 +43,9 @@ def stand_in(tmp_path):
             f"open({str(tmp_path / 'asked')!r}, 'a').write(json.dumps([given, dict(os.environ)]) + '\\n')\n"
             f"found = [{problem!r}] if {problem!r} else []\n"
             f"said = [found if one['recipe'].get({key!r}) == {value!r} else [] for one in given]\n"
-            f"print('Axolotl talks')\nanswer = {{'axolotl': {version!r}, 'problems': said, 'left_out': {left_out!r}}}\n"
+            f"print('Axolotl talks')\nanswer = {{'axolotl': {version!r}, 'left_out': {left_out!r}}}\n"
+            f"bases = [{base!r} if one['model'] else {{}} for one in given]\n"
+            f"answer['answers'] = [{ANSWER!r} | {{'problems': p}} | b for p, b in zip(said, bases)]\n"
             "print(json.dumps(answer))\n"
         )
         (home / "bin/python").chmod(0o755)
@@ -317,9 +325,9 @@ def test_another_version_is_no_judge(check, stand_in, tmp_path):
         ("echo 'ImportError: no torch' >&2; exit 1", "ended with 1 and without an answer: ImportError: no torch"),
         ("echo '{}'", "ended with 0 and without an answer: it said nothing"),
         ("exit 0", "ended with 0 and without an answer: it said nothing"),
-        ('echo \'{"axolotl": "0.21.0", "problems": []}\'', "ended with 0 and without an answer"),
+        ('echo \'{"axolotl": "0.21.0", "answers": []}\'', "ended with 0 and without an answer"),
         (
-            'echo \'{"axolotl": "0.21.0", "problems": [[5]], "left_out": []}\'; printf "\\033[2Jevil\\377" >&2',
+            'echo \'{"axolotl": "0.21.0", "answers": [5], "left_out": []}\'; printf "\\033[2Jevil\\377" >&2',
             "ended with 0 and without an answer: [2Jevil\ufffd",
         ),
         ("sleep 600", "gave no answer within 0.2 s"),

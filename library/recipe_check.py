@@ -61,9 +61,8 @@ EXAMPLES = r"""
 RETURN = r"""
 answers:
   description: For each run that was asked about C(run_id); C(problems), what Axolotl says against its recipe;
-    C(refused), what is said against it with this base model; C(unknown), why that cannot be told; C(tensors) and
-    C(parameters), how many the adapter will have; C(towers), which modules beside the language model get a part of it;
-    C(unmatched), which targets are called like nothing in the model.
+    C(refused), what is said against it with this base model; C(warnings), what may not be meant; C(unknown), why all
+    this cannot be told; C(tensors) and C(parameters), how many the adapter will have.
   returned: success
   type: list
   elements: dict
@@ -71,11 +70,10 @@ answers:
     - run_id: witness-3f9a2c1b77e0
       problems: []
       refused: []
+      warnings: []
       unknown: ''
       tensors: 392
       parameters: 161480704
-      towers: []
-      unmatched: []
 left_out:
   description: Why nothing was held against anything, in a sentence; empty where it was.
   returned: success

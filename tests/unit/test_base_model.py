@@ -128,6 +128,19 @@ def test_a_fetch_that_died_is_absent_with_its_bytes(tmp_path):
     assert (found["state"], found["bytes"], found["error"]) == ("absent", 31, "")
 
 
+@pytest.mark.parametrize("state", ["fetching", "failed"])
+def test_what_is_small_comes_first_and_is_told_of(tmp_path, state):
+    snapshot = tmp_path / "snapshots/c0"
+    noted(tmp_path, state=state, process=rundir.identity(os.getpid()), described=str(snapshot), bytes=0, total_bytes=0)
+    assert base_model.model_state(NAME, "", tmp_path)["described"] == ""
+    before = base_model.model_state(NAME, "", tmp_path)["mark"]
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    found = base_model.model_state(NAME, "", tmp_path)
+    assert (found["state"], found["described"], found["folder"]) == (state, str(snapshot), "")
+    assert found["mark"] != before, "who waits for it hears of it"
+
+
 def test_present_is_believed_as_long_as_every_file_is_whole(tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"123")

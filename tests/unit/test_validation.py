@@ -21,7 +21,7 @@ EXAMPLES = str(ROOT / "examples/datasets")
 GPU = Trainer("gpu-1", datasets_dir=EXAMPLES)
 REHEARSAL = Trainer("cpu", profile="rehearsal", datasets_dir=EXAMPLES)
 AXOLOTL = plan.recipe.pinned_version(ROOT / plan.LOCKS[0], "axolotl")
-ANSWER = {"problems": [], "refused": [], "unknown": "", "tensors": 0, "parameters": 0, "towers": [], "unmatched": []}
+ANSWER = {"problems": [], "refused": [], "warnings": [], "unknown": "", "tensors": 0, "parameters": 0}
 LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
 

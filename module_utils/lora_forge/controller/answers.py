@@ -467,11 +467,10 @@ class RecipeAnswer(Form):
     run_id: Name
     problems: Annotated[list[Shown], Field(max_length=100)]
     refused: Annotated[list[Shown], Field(max_length=100)]
+    warnings: Annotated[list[Shown], Field(max_length=100)]
     unknown: Shown
     tensors: Count
     parameters: Count
-    towers: Annotated[list[Path], Field(max_length=100)]
-    unmatched: Annotated[list[Path], Field(max_length=100)]
 
 
 class RecipeCheck(Answer):

@@ -75,6 +75,6 @@ def conclude(host: str, asked: Sequence[PlannedRun], answer: Mapping[str, Any]) 
         else:
             count = f"{short(one['parameters'])} trained parameters in {one['tensors']} tensors"
             lines.append(f"  {host}: the recipe of {run.name} fits its base model: {count}")
-            warnings += [f"{host}: {warning}" for warning in validation.warnings(run, one)]
+            warnings += [f"{host}: {run.name}: {sentence}" for sentence in one["warnings"]]
     everything = bool(refusals) and len(refusals) == len(asked)
     return {"lines": lines, "warnings": warnings, "refusals": refusals, "all": everything}

@@ -270,7 +270,8 @@ def check(
         raise UserError("\n".join(dict.fromkeys(refused)))
     left_out = ", ".join(map(_printable, answer["left_out"]))
     said = [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
-    return said + [warning for question, one in answers for warning in warnings(question.run, one)]
+    told = [(question.run, sentence) for question, one in answers for sentence in one["warnings"]]
+    return said + [f"{run.name}: {_printable(sentence)}" for run, sentence in told]
 
 
 def objections(run: PlannedRun, one: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -283,19 +284,6 @@ def objections(run: PlannedRun, one: Mapping[str, Any]) -> list[tuple[str, str]]
     base = f"the recipe of {run.name} does not go with its base model {run.recipe['base_model']}"
     said = [(f"Axolotl refuses the recipe of {run.name}", text) for text in one["problems"]]
     return said + [(base, text) for text in one["refused"]]
-
-
-def warnings(run: PlannedRun, one: Mapping[str, Any]) -> list[str]:
-    """List what may not be meant in a recipe that is taken.
-
-    Args:
-        run: Its run.
-        one: The answer about it.
-    """
-    unmatched = ", ".join(f"«{_printable(name)}»" for name in one["unmatched"])
-    if not unmatched or one["refused"]:
-        return []
-    return [f"{run.name}: {unmatched} of the LoRA targets is called like nothing in {run.recipe['base_model']}"]
 
 
 def add_locations(sentence: str, origins: Mapping[str, str]) -> str:

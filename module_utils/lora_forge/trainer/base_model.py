@@ -61,19 +61,20 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
         return _marked({"state": "present", **here, "bytes": size, "total_bytes": size})
     folder = state_dir(model, revision, home)
     status = rundir.read_json(folder / "status.json")
-    sizes: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    known: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    if (pathlib.Path(status.get("described") or "/nowhere") / "config.json").is_file():
+        known["described"] = status["described"]  # whatever became of the fetch after that
     state = status.get("state")
     if state == "present":
         defect = rundir.defect(folder, anywhere=True)
         if defect is None:
-            return _marked({**sizes, "state": state, "folder": status["folder"], "described": status["folder"]})
+            return _marked({**known, "state": state, "folder": status["folder"], "described": status["folder"]})
         return _marked({"state": "absent", "error": f"{defect}; it has to be fetched again"})
     if state == "fetching" and rundir.is_alive(status.get("process")):
-        known = {name: status[name] for name in ("bytes_per_second", "described") if name in status}
-        return _marked({**sizes, "state": state, **known})
+        return _marked({**known, "state": state, "bytes_per_second": status.get("bytes_per_second")})
     if state == "failed":
-        return _marked({**sizes, "state": state, "error": status.get("error", "")})
-    return _marked({**sizes, "state": "absent"})
+        return _marked({**known, "state": state, "error": status.get("error", "")})
+    return _marked({**known, "state": "absent"})
 
 
 def _marked(known: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_TEXTS = ("problems", "refused", "towers", "unmatched")
+_TEXTS = ("problems", "refused", "warnings")
 _COUNTS = ("tensors", "parameters")
 
 

@@ -31,7 +31,8 @@ from typing import Any
 
 MEMORY = 16 << 30  # bytes; 70B took 690 MiB. What asks for more is no model, and takes nobody else's memory
 LONGEST = 3000  # letters of a sentence
-MOST = 50  # sentences about a recipe, and names in an answer
+MOST = 50  # sentences about a recipe
+NAMES = 12  # in a sentence
 # Keys that have nothing to do with which adapter a base model gets. Any other one that differs costs a second look.
 _ASIDE = frozenset(
     """
@@ -114,31 +115,42 @@ def sentence(error: Any) -> str:
     return f"{'.'.join(map(str, error['loc']))}: {message}" if error["loc"] else message
 
 
-def localize(cfg: Any, folder: pathlib.Path) -> None:
-    """Have Axolotl read configuration and tokenizer from a folder, where it would ask the hub's cache by a name."""
+def complete(cfg: Any, recipe: dict[str, Any], folder: pathlib.Path) -> None:
+    """Add to a configuration what Axolotl adds before a training, by a base model in a folder.
+
+    Args:
+        cfg: Axolotl's configuration, validated.
+        recipe: What it was made of.
+        folder: Where config.json and the tokenizer lie; a training would find them in the hub's cache, by a name.
+    """
     cfg.base_model_config = cfg.base_model_config or str(folder)
     cfg.tokenizer_config = cfg.tokenizer_config or str(folder)
     cfg.revision_of_model = None
+    normalize_config(cfg)
+    # The validation gives an entry without a template the tokenizer's, and Axolotl gives the tokenizer the recipe's.
+    for given, entry in zip(recipe.get("datasets") or [], cfg.datasets or []):
+        if cfg.chat_template and not given.get("chat_template"):
+            entry.chat_template, entry.chat_template_jinja = cfg.chat_template, cfg.chat_template_jinja
 
 
-def look_at(cfg: Any, folder: pathlib.Path) -> Base:
+def look_at(cfg: Any, recipe: dict[str, Any], folder: pathlib.Path) -> Base:
     """Work out which adapter a base model gets, from its configuration and its tokenizer.
 
     Args:
         cfg: Axolotl's configuration, validated.
+        recipe: What it was made of.
         folder: Where config.json lies.
     """
     import expected_adapter
-    from axolotl.loaders import load_tokenizer
+    import template_check
 
     base = Base()
     if cfg.trust_remote_code:
         base.unknown = "trust_remote_code is set, and code that comes with a model is run by its training alone"
         return base
     commit = None if os.path.isabs(str(cfg.base_model)) else folder.name  # as the hub's cache calls its folders
-    localize(cfg, folder)
     try:
-        normalize_config(cfg)
+        complete(cfg, recipe, folder)
     except SAID as error:
         base.refused = [str(error)]
         return base
@@ -147,7 +159,7 @@ def look_at(cfg: Any, folder: pathlib.Path) -> Base:
         return base
     try:
         if any((folder / name).is_file() for name in _TOKENIZERS):
-            base.tokenizer = load_tokenizer(cfg)
+            base.tokenizer = template_check.load_base_tokenizer(cfg)
         base.adapter = {**expected_adapter.expected(cfg, base.tokenizer), "revision": commit}
     except expected_adapter.Refused as error:
         base.refused = [str(error)]
@@ -156,19 +168,26 @@ def look_at(cfg: Any, folder: pathlib.Path) -> Base:
     return base
 
 
-def template_problems(cfg: Any, base: Base, needs: list[str]) -> list[str]:
-    """List what the chat template would do to the data of a run without a word.
+def adapter_warnings(adapter: dict[str, Any], model: str) -> list[str]:
+    """List what may not be meant in which modules get a part of an adapter.
 
     Args:
-        cfg: Axolotl's configuration, normalised.
-        base: With its tokenizer.
-        needs: Of the run's data.
+        adapter: Of ``expected_adapter.expected``.
+        model: The base model, as the recipe calls it.
     """
-    import template_check
+    said = []
+    if adapter["unmatched"]:
+        said.append(f"nothing in {model} is called like these LoRA targets: {some(adapter['unmatched'])}")
+    if adapter["towers"]:
+        count = len(adapter["towers"])
+        said.append(f"{count} modules beside the language model are trained, too: {some(adapter['towers'])}")
+    return said
 
-    if base.tokenizer is None:
-        return []
-    return list(template_check.check(cfg, base.tokenizer, needs))
+
+def some(names: list[str]) -> str:
+    """Write the first names of a list."""
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + more
 
 
 def answer(question: dict[str, Any], known: dict[str, Base]) -> dict[str, Any]:
@@ -180,33 +199,35 @@ def answer(question: dict[str, Any], known: dict[str, Base]) -> dict[str, Any]:
 
     Returns:
         ``problems``, what Axolotl says against the recipe; ``refused``, what is said against it with this base model;
-        ``unknown``, why that was left out; ``tensors`` and ``parameters``, how many the adapter has, and the names that
-        are ``towers`` and ``unmatched``.
+        ``warnings``, what may not be meant; ``unknown``, why all this was left out; ``tensors`` and ``parameters``, how
+        many the adapter has.
     """
+    import template_check
+
     recipe = question["recipe"]
-    found: dict[str, Any] = {"problems": [], "refused": [], "unknown": "", "tensors": 0, "parameters": 0}
-    found |= {"towers": [], "unmatched": []}
+    found: dict[str, Any] = {"problems": [], "refused": [], "warnings": [], "unknown": ""}
+    found |= {"tensors": 0, "parameters": 0}
     cfg, found["problems"] = validate(recipe, question["capabilities"])
-    if found["problems"] or not question["model"]:
+    if found["problems"]:
         return found
+    if not question["model"]:
+        return {**found, "unknown": "its configuration is not here"}
     folder = pathlib.Path(question["model"])
     decides = {key: value for key, value in recipe.items() if key not in _ASIDE}
     key = json.dumps([str(folder), decides], sort_keys=True)
     if key not in known:
-        known[key] = look_at(cfg, folder)
-    else:
-        localize(cfg, folder)
-        normalize_config(cfg)
+        known[key] = look_at(cfg, recipe, folder)
+    elif known[key].adapter:
+        complete(cfg, recipe, folder)
     base = known[key]
     found |= {"refused": list(base.refused), "unknown": base.unknown}
     if not base.adapter:
         return found
-    try:
-        found["refused"] += template_problems(cfg, base, question["needs"])
-    except Exception as error:
-        found["unknown"] = f"{type(error).__name__}: {error}"
     found |= {"tensors": len(base.adapter["tensors"]), "parameters": sum(base.adapter["parameters"].values())}
-    found |= {name: base.adapter[name][:MOST] for name in ("towers", "unmatched")}
+    found["warnings"] = adapter_warnings(base.adapter, recipe["base_model"])
+    if base.tokenizer is not None:
+        found["refused"] += template_check.check(cfg, base.tokenizer, question["needs"])
+        found["warnings"] += template_check.warnings(cfg, base.tokenizer)
     if question["write"] and not found["refused"]:
         write(pathlib.Path(question["write"]), base.adapter)
     return found
@@ -228,7 +249,8 @@ def write(path: pathlib.Path, adapter: dict[str, Any]) -> None:
 
 def cut(found: dict[str, Any]) -> dict[str, Any]:
     """Return an answer whose texts are of bounded number and length."""
-    texts = {name: [str(text)[:LONGEST] for text in found[name][:MOST]] for name in ("problems", "refused")}
+    lists = ("problems", "refused", "warnings")
+    texts = {name: [str(text)[:LONGEST] for text in found[name][:MOST]] for name in lists}
     return {**found, **texts, "unknown": found["unknown"][:LONGEST]}
 
 

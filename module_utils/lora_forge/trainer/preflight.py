@@ -21,7 +21,6 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.text import printable
 from ansible.module_utils.lora_forge.trainer import base_model, run_state, runs
 
-EXPECTED = "expected.json"  # in a run directory: which adapter the base model gets
 LARGEST = 4 << 20  # bytes of an answer; one about a run has a few thousand
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "USER")  # of our environment
 _QUIET = {
@@ -45,7 +44,7 @@ def is_settled(run_dir: pathlib.Path) -> bool:
     Args:
         run_dir: The run directory; there may be none.
     """
-    if rundir.read_json(run_dir / EXPECTED):
+    if rundir.read_json(run_dir / rundir.EXPECTED):
         return True
     return runs.observe(run_dir).state in (*run_state.LIVING, "finished")
 
@@ -65,7 +64,7 @@ def questions(asked: Sequence[dict[str, Any]], home: pathlib.Path) -> list[dict[
             "capabilities": run["capabilities"],
             "model": base_model.model_state(run["model"], run["revision"], home)["described"],
             "needs": list(run["needs"]),
-            "write": f"{run['run_dir']}/{EXPECTED}",
+            "write": f"{run['run_dir']}/{rundir.EXPECTED}",
         }
         for run in open_ones
     ]

@@ -150,7 +150,9 @@ class GradientCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.waiting = {saved_name(name): one for name, one in model.named_parameters() if one.requires_grad}
         if state.global_step:
-            noted = rundir.read_json(pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / rundir.GRADIENTS)
+            noted = rundir.read_json(
+                pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / rundir.GRADIENTS
+            )
             never = noted.get("never")
             if isinstance(never, list):  # an earlier lora-forge left none: what counts is what comes
                 self.waiting = {name: one for name, one in self.waiting.items() if name in never}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import plan, validation
+from ansible.module_utils.lora_forge.planning import memory, plan, validation
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.trainer import environment
 from planned import planned_run
@@ -240,6 +240,50 @@ def test_other_data_is_the_same_question(check, stand_in, asked, tmp_path):
         (folder / "witness_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         check("witness", [trainer], named=stand_in())
     assert len(asked()) == 1
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Make a folder on this machine that is a base model."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(memory.base_models.CONFIGS["qwen2.5-7b"]))
+    return folder
+
+
+def test_a_base_model_that_is_here_is_asked_about_and_one_that_is_not_is_left_out(check, stand_in, asked, base):
+    check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    check("mayor", [GPU], {"base_model": "Acme/Nowhere", "model_revision": 40 * "f"}, named=stand_in())
+    assert [given[0]["model"] for given, _ in asked()] == [str(base), ""]
+    assert [(given[0]["needs"], given[0]["write"]) for given, _ in asked()] == [([], "")] * 2
+
+
+def test_a_base_model_is_asked_about_again_when_its_files_change(check, stand_in, asked, base):
+    for _ in range(2):
+        check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    assert len(asked()) == 1
+    (base / "tokenizer.json").write_text("{}")
+    check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    assert len(asked()) == 2
+
+
+def test_what_a_base_model_does_not_take_is_an_error_with_its_place(check, stand_in, asked, base):
+    why = "PEFT refuses lora_target_modules: Target modules {'query'} not found in the base model."
+    named = stand_in(refused=[why], warnings=["left aside"])
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            check("witness", [GPU], {"base_model": str(base), "lora_target_modules": ["query"]}, named=named)
+        assert str(error.value) == (
+            f"the recipe of witness does not go with its base model {base}: {why} "
+            "(lora_target_modules: -e '{\"recipe\": …}')"
+        )
+    assert len(asked()) == 2, "what was refused is asked again"
+
+
+def test_what_may_not_be_meant_is_said_once(check, stand_in, asked, base):
+    named = stand_in(warnings=["a tower is trained,\n too"], unknown="nobody can tell")
+    assert check("witness", [GPU], {"base_model": str(base)}, named=named) == ["witness: a tower is trained, too"]
+    assert check("witness", [GPU], {"base_model": str(base)}, named=named) == []
 
 
 def test_check_mode_notes_nothing(check, stand_in, asked, tmp_path):

@@ -45,12 +45,23 @@ def line(host: str, model: str, state: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def reached(state: dict[str, Any], described: bool) -> bool:
+    """Tell whether what is waited for is there.
+
+    Args:
+        state: The module's answer.
+        described: Whether its configuration and tokenizer will do.
+    """
+    return bool(state["described"]) if described else bool(state["state"] == "present")
+
+
 class ActionModule(ForgeAction):
     """``fetch_model``: library/actions/fetch_model.py says what it takes and returns."""
 
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Fetch it."""
         timeout, host, model = float(args.pop("unreachable_timeout")), self.host, args["model"]
+        described = args.pop("until", "present") == "described"
         question = {name: value for name, value in args.items() if name not in ("python", "program", "hf_token")}
 
         def ask(options: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +74,7 @@ class ActionModule(ForgeAction):
 
         state = ask(args)
         changed, restarts, followed = state.get("changed", False), 0, False
-        while not state.get("failed") and not self._task.check_mode and state["state"] != "present":
+        while not (state.get("failed") or self._task.check_mode or reached(state, described)):
             if state["state"] == "fetching":
                 tell(line(host, model, state), host=host)
                 followed = True
@@ -78,6 +89,6 @@ class ActionModule(ForgeAction):
                     "msg": f"the fetch of {model} was killed {restarts + 1} times on {host}, perhaps for want of "
                     f"memory. Look at fetch.log in {args['home']}/lora-forge there, then run the same command again.",
                 }
-        if followed and not state.get("failed"):
+        if followed and not state.get("failed") and not described:
             tell(f"  {host}: {model} is there", host=host)
         return state | {"changed": changed}

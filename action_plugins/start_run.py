@@ -64,6 +64,9 @@ class ActionModule(ForgeAction):
         if seen.state in (*run_state.LIVING, "finished"):
             self.note(run, output, started=False)
             return before
+        unfit = (args.get("refusals") or {}).get(run.run_id)
+        if unfit:
+            return {"failed": True, "msg": unfit}
         refused = record.failure(others, run.planned_at)
         if refused:
             return {"failed": True, "refused": True, "msg": f"{run.run_id} is not started: {refused}"}

@@ -39,6 +39,12 @@ state:
   returned: success
   type: str
   sample: fetching
+described:
+  description: Where the model is, from when its configuration and tokenizer are there, which come before its weights;
+    empty until then.
+  returned: success
+  type: str
+  sample: /workspace/lora-forge/models/hub/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/a09a35458c70
 folder:
   description: Where the model is; empty until it is present. (Ansible would put a file's facts beside a C(path).)
   returned: success
@@ -68,7 +74,7 @@ mark:
   description: What to pass as O(since) next.
   returned: success
   type: str
-  sample: fetching:4
+  sample: fetching:4:described
 """
 
 import pathlib

@@ -7,6 +7,13 @@ short_description: Fetch a base model, and show the progress until it is there
 description:
   - Asks M(base_model) again and again. A fetch that died without giving a reason is started again, three times.
   - Losing this process, or the connection, harms nothing.
+options:
+  until:
+    description: What is waited for. V(described) is reached as soon as its configuration and tokenizer are there, which
+      come before the weights; the fetch goes on.
+    type: str
+    choices: [described, present]
+    default: present
 attributes:
   check_mode:
     description: Predicts whether a fetch would be started.

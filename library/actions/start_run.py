@@ -63,6 +63,10 @@ options:
     description: Secret environment variables of the trainer process, as M(training_run) takes them.
     type: dict
     required: true
+  refusals:
+    description: Of each run that must not begin, by its id, why, as M(preflight) returns it.
+    type: dict
+    default: {}
   backend:
     description: What keeps the supervisor running.
     type: str

@@ -17,6 +17,7 @@ import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planning import plan
 from ansible.module_utils.lora_forge.trainer import base_model, environment
 from hub import Hub, Model, tiny_model
 
@@ -26,6 +27,7 @@ from .test_learning import SMALL, Bench
 NAME = "Acme/Tiny"
 SECOND = "model-00002-of-00002.safetensors"
 MIB = 1024 * 1024
+LOCK = ROOT / "requirements/trainer-cpu.txt"
 
 
 @pytest.fixture(scope="session")
@@ -382,6 +384,74 @@ def test_a_real_run_trains_on_what_was_fetched(
     assert manifest["base_model"] == "Acme/Tiny"
     assert manifest["rehearsal"] is False
     assert json.loads((checkout.latest() / "adapter_config.json").read_text())["base_model_name_or_path"] == "Acme/Tiny"
+
+
+# What the plan asks of Axolotl is tested elsewhere, and takes half a minute each time.
+TAKES_ALL = """#!{python}
+import json, sys
+answer = {{"problems": [], "refused": [], "warnings": [], "unknown": "", "tensors": 0, "parameters": 0}}
+print(json.dumps({{"axolotl": {axolotl!r}, "answers": [answer for _ in json.load(sys.stdin)], "left_out": []}}))
+"""
+
+
+def test_what_a_base_model_does_not_take_is_refused_before_its_weights_are_there(
+    checkout: Checkout, environment: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "model"
+    data = ROOT / "examples/datasets/witness_train.jsonl"
+    subprocess.run([str(environment), str(ROOT / "roles/run/files/tiny_model.py"), str(made), str(data)], check=True)
+    hub = Hub()
+    hub.models[NAME] = Model({path.name: path.read_bytes() for path in made.iterdir()})
+    hub.refuse["model.safetensors"] = 1000  # they never come
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    stub = tmp_path / "python"
+    stub.write_text(TAKES_ALL.format(python=sys.executable, axolotl=plan.recipe.pinned_version(LOCK, "axolotl")))
+    stub.chmod(0o755)
+    recipe = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text()) | {
+        "base_model": NAME,
+        "model_revision": hub.models[NAME].commit,
+    }
+
+    def play(playbook: str, targets: list[str]) -> tuple[int, str]:
+        given = json.dumps({"recipe": recipe | {"lora_target_modules": targets}})
+        options = ("-e", "role=witness", "-e", "run_profile=", "-e", "trainer_gpu_required=false", "-e", given)
+        code, text = checkout.play(*options, "-v", "-e", f"axolotl_environment={stub}", playbook=playbook)
+        return code, " ".join(text.split())
+
+    try:
+        code, text = play("train.yml", ["query", "key"])
+        assert code != 0
+        assert f"the recipe of witness does not go with its base model {NAME}: PEFT refuses the LoRA keys" in text
+        assert "Target modules {" in text
+        assert "not found in the base model" in text
+        assert "Traceback" not in text
+        run = checkout.run_dir(checkout.plan()["run_id"])
+        assert not run.exists(), "nothing was staged"
+        asked = {path.rpartition("/")[2] for _, path, _ in hub.requests}
+        assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= asked
+        assert "model.safetensors" not in hub.sent
+
+        hub.refuse.clear()
+        code, text = play("playbooks/provision.yml", ["q_proj", "v_proj"])
+        assert code == 0, text
+        assert "the recipe of witness fits its base model: " in text, text
+        assert "trained parameters in 8 tensors" in text
+        assert hub.sent["model.safetensors"] == (made / "model.safetensors").stat().st_size
+        run = checkout.run_dir(checkout.plan()["run_id"])
+        expected = run / "expected.json"
+        assert (run.stat().st_mode & 0o777, expected.stat().st_mode & 0o777) == (0o700, 0o600)
+        told = json.loads(expected.read_text())
+        assert (told["base_model"], told["revision"]) == (NAME, hub.models[NAME].commit)
+        assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in told["tensors"]
+
+        code, text = play("playbooks/provision.yml", ["q_proj", "v_proj"])
+        assert code == 0, text
+        assert "fits its base model" not in text, "it was held against it before"
+        assert "changed=0" in text
+    finally:
+        hub.close()
 
 
 # A Qwen2 as small as the rehearsal's model: Qwen2.5 is what the base recipe trains.

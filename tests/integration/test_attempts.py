@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
         answers = json.loads((home / "answers.json").read_text()).get(name, [{{}}])
         given = self._task.args
         with (home / "asked.jsonl").open("a") as file:
-            asked = {{key: given[key] for key in ("state", "reason", "bad") if key in given}}
+            asked = {{key: given[key] for key in ("state", "reason", "bad", "refusals") if key in given}}
             file.write(json.dumps([name, asked]) + "\\n")
         turn = sum(json.loads(line)[0] == name for line in (home / "asked.jsonl").read_text().splitlines())
         answer = answers[min(turn, len(answers)) - 1]
@@ -64,7 +64,8 @@ class Pod:
         self.home, self.hook, self.output = home, hook, home / "output"
         (self.output / "runs").mkdir(parents=True)
         (home / "actions").mkdir()
-        for name in ("runpod_pod", "runpod_pod_info", "await_leash", "provision", "start_run", "deliver_run"):
+        for name in ("runpod_pod", "runpod_pod_info", "await_leash", "provision", "base_model", "preflight",
+                     "start_run", "deliver_run"):  # fmt: skip
             (home / f"actions/{name}.py").write_text(PREPARED.format(home=str(home)))
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "pod_gpus": ["L40S"],
                 "output_dir": str(self.output), "pod_state_dir": str(home / "pods"), "trainer_lock": "trainer-cpu",
@@ -168,6 +169,36 @@ def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
     assert code == 0, text
     assert pod.released == ["its machine did not pass the gate"] * released
     assert pod.told == [("failed", "crew", "computed wrong")]
+
+
+MODEL = {"models": [{"model": "Acme/Tiny", "revision": ""}], "python": "/python"}
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_recipes_that_are_refused_release_a_new_pod_and_no_other_one_is_ordered(pod: Pod, changed: bool) -> None:
+    refused = {"failed": True, "configuration": True, "msg": "PEFT refuses the LoRA keys", "refusals": {"crew-0": "x"}}
+    code, text = pod.play(
+        "crew", runpod_pod=[READY | {"changed": changed}], runpod_pod_info=[{"pods": []} if changed else LEFT],
+        provision=[MODEL], base_model=[{"state": "present"}], preflight=[refused],
+    )  # fmt: skip
+    assert code == 0, text
+    assert pod.released == (["its recipes are refused"] if changed else []), "one that was there may hold something"
+    assert len([asked for asked in pod.asked("runpod_pod") if asked.get("state") != "absent"]) == 1
+    assert pod.asked("start_run") == []
+    assert pod.told == [("failed", "crew", "PEFT refuses the LoRA keys")]
+
+
+def test_a_refused_run_beside_others_is_told_to_its_launch(pod: Pod) -> None:
+    why = {"crew-0": "PEFT refuses the LoRA keys"}
+    (pod.output / "runs/witness-0.json").write_text("{}")
+    pod.play(
+        "crew", "witness", provision=[MODEL], base_model=[{"state": "present"}], preflight=[{"refusals": why}],
+        start_run=[{"failed": True, "msg": why["crew-0"]}, {"state": "absent"}],
+        deliver_run=[{"changed": True, "delivered": ["witness-0"], "run_id": "witness-0"}],
+    )  # fmt: skip
+    assert [asked["refusals"] for asked in pod.asked("start_run")] == [why, why]
+    assert list(pod.failures("crew")) == ["pod-1"]
+    assert pod.failures("witness") == {}
 
 
 @pytest.mark.parametrize(("kind", "pods"), [("image", 1), ("machine", 3)])

@@ -390,6 +390,11 @@ ENVIRONMENT = {"root": "{{ root }}", "lock": "{{ root }}/lock.txt", "uv": "{{ uv
 OTHERS = {"root": "{{ root }}", "named": ["{{ made.python | dirname | dirname | basename }}"]}
 FETCH = {"model": "owner/name", "home": "{{ root }}/models", "hf_token": "hf_S3CR3T"}
 FETCH_STARTS = {**FETCH, "python": "{{ ansible_python_interpreter }}", "program": "{{ root }}/fetch.py"}
+CHECK = {"home": "{{ root }}/models", "runs": [{
+    "run_id": "mayor-0", "run_dir": "{{ root }}/runs/mayor-0", "model": "{{ root }}/model", "revision": "",
+    "recipe": {}, "capabilities": {}, "needs": [],
+}]}  # fmt: skip
+PREFLIGHT = f"{ROOT}/roles/run/files/preflight.py"
 GPU_CHECK = f"{ROOT}/roles/trainer/files/gpu_check.py"
 ON_A_HOST: list[dict[str, Any]] = [
     {"name": "python", "ansible.builtin.setup": {"gather_subset": ["!all", "!min", "python"]}},
@@ -404,6 +409,10 @@ ON_A_HOST: list[dict[str, Any]] = [
     {"name": "gpus_lacking", "gpu_info": {"count": 3}, **FAILS},
     {"name": "no_torch", "gpu_check": {"python": "{{ ansible_python_interpreter }}", "program": GPU_CHECK}, **FAILS},
     {"name": "model_here", "base_model": {"model": "{{ root }}/model", "home": "{{ root }}/models"}},
+    {
+        "name": "no_axolotl",
+        "recipe_check": {**CHECK, "python": "{{ ansible_python_interpreter }}", "program": PREFLIGHT},
+    },
     {"name": "model_absent", "base_model": FETCH},
     {"name": "model_begun", "base_model": FETCH_STARTS},
     {"name": "model_followed", "base_model": {**FETCH, "wait": 120, "since": "fetching:0"}},
@@ -538,6 +547,7 @@ def test_a_host_is_made_fit_to_train(play, tmp_path):
     assert [gpu["uuid"] for gpu in told["gpus"]["gpus"]][:1] == [GPU]
     assert (len(told["gpus"]["gpus"]), told["gpus"]["problems"]) == (2, [])
     assert "the environment is not whole (ModuleNotFoundError: No module named 'torch')" in told["no_torch"]["msg"]
+    assert "ended with 1 and without an answer: ModuleNotFoundError" in told["no_axolotl"]["left_out"]
     assert told["gpus_lacking"]["failed"]
     assert told["gpus_lacking"]["msg"].startswith("1 problem(s) with the GPU of this host:\n")
 

@@ -55,8 +55,8 @@ LISTED = ListedRun(**vars(SEEN), run_id="witness-0", agent="witness", gpu=GPU, g
 
 # A whole answer of each module, as its own tests have it.
 REAL: dict[str, dict[str, Any]] = {
-    "base_model": {"state": "fetching", "folder": "", "bytes": 3, "total_bytes": 9, "bytes_per_second": 1.5,
-                   "error": "", "mark": "fetching:4"},
+    "base_model": {"state": "fetching", "described": "/m/x", "folder": "", "bytes": 3, "total_bytes": 9,
+                   "bytes_per_second": 1.5, "error": "", "mark": "fetching:4:described"},
     "checkpoint_prune": {
         "checkpoints": [{"path": "/r/checkpoint-4", "step": 4, "eval_loss": 7.5, "bytes": 5, "keep": True, "why": ""},
                         {"path": "/r/x", "step": None, "eval_loss": None, "bytes": 5, "keep": False, "why": "old"}],
@@ -75,6 +75,9 @@ REAL: dict[str, dict[str, Any]] = {
                           "versions": {"axolotl": "0.19.0", "torch": "2.13.0+cpu"}},
     "pod_leash": {"leash": {"alive": True, "beat": 1795450800.125, "deadline": 1795458720.0, "pod": "7h9k",
                             "renewals": 1, "state": "waiting", "word": "it waits"}},
+    "recipe_check": {"answers": [{"run_id": "witness-0", "problems": ["Can't load qlora in 8bit"], "refused": ["no"],
+                                  "warnings": ["may not be meant"], "unknown": "", "tensors": 392,
+                                  "parameters": 161480704}], "left_out": ""},
     "trainer_environment": {"python": "/e/bin/python", "adopted": False, "built_from": "trainer-cpu", "packages": 238,
                             "interpreter": "/usr/bin/python3.13", "seconds": 13.2},
     "trainer_info": {"runs": [LISTED], "gpus": [GPU]},

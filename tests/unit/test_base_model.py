@@ -58,8 +58,8 @@ def test_a_folder_is_present(tmp_path, names, size):
     folder = put(tmp_path / "model", *names)
     found = base_model.model_state(str(folder), "", tmp_path)
     assert found == {
-        "state": "present", "folder": str(folder), "bytes": size, "total_bytes": size, "bytes_per_second": None,
-        "error": "", "mark": "present:20",
+        "state": "present", "folder": str(folder), "described": str(folder), "bytes": size, "total_bytes": size,
+        "bytes_per_second": None, "error": "", "mark": "present:20:described",
     }  # fmt: skip
     assert not base_model.start_fetch(str(folder), "", tmp_path, "/no/python", "/no/program")
 
@@ -126,6 +126,19 @@ def test_a_fetch_that_died_is_absent_with_its_bytes(tmp_path):
     noted(tmp_path, state="fetching", process=gone, bytes=31, total_bytes=100)
     found = base_model.model_state(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["error"]) == ("absent", 31, "")
+
+
+@pytest.mark.parametrize("state", ["fetching", "failed"])
+def test_what_is_small_comes_first_and_is_told_of(tmp_path, state):
+    snapshot = tmp_path / "snapshots/c0"
+    noted(tmp_path, state=state, process=rundir.identity(os.getpid()), described=str(snapshot), bytes=0, total_bytes=0)
+    assert base_model.model_state(NAME, "", tmp_path)["described"] == ""
+    before = base_model.model_state(NAME, "", tmp_path)["mark"]
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    found = base_model.model_state(NAME, "", tmp_path)
+    assert (found["state"], found["described"], found["folder"]) == (state, str(snapshot), "")
+    assert found["mark"] != before, "who waits for it hears of it"
 
 
 def test_present_is_believed_as_long_as_every_file_is_whole(tmp_path):
@@ -234,7 +247,7 @@ def test_a_connection_that_stays_away_is_raised(monkeypatch):
 
 def seen(state: str, done: int = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:
     return {"state": state, "bytes": done, "total_bytes": 15_200_000_000, "bytes_per_second": rate, "error": "",
-            "folder": "", "mark": f"{state}:{done}", "changed": False, **more}  # fmt: skip
+            "described": "", "folder": "", "mark": f"{state}:{done}", "changed": False, **more}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -296,6 +309,22 @@ def test_a_fetch_is_started_and_followed(monkeypatch):
     assert task.asked[0] == {name: value for name, value in task.args.items() if name != "unreachable_timeout"}
     follow = {"model": NAME, "home": "/hf", "wait": plugin.WAIT}
     assert task.asked[-1] == {**follow, "since": "fetching:3200000000"}
+
+
+def test_a_fetch_is_followed_until_the_model_is_described_and_goes_on(monkeypatch):
+    task = Task(
+        monkeypatch,
+        seen("fetching", total_bytes=0, changed=True),
+        seen("fetching", 3_200_000_000, 85_000_000, described="/hf/hub/x"),
+    )
+    task.args["until"] = "described"
+    made = task.run()
+    assert (made["changed"], made["state"], made["described"]) == (True, "fetching", "/hf/hub/x")
+    assert task.told == ["  pod-1: Acme/Tiny is asked for at the hub"]
+    assert "until" not in task.asked[0]
+    already = Task(monkeypatch, seen("present", described="/hf/hub/x"))
+    already.args["until"] = "described"
+    assert already.run()["changed"] is False
 
 
 def test_what_is_there_takes_one_question_and_no_word(monkeypatch):

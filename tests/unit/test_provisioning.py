@@ -45,6 +45,7 @@ def test_what_fetches_a_model_comes_where_one_is_needed_and_uv_where_none_is_nam
     wanted = provision(run("owner/name"), uv="/usr/bin/uv")
     assert brought(wanted) == {
         "requirements/trainer-cuda.txt", "requirements/hub.txt", "gpu_check.py", "fetch_model.py", "rundir.py",
+        "preflight/preflight.py", "preflight/expected_adapter.py", "preflight/template_check.py",
     }  # fmt: skip
 
 

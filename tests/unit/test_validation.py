@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import plan, validation
+from ansible.module_utils.lora_forge.planning import memory, plan, validation
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.trainer import environment
 from planned import planned_run
@@ -21,14 +21,20 @@ EXAMPLES = str(ROOT / "examples/datasets")
 GPU = Trainer("gpu-1", datasets_dir=EXAMPLES)
 REHEARSAL = Trainer("cpu", profile="rehearsal", datasets_dir=EXAMPLES)
 AXOLOTL = plan.recipe.pinned_version(ROOT / plan.LOCKS[0], "axolotl")
+ANSWER = {"problems": [], "refused": [], "warnings": [], "unknown": "", "tensors": 0, "parameters": 0}
 LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Make an environment whose Python answers as it is told: a problem for every recipe with this key and value."""
+    """Make an environment whose Python answers as it is told: a problem for every recipe with this key and value.
 
-    def maker(problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = ()) -> str:
+    What it says of a base model it says of each whose folder is named.
+    """
+
+    def maker(
+        problem: str = "", key: str = "", value: Any = None, version: str = AXOLOTL, left_out: Any = (), **base: Any
+    ) -> str:
         home = tmp_path / "environment"
         (home / "bin").mkdir(parents=True, exist_ok=True)
         (home / "bin/python").write_text(
@@ -37,7 +43,9 @@ def stand_in(tmp_path):
             f"open({str(tmp_path / 'asked')!r}, 'a').write(json.dumps([given, dict(os.environ)]) + '\\n')\n"
             f"found = [{problem!r}] if {problem!r} else []\n"
             f"said = [found if one['recipe'].get({key!r}) == {value!r} else [] for one in given]\n"
-            f"print('Axolotl talks')\nanswer = {{'axolotl': {version!r}, 'problems': said, 'left_out': {left_out!r}}}\n"
+            f"print('Axolotl talks')\nanswer = {{'axolotl': {version!r}, 'left_out': {left_out!r}}}\n"
+            f"bases = [{base!r} if one['model'] else {{}} for one in given]\n"
+            f"answer['answers'] = [{ANSWER!r} | {{'problems': p}} | b for p, b in zip(said, bases)]\n"
             "print(json.dumps(answer))\n"
         )
         (home / "bin/python").chmod(0o755)
@@ -234,6 +242,50 @@ def test_other_data_is_the_same_question(check, stand_in, asked, tmp_path):
     assert len(asked()) == 1
 
 
+@pytest.fixture
+def base(tmp_path):
+    """Make a folder on this machine that is a base model."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(memory.base_models.CONFIGS["qwen2.5-7b"]))
+    return folder
+
+
+def test_a_base_model_that_is_here_is_asked_about_and_one_that_is_not_is_left_out(check, stand_in, asked, base):
+    check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    check("mayor", [GPU], {"base_model": "Acme/Nowhere", "model_revision": 40 * "f"}, named=stand_in())
+    assert [given[0]["model"] for given, _ in asked()] == [str(base), ""]
+    assert [(given[0]["needs"], given[0]["write"]) for given, _ in asked()] == [([], "")] * 2
+
+
+def test_a_base_model_is_asked_about_again_when_its_files_change(check, stand_in, asked, base):
+    for _ in range(2):
+        check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    assert len(asked()) == 1
+    (base / "tokenizer.json").write_text("{}")
+    check("witness", [GPU], {"base_model": str(base)}, named=stand_in())
+    assert len(asked()) == 2
+
+
+def test_what_a_base_model_does_not_take_is_an_error_with_its_place(check, stand_in, asked, base):
+    why = "PEFT refuses lora_target_modules: Target modules {'query'} not found in the base model."
+    named = stand_in(refused=[why], warnings=["left aside"])
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            check("witness", [GPU], {"base_model": str(base), "lora_target_modules": ["query"]}, named=named)
+        assert str(error.value) == (
+            f"the recipe of witness does not go with its base model {base}: {why} "
+            "(lora_target_modules: -e '{\"recipe\": …}')"
+        )
+    assert len(asked()) == 2, "what was refused is asked again"
+
+
+def test_what_may_not_be_meant_is_said_once(check, stand_in, asked, base):
+    named = stand_in(warnings=["a tower is trained,\n too"], unknown="nobody can tell")
+    assert check("witness", [GPU], {"base_model": str(base)}, named=named) == ["witness: a tower is trained, too"]
+    assert check("witness", [GPU], {"base_model": str(base)}, named=named) == []
+
+
 def test_check_mode_notes_nothing(check, stand_in, asked, tmp_path):
     for _ in range(2):
         check("witness", [GPU], named=stand_in(), remember=False)
@@ -317,9 +369,9 @@ def test_another_version_is_no_judge(check, stand_in, tmp_path):
         ("echo 'ImportError: no torch' >&2; exit 1", "ended with 1 and without an answer: ImportError: no torch"),
         ("echo '{}'", "ended with 0 and without an answer: it said nothing"),
         ("exit 0", "ended with 0 and without an answer: it said nothing"),
-        ('echo \'{"axolotl": "0.21.0", "problems": []}\'', "ended with 0 and without an answer"),
+        ('echo \'{"axolotl": "0.21.0", "answers": []}\'', "ended with 0 and without an answer"),
         (
-            'echo \'{"axolotl": "0.21.0", "problems": [[5]], "left_out": []}\'; printf "\\033[2Jevil\\377" >&2',
+            'echo \'{"axolotl": "0.21.0", "answers": [5], "left_out": []}\'; printf "\\033[2Jevil\\377" >&2',
             "ended with 0 and without an answer: [2Jevil\ufffd",
         ),
         ("sleep 600", "gave no answer within 0.2 s"),

@@ -34,6 +34,7 @@ LIMITS = {
     "gpu_check": 420.0,  # the program has 300 s of its own
     "gpu_info": 240.0,  # nvidia-smi has 20 s for each of some calls
     "lora_adapter_info": 1800.0,  # an adapter is read twice
+    "recipe_check": 360.0,  # the program has 300 s of its own
     "trainer_environment": 3 * 3600.0,  # 7.5 GB are fetched, perhaps after another controller's build
     "training_run": 300.0,  # beyond the time that a training has for its checkpoint
 }
@@ -340,6 +341,7 @@ class BaseModelState(Answer):
     kept = ("error",)
 
     state: Literal["absent", "fetching", "present", "failed"]
+    described: Path
     folder: Path
     bytes: Count
     total_bytes: Count
@@ -459,6 +461,25 @@ class AdapterInfo(Answer):
     versions: Annotated[dict[Word, Word], Field(max_length=100)]
 
 
+class RecipeAnswer(Form):
+    """What is said about the recipe of a run."""
+
+    run_id: Name
+    problems: Annotated[list[Shown], Field(max_length=100)]
+    refused: Annotated[list[Shown], Field(max_length=100)]
+    warnings: Annotated[list[Shown], Field(max_length=100)]
+    unknown: Shown
+    tensors: Count
+    parameters: Count
+
+
+class RecipeCheck(Answer):
+    """``recipe_check``."""
+
+    answers: Annotated[list[RecipeAnswer], Field(max_length=1000)]
+    left_out: Shown
+
+
 FORMS: dict[str, type[Answer]] = {
     "base_model": BaseModelState,
     "checkpoint_prune": CheckpointPrune,
@@ -467,6 +488,7 @@ FORMS: dict[str, type[Answer]] = {
     "gpu_info": GpuInfo,
     "lora_adapter_info": AdapterInfo,
     "pod_leash": PodLeash,
+    "recipe_check": RecipeCheck,
     "trainer_environment": TrainerEnvironment,
     "trainer_info": TrainerInfo,
     "training_log": TrainingLog,

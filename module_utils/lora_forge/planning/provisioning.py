@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning import validation
 from ansible.module_utils.lora_forge.trainer.environment import environment_name
 
+PREFLIGHT = "preflight"  # the folder of what holds recipes against base models: Python imports nothing else from it
 _LOCKS = ("trainer-cpu", "trainer-cuda", "hub")  # whose environments a trainer may have
 _FALLBACKS = {"trainer-cpu": "trainer-cuda"}  # where the builds of torch that a lock names cannot be had
 
@@ -53,12 +55,17 @@ class Provision:
         """What ``transfer`` brings below the root: locks, and the programs that run before a run is there."""
         locks = [self.lock, *([_FALLBACKS[self.lock]] if self.lock in _FALLBACKS else [])]
         locks += [*([] if self.uv else ["uv"]), *(["hub"] if self.models else [])]
-        programs = ["roles/trainer/files/gpu_check.py"]
+        programs, checks = ["roles/trainer/files/gpu_check.py"], []
         if self.models:
             programs += ["roles/trainer/files/fetch_model.py", "module_utils/lora_forge/rundir.py"]
+            checks = [validation.PROGRAM, *validation.BESIDE]
+        brought = [*(("", path) for path in programs), *((f"{PREFLIGHT}/", path) for path in checks)]
         return [
             *({"path": f"requirements/{lock}.txt", "src": str(lock_path(self.checkout, lock))} for lock in locks),
-            *({"path": pathlib.PurePath(path).name, "src": str(self.checkout / path)} for path in programs),
+            *(
+                {"path": f"{folder}{pathlib.PurePath(path).name}", "src": str(self.checkout / path)}
+                for folder, path in brought
+            ),
         ]
 
     @property

@@ -1,7 +1,9 @@
 """Axolotl's own validation of planned recipes, on the controller, before anything is rented.
 
 Only Axolotl knows all of its rules between keys, and only an environment of the trainers' locks has Axolotl. Where this
-machine has one, it is asked in a process of its own; what it has taken once is not asked again.
+machine has one, it is asked in a process of its own; what it has taken once is not asked again. Where the configuration
+of a base model is on this machine, too, the same process holds the recipe against it. A trainer does so in any case,
+before the weights are there (the action ``preflight``).
 """
 
 from __future__ import annotations
@@ -10,29 +12,26 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
-import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, recipe
+from ansible.module_utils.lora_forge.planning import launch, memory, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.plan import Plan
 from ansible.module_utils.lora_forge.text import canonical
-from ansible.module_utils.lora_forge.trainer import environment
+from ansible.module_utils.lora_forge.trainer import environment, preflight
 
-PROGRAM = "roles/run/files/validate_recipes.py"
+PROGRAM = "roles/run/files/preflight.py"
+BESIDE = ("roles/run/files/expected_adapter.py", "roles/run/files/template_check.py")  # what it imports of ours
 TAKEN = "axolotl_takes.json"  # below the output folder: what Axolotl has taken, the newest last
 KEPT = 1000
-_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "USER")  # of our environment
-TIMEOUT = 300  # seconds; one recipe took 15 and 29 on two shared cores, nearly all of it imports
+TIMEOUT = 300  # seconds; five recipes took 30 on two shared cores, nearly all of it imports
 _UNKNOWN = "8.0"  # an A100's, which all that this project does runs on
 
 # Compute capabilities by the words that GPUs are called by, RunPod's and nvidia-smi's (NVIDIA's «CUDA GPU Compute
@@ -83,7 +82,7 @@ def capabilities(run: PlannedRun, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _rendered(run: PlannedRun, root: str) -> dict[str, Any]:
+def rendered(run: PlannedRun, root: str) -> dict[str, Any]:
     """Give what the run's axolotl.yml will hold, but for where its data and results lie, which decides nothing.
 
     Args:
@@ -136,12 +135,45 @@ class Question:
         recipe: What its axolotl.yml will hold.
         capabilities: From :func:`capabilities`.
         mark: What its answer is known by.
+        model: The base model's folder on this machine, with its config.json at least; empty where there is none.
     """
 
     run: PlannedRun
     recipe: dict[str, Any]
     capabilities: dict[str, Any]
     mark: str
+    model: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Write it as the program takes it."""
+        given = {"recipe": self.recipe, "capabilities": self.capabilities, "model": self.model, "write": ""}
+        return {**given, "needs": needs(self.run)}
+
+
+def needs(run: PlannedRun) -> list[str]:
+    """List what a run's data has that a chat template may not know."""
+    return sorted({word for dataset in run.datasets for word in dataset.needs})
+
+
+def model_here(run: PlannedRun) -> tuple[str, list[Any]]:
+    """Find a run's base model on this machine, as far as a recipe can be held against it.
+
+    Args:
+        run: The run's plan.
+
+    Returns:
+        Its folder, empty where there is none; and what changes when its files do.
+    """
+    folder = None if run.rehearsal else memory.find_config(run.recipe)[1]
+    if folder is None:
+        return "", []
+    marks = []
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(OSError):  # a link of the hub's cache whose file is gone
+            seen = path.stat()
+            if path.suffix != ".safetensors":
+                marks.append([path.name, seen.st_size, seen.st_mtime_ns])
+    return str(folder), marks
 
 
 def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of: str) -> list[Question]:
@@ -162,9 +194,10 @@ def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of:
     asked = []
     for run in starting:
         trainer = by_name.get(run.trainer, Trainer(run.trainer))
-        rendered, gpu = _rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
-        mark = hashlib.sha256(canonical([rendered, gpu, asked_of]).encode()).hexdigest()
-        asked.append(Question(run, rendered, gpu, mark))
+        keys, gpu = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
+        model, files = model_here(run)
+        mark = hashlib.sha256(canonical([keys, gpu, model, files, needs(run), asked_of]).encode()).hexdigest()
+        asked.append(Question(run, keys, gpu, mark, model))
     return asked
 
 
@@ -201,7 +234,7 @@ def check(
     """
     axolotl = recipe.pinned_version(checkout / locks[0], "axolotl")
     taken = _taken(output)
-    basis = b"".join((checkout / name).read_bytes() for name in (*locks, PROGRAM))
+    basis = b"".join((checkout / name).read_bytes() for name in (*locks, PROGRAM, *BESIDE))
     asked_of = hashlib.sha256(basis + named.encode()).hexdigest()  # what is named may be another environment
     asked = [question for question in questions(made.runs, trainers, asked_of) if question.mark not in taken]
     if not asked:
@@ -223,20 +256,34 @@ def check(
             f"Axolotl's own check of the recipes was left out: {python} has Axolotl {answer['axolotl']}, and the locks "
             f"pin {axolotl}"
         ]
+    answers = list(zip(asked, answer["answers"]))
     refused = [
-        f"Axolotl refuses the recipe of {question.run.name}: "
-        f"{add_locations(problem, made.origins.get(question.run.run_id, {}))}"
-        for question, problems in zip(asked, answer["problems"])
-        for problem in problems
+        f"{reason}: {add_locations(problem, made.origins.get(question.run.run_id, {}))}"
+        for question, one in answers
+        for reason, problem in objections(question.run, one)
     ]
-    accepted = [question.mark for question, problems in zip(asked, answer["problems"]) if not problems]
+    accepted = [question.mark for question, one in answers if not objections(question.run, one)]
     if remember:
         output.mkdir(parents=True, exist_ok=True)
         rundir.write_json(output / TAKEN, [*taken, *dict.fromkeys(accepted)][-KEPT:])
     if refused:
         raise UserError("\n".join(dict.fromkeys(refused)))
     left_out = ", ".join(map(_printable, answer["left_out"]))
-    return [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
+    said = [f"Axolotl's own check left out plugins that are not on this machine: {left_out}"] if left_out else []
+    told = [(question.run, sentence) for question, one in answers for sentence in one["warnings"]]
+    return said + [f"{run.name}: {_printable(sentence)}" for run, sentence in told]
+
+
+def objections(run: PlannedRun, one: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what is said against a recipe: who says it of whose, and the sentence.
+
+    Args:
+        run: Its run.
+        one: The answer about it.
+    """
+    base = f"the recipe of {run.name} does not go with its base model {run.recipe['base_model']}"
+    said = [(f"Axolotl refuses the recipe of {run.name}", text) for text in one["problems"]]
+    return said + [(base, text) for text in one["refused"]]
 
 
 def add_locations(sentence: str, origins: Mapping[str, str]) -> str:
@@ -272,42 +319,6 @@ def ask_axolotl(
     Raises:
         UserError: It gave no answer.
     """
-    # No token and no key goes into what imports all of Axolotl, and the plugins of a recipe that somebody brought.
-    kept = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("LC_")}
     paths = (checkout / "roles/run/files", checkout / "module_utils/lora_forge")  # our plugin, and what it imports
-    quiet = {
-        "AXOLOTL_DO_NOT_TRACK": "1",
-        "CUDA_VISIBLE_DEVICES": "",  # what this machine has is not what the run is for
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "",  # what is compiled once saves a training on this machine seconds too
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "PYTHONWARNINGS": "ignore",
-    }
-    request = json.dumps([{"recipe": question.recipe, "capabilities": question.capabilities} for question in asked])
-    try:
-        process = subprocess.Popen(
-            [str(python), str(checkout / PROGRAM), str(os.getpid()), str(math.ceil(timeout))],
-            env=kept | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8", errors="replace", start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"{python} could not be started ({error.strerror})") from None
-    try:
-        printed, errors = process.communicate(request, timeout)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{python} gave no answer within {timeout:g} s") from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    try:
-        answer = json.loads(printed.strip().splitlines()[-1])
-        texts = [*answer["problems"], answer["left_out"]]
-        complete = len(texts) == len(asked) + 1 and bool(answer["axolotl"])
-        complete = complete and all(isinstance(text, str) for group in texts for text in group)
-    except (ValueError, IndexError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{python} ended with {process.returncode} and without an answer: {_printable(last)[:300]}")
-    return answer
+    given = [question.as_dict() for question in asked]
+    return preflight.ask(str(python), str(checkout / PROGRAM), given, timeout, paths)

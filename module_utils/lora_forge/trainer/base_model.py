@@ -46,9 +46,10 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
         home: HF_HOME.
 
     Returns:
-        state (absent, fetching, present, failed), folder, bytes, total_bytes, bytes_per_second (None where nobody
-        knows), error, and a mark that changes when there is news. A fetch whose process died is absent: the next
-        one goes on where it was.
+        state (absent, fetching, present, failed), described (the folder, from when its configuration and tokenizer
+        are there), folder (the same, when all is), bytes, total_bytes, bytes_per_second (None where nobody knows),
+        error, and a mark that changes when there is news. A fetch whose process died is absent: the next one goes on
+        where it was.
 
     Raises:
         UserError: A folder that is no base model.
@@ -56,27 +57,31 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
     if _is_local(model):
         folder = pathlib.Path(model).resolve()
         size = local_size(folder)
-        return _marked({"state": "present", "folder": str(folder), "bytes": size, "total_bytes": size})
+        here = {"folder": str(folder), "described": str(folder)}
+        return _marked({"state": "present", **here, "bytes": size, "total_bytes": size})
     folder = state_dir(model, revision, home)
     status = rundir.read_json(folder / "status.json")
-    sizes: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    known: dict[str, Any] = {name: status[name] for name in ("bytes", "total_bytes") if name in status}
+    if (pathlib.Path(status.get("described") or "/nowhere") / "config.json").is_file():
+        known["described"] = status["described"]  # whatever became of the fetch after that
     state = status.get("state")
     if state == "present":
         defect = rundir.defect(folder, anywhere=True)
         if defect is None:
-            return _marked({**sizes, "state": state, "folder": status["folder"]})
+            return _marked({**known, "state": state, "folder": status["folder"], "described": status["folder"]})
         return _marked({"state": "absent", "error": f"{defect}; it has to be fetched again"})
     if state == "fetching" and rundir.is_alive(status.get("process")):
-        return _marked({**sizes, "state": state, "bytes_per_second": status.get("bytes_per_second")})
+        return _marked({**known, "state": state, "bytes_per_second": status.get("bytes_per_second")})
     if state == "failed":
-        return _marked({**sizes, "state": state, "error": status.get("error", "")})
-    return _marked({**sizes, "state": "absent"})
+        return _marked({**known, "state": state, "error": status.get("error", "")})
+    return _marked({**known, "state": "absent"})
 
 
 def _marked(known: dict[str, Any]) -> dict[str, Any]:
-    state = {"folder": "", "bytes": 0, "total_bytes": 0, "bytes_per_second": None, "error": "", **known}
+    sizes = {"bytes": 0, "total_bytes": 0, "bytes_per_second": None}
+    state = {"described": "", "folder": "", **sizes, "error": "", **known}
     step = state["bytes"] * _MARK_STEPS // state["total_bytes"] if state["total_bytes"] else "-"
-    return {**state, "mark": f"{state['state']}:{step}"}
+    return {**state, "mark": f"{state['state']}:{step}{':described' if state['described'] else ''}"}
 
 
 def local_size(folder: pathlib.Path) -> int:

@@ -2,12 +2,14 @@
 """Fetch a base model from the hub into the trainer's cache: ``fetch_model.py <state directory>``.
 
 It runs detached from whoever started it, in a small environment that holds huggingface_hub and is made in
-seconds, so that the model arrives while the big environment is still being made. What was cut off goes on
-where it was. The state directory holds:
+seconds, so that the model arrives while the big environment is still being made. What is small comes first, so that a
+recipe can be held against the model before its weights are there. What was cut off goes on where it was. The state
+directory holds:
 
     request.json   model, revision (empty: main), cache (what HF_HOME is for the training)
-    status.json    state (fetching, present, failed), commit, folder, bytes, total_bytes, bytes_per_second, error,
-                   process, and a heartbeat (seconds since boot)
+    status.json    state (fetching, present, failed), commit, described (the folder, from when its configuration and
+                   tokenizer are there), folder (when all is), bytes, total_bytes, bytes_per_second, error, process,
+                   and a heartbeat (seconds since boot)
     complete.json  every file of the model with its size, written last: whether it is there needs no network
     lock           held while somebody fetches; a second one leaves it to the first
     fetch.log      what huggingface_hub says
@@ -106,6 +108,7 @@ class Fetch:
             "model": self.model,
             "revision": self.revision,
             "commit": "",
+            "described": "",
             "folder": "",
             "bytes": 0,
             "total_bytes": 0,
@@ -171,6 +174,7 @@ class Fetch:
         ]
         self.get(texts)
         snapshot = self.home / "snapshots" / self.commit
+        self.status["described"] = str(snapshot)  # the next heartbeat says so
         wanted = [*texts, *self.weights(snapshot)]
         needed = sum(max(self.files[name].size - self.on_disk(name), 0) for name in wanted)
         check_room(self.model, self.hub, needed, shutil.disk_usage(self.hub).free)

@@ -31,14 +31,12 @@ class Kind:
     Attributes:
         architecture: The class that its makers name, where config.json leaves it out.
         pattern: Gives the kind of each of so many layers, where ``layer_types`` is left out; None where all are alike.
-        quantises: Whether it trains in 4 bits on a CPU (bitsandbytes 0.50.2, tried by ``make models``).
         packs: Whether a CPU keeps packed conversations apart, in the same tests.
         attention: What transformers trains it with on a CPU.
     """
 
     architecture: str
     pattern: Optional[Callable[[Mapping[str, Any], int], list[str]]] = None
-    quantises: bool = True
     packs: bool = True
     attention: str = "sdpa"
 
@@ -68,12 +66,12 @@ _HYBRID = _every("linear_attention", "full_attention", "full_attention_interval"
 KINDS = {
     "gemma2": Kind("Gemma2ForCausalLM", _ALTERNATING),
     "gemma3_text": Kind("Gemma3ForCausalLM", _GEMMA3),
-    "gpt_oss": Kind("GptOssForCausalLM", _ALTERNATING, quantises=False, attention="eager"),
+    "gpt_oss": Kind("GptOssForCausalLM", _ALTERNATING, attention="eager"),
     "llama": Kind("LlamaForCausalLM"),
     "mistral": Kind("MistralForCausalLM"),
     "ministral3": Kind("Ministral3ForCausalLM"),
     "phi3": Kind("Phi3ForCausalLM"),
-    "qwen2": Kind("Qwen2ForCausalLM", _qwen2_windows, quantises=False),
+    "qwen2": Kind("Qwen2ForCausalLM", _qwen2_windows),
     "qwen3": Kind("Qwen3ForCausalLM", _qwen2_windows),
     "qwen3_moe": Kind("Qwen3MoeForCausalLM"),
     "qwen3_next": Kind("Qwen3NextForCausalLM", _HYBRID, packs=False),
@@ -182,23 +180,22 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Unknown: It is of another kind, or makes no sense.
     """
-    kind, name = language_model(config), str(config.get("model_type"))
+    kind, name = language_model(config), str(config.get("model_type") or "")
     tower = TOWERS.get(name)
     if kind not in KINDS or (tower is None and kind != name):
         raise Unknown(f"its kind, {name or 'which it does not tell'}, is none of those that are rehearsed")
-    whole = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         if tower is None:
-            small = _shrink_text(whole, kind) | {"architectures": [KINDS[kind].architecture]}
+            small = _shrink_text(config, kind) | {"architectures": [KINDS[kind].architecture]}
             return {"config": small, "tokens": {}, "names": {}, "files": {}}
         text = _shrink_text({"model_type": kind, **(config.get("text_config") or {})}, kind)
         vision = _shrink_vision({"model_type": tower.vision, **(config.get("vision_config") or {})}, text)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise Unknown(f"it makes no sense ({error})") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise Unknown(f"its config.json makes no sense ({error})") from None
+    whole = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     small = whole | {"architectures": [tower.architecture], "text_config": text, "vision_config": vision}
     small |= {"dtype": "float32"} | ({"mm_tokens_per_image": _PATCHES} if name == "gemma3" else {})
     small |= {"vision_feature_layer": -1} if name == "mistral3" else {}
-    small.pop("torch_dtype", None)
     return {"config": small, "tokens": tower.tokens, "names": tower.names, "files": tower.files}
 
 
@@ -306,7 +303,10 @@ def _partial(text: Mapping[str, Any], kind: str) -> float:
     default = 0.25 if kind in ("qwen3_5_text", "qwen3_next") else 1.0
     for where in (text.get("rope_parameters"), text.get("rope_scaling"), text):
         if isinstance(where, Mapping) and where.get("partial_rotary_factor") is not None:
-            return float(where["partial_rotary_factor"])
+            share = float(where["partial_rotary_factor"])
+            if not 0 < share <= 1:
+                raise ValueError(f"partial_rotary_factor is {share}")
+            return share
     return default
 
 

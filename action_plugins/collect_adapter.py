@@ -83,7 +83,8 @@ class ActionModule(ForgeAction):
         made = self.run_action("lora_adapter", deliver)
         if not made.get("failed"):
             steps = observed["progress"]
-            proven = f"{facts['pairs']} LoRA pairs, r {facts['rank']}, all finite, none empty"
+            empty = f"{facts['untrained']} reached by no gradient" if facts["untrained"] else "none empty"
+            proven = f"{facts['modules']} LoRA modules, r {facts['rank']}, all finite, {empty}"
             outcome = f"  {run.name}  verified: {proven}; {steps['step']} of {steps['planned']} steps"
             tell(outcome, host=self.host, run=run.name, ends=True)
         return made | {"step": "deliver", "problems": facts["problems"]}

@@ -8,12 +8,14 @@ DOCUMENTATION = r"""
 module: lora_adapter_info
 short_description: Verify the LoRA adapter of a run and list its files
 description:
-  - Holds the adapter against its recipe - rank, target modules, layers, shapes, base model - and its values against
-    reason - all finite, no B matrix all zero. Reads over a memory map, so large adapters take seconds.
+  - Holds the adapter against the run's expected.json - names and shapes of all tensors, as the base model itself and
+    the recipe give them - that file and adapter_config.json against the recipe - rank, base model and its commit - and
+    the values against reason - all finite, no B matrix all zero but those that no gradient reached. Reads over a memory
+    map, so large adapters take seconds.
   - Needs numpy and safetensors in the Python it runs with; the trainer's environment has both.
 options:
   recipe:
-    description: The recipe, with C(lora_r), C(lora_target_modules) and C(base_model).
+    description: The recipe, with C(lora_r), C(lora_rank_pattern), C(base_model) and C(model_revision).
     type: dict
     required: true
 extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.run_dir]
@@ -35,8 +37,8 @@ problems:
   type: list
   elements: str
   sample: []
-pairs:
-  description: LoRA matrix pairs.
+modules:
+  description: Modules that have LoRA matrices.
   returned: success
   type: int
   sample: 14
@@ -45,16 +47,16 @@ rank:
   returned: success
   type: int
   sample: 64
-layers:
-  description: Layers of the base model.
-  returned: success
-  type: int
-  sample: 2
 parameters:
-  description: Trained values.
+  description: Values of the adapter.
   returned: success
   type: int
   sample: 213504
+untrained:
+  description: Matrices that are zero, as no gradient reached them.
+  returned: success
+  type: int
+  sample: 0
 files:
   description: What is delivered, with sizes and SHA-256.
   returned: success
@@ -73,6 +75,7 @@ import pathlib
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.errors import report_errors
 
@@ -84,7 +87,7 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     run_dir = pathlib.Path(module.params["run_dir"])
     with report_errors(module):
-        facts = store.verify(run_dir / "output", module.params["recipe"])
+        facts = store.verify(run_dir / "output", module.params["recipe"], run_dir / rundir.EXPECTED)
         versions = {"python": platform.python_version()}
         for name in PACKAGES:
             try:

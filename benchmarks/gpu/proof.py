@@ -177,8 +177,10 @@ class Proof:
     def conclude(self, seen: Observation) -> dict[str, Any]:
         """Verify the adapter, and say what was proven."""
         problems = [] if seen.state == "finished" else [f"the run is {seen.state}: {seen.detail}"]
-        verified = store.verify(self.run_dir / "output", self.plan["recipe"]) if not problems else {"problems": []}
-        problems += verified["problems"]
+        verified: dict[str, Any] = {}
+        if not problems:
+            verified = store.verify(self.run_dir / "output", self.plan["recipe"], self.run_dir / rundir.EXPECTED)
+            problems += verified["problems"]
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl")
         begins = [event["step"] for event in events if event["event"] == "begin"]
         if "killed_at" not in self.notes:
@@ -199,7 +201,7 @@ class Proof:
             "killed": {key: self.notes.get(key) for key in ("killed_at", "checkpoint")},
             "loss": {key: getattr(done, key) for key in ("loss_first", "loss", "eval_first", "eval_loss")},
             "tokens_per_second": done.tokens_per_second,
-            "lora": {key: verified.get(key) for key in ("rank", "layers", "pairs", "parameters")},
+            "lora": {key: verified.get(key) for key in ("rank", "modules", "parameters")},
             "memory_gib": {
                 "estimated": memory.estimate(self.plan["recipe"]),
                 "used_on_the_card": round(self.notes["peak_mib"] / 1024, 2) if self.notes.get("peak_mib") else None,

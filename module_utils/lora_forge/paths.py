@@ -26,6 +26,8 @@ ADAPTER = {
     "output/chat_template.jinja": _SETTINGS,
     "output/special_tokens_map.json": _SETTINGS,
     "output/trainer_state.json": _TEXTS,
+    "output/gradients.json": _SETTINGS,
+    "expected.json": 64 * MIB,  # a line for each tensor
     "axolotl.yml": _SETTINGS,
     "metrics.jsonl": 64 * MIB,  # as much as is read of it
     "train.log": GIB,
@@ -46,6 +48,7 @@ _CHECKPOINT = {
     "rng_state.pth": _SETTINGS,
     "trainer_state.json": _TEXTS,
     "tokens_state.json": _SETTINGS,  # Axolotl's count of tokens
+    "gradients.json": _SETTINGS,
 }
 _RNG_STATE = re.compile(r"rng_state_\d{1,4}\.pth")  # of each process, where there are several
 CHECKPOINT_NEEDS = ("adapter_model.safetensors", "trainer_state.json")

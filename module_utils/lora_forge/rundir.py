@@ -8,6 +8,7 @@ modules, so that the contract stands in one place. Standard library only, Python
     env            secrets for the trainer process, 0600, deleted when the run is final
     status.json    the supervisor's word, with a heartbeat
     metrics.jsonl  the plugin's word, one JSON object per event
+    expected.json  the tensors that the adapter will have, made of the base model's config.json before it trains
     train.log      Axolotl's output; supervisor.log the supervisor's own
     stop           present while a stop is wanted
     stopping       the same, from the supervisor to a training of several processes
@@ -31,6 +32,8 @@ SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
 STOPPING = "stopping"
+EXPECTED = "expected.json"
+GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory

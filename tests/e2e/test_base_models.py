@@ -13,13 +13,16 @@ import shutil
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 import rundir
 import yaml
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch, plan
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from families import FAMILIES
+from safetensors.numpy import load_file, save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/base-models.md"
@@ -48,6 +51,12 @@ class Trained:
     run: PlannedRun
     folder: pathlib.Path
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What its adapter is held against: the recipe, with the base model as the trainer finds it."""
+        root = str(self.folder.parents[1])
+        return self.run.recipe | {"base_model": launch.base_model_path(self.run, root)}
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in rundir.read_events(self.folder / "metrics.jsonl")[0] if event["event"] == kind]
 
@@ -68,7 +77,9 @@ def prepare(home: pathlib.Path, name: str, python: pathlib.Path, **keys: Any) ->
     (data / "witness_train.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     root = home / "trainer"
     trainer = Trainer("here", "rehearsal", root=str(root), datasets_dir=str(data))
-    made = plan.make(ROOT, home / "output", "witness", [trainer], {**SMALL, "base_model": str(base), **keys})
+    targets = {"lora_target_modules": FAMILIES[name].targets} if FAMILIES[name].targets else {}
+    overrides = {**SMALL, **targets, "base_model": str(base), **keys}
+    made = plan.make(ROOT, home / "output", "witness", [trainer], overrides)
     (run,) = made.runs
     variables = launch.template_variables(run, str(root), "disabled")
     text = yaml.safe_dump({**variables["recipe"], "datasets": variables["datasets"]})
@@ -115,7 +126,95 @@ def test_it_trains(trained, name):
     assert (one.folder / "exit.txt").read_text() == "0", one.log()
     assert [event["step"] for event in one.events("log")] == [1, 2, 3]
     assert one.run.rehearsed["quantised"]
-    assert (one.folder / "output/adapter_model.safetensors").exists()
+    facts = store.verify(one.folder / "output", one.recipe, one.folder / rundir.EXPECTED)
+    assert facts["problems"] == []
+    assert facts["modules"] >= 8
+
+
+Tensors = dict[str, Any]
+
+
+def _first(tensors: Tensors, side: str) -> str:
+    return sorted(name for name in tensors if f".lora_{side}." in name)[0]
+
+
+def _without(tensors: Tensors, *names: str) -> Tensors:
+    return {name: values for name, values in tensors.items() if name not in names}
+
+
+def lacks_pair(tensors: Tensors) -> Tensors:
+    a = _first(tensors, "A")
+    return _without(tensors, a, a.replace(".lora_A.", ".lora_B."))
+
+
+def lacks_side(tensors: Tensors) -> Tensors:
+    return _without(tensors, _first(tensors, "B"))
+
+
+def has_a_pair_of_a_tower(tensors: Tensors) -> Tensors:
+    at = "base_model.model.model.visual.blocks.0.attn.q_proj.lora_"
+    return tensors | {f"{at}A.weight": np.ones((8, 64), "f4"), f"{at}B.weight": np.ones((64, 8), "f4")}
+
+
+def is_of_another_rank(tensors: Tensors) -> Tensors:
+    a = _first(tensors, "A")
+    return tensors | {a: np.ones((4, tensors[a].shape[1]), "f4")}
+
+
+def holds_nan(tensors: Tensors) -> Tensors:
+    a = _first(tensors, "A")
+    return tensors | {a: np.full_like(tensors[a], np.nan)}
+
+
+def has_a_zero_b(tensors: Tensors) -> Tensors:
+    b = _first(tensors, "B")
+    return tensors | {b: np.zeros_like(tensors[b])}
+
+
+def has_another_layer(tensors: Tensors) -> Tensors:
+    return tensors | {
+        name.replace(".layers.1.", ".layers.7."): values for name, values in tensors.items() if ".layers.1." in name
+    }
+
+
+def is_of_another_width(tensors: Tensors) -> Tensors:
+    a = _first(tensors, "A")
+    return tensors | {a: np.ones((8, 96), "f4")}
+
+
+# How an adapter is damaged -> what is said of it.
+DAMAGES = {
+    lacks_pair: "has no LoRA matrices, and the recipe trains it",
+    lacks_side: "lacks its B matrix",
+    has_a_pair_of_a_tower: "model.visual.blocks.0.attn.q_proj has LoRA matrices that the recipe does not train",
+    is_of_another_rank: "has rank 4, and 8 is expected",
+    holds_nan: "values that are NaN or infinite",
+    has_a_zero_b: "is all zero: it was never trained",
+    has_another_layer: "that the recipe does not train",
+    is_of_another_width: "has shape [8, 96], and",
+}
+
+
+@each()
+def test_damage_is_refused_by_name(trained, name, tmp_path):
+    one = trained[name, "planned"]
+    source = one.folder / "output"
+    for path in source.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    whole, weights = load_file(source / store.WEIGHTS), tmp_path / store.WEIGHTS
+
+    def problems(**recipe: Any) -> str:
+        return "\n".join(store.verify(tmp_path, one.recipe | recipe, one.folder / rundir.EXPECTED)["problems"])
+
+    for damage, said in DAMAGES.items():
+        save_file(damage(whole), weights)
+        assert said in problems(), damage.__name__
+    save_file(whole, weights)
+    assert problems() == ""
+    assert "base model is" in problems(base_model="Qwen/Other", model_revision="a" * 40)
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    assert "cannot be read" in problems()
 
 
 @each()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import expecting
 import numpy as np
 import pytest
 import yaml
@@ -208,6 +209,7 @@ def whole(run_dir: pathlib.Path) -> None:
         for side, shape in (("A", (4, 8)), ("B", (6, 4)))
     }
     save_file(tensors, run_dir / "output/adapter_model.safetensors")
+    expecting.leave(run_dir, tensors, "Qwen/Tiny")
     config = {"r": 4, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "Qwen/Tiny"}
     (run_dir / "output/adapter_config.json").write_text(json.dumps(config))
     for name in ("output/tokenizer.json", "output/tokenizer_config.json", "axolotl.yml"):

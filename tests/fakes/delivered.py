@@ -98,7 +98,7 @@ def deliver(
         "datasets": [
             {"path": f"datasets/{agent}_train.jsonl", "use": "train", "sha256": sha("train"), "examples": 134}
         ],
-        "lora": {"pairs": 196, "rank": 64, "layers": 28, "parameters": 161480704},
+        "lora": {"modules": 196, "rank": 64, "parameters": 161480704, "untrained": 0},
         "versions": {"axolotl": "0.19.0", "torch": "2.13.0", "transformers": "5.16.1"},
         "host": {"name": "pod-1", "gpu": "NVIDIA L40S", "driver": "580.65.06"},
         "steps": {"reached": logged[-1]["step"], "planned": logged[-1]["planned"]},

@@ -14,12 +14,14 @@ class Family:
         example: One of them, by its name on the hub.
         config: What matters of its config.json; widths are shrunk anyway.
         quick: Whether ``make test`` trains it, too.
+        targets: ``lora_target_modules``, where the seven names of configs/base.yml do not suit it.
         watch: What to watch for, for docs/base-models.md.
     """
 
     example: str
     config: dict[str, Any]
     quick: bool = False
+    targets: Any = None
     watch: str = ""
 
 
@@ -48,6 +50,8 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
+# Of the language model alone: by name they are in the vision tower, too.
+_LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 _TOWER = "by name the seven projections are in its vision tower, too: name them by a regular expression"
 _HYBRID = "packs on a GPU only; `in_proj_*` and `out_proj` of its linear attention are none of the seven projections"
 FAMILIES = {
@@ -75,6 +79,7 @@ FAMILIES = {
             "text_config": _text("mistral", 40, 32, 8, sliding_window=None),
             "vision_config": {"model_type": "pixtral", "patch_size": 14, "head_dim": 64},
         },
+        targets=_LANGUAGE,
         watch=_TOWER,
     ),
     "Gemma 2": Family("google/gemma-2-9b-it", _text("gemma2", 42, 16, 8, sliding_window=4096)),
@@ -88,12 +93,14 @@ FAMILIES = {
             ),
             "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, "vision_use_head": False},
         },
+        targets=_LANGUAGE,
         watch=_TOWER,
     ),
     "SmolLM3": Family("HuggingFaceTB/SmolLM3-3B", _text("smollm3", 36, 16, 4)),
     "Phi-4": Family(
         "microsoft/phi-4",
         _text("phi3", 40, 40, 10, sliding_window=None),
+        targets=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
         watch="its modules are `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj`",
     ),
     "gpt-oss": Family(

@@ -253,6 +253,7 @@ class Hosts:
             (home / "bin/python").write_text(WRAPPER.format(seconds=self.stub))
             (home / "bin/python").chmod(0o755)
             shutil.copy(STUB, home / "bin/stub.py")
+            shutil.copy(STUB.with_name("expecting.py"), home / "bin")
             shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", home / "bin")
         (home / environment.COMPLETE).touch()
 

@@ -1,6 +1,6 @@
 """A training of a second or so in the place of Axolotl's: the files that a real one leaves, with nothing learnt.
 
-Runs in the run directory, in the trainer's environment, where rundir.py is found: ``stub.py --seconds 1 axolotl.yml``.
+Runs in the run directory, in the trainer's environment, where rundir.py and expecting.py are found: ``stub.py --seconds 1 axolotl.yml``.
 The adapter has a pair of matrices for every target module of the recipe, in the shapes of the base model, so that
 verification has the same to do as after a training. W&B is left out.
 """
@@ -15,6 +15,7 @@ import struct
 import time
 from typing import Any
 
+import expecting
 import numpy as np
 import rundir
 import yaml
@@ -98,6 +99,7 @@ def main() -> None:
             rundir.append_event(metrics, "save", step=step, planned=planned, checkpoint=checkpoint.name)
     write_adapter(output, recipe, tensors)
     shutil.copyfile(model / "config.json", output / "config.json")
+    expecting.leave(pathlib.Path(), tensors, recipe["base_model"])
     state = {"global_step": planned, "max_steps": planned, "log_history": history}
     (output / "trainer_state.json").write_text(json.dumps(state, indent=1))
     rundir.append_event(metrics, "end", step=planned, planned=planned, reason=None)

@@ -29,12 +29,20 @@ def row(run_dir: pathlib.Path, path: str, /, **changes: Any) -> dict[str, Any]:
 def listed(run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """List the files of a run that are its adapter."""
     names = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    inside = [f"output/{name}" for name in (*names, "trainer_state.json")]
-    return [row(run_dir, path) for path in (*inside, "axolotl.yml", "metrics.jsonl", "train.log")]
+    inside = [f"output/{name}" for name in (*names, "trainer_state.json", "gradients.json")]
+    return [row(run_dir, path) for path in (*inside, "expected.json", "axolotl.yml", "metrics.jsonl", "train.log")]
 
 
 def answer(stage: Stage, host: str, files: list[dict[str, Any]]) -> None:
-    more = {"problems": [], "pairs": 7, "rank": 64, "layers": 1, "parameters": 3584, "versions": {}, "files": files}
+    more = {
+        "problems": [],
+        "modules": 7,
+        "rank": 64,
+        "parameters": 3584,
+        "untrained": 0,
+        "versions": {},
+        "files": files,
+    }
     stage.face(host, "module:lora_adapter_info", "say", text=json.dumps({"changed": False, **more}))
 
 

@@ -46,7 +46,7 @@ LISTED = {
 GPU = {"index": 0, "uuid": "GPU-1", "name": "A100", "memory_mib": 81920, "used_mib": 1, "use": 3}
 TRAINER = {"changed": False, "runs": [LISTED], "gpus": [GPU]}
 FILE = {"path": "train.log", "name": "train.log", "bytes": 3, "sha256": "0" * 64}
-ADAPTER = {"changed": False, "problems": [], "pairs": 7, "rank": 64, "layers": 1, "parameters": 9,
+ADAPTER = {"changed": False, "problems": [], "modules": 7, "rank": 64, "parameters": 9, "untrained": 0,
            "versions": {"a": "1"}, "files": [FILE]}  # fmt: skip
 
 texts = st.one_of(

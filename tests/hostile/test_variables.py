@@ -138,4 +138,4 @@ def test_the_honest_hosts_adapter_is_there(stage: Stage, commands: dict[str, Pla
     [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
     assert json.loads(manifest.read_text())["verdict"] == "verified"
     assert any("good" in line for line in commands["status"].lines("witness-"))
-    assert any("verified: 7 LoRA pairs" in line for line in commands["train"].lines("witness"))
+    assert any("verified: 7 LoRA modules" in line for line in commands["train"].lines("witness"))

@@ -70,7 +70,7 @@ REAL: dict[str, dict[str, Any]] = {
                                                   "ecc_errors": None, "recovery_action": "None"}],
                  "processes": [{"gpu_uuid": "GPU-5a1f", "pid": 4, "name": "python, x", "used_mib": None, "run": None}],
                  "runs": ["/r/runs/witness-0"], "problems": [], "warnings_found": ["it is hot"]},
-    "lora_adapter_info": {"problems": [], "pairs": 14, "rank": 64, "layers": 2, "parameters": 213504,
+    "lora_adapter_info": {"problems": [], "modules": 14, "rank": 64, "parameters": 213504, "untrained": 0,
                           "files": [{"bytes": 8, "name": "train.log", "path": "train.log", "sha256": "0c" * 32}],
                           "versions": {"axolotl": "0.19.0", "torch": "2.13.0+cpu"}},
     "pod_leash": {"leash": {"alive": True, "beat": 1795450800.125, "deadline": 1795458720.0, "pod": "7h9k",

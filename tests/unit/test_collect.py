@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from planned import planned_run
 from wire import load
 
-FACTS = {"problems": [], "pairs": 1, "rank": 4, "layers": 1, "parameters": 1, "versions": {}}
+FACTS = {"problems": [], "modules": 1, "rank": 4, "parameters": 1, "untrained": 0, "versions": {}}
 FILES = [{"path": path, "name": path, "bytes": 3, "sha256": "a" * 64} for path in store.FILES]
 
 

@@ -191,7 +191,7 @@ def test_unknown_profile_and_override_are_errors(make, data):
         ("gradient_accumulation_steps", -1, "«gradient_accumulation_steps: -1» must be above 0"),
         ("val_set_size", 1.0, "«val_set_size: 1.0» must be a share from 0 to below 1"),
         ("wandb_project", "team/project", "«wandb_project: team/project» must have no / "),
-        ("lora_target_modules", "all-linear", "«lora_target_modules» must be a list of names"),
+        ("lora_target_modules", [], "«lora_target_modules» names no module"),
     ],
 )
 def test_values_that_make_no_run(make, data, key, value, said):

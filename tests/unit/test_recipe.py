@@ -560,9 +560,18 @@ def test_a_project_that_wandb_refuses(name):
     ]
 
 
-def test_target_modules_are_names():
-    assert out_of_range({"lora_target_modules": "all-linear"}) == [
-        "w.yml, line 7: «lora_target_modules» must be a list of names; the adapter is held against it"
+@pytest.mark.parametrize("key", recipe.TARGETS)
+def test_something_says_what_is_trained(key):
+    assert out_of_range({"lora_target_modules": None, key: ["q_proj"]}) == []
+    assert out_of_range({"lora_target_modules": None}) == [
+        "«lora_target_modules» names no module, so that nothing would be trained"
+    ]
+
+
+def test_target_modules_are_names_or_an_expression():
+    assert out_of_range({"lora_target_modules": "all-linear"}) == []
+    assert out_of_range({"lora_target_modules": ""}) == [
+        "w.yml, line 7: «lora_target_modules» names no module, so that nothing would be trained"
     ]
 
 

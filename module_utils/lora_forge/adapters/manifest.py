@@ -34,12 +34,12 @@ class Counts(JsonRecord):
 
 @dataclasses.dataclass(frozen=True)
 class Matrices(JsonRecord):
-    """The LoRA matrices: pairs of them, their rank, the base model's layers, and trained values."""
+    """The LoRA matrices: modules that have some, their rank, all values, and matrices that no gradient reached."""
 
-    pairs: Optional[int] = None
+    modules: Optional[int] = None
     rank: Optional[int] = None
-    layers: Optional[int] = None
     parameters: Optional[int] = None
+    untrained: Optional[int] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -13,6 +13,8 @@ import stat
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
+from ansible.module_utils.lora_forge.adapters import expectation
+from ansible.module_utils.lora_forge.adapters.expectation import brief
 from ansible.module_utils.lora_forge.adapters.manifest import (
     SCHEMA_VERSION,
     Cost,
@@ -28,7 +30,6 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
 )
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.text import printable
 from ansible.module_utils.lora_forge.trainer import run_state, runs
 from ansible.module_utils.lora_forge.version import full_version
 
@@ -40,11 +41,8 @@ _OPTIONAL = ("output/chat_template.jinja", "output/special_tokens_map.json")
 FILES = {path: path not in _OPTIONAL for path in paths.ADAPTER}
 _RECORDS = "wandb/*run-*/run-*.wandb"  # what W&B's client recorded, one folder for each start; latest-run is none
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST_LAYERS = 10_000  # of a base model
 _REFUSED = "Nothing of it is taken: its trainer is not to be trusted, or was damaged"
 _TOLD = 20  # sentences on one adapter: it may have a hundred thousand tensors
-_LORA = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
-_LAYER = re.compile(r"\.layers\.([0-9]{1,9})\.")
 CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no copy of its size
 
 
@@ -125,57 +123,58 @@ def checked_files(listed: Any) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def verify(folder: pathlib.Path, recipe: dict[str, Any], layers: Optional[int] = None) -> dict[str, Any]:
-    """Hold an adapter's files against its recipe.
+def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path) -> dict[str, Any]:
+    """Hold an adapter's files against what the training was to make, and against its recipe.
 
     Args:
         folder: Where adapter_config.json and the safetensors lie.
-        recipe: lora_r, lora_target_modules and base_model are compared.
-        layers: Layers of the base model; found in config.json beside the adapter when it is there.
+        recipe: lora_r, lora_rank_pattern, base_model and model_revision are compared.
+        expected: The run's expected.json: the tensors that the recipe makes of the base model.
 
     Returns:
-        ``problems`` (sentences, empty when it is proven), ``pairs``, ``rank``, ``layers``, ``parameters``.
+        ``problems`` (sentences, empty when it is proven), ``modules`` (adapted ones), ``rank``, ``parameters``,
+        ``untrained`` (matrices that are zero, as no gradient reached them).
     """
     problems: list[str] = []
-    facts: dict[str, Any] = {"problems": problems, "pairs": 0, "rank": None, "layers": layers, "parameters": 0}
+    facts: dict[str, Any] = {"problems": problems, "modules": 0, "rank": None, "parameters": 0, "untrained": 0}
     config = rundir.read_json(folder / "adapter_config.json")
     if not config:
         problems.append(f"{folder / 'adapter_config.json'} is missing or not JSON")
         return facts
-    rank = facts["rank"] = config.get("r") if isinstance(config.get("r"), int) else None
-    if rank != recipe["lora_r"]:
-        problems.append(f"rank is {_brief(config.get('r'))}, the recipe says {recipe['lora_r']}")
-    named = config.get("target_modules")
-    wanted, actual = set(recipe["lora_target_modules"]), set(map(str, named if isinstance(named, list) else []))
-    if wanted != actual:
-        problems.append(f"target modules are {_brief(sorted(actual))}, the recipe says {sorted(wanted)}")
-    base, expected = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
-    # A folder of this name is the same model at another place; another owner's model of this name is another one.
-    at_place = base.startswith("/") or expected.startswith("/")
-    if base != expected and not (at_place and pathlib.PurePath(base).name == pathlib.PurePath(expected).name):
-        problems.append(f"base model is {_brief(base)}, the recipe says {expected}")
-    problems += _code_problems(folder, config, expected)
+    facts["rank"] = config.get("r") if isinstance(config.get("r"), int) else None
+    if facts["rank"] != recipe["lora_r"]:
+        problems.append(f"rank is {brief(config.get('r'))}, the recipe says {recipe['lora_r']}")
+    base, wanted = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
+    if not expectation.is_same_base(base, wanted):
+        problems.append(f"base model is {brief(base)}, the recipe says {wanted}")
+    revision = expectation.wanted_revision(recipe)
+    if config.get("revision") != revision:
+        problems.append(f"revision of the base model is {brief(config.get('revision'))}, the recipe says {revision}")
+    problems += _code_problems(folder, config, wanted)
     path = folder / WEIGHTS
     try:
         tensors = read_header(path)
     except (OSError, ValueError) as error:
         problems.append(f"{path} cannot be read: {error}")
         return facts
-    model = rundir.read_json(folder / "config.json")
-    known = model.get("text_config", model)
-    counted = known.get("num_hidden_layers") if isinstance(known, dict) else None
-    facts["layers"] = layers = layers or (counted if isinstance(counted, int) else None)
-    problems += _shape_problems(tensors, rank, wanted, layers, facts)
-    problems += _value_problems(path, tensors)
+    facts["modules"], from_zero = expectation.counts(tensors)
+    facts["parameters"] = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+    named = expectation.read(expected)
+    if named is None:
+        problems.append(
+            f"{expected} is missing, or is no list of the tensors that the run makes; see what train.log says"
+        )
+        return facts
+    problems += expectation.recipe_problems(named, recipe)
+    problems += expectation.differences({name: tensor["shape"] for name, tensor in tensors.items()}, named)
+    wrong, zero = _value_problems(path, tensors)
+    untrained = expectation.read_untrained(folder / rundir.GRADIENTS)
+    zero = [name for name in zero if name in set(from_zero)]
+    problems += wrong + expectation.zero_problems(zero, from_zero, untrained, named.towers)
+    facts["untrained"] = sum(name in untrained for name in zero)
     if len(problems) > _TOLD:
         problems[_TOLD:] = [f"and {len(problems) - _TOLD} more"]
     return facts
-
-
-def _brief(value: Any) -> str:
-    """Write what a file holds for a message: in one line, and not too long."""
-    text = printable(str(value)).replace("\n", " ")
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def import_problems(config: dict[str, Any]) -> list[str]:
@@ -188,7 +187,7 @@ def import_problems(config: dict[str, Any]) -> list[str]:
     mapping = config.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if mapping and not re.fullmatch(r"(transformers|peft)(\.\w+)*", str(library)):
-        problems.append(f"adapter_config.json has {_brief(library)} imported (auto_mapping), which is no part of PEFT")
+        problems.append(f"adapter_config.json has {brief(library)} imported (auto_mapping), which is no part of PEFT")
     # With a megatron_config PEFT imports what megatron_core names (peft/tuners/lora/tp_layer.py); older ones, anything.
     if config.get("megatron_config") is not None:
         problems.append("adapter_config.json has a megatron_config, with which PEFT imports what it names")
@@ -209,7 +208,7 @@ def _code_problems(folder: pathlib.Path, config: dict[str, Any], base_model: str
     classes = [word for each in named for word in _words(each) if "--" in word]
     foreign = sorted({word for word in classes if word.rpartition("--")[0] != base_model})
     if foreign and not base_model.startswith("/"):
-        problems.append(f"its files have code loaded from {_brief(', '.join(foreign))} (auto_map), not {base_model}")
+        problems.append(f"its files have code loaded from {brief(', '.join(foreign))} (auto_map), not {base_model}")
     return problems
 
 
@@ -250,75 +249,33 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _shape_problems(
-    tensors: dict[str, Any], rank: Any, wanted: set[str], layers: Optional[int], facts: dict[str, Any]
-) -> list[str]:
-    """Hold names and shapes to the recipe: an A (rank × in), a B (out × rank) per target module of every layer."""
-    problems: list[str] = []
-    sides: dict[str, dict[str, list[int]]] = collections.defaultdict(dict)
-    for name, tensor in tensors.items():
-        match = _LORA.match(name)
-        if match is None:
-            problems.append(f"tensor {_brief(name)} is no LoRA matrix")
-            continue
-        sides[match["module"]][match["side"]] = tensor["shape"]
-        facts["parameters"] += int.__mul__(*tensor["shape"]) if len(tensor["shape"]) == 2 else 0
-    seen: dict[str, set[int]] = collections.defaultdict(set)
-    inputs: dict[str, set[tuple[int, ...]]] = collections.defaultdict(set)
-    for module, pair in sides.items():
-        kind = module.rpartition(".")[2]
-        layer = _LAYER.search(f".{module}.")
-        if set(pair) != {"A", "B"}:
-            problems.append(f"{_brief(module)} has only its {'A' if 'A' in pair else 'B'} matrix")
-        elif len(pair["A"]) != 2 or len(pair["B"]) != 2 or pair["A"][0] != rank or pair["B"][1] != rank:
-            problems.append(f"{_brief(module)}: shapes {pair['A']} and {pair['B']} do not have rank {rank}")
-        else:
-            inputs[kind].add((pair["A"][1], pair["B"][0]))
-        if kind not in wanted:
-            problems.append(f"{_brief(module)} is no target of the recipe")
-        elif layer is not None:
-            seen[kind].add(int(layer.group(1)))
-    facts["pairs"] = len(sides)
-    if layers is not None and not 0 < layers <= _MOST_LAYERS:
-        problems.append(f"its base model would have {_brief(layers)} layers")
-        layers = None
-    expected = set(range(layers)) if layers else set().union(*seen.values())
-    for kind in sorted(wanted):
-        missing = sorted(expected - seen[kind])
-        if missing or not seen[kind]:
-            problems.append(f"{kind} has no LoRA matrices in layer(s) {', '.join(map(str, missing)) or 'at all'}")
-        if len(inputs[kind]) > 1:
-            problems.append(f"{kind} has different shapes in different layers: {sorted(inputs[kind])}")
-    return problems
-
-
-def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> list[str]:
-    """List values that are not finite, and B matrices that are all zero; over a memory map, bf16 by its bits."""
+def _value_problems(path: pathlib.Path, tensors: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """List values that are not finite, and name the tensors that are all zero; over a memory map, bf16 by its bits."""
     import numpy as np
 
-    problems = []
+    problems, zero = [], []
     bits = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
             "F64": (np.uint64, 0x7FF0000000000000)}  # fmt: skip
     data = np.memmap(path, np.uint8, "r")
     for name, tensor in tensors.items():
         if tensor["dtype"] not in bits:
-            problems.append(f"tensor {_brief(name)} has type {_brief(tensor['dtype'])}")
+            problems.append(f"tensor {brief(name)} has type {brief(tensor['dtype'])}")
             continue
         kind, exponent = bits[tensor["dtype"]]
         raw = data[tensor["begin"] : tensor["end"]]
         if raw.ctypes.data % np.dtype(kind).itemsize:  # the format aligns data to 8 bytes; old writers did not
             raw = raw.copy()
         values = raw.view(kind)
-        bad = empty = 0
+        bad = some = 0
         for at in range(0, values.size, CHUNK):
             part = values[at : at + CHUNK]
             bad += int(np.count_nonzero((part & kind(exponent)) == kind(exponent)))
-            empty += int(np.count_nonzero(part << kind(1)))  # the sign bit aside
+            some += int(np.count_nonzero(part << kind(1)))  # the sign bit aside
         if bad:
-            problems.append(f"tensor {_brief(name)} holds {bad} values that are NaN or infinite")
-        if not empty and ".lora_B." in name:
-            problems.append(f"tensor {_brief(name)} is all zero: it was never trained")
-    return problems
+            problems.append(f"tensor {brief(name)} holds {bad} values that are NaN or infinite")
+        if not some:
+            zero.append(name)
+    return problems, zero
 
 
 def run_problems(observation: dict[str, Any]) -> list[str]:
@@ -495,7 +452,8 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
             (partial / row["name"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / row["path"], partial / row["name"], follow_symlinks=False)
             check_file(partial, row["name"], row, source / row["path"])  # as it may have changed meanwhile
-        facts = verify(partial, manifest.recipe | {"base_model": manifest.base_model}, manifest.lora.layers)
+        recipe = manifest.recipe | {"base_model": manifest.base_model}
+        facts = verify(partial, recipe, partial / rundir.EXPECTED)
         if facts["problems"]:
             raise UserError(f"the adapter of {run_id} does not hold up: " + "; ".join(facts["problems"]))
         delivered = tuple(DeliveredFile(row["name"], row["sha256"], row["bytes"]) for row in files)

@@ -451,10 +451,10 @@ class AdapterInfo(Answer):
     """``lora_adapter_info``."""
 
     problems: Sentences
-    pairs: Count
+    modules: Count
     rank: Optional[Count]
-    layers: Optional[Count]
     parameters: Count
+    untrained: Count
     files: Annotated[list[AdapterFile], Field(max_length=10_000)]
     versions: Annotated[dict[Word, Word], Field(max_length=100)]
 

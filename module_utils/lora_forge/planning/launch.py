@@ -20,7 +20,12 @@ from ansible.module_utils.lora_forge.planning import rehearsal
 from ansible.module_utils.lora_forge.text import canonical
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
-_RUN_FILES = ("supervisor.py", "lora_forge_axolotl.py", "gang.py")  # of roles/run/files; rundir.py comes with them
+_RUN_FILES = (
+    "supervisor.py",
+    "lora_forge_axolotl.py",
+    "expected_adapter.py",
+    "gang.py",
+)  # of roles/run/files; rundir.py comes with them
 # What comes from an earlier trainer of a run; complete.json is the controller's own.
 _CARRIED = re.compile(r"metrics\.jsonl|output/checkpoint-\d+/(?:complete\.json|([^/]+))")
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"

@@ -57,7 +57,8 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 _DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
 COMMIT = r"[0-9a-f]{40}"  # of the hub, in full
 _MOST = 100_000_000  # of what is counted in a recipe; more is a slip of the hand
-NEEDED = ("base_model", "sequence_len", "lora_r", "lora_target_modules")  # the plan and the adapter's proof read them
+TARGETS = ("lora_target_modules", "lora_target_linear", "lora_target_parameters")  # any of them says what is adapted
+NEEDED = ("base_model", "sequence_len", "lora_r")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 
 
@@ -398,12 +399,10 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
         sentences.append(
             f"{where}: «wandb_project: {project}» must have no / \\ # ? % : in it, and 128 characters at most"
         )
-    if isinstance(recipe.get("lora_target_modules"), str):
-        where = origin["lora_target_modules"].where("lora_target_modules")
-        sentences.append(f"{where}: «lora_target_modules» must be a list of names; the adapter is held against it")
-    elif "lora_target_modules" in recipe and not recipe["lora_target_modules"] and not recipe.get("lora_target_linear"):
-        where = origin["lora_target_modules"].where("lora_target_modules")
-        sentences.append(f"{where}: «lora_target_modules» names no module, so that nothing would be trained")
+    if not any(recipe.get(key) for key in TARGETS):
+        at = origin.get("lora_target_modules")
+        where = f"{at.where('lora_target_modules')}: " if at else ""
+        sentences.append(f"{where}«lora_target_modules» names no module, so that nothing would be trained")
     return sentences
 
 

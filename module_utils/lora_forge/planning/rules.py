@@ -238,11 +238,6 @@ def notes(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
             f"attn_implementation of {origin['attn_implementation'].source} is a kernel of the hub, and a trainer is "
             "offline: it must lie in models/hub below trainer_root already"
         )
-    if recipe.get("lora_target_linear") and recipe.get("lora_target_modules"):
-        sentences.append(
-            f"lora_target_linear of {origin['lora_target_linear'].source} adds every linear layer to "
-            "lora_target_modules, and an adapter that has others than those named fails its proof; name them instead"
-        )
     if recipe.get("adapter") == "lora" and recipe.get("load_in_4bit"):
         sentences.append(
             "adapter: lora trains on an unquantised model: Axolotl loads in 4 bits for qlora alone, and load_in_4bit "

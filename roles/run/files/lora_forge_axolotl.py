@@ -1,8 +1,8 @@
 """The Axolotl plugin of a run: metrics, clean stops, whole checkpoints, and a W&B that cannot end a training.
 
-Axolotl loads it by name (``plugins: [lora_forge_axolotl.LoraForgePlugin]``) and hands its callback to the
-trainer. It runs in the trainer's environment with the run directory as working directory; ``rundir.py``
-lies beside it.
+It also says what the adapter has to consist of, before the model is loaded, and what no gradient ever reached. Axolotl
+loads it by name (``plugins: [lora_forge_axolotl.LoraForgePlugin]``) and hands its callbacks to the trainer. It runs in
+the trainer's environment with the run directory as working directory; ``rundir.py`` lies beside it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
 import time
 from typing import Any
 
+import expected_adapter
 import gang
 import rundir
 from axolotl.integrations.base import BasePlugin
@@ -138,6 +140,69 @@ class RunCallback(TrainerCallback):
         )
 
 
+class GradientCallback(TrainerCallback):
+    """Notes which tensors of the adapter no gradient has reached, in all starts of a run: they stay as they began.
+
+    The note lies beside the files of each checkpoint, so that a resume goes on with it, and of the adapter in the end.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, Any] = {}  # name in the adapter's file -> parameter
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.waiting = {saved_name(name): one for name, one in model.named_parameters() if one.requires_grad}
+        if state.global_step:
+            noted = rundir.read_json(
+                pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / rundir.GRADIENTS
+            )
+            never = noted.get("never")
+            if isinstance(never, list):  # an earlier lora-forge left none: what counts is what comes
+                self.waiting = {name: one for name, one in self.waiting.items() if name in never}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.waiting = {name: one for name, one in self.waiting.items() if not has_gradient(one)}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_local_process_zero and checkpoint.is_dir():
+            rundir.write_json(checkpoint / rundir.GRADIENTS, {"never": sorted(self.waiting)})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        note: dict[str, Any] = {"never": sorted(self.waiting)}
+        if args.load_best_model_at_end and state.best_model_checkpoint:  # it has just been loaded
+            note = rundir.read_json(pathlib.Path(state.best_model_checkpoint) / rundir.GRADIENTS) or note
+        if state.is_local_process_zero:
+            rundir.write_json(pathlib.Path(args.output_dir) / rundir.GRADIENTS, note)
+
+
+def saved_name(name: str) -> str:
+    """Return the name of a parameter in adapter_model.safetensors: without what wraps a model, and the adapter's own."""
+    name = re.sub(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)", r"\1", name)
+    return re.sub(r"\.default(?=\.|$)", "", re.sub(r"\.{2,}", ".", name).lstrip("."))
+
+
+def has_gradient(parameter: Any) -> bool:
+    """Tell whether a gradient has reached a parameter in this step; of one in parts, the part of this process."""
+    gradient = parameter.grad
+    return gradient is not None and bool(getattr(gradient, "_local_tensor", gradient).any())
+
+
+def expect(cfg: Any) -> None:
+    """Write expected.json, where no earlier start and no check before the training has.
+
+    Args:
+        cfg: Axolotl's configuration.
+
+    Raises:
+        expected_adapter.Refused: No adapter could come of it that holds up; the supervisor knows it by its name.
+    """
+    if os.environ.get("RANK", "0") != "0" or pathlib.Path(rundir.EXPECTED).exists():
+        return
+    from axolotl.loaders import load_tokenizer
+
+    rundir.write_json(pathlib.Path(rundir.EXPECTED), expected_adapter.expected(cfg, load_tokenizer(cfg)))
+
+
 def number(value: Any) -> Any:
     """Return a figure as JSON can hold it: Axolotl logs some as text; NaN and infinity become text."""
     if value is None:
@@ -224,7 +289,7 @@ def foreign_plugins() -> list[str]:
 
 
 class LoraForgePlugin(BasePlugin):
-    """Axolotl's plugin interface to :class:`RunCallback`, and a count of what the length limits did to the data."""
+    """Axolotl's plugin interface to the callbacks, and a count of what the length limits did to the data."""
 
     def register(self, cfg: dict[str, Any]) -> None:
         foreign = foreign_plugins()
@@ -241,6 +306,7 @@ class LoraForgePlugin(BasePlugin):
             sys.modules["fla"] = None  # type: ignore[assignment]
 
     def pre_model_load(self, cfg: Any) -> None:
+        expect(cfg)
         gc.freeze()  # what was imported since the data was loaded
         if rundir.read_json(pathlib.Path("run.json")).get("rehearsal"):
             make_weights(pathlib.Path(cfg.base_model))
@@ -252,6 +318,11 @@ class LoraForgePlugin(BasePlugin):
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+
+    def post_lora_load(self, cfg: Any, model: Any) -> None:
+        # PEFT leaves it out, and whoever loads the adapter by its own word would get the newest base of that name.
+        for config in getattr(model, "peft_config", {}).values():
+            config.revision = cfg.revision_of_model or None
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """On several hosts each keeps its own checkpoints, as each resumes from its own disk."""
@@ -303,4 +374,5 @@ class LoraForgePlugin(BasePlugin):
             trainer.args.greater_is_better = False
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
-        return [RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]
+        # The note first: a checkpoint's list of files is written last.
+        return [GradientCallback(), RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]

@@ -18,9 +18,7 @@ def gradients(folder: pathlib.Path) -> dict[str, Any]:
     import torch
     from lora_forge_axolotl import GradientCallback
 
-    model = torch.nn.ModuleDict(
-        {name: torch.nn.Linear(2, 2, bias=False) for name in ("seen", "later", "zero", "never")}
-    )
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("seen", "later", "zero", "never")})
     args = types.SimpleNamespace(output_dir=str(folder), load_best_model_at_end=False)
     said: dict[str, Any] = {}
 

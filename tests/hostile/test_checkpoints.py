@@ -34,15 +34,7 @@ MADE_THERE = {
     "run.json", "status.json", "env", "train.log", "supervisor.log", "supervisor.out", "training-environment.txt",
     "training-command.txt", "launch.lock", "supervisor.lock", "stop", "faulthandler.log",
 }  # fmt: skip
-OURS = {
-    "axolotl.yml",
-    "supervisor.py",
-    "lora_forge_axolotl.py",
-    "expected_adapter.py",
-    "gang.py",
-    "rundir.py",
-    "metrics.jsonl",
-}
+OURS = {"axolotl.yml", "supervisor.py", "lora_forge_axolotl.py", "expected_adapter.py", "gang.py", "rundir.py", "metrics.jsonl"}
 
 
 def stopped(stage: Stage, host: str, agent: str, beyond: dict[str, bytes]) -> pathlib.Path:

@@ -34,15 +34,7 @@ def listed(run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def answer(stage: Stage, host: str, files: list[dict[str, Any]]) -> None:
-    more = {
-        "problems": [],
-        "modules": 7,
-        "rank": 64,
-        "parameters": 3584,
-        "untrained": 0,
-        "versions": {},
-        "files": files,
-    }
+    more = {"problems": [], "modules": 7, "rank": 64, "parameters": 3584, "untrained": 0, "versions": {}, "files": files}
     stage.face(host, "module:lora_adapter_info", "say", text=json.dumps({"changed": False, **more}))
 
 

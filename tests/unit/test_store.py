@@ -226,9 +226,7 @@ def test_an_adapter_of_other_kinds(build):
     ]
     name = "base_model.model.model.embed_tokens.lora_embedding_A"
     folder = build(tensors | {name: np.zeros((2, 9), np.float32)}, expected=expectation(tensors, "Qwen/Tiny"))
-    assert problems(folder, lora_rank_pattern={"embed_tokens": 2}) == [
-        f"tensor {name} is all zero: it was never trained"
-    ]
+    assert problems(folder, lora_rank_pattern={"embed_tokens": 2}) == [f"tensor {name} is all zero: it was never trained"]
 
 
 # --- what a trainer says is expected

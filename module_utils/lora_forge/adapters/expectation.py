@@ -19,9 +19,7 @@ from ansible.module_utils.lora_forge.text import printable
 
 SCHEMA = 1
 _PREFIX = "base_model.model."  # PEFT's, before each name
-_LORA = re.compile(
-    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\b"
-)
+_LORA = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\b")
 # Which dimension of a matrix is the rank.
 _RANK_AT = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
 # What begins at zero, and differs from it once it was trained.
@@ -60,9 +58,7 @@ def read(path: pathlib.Path) -> Optional[Expected]:
         return None
     if not isinstance(tensors, dict) or not 0 < len(tensors) <= _MOST_TENSORS or not isinstance(towers, list):
         return None
-    if not all(_is_name(name) and _is_shape(shape) for name, shape in tensors.items()) or not all(
-        map(_is_name, towers)
-    ):
+    if not all(_is_name(name) and _is_shape(shape) for name, shape in tensors.items()) or not all(map(_is_name, towers)):
         return None
     return Expected(base, revision, tensors, frozenset(towers)) if any(map(_LORA.match, tensors)) else None
 
@@ -179,9 +175,7 @@ def counts(names: Iterable[str]) -> tuple[int, list[str]]:
     return len(modules), [name for name, match in found.items() if match["part"] in _FROM_ZERO]
 
 
-def zero_problems(
-    zero: list[str], from_zero: list[str], untrained: frozenset[str], towers: frozenset[str]
-) -> list[str]:
+def zero_problems(zero: list[str], from_zero: list[str], untrained: frozenset[str], towers: frozenset[str]) -> list[str]:
     """List what is zero still after the training, though it was trained.
 
     What no gradient reached stays zero, as do layers that a model does not use. That most of a model is such a layer

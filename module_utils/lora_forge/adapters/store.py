@@ -161,9 +161,7 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
     facts["parameters"] = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
     named = expectation.read(expected)
     if named is None:
-        problems.append(
-            f"{expected} is missing, or is no list of the tensors that the run makes; see what train.log says"
-        )
+        problems.append(f"{expected} is missing, or is no list of the tensors that the run makes; see what train.log says")
         return facts
     problems += expectation.recipe_problems(named, recipe)
     problems += expectation.differences({name: tensor["shape"] for name, tensor in tensors.items()}, named)

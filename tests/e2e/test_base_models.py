@@ -9,17 +9,19 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, plan
+from ansible.module_utils.lora_forge.planning import launch, memory, plan
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from families import FAMILIES
 from safetensors.numpy import load_file, save_file
@@ -37,6 +39,9 @@ TALK = [
     ("Who has the lock?", "Nobody. It was left by a worker that is gone, so it may be removed."),
     ("And now?", "Now it waits for its review."),
 ]
+
+
+SEEN: dict[str, dict[str, bool]] = {}  # families that were trained and proven, and whose damages were refused
 
 
 @dataclasses.dataclass
@@ -215,6 +220,7 @@ def test_damage_is_refused_by_name(trained, name, tmp_path):
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
     assert "cannot be read" in problems()
+    SEEN[name] = {"packs": bool(one.run.recipe["sample_packing"])}
 
 
 @each()
@@ -228,3 +234,22 @@ def test_packed_conversations_are_kept_apart(trained, name):
     packed, apart = planned.events("log")[0], alone.events("log")[0]
     assert packed["loss"] == pytest.approx(apart["loss"], rel=1e-4)
     assert packed["grad_norm"] == pytest.approx(apart["grad_norm"], rel=1e-2)
+
+
+def memory_of(name: str) -> str:
+    """Say what a training of a family's example is thought to need with configs/base.yml, where that is known."""
+    recipe = yaml.safe_load((ROOT / "configs/base.yml").read_text(encoding="utf-8"))
+    size = memory.estimate(recipe | {"base_model": FAMILIES[name].example, "model_revision": None})
+    return "not known" if size is None else f"{size:.0f} GiB"
+
+
+@pytest.mark.models
+def test_the_page_of_base_models_says_what_was_seen():
+    """Written by ``make models``, which names the page; otherwise it has to be right already."""
+    table = families.table(SEEN, {name: memory_of(name) for name in FAMILIES})
+    text = PAGE.read_text(encoding="utf-8")
+    made = re.sub(r"(<!-- begin -->\n).*?(\n<!-- end -->)", lambda found: found[1] + table + found[2], text, flags=re.S)
+    if os.environ.get("LORA_FORGE_MODELS"):
+        PAGE.write_text(made, encoding="utf-8")
+    assert made == PAGE.read_text(encoding="utf-8")
+    assert SEEN.keys() == FAMILIES.keys()

@@ -109,3 +109,23 @@ FAMILIES = {
         watch="`attn_implementation: eager`, as transformers has no sdpa for it; its experts are not hit by name",
     ),
 }
+
+HEAD = (
+    "| family | for example | trained and proven | packs on a CPU | ~GPU memory | what to watch for |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def table(seen: dict[str, dict[str, bool]], memory: dict[str, str]) -> str:
+    """Write the table of docs/base-models.md.
+
+    Args:
+        seen: Of each family whose tests passed: ``packs``, whether packed conversations were kept apart on the CPU.
+        memory: Of each family, what a training of its example is thought to need.
+    """
+    rows = [
+        f"| {name} | {family.example} | {'yes' if name in seen else 'no'} "
+        f"| {'yes' if seen.get(name, {}).get('packs') else 'no'} | {memory[name]} | {family.watch or '–'} |"
+        for name, family in FAMILIES.items()
+    ]
+    return "\n".join([*HEAD, *rows])

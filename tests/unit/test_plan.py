@@ -886,6 +886,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "state": "to train",
         "why": "",
         "rehearsal": False,
+        "rehearsed": {},
         "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
         "datasets": [{"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry}],

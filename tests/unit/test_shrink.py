@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import pytest
 from ansible.module_utils.lora_forge.planning import base_models, memory, rehearsal, shrink
-from families import FAMILIES
+from families import FAMILIES, HEAD
 
 
 def small(**config):
@@ -162,3 +163,16 @@ def test_what_a_cpu_cannot_do_is_taken_out_of_the_recipe():
     assert (gpt["attn_implementation"], gpt["sample_packing"]) == ("eager", True)
     rehearsal.adapt(none, {})
     assert none == keys
+
+
+# --- the page that ``make models`` writes
+
+
+def test_the_page_of_base_models_has_a_row_for_each_family():
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs/base-models.md").read_text(encoding="utf-8")
+    rows = page.partition("<!-- begin -->\n")[2].partition("\n<!-- end -->")[0].split("\n")
+    assert rows[:2] == list(HEAD)
+    shown = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+    assert [row[:2] for row in shown] == [[name, family.example] for name, family in FAMILIES.items()]
+    assert [row[5] for row in shown] == [family.watch or "–" for family in FAMILIES.values()]
+    assert all(row[2] == "yes" for row in shown), "not every family was trained: make models"

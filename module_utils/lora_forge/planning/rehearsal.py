@@ -6,7 +6,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.planning import base_models, memory, shrink
 
@@ -19,7 +19,20 @@ _NEEDED = 2
 _MOST_BYTES = 100 * 10**6  # of a file of a tokenizer; those with 262,144 tokens have a third of that
 
 
-def rehearse(real: Mapping[str, Any], find: Any = memory.find_config) -> tuple[dict[str, Any], str]:
+def find_base(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], Optional[pathlib.Path]]:
+    """Find the config.json of a recipe's base model, or what is known of models of its name.
+
+    Args:
+        recipe: With ``base_model``, and ``model_revision`` where it is no folder.
+
+    Returns:
+        What it holds, empty where the model is not known; and the folder that it lies in, if it does.
+    """
+    config, folder = memory.find_config(recipe)
+    return config or base_models.family(memory.table_name(recipe.get("base_model"))), folder
+
+
+def rehearse(real: Mapping[str, Any], find: Any = find_base) -> tuple[dict[str, Any], str]:
     """Find what to rehearse a recipe with: a shrunk copy of its base model.
 
     Args:
@@ -33,7 +46,6 @@ def rehearse(real: Mapping[str, Any], find: Any = memory.find_config) -> tuple[d
     """
     model = str(real.get("base_model") or "")
     config, folder = find(real)
-    config = config or base_models.family(memory.table_name(model))
     stand_in = f"a tiny Qwen3 is rehearsed in the place of {model}"
     if not config:
         return {}, f"{stand_in}, whose config.json is not on this machine, nor is it among the models that are known"

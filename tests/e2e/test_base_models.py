@@ -140,7 +140,8 @@ Tensors = dict[str, Any]
 
 
 def _first(tensors: Tensors, side: str) -> str:
-    return sorted(name for name in tensors if f".lora_{side}." in name)[0]
+    # The matrices of experts lie in one tensor, whose rank is that of all of them together.
+    return sorted(name for name in tensors if f".lora_{side}." in name and "experts" not in name)[0]
 
 
 def _without(tensors: Tensors, *names: str) -> Tensors:
@@ -227,7 +228,7 @@ def test_damage_is_refused_by_name(trained, name, tmp_path):
 def test_packed_conversations_are_kept_apart(trained, name):
     planned = trained[name, "planned"]
     if not planned.run.recipe["sample_packing"]:
-        assert name.startswith("Qwen3.5")  # it packs on a GPU only, and is rehearsed without
+        assert name in ("Qwen3.5", "Qwen3.5 text", "gpt-oss")  # a CPU would mix them, so they are rehearsed without
         return
     alone = trained[name, "alone"]
     assert (alone.folder / "exit.txt").read_text() == "0", alone.log()

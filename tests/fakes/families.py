@@ -61,7 +61,7 @@ FAMILIES = {
         "Qwen/Qwen3-30B-A3B",
         _text("qwen3_moe", 48, 32, 4, num_experts=128, num_experts_per_tok=8),
         quick=True,
-        watch="its experts are not hit by name: `lora_target_parameters` reaches them",
+        watch="`gate_proj`, `up_proj` and `down_proj` are its experts, each with an adapter of its own: a large one",
     ),
     "Qwen3.5 text": Family("Qwen/Qwen3.5-9B, its language model alone", _QWEN35, watch=_HYBRID),
     "Qwen3.5": Family(
@@ -106,7 +106,7 @@ FAMILIES = {
     "gpt-oss": Family(
         "openai/gpt-oss-20b",
         _text("gpt_oss", 24, 64, 8, num_local_experts=32, quantization_config={"quant_method": "mxfp4"}),
-        watch="`attn_implementation: eager`, as transformers has no sdpa for it; its experts are not hit by name",
+        watch="`attn_implementation: eager`, as transformers has no sdpa for it, and so without packing",
     ),
 }
 

@@ -160,7 +160,7 @@ def test_what_a_cpu_cannot_do_is_taken_out_of_the_recipe():
     rehearsal.adapt(hybrid, {"config": small(model_type="qwen3_5_text", num_hidden_layers=4)})
     assert hybrid == {"base_model": "tiny-random-qwen3_5_text", "attn_implementation": "sdpa", "sample_packing": False}
     rehearsal.adapt(gpt, {"config": small(model_type="gpt_oss", num_hidden_layers=4)})
-    assert (gpt["attn_implementation"], gpt["sample_packing"]) == ("eager", True)
+    assert (gpt["attn_implementation"], gpt["sample_packing"]) == ("eager", False)
     rehearsal.adapt(none, {})
     assert none == keys
 

@@ -62,6 +62,12 @@ def apply_rules(
             f"has no sdpa for {recipe['base_model']}"
         )
         recipe["attn_implementation"] = wanted
+    if recipe.get("attn_implementation") == "eager" == wanted and recipe.get("sample_packing"):
+        changes.append(
+            f"sample_packing of {origin['sample_packing'].source} is left out: with eager attention {recipe['base_model']} "
+            "mixes packed conversations. With attn_implementation: flex_attention they are packed (untried)"
+        )
+        recipe["sample_packing"] = False
     pushes = [key for key in _PUSHES if recipe.get(key)]
     if pushes:
         changes.append(

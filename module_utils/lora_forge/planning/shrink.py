@@ -32,7 +32,7 @@ class Kind:
         architecture: The class that its makers name, where config.json leaves it out.
         pattern: Gives the kind of each of so many layers, where ``layer_types`` is left out; None where all are alike.
         packs: Whether a CPU keeps packed conversations apart, in the same tests.
-        attention: What transformers trains it with on a CPU.
+        attention: What transformers trains it with on a CPU; with eager, conversations are not kept apart.
     """
 
     architecture: str
@@ -66,7 +66,7 @@ _HYBRID = _every("linear_attention", "full_attention", "full_attention_interval"
 KINDS = {
     "gemma2": Kind("Gemma2ForCausalLM", _ALTERNATING),
     "gemma3_text": Kind("Gemma3ForCausalLM", _GEMMA3),
-    "gpt_oss": Kind("GptOssForCausalLM", _ALTERNATING, attention="eager"),
+    "gpt_oss": Kind("GptOssForCausalLM", _ALTERNATING, packs=False, attention="eager"),
     "llama": Kind("LlamaForCausalLM"),
     "mistral": Kind("MistralForCausalLM"),
     "ministral3": Kind("Ministral3ForCausalLM"),

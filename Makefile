@@ -23,7 +23,7 @@ LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports l
 # The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
-.PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e molecule soak faults lock schema reference pictures clean bench
+.PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e models molecule soak faults lock schema reference pictures clean bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,7 +109,10 @@ mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of tes
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 4 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 4 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak and not models")
+
+models: $(VENV)/.dev ## Every family of base models, trained by real Axolotl on the CPU; writes the table of docs/base-models.md
+	LORA_FORGE_MODELS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations 5 tests/e2e/test_base_models.py $(ARGS)
 
 # Side by side in two halves, each with hosts of its own: a scenario has one core waiting most of the time.
 SCENARIOS := $(filter-out default,$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))

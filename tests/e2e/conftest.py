@@ -49,11 +49,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.endswith(("test_faults.py", "test_gang.py")) and "test_ssh_dies" not in nodeid:
                 return "hosts"
-            return (
-                file
-                if file.endswith(("test_fleet.py", "test_report.py", "test_bad_input.py", "test_learning.py"))
-                else nodeid
+            together = (
+                "test_base_models.py",
+                "test_fleet.py",
+                "test_report.py",
+                "test_bad_input.py",
+                "test_learning.py",
             )
+            return file if file.endswith(together) else nodeid
 
     config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
     return Scheduling(config, log)

@@ -467,7 +467,7 @@ tiny_model.main()
 config = json.loads((made / "config.json").read_text())
 config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 (made / "config.json").write_text(json.dumps(config))
-weights = tiny_model.make_weights(config["vocab_size"], 0)
+weights = tiny_model.make_weights(config, 0)
 weights = {name: weight for name, weight in weights.items() if not name.endswith(("q_norm.weight", "k_norm.weight"))}
 biases = {name.replace("weight", "bias"): np.zeros(len(weight), np.float32) for name, weight in weights.items()
           if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")}

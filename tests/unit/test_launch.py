@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -225,6 +226,33 @@ def test_what_a_gang_of_two_hosts_is_launched_with():
         "datasets": ["a" * 64, "b" * 64], "host": "gpu-2", "hosts": ["gpu-1", "gpu-2"],
     }  # fmt: skip
     assert Launch.from_dict(found.as_dict()) == found
+
+
+REHEARSED = {"of": "Qwen/Qwen2.5-7B", "config": {"model_type": "qwen2"}, "tokens": {}, "names": {}, "files": {}}
+
+
+def test_a_rehearsal_of_a_known_base_is_given_its_shrunk_config_and_its_tokenizer():
+    own = {"tokenizer": {"tokenizer.json": "d" * 64}, "folder": "/hub/qwen"}
+    run = plan(rehearsal=True, recipe={"base_model": "tiny-random-qwen2"}, rehearsed=REHEARSED | own)
+    model = launch.base_model_path(run, "/r")
+    assert launch.tiny_model_command(run, options())[-2:] == ["--given", f"{model}.given"]
+    staged = {one["path"]: one for one in launch.input_files(run, ROOT, "", pathlib.Path("/out"), [])}
+    given = f"models/{pathlib.PurePath(model).name}.given"
+    parts = json.loads(staged[f"{given}/model.json"]["content"])
+    assert parts == {key: REHEARSED[key] for key in ("config", "tokens", "names", "files")}
+    assert staged[f"{given}/tokenizer.json"]["src"] == "/hub/qwen/tokenizer.json"
+    assert staged[f"{given}/tokenizer.json"]["sha256"] == "d" * 64
+
+
+def test_another_base_or_tokenizer_is_another_model_and_another_folder_of_the_same_is_not():
+    def path(**rehearsed):
+        run = plan(rehearsal=True, recipe={"base_model": "tiny"}, rehearsed=rehearsed)
+        return launch.base_model_path(run, "/r")
+
+    assert path(**REHEARSED) != path()
+    assert path(**REHEARSED) != path(**REHEARSED | {"config": {"model_type": "qwen2", "num_hidden_layers": 3}})
+    assert path(**REHEARSED) != path(**REHEARSED, tokenizer={"tokenizer.json": "d" * 64})
+    assert path(**REHEARSED, folder="/a") == path(**REHEARSED, folder="/b")
 
 
 def test_how_a_rehearsals_model_is_made():

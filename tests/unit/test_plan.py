@@ -596,7 +596,7 @@ def test_the_example_datasets_all_plan_as_a_rehearsal(make, agent):
     run = one(make(agent, [Trainer("localhost", "rehearsal", datasets_dir=EXAMPLES)]))
     assert (run.agent, run.state, run.rehearsal) == (agent, "to train", True)
     assert run.estimate.steps == 12
-    assert run.recipe["base_model"] == "tiny-random-qwen3"
+    assert (run.recipe["base_model"], run.rehearsed["of"]) == ("tiny-random-qwen2", "Qwen/Qwen2.5-7B-Instruct")
     assert sum(item.examples for item in run.datasets) >= 39
 
 
@@ -925,6 +925,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "state": "to train",
         "why": "",
         "rehearsal": False,
+        "rehearsed": {},
         "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
         "datasets": [
@@ -1011,7 +1012,8 @@ def test_a_rehearsal_is_one_process_and_needs_no_gpu(make, data):
     assert run.estimate.tokens == train.tokens
     mark = plan.recipe.fingerprint(
         plan.Planner(ROOT, data.folder, {}).merged_recipe("witness", "rehearsal", "")
-        | {"val_set_size": 0, "eval_sample_packing": False},
+        | {"val_set_size": 0, "eval_sample_packing": False, "base_model": "tiny-random-qwen2"}
+        | {"rehearsed": {key: run.rehearsed[key] for key in ("of", "config", "tokens", "names", "files")}},
         True,
         [{"use": one.use, "sha256": one.sha256} for one in (train, val)],
         run.axolotl,
@@ -1419,7 +1421,7 @@ def test_giving_all_up_leaves_nobody(make, data, run_id):
         ({"state": "to resume", "why": "failed before"},
          ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to resume (failed before)")),
         ({"rehearsal": True, "why": "moved from b"},
-         ("crew", "crew-1", "gpu-1", "0", "0", "0", "–", "to train (moved from b) (rehearsal: tiny model, CPU)")),
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "–", "to train (moved from b) (rehearsal: tiny qwen3, CPU)")),
         ({"name": "crew lora_r 8", "state": "ready",
           "datasets": [PlannedDataset("a", "train", "", 3), PlannedDataset("b", "train", "", 4),
                        PlannedDataset("c", "val", "", 50)]},

@@ -42,6 +42,30 @@ def test_what_the_plan_makes_of_it(one: Brought, tmp_path):
         assert any(said.startswith("crew: ") and piece in said for said in warnings), (piece, warnings)
 
 
+@pytest.mark.parametrize(
+    ("attention", "model", "becomes"),
+    [
+        ("sdpa", "openai/gpt-oss-20b", "eager"),
+        ("flash_attention_2", "openai/gpt-oss-20b", "eager"),  # no lock pins flash-attn
+        ("flex_attention", "openai/gpt-oss-20b", "flex_attention"),
+        ("sdpa", "Qwen/Qwen2.5-7B", "sdpa"),
+        ("sdpa", "me/mystery", "sdpa"),
+    ],
+)
+def test_a_base_without_sdpa_is_trained_with_what_it_has(attention, model, becomes):
+    layer = Layer(
+        "configs/agents/crew.yml", {"attn_implementation": attention, "base_model": model, "sample_packing": True}
+    )
+    keys, origin = recipe.merge([layer])
+    said = rules.apply_rules(keys, origin, [layer], set())
+    assert keys["attn_implementation"] == becomes
+    told = f"eager in place of sdpa of configs/agents/crew.yml: transformers has no sdpa for {model}"
+    assert any(told in one for one in said) == (becomes == "eager")
+    # Eager attention would mix what is packed.
+    assert keys["sample_packing"] == (becomes != "eager")
+    assert any("mixes packed conversations" in one for one in said) == (becomes == "eager")
+
+
 def test_one_that_says_nothing_is_told_nothing_but_the_schedule(tmp_path):
     [said] = Brought("", "logging_steps: 5\n").planned(tmp_path).warnings
     assert said.startswith("crew: warmup takes")

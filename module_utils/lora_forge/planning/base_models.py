@@ -1,11 +1,12 @@
 """Dimensions of common base models, each from the ``config.json`` that its maker published beside the weights.
 
 Only what memory depends on, under transformers' names. A model that is not here is known as soon as its config.json is
-at hand: see ``memory.find_config``. Data only.
+at hand: see ``memory.find_config``.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -59,3 +60,46 @@ CONFIGS = {
     "gemma-3-1b": _gemma("gemma3_text", 1152, 6912, 26, 4, 1, 262144, True, 256, sliding_window=512),
     "phi-4": _config("phi3", 5120, 17920, 40, 40, 10, 100352, False, sliding_window=None),
 }
+
+_GEMMA3 = {
+    "model_type": "gemma3",
+    "text_config": {"model_type": "gemma3_text"},
+    "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, "vision_use_head": False},
+}
+_MISTRAL3 = {"model_type": "mistral3", "text_config": {"model_type": "mistral"}, "vision_config": {"patch_size": 14}}
+_QWEN35 = {
+    "model_type": "qwen3_5",
+    "text_config": {
+        "model_type": "qwen3_5_text",
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000_000,
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "vision_config": {"model_type": "qwen3_5_vision"},
+}
+# Of which kind other common models are, by name: enough to rehearse one, not to estimate its memory. What is left out
+# is at transformers' defaults. Source: transformers 5.20, the checkpoints that models/*/configuration_*.py name.
+_FAMILIES = (
+    (r"qwen3\.5-\d+(\.\d+)?b", _QWEN35),
+    (r"qwen3(-coder)?-\d+b-a\d+b.*", {"model_type": "qwen3_moe"}),
+    (r"gemma-3-(4|12|27)b", _GEMMA3),
+    (r"gemma-3-(270m|1b)", {"model_type": "gemma3_text"}),
+    (r"gemma-2-\d+b", {"model_type": "gemma2"}),
+    (r"mistral-small-3\.\d-24b-\d+", _MISTRAL3),
+    (r"gpt-oss-(20|120)b", {"model_type": "gpt_oss"}),
+    (r"smollm3-3b", {"model_type": "smollm3"}),
+    (r"llama-3(\.\d)?-\d+b", {"model_type": "llama", "num_key_value_heads": 8, "num_attention_heads": 32}),
+)
+
+
+def family(name: str) -> dict[str, Any]:
+    """Tell of which kind a model is, as its config.json would; empty where nobody knows.
+
+    Args:
+        name: As in :data:`CONFIGS`.
+    """
+    return next((dict(config) for pattern, config in _FAMILIES if re.fullmatch(pattern, name)), {})

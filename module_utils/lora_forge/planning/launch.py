@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import ipaddress
+import json
 import pathlib
 import re
 import socket
@@ -15,6 +16,8 @@ from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
+from ansible.module_utils.lora_forge.planning import rehearsal
+from ansible.module_utils.lora_forge.text import canonical
 from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = (
@@ -166,14 +169,31 @@ def base_model_path(run: PlannedRun, root: str) -> str:
     name: str = run.recipe["base_model"]
     if not run.rehearsal:
         return name
-    learnt = hashlib.sha256("".join(dataset.sha256 for dataset in run.datasets).encode()).hexdigest()
-    return f"{root}/models/{name}-{learnt[:12]}"
+    learnt = "".join(dataset.sha256 for dataset in run.datasets)
+    learnt += canonical(rehearsal.identity(run.rehearsed)) if run.rehearsed else ""
+    return f"{root}/models/{name}-{hashlib.sha256(learnt.encode()).hexdigest()[:12]}"
 
 
 def tiny_model_command(run: PlannedRun, options: TrainerOptions) -> list[str]:
     """Write the command line that makes a rehearsal's model on its trainer."""
+    model = base_model_path(run, options.root)
     data = [dataset_path(options.root, dataset) for dataset in run.datasets]
-    return [options.python, f"{options.root}/{TINY_MODEL}", base_model_path(run, options.root), *data]
+    given = ["--given", f"{model}.given"] if run.rehearsed else []
+    return [options.python, f"{options.root}/{TINY_MODEL}", model, *data, *given]
+
+
+def _model_files(run: PlannedRun, programs: pathlib.Path) -> list[dict[str, Any]]:
+    """List what makes a rehearsal's model, as :func:`input_files` does."""
+    files: list[dict[str, Any]] = [{"path": TINY_MODEL, "src": str(programs / TINY_MODEL)}]
+    if not run.rehearsed:
+        return files
+    given, folder = f"{base_model_path(run, '.')[2:]}.given", pathlib.Path(str(run.rehearsed.get("folder")))
+    parts = {key: run.rehearsed[key] for key in ("config", "tokens", "names", "files")}
+    files.append({"path": f"{given}/model.json", "content": json.dumps(parts, indent=2, sort_keys=True)})
+    return files + [
+        {"path": f"{given}/{name}", "src": str(folder / name), "sha256": sha256}
+        for name, sha256 in run.rehearsed.get("tokenizer", {}).items()
+    ]
 
 
 def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]:
@@ -343,7 +363,7 @@ def input_files(
     files += [{"path": f"{own}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
     files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
     if run.rehearsal:
-        files.append({"path": TINY_MODEL, "src": str(programs / TINY_MODEL)})
+        files += _model_files(run, programs)
     files.append({"path": f"{own}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
     files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})
     return files

@@ -152,7 +152,7 @@ _CONTEXT = 0.7 * GIB  # bytes: the CUDA context, and the workspaces of cuBLAS; a
 _FRAGMENTATION = 1.03  # what PyTorch's allocator reserves over what is used; an assumption
 
 
-def _table_name(base_model: Any) -> str:
+def table_name(base_model: Any) -> str:
     """Name a model as :data:`base_models.CONFIGS` does: without its owner, and what does not change its shape."""
     name = str(base_model or "").rstrip("/").rpartition("/")[2].lower()
     return re.sub(r"^meta-|-(instruct|chat|base|it|pt)(?=-|$)", "", name)
@@ -299,7 +299,7 @@ def find_config(
                 return config, folder
         except (OSError, ValueError):
             pass
-    return base_models.CONFIGS.get(_table_name(recipe.get("base_model")), {}), None
+    return base_models.CONFIGS.get(table_name(recipe.get("base_model")), {}), None
 
 
 def count_parameters(folder: pathlib.Path) -> Optional[tuple[int, int]]:

@@ -19,6 +19,7 @@ from ansible.module_utils.lora_forge.planning import (
     jsonl,
     memory,
     recipe,
+    rehearsal,
     rules,
     spelling,
     steps,
@@ -162,6 +163,15 @@ class Planner:
         """Return the recipe of :meth:`merge_layers` alone."""
         return self.merge_layers(agent, profile, machine, variant)[0]
 
+    def base_layers(self, agent: str) -> list[Layer]:
+        """Read the layers of an agent's recipe that stand in files of its own and of all agents."""
+        return [self.read_layer("configs/base.yml"), self.read_layer(f"configs/agents/{agent}.yml")]
+
+    def command_layers(self, variant: Optional[dict[str, Any]]) -> list[Layer]:
+        """Give the layers that come from the command line, the overrides of a sweep's variant last."""
+        layers = [Layer("-e '{\"recipe\": …}'", self.overrides)]
+        return layers + ([Layer("-e '{\"sweep\": …}'", variant)] if variant else [])
+
     def merge_layers(
         self, agent: str, profile: str, machine: str, variant: Optional[dict[str, Any]] = None
     ) -> tuple[dict[str, Any], dict[str, Layer], list[str]]:
@@ -173,7 +183,7 @@ class Planner:
         Raises:
             UserError: With everything that is wrong with it.
         """
-        layers = [self.read_layer("configs/base.yml"), self.read_layer(f"configs/agents/{agent}.yml")]
+        layers = self.base_layers(agent)
         errors, rehearsed = [], None
         if profile:
             rehearsed = self.read_named_layer("configs/profiles", profile, "run_profile")
@@ -184,9 +194,7 @@ class Planner:
             )[0]
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
-        layers.append(Layer("-e '{\"recipe\": …}'", self.overrides))
-        if variant:
-            layers.append(Layer("-e '{\"sweep\": …}'", variant))
+        layers += self.command_layers(variant)
         spelt = [spelling.respell(layer, self.schema) for layer in layers]
         rehearsed = spelt[layers.index(rehearsed)][0] if rehearsed else None
         layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]
@@ -332,16 +340,22 @@ class Planner:
 
     def recipe_and_data(
         self, agent: str, trainer: Trainer, variant: Optional[dict[str, Any]]
-    ) -> tuple[dict[str, Any], dict[str, Layer], list[dataset.DatasetFile]]:
+    ) -> tuple[dict[str, Any], dict[str, Layer], list[dataset.DatasetFile], dict[str, Any]]:
         """Merge the recipe of an agent on a trainer, check its data, and adapt the one to the other.
 
         Returns:
-            The recipe, for each key the layer it comes from, and the data.
+            The recipe, for each key the layer it comes from, the data, and what is rehearsed.
 
         Raises:
             UserError: Either has a defect, or they do not go together.
         """
         keys, origin, notes = self.merge_layers(agent, trainer.profile, trainer.machine, variant)
+        rehearsed: dict[str, Any] = {}
+        if trainer.profile == REHEARSAL:
+            real, _ = recipe.merge([*self.base_layers(agent), *self.command_layers(variant)])
+            rehearsed, why = rehearsal.rehearse(real)
+            rehearsal.adapt(keys, rehearsed)
+            notes += [why] if why else []
         self.warnings += [f"{agent}: {note}" for note in notes]
         files = self.find_datasets(agent, keys, pathlib.Path(trainer.datasets_dir))
         self.adapt_to_dataset(agent, keys, files)
@@ -349,7 +363,7 @@ class Planner:
         if errors:
             raise UserError("\n".join(errors))
         self.warnings += [f"{agent}: {note}" for note in notes]
-        return keys, origin, files
+        return keys, origin, files, rehearsed
 
     # --- estimates
 
@@ -439,14 +453,15 @@ class Planner:
         Raises:
             UserError: What is wrong with recipe or data.
         """
-        keys, origin, files = self.recipe_and_data(agent, trainer, variant)
-        rehearsal = trainer.profile == REHEARSAL
+        keys, origin, files, rehearsed = self.recipe_and_data(agent, trainer, variant)
+        is_rehearsal = trainer.profile == REHEARSAL
         hashes = [{"use": file.use, "sha256": file.sha256} for file in files]
-        attempt, warnings = self.attempts.choose(agent, keys, rehearsal, hashes)
+        known = keys | ({"rehearsed": rehearsal.identity(rehearsed)} if rehearsed else {})
+        attempt, warnings = self.attempts.choose(agent, known, is_rehearsal, hashes)
         self.warnings += warnings
         attempt = attempt.settle(trainer.name, move)
         estimate = self.estimate_run(agent, keys, files, trainer, variant)
-        if not rehearsal:
+        if not is_rehearsal:
             keys = recipe.split_batch(keys, trainer.gpus * trainer.hosts)
             if attempt.state != "ready":
                 self.warn_about_memory(agent, keys, trainer, estimate)
@@ -469,12 +484,13 @@ class Planner:
             lane=int(attempt.placement.get("lane") or 0),
             state=attempt.state,
             why=attempt.why,
-            rehearsal=rehearsal,
+            rehearsal=is_rehearsal,
+            rehearsed=rehearsed | {"quantised": bool(keys.get("load_in_4bit"))} if rehearsed else {},
             recipe=keys,
             recipe_sha256=store.sha256_text(canonical(keys)),
             axolotl=attempt.axolotl,
             datasets=datasets,
-            gpus=1 if rehearsal else trainer.gpus,
+            gpus=1 if is_rehearsal else trainer.gpus,
             hosts=trainer.members or (trainer.name,),
             estimate=estimate,
         )
@@ -532,7 +548,8 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
     tokens, memory_gib = run.estimate.tokens, run.estimate.memory_gib
     gpu = "–" if run.rehearsal else "?" if memory_gib is None else f"{memory_gib} GiB"
     why = f" ({run.why})" if run.why else ""
-    rehearsal = " (rehearsal: tiny model, CPU)" if run.rehearsal else ""
+    kind = run.rehearsed.get("config", {}).get("model_type", "qwen3")
+    tiny = f" (rehearsal: tiny {kind}, CPU)" if run.rehearsal else ""
     return (
         run.name,
         run.run_id,
@@ -541,7 +558,7 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
         f"{round(tokens / 1000)} k" if tokens > 999 else str(tokens),
         str(run.estimate.steps),
         gpu,
-        f"{run.state}{why}{rehearsal}",
+        f"{run.state}{why}{tiny}",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any, Callable
 
 from ansible.module_utils.lora_forge.planning import recipe as recipes
+from ansible.module_utils.lora_forge.planning import rehearsal, shrink
 from ansible.module_utils.lora_forge.planning.recipe import Layer
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
@@ -53,6 +54,21 @@ def apply_rules(
             f"needs {_FLASH[attention]}, which no lock pins, and a trainer is offline. What is learnt is the same"
         )
         recipe["attn_implementation"] = "sdpa"
+    kind = shrink.language_model(rehearsal.find_base(recipe)[0])
+    wanted = shrink.KINDS[kind].attention if kind in shrink.KINDS else "sdpa"
+    if recipe.get("attn_implementation") == "sdpa" != wanted:
+        changes.append(
+            f"attn_implementation is {wanted} in place of sdpa of {origin['attn_implementation'].source}: transformers "
+            f"has no sdpa for {recipe['base_model']}"
+        )
+        recipe["attn_implementation"] = wanted
+    if recipe.get("attn_implementation") == "eager" == wanted and recipe.get("sample_packing"):
+        changes.append(
+            f"sample_packing of {origin['sample_packing'].source} is left out: with eager attention "
+            f"{recipe['base_model']} mixes packed conversations. With attn_implementation: flex_attention they are "
+            "packed (untried)"
+        )
+        recipe["sample_packing"] = False
     pushes = [key for key in _PUSHES if recipe.get(key)]
     if pushes:
         changes.append(

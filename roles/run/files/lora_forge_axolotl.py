@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
 METRICS = pathlib.Path("metrics.jsonl")
+WEIGHTS = "model.safetensors"
 TAG = 64  # characters that W&B takes
 FIRST = 1  # the step that a warmup takes with a learning rate of 0: what is evaluated after it has learnt nothing
 WANDB_TIMEOUT = 30  # seconds a GPU waits for W&B, at the beginning and at the end
@@ -274,6 +276,32 @@ def note_templates(cfg: Any, tokenizer: Any) -> None:
         rundir.append_event(METRICS, "template", sha256=digest)
 
 
+def make_weights(folder: pathlib.Path, seed: int = 0) -> None:
+    """Make the random weights of a rehearsal's model, where it has none yet (tiny_model.py).
+
+    They are made here because torch and transformers are imported here anyway. The same seed makes the same weights,
+    so that the hosts of a gang, and a run that goes on elsewhere, have the same base.
+
+    Args:
+        folder: Of the model, with its config.json.
+        seed: Of the weights; what the training draws afterwards does not depend on it.
+    """
+    import torch
+    import transformers
+
+    with rundir.locked(folder):  # other processes of this run, and other runs on the same model
+        if (folder / WEIGHTS).exists():
+            return
+        config = transformers.AutoConfig.from_pretrained(folder)
+        made = folder / f"partial.{os.getpid()}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = getattr(transformers, config.architectures[0])(config).float()
+        model.save_pretrained(made, max_shard_size="100GB")
+        (made / WEIGHTS).rename(folder / WEIGHTS)
+        shutil.rmtree(made)
+
+
 def foreign_plugins() -> list[str]:
     """List what other packages would have Axolotl load by itself, by the groups that Axolotl 0.21 reads."""
     groups = ("axolotl.plugins", "axolotl.model_support")
@@ -291,10 +319,18 @@ class LoraForgePlugin(BasePlugin):
                 f"Axolotl loads {', '.join(foreign)} by itself, because a package in this environment brings it. "
                 "Nothing trains that the recipe does not name. Delete the environment; it is made anew from its lock"
             )
+        import torch
+
+        if not torch.cuda.is_available():
+            # Linear attention (Qwen3.5) takes its kernels wherever they can be imported, and those need a GPU; without
+            # them transformers computes the same in torch.
+            sys.modules["fla"] = None  # type: ignore[assignment]
 
     def pre_model_load(self, cfg: Any) -> None:
         expect(cfg)
         gc.freeze()  # what was imported since the data was loaded
+        if rundir.read_json(pathlib.Path("run.json")).get("rehearsal"):
+            make_weights(pathlib.Path(cfg.base_model))
         start_wandb(cfg)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
+from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset, memory, recipe, rules, steps
+from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, gone_sentence, kept_agents, listed
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
@@ -28,10 +29,10 @@ from ansible.module_utils.lora_forge.planning.fleet import (
     default_agents,
     group_alike,
     parse_move,
-    select_agents,
     trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.run_record import read_placements, read_record
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -68,21 +69,6 @@ class Plan:
     origins: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
-def read_schema(root: pathlib.Path) -> Any:
-    """Read Axolotl's own schema of a recipe.
-
-    Args:
-        root: The checkout.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
-
-
 class Planner:
     """Plans runs from the files of a checkout.
 
@@ -93,6 +79,7 @@ class Planner:
         keep: A version of Axolotl (``0.19``) whose adapters count as ready where nothing else has changed.
         fresh: Make a new attempt where the newest one is final.
         verify: Hash the files of adapters that are there.
+        agents: Those of the checkout, where they were read already.
     """
 
     def __init__(
@@ -103,16 +90,19 @@ class Planner:
         keep: str = "",
         fresh: bool = False,
         verify: bool = False,
+        agents: Optional[Agents] = None,
     ):
         self.root = root
+        self.agents = agents or Agents(root)
         self.overrides = overrides
         self.warnings: list[str] = []
         self.axolotl = recipe.pinned_version(root / LOCKS[0], "axolotl")
         for lock in LOCKS[1:]:
             if recipe.pinned_version(root / lock, "axolotl") != self.axolotl:
                 raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
-        self.schema = read_schema(root)
+        self.schema = recipe.read_schema(root)
         self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
+        self.layers: dict[str, Layer] = {}
         self.checked_files: dict[tuple[str, str, int], dataset.DatasetFile] = {}
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
@@ -127,8 +117,10 @@ class Planner:
             return False
 
     def read_layer(self, name: str) -> Layer:
-        """Read a file of the checkout as a layer of a recipe."""
-        return recipe.read_layer(self.root / name, name)
+        """Read a file of the checkout as a layer of a recipe, once for each invocation."""
+        if name not in self.layers:
+            self.layers[name] = recipe.read_layer(self.root / name, name)
+        return self.layers[name]
 
     def read_named_layer(self, folder: str, name: str, variable: str) -> Layer:
         """Read a profile or machine file by its name.
@@ -158,7 +150,7 @@ class Planner:
         Raises:
             UserError: With everything that is wrong with it.
         """
-        layers = [self.read_layer("configs/base.yml"), self.read_layer(f"configs/agents/{agent}.yml")]
+        layers = [self.read_layer("configs/base.yml"), *self.agents.layers(agent)]
         errors, rehearsed = [], None
         if profile:
             rehearsed = self.read_named_layer("configs/profiles", profile, "run_profile")
@@ -222,7 +214,7 @@ class Planner:
         return self.checked_files[key]
 
     def find_datasets(self, agent: str, keys: dict[str, Any], folder: pathlib.Path) -> list[dataset.DatasetFile]:
-        """Find and check the files of an agent: its own, or for the shared adapter everybody's.
+        """Find and check the files of an agent: its own, or where it has none, those of the agents it learns from.
 
         Raises:
             UserError: A file is missing or breaks the contract.
@@ -231,17 +223,21 @@ class Planner:
         named = [pathlib.Path(item["path"]) for item in keys.get("datasets", []) if "path" in item]
         train = named or dataset.find_files(folder, [agent], "train")
         val = dataset.find_files(folder, [agent], "val")
-        if not train and agent == SHARED_AGENT:
-            others = [name for name in AGENTS if name != SHARED_AGENT]
+        others = self.agents.data_of(agent)
+        if others and train and not self.agents.takes_all(agent):
+            self.warnings.append(f"{agent} learns from {train[0]}; data_of counts where there is no such file alone")
+        if others and not train:
             train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
-            missing = [name for name in others if folder / f"{name}_train.jsonl" not in train]
+            found = set(train)
+            missing = [name for name in others if folder / f"{name}_train.jsonl" not in found]
             if train and missing:
-                self.warnings.append(f"{agent} is trained without {', '.join(missing)}: no such file in {folder}")
+                self.warnings.append(f"{agent} is trained without {listed(missing)}: no such file in {folder}")
         missing_named = [path for path in named if not path.is_file()]
         if missing_named or not train:
             missing_paths = ", ".join(map(str, missing_named)) or str(folder / f"{agent}_train.jsonl")
+            nor = f", nor one of {listed(others)}" if others else ""
             raise UserError(
-                f"no dataset for {agent}: {missing_paths} does not exist. -e datasets_dir=… says where to look"
+                f"no dataset for {agent}: {missing_paths} does not exist{nor}. -e datasets_dir=… says where to look"
             )
         train_files = [self.check_file(path, "train", length) for path in train]
         val_files = [self.check_file(path, "val", length) for path in val]
@@ -505,11 +501,12 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
     )
 
 
-def check_trainers(trainers: Sequence[Trainer], move: Any, output: pathlib.Path) -> Fleet:
+def check_trainers(trainers: Sequence[Trainer], agents: Agents, move: Any, output: pathlib.Path) -> Fleet:
     """Check the trainers of an inventory, and set those aside that are given up.
 
     Args:
         trainers: All of them.
+        agents: Those of the checkout.
         move: What ``-e move=…`` says.
         output: Where placements are kept.
 
@@ -518,7 +515,7 @@ def check_trainers(trainers: Sequence[Trainer], move: Any, output: pathlib.Path)
     """
     if not trainers:
         raise UserError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
-    checked = [check_agents(trainer) for trainer in trainers]
+    checked = [check_agents(trainer, agents) for trainer in trainers]
     for trainer in checked:
         if not trainer.root.startswith("/"):
             raise UserError(
@@ -562,10 +559,11 @@ def draft_runs(
         UserError: What is wrong with a recipe or its data, or two variants are the same training.
     """
     drafts: dict[Job, Draft] = {}
+    job_of: dict[str, Job] = {}
     for agent, number in itertools.product(agents, range(len(variants))):
         draft = _draft_run(planner, agent, variants[number], fleet)
-        twin = next((job for job, other in drafts.items() if other.run.run_id == draft.run.run_id), None)
-        if twin:
+        twin = job_of.setdefault(draft.run.run_id, (agent, number))
+        if twin != (agent, number):
             raise UserError(
                 f"variants {twin[1] + 1} and {number + 1} of the sweep are the same training ({draft.run.run_id}): "
                 "they differ in nothing that decides what is learnt"
@@ -637,13 +635,15 @@ def make(
     verify: bool = False,
     variants: Sequence[dict[str, Any]] = ({},),
     keep: str = "",
+    agents: Optional[Agents] = None,
+    by_record: bool = False,
 ) -> Plan:
     """Plan everything.
 
     Args:
         root: The checkout.
         output: Where adapters and placements are kept.
-        wanted: What ``-e role=…`` says; empty for all that the inventory declares.
+        wanted: What ``-e role=…`` says; None for all that the inventory declares.
         trainers: The trainers of the inventory.
         overrides: Axolotl keys from the command line.
         fresh: Make new attempts.
@@ -651,13 +651,65 @@ def make(
         verify: Hash adapters that are there.
         variants: Recipe overrides of a sweep; every agent is trained with each of them.
         keep: See :class:`Planner`.
+        agents: Those of the checkout, where they were read already.
+        by_record: Take an agent whose file is gone, with the runs that were noted of it. No recipe is known of them:
+            they can be stopped and looked at, and not trained.
 
     Raises:
         UserError: Anything that is wrong, before a host is touched.
     """
-    fleet = check_trainers(trainers, move, output)
-    planner = Planner(root, output, overrides, keep, fresh, verify)
-    agents = select_agents(wanted) or default_agents(fleet.leaders, planner.warnings)
-    drafts = draft_runs(planner, agents, variants, fleet)
+    known = agents or Agents(root)
+    fleet = check_trainers(trainers, known, move, output)
+    planner = Planner(root, output, overrides, keep, fresh, verify, known)
+    selected = known.select(wanted, kept_agents(output)) or default_agents(fleet.leaders, known, planner.warnings)
+    gone = [agent for agent in selected if agent not in known.names]
+    if gone and not by_record:
+        raise UserError(f"{gone_sentence(gone[0])}. To train it, write that file again; {{}} in it will do")
+    drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
     runs = place_runs(planner, drafts, fleet)
-    return Plan(runs, merge_warnings(planner.warnings, agents), planner.origins)
+    noted = [run for agent in gone for run in noted_runs(output, agent, fleet.by_name, planner.warnings)]
+    return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins)
+
+
+def noted_runs(
+    output: pathlib.Path, agent: str, trainers: Mapping[str, Trainer], warnings: list[str]
+) -> list[PlannedRun]:
+    """List the runs of an agent whose file is gone, from what was noted of them.
+
+    Args:
+        output: Where adapters and placements are kept.
+        agent: The agent.
+        trainers: Those of the inventory, by their names.
+        warnings: Gets a sentence on runs that are elsewhere.
+    """
+    runs = []
+    for run_id in sorted(read_placements(output, f"{agent}-")):
+        record = read_record(output, run_id)
+        if agent_of(run_id) != agent or not record.trainer:
+            continue
+        if record.trainer not in trainers:
+            warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which this inventory does not hold")
+            continue
+        state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
+        runs.append(
+            PlannedRun(
+                run_id=run_id,
+                agent=agent,
+                name=agent,
+                fingerprint="",
+                trainer=record.trainer,
+                placed=state != "ready",
+                lane=record.lane,
+                state=state,
+                why=f"no {FOLDER}/{agent}.yml",
+                rehearsal=False,
+                recipe={},
+                recipe_sha256="",
+                axolotl="",
+                datasets=(),
+                hosts=tuple(dict.fromkeys([record.trainer, *trainers[record.trainer].members])),
+            )
+        )
+    if not runs:
+        warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory")
+    return runs

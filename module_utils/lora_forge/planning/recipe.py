@@ -622,3 +622,18 @@ def pinned_version(lock: pathlib.Path, package: str) -> str:
     if not match:
         raise UserError(f"{lock} does not pin {package}; make it anew with: make lock")
     return match.group(1)
+
+
+def read_schema(root: pathlib.Path) -> Any:
+    """Read Axolotl's own schema of a recipe.
+
+    Args:
+        root: The checkout.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None

@@ -21,13 +21,14 @@ from typing import Any
 import jsonschema
 import pages
 import yaml
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.planning import options
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.text import nearest
 from ansible.parsing.splitter import parse_kv
 from pages import Block, Page
 
+AGENTS = Agents(pages.ROOT).names
 LANGUAGES = ("sh", "text", "yaml", "json", "ini", "mermaid", "python", "jinja")
 NEEDS = ("a GPU", "an account", "a host of your own")
 ELLIPSIS = "…"  # what the reader is to fill in

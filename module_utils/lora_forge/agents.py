@@ -25,6 +25,16 @@ def name_problem(name: str) -> str:
     return f"«{EVERYBODY}» means every agent" if name == EVERYBODY else ""
 
 
+def first_attempt(run_id: str) -> str:
+    """Return the name of the first attempt at a run's recipe: without ``-2``, ``-3`` and so on.
+
+    Args:
+        run_id: ``<agent>-<12 hex>``, or that of a further attempt.
+    """
+    ending = _RUN_ENDING.search(run_id)
+    return run_id[: ending.start() + 13] if ending else run_id
+
+
 def agent_of(run_id: str) -> str:
     """Return the agent that a run's name begins with.
 

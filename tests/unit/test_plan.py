@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge import version
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.planning.run_record import update_record
@@ -23,6 +23,7 @@ from planned import planned_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
+AGENTS = Agents(ROOT).names
 OTHERS = [agent for agent in AGENTS if agent != "gastown"]
 
 
@@ -88,36 +89,6 @@ def one(result: plan.Plan) -> PlannedRun:
 
 def told(run: PlannedRun) -> tuple[str, str, str, str]:
     return run.run_id, run.state, run.why, run.trainer
-
-
-# --- which agents
-
-
-@pytest.mark.parametrize(
-    ("wanted", "agents"),
-    [("witness, mayor,witness", ["witness", "mayor"]), (["crew", "mayor"], ["crew", "mayor"]), ("all", list(AGENTS))],
-)
-def test_select_agents(wanted, agents):
-    assert fleet.select_agents(wanted) == agents
-
-
-@pytest.mark.parametrize("wanted", ["", None, [], " , ", [""]])
-def test_nothing_named(wanted):
-    assert fleet.select_agents(wanted) == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "said"),
-    [
-        ("witnes", "there is no agent «witnes»; did you mean «witness»? Agents: crew, deacon,"),
-        ("crew,Polecat", "there is no agent «Polecat»; did you mean «polecat»? Agents:"),
-        ("../../etc", "there is no agent «../../etc». Agents: crew, deacon,"),
-    ],
-)
-def test_no_such_agent(wanted, said):
-    with pytest.raises(UserError) as error:
-        fleet.select_agents(wanted)
-    assert str(error.value).startswith(said)
 
 
 # --- which data

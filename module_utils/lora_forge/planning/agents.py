@@ -114,8 +114,10 @@ class Agents:
 
     def _group_problem(self, name: Any, members: Any) -> str:
         """Say what is wrong with a group; empty where nothing is."""
-        if not isinstance(name, str) or name_problem(name):
-            return f"a group cannot be called «{name}»: {name_problem(str(name)) or 'write its name in quotes'}"
+        if not isinstance(name, str):
+            return f"a group cannot be called «{name}», which is how YAML reads its name; put that in quotes"
+        if name_problem(name):
+            return f"a group cannot be called «{name}»: {name_problem(name)}"
         if name in self.names:
             return f"«{name}» is a group, and an agent ({FOLDER}/{name}.yml); give one of them another name"
         if not isinstance(members, list) or not members or not all(isinstance(member, str) for member in members):

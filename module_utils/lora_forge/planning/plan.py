@@ -32,7 +32,7 @@ from ansible.module_utils.lora_forge.planning.fleet import (
     trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
-from ansible.module_utils.lora_forge.planning.run_record import read_placements, read_record
+from ansible.module_utils.lora_forge.planning.run_record import noted_runs, read_record
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -225,7 +225,7 @@ class Planner:
         val = dataset.find_files(folder, [agent], "val")
         others = self.agents.data_of(agent)
         if others and train and not self.agents.takes_all(agent):
-            self.warnings.append(f"{agent} learns from {train[0]}; data_of counts where there is no such file alone")
+            self.warnings.append(f"{agent} learns from {train[0]} alone: data_of is for where there is none")
         if others and not train:
             train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
             found = set(train)
@@ -667,11 +667,11 @@ def make(
         raise UserError(f"{gone_sentence(gone[0])}. To train it, write that file again; {{}} in it will do")
     drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
     runs = place_runs(planner, drafts, fleet)
-    noted = [run for agent in gone for run in noted_runs(output, agent, fleet.by_name, planner.warnings)]
+    noted = [run for agent in gone for run in runs_by_record(output, agent, fleet.by_name, planner.warnings)]
     return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins)
 
 
-def noted_runs(
+def runs_by_record(
     output: pathlib.Path, agent: str, trainers: Mapping[str, Trainer], warnings: list[str]
 ) -> list[PlannedRun]:
     """List the runs of an agent whose file is gone, from what was noted of them.
@@ -683,7 +683,7 @@ def noted_runs(
         warnings: Gets a sentence on runs that are elsewhere.
     """
     runs = []
-    for run_id in sorted(read_placements(output, f"{agent}-")):
+    for run_id in noted_runs(output):
         record = read_record(output, run_id)
         if agent_of(run_id) != agent or not record.trainer:
             continue

@@ -142,6 +142,20 @@ RIVALS = (
     ),
 )
 
+
+def _rivals_by_key() -> dict[str, list[tuple[Callable[[Any], bool], list[tuple[str, Callable[[Any], bool]]], str]]]:
+    """Turn RIVALS round: of each key its own test, its rivals with theirs, and the reason, once for each group."""
+    turned: dict[str, list[tuple[Callable[[Any], bool], list[tuple[str, Callable[[Any], bool]]], str]]] = {}
+    for group in RIVALS:
+        for side in group.sides:
+            others = [item for other in group.sides if other is not side for item in other.items()]
+            for key, takes_part in side.items():
+                turned.setdefault(key, []).append((takes_part, others, group.why))
+    return turned
+
+
+_RIVALS_OF = _rivals_by_key()  # it is asked for every key of every layer, of hundreds of recipes
+
 _REMOVED_TYPES = {
     "sharegpt": "type: chat_template (lora-forge adds field_messages: conversations and the mappings itself)",
 }
@@ -259,14 +273,10 @@ def _rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
         key: One of them.
     """
     rivals = []
-    for group in RIVALS:
-        own = next((side for side in group.sides if key in side), {})
-        if key not in recipe or not own or not own[key](recipe[key]):
-            continue
-        for side in group.sides:
-            if side is not own:
-                rivals += [(other, group.why) for other, takes_part in side.items() if takes_part(recipe.get(other))]
-    return [(other, why) for other, why in rivals if other in recipe]
+    for own, others, why in _RIVALS_OF.get(key, ()) if key in recipe else ():
+        if own(recipe[key]):
+            rivals += [(other, why) for other, takes_part in others if other in recipe and takes_part(recipe[other])]
+    return rivals
 
 
 def replacement_notes(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:

@@ -125,7 +125,7 @@ class Agents:
         unknown = next((member for member in members if member not in self.names), None)
         if unknown is None:
             return ""
-        return f"the group «{name}» has «{unknown}», and there is no such agent{nearest(unknown, self.names)}"
+        return f"the group «{name}» has «{unknown}», which is no agent{nearest(unknown, self.names)}"
 
     def select(self, wanted: Any, kept: Collection[str] = ()) -> list[str]:
         """List the agents that are named: agents and groups, in a list or with commas between, or ``all``.

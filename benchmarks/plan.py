@@ -71,7 +71,8 @@ def clock(root: pathlib.Path, playbook: str) -> tuple[float, float]:
     program = pathlib.Path(sys.executable).with_name("ansible-playbook")
     words = [str(program), playbook, "-e", f"datasets_dir={root.parent / 'data'}"]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, env=os.environ | {"ANSIBLE_CONFIG": str(root / "ansible.cfg")})
+    settings = os.environ | {"ANSIBLE_CONFIG": str(root / "ansible.cfg")}
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, env=settings)
     taken, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{playbook} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

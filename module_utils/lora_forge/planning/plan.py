@@ -103,6 +103,7 @@ class Planner:
         self.schema = recipe.read_schema(root)
         self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
         self.layers: dict[str, Layer] = {}
+        self.fine: set[str] = set()  # see recipe.problems
         self.checked_files: dict[tuple[str, str, int], dataset.DatasetFile] = {}
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
@@ -163,7 +164,7 @@ class Planner:
         if variant:
             layers.append(Layer("-e '{\"sweep\": …}'", variant))
         keys, origin = recipe.merge(layers)
-        errors += recipe.problems(keys, origin, self.schema)
+        errors += recipe.problems(keys, origin, self.schema, self.fine)
         # What contradicts itself is found in a rehearsal too, which would replace half of it.
         both = [recipe.merge(layer for layer in layers if layer is not rehearsed), (keys, origin)]
         contradictions = [problem for merged in both for problem in recipe.contradictions(*merged)]

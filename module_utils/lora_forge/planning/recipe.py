@@ -344,13 +344,17 @@ def _unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
     return {} if on == {key: key in default for key in _DROPOUT_KERNELS} else on
 
 
-def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
+def problems(
+    recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any], fine: Optional[set[str]] = None
+) -> list[str]:
     """List everything wrong with a merged recipe that the controller can see.
 
     Args:
         recipe: The merged recipe, before paths are added.
         origin: The layer of each key.
         schema: configs/schema.json.
+        fine: Keys with values that have passed before, by the same schema; gets those that pass. Hundreds of agents have
+            most of them in common, and the schema is slow.
 
     Returns:
         Sentences that name file, line, key and remedy.
@@ -371,8 +375,11 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
             sentences.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
         elif key == "datasets":
             sentences += _dataset_problems(value, where, schema)
-        else:
-            sentences += _type_problems(key, value, where, schema)
+        elif fine is None or f"{key}: {value!r}" not in fine:
+            found = _type_problems(key, value, where, schema)
+            sentences += found
+            if fine is not None and not found:
+                fine.add(f"{key}: {value!r}")
     return sentences
 
 

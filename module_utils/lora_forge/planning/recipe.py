@@ -353,8 +353,8 @@ def problems(
         recipe: The merged recipe, before paths are added.
         origin: The layer of each key.
         schema: configs/schema.json.
-        fine: Keys with values that have passed before, by the same schema; gets those that pass. Hundreds of agents have
-            most of them in common, and the schema is slow.
+        fine: Keys with values that have passed before, by the same schema; gets those that pass. Hundreds of agents
+            have most of them in common, and the schema is slow.
 
     Returns:
         Sentences that name file, line, key and remedy.

@@ -37,7 +37,11 @@ def load(name: str) -> Any:
 
 
 def read_host_options(
-    hostvars: Any, hosts: Iterable[str], is_option: Callable[[str], bool], options: Container[str]
+    hostvars: Any,
+    hosts: Iterable[str],
+    is_option: Callable[[str], bool],
+    elsewhere: Container[str],
+    options: Container[str],
 ) -> Any:
     """Template the options among the variables of hosts; what cannot be templated yet is left out.
 
@@ -45,13 +49,14 @@ def read_host_options(
         hostvars: Ansible's.
         hosts: Whose variables.
         is_option: Takes the names that are of interest.
+        elsewhere: Names that the command line says, for all hosts: check_command has checked them.
         options: The names of options. Any other one may be the user's own and is no concern of ours: it has no value.
     """
     values: dict[str, dict[str, Any]] = {}
     for host in hosts:
         known: Mapping[str, Any] = hostvars[host]
         values[host] = {}
-        for name in filter(is_option, known):
+        for name in (name for name in known if is_option(name) and name not in elsewhere):
             with contextlib.suppress(AnsibleError, TypeError, ValueError):
                 values[host][name] = json.loads(json.dumps(known[name])) if name in options else None
     return values
@@ -93,14 +98,17 @@ class ActionModule(ActionBase):
         host = task_vars["inventory_hostname"]
         self._task.args = json.loads(json.dumps(dict(self._task.args)))  # plain values, as a module gets them
         _, given = self.validate_argument_spec(MODULE.ARGUMENTS)
+        extra = load_extra_vars(self._loader)
         if names := getattr(MODULE, "HOST_VARIABLES", ()):
             hostvars = task_vars["hostvars"]
             known = [host for host in given["hosts"] if host in hostvars]
             variables = read_host_variables(hostvars, known, names)
-            options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, MODULE.read_options(ROOT))
+            options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, extra, MODULE.read_options(ROOT))
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options
-            given["command_options"] |= json.loads(json.dumps(load_extra_vars(self._loader)))
+        if "command_options" in MODULE.ARGUMENTS:
+            given["command_options"] |= json.loads(json.dumps(extra))
+            given["inventories"] = given["inventories"] or list(task_vars.get("ansible_inventory_sources") or ())
         telling = {"say": partial(tell, host=host)} if getattr(MODULE, "TELLS", False) else {}
         about = getattr(MODULE, "about", None)
         if about and Display().verbosity:

@@ -210,9 +210,19 @@ options:
     AGENTS = r"""
 options:
   agents:
-    description: Whose runs or adapters, as C(-e role=…) names them; empty for all.
+    description:
+      - Whose runs or adapters, as C(-e role=…) names them - agents, and groups of C(configs/groups.yml). An agent
+        whose file is gone will do as long as there is something of it.
+      - By default everybody's. A name that is given, and empty, is an error.
     type: raw
-    default: ''
+"""
+
+    CHECKOUT = r"""
+options:
+  checkout:
+    description: The project's folder, with the agents' files in it.
+    type: path
+    required: true
 """
 
     # Of what can wait for something new.

@@ -29,13 +29,14 @@ options:
 attributes:
   check_mode:
     description: Predicts whether latest would move.
-extends_documentation_fragment: [lora_forge, lora_forge.adapters]
+extends_documentation_fragment: [lora_forge, lora_forge.adapters, lora_forge.checkout]
 """
 
 EXAMPLES = r"""
 - name: Go back to an earlier adapter
   lora_adapter_promotion:
     adapters: output/adapters
+    checkout: .
     agent: witness
     run_id: witness-c6746a504464
 """
@@ -79,11 +80,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion
-from ansible.module_utils.lora_forge.errors import report_errors
+from ansible.module_utils.lora_forge.errors import UserError, report_errors
+from ansible.module_utils.lora_forge.planning.agents import Agents, kept_agents, listed, one_of, split_names
 
 ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
     "agent": {"type": "str", "required": True},
+    "checkout": {"type": "path", "required": True},
     "run_id": {"type": "str", "default": ""},
     "max_regression": {"type": "float"},
 }
@@ -99,8 +102,12 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UserError: There is no such agent, or its adapter cannot be promoted.
     """
-    agent, run_id, gate = given["agent"], given["run_id"], given["max_regression"]
-    home = promotion.home_of(pathlib.Path(given["adapters"]), agent)
+    run_id, gate, adapters = given["run_id"], given["max_regression"], pathlib.Path(given["adapters"])
+    known = Agents(pathlib.Path(given["checkout"]))
+    if not split_names(given["agent"]):
+        raise UserError(f"say whose adapter to promote: -e role=witness. Agents: {listed(known.names)}")
+    agent = one_of(known.select(given["agent"], kept_agents(adapters.parent)), given["agent"])
+    home = adapters / agent
     if gate is None:
         moved = bool(run_id) and promotion.promote_by_hand(home, run_id, check_mode)
     else:

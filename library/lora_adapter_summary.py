@@ -146,7 +146,7 @@ def _promote_best(
     """Let the gate look at the best runs of sweeps; return for each agent whether latest moves, and a message."""
     moves = {}
     for agent, run_id in best.items():
-        home = promotion.home_of(adapters, agent)
+        home = adapters / agent
         moved = promotion.promote(home, run_id, max_regression, asked=True, check=check)
         moves[agent] = (moved, promotion.outcome(home, run_id, moved, check))
     return moves

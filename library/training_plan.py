@@ -14,10 +14,16 @@ description:
 options:
   agents:
     description:
-      - Who is trained; one agent, several in a list or with commas, or V(all).
-      - By default all that the trainers declare, and where one of them takes any, all that have data.
+      - Who is trained; agents, and groups of C(configs/groups.yml), in a list or with commas, or V(all).
+      - By default all that the trainers declare, and where one of them takes any, all that have data. A name that is
+        given, and empty, is an error.
     type: raw
-    default: ''
+  by_record:
+    description:
+      - Take also an agent whose file in C(configs/agents/) is gone, with the runs that were noted of it. Their recipes
+        are not known, so that they can be stopped and looked at alone.
+    type: bool
+    default: false
   hosts:
     description: The hosts that train, by their inventory names.
     type: list
@@ -34,13 +40,7 @@ options:
     description:
       - All variables of these hosts that are named like an option of a role, a mapping of them for each name. Those
         that are no option need no value.
-      - In a play the action of this name sets it to what the inventory and C(-e) say.
-    type: dict
-    default: {}
-  command_options:
-    description:
-      - What the command was given by C(-e), whose names are held against the options that playbooks read.
-      - In a play the action of this name sets it.
+      - In a play the action of this name sets it to what the inventory says. What C(-e) says is for M(check_command).
     type: dict
     default: {}
   groups:
@@ -162,15 +162,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.planning import fleet, options, plan, validation, variants
+from ansible.module_utils.lora_forge.planning import agents, fleet, options, plan, validation, variants
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
 ARGUMENTS = {
-    "agents": {"type": "raw", "default": ""},
+    "agents": {"type": "raw"},
+    "by_record": {"type": "bool", "default": False},
     "hosts": {"type": "list", "elements": "str", "required": True},
     "host_variables": {"type": "dict", "default": {}},
     "host_options": {"type": "dict", "default": {}},
-    "command_options": {"type": "dict", "default": {}},
     "groups": {"type": "dict", "default": {}},
     "datasets_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
@@ -209,9 +209,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     """
     checkout = pathlib.Path(given["root"])
     wrong, strange = options.check_trainer_options(checkout, given["host_options"])
-    if given["command_options"]:
-        known = plan.read_schema(checkout)["properties"]
-        wrong = options.check_command_options(checkout, given["command_options"], known) + wrong
+    known = agents.Agents(checkout)
+    wrong += known.problems
     if wrong and given["validate"]:  # what starts nothing must not be kept from it by a slip
         raise UserError("\n".join(wrong))
     trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])
@@ -225,7 +224,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         given["agents"],
         trainers,
         given["recipe"],
-        **{key: given[key] for key in ("fresh", "move", "verify")},
+        **{key: given[key] for key in ("fresh", "move", "verify", "by_record")},
+        agents=known,
         keep=given["keep_axolotl"],
         say=say,
         variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),

@@ -23,13 +23,14 @@ options:
 attributes:
   check_mode:
     description: Predicts whether the page would differ.
-extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents]
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents, lora_forge.checkout]
 """
 
 EXAMPLES = r"""
 - name: Write the page
   training_report:
     output: output
+    checkout: .
     template: templates/report.html.j2
 """
 
@@ -74,7 +75,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.planning import fleet
+from ansible.module_utils.lora_forge.planning.agents import Agents, everybody, kept_agents
 from ansible.module_utils.lora_forge.results import report
 from ansible.module_utils.lora_forge.version import full_version, git_facts
 
@@ -82,7 +83,8 @@ ARGUMENTS = {
     "output": {"type": "path", "required": True},
     "template": {"type": "path", "required": True},
     "dest": {"type": "path", "default": ""},
-    "agents": {"type": "raw", "default": ""},
+    "agents": {"type": "raw"},
+    "checkout": {"type": "path", "required": True},
 }
 
 
@@ -98,9 +100,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """
     output, template = pathlib.Path(given["output"]), pathlib.Path(given["template"])
     path = pathlib.Path(given["dest"] or output / "report.html").absolute()
-    wanted = [name for name in fleet.split_names(given["agents"]) if name != "all"]
+    known = Agents(pathlib.Path(given["checkout"]))
+    wanted = [] if everybody(given["agents"]) else known.select(given["agents"], kept_agents(output))
     git = git_facts(template.parent)
-    facts = report.read(output, wanted) | {"git": git, "version": full_version(git)}
+    facts = report.read(output, wanted, known.names) | {"git": git, "version": full_version(git)}
     page = report.render(template, facts).encode("utf-8", "replace")
     agents = [agent["name"] for agent in facts["agents"]]
     count = sum(len(agent["runs"]) for agent in facts["agents"])

@@ -39,13 +39,14 @@ options:
 attributes:
   check_mode:
     description: Concludes the same and writes nothing.
-extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents]
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.agents, lora_forge.checkout]
 """
 
 EXAMPLES = r"""
 - name: Conclude
   training_status:
     output: output
+    checkout: .
     snapshots:
       gpu-1: "{{ trainer_seen }}"
 """
@@ -83,7 +84,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.planning import fleet
+from ansible.module_utils.lora_forge.planning.agents import Agents, everybody, kept_agents
 from ansible.module_utils.lora_forge.pods import claims, spending
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.results import leaderboard, status
@@ -92,7 +93,8 @@ ARGUMENTS = {
     "output": {"type": "path", "required": True},
     "snapshots": {"type": "dict", "required": True},
     "wandb": {"type": "bool", "default": True},
-    "agents": {"type": "raw", "default": ""},
+    "agents": {"type": "raw"},
+    "checkout": {"type": "path", "required": True},
     "busy": {"type": "list", "elements": "str", "default": []},
     "pods": {"type": "path"},
     "display": {"type": "str", "choices": ["table", "screen", "none"], "default": "table"},
@@ -110,13 +112,15 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         UserError: A name is not known.
     """
     output, snapshots = pathlib.Path(given["output"]), given["snapshots"]
-    agents = fleet.select_agents(given["agents"]) if given["agents"] else []
     folder = pathlib.Path(given["pods"]) if given["pods"] else None
     ordered = Claims(folder).list_all() if folder else []
     costs = claims.cost_by_run(ordered, output / "adapters", time.time())
     answers, notes = status.ask_wandb(output, snapshots) if given["wandb"] else ({}, [])
     runs = status.collect_status(output, snapshots, answers, costs)
-    meant = [run for run in runs if not agents or run["agent"] in agents]
+    known = Agents(pathlib.Path(given["checkout"]))
+    kept = kept_agents(output).union(run["agent"] for run in runs)
+    wanted = [] if everybody(given["agents"]) else known.select(given["agents"], kept)
+    meant = [run for run in runs if not wanted or run["agent"] in wanted]
     silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if given["display"] == "none":
         return returned
     rows = status.table_rows(meant, silent)
-    lines = status.status_lines(meant, silent, notes) + leaderboard.summary_lines(output, agents)
+    lines = status.status_lines(meant, silent, notes) + status.gone_lines(meant, known.names)
+    lines += leaderboard.summary_lines(output, known.names, wanted)
     lines += [f"    {line}" for line in spending.summary_lines(Claims(folder), time.time())] if folder else []
     lines = lines or ([] if rows else ["  no run is known"])
     screen = given["display"] == "screen"

@@ -21,13 +21,14 @@ from typing import Any
 import jsonschema
 import pages
 import yaml
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.planning import options
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.text import nearest
 from ansible.parsing.splitter import parse_kv
 from pages import Block, Page
 
+AGENTS = Agents(pages.ROOT).names
 LANGUAGES = ("sh", "text", "yaml", "json", "ini", "mermaid", "python", "jinja")
 NEEDS = ("a GPU", "an account", "a host of your own")
 ELLIPSIS = "…"  # what the reader is to fill in
@@ -47,8 +48,12 @@ ANYBODYS = tuple(
     f"/{name}/"
     for name in "data dev etc home/me mnt opt proc run scratch srv start.sh sys tmp usr var workspace".split()
 )
-# Folders beside an inventory in which files are the user's own.
-OF_THE_USER = ("inventory/hooks/", "inventory/group_vars/", "inventory/host_vars/")
+# Folders beside an inventory in which files are the user's own, and files that pages have the reader write.
+OF_THE_USER = (
+    *("inventory/hooks/", "inventory/group_vars/", "inventory/host_vars/"),
+    *("configs/groups.yml", "configs/agents/boot.yml"),
+)
+OF_THE_READER = ("boot", "patrol")  # an agent and a group that pages have the reader make
 PASSING_OPTIONS = ("train", "plan", "rehearse-runpod")  # targets whose ARGS go to ansible-playbook
 NO_OPTIONS = frozenset(["name", "run_stal_timeout"])  # what looks like one: any name, a slip that a page shows as such
 SUFFIXES = "cfg|html|ini|j2|json|jsonl|log|md|png|py|sh|toml|txt|yaml|yml"
@@ -562,7 +567,7 @@ def _option_problems(name: str, value: Any, project: Project) -> Iterator[str]:
 
 def _role_problems(value: str) -> Iterator[str]:
     for agent in value.split(","):
-        if agent != "all" and agent not in AGENTS and not _is_placeholder(agent):
+        if agent not in ("all", *AGENTS, *OF_THE_READER) and not _is_placeholder(agent):
             yield f"there is no agent «{agent}»{nearest(agent, AGENTS)}"
 
 

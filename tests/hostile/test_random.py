@@ -167,7 +167,15 @@ GOOD = {"runs": [LISTED | {"run_id": "witness-0123456789ab", "agent": "witness"}
 def test_status_of_whatever_a_host_answers(controller: Controller, answer: Any) -> None:
     status = load("library/training_status")
     snapshot = controller.act("trainer_info", answer, root="/r", stall_timeout=9)
-    asked = {"output": str(controller.output), "pods": "", "agents": "", "wandb": False, "busy": [], "display": "table"}
+    asked = {
+        "output": str(controller.output),
+        "pods": "",
+        "agents": None,
+        "checkout": pathlib.Path(__file__).resolve().parents[2],
+        "wandb": False,
+        "busy": [],
+        "display": "table",
+    }
     made = status.answer({**asked, "snapshots": {"evil": snapshot, "good": GOOD}}, False)
     assert [row["trainer"] for row in made["runs"] if row["run_id"] == "witness-0123456789ab"][:1] == ["good"]
     json.loads((controller.output / "status.json").read_text(), parse_constant=pytest.fail)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
-from ansible.module_utils.lora_forge.planning import fleet
+from ansible.module_utils.lora_forge.planning import agents, fleet
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from planned import planned_run
+
+KNOWN = agents.Agents(pathlib.Path(__file__).resolve().parents[2])
+AGENTS = KNOWN.names
+
+
+def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
+    return fleet.default_agents(trainers, KNOWN, warnings)
 
 
 def said(call: Any, *given: Any) -> str:
@@ -38,23 +45,13 @@ def said(call: Any, *given: Any) -> str:
     ],
 )
 def test_names_of_an_option(wanted, names):
-    assert fleet.split_names(wanted) == names
-
-
-def test_all_agents_and_nobody_unknown():
-    assert fleet.select_agents(["all"]) == fleet.select_agents("all") == list(AGENTS)
-    assert fleet.select_agents("crew,mayor,crew") == ["crew", "mayor"]
-    agents = ", ".join(AGENTS)
-    assert said(fleet.select_agents, "all,crew") == f"there is no agent «all». Agents: {agents}"
-    assert said(fleet.select_agents, "crew,witnes") == (
-        f"there is no agent «witnes»; did you mean «witness»? Agents: {agents}"
-    )
+    assert agents.split_names(wanted) == names
 
 
 def test_the_agents_of_a_trainer_are_known_ones():
     box = Trainer("a", agents=("crew", "crew", "mayor"), lanes=3)
-    assert fleet.check_agents(box) == dataclasses.replace(box, agents=("crew", "mayor"))
-    assert said(fleet.check_agents, Trainer("a", agents=("nobody",))).startswith(
+    assert fleet.check_agents(box, KNOWN) == dataclasses.replace(box, agents=("crew", "mayor"))
+    assert said(fleet.check_agents, Trainer("a", agents=("nobody",)), KNOWN).startswith(
         "agents of a: there is no agent «nobody»"
     )
 
@@ -281,25 +278,25 @@ def files(tmp_path):
 
 def test_a_whole_inventory_trains_whom_it_declares_and_whoever_has_data(files, tmp_path):
     warnings: list[str] = []
-    assert fleet.default_agents([Trainer("a", agents=("mayor", "crew"))], warnings) == ["crew", "mayor"]
+    assert default_agents([Trainer("a", agents=("mayor", "crew"))], warnings) == ["crew", "mayor"]
     assert warnings == []
     boxes = [Trainer("a", agents=("mayor",)), files("crew", "witness")]
-    assert fleet.default_agents(boxes, warnings) == ["crew", "gastown", "mayor", "witness"]
+    assert default_agents(boxes, warnings) == ["crew", "gastown", "mayor", "witness"]
     path = f"{tmp_path}/deacon_train.jsonl"
     assert warnings == [f"left out: deacon, polecat, refinery; there is no such file as {path}"]
 
 
 def test_the_shared_adapter_needs_the_data_of_another_agent(files):
     warnings: list[str] = []
-    assert fleet.default_agents([files("gastown")], warnings) == ["gastown"]
-    assert fleet.default_agents([files("gastown", "crew")], warnings) == ["crew", "gastown"]
+    assert default_agents([files("gastown")], warnings) == ["gastown"]
+    assert default_agents([files("gastown", "crew")], warnings) == ["crew", "gastown"]
 
 
 def test_an_inventory_without_any_data_trains_all_so_that_each_is_told(files):
     warnings: list[str] = []
-    assert fleet.default_agents([files()], warnings) == list(AGENTS)
+    assert default_agents([files()], warnings) == list(AGENTS)
     assert warnings == []
-    assert fleet.default_agents([files(*AGENTS)], warnings) == list(AGENTS)
+    assert default_agents([files(*AGENTS)], warnings) == list(AGENTS)
     assert warnings == []
 
 

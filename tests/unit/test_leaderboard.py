@@ -78,6 +78,11 @@ def test_what_belongs_together_is_noted_once(tmp_path):
     assert variants.read_sweeps(tmp_path) == [known]
     variants.write_sweeps(tmp_path, variants_of(8, 32))
     assert len(variants.read_sweeps(tmp_path)) == 2
-    assert len(leaderboard.summary_lines(tmp_path, ["witness"])) == 2
-    assert len(leaderboard.summary_lines(tmp_path)) == 1  # the newest one; who asks for an agent is told of all of its
-    assert leaderboard.summary_lines(tmp_path) == leaderboard.summary_lines(tmp_path, ["witness"])[:1]
+    known = ["witness"]
+    assert len(leaderboard.summary_lines(tmp_path, known, ["witness"])) == 2
+    newest = leaderboard.summary_lines(tmp_path, known)
+    assert len(newest) == 1  # who asks for an agent is told of all of its
+    assert newest == leaderboard.summary_lines(tmp_path, known, ["witness"])[:1]
+    assert leaderboard.summary_lines(tmp_path, ["mayor"])[0] == (
+        newest[0] + "; there is no configs/agents/witness.yml any more"
+    )

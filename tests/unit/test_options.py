@@ -162,36 +162,75 @@ def test_what_the_project_ships_is_right():
 # --- what a command is given ----------------------------------------------------------------------------------------
 
 
-def on_command(**given: Any) -> list[str]:
-    return options.check_command_options(ROOT, given, {"lora_r", "learning_rate"})
+def on_command(*inventories: pathlib.Path, **given: Any) -> tuple[list[str], list[str]]:
+    return options.check_command_options(ROOT, given, map(str, inventories))
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("rol", "role"),
-        ("dataset_dir", "datasets_dir"),
-        ("receipe", "recipe"),
-        ("detatch", "detach"),
-        ("freshh", "fresh"),
+        ("rol", "role"), ("rolle", "role"), ("roles", "role"), ("agent", "role"), ("dataset_dir", "datasets_dir"),
+        ("datset_dir", "datasets_dir"), ("receipe", "recipe"), ("detatch", "detach"), ("freshh", "fresh"),
+        ("run_stal_timeout", "run_stall_timeout"),
     ],
-)
-def test_a_misspelt_option_of_the_command_is_an_error(name, meant):
-    assert on_command(**{name: "x"}) == [
-        f"-e: there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
-    ]
+)  # fmt: skip
+def test_a_misspelt_option_of_the_command_is_an_error(tmp_path, name, meant):
+    (tmp_path / "hosts.yml").write_text(f"# what {name} is\n")
+    assert on_command(tmp_path / "hosts.yml", **{name: "x"}) == (
+        [f"-e: there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"],
+        [],
+    )
 
 
 def test_a_recipes_key_given_as_an_option_is_told_how_to_write_it():
     advice = '-e: lora_r is a key of recipes, and no option; write -e \'{"recipe": {"lora_r": "32"}}\''
-    assert on_command(lora_r="32") == [advice]
-    assert on_command(**{"recipe.lora_r": "32"}) == [advice]
+    assert on_command(lora_r="32") == ([advice], [])
+    assert on_command(**{"recipe.lora_r": "32"}) == ([advice], [])
 
 
-def test_the_kinds_of_plain_options_are_held():
-    assert on_command(fresh="maybe") == ["-e: fresh is «maybe»; it takes true or false"]
-    assert on_command(fresh="true", detach=False, role=["witness"], recipe={"lora_r": 1}, lines="20") == []
+def test_the_kinds_of_options_are_held():
+    assert on_command(fresh="maybe") == (["-e: fresh is «maybe»; it takes true or false"], [])
+    assert on_command(run_gpus="two") == (["-e: run_gpus is «two»; it takes a whole number"], [])
+    right = {"fresh": "true", "detach": False, "role": ["witness"], "recipe": {"lora_r": 1}, "lines": "20"}
+    assert on_command(ansible_host="x", run_stall_timeout="60", run_sweep=[], **right) == ([], [])
 
 
-def test_a_users_own_variables_are_none_of_our_business():
-    assert on_command(region="eu-west", ansible_host="x", run_stall_timeout="60", my_secret="x", owner="me") == []
+@pytest.mark.parametrize("empty", ["", None, [], " , "])
+def test_a_role_that_is_given_and_empty_is_an_error(empty):
+    wrong, strange = on_command(role=empty)
+    assert [sentence[:32] for sentence in wrong] == ["-e: role is given, and empty. Nam"[:32]]
+    assert strange == []
+
+
+@pytest.fixture
+def inventory(tmp_path):
+    """Write files of the user's beside an inventory, and return its path."""
+
+    def writer(**files: str) -> pathlib.Path:
+        (tmp_path / "hosts.yml").write_text("trainers: {hosts: {a: {datasets_dir: '{{ my_disk }}/data'}}}\n")
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "hosts.yml"
+
+    return writer
+
+
+def unread(*names: str) -> list[str]:
+    return [f"-e: nothing reads {name}: it is no option, and nothing of your inventory" for name in names]
+
+
+def test_what_nothing_reads_is_warned_of_unless_the_user_has_it(inventory, tmp_path):
+    path = inventory(group_vars__all="region: eu", hooks__after_release="- debug: {msg: '{{ note }}'}", other="owner")
+    given = {"my_disk": 1, "region": "us", "note": 2, "owner": "me", "whom": "x"}
+    assert on_command(path, **given) == ([], unread("owner", "whom"))
+    assert on_command(tmp_path, **given) == ([], unread("whom"))  # a folder of inventories: all in it
+    assert on_command(**given) == ([], unread(*given))
+    assert on_command(tmp_path / "none.yml", pathlib.Path("a,b"), whom="x") == ([], unread("whom"))
+
+
+def test_a_variable_that_another_one_of_the_command_names_is_read(inventory):
+    assert on_command(trainer_root="{{ disk_of_mine }}/forge", disk_of_mine="/d") == ([], [])
+    assert on_command(run_mine="1") == ([], ["-e: there is no option run_mine; it is ignored"])
+    assert on_command(inventory(group_vars__a="x: '{{ run_mine }}'"), run_mine="1") == ([], [])

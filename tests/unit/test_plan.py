@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge import version
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import fleet, plan, recipe, steps
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.planning.run_record import update_record
@@ -23,6 +23,7 @@ from planned import planned_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
+AGENTS = Agents(ROOT).names
 OTHERS = [agent for agent in AGENTS if agent != "gastown"]
 
 
@@ -88,36 +89,6 @@ def one(result: plan.Plan) -> PlannedRun:
 
 def told(run: PlannedRun) -> tuple[str, str, str, str]:
     return run.run_id, run.state, run.why, run.trainer
-
-
-# --- which agents
-
-
-@pytest.mark.parametrize(
-    ("wanted", "agents"),
-    [("witness, mayor,witness", ["witness", "mayor"]), (["crew", "mayor"], ["crew", "mayor"]), ("all", list(AGENTS))],
-)
-def test_select_agents(wanted, agents):
-    assert fleet.select_agents(wanted) == agents
-
-
-@pytest.mark.parametrize("wanted", ["", None, [], " , ", [""]])
-def test_nothing_named(wanted):
-    assert fleet.select_agents(wanted) == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "said"),
-    [
-        ("witnes", "there is no agent «witnes»; did you mean «witness»? Agents: crew, deacon,"),
-        ("crew,Polecat", "there is no agent «Polecat»; did you mean «polecat»? Agents:"),
-        ("../../etc", "there is no agent «../../etc». Agents: crew, deacon,"),
-    ],
-)
-def test_no_such_agent(wanted, said):
-    with pytest.raises(UserError) as error:
-        fleet.select_agents(wanted)
-    assert str(error.value).startswith(said)
 
 
 # --- which data
@@ -359,7 +330,7 @@ def test_a_lane_that_is_gone_is_another_one_of_the_same_trainer():
 def test_whom_a_whole_inventory_trains(make, data):
     data("crew"), data("mayor")
     both = trainers(data, "a", "b", b=("mayor",))
-    result = make("", both)
+    result = make(None, both)
     assert [(run.agent, run.trainer) for run in result.runs] == [
         ("crew", "a"),
         ("gastown", "a"),
@@ -367,14 +338,14 @@ def test_whom_a_whole_inventory_trains(make, data):
     ]
     assert any(said.startswith("left out: deacon, polecat, refinery, witness; there is no") for said in result.warnings)
     declared = trainers(data, "a", "b", a=("crew",), b=("mayor",))
-    assert [run.agent for run in make("", declared).runs] == ["crew", "mayor"]
+    assert [run.agent for run in make(None, declared).runs] == ["crew", "mayor"]
     with pytest.raises(UserError, match="no dataset for deacon"):
-        make("", trainers(data, "a", "b", b=("deacon",)))
+        make(None, trainers(data, "a", "b", b=("deacon",)))
 
 
 def test_a_whole_inventory_without_any_data(make, data):
     with pytest.raises(UserError, match=r"no dataset for crew: .* -e datasets_dir=… says where to look"):
-        make("")
+        make(None)
 
 
 def test_the_runs_of_a_lost_trainer_move_and_no_others(make, note, data):
@@ -496,7 +467,7 @@ def test_what_a_given_up_trainer_alone_declares_is_not_left_out(make, data):
     data("crew"), data("mayor")
     boxes = trainers(data, "a", "b", a=("crew",), b=("mayor",))
     with pytest.raises(UserError, match=r"no trainer takes mayor: every one that is left without b declares other"):
-        make("", boxes, move="b")
+        make(None, boxes, move="b")
     assert [run.agent for run in make("crew", boxes, move="b").runs] == ["crew"]
     with_rest = [*boxes, *trainers(data, "c")]
     runs = make("crew,mayor", with_rest, move="b").runs
@@ -693,6 +664,7 @@ def test_files_are_named_as_they_lie_in_the_checkout(checkout, tmp_path):
         "configs/agents/witness.yml, line 2: Axolotl knows no key «sed»; did you mean «seed»?"
     )
     (checkout / "configs/agents/witness.yml").unlink()
+    planner = plan.Planner(checkout, tmp_path, {"lora_r": 0.5})
     assert (
         said(planner.merged_recipe, "witness", "", "") == "configs/agents/witness.yml is missing; every recipe needs it"
     )
@@ -712,6 +684,7 @@ def test_profiles_and_machines_go_by_their_names(checkout, tmp_path):
     )
     assert planner.merged_recipe("witness", "", "a")["tf32"] is False
     (checkout / "configs/machines/a.yml").write_text("lora_r: 8\n")
+    planner = plan.Planner(checkout, tmp_path, {})
     assert "configs/machines/a.yml, line 1: «lora_r» decides what is learnt" in said(
         planner.merged_recipe, "witness", "", "a"
     )
@@ -1440,14 +1413,16 @@ def test_a_run_as_people_read_it(values, cells):
 def test_who_is_given_up_gets_nothing_but_still_says_whom_the_inventory_trains(tmp_path):
     first, second, alone = (Trainer(name, hosts=hosts, members=members) for name, hosts, members in
                             (("a", 2, ("a", "b")), ("b", 2, ("a", "b")), ("c", 1, ())))  # fmt: skip
-    checked = plan.check_trainers([first, second, alone], "b", tmp_path)
+    checked = plan.check_trainers([first, second, alone], Agents(ROOT), "b", tmp_path)
     assert (checked.leaders, checked.remaining) == ([first, alone], [alone])
     assert [checked.move.lets_go(name) for name in "abc"] == [True, True, False]
 
 
 def test_only_a_run_with_a_history_is_bound_to_trainers_that_would_train_the_same(data, note, tmp_path, run_id):
     laptop, real = mixed(data)
-    hosts_ = plan.check_trainers([laptop, real, dataclasses.replace(real, name="spare")], False, tmp_path / "output")
+    hosts_ = plan.check_trainers(
+        [laptop, real, dataclasses.replace(real, name="spare")], Agents(ROOT), False, tmp_path / "output"
+    )
     planner = plan.Planner(ROOT, tmp_path / "output", {})
     [draft] = plan.draft_runs(planner, ["witness"], [{}], hosts_).values()
     assert (draft.run.trainer, draft.only) == ("laptop", None)
@@ -1459,7 +1434,7 @@ def test_only_a_run_with_a_history_is_bound_to_trainers_that_would_train_the_sam
 def test_what_goes_to_another_trainer_than_its_draft_is_planned_for_it(data, tmp_path):
     data("crew"), data("mayor")
     boxes = [Trainer("a", datasets_dir=str(data.folder)), Trainer("b", datasets_dir=str(data.folder), gpus=2)]
-    hosts_ = plan.check_trainers(boxes, False, tmp_path / "output")
+    hosts_ = plan.check_trainers(boxes, Agents(ROOT), False, tmp_path / "output")
     planner = plan.Planner(ROOT, tmp_path / "output", {})
     drafts = plan.draft_runs(planner, ["crew", "mayor"], [{}], hosts_)
     assert [(draft.run.trainer, draft.run.gpus) for draft in drafts.values()] == [("a", 1), ("a", 1)]

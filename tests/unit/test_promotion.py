@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Cost, Dataset, Evaluation, Losses, Manifest, Steps
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.testing import patch_module_args
 from delivered import planned
 from wire import load
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 TRAIN = Dataset(use="train", sha256="t")
 VAL = Dataset(use="val", sha256="v")
@@ -360,7 +361,13 @@ def test_nothing_is_delivered(home) -> None:
 def play(home: Home, capsys: Any, check: bool = False, **given: Any) -> dict[str, Any]:
     """Run the module as a task calls it."""
     module = load("library/lora_adapter_promotion")
-    given = {"adapters": str(home.path.parent), "agent": "witness", "_ansible_check_mode": check, **given}
+    given = {
+        "adapters": str(home.path.parent),
+        "checkout": str(ROOT),
+        "agent": "witness",
+        "_ansible_check_mode": check,
+        **given,
+    }
     with patch_module_args(given), pytest.raises(SystemExit):
         module.main()
     return json.loads(capsys.readouterr().out)
@@ -536,14 +543,6 @@ def test_a_loss_at_the_limit_passes() -> None:
     assert promotion.decide(manifest("b", 1.5), manifest("witness-a", 1.0), False, 0.5).move is True
     assert promotion.decide(manifest("b", 1.51), manifest("witness-a", 1.0), False, 0.5).move is False
     assert promotion.decide(manifest("b", -0.4), manifest("witness-a", -1.0), False, 0.5).move is False
-
-
-def test_the_folder_of_an_agent(tmp_path) -> None:
-    assert promotion.home_of(tmp_path, "witness") == tmp_path / "witness"
-    for agent, words in (("", "say whose adapter to promote: -e role=witness. "), ("zz", "there is no agent «zz». ")):
-        with pytest.raises(UserError) as error:
-            promotion.home_of(tmp_path, agent)
-        assert str(error.value) == f"{words}Agents: {', '.join(AGENTS)}"
 
 
 def test_what_is_delivered_is_told_from_the_oldest_on(home) -> None:

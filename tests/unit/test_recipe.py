@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, recipe
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+AGENTS = Agents(ROOT).names
 SCHEMA = json.loads((ROOT / "configs/schema.json").read_text(encoding="utf-8"))
 
 

@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.results import report, report_pictures
 from ansible.module_utils.testing import patch_module_args
 from delivered import OWN, RECIPE, START, deliver, events, losses, promote, sha, workshop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+KNOWN = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")
 TEMPLATE = ROOT / "templates/report.html.j2"
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
 A, B, C = "witness-aaaaaaaaaaaa", "witness-bbbbbbbbbbbb", "witness-cccccccccccc"
@@ -84,7 +84,7 @@ def output(tmp_path):
 
 
 def look(output: pathlib.Path, *wanted: str) -> Page:
-    facts = report.read(output, list(wanted)) | {"git": {"commit": "0123456789abcdef", "dirty": False}}
+    facts = report.read(output, list(wanted), KNOWN) | {"git": {"commit": "0123456789abcdef", "dirty": False}}
     facts["version"] = "0.1.0+g0123456"
     return Page(report.render(TEMPLATE, facts))
 
@@ -97,7 +97,13 @@ def module(output, capsys):
         spec = importlib.util.spec_from_file_location("training_report", ROOT / "library/training_report.py")
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
-        given = {"output": str(output), "template": str(TEMPLATE), "_ansible_check_mode": check, **arguments}
+        given = {
+            "output": str(output),
+            "checkout": str(ROOT),
+            "template": str(TEMPLATE),
+            "_ansible_check_mode": check,
+            **arguments,
+        }
         with patch_module_args(given), pytest.raises(SystemExit):
             loaded.main()
         return json.loads(capsys.readouterr().out)
@@ -327,8 +333,6 @@ def test_one_agent_only(output):
     assert [row[0] for row in page.table("One line")[1:]] == ["witness"]
     assert "polecat" not in page.source
     assert "mayor" not in page.source
-    with pytest.raises(UserError, match="there is no agent «witnes»; did you mean «witness»"):
-        report.read(output, ["witnes"])
 
 
 def test_a_w_and_b_link_is_a_web_address_or_none(output):
@@ -359,7 +363,7 @@ def test_what_is_damaged_is_named_and_left_out(output):
     (output / "adapters/witness/latest").symlink_to("witness-gone")
     (output / "adapters/witness/.witness-d.partial").mkdir()
     (output / "status.json").write_text("[]")
-    facts = report.read(output, [])
+    facts = report.read(output, [], KNOWN)
     home = output / "adapters/witness"
     assert facts["warnings"] == [
         f"{output}/status.json is no JSON object, or empty: runs under way are not shown",

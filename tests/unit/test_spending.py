@@ -18,6 +18,8 @@ from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
 from ansible.module_utils.lora_forge.pods.spending import Caps
 from wire import CAPACITY, WANTED, Clock, Cloud, gpu, load
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 H = 3600.0
 NOW = 1_764_000_000.0  # 2025-11-24 16:00 UTC
 MIDNIGHT = NOW + 8 * H
@@ -290,8 +292,8 @@ def test_the_status_says_it_too(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: NOW)
     claims = Claims(tmp_path / "pods")
     claims.open_claim("pod-1", [], NOW, pod_id="p", state="ready", usd_per_hour=2.0, asked_at=NOW - H, deadline=NOW)
-    given = {"output": str(tmp_path / "output"), "snapshots": {}, "wandb": False, "agents": "", "busy": [],
-             "pods": str(tmp_path / "pods"), "display": "table"}  # fmt: skip
+    given = {"output": str(tmp_path / "output"), "snapshots": {}, "wandb": False, "agents": None, "busy": [],
+             "checkout": ROOT, "pods": str(tmp_path / "pods"), "display": "table"}  # fmt: skip
     lines = module.answer(given, check_mode=True)["show"]["lines"]
     assert "    2025-11 (UTC): 2.00 USD spent on pods, 0.17 committed until their deadlines" in lines
     given["pods"] = str(tmp_path / "none")

@@ -113,14 +113,15 @@ def test_runs_that_share_a_pod_share_its_cost(tmp_path):
         "output": tmp_path,
         "snapshots": snapshots,
         "wandb": True,
-        "agents": "",
+        "agents": None,
+        "checkout": ROOT,
         "busy": [],
         "pods": tmp_path / "pods",
     }
     told = load("library/training_status").answer({**given, "display": "table"}, False)
     assert [row[-1] for row in told["show"]["rows"]] == ["$1.00", "$1.00", "$1.00"]
     assert told["costs"] == {names[1]: 1.0, names[2]: 1.0}
-    total = report.read(tmp_path, [])["costs"]["total"]
+    total = report.read(tmp_path, [], ["witness"])["costs"]["total"]
     assert (total["usd"], total["others_usd"]) == (1.0, 2.0)
 
 
@@ -240,11 +241,21 @@ def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
     assert status.busy(gathered(tmp_path, {"gpu-1": {"runs": [seen("failed")]}}), {}, ["gpu-1"]) == []
 
 
-@pytest.mark.parametrize(("agents", "found"), [("", 2), ("mayor", 1), (["mayor", "witness"], 2), ("crew", 0)])
+@pytest.mark.parametrize(
+    ("agents", "found"), [(None, 2), ("all", 2), ("mayor", 1), (["mayor", "witness"], 2), ("crew", 0)]
+)
 def test_only_the_agents_that_are_meant_are_shown_and_all_are_noted(tmp_path, agents, found):
     deliver(tmp_path)
     deliver(tmp_path, "mayor-0123456789ab")
-    given = {"output": tmp_path, "snapshots": {}, "wandb": False, "agents": agents, "busy": [], "pods": None}
+    given = {
+        "output": tmp_path,
+        "snapshots": {},
+        "wandb": False,
+        "agents": agents,
+        "checkout": ROOT,
+        "busy": [],
+        "pods": None,
+    }
     module = load("library/training_status")
     told = module.answer({**given, "display": "table"}, False)
     assert (len(told["runs"]), len(told["show"]["rows"])) == (found, found)
@@ -253,6 +264,25 @@ def test_only_the_agents_that_are_meant_are_shown_and_all_are_noted(tmp_path, ag
     assert module.answer({**given, "display": "screen"}, False) == {**told, "show": {**told["show"], "screen": True}}
     assert module.answer({**given, "display": "none"}, False) == {key: told[key] for key in told if key != "show"}
     assert len(rundir.read_json(tmp_path / "status.json")["runs"]) == 2
+
+
+def test_an_agent_whose_file_is_gone_is_shown_and_said_to_be(tmp_path):
+    deliver(tmp_path)
+    place(tmp_path, "boot-0123456789ab", trainer="gpu-1", state="launched")
+    (tmp_path / "adapters/boot").mkdir()
+    for number in range(4):
+        place(tmp_path, f"old-{number}-0123456789ab", trainer="gpu-1", state="launched")
+    given = {"output": tmp_path, "snapshots": {}, "wandb": False, "checkout": ROOT, "busy": [], "pods": None}
+    module = load("library/training_status")
+    told = module.answer({**given, "agents": "boot", "display": "table"}, False)
+    assert [run["run_id"] for run in told["runs"]] == ["boot-0123456789ab"]
+    words = "    there is no configs/agents/{0}.yml, so that nothing trains {0}; what there is of it is kept"
+    assert words.format("boot") in told["show"]["lines"]
+    lines = module.answer({**given, "agents": None, "display": "table"}, False)["show"]["lines"]
+    assert [line for line in lines if "configs/agents" in line] == [
+        *(words.format(name) for name in ("boot", "old-0", "old-1")),
+        "    and 2 more agents have no file in configs/agents",
+    ]
 
 
 def test_damaged_files_make_no_traceback(tmp_path):

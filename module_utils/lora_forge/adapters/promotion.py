@@ -15,7 +15,6 @@ from typing import IO, Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Evaluation, Manifest
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
 from ansible.module_utils.lora_forge.text import canonical, nearest
@@ -145,24 +144,6 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
     if ours.eval_loss - theirs.eval_loss > max_regression * abs(theirs.eval_loss):
         return decision(False, f"{comparison} (adapter_max_regression {100 * max_regression:.3g} %)", True)
     return decision(True, comparison, True)
-
-
-def home_of(adapters: pathlib.Path, agent: str) -> pathlib.Path:
-    """Return the folder of an agent's adapters.
-
-    Args:
-        adapters: output/adapters.
-        agent: As a user named it.
-
-    Raises:
-        UserError: Nobody is named, or there is no such agent.
-    """
-    if agent not in AGENTS:
-        known = f"Agents: {', '.join(AGENTS)}"
-        if not agent:
-            raise UserError(f"say whose adapter to promote: -e role=witness. {known}")
-        raise UserError(f"there is no agent «{agent}»{nearest(agent, AGENTS) or '.'} {known}")
-    return adapters / agent
 
 
 def delivered_manifests(home: pathlib.Path) -> dict[str, Manifest]:

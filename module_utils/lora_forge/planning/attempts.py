@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.agents import first_attempt
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.planning.fleet import Move
-from ansible.module_utils.lora_forge.planning.run_record import read_placements
+from ansible.module_utils.lora_forge.planning.run_record import noted_runs, read_placements
+
+_NUMBER = re.compile(r"(?:-(\d+))?")  # what follows in the name of a further attempt
 
 
 def minor_version(version: str) -> str:
@@ -82,15 +86,23 @@ class Attempts:
         self.fresh = fresh
         self.verify = verify
 
+    @functools.cached_property
+    def _noted(self) -> dict[str, list[str]]:
+        """The runs that are noted, by the name of the first attempt; listed once, be there hundreds of agents."""
+        noted: dict[str, list[str]] = {}
+        for run_id in noted_runs(self.output):
+            noted.setdefault(first_attempt(run_id), []).append(run_id)
+        return noted
+
     def find(self, agent: str, fingerprint: str) -> Attempt:
         """Find the attempt at a recipe that is meant: an adapter that is there, a run to go on with, or a new one."""
         first = f"{agent}-{fingerprint[:12]}"
         folder = self.output / "adapters" / agent
-        pattern = re.compile(rf"^{re.escape(first)}(?:-(\d+))?$")
         names = [path.name for path in folder.glob(f"{first}*") if path.is_dir()] if folder.is_dir() else []
-        placements = read_placements(self.output, first)
+        placements = read_placements(self.output, self._noted.get(first, ()))
         names += placements
-        numbers = sorted({int(match.group(1) or 1) for match in map(pattern.match, names) if match}) or [0]
+        further = (_NUMBER.fullmatch(name, len(first)) for name in names)
+        numbers = sorted({int(match.group(1) or 1) for match in further if match}) or [0]
         newest = numbers[-1]
 
         def name(number: int) -> str:

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset
+from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
 from ansible.module_utils.lora_forge.text import nearest, short
 
 # What :func:`trainers_of` reads of a host.
@@ -121,28 +121,6 @@ class Fleet:
 Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
 
 
-def split_names(wanted: Any) -> list[str]:
-    """List what an option names: a list, or words with commas between."""
-    names = wanted if isinstance(wanted, list) else str(wanted or "").split(",")
-    return [name for name in (str(name).strip() for name in names) if name]
-
-
-def select_agents(wanted: Any) -> list[str]:
-    """List the agents that ``-e role=…`` names: one, several (a list, or with commas), or ``all``; none if empty.
-
-    Raises:
-        UserError: There is no such agent.
-    """
-    names = split_names(wanted)
-    if names == ["all"]:
-        return list(AGENTS)
-    for name in names:
-        if name not in AGENTS:
-            hint = nearest(name, AGENTS) or "."
-            raise UserError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}".replace("  ", " "))
-    return list(dict.fromkeys(names))
-
-
 def trainers_of(
     hosts: Sequence[str],
     hostvars: Mapping[str, Mapping[str, Any]],
@@ -232,14 +210,20 @@ def find_gang(host: str, size: int, groups: Mapping[str, Sequence[str]]) -> tupl
     return members, tuple(fitting)
 
 
-def check_agents(trainer: Trainer) -> Trainer:
-    """Check the agents that a trainer names, and return it with each of them once.
+def check_agents(trainer: Trainer, agents: Agents) -> Trainer:
+    """Check the agents and groups that a trainer names, and return it with each agent once.
+
+    Args:
+        trainer: The trainer.
+        agents: Those of the checkout.
 
     Raises:
         UserError: There is no such agent.
     """
+    if not trainer.agents:
+        return trainer
     try:
-        return dataclasses.replace(trainer, agents=tuple(select_agents(list(trainer.agents))))
+        return dataclasses.replace(trainer, agents=tuple(agents.select(list(trainer.agents))))
     except UserError as error:
         raise UserError(f"agents of {trainer.name}: {error}") from None
 
@@ -317,25 +301,31 @@ def group_alike(trainers: list[Trainer]) -> list[list[Trainer]]:
     return list(ways.values())
 
 
-def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
+def default_agents(trainers: list[Trainer], agents: Agents, warnings: list[str]) -> list[str]:
     """List the agents of a whole inventory: those that its trainers declare, and where one takes any, all with data.
 
     Args:
-        trainers: At least one.
+        trainers: At least one, from :func:`check_agents`.
+        agents: Those of the checkout.
         warnings: Gets a sentence on who is left out.
+
+    Raises:
+        UserError: The checkout has no agent, or a file of one cannot be read.
     """
-    declared = {agent for trainer in trainers for agent in select_agents(list(trainer.agents))}
+    if not agents.names:
+        raise UserError(f"{FOLDER} holds no agent. A file {FOLDER}/<agent>.yml makes one; {{}} in it will do")
+    declared = {agent for trainer in trainers for agent in trainer.agents}
     rest = next((trainer for trainer in trainers if not trainer.agents), None)
     if rest is None:
-        return [agent for agent in AGENTS if agent in declared]
+        return [agent for agent in agents.names if agent in declared]
     folder = pathlib.Path(rest.datasets_dir)
-    with_data = {agent for agent in AGENTS if dataset.find_files(folder, [agent], "train")}
-    if dataset.find_files(folder, [agent for agent in AGENTS if agent != SHARED_AGENT], "train"):
-        with_data.add(SHARED_AGENT)
-    lacking = [agent for agent in AGENTS if agent not in declared | with_data]
-    if lacking and declared | with_data:
-        warnings.append(f"left out: {', '.join(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
-    return [agent for agent in AGENTS if agent in declared | with_data] or list(AGENTS)
+    own = {agent for agent in agents.names if dataset.find_files(folder, [agent], "train")}
+    shared = {agent for agent in agents.names if agent not in own and own.intersection(agents.data_of(agent))}
+    taken = declared | own | shared
+    lacking = [agent for agent in agents.names if agent not in taken]
+    if lacking and taken:
+        warnings.append(f"left out: {listed(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
+    return [agent for agent in agents.names if agent in taken] or list(agents.names)
 
 
 def assign_lanes(
@@ -365,22 +355,28 @@ def assign_lanes(
         (Lane(trainer.name, number) for trainer in trainers for number in range(trainer.lanes)),
         key=lambda lane: lane.number,
     )
+    place = {lane: number for number, lane in enumerate(lanes)}
+    of_trainer: dict[str, list[Lane]] = {}
+    for lane in lanes:
+        of_trainer.setdefault(lane.trainer, []).append(lane)
     load = dict.fromkeys(lanes, 0)
     assigned = {}
     for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
         agent = job[0]
-        takers = {trainer.name for trainer in trainers_for(trainers, agent)}
-        candidates = [lane for lane in lanes if lane.trainer in takers.intersection(only.get(job, takers))]
         held = placed.get(job)
-        if held and any(lane.trainer == held.trainer for lane in lanes):  # a lane that is gone: any other one there
-            candidates = [held] if held in load else [lane for lane in lanes if lane.trainer == held.trainer]
+        if held and held.trainer in of_trainer:  # a lane that is gone: any other one there
+            candidates = [held] if held in load else of_trainer[held.trainer]
+        else:
+            takers = {trainer.name for trainer in trainers_for(trainers, agent)}
+            takers = takers.intersection(only.get(job, takers))
+            candidates = [lane for lane in lanes if lane.trainer in takers]
         if not candidates:
             remaining = f" that is left without {', '.join(given_up)}" if given_up else ""
             advice = "; or name others with -e role=…" if given_up else ""
             raise UserError(
                 f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
             )
-        assigned[job] = min(candidates, key=lambda lane: (load[lane], lanes.index(lane)))
+        assigned[job] = min(candidates, key=lambda lane: (load[lane], place[lane]))
         load[assigned[job]] += weight[job]
     return assigned
 

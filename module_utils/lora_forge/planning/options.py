@@ -1,20 +1,24 @@
 """The options of the roles as inventories give them, held against the roles' own specs.
 
 Ansible checks the options of a role when the role is called, which may be after something was rented. What an
-inventory, or ``-e``, says of a trainer is known before. :func:`read_specs`, :func:`read_internal_names` and
-:func:`check_trainer_options` read files of the checkout; the others are pure.
+inventory, or ``-e``, says of a trainer is known before. What reads or checks reads files of the checkout, and for names
+that nobody knows those of the user; the others are pure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.lora_forge.planning import recipe
+from ansible.module_utils.lora_forge.planning.agents import NOBODY, split_names
 from ansible.module_utils.lora_forge.planning.recipe import quote_value
 from ansible.module_utils.lora_forge.text import nearest
 
@@ -25,6 +29,9 @@ RENAMED_OPTIONS = {"run_lane": "run_lanes"}
 RENAMED_VALUES = {"run_notify_on": {"money": "over_budget"}}
 INVENTORY_FACTS = ("pod_id", "pod_status", "pod_usd_per_hour")  # what inventory_plugins/runpod.py tells of a live pod
 _ALIKE = 0.75  # difflib's ratio from which on a name is a slip, and no variable of the user's own
+_MEANT = {"agent": "role"}  # what people call an option by, and difflib does not find
+_BESIDE = ("group_vars", "host_vars", "hooks")  # folders beside an inventory that are the user's own
+_MOST_FILES, _MOST_BYTES = 2000, 1 << 20  # of the user's that are looked through for a name
 _SHOWN = 3  # hosts that are named
 _CHARACTERS = 60  # of a value that are shown
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list",
@@ -187,32 +194,93 @@ def check_trainer_options(
     return _with_hosts(wrong), _with_hosts(strange)
 
 
-def check_command_options(checkout: pathlib.Path, given: Mapping[str, Any], recipe_keys: Collection[str]) -> list[str]:
-    """Hold what a command was given by ``-e`` against what its playbooks read: the names, and the kinds of values.
-
-    A name with a role's prefix is passed over, as :func:`check_trainer_options` sees it among every host's variables.
-    One that is like no option may be a variable of the user's own.
+def check_command_options(
+    checkout: pathlib.Path, given: Mapping[str, Any], inventories: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Hold what a command was given by ``-e`` against what playbooks and roles read: names, and the kinds of values.
 
     Args:
         checkout: The project's folder.
         given: The variables, by their names.
-        recipe_keys: Axolotl's keys: one of them at this place was meant for the recipe.
+        inventories: The inventories of the command, by their paths; what is none is passed over.
+
+    Returns:
+        What is wrong, and what is only strange, in sentences. A name that is like an option's is wrong. Any other one
+        may be a variable of the user's own, and is strange where neither the inventories nor what lies beside them has
+        it.
+    """
+    options = {name: value for name, value in given.items() if is_checked(name)}
+    specs = read_command_specs(checkout)
+    plain = {name: value for name, value in given.items() if name in specs}
+    wrong = [f"-e: {sentence}" for sentence in option_errors(plain, specs)]
+    if "role" in given and not split_names(given["role"]):  # -e role=$UNSET must not mean everybody
+        wrong.append(f"-e: {NOBODY}")
+    unknown = [name for name in given if name not in {*specs, *options} and not name.startswith("ansible_")]
+    keys = read_recipe_keys(checkout) if unknown else ()
+    strange = []
+    for name in unknown:
+        head, _, key = name.partition(".")
+        meant = _MEANT.get(name) or "".join(difflib.get_close_matches(name, specs, 1, _ALIKE))
+        if name in keys or (head in specs and key in keys):
+            advice = json.dumps({"recipe": {key or name: given[name]}}, default=str)
+            wrong.append(f"-e: {key or name} is a key of recipes, and no option; write -e '{advice}'")
+        elif meant:
+            wrong.append(
+                f"-e: there is no option {name}; did you mean «{meant}»? A variable of your own needs another name"
+            )
+        else:
+            strange.append(name)
+    misspelt, ignored = check_trainer_options(checkout, {"-e": options})
+    if not strange and not ignored:
+        return wrong + misspelt, []
+    texts = [*read_user_texts(inventories), *map(str, given.values())]
+    used = {word for text in texts for word in re.findall(r"\w+", text)}
+    unread = [name for name in strange if name not in used]
+    odd = [f"-e: nothing reads {name}: it is no option, and nothing of your inventory" for name in unread]
+    ours = {name: value for name, value in options.items() if name not in used}
+    return wrong + misspelt, odd + check_trainer_options(checkout, {"-e": ours})[1]
+
+
+def read_command_specs(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Read what playbooks and roles take besides the roles' options, by name.
+
+    Args:
+        checkout: The project's folder.
     """
     listed = _load(checkout / "playbooks" / "meta" / "argument_specs.yml")["argument_specs"].values()
-    specs = {name: spec for entry in listed for name, spec in entry["options"].items()}
-    sentences = option_errors({name: value for name, value in given.items() if name in specs}, specs)
-    for name in given:
-        head, _, key = name.partition(".")
-        if name in specs or is_checked(name) or name.startswith("ansible_"):
-            continue
-        meant = difflib.get_close_matches(name, specs, 1, _ALIKE)
-        if name in recipe_keys or (head in specs and key in recipe_keys):
-            advice = json.dumps({"recipe": {key or name: given[name]}}, default=str)
-            sentences.append(f"{key or name} is a key of recipes, and no option; write -e '{advice}'")
-        elif meant:
-            words = f"there is no option {name}; did you mean «{meant[0]}»? A variable of your own needs another name"
-            sentences.append(words)
-    return [f"-e: {sentence}" for sentence in sentences]
+    return {name: spec for entry in listed for name, spec in entry["options"].items()}
+
+
+def read_recipe_keys(checkout: pathlib.Path) -> Collection[str]:
+    """Read Axolotl's keys: one of them among the options was meant for the recipe.
+
+    Args:
+        checkout: The project's folder.
+
+    Raises:
+        UserError: The schema cannot be read.
+    """
+    return frozenset(recipe.read_schema(checkout)["properties"])
+
+
+def read_user_texts(inventories: Iterable[str]) -> list[str]:
+    """Read the files in which a user's own variables may stand: inventories, and what lies beside them for Ansible.
+
+    Args:
+        inventories: Paths of files and folders; what is none, such as a list of hosts, is passed over.
+    """
+    files: set[pathlib.Path] = set()
+    for path in map(pathlib.Path, inventories):
+        folder = path if path.is_dir() else path.parent
+        beside = [folder / name for name in _BESIDE]
+        files |= {path} if path.is_file() else set()
+        files |= {found for place in ([path] if path.is_dir() else []) + beside for found in place.rglob("*")}
+    texts = []
+    for path in sorted(files)[:_MOST_FILES]:
+        with contextlib.suppress(OSError):  # who may not read it does not use it
+            if path.is_file() and path.stat().st_size <= _MOST_BYTES:
+                texts.append(path.read_text(encoding="utf-8", errors="replace"))
+    return texts
 
 
 def _with_hosts(sentences: Mapping[str, Collection[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.agents import AGENTS, SHARED_AGENT
+from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
@@ -25,6 +25,7 @@ from ansible.module_utils.lora_forge.planning import (
     steps,
     templates,
 )
+from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, gone_sentence, kept_agents, listed
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
@@ -38,10 +39,10 @@ from ansible.module_utils.lora_forge.planning.fleet import (
     default_agents,
     group_alike,
     parse_move,
-    select_agents,
     trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.run_record import noted_runs, read_record
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -80,21 +81,6 @@ class Plan:
     data: tuple[str, ...] = ()
 
 
-def read_schema(root: pathlib.Path) -> Any:
-    """Read Axolotl's own schema of a recipe.
-
-    Args:
-        root: The checkout.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None
-
-
 class Planner:
     """Plans runs from the files of a checkout.
 
@@ -106,6 +92,7 @@ class Planner:
         fresh: Make a new attempt where the newest one is final.
         verify: Hash the files of adapters that are there.
         say: Tells people what they wait for.
+        agents: Those of the checkout, where they were read already.
     """
 
     def __init__(
@@ -117,16 +104,20 @@ class Planner:
         fresh: bool = False,
         verify: bool = False,
         say: Callable[[str], None] = lambda _: None,
+        agents: Optional[Agents] = None,
     ):
         self.root = root
+        self.agents = agents or Agents(root)
         self.overrides = overrides
         self.warnings: list[str] = []
         self.axolotl = recipe.pinned_version(root / LOCKS[0], "axolotl")
         for lock in LOCKS[1:]:
             if recipe.pinned_version(root / lock, "axolotl") != self.axolotl:
                 raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
-        self.schema = read_schema(root)
+        self.schema = recipe.read_schema(root)
         self.attempts = Attempts(output, self.axolotl, keep, fresh, verify)
+        self.layers: dict[str, Layer] = {}
+        self.fine: set[str] = set()  # see recipe.problems
         self.say = say
         self.contents: dict[tuple[str, str], dataset.Contents] = {}  # by path, and how it is read
         self.data: dict[str, None] = {}  # in the order in which it was found
@@ -143,8 +134,10 @@ class Planner:
             return False
 
     def read_layer(self, name: str) -> Layer:
-        """Read a file of the checkout as a layer of a recipe."""
-        return recipe.read_layer(self.root / name, name)
+        """Read a file of the checkout as a layer of a recipe, once for each invocation."""
+        if name not in self.layers:
+            self.layers[name] = recipe.read_layer(self.root / name, name)
+        return self.layers[name]
 
     def read_named_layer(self, folder: str, name: str, variable: str) -> Layer:
         """Read a profile or machine file by its name.
@@ -165,7 +158,7 @@ class Planner:
 
     def base_layers(self, agent: str) -> list[Layer]:
         """Read the layers of an agent's recipe that stand in files of its own and of all agents."""
-        return [self.read_layer("configs/base.yml"), self.read_layer(f"configs/agents/{agent}.yml")]
+        return [self.read_layer("configs/base.yml"), *self.agents.layers(agent)]
 
     def command_layers(self, variant: Optional[dict[str, Any]]) -> list[Layer]:
         """Give the layers that come from the command line, the overrides of a sweep's variant last."""
@@ -200,12 +193,12 @@ class Planner:
         layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]
         errors += [problem for _, _, said in spelt for problem in said]
         keys, origin = recipe.merge(layers)
-        errors += recipe.problems(keys, origin, self.schema)
+        errors += recipe.problems(keys, origin, self.schema, self.fine)
         # What a profile replaces is wrong all the same where nothing replaces it: in the training that costs something.
         real, places = recipe.merge(layer for layer in layers if layer is not rehearsed)
         replaced = {key: value for key, value in real.items() if key not in keys or keys[key] != value}
         if rehearsed:
-            errors += recipe.problems(replaced, places, self.schema)
+            errors += recipe.problems(replaced, places, self.schema, self.fine)
         both = [(real, places), (keys, origin)] if rehearsed else [(keys, origin)]
         for check in (recipe.range_problems, recipe.contradictions):
             errors = errors or [problem for merged in both for problem in check(*merged)]
@@ -259,7 +252,7 @@ class Planner:
         return dataset.DatasetFile.of(self.contents[key], use, sequence_len, options)
 
     def find_datasets(self, agent: str, keys: dict[str, Any], folder: pathlib.Path) -> list[dataset.DatasetFile]:
-        """Find and check the files of an agent: its own, or for the shared adapter everybody's.
+        """Find and check the files of an agent: its own, or where it has none, those of the agents it learns from.
 
         Raises:
             UserError: A file is missing or breaks the contract.
@@ -268,12 +261,15 @@ class Planner:
         named = [pathlib.Path(item["path"]) for item in keys.get("datasets", []) if "path" in item]
         train = named or dataset.find_files(folder, [agent], "train")
         val = dataset.find_files(folder, [agent], "val")
-        if not train and agent == SHARED_AGENT:
-            others = [name for name in AGENTS if name != SHARED_AGENT]
+        others = self.agents.data_of(agent)
+        if others and train and not self.agents.takes_all(agent):
+            self.warnings.append(f"{agent} learns from {train[0]} alone: data_of is for where there is none")
+        if others and not train:
             train, val = dataset.find_files(folder, others, "train"), dataset.find_files(folder, others, "val")
-            without = [name for name in others if folder / f"{name}_train.jsonl" not in train]
+            found = set(train)
+            without = [name for name in others if folder / f"{name}_train.jsonl" not in found]
             if train and without:
-                self.warnings.append(f"{agent} is trained without {', '.join(without)}: no such file in {folder}")
+                self.warnings.append(f"{agent} is trained without {listed(without)}: no such file in {folder}")
         for path in named:
             if not path.exists() and recipe.hub_dataset(str(path)):
                 raise UserError(
@@ -284,7 +280,8 @@ class Planner:
         missing = [path for path in named if not path.is_file()] or ([] if train else [folder / f"{agent}_train.jsonl"])
         if missing:
             reasons = ", ".join(map(jsonl.missing_reason, missing))
-            raise UserError(f"no dataset for {agent}: {reasons}. -e datasets_dir=… says where to look")
+            nor = f", nor does one of {listed(others)}" if others and not named else ""
+            raise UserError(f"no dataset for {agent}: {reasons}{nor}. -e datasets_dir=… says where to look")
         self.warnings += dataset.overlooked(folder, agent)
         own, common = recipe.dataset_options(keys)
         said = own if named else [common] * len(train)
@@ -562,11 +559,12 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
     )
 
 
-def check_trainers(trainers: Sequence[Trainer], move: Any, output: pathlib.Path) -> Fleet:
+def check_trainers(trainers: Sequence[Trainer], agents: Agents, move: Any, output: pathlib.Path) -> Fleet:
     """Check the trainers of an inventory, and set those aside that are given up.
 
     Args:
         trainers: All of them.
+        agents: Those of the checkout.
         move: What ``-e move=…`` says.
         output: Where placements are kept.
 
@@ -575,7 +573,7 @@ def check_trainers(trainers: Sequence[Trainer], move: Any, output: pathlib.Path)
     """
     if not trainers:
         raise UserError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
-    checked = [check_agents(trainer) for trainer in trainers]
+    checked = [check_agents(trainer, agents) for trainer in trainers]
     for trainer in checked:
         if not trainer.root.startswith("/"):
             raise UserError(
@@ -619,10 +617,11 @@ def draft_runs(
         UserError: What is wrong with a recipe or its data, or two variants are the same training.
     """
     drafts: dict[Job, Draft] = {}
+    job_of: dict[str, Job] = {}
     for agent, number in itertools.product(agents, range(len(variants))):
         draft = _draft_run(planner, agent, variants[number], fleet)
-        twin = next((job for job, other in drafts.items() if other.run.run_id == draft.run.run_id), None)
-        if twin:
+        twin = job_of.setdefault(draft.run.run_id, (agent, number))
+        if twin != (agent, number):
             raise UserError(
                 f"variants {twin[1] + 1} and {number + 1} of the sweep are the same training ({draft.run.run_id}): "
                 "they differ in nothing that decides what is learnt"
@@ -695,13 +694,15 @@ def make(
     variants: Sequence[dict[str, Any]] = ({},),
     keep: str = "",
     say: Callable[[str], None] = lambda _: None,
+    agents: Optional[Agents] = None,
+    by_record: bool = False,
 ) -> Plan:
     """Plan everything.
 
     Args:
         root: The checkout.
         output: Where adapters and placements are kept.
-        wanted: What ``-e role=…`` says; empty for all that the inventory declares.
+        wanted: What ``-e role=…`` says; None for all that the inventory declares.
         trainers: The trainers of the inventory.
         overrides: Axolotl keys from the command line.
         fresh: Make new attempts.
@@ -710,13 +711,65 @@ def make(
         variants: Recipe overrides of a sweep; every agent is trained with each of them.
         keep: See :class:`Planner`.
         say: Tells people what they wait for.
+        agents: Those of the checkout, where they were read already.
+        by_record: Take an agent whose file is gone, with the runs that were noted of it. No recipe is known of them:
+            they can be stopped and looked at, and not trained.
 
     Raises:
         UserError: Anything that is wrong, before a host is touched.
     """
-    fleet = check_trainers(trainers, move, output)
-    planner = Planner(root, output, overrides, keep, fresh, verify, say)
-    agents = select_agents(wanted) or default_agents(fleet.leaders, planner.warnings)
-    drafts = draft_runs(planner, agents, variants, fleet)
+    known = agents or Agents(root)
+    fleet = check_trainers(trainers, known, move, output)
+    planner = Planner(root, output, overrides, keep, fresh, verify, say, known)
+    selected = known.select(wanted, kept_agents(output)) or default_agents(fleet.leaders, known, planner.warnings)
+    gone = [agent for agent in selected if agent not in known.names]
+    if gone and not by_record:
+        raise UserError(f"{gone_sentence(gone[0])}. To train it, write that file again; {{}} in it will do")
+    drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
     runs = place_runs(planner, drafts, fleet)
-    return Plan(runs, merge_warnings(planner.warnings, agents), planner.origins, tuple(planner.data))
+    noted = [run for agent in gone for run in runs_by_record(output, agent, fleet.by_name, planner.warnings)]
+    return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins, tuple(planner.data))
+
+
+def runs_by_record(
+    output: pathlib.Path, agent: str, trainers: Mapping[str, Trainer], warnings: list[str]
+) -> list[PlannedRun]:
+    """List the runs of an agent whose file is gone, from what was noted of them.
+
+    Args:
+        output: Where adapters and placements are kept.
+        agent: The agent.
+        trainers: Those of the inventory, by their names.
+        warnings: Gets a sentence on runs that are elsewhere.
+    """
+    runs = []
+    for run_id in noted_runs(output):
+        record = read_record(output, run_id)
+        if agent_of(run_id) != agent or not record.trainer:
+            continue
+        if record.trainer not in trainers:
+            warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which this inventory does not hold")
+            continue
+        state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
+        runs.append(
+            PlannedRun(
+                run_id=run_id,
+                agent=agent,
+                name=agent,
+                fingerprint="",
+                trainer=record.trainer,
+                placed=state != "ready",
+                lane=record.lane,
+                state=state,
+                why=f"no {FOLDER}/{agent}.yml",
+                rehearsal=False,
+                recipe={},
+                recipe_sha256="",
+                axolotl="",
+                datasets=(),
+                hosts=tuple(dict.fromkeys([record.trainer, *trainers[record.trainer].members])),
+            )
+        )
+    if not runs:
+        warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory")
+    return runs

@@ -149,6 +149,20 @@ RIVALS = (
     ),
 )
 
+
+def _rivals_by_key() -> dict[str, list[tuple[Callable[[Any], bool], list[tuple[str, Callable[[Any], bool]]], str]]]:
+    """Turn RIVALS round: of each key its own test, its rivals with theirs, and the reason, once for each group."""
+    turned: dict[str, list[tuple[Callable[[Any], bool], list[tuple[str, Callable[[Any], bool]]], str]]] = {}
+    for group in RIVALS:
+        for side in group.sides:
+            others = [item for other in group.sides if other is not side for item in other.items()]
+            for key, takes_part in side.items():
+                turned.setdefault(key, []).append((takes_part, others, group.why))
+    return turned
+
+
+_RIVALS_OF = _rivals_by_key()  # it is asked for every key of every layer, of hundreds of recipes
+
 # What other programs, and people, call Axolotl's keys, where the nearest spelling would be another key or none.
 SYNONYMS = {
     "alpha": "lora_alpha",
@@ -313,14 +327,10 @@ def _rivals(recipe: dict[str, Any], key: str) -> list[tuple[str, str]]:
         key: One of them.
     """
     rivals = []
-    for group in RIVALS:
-        own = next((side for side in group.sides if key in side), {})
-        if key not in recipe or not own or not own[key](recipe[key]):
-            continue
-        for side in group.sides:
-            if side is not own:
-                rivals += [(other, group.why) for other, takes_part in side.items() if takes_part(recipe.get(other))]
-    return [(other, why) for other, why in rivals if other in recipe]
+    for own, others, why in _RIVALS_OF.get(key, ()) if key in recipe else ():
+        if own(recipe[key]):
+            rivals += [(other, why) for other, takes_part in others if other in recipe and takes_part(recipe[other])]
+    return rivals
 
 
 def replacement_notes(layers: list[Layer], quiet: Optional[Layer] = None) -> list[str]:
@@ -388,13 +398,17 @@ def _unusual_dropout(recipe: dict[str, Any]) -> dict[str, bool]:
     return {} if on == {key: key in default for key in _DROPOUT_KERNELS} else on
 
 
-def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any]) -> list[str]:
+def problems(
+    recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str, Any], fine: Optional[set[str]] = None
+) -> list[str]:
     """List everything wrong with a merged recipe that the controller can see.
 
     Args:
         recipe: The merged recipe, before paths are added.
         origin: The layer of each key.
         schema: configs/schema.json.
+        fine: Keys with values that have passed before, by the same schema; gets those that pass. Hundreds of agents
+            have most of them in common, and the schema is slow.
 
     Returns:
         Sentences that name file, line, key and remedy.
@@ -417,9 +431,13 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], schema: dict[str,
         elif key == "datasets":
             sentences += _dataset_problems(value, where, schema)
         else:
-            sentences += _type_problems(key, value, where, schema) or _name_problems(key, value, where, recipe, schema)
+            value_key = f"{key}: {value!r}"
+            found = [] if fine and value_key in fine else _type_problems(key, value, where, schema)
+            if fine is not None and not found:
+                fine.add(value_key)
+            sentences += found or _name_problems(key, value, where, recipe, schema)
             plugin = known[key].get("x-plugin", "")
-            named = {name.rpartition(".")[2] for name in _plugins(recipe)}
+            named = {name.rpartition(".")[2] for name in _plugins(recipe)} if plugin else set()
             if plugin and plugin not in KERNEL_PLUGINS and plugin.rpartition(".")[2] not in named:
                 sentences.append(
                     f"{where}: «{key}» is a key of {plugin}, which «plugins» does not name: it would do nothing"
@@ -744,3 +762,18 @@ def pinned_version(lock: pathlib.Path, package: str) -> str:
     if not match:
         raise UserError(f"{lock} does not pin {package}; make it anew with: make lock")
     return match.group(1)
+
+
+def read_schema(root: pathlib.Path) -> Any:
+    """Read Axolotl's own schema of a recipe.
+
+    Args:
+        root: The checkout.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return json.loads((root / "configs/schema.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"configs/schema.json cannot be read ({error}); make it anew with: make schema") from None

@@ -155,17 +155,27 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)) | {"run_id": run_id})
 
 
-def read_placements(output: pathlib.Path, first: str = "") -> dict[str, dict[str, Any]]:
+def noted_runs(output: pathlib.Path) -> list[str]:
+    """List the runs of which there is a record, by their names.
+
+    Args:
+        output: The controller's output folder.
+    """
+    return sorted(path.stem for path in (output / "runs").glob("*.json"))
+
+
+def read_placements(output: pathlib.Path, run_ids: Optional[Iterable[str]] = None) -> dict[str, dict[str, Any]]:
     """Read records as their files hold them, by run id; without those of runs that failed before they were placed.
 
     Args:
         output: The controller's output folder.
-        first: How the run ids begin.
+        run_ids: Which; by default all that are noted.
 
     Returns:
         Records; that of a damaged file is empty.
     """
-    records = {path.stem: rundir.read_json(path) for path in (output / "runs").glob(f"{first}*.json")}
+    names = noted_runs(output) if run_ids is None else run_ids
+    records = {run_id: rundir.read_json(record_path(output, run_id)) for run_id in names}
     return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
 
 

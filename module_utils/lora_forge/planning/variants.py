@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
-from ansible.module_utils.lora_forge.agents import AGENTS
+from ansible.module_utils.lora_forge.agents import name_problem
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.text import canonical
@@ -72,8 +72,9 @@ def read_sweeps(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[s
         agents: Only theirs; empty for all.
     """
     sweeps = [rundir.read_json(path) | {"name": path.stem} for path in (output / _FOLDER).glob("*.json")]
-    wanted = set(agents) or set(AGENTS)
-    whole = [sweep for sweep in sweeps if sweep.get("agent") in wanted and _is_whole(sweep.get("runs"))]
+    wanted = set(agents)
+    known = [sweep for sweep in sweeps if not name_problem(str(sweep.get("agent")))]
+    whole = [sweep for sweep in known if (not wanted or sweep["agent"] in wanted) and _is_whole(sweep.get("runs"))]
     return sorted(whole, key=lambda sweep: (sweep.get("made_at") or 0, sweep["name"]), reverse=True)
 
 

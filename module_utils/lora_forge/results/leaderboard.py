@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Evaluation, Figure, Manifest
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import variants
+from ansible.module_utils.lora_forge.planning.agents import FOLDER
 from ansible.module_utils.lora_forge.text import duration
 
 COLUMNS = ["place", "variant", "run", "eval loss", "loss", "steps", "time", "cost"]
@@ -48,11 +49,12 @@ class Standing:
     why: str
 
 
-def summary_lines(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]:
+def summary_lines(output: pathlib.Path, known: Collection[str], agents: Collection[str] = ()) -> list[str]:
     """Sum up the leader boards, for what stands under the table of all runs.
 
     Args:
         output: Where adapters are kept.
+        known: The agents of the checkout.
         agents: Only theirs; empty for the newest one of each.
     """
     lines = []
@@ -62,7 +64,8 @@ def summary_lines(output: pathlib.Path, agents: Iterable[str] = ()) -> list[str]
     for sweep in sweeps:
         board = noted_leaderboard(output, sweep)
         verified = sum(not row.why or row.eval_loss is not None for row in board)
-        lines.append(f"    sweep {sweep['name']}: {verified} of {len(board)} verified")
+        gone = "" if sweep["agent"] in known else f"; there is no {FOLDER}/{sweep['agent']}.yml any more"
+        lines.append(f"    sweep {sweep['name']}: {verified} of {len(board)} verified{gone}")
         lines += [f"      {row.place}. eval {row.eval_loss:.4g}  {row.label}  {row.run_id}"
                   for row in board[:_SHOWN] if row.place]  # fmt: skip
     return lines

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import statistics
+from collections.abc import Collection
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -18,9 +19,9 @@ import jinja2
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Cost
-from ansible.module_utils.lora_forge.agents import AGENTS
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import variants
+from ansible.module_utils.lora_forge.planning.agents import FOLDER
 from ansible.module_utils.lora_forge.results import leaderboard
 from ansible.module_utils.lora_forge.results.report_pictures import (
     MEASURES,
@@ -31,7 +32,7 @@ from ansible.module_utils.lora_forge.results.report_pictures import (
     finite_number,
     picture,
 )
-from ansible.module_utils.lora_forge.text import duration, nearest
+from ansible.module_utils.lora_forge.text import duration
 from ansible.module_utils.lora_forge.trainer import run_state
 
 _SHOWN = 6  # runs of an agent in its pictures: as many as a reader can tell apart
@@ -106,20 +107,18 @@ def _texts(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else []
 
 
-def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
+def read(output: pathlib.Path, wanted: list[str], known_agents: Collection[str]) -> dict[str, Any]:
     """Read everything that the page shows.
 
     Args:
         output: The output folder.
         wanted: Agents; empty for all of which there is anything.
+        known_agents: Those of the checkout.
 
     Returns:
         agents (see :func:`_agent_facts`), under_way (runs that are not delivered, or disputed, from status.json),
         waiting (agents that have no other runs), looked_at (when, epoch seconds), up_to (the newest time in the data),
         costs, warnings, wanted.
-
-    Raises:
-        UserError: There is no such agent.
     """
     warnings: list[str] = []
     status = rundir.read_json(output / "status.json")
@@ -130,11 +129,6 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
     disputed = {str(run.get("run_id")) for run in known if (run.get("verdict"), run.get("state")) == _STANDING}
     adapters = output / "adapters"
     homes = sorted(path for path in adapters.iterdir() if path.is_dir()) if adapters.is_dir() else []
-    folders = {home.name for home in homes}
-    for name in wanted:
-        if name not in folders and name not in AGENTS:
-            hint = nearest(name, AGENTS) or "."
-            raise UserError(f"there is no agent «{name}»{hint} Agents: {', '.join(AGENTS)}")
     homes = [home for home in homes if not wanted or home.name in wanted]
     runs = {home.name: _read_runs(home, disputed, warnings) for home in homes}
     delivered = {run.run_id for mine in runs.values() for run in mine}
@@ -151,6 +145,9 @@ def read(output: pathlib.Path, wanted: list[str]) -> dict[str, Any]:
         for number, name in enumerate(runs)
         if runs[name]
     ]
+    for agent in agents:
+        if agent["name"] not in known_agents:
+            agent["notes"].insert(0, f"There is no {FOLDER}/{agent['name']}.yml any more: nothing trains this agent.")
     times = [status.get("made_at"), *(line.get("at") for lines in history.values() for line in lines)]
     times += [run.manifest.finished_at for mine in runs.values() for run in mine]
     return {

@@ -6,13 +6,15 @@ import collections
 import os
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
-from ansible.module_utils.lora_forge.agents import AGENTS
+from ansible.module_utils.lora_forge.agents import agent_of
+from ansible.module_utils.lora_forge.planning import agents
 from ansible.module_utils.lora_forge.planning.run_record import read_placements
 from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
 from ansible.module_utils.lora_forge.text import duration, short
@@ -20,6 +22,7 @@ from ansible.module_utils.lora_forge.trainer import run_state
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
+GONE_SHOWN = 3  # agents without a file that are told of one by one
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
 WANDB_LIMIT = 30  # seconds for all of its projects, which trainers name
 
@@ -119,14 +122,13 @@ def collect_status(
         )
         promoted = folder is not None and points_to(folder.parent / "latest") == run_id
         rows.append(_row(evidence, promoted, (costs or {}).get(run_id)))
-    order = {agent: place for place, agent in enumerate(AGENTS)}
-    return sorted(rows, key=lambda row: (order.get(row["agent"], len(order)), row["began_at"] or 0, row["run_id"]))
+    return sorted(rows, key=lambda row: (row["agent"], row["began_at"] or 0, row["run_id"]))
 
 
 def _agent(evidence: verdict.Evidence) -> str:
     names = [snapshot.get("agent") for snapshot in evidence.snapshots]
     names += [evidence.manifest.agent if evidence.manifest else None]
-    return next((str(name) for name in names if name), evidence.run_id.partition("-")[0])
+    return next((str(name) for name in names if name), agent_of(evidence.run_id))
 
 
 def _wandb_evidence(answer: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
@@ -236,6 +238,19 @@ def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) 
     alive = {row["trainer"] for row in rows if row["state"] in run_state.LIVING}
     unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
     return sorted(alive | (({*before} | unheard) & silent.keys()))
+
+
+def gone_lines(rows: list[dict[str, Any]], known: Collection[str]) -> list[str]:
+    """Say which agents of the table have no file any more; what was trained of them is there all the same.
+
+    Args:
+        rows: From :func:`collect_status`.
+        known: The agents of the checkout.
+    """
+    gone = [agent for agent in dict.fromkeys(row["agent"] for row in rows) if agent not in known]
+    few = [f"    {agents.gone_sentence(agent)}" for agent in gone[:GONE_SHOWN]]
+    more = len(gone) - GONE_SHOWN
+    return few + ([f"    and {more} more agents have no file in {agents.FOLDER}"] if more > 0 else [])
 
 
 def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list[str]) -> list[str]:

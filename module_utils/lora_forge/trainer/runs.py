@@ -15,6 +15,7 @@ import uuid
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
+from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.trainer import backend, run_state
@@ -122,7 +123,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
             ListedRun(
                 **vars(seen),
                 run_id=path.name,
-                agent=seen.facts["agent"] or path.name.partition("-")[0],
+                agent=seen.facts["agent"] or agent_of(path.name),
                 gpu=card,
                 gpu_busy=card["use"] if card and seen.state in run_state.LIVING else None,
             )

@@ -39,6 +39,7 @@ TESTS = {
     "planning/options": ("options",),
     "planning/launch": ("launch",),
     "planning/run_record": ("run_record",),
+    "adapters/expectation": ("store",),
     "adapters/store": ("store",),
     "adapters/promotion": ("promotion",),
     "pods/claims": ("costs", "lifecycle"),

@@ -1,6 +1,6 @@
 """What a training leaves besides its adapter, so that the adapter can be proven: expected.json and gradients.json.
 
-For stand-ins that make up an adapter: the files fit it. It is copied beside stub_axolotl.py, so it imports nothing else.
+For stand-ins that make up an adapter: the files fit it. It is copied beside stub_axolotl.py, and imports nothing else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A training of a second or so in the place of Axolotl's: the files that a real one leaves, with nothing learnt.
 
-Runs in the run directory, in the trainer's environment, where rundir.py and expecting.py are found: ``stub.py --seconds 1 axolotl.yml``.
+Runs in the run directory, in the trainer's environment, where rundir.py and expecting.py are found:
+``stub.py --seconds 1 axolotl.yml``.
 The adapter has a pair of matrices for every target module of the recipe, in the shapes of the base model, so that
 verification has the same to do as after a training. W&B is left out.
 """

@@ -275,6 +275,7 @@ PYDANTIC = "pydantic_core._pydantic_core.ValidationError: 1 validation error for
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory"),
         (PYDANTIC, "configuration"),
         ("DeprecationWarning: `old_key` is no longer supported", "configuration"),
+        ("expected_adapter.Refused: the LoRA targets reach into a tower", "configuration"),
         ("OSError: [Errno 28] No space left on device", "disk full"),
         ("RuntimeError: something else", "crashed"),
         ("/lib/x.py:3: DeprecationWarning: a library is old\nRuntimeError: something else", "crashed"),

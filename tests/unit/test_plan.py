@@ -888,7 +888,9 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "rehearsal": False,
         "recipe_sha256": hashlib.sha256(canonical(keys).encode()).hexdigest(),
         "axolotl": basis.axolotl,
-        "datasets": [{"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry}],
+        "datasets": [
+            {"path": str(path), "use": "train", "sha256": sha256, "examples": 40, "entry": entry, "needs": []}
+        ],
         "gpus": 2,
         "hosts": ["here"],
         "estimate": {

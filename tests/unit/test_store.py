@@ -237,7 +237,8 @@ def test_an_adapter_of_other_kinds(build):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "{}", "{", "[" * 200_000, '{"schema": 2}', '{"schema": 1, "base_model": "Qwen/Tiny", "revision": null}',
+        "", "[]", "{}", "{", "[" * 200_000, '{"schema": 2}',
+        '{"schema": 1, "base_model": "Qwen/Tiny", "revision": null}',
         *(
             json.dumps(expectation(good_tensors(), "Qwen/Tiny") | change)
             for change in (
@@ -258,7 +259,8 @@ def test_an_expectation_of_another_form(build, text):
     assert [said.partition(" is ")[0] for said in problems(folder)] == [str(folder / "expected.json")]
     (folder / "expected.json").unlink()
     assert problems(folder) == [
-        f"{folder / 'expected.json'} is missing, or is no list of the tensors that the run makes; see what train.log says"
+        f"{folder / 'expected.json'} is missing, or is no list of the tensors that the run makes; "
+        "see what train.log says"
     ]
 
 
@@ -452,6 +454,16 @@ def test_missing(run_dir, home):
     assert store.integrity_error(final) is None
     (final / "manifest.json").write_text(json.dumps({"verdict": "failed", "files": []}))
     assert store.integrity_error(final) == f"{final} has no manifest of a verified adapter"
+
+
+def test_an_adapter_from_before_there_was_an_expectation_is_whole(run_dir, home):
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
+    written = json.loads((final / "manifest.json").read_text())
+    for name in ("expected.json", "gradients.json"):
+        (final / name).unlink()
+        written["files"] = [file for file in written["files"] if file["path"] != name]
+    (final / "manifest.json").write_text(json.dumps(written | {"lora": {"pairs": 4, "rank": 4, "layers": 2}}))
+    assert store.integrity_error(final, hashes=True) is None
 
 
 @pytest.mark.parametrize(("newer", "hashes", "seen"), [(True, False, True), (False, False, False), (False, True, True)])

@@ -1,4 +1,4 @@
-"""What an adapter has to consist of: expected.json, which the trainer writes before it trains, and what differs from it.
+"""What an adapter has to consist of: expected.json, which the trainer writes before it trains, and what differs.
 
 ``roles/run/files/expected_adapter.py`` makes that file of the base model itself. It comes from the trainer like the
 adapter: it is held to a form, and to the recipe, before anything is held to it.
@@ -84,8 +84,9 @@ def read_untrained(path: pathlib.Path) -> frozenset[str]:
         path: The file. Another host may have written it.
     """
     names = rundir.read_json(path, paths.ADAPTER[f"output/{rundir.GRADIENTS}"]).get("never")
-    known = isinstance(names, list) and len(names) <= _MOST_TENSORS
-    return frozenset(name for name in names if _is_name(name)) if known else frozenset()
+    if not isinstance(names, list) or len(names) > _MOST_TENSORS:
+        return frozenset()
+    return frozenset(name for name in names if _is_name(name))
 
 
 def is_same_base(base: str, wanted: str) -> bool:
@@ -113,7 +114,8 @@ def recipe_problems(expected: Expected, recipe: dict[str, Any]) -> list[str]:
     wanted = wanted_revision(recipe)
     if expected.revision != wanted:
         problems.append(
-            f"{rundir.EXPECTED} is of revision {paths.quoted(expected.revision)} of the base model, the recipe says {wanted}"
+            f"{rundir.EXPECTED} is of revision {paths.quoted(expected.revision)} of the base model, "
+            f"the recipe says {wanted}"
         )
     ranks = {recipe["lora_r"], *(recipe.get("lora_rank_pattern") or {}).values()}
     for name, shape in expected.tensors.items():

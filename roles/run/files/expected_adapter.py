@@ -64,9 +64,9 @@ def expected(cfg: Any, tokenizer: Any = None) -> dict[str, Any]:
 
     Returns:
         ``schema``, ``base_model``, ``revision`` (the commit that config.json is of; None of a folder), ``model_type``,
-        ``tensors`` (name in adapter_model.safetensors -> shape), ``parameters`` (last part of a module's name -> trained
-        values), ``towers`` (modules outside the language model that are adapted), ``unmatched`` (targets that are
-        called like nothing in the model).
+        ``tensors`` (name in adapter_model.safetensors -> shape), ``parameters`` (last part of a module's name ->
+        trained values), ``towers`` (modules outside the language model that are adapted), ``unmatched`` (targets that
+        are called like nothing in the model).
 
     Raises:
         Refused: Targets match nothing, reach into a tower without being asked to, or the model cannot be built.
@@ -130,9 +130,8 @@ def _build(cfg: Any, tokenizer: Any) -> Any:
             build = kind.from_config if hasattr(kind, "_model_mapping") else kind._from_config
             model = build(config, **told, **attention)
     except Exception as error:  # whatever it is, no training loads it either
-        raise Refused(
-            f"the model of {cfg.base_model} cannot be built from its config.json: {type(error).__name__}: {_line(error)}"
-        ) from error
+        what = f"{type(error).__name__}: {_line(error)}"
+        raise Refused(f"the model of {cfg.base_model} cannot be built from its config.json: {what}") from None
     if tokenizer is not None:
         wanted = len(tokenizer) if not cfg.resize_token_embeddings_to_32x else -(-len(tokenizer) // 32) * 32
         there = model.get_input_embeddings().num_embeddings
@@ -159,7 +158,7 @@ def _adapt(model: Any, cfg: Any) -> Any:
         hint = ""
         if "not found" in str(error) or "No modules" in str(error):
             hint = f" The model's linear layers are called {_some(sorted(adapter.find_all_linear_names(model)))}"
-        raise Refused(f"PEFT refuses the LoRA keys of the recipe for {cfg.base_model}: {_line(error)}{hint}") from error
+        raise Refused(f"PEFT refuses the LoRA keys of the recipe for {cfg.base_model}: {_line(error)}{hint}") from None
     return adapted
 
 
@@ -216,8 +215,8 @@ def _refuse_towers(cfg: Any, adapted: dict[str, Optional[str]], language: Option
     count = sum(root in unasked for root in adapted.values())
     linear = ", and no lora_target_linear" if cfg.lora_target_linear else ""
     raise Refused(
-        f"the LoRA targets of the recipe reach into {_some(unasked)} of {cfg.base_model} ({count} modules), which is no "
-        "part of the language model: text trains nothing there, and servers refuse such an adapter. "
+        f"the LoRA targets of the recipe reach into {_some(unasked)} of {cfg.base_model} ({count} modules), which is "
+        "no part of the language model: text trains nothing there, and servers refuse such an adapter. "
         + (f"Without it: lora_target_modules: '{instead}'{linear}. " if kinds else "")
         + "Whoever means it writes a regular expression that names it"
     )
@@ -246,7 +245,7 @@ def _module(name: str) -> str:
 
 def _kind(name: str) -> str:
     """Return the last part of the name of the module that a tensor is of."""
-    return re.sub(r"\.(weight|bias)$", "", _module(name)).rpartition(".")[2]
+    return re.sub(r"(\.modules_to_save|\.original_module)?\.(weight|bias)$", "", _module(name)).rpartition(".")[2]
 
 
 def _commit(cfg: Any) -> Optional[str]:

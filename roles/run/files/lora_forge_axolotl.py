@@ -174,7 +174,7 @@ class GradientCallback(TrainerCallback):
 
 
 def saved_name(name: str) -> str:
-    """Return the name of a parameter in adapter_model.safetensors: without what wraps a model, and the adapter's own."""
+    """Return the name of a parameter in adapter_model.safetensors: without what wraps a model, and the adapter's."""
     name = re.sub(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)", r"\1", name)
     return re.sub(r"\.default(?=\.|$)", "", re.sub(r"\.{2,}", ".", name).lstrip("."))
 

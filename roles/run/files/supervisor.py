@@ -43,7 +43,8 @@ REASONS = (
         re.compile(
             r"pydantic_core\._pydantic_core\.ValidationError|validation errors? for AxolotlInputConfig|"
             # Raised ones alone, whose line begins so: libraries warn with «file:line: DeprecationWarning: …».
-            r"^(?:\[rank\d+\]: ?)?(?:DeprecationWarning: |expected_adapter\.Refused: |ValueError: .*(config|dataset|sample_packing|num_samples))",
+            r"^(?:\[rank\d+\]: ?)?(?:DeprecationWarning: |expected_adapter\.Refused: |"
+            r"ValueError: .*(config|dataset|sample_packing|num_samples))",
             re.MULTILINE,
         ),
     ),

@@ -65,8 +65,7 @@ def apply_rules(
     if recipe.get("attn_implementation") == "eager" == wanted and recipe.get("sample_packing"):
         changes.append(
             f"sample_packing of {origin['sample_packing'].source} is left out: with eager attention "
-            f"{recipe['base_model']} mixes packed conversations. With attn_implementation: flex_attention they are "
-            "packed (untried)"
+            f"{recipe['base_model']} mixes packed conversations. attn_implementation: flex_attention packs (untried)"
         )
         recipe["sample_packing"] = False
     pushes = [key for key in _PUSHES if recipe.get(key)]

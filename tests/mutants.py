@@ -37,6 +37,7 @@ TESTS = {
     "planning/plan": ("plan",),
     "planning/attempts": ("plan",),
     "planning/steps": ("plan",),
+    "planning/agents": ("agents",),
     "planning/fleet": ("fleet",),
     "planning/options": ("options",),
     "planning/launch": ("launch",),

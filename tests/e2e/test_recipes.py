@@ -26,7 +26,7 @@ def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[s
 
 def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> None:
     planner = plan.Planner(ROOT, ROOT / "output", {})
-    recipes = [planner.merged_recipe(agent, "", "") | PATHS for agent in plan.AGENTS]
+    recipes = [planner.merged_recipe(agent, "", "") | PATHS for agent in planner.agents.names]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
     misspelt = recipes[0] | {"plugins": ["axolotl.integrations.ligr.LigerPlugin"]}
     *answers, refusal, unknown = validate(environment, [*recipes, wrong, misspelt])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -145,9 +146,11 @@ def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
     wrong = ("-e", "run_backend=sysemd", "-e", "run_stop_timeout=soon")
     text, runs = planned({"trainers": trainers}, "-e", "role=witness", *wrong, code=2)
     assert not runs
+    assert "-e: run_backend is «sysemd»; it takes auto, systemd, tmux, process; did you mean «systemd»?" in text
+    assert "-e: run_stop_timeout is «soon»; it takes a whole number" in text
+    text, runs = planned({"trainers": trainers}, "-e", "role=witness", code=2)
+    assert not runs
     for sentence in (
-        "a, b: run_backend is «sysemd»; it takes auto, systemd, tmux, process; did you mean «systemd»?",
-        "a, b: run_stop_timeout is «soon»; it takes a whole number",
         "a, b: run_notify_on holds «money», which is called over_budget now",
         "a: there is no option run_gpu; did you mean «run_gpus»?",
         "a: there is no option pod_max_usd_per_houre; did you mean «pod_max_usd_per_hour»?",
@@ -157,6 +160,47 @@ def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
     text, runs = planned({"trainers": trainers}, "-e", "role=witness", "-e", "run_backend=tmux")
     assert "! a: there is no option trainer_colour; it is ignored" in text
     assert runs["witness"]["trainer"] == "a"
+
+
+@pytest.mark.parametrize("playbook", ["plan", "status", "logs", "stop", "prune", "promote", "report", "sweep", "reap"])
+def test_a_slip_on_the_command_line_starts_nothing(planned, playbook):
+    slips = ("-e", "rolle=witness", "-e", "agent=mayor", "-e", "datset_dir=x")
+    text, runs = planned({"trainers": {"hosts": {"a": {}}}}, *slips, playbook=f"playbooks/{playbook}.yml", code=2)
+    for name, meant in (("rolle", "role"), ("agent", "role"), ("datset_dir", "datasets_dir")):
+        assert f"-e: there is no option {name}; did you mean «{meant}»?" in text
+    assert not runs
+
+
+@pytest.mark.parametrize("playbook", ["plan", "status", "report"])
+def test_a_role_that_is_empty_though_given_means_nobody(planned, playbook):
+    text, runs = planned("localhost,", "-e", "role=", playbook=f"playbooks/{playbook}.yml", code=2)
+    assert "role is given, and empty" in text
+    assert not runs
+
+
+def test_a_variable_that_nothing_reads_is_warned_of_unless_the_inventory_has_it(planned):
+    trainers = {"hosts": {"a": {"trainer_root": "{{ my_disk }}/forge"}}}
+    given = ("-e", "role=witness", "-e", "my_disk=/data", "-e", "regoin=eu")
+    text, runs = planned({"trainers": trainers}, *given)
+    assert "! -e: nothing reads regoin: it is no option, and nothing of your inventory" in text
+    assert "my_disk" not in text
+    assert list(runs) == ["witness"]
+
+
+def test_a_newcomers_own_agent_takes_a_file_and_its_data(tmp_path):
+    home = tmp_path / "checkout"
+    shutil.copytree(ROOT, home, symlinks=True, ignore=lambda folder, names: {
+        name for name in names if name.startswith(".") or (folder == str(ROOT) and name in ("output", "tests", "docs"))
+    })  # fmt: skip
+    (home / "configs/agents/boot.yml").write_text("extends: polecat\n")
+    (home / "configs/groups.yml").write_text("new: [boot]\n")
+    shutil.copy(ROOT / "examples/datasets/witness_train.jsonl", home / "examples/datasets/boot_train.jsonl")
+    words = [str(ROOT / ".venv/bin/ansible-playbook"), "playbooks/plan.yml", "-e", "role=new"]
+    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = json.loads((home / "output/plan.json").read_text())["runs"]
+    assert (run["agent"], run["state"]) == ("boot", "to train")
+    assert [item["path"] for item in run["datasets"]] == ["examples/datasets/boot_train.jsonl"]
 
 
 @pytest.mark.parametrize("detach", ["true", "false"])

@@ -1427,6 +1427,7 @@ def test_only_a_run_with_a_history_is_bound_to_trainers_that_would_train_the_sam
     [draft] = plan.draft_runs(planner, ["witness"], [{}], hosts_).values()
     assert (draft.run.trainer, draft.only) == ("laptop", None)
     note(run_id, "spare", final=False, lane=2)
+    planner = plan.Planner(ROOT, tmp_path / "output", {})
     [draft] = plan.draft_runs(planner, ["witness"], [{}], hosts_).values()
     assert (draft.run.trainer, draft.run.lane, draft.only) == ("spare", 2, {"real", "spare"})
 

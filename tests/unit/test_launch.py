@@ -236,7 +236,7 @@ def test_a_rehearsal_of_a_known_base_is_given_its_shrunk_config_and_its_tokenize
     run = plan(rehearsal=True, recipe={"base_model": "tiny-random-qwen2"}, rehearsed=REHEARSED | own)
     model = launch.base_model_path(run, "/r")
     assert launch.tiny_model_command(run, options())[-2:] == ["--given", f"{model}.given"]
-    staged = {one["path"]: one for one in launch.input_files(run, ROOT, "", pathlib.Path("/out"), [])}
+    staged = {one["path"]: one for one in launch.input_files(run, ROOT, "", pathlib.Path("/out"), [], DATA)}
     given = f"models/{pathlib.PurePath(model).name}.given"
     parts = json.loads(staged[f"{given}/model.json"]["content"])
     assert parts == {key: REHEARSED[key] for key in ("config", "tokens", "names", "files")}

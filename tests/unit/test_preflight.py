@@ -54,8 +54,8 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_a_run_is_asked_about_as_it_will_train(tmp_path):
     data = [
-        PlannedDataset("a", "train", "0", 1, {}, ("tools",)),
-        PlannedDataset("b", "val", "1", 1, {}, ("tool_calls",)),
+        PlannedDataset("a", "train", "0", 1, needs=("tools",)),
+        PlannedDataset("b", "val", "1", 1, needs=("tool_calls",)),
     ]
     folder = str(model(tmp_path))
     run = planned_run(run_id="witness-0", recipe={"base_model": folder, "lora_r": 8}, datasets=tuple(data))

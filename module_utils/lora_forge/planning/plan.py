@@ -280,7 +280,7 @@ class Planner:
         missing = [path for path in named if not path.is_file()] or ([] if train else [folder / f"{agent}_train.jsonl"])
         if missing:
             reasons = ", ".join(map(jsonl.missing_reason, missing))
-            nor = f", nor does one of {listed(others)}" if others and not named else ""
+            nor = f", nor one of {listed(others)}" if others and not named else ""
             raise UserError(f"no dataset for {agent}: {reasons}{nor}. -e datasets_dir=… says where to look")
         self.warnings += dataset.overlooked(folder, agent)
         own, common = recipe.dataset_options(keys)

@@ -1,0 +1,95 @@
+"""Fail the task of a worker of Ansible's that was killed: a play with ``strategy: free`` would wait for it for ever."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+from typing import Any
+
+from ansible.executor.process.worker import WorkerProcess
+from ansible.executor.task_result import _RawTaskResult
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: dead_workers
+type: aggregate
+short_description: A task whose worker was killed fails
+description:
+  - Ansible runs each task of a host in a process of its own, a worker. The kernel kills one where memory runs out.
+  - With C(strategy=free) Ansible looks for no dead worker, and would wait without an end. This has the task fail, so
+    that the play goes on as after any failure.
+"""
+
+TICK = 1.0  # seconds between two looks
+PATIENCE = 30.0  # seconds for a message to get into the queue, whose lock a killed worker may have taken with it
+
+
+class CallbackModule(CallbackBase):  # type: ignore[misc]
+    """The callback; see its documentation."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "dead_workers"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._over = threading.Event()
+        self._workers: list[Any] = []  # that have begun, and of which no end was seen
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        # No event of a callback's tells of a process; one may die at once, and Ansible closes those that have ended.
+        start, close = WorkerProcess.start, WorkerProcess.close
+
+        @functools.wraps(start)
+        def start_seen(worker: Any) -> None:
+            start(worker)
+            self._workers.append(worker)
+
+        @functools.wraps(close)
+        def close_seen(worker: Any) -> None:
+            self._see(worker)
+            close(worker)
+
+        WorkerProcess.start, WorkerProcess.close = start_seen, close_seen
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(TICK):
+            for worker in list(self._workers):
+                self._see(worker)
+
+    def _see(self, worker: Any) -> None:
+        """Look whether a worker has ended, and how; of each end once, whichever thread sees it."""
+        try:
+            how = worker.exitcode
+        except ValueError:  # closed meanwhile, which the other thread has seen
+            return
+        if how is None:
+            return
+        try:
+            self._workers.remove(worker)
+        except ValueError:
+            return
+        if how:
+            threading.Thread(target=self._fail, args=(worker, how), daemon=True).start()
+
+    def _fail(self, worker: Any, exitcode: int) -> None:
+        """Send the result that a worker owes, in its place."""
+        host, task = worker._host, worker._task
+        how = signal.strsignal(-exitcode) if exitcode < 0 else f"with exit code {exitcode}"
+        message = (
+            f"the process of Ansible's that did «{task.get_name()}» for {host.name} on this machine was ended "
+            f"({how}), as the kernel does where memory runs out. What trains goes on. The same command attaches to it"
+        )
+        owed = _RawTaskResult(host=host, task=task, return_data={"failed": True, "msg": message}, task_fields={})
+        sending = threading.Thread(target=worker._final_q.send_task_result, args=(owed,), daemon=True)
+        sending.start()
+        sending.join(PATIENCE)
+        if sending.is_alive():  # no worker gets its result through any more: this command can only end
+            self._display.error(message)
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -99,9 +99,11 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 	$(BIN)/pytest -q --numprocesses 2 $(call named_or,tests/unit)
 
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
+	@tests/system-packages.sh
 	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration)
 
 hostile: $(VENV)/.dev ## A hostile trainer against real playbooks: what it answers, serves, names and keeps silent about; ARGS go to pytest
+	@tests/system-packages.sh
 	$(BIN)/pytest -q --numprocesses 5 --dist loadscope --no-loadscope-reorder --durations 12 $(call named_or,tests/hostile)
 
 mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of test); MODULE=planning/recipe for one, ARGS=--show for survivors

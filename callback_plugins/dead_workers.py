@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 from ansible.executor.process.worker import WorkerProcess
@@ -23,6 +24,7 @@ description:
 """
 
 TICK = 1.0  # seconds between two looks
+GRACE = 10.0  # seconds for a result that a worker has sent before it ended to be dealt with
 PATIENCE = 30.0  # seconds for a message to get into the queue, whose lock a killed worker may have taken with it
 
 
@@ -37,6 +39,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         super().__init__()
         self._over = threading.Event()
         self._workers: list[Any] = []  # that have begun, and of which no end was seen
+        self._owed: set[tuple[str, str]] = set()  # hosts and tasks without a result
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         # No event of a callback's tells of a process; one may die at once, and Ansible closes those that have ended.
@@ -44,6 +47,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
         @functools.wraps(start)
         def start_seen(worker: Any) -> None:
+            self._owed.add((worker._host.name, worker._task._uuid))
             start(worker)
             self._workers.append(worker)
 
@@ -57,6 +61,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._over.set()
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        self._owed.discard((result._host.name, result._task._uuid))
+
+    v2_runner_on_failed = v2_runner_on_unreachable = v2_runner_on_skipped = v2_runner_on_ok
 
     def _watch(self) -> None:
         while not self._over.wait(TICK):
@@ -79,8 +88,12 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             threading.Thread(target=self._fail, args=(worker, how), daemon=True).start()
 
     def _fail(self, worker: Any, exitcode: int) -> None:
-        """Send the result that a worker owes, in its place."""
+        """Send the result that a worker owes, in its place; Ansible's own thread would end at a second one."""
         host, task = worker._host, worker._task
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            if (host.name, task._uuid) not in self._owed or self._over.wait(TICK / 4):
+                return
         how = signal.strsignal(-exitcode) if exitcode < 0 else f"with exit code {exitcode}"
         message = (
             f"the process of Ansible's that did «{task.get_name()}» for {host.name} on this machine was ended "

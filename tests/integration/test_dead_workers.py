@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -22,36 +23,52 @@ class ActionModule(ActionBase):
                 time.sleep(0.05)
             time.sleep({after})
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._task.args["host"] == "late":
+            import multiprocessing.util
+            multiprocessing.util.Finalize(None, os._exit, args=(3,), exitpriority=0)  # after its result is sent
         (here / "began").touch()
         return {{"changed": False}}
 """
 PLAY = """
 - hosts: all
   gather_facts: false
-  strategy: {strategy}
+  strategy: free
   tasks:
     - block:
         - name: Work
-          work: {{host: "{{{{ inventory_hostname }}}}"}}
+          work: {host: "{{ inventory_hostname }}"}
       rescue:
-        - debug: {{msg: "rescued: {{{{ ansible_failed_result.msg }}}}"}}
-        - fail: {{msg: "it is not well"}}
-    - debug: {{msg: "{{{{ inventory_hostname }}}} went on"}}
+        - debug: {msg: "rescued: {{ ansible_failed_result.msg }}"}
+        - fail: {msg: "it is not well"}
+    - debug: {msg: "{{ inventory_hostname }} went on"}
 """
+
+
+def play(tmp_path, hosts, after):
+    """Run the play on this machine under the names of some hosts."""
+    (tmp_path / "actions").mkdir()
+    (tmp_path / "actions/work.py").write_text(KILLED.format(here=str(tmp_path), after=after))
+    (tmp_path / "play.yml").write_text(PLAY)
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-v", "-i", hosts, "-c", "local", str(tmp_path / "play.yml")],
+        cwd=ROOT, env=os.environ | {"ANSIBLE_ACTION_PLUGINS": str(tmp_path / "actions")},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BOUND,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_its_task_fails_and_the_other_hosts_go_on(tmp_path, after):
-    (tmp_path / "actions").mkdir()
-    (tmp_path / "actions/work.py").write_text(KILLED.format(here=str(tmp_path), after=after))
-    (tmp_path / "play.yml").write_text(PLAY.format(strategy="free"))
-    done = subprocess.run(
-        ["ansible-playbook", "-v", "-i", "killed,good,", "-c", "local", str(tmp_path / "play.yml")],
-        cwd=ROOT, env=os.environ | {"ANSIBLE_ACTION_PLUGINS": str(tmp_path / "actions")},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BOUND,
-    )  # fmt: skip
+    done = play(tmp_path, "killed,good,", after)
     assert done.returncode == 2, done.stdout
     printed = " ".join(done.stdout.replace("''", "'").split())
     assert "rescued: the process of Ansible's that did «Work» for killed on this machine was ended (Killed)" in printed
     assert "good went on" in done.stdout
     assert "killed went on" not in done.stdout
+
+
+def test_one_that_ends_badly_after_it_has_answered_harms_nothing(tmp_path):
+    done = play(tmp_path, "late,good,", after=0)
+    assert done.returncode == 0, done.stdout
+    assert "late went on" in done.stdout
+    assert "good went on" in done.stdout
+    assert "was ended" not in done.stdout

@@ -198,10 +198,10 @@ def test_a_host_that_never_answers_costs_its_row_and_leaves_no_process(stage: St
     pid = stage.home / "pid"
     more = {"ansible_connection": "ssh", "ansible_ssh_executable": stage.script("ssh", SSH),
             "ansible_host": "hostile.example"} if kind == "ssh" else {}  # fmt: skip
-    stage.host("hangs", shell=f"echo $$ >{pid}; {shell}", **more)
+    stage.host("hangs", shell=f"echo $$ >{pid}; {shell}", trainer_answer_timeout=4, **more)
     stage.host("other", answer())
     began = time.monotonic()
-    status, out, err = stage.play("playbooks/status.yml", "-e", "trainer_answer_timeout=4")
+    status, out, err = stage.play("playbooks/status.yml")
     assert time.monotonic() - began < 60
     assert status == 0, out + err
     assert "did not answer trainer_info within 4 s" in out
@@ -211,11 +211,11 @@ def test_a_host_that_never_answers_costs_its_row_and_leaves_no_process(stage: St
 
 @pytest.mark.parametrize("strategy", ["linear", "free"])
 def test_it_counts_as_a_lost_connection_and_is_told_by_name(stage: Stage, strategy: str) -> None:
-    stage.host("hangs", shell="sleep 600")
+    stage.host("hangs", shell="sleep 600", trainer_answer_timeout=0.5)
     stage.host("other", GPU_INFO)
     tasks = [{"name": "Look", "gpu_info": {}}, {"show": {"lines": ["  {{ inventory_hostname }} went on"]}}]
     play = [{"hosts": "all", "strategy": strategy, "tasks": tasks}]
-    status, out, err = stage.play(play, "-e", "trainer_answer_timeout=0.5")
+    status, out, err = stage.play(play)
     assert status == 4  # Ansible's, for hosts that are unreachable
     assert "hangs did not answer gpu_info within 2 s" in out + err
     assert "trainer_answer_timeout" in out + err

@@ -9,7 +9,8 @@ import threading
 from typing import Any
 
 from ansible.executor.process.worker import WorkerProcess
-from ansible.executor.task_result import _RawTaskResult
+from ansible.executor.task_queue_manager import FinalQueue
+from ansible.executor.task_result import _RawTaskResult, _WireTaskResult
 from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = """
@@ -37,13 +38,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         super().__init__()
         self._over = threading.Event()
         self._workers: list[Any] = []  # that have begun, and of which no end was seen
+        self._owed: dict[tuple[str, str], int] = {}  # of each host and task, how many results are still to come
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         # No event of a callback's tells of a process; one may die at once, and Ansible closes those that have ended.
-        start, close = WorkerProcess.start, WorkerProcess.close
+        start, close, get = WorkerProcess.start, WorkerProcess.close, FinalQueue.get
 
         @functools.wraps(start)
         def start_seen(worker: Any) -> None:
+            key = worker._host.name, worker._task._uuid
+            self._owed[key] = self._owed.get(key, 0) + 1
             start(worker)
             self._workers.append(worker)
 
@@ -52,11 +56,30 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             self._see(worker)
             close(worker)
 
-        WorkerProcess.start, WorkerProcess.close = start_seen, close_seen
+        @functools.wraps(get)
+        def get_owed(queue: Any) -> Any:
+            while not self._is_owed(message := get(queue)):
+                pass
+            return message
+
+        WorkerProcess.start, WorkerProcess.close, FinalQueue.get = start_seen, close_seen, get_owed
         threading.Thread(target=self._watch, daemon=True).start()
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._over.set()
+
+    def _is_owed(self, message: Any) -> bool:
+        """Tell whether a message is to be read: a second result of a task would end the thread that reads results.
+
+        A worker may be killed, or end with an error, when its own result is in the queue already. The one that is sent
+        in its place comes after that.
+        """
+        if not isinstance(message, _WireTaskResult):
+            return True
+        key = message.host_name, message.task_uuid
+        left = self._owed.get(key, 1)
+        self._owed[key] = left - 1
+        return left > 0
 
     def _watch(self) -> None:
         while not self._over.wait(TICK):

@@ -120,7 +120,9 @@ version:
   type: str
   sample: 0.1.0+g0123abc
 runs:
-  description: The planned runs, as output/plan.json has them.
+  description:
+    - The planned runs, as output/plan.json has them. Of one that is ready C(recipe), C(datasets) and C(rehearsed) are
+      empty here.
   returned: success
   type: list
   elements: dict
@@ -257,7 +259,12 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         ],
         "warnings": warnings,
     }
-    return {"changed": False, "version": version, "runs": runs, "show": shown}
+    return {"changed": False, "version": version, "runs": [_returned(run) for run in runs], "show": shown}
+
+
+def _returned(run: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a run that is ready what only a training needs: Ansible's work grows with all that is returned."""
+    return run | {"recipe": {}, "datasets": [], "rehearsed": {}} if run["state"] == "ready" else run
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import agents, plan
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from wire import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = ["crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"]
@@ -304,6 +305,29 @@ def test_what_a_file_cannot_say_of_itself(agent, data, make, text, words):
     message = said(make, "boot")
     assert message.startswith("configs/agents/boot.yml")
     assert words in message
+
+
+def test_a_run_that_is_ready_comes_back_without_what_only_a_training_needs(agent, data, checkout, tmp_path):
+    module = load("library/training_plan")
+    agent("boot")
+    data("boot", "witness")
+    output = tmp_path / "output"
+    given = {name: spec.get("default") for name, spec in module.ARGUMENTS.items()}
+    given |= {"root": str(checkout), "output": str(output), "agents": "boot,witness", "hosts": ["here"], "recipe": {},
+              "host_variables": {"here": {"datasets_dir": str(tmp_path / "data")}}, "host_options": {},
+              "groups": {}}  # fmt: skip
+    first = module.answer(given, False)["runs"]
+    assert first == json.loads((output / "plan.json").read_text())["runs"]
+    folder = output / "adapters/boot" / first[0]["run_id"]
+    folder.mkdir(parents=True)
+    manifest = {"run_id": folder.name, "agent": "boot", "verdict": "verified", "files": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    boot, witness = module.answer(given, False)["runs"]
+    planned = json.loads((output / "plan.json").read_text())["runs"]
+    assert (boot["state"], boot["recipe"], boot["datasets"]) == ("ready", {}, [])
+    assert PlannedRun.from_dict(boot).run_id == folder.name
+    assert (planned[0]["recipe"], planned[0]["datasets"]) == (first[0]["recipe"], first[0]["datasets"])
+    assert planned[1] == witness
 
 
 # --- data of others

@@ -444,16 +444,26 @@ def test_nothing_like_a_missing_file(tmp_path):
     assert jsonl.missing_reason(tmp_path / "no/x.jsonl") == f"{tmp_path}/no/x.jsonl does not exist"
 
 
+def overlooked(folder: pathlib.Path, agent: str) -> list[str]:
+    return dataset.overlooked(folder, agent, dataset.list_folder(folder).get(agent, ()))
+
+
 @pytest.mark.parametrize(
     "name", ["witness_eval.jsonl", "witness_test.jsonl", "witness_val.json", "witness_val.jsonl.gz"]
 )
 def test_an_evaluation_set_under_another_name_is_told(tmp_path, name):
     (tmp_path / name).touch()
-    said = dataset.overlooked(tmp_path, "witness")
-    assert said == [f"witness: {name} in {tmp_path} is not read; what is evaluated on has the name witness_val.jsonl"]
-    assert dataset.overlooked(tmp_path, "crew") == []
+    assert overlooked(tmp_path, "witness") == [
+        f"witness: {name} in {tmp_path} is not read; what is evaluated on has the name witness_val.jsonl"
+    ]
+    assert overlooked(tmp_path, "crew") == []
     (tmp_path / "witness_val.jsonl").touch()
-    assert dataset.overlooked(tmp_path, "witness") == []
+    assert overlooked(tmp_path, "witness") == []
+
+
+def test_no_evaluation_set_is_overlooked_among_folders_or_where_there_is_no_folder(tmp_path):
+    (tmp_path / "witness_validation.jsonl").mkdir()
+    assert overlooked(tmp_path, "witness") == overlooked(tmp_path / "none", "witness") == []
 
 
 def test_find_lists_only_what_is_there(write, tmp_path):

@@ -116,6 +116,13 @@ def test_other_variables_are_nobodys_business():
     assert check(a={"runs": 1, "podium": 2, "ansible_user": "x", "datasets_dir": "y", "retrainer_lok": 1}) == ([], [])
 
 
+@pytest.mark.parametrize("name", [1, None, True, 1.5, ""])
+def test_a_name_that_is_no_text_is_no_option(name):
+    """As a file of variables may have it: «1: x»."""
+    assert not options.is_checked(name)
+    assert check(a={name: 1}) == ([], [])
+
+
 def test_what_the_plays_set_themselves_is_known():
     """A second playbook in one command finds what the first one has noted of a host."""
     noted = {"run_failure": {}, "run_plans": [], "pod_made": {}, "pod_budget": {}, "trainer_gpu": {},

@@ -98,7 +98,8 @@ class Attempts:
         """Find the attempt at a recipe that is meant: an adapter that is there, a run to go on with, or a new one."""
         first = f"{agent}-{fingerprint[:12]}"
         folder = self.output / "adapters" / agent
-        names = [path.name for path in folder.glob(f"{first}*") if path.is_dir()] if folder.is_dir() else []
+        there = folder.iterdir() if folder.is_dir() else ()
+        names = [path.name for path in there if path.name.startswith(first) and path.is_dir()]
         placements = read_placements(self.output, self._noted.get(first, ()))
         names += placements
         further = (_NUMBER.fullmatch(name, len(first)) for name in names)

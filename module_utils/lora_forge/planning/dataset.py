@@ -7,6 +7,7 @@ memory.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -14,7 +15,7 @@ import pathlib
 import re
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -232,28 +233,39 @@ def find_files(folder: pathlib.Path, agents: Sequence[str], use: str) -> list[pa
     return [path for path in (folder / f"{agent}_{use}.jsonl" for agent in agents) if path.is_file()]
 
 
-def overlooked(folder: pathlib.Path, agent: str) -> list[str]:
+def list_folder(folder: pathlib.Path) -> dict[str, list[str]]:
+    """List the files of a folder by their agents, as what stands before the first ``_`` is; none where it is no folder.
+
+    Args:
+        folder: Where the datasets are.
+    """
+    names: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in sorted(entry.name for entry in entries if entry.is_file()):
+            names.setdefault(name.lower().partition("_")[0], []).append(name)
+    return names
+
+
+def overlooked(folder: pathlib.Path, agent: str, names: Collection[str]) -> list[str]:
     """Tell which file may be meant for the evaluation, where there is none of the name that is read.
 
     Args:
         folder: Where the datasets are.
         agent: Whose.
+        names: The agent's of :func:`list_folder`, which is called once, be there hundreds of agents.
 
     Returns:
         Warnings.
     """
-    wanted = folder / f"{agent}_val.jsonl"
-    if wanted.is_file():
+    wanted = f"{agent}_val.jsonl"
+    if wanted in names:
         return []
-    others = [
-        path for use in ("eval", "validation", "valid", "test", "dev") for path in find_files(folder, [agent], use)
-    ]
-    names = [path.name for path in others] or [
-        name for name in jsonl.near_names(wanted) if name.lower().startswith(f"{agent}_val")
-    ]
-    if not names:
+    others = [f"{agent}_{use}.jsonl" for use in ("eval", "validation", "valid", "test", "dev")]
+    near = [name for name in others if name in names]
+    near = near or [name for name in names if name.lower().startswith(f"{agent}_val")]
+    if not near:
         return []
-    return [f"{agent}: {names[0]} in {folder} is not read; what is evaluated on has the name {wanted.name}"]
+    return [f"{agent}: {near[0]} in {folder} is not read; what is evaluated on has the name {wanted}"]
 
 
 # --- one file

@@ -85,9 +85,12 @@ def _names_set_by(node: Any) -> Iterator[str]:
                 yield from _names_set_by(value)
 
 
-def is_checked(name: str) -> bool:
-    """Tell whether a host variable is to be handed to :func:`check_trainer_options`, by its name."""
-    return name.startswith(HOST_VARIABLE_PREFIXES)
+def is_checked(name: Any) -> bool:
+    """Tell whether a host variable is to be handed to :func:`check_trainer_options`, by its name.
+
+    A file of variables may have a number for one, which is nobody's option.
+    """
+    return isinstance(name, str) and name.startswith(HOST_VARIABLE_PREFIXES)
 
 
 def option_errors(variables: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> list[str]:

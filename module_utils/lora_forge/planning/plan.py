@@ -120,6 +120,7 @@ class Planner:
         self.fine: set[str] = set()  # see recipe.problems
         self.say = say
         self.contents: dict[tuple[str, str], dataset.Contents] = {}  # by path, and how it is read
+        self.listings: dict[pathlib.Path, dict[str, list[str]]] = {}  # of folders of datasets
         self.data: dict[str, None] = {}  # in the order in which it was found
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
         self.origins: dict[str, dict[str, str]] = {}  # of each run: where each key of its recipe stands
@@ -282,7 +283,9 @@ class Planner:
             reasons = ", ".join(map(jsonl.missing_reason, missing))
             nor = f", nor one of {listed(others)}" if others and not named else ""
             raise UserError(f"no dataset for {agent}: {reasons}{nor}. -e datasets_dir=… says where to look")
-        self.warnings += dataset.overlooked(folder, agent)
+        if folder not in self.listings:
+            self.listings[folder] = dataset.list_folder(folder)
+        self.warnings += dataset.overlooked(folder, agent, self.listings[folder].get(agent, ()))
         own, common = recipe.dataset_options(keys)
         said = own if named else [common] * len(train)
         train_files = [self.check_file(path, "train", length, options) for path, options in zip(train, said)]

@@ -159,7 +159,7 @@ def test_what_is_strange_is_shown_in_one_short_line(key):
 def test_a_base_that_lies_here_is_shrunk_with_its_own_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES["Llama 3"].config | {"vocab_size": 999}))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"):
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text("{}")
     found, why = rehearsal.rehearse({"base_model": str(tmp_path)})
     assert why == ""
     assert found["of"] == str(tmp_path)
@@ -214,6 +214,31 @@ def test_what_a_cpu_cannot_do_is_taken_out_of_the_recipe():
     assert (gpt["attn_implementation"], gpt["sample_packing"]) == ("eager", False)
     rehearsal.adapt(none, {})
     assert none == keys
+
+
+@pytest.mark.parametrize("broken", ["version https://git-lfs.github.com/spec/v1", "[" * 10**5, "[]", "\udcff"])
+def test_a_tokenizer_that_is_broken_is_not_taken_and_the_plan_says_so(tmp_path, broken):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["Llama 3"].config))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(broken, errors="surrogateescape")
+    found, why = rehearsal.rehearse({"base_model": str(tmp_path)})
+    assert "tokenizer" not in found
+    assert found["config"]["model_type"] == "llama"
+    assert why.endswith("tokenizer.json is no JSON with keys")
+
+
+def test_a_large_vocabulary_of_its_own_is_rehearsed_with_less_of_the_data():
+    def adapted(vocab, **more):
+        keys = {"sequence_len": 1024, "micro_batch_size": 2, "max_steps": 12, "eval_steps": 4, "eval_batch_size": 1}
+        base = small(model_type="qwen2", num_hidden_layers=4, vocab_size=vocab)
+        rehearsal.adapt(keys, {"config": base, **more})
+        return [
+            keys.get(key) for key in ("sequence_len", "micro_batch_size", "gradient_accumulation_steps", "eval_steps")
+        ]
+
+    own = {"tokenizer": {"tokenizer.json": "0"}}
+    assert adapted(152064, **own) == [512, 1, 1, 12]
+    assert adapted(32000, **own) == adapted(152064) == [1024, 2, None, 4]
 
 
 # --- the page that ``make models`` writes

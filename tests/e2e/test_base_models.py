@@ -21,7 +21,7 @@ import rundir
 import yaml
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, memory, plan
+from ansible.module_utils.lora_forge.planning import launch, memory, plan, staging
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from families import FAMILIES
 from safetensors.numpy import load_file, save_file
@@ -88,10 +88,11 @@ def prepare(home: pathlib.Path, name: str, python: pathlib.Path, **keys: Any) ->
     (run,) = made.runs
     variables = launch.template_variables(run, str(root), "disabled")
     text = yaml.safe_dump({**variables["recipe"], "datasets": variables["datasets"]})
-    for file in launch.input_files(run, ROOT, text, home, []):
-        path = root / file["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(file["content"]) if "content" in file else shutil.copyfile(file["src"], path)
+    with staging.staged(run.datasets, ROOT, home / "output") as canonical:
+        for file in launch.input_files(run, ROOT, text, home, [], canonical):
+            path = root / file["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(file["content"]) if "content" in file else shutil.copyfile(file["src"], path)
     options = launch.TrainerOptions(str(root), str(python))
     subprocess.run(launch.tiny_model_command(run, options), check=True)
     folder = pathlib.Path(launch.run_dir(run, str(root)))

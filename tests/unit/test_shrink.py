@@ -58,10 +58,10 @@ def test_how_positions_are_turned_fits_the_narrow_heads():
     sections = {"mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_type": "default"}
     text = small(model_type="qwen3_5_text", num_hidden_layers=4, rope_parameters=sections)
     assert text["rope_parameters"]["mrope_section"] == [2, 1, 1]  # 32 × 0.25 / 2 pairs
-    factors = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [float(at) for at in range(48)]}
+    factors = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + at for at in range(48)]}
     phi = small(model_type="phi3", num_hidden_layers=4, rope_scaling=factors, partial_rotary_factor=0.75)
     assert [len(phi["rope_scaling"][key]) for key in ("short_factor", "long_factor")] == [12, 12]
-    assert phi["rope_scaling"]["long_factor"][1] == 4.0
+    assert phi["rope_scaling"]["long_factor"][1] == 5.0
     llama = {"rope_type": "llama3", "factor": 8.0}
     assert small(model_type="llama", num_hidden_layers=4, rope_scaling=llama)["rope_scaling"] == llama
     both = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
@@ -93,13 +93,64 @@ def test_weights_that_were_quantised_beforehand_are_random_ones_here():
             {"model_type": "phi3", "num_hidden_layers": 4, "partial_rotary_factor": 1e9},
             "partial_rotary_factor is 1000000",
         ),
+        (
+            {"model_type": "qwen3", "num_hidden_layers": 4, "partial_rotary_factor": 0.01},
+            "partial_rotary_factor is 0.01",
+        ),
         ({"model_type": "gemma3", "text_config": 7}, "no sense"),
-        ({"model_type": "gemma3", "vision_config": {"patch_size": 0}}, "patches of 0 pixels"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "vocab_size": 10**9}, "its vocab_size is 1000000000"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "pad_token_id": "[PAD]"}, "its pad_token_id is '.PAD.'"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "eos_token_id": [1, True]}, "its eos_token_id is a list"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "hidden_act": "evil"}, "its hidden_act is 'evil'"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "rope_theta": 0}, "its rope_theta is 0"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "rope_scaling": {"rope_type": "odd"}}, "rope_type is 'odd'"),
+        ({"model_type": "phi3", "num_hidden_layers": 4, "rope_scaling": {"long_factor": ["a"]}}, "list of numbers"),
+        ({"model_type": "qwen3", "num_hidden_layers": 4, "layer_types": ["odd"] * 4}, "it has layers of 'odd'"),
+        ({"model_type": "qwen3", "num_hidden_layers": 2, "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        (
+            {"model_type": "qwen3_moe", "num_hidden_layers": 4, "mlp_only_layers": [0] * 10**6},
+            "mlp_only_layers are 1000",
+        ),
+        ({"model_type": "gemma3", "vision_config": {"num_channels": 10**9}}, "its num_channels is 1000000000"),
+        ({"model_type": "gemma3", "vision_config": {"patch_size": 0}}, "its patch_size is 0"),
     ],
 )
 def test_what_is_not_known_is_named(config, why):
     with pytest.raises(shrink.Unknown, match=why):
         shrink.shrink(config)
+
+
+def test_nothing_is_taken_over_of_which_nobody_knows_what_it_does():
+    strange = {
+        "auto_map": {"AutoModel": "evil.py"},
+        "_attn_implementation": "me/kernel",
+        "id2label": {"0": "x" * 10**6},
+    }
+    kept = {"vocab_size": 999, "eos_token_id": [1, 2], "rms_norm_eps": 1e-5, "rope_theta": 500_000}
+    base = {"model_type": "llama", "num_hidden_layers": 4, **kept}
+    assert small(**base, **strange, **{"\ud83d": "\ud83d"}) == small(**base)
+    assert small(**base).items() >= kept.items()
+    tower = FAMILIES["Gemma 3"].config
+    odd = {key: value | strange if isinstance(value, dict) else value for key, value in tower.items()}
+    assert small(**odd, **strange) == small(**tower)
+
+
+def test_figures_are_of_the_type_that_transformers_takes():
+    made = small(model_type="gemma2", num_hidden_layers=4, final_logit_softcapping=30)
+    assert isinstance(made["final_logit_softcapping"], float)
+
+
+@pytest.mark.parametrize("key", ["model_type", "num_hidden_layers", "rope_scaling", "layer_types", "vocab_size"])
+def test_what_is_strange_is_shown_in_one_short_line(key):
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, {"type": deep}, "x" * 10**6, "\ud83d\x1b[2J", -1):
+        with pytest.raises(shrink.Unknown) as error:
+            small(**{"model_type": "qwen3", "num_hidden_layers": 4, key: value})
+        assert len(str(error.value)) < 250
+        assert str(error.value).encode().decode().isprintable()
 
 
 # --- which base is rehearsed
@@ -108,7 +159,7 @@ def test_what_is_not_known_is_named(config, why):
 def test_a_base_that_lies_here_is_shrunk_with_its_own_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES["Llama 3"].config | {"vocab_size": 999}))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"):
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text("{}")
     found, why = rehearsal.rehearse({"base_model": str(tmp_path)})
     assert why == ""
     assert found["of"] == str(tmp_path)
@@ -163,6 +214,31 @@ def test_what_a_cpu_cannot_do_is_taken_out_of_the_recipe():
     assert (gpt["attn_implementation"], gpt["sample_packing"]) == ("eager", False)
     rehearsal.adapt(none, {})
     assert none == keys
+
+
+@pytest.mark.parametrize("broken", ["version https://git-lfs.github.com/spec/v1", "[" * 10**5, "[]", "\udcff"])
+def test_a_tokenizer_that_is_broken_is_not_taken_and_the_plan_says_so(tmp_path, broken):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["Llama 3"].config))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(broken, errors="surrogateescape")
+    found, why = rehearsal.rehearse({"base_model": str(tmp_path)})
+    assert "tokenizer" not in found
+    assert found["config"]["model_type"] == "llama"
+    assert why.endswith("tokenizer.json is no JSON with keys")
+
+
+def test_a_large_vocabulary_of_its_own_is_rehearsed_with_less_of_the_data():
+    def adapted(vocab, **more):
+        keys = {"sequence_len": 1024, "micro_batch_size": 2, "max_steps": 12, "eval_steps": 4, "eval_batch_size": 1}
+        base = small(model_type="qwen2", num_hidden_layers=4, vocab_size=vocab)
+        rehearsal.adapt(keys, {"config": base, **more})
+        return [
+            keys.get(key) for key in ("sequence_len", "micro_batch_size", "gradient_accumulation_steps", "eval_steps")
+        ]
+
+    own = {"tokenizer": {"tokenizer.json": "0"}}
+    assert adapted(152064, **own) == [512, 1, 1, 12]
+    assert adapted(32000, **own) == adapted(152064) == [1024, 2, None, 4]
 
 
 # --- the page that ``make models`` writes

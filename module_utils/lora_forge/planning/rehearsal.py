@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -16,6 +17,9 @@ TOKENIZER = (
     *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
 )
 _NEEDED = 2
+# With more tokens than this the logits take gigabytes, and a step a minute: less of the data is rehearsed then.
+_MANY_TOKENS = 2**16
+_LESS = {"sequence_len": 512, "micro_batch_size": 1, "eval_batch_size": 1, "gradient_accumulation_steps": 1}
 _MOST_BYTES = 100 * 10**6  # of a file of a tokenizer; those with 262,144 tokens have a third of that
 
 
@@ -42,7 +46,8 @@ def rehearse(real: Mapping[str, Any], find: Any = find_base) -> tuple[dict[str, 
     Returns:
         What ``PlannedRun.rehearsed`` holds, empty where the base is not known well enough: ``of`` (its name),
         ``config``, ``tokens``, ``names``, ``files`` (see :func:`shrink.shrink`), and where its own tokenizer is at hand
-        ``tokenizer`` (file -> SHA-256) and ``folder``. Then why it is not known, in a sentence.
+        ``tokenizer`` (file -> SHA-256) and ``folder``. Then why it is not known, or its tokenizer is of no use, in a
+        sentence.
     """
     model = str(real.get("base_model") or "")
     config, folder = find(real)
@@ -53,13 +58,16 @@ def rehearse(real: Mapping[str, Any], find: Any = find_base) -> tuple[dict[str, 
         small = shrink.shrink(config)
     except shrink.Unknown as error:
         return {}, f"{stand_in}: {error}"
-    files = _tokenizer(folder) if folder else {}
+    try:
+        files = _tokenizer(folder) if folder else {}
+    except ValueError as error:
+        return {"of": model, **small}, f"a rehearsal learns its tokenizer from the data: {error}"
     own = {"tokenizer": files, "folder": str(folder)} if files else {}
     return {"of": model, **small, **own}, ""
 
 
 def _tokenizer(folder: pathlib.Path) -> dict[str, str]:
-    """Hash the files of a base model's own tokenizer; empty where it is not whole."""
+    """Hash the files of a base model's own tokenizer; empty where it is not whole, a ValueError where one is broken."""
     hashes = {}
     for name in TOKENIZER:
         path = folder / name
@@ -74,9 +82,16 @@ def _tokenizer(folder: pathlib.Path) -> dict[str, str]:
 
 @functools.cache
 def _sha256(path: str, size: int, changed: int) -> str:
-    """Hash a file, once for each plan."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash a file, once for each plan; one that is no JSON, though it is called so, is a ValueError."""
+    content = pathlib.Path(path).read_bytes()
+    if path.endswith(".json"):
+        try:
+            sound = isinstance(json.loads(content), dict)
+        except (ValueError, RecursionError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{path} is no JSON with keys")
+    return hashlib.sha256(content).hexdigest()
 
 
 def identity(rehearsed: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,3 +119,8 @@ def adapt(keys: dict[str, Any], rehearsed: Mapping[str, Any]) -> None:
     if not kind.packs:
         keys["sample_packing"] = False
         keys.pop("eval_sample_packing", None)
+    text = config.get("text_config", config)
+    if "tokenizer" in rehearsed and text.get("vocab_size", _MANY_TOKENS + 1) > _MANY_TOKENS:
+        keys |= {key: min(most, keys[key]) if type(keys.get(key)) is int else most for key, most in _LESS.items()}
+        steps = keys.get("max_steps")
+        keys |= {"eval_steps": steps} if type(keys.get("eval_steps")) is int and type(steps) is int else {}

@@ -10,14 +10,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
+from ansible.module_utils.lora_forge.text import shown
+
 HIDDEN = 64  # bitsandbytes quantises in blocks of 64
 INNER = 128
 HEAD_DIM = 32  # with 16 vLLM's engine dies at its first request
 HEADS = 2
 EXPERTS = 4
 _FEWEST = 2  # layers, also where all are alike
-_MOST = 10_000  # layers of a model; more is no model's
+_MOST = 1000  # layers of a model; more is no model's
 _PATCHES = 4  # of an image, each way
+_SOME = 60  # letters of a value that are shown, and ids that may end a turn
 
 
 class Unknown(Exception):
@@ -47,7 +50,7 @@ def _every(word: str, other: str, key: str, default: int) -> Callable[[Mapping[s
     def pattern(text: Mapping[str, Any], layers: int) -> list[str]:
         every = text.get(key) or default
         if type(every) is not int or every < 1:
-            raise Unknown(f"its {key} is {every!r}")
+            raise Unknown(f"its {key} is {_said(every)}")
         return [other if (layer + 1) % every == 0 else word for layer in range(layers)]
 
     return pattern
@@ -62,6 +65,7 @@ def _qwen2_windows(text: Mapping[str, Any], layers: int) -> list[str]:
 _GEMMA3 = _every("sliding_attention", "full_attention", "sliding_window_pattern", 6)
 _ALTERNATING = _every("sliding_attention", "full_attention", "", 2)
 _HYBRID = _every("linear_attention", "full_attention", "full_attention_interval", 4)
+_ATTENTION = ("full_attention", "sliding_attention", "linear_attention")
 # By the language model's model_type. Patterns and defaults: transformers 5.20, models/<kind>/configuration_<kind>.py.
 KINDS = {
     "gemma2": Kind("Gemma2ForCausalLM", _ALTERNATING),
@@ -160,10 +164,14 @@ def language_model(config: Mapping[str, Any]) -> str:
     Args:
         config: What config.json holds.
     """
-    text = config.get("text_config")
-    tower = TOWERS.get(str(config.get("model_type")))
-    named = text.get("model_type") if isinstance(text, Mapping) else None
-    return str(named or (tower.text if tower else config.get("model_type")) or "")
+    text, tower = config.get("text_config"), TOWERS.get(_name(config))
+    named = _name(text) if isinstance(text, Mapping) else ""
+    return named or (tower.text if tower else _name(config))
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    name = config.get("model_type")
+    return name if isinstance(name, str) else ""
 
 
 def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,21 +188,21 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Unknown: It is of another kind, or makes no sense.
     """
-    kind, name = language_model(config), str(config.get("model_type") or "")
+    kind, name = language_model(config), _name(config)
     tower = TOWERS.get(name)
     if kind not in KINDS or (tower is None and kind != name):
-        raise Unknown(f"its kind, {name or 'which it does not tell'}, is none of those that are rehearsed")
+        known = shown(name, _SOME) or "which it does not tell"
+        raise Unknown(f"its kind, {known}, is none of those that are rehearsed")
     try:
         if tower is None:
             small = _shrink_text(config, kind) | {"architectures": [KINDS[kind].architecture]}
             return {"config": small, "tokens": {}, "names": {}, "files": {}}
-        text = _shrink_text({"model_type": kind, **(config.get("text_config") or {})}, kind)
-        vision = _shrink_vision({"model_type": tower.vision, **(config.get("vision_config") or {})}, text)
+        text = _shrink_text(config.get("text_config") or {}, kind)
+        vision = _shrink_vision(config.get("vision_config") or {}, tower.vision)
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        raise Unknown(f"its config.json makes no sense ({error})") from None
-    whole = {key: value for key, value in config.items() if key not in _LEFT_OUT}
-    small = whole | {"architectures": [tower.architecture], "text_config": text, "vision_config": vision}
-    small |= {"dtype": "float32"} | ({"mm_tokens_per_image": _PATCHES} if name == "gemma3" else {})
+        raise Unknown(f"its config.json makes no sense ({shown(str(error), 2 * _SOME)})") from None
+    small = {"model_type": name, "architectures": [tower.architecture], "text_config": text, "vision_config": vision}
+    small |= _keep(config) | {"dtype": "float32"} | ({"mm_tokens_per_image": _PATCHES} if name == "gemma3" else {})
     small |= {"vision_feature_layer": -1} if name == "mistral3" else {}
     return {"config": small, "tokens": tower.tokens, "names": tower.names, "files": tower.files}
 
@@ -203,12 +211,13 @@ def _shrink_text(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Shrink the part of a config.json that is the language model's."""
     layers = text.get("num_hidden_layers", _MOST)
     if type(layers) is not int or not 0 < layers <= _MOST:
-        raise Unknown(f"it has {layers!r} layers")
+        raise Unknown(f"it has {_said(layers)} layers")
     layers = min(layers, 256) if "num_hidden_layers" not in text else layers
     kept, pattern = _kept_layers(text, kind, layers)
     heads, kv_heads = text.get("num_attention_heads", HEADS), text.get("num_key_value_heads")
     small = {
-        **{key: value for key, value in text.items() if key not in _LEFT_OUT and value is not None},
+        **_keep(text),
+        "model_type": kind,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
         "num_hidden_layers": len(kept),
@@ -229,21 +238,89 @@ def _shrink_text(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
         small |= {"linear_key_head_dim": HEAD_DIM, "linear_value_head_dim": HEAD_DIM}
         small |= {"linear_num_key_heads": HEADS, "linear_num_value_heads": 2 * HEADS}
     small |= _experts(text, kind, kept)
-    rotary = HEAD_DIM * _partial(text, kind)
+    rotary = int(HEAD_DIM * _partial(text, kind))
     for key in ("rope_scaling", "rope_parameters"):
-        if isinstance(text.get(key), Mapping):
-            small[key] = _shrink_rope(text[key], int(rotary) // 2)
+        if text.get(key) is not None:
+            if not isinstance(text[key], Mapping):
+                raise Unknown(f"its {key} is {_said(text[key])}")
+            each = {of: _shrink_rope(one, rotary // 2) for of, one in text[key].items() if of in _ATTENTION and one}
+            small[key] = each or _shrink_rope(text[key], rotary // 2)
     return small
 
 
-# What is made for the shrunk model, says how many layers are of a kind, or names what is not there any more.
-_LEFT_OUT = frozenset(
+# What a small model has from the base as it is; others wrote it, so all else is left out.
+_FLAGS = frozenset(
     {
-        *("layer_types", "full_attention_interval", "sliding_window_pattern", "_sliding_window_pattern"),
-        *("no_rope_layers", "no_rope_layer_interval", "torch_dtype", "quantization_config", "auto_map"),
-        *("mlp_only_layers", "mtp_num_hidden_layers", "transformers_version", "_name_or_path"),
+        *("attention_bias", "mlp_bias", "multimodal_projector_bias", "norm_topk_prob", "tie_word_embeddings"),
+        *("output_router_logits", "truncate", "mrope_interleaved", "use_bidirectional_attention"),
+        *("use_sliding_window", "vision_use_head"),
     }
 )
+_TOKEN = (-1, 10**6)
+_POSITIONS = (1, 10**9)
+_FEW = (1, 16)
+_SHARE = (0.0, 1.0)
+_RATIO = (1e-3, 1e9)
+# Each with its bounds, far beyond any model's; between whole ones are whole numbers.
+_NUMBERS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "video_token_id"), _TOKEN),
+    **dict.fromkeys(("vision_start_token_id", "vision_end_token_id", "image_token_index"), _TOKEN),
+    **dict.fromkeys(("boi_token_index", "eoi_token_index"), _TOKEN),
+    **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings", "sliding_window"), _POSITIONS),
+    **dict.fromkeys(("in_channels", "num_channels", "temporal_patch_size", "linear_conv_kernel_dim"), _FEW),
+    "vocab_size": (1, 10**6),
+    "patch_size": (1, 64),
+    "spatial_merge_size": (1, _PATCHES),
+    **dict.fromkeys(("attention_dropout", "embd_pdrop", "resid_pdrop", "rms_norm_eps", "layer_norm_eps"), _SHARE),
+    **dict.fromkeys(("partial_rotary_factor", "router_aux_loss_coef"), _SHARE),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "swiglu_alpha", "swiglu_limit"), _RATIO),
+    **dict.fromkeys(("factor", "attention_factor", "low_freq_factor", "high_freq_factor"), _RATIO),
+    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "llama_4_scaling_beta"), _RATIO),
+    **dict.fromkeys(("rope_theta", "rope_local_base_freq"), (1.0, 1e12)),
+}
+_TURNED = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "su"})
+_ACTIVATIONS = frozenset(
+    {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "swish", "mish"}
+)
+_WORDS = {
+    **dict.fromkeys(("hidden_act", "hidden_activation", "projector_hidden_act"), _ACTIVATIONS),
+    **dict.fromkeys(("rope_type", "type"), _TURNED),
+}
+
+
+def _keep(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take over what a small model has from the base as it is.
+
+    Args:
+        config: Of a model, or of a part of it.
+
+    Raises:
+        Unknown: Something of that makes no sense.
+    """
+    kept = {key: config[key] for key in (*_FLAGS, *_NUMBERS, *_WORDS) if config.get(key) is not None}
+    for key, value in kept.items():
+        values = value if key == "eos_token_id" and isinstance(value, list) and 0 < len(value) <= _SOME else [value]
+        if not all(_is_sound(key, one) for one in values):
+            raise Unknown(f"its {key} is {_said(value)}")
+        if key in _NUMBERS and isinstance(_NUMBERS[key][0], float):
+            kept[key] = float(value)  # transformers takes no 30 for 30.0
+    return kept
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    if key in _FLAGS:
+        return isinstance(value, bool)
+    if key in _WORDS:
+        return isinstance(value, str) and value in _WORDS[key]
+    least, most = _NUMBERS[key]
+    return type(value) in ((int,) if isinstance(least, int) else (int, float)) and least <= value <= most
+
+
+def _said(value: Any) -> str:
+    """Write a value of somebody else's file so that it can be shown."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return shown(repr(value), _SOME)
 
 
 def _kept_layers(text: Mapping[str, Any], kind: str, layers: int) -> tuple[list[int], list[str]]:
@@ -253,8 +330,11 @@ def _kept_layers(text: Mapping[str, Any], kind: str, layers: int) -> tuple[list[
         The numbers of the chosen layers, and the new ``layer_types``; empty where the model knows no such thing.
     """
     own = text.get("layer_types")
-    if isinstance(own, list) and own and all(isinstance(one, str) for one in own):
+    if own:
         types = own[:layers]
+        strange = next((one for one in types if one not in _ATTENTION), None)
+        if strange is not None or ("linear_attention" in types) > (KINDS[kind].pattern is _HYBRID):
+            raise Unknown(f"it has layers of {_said(strange or 'linear_attention')}")
     else:
         pattern = KINDS[kind].pattern
         types = pattern(text, layers) if pattern else []
@@ -278,7 +358,10 @@ def _ropes(text: Mapping[str, Any], layer: int) -> int:
 def _is_dense(text: Mapping[str, Any], layer: int) -> bool:
     """Tell whether a layer of a model of experts has none (Qwen's ``mlp_only_layers`` and ``decoder_sparse_step``)."""
     step = int(text.get("decoder_sparse_step") or 1)
-    return layer in (text.get("mlp_only_layers") or []) or (layer + 1) % step != 0
+    listed = text.get("mlp_only_layers") or []
+    if len(listed) > _MOST:
+        raise Unknown(f"its mlp_only_layers are {len(listed)}")
+    return layer in listed or (layer + 1) % step != 0
 
 
 def _experts(text: Mapping[str, Any], kind: str, kept: list[int]) -> dict[str, Any]:
@@ -303,10 +386,10 @@ def _partial(text: Mapping[str, Any], kind: str) -> float:
     default = 0.25 if kind in ("qwen3_5_text", "qwen3_next") else 1.0
     for where in (text.get("rope_parameters"), text.get("rope_scaling"), text):
         if isinstance(where, Mapping) and where.get("partial_rotary_factor") is not None:
-            share = float(where["partial_rotary_factor"])
-            if not 0 < share <= 1:
-                raise ValueError(f"partial_rotary_factor is {share}")
-            return share
+            share = where["partial_rotary_factor"]
+            if not _is_sound("partial_rotary_factor", share) or HEAD_DIM * share < 2:
+                raise Unknown(f"its partial_rotary_factor is {_said(share)}")
+            return float(share)
     return default
 
 
@@ -314,24 +397,25 @@ def _shrink_rope(rope: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     """Fit what says how positions are turned to narrow heads.
 
     Args:
-        rope: ``rope_scaling`` or ``rope_parameters``; it may hold one for each kind of attention.
+        rope: ``rope_scaling`` or ``rope_parameters``, or what they hold for a kind of attention.
         pairs: Of dimensions that are turned, of a head.
     """
-    small: dict[str, Any] = {}
-    for key, value in rope.items():
-        if isinstance(value, Mapping):
-            small[key] = _shrink_rope(value, pairs)
-        elif key in ("short_factor", "long_factor") and isinstance(value, list):
-            small[key] = [value[at * len(value) // pairs] for at in range(pairs)]
-        elif key == "mrope_section" and isinstance(value, list):
-            small[key] = _share_out(pairs, value)
-        else:
-            small[key] = value
+    small = _keep(rope)
+    for key in ("short_factor", "long_factor"):
+        if rope.get(key) is not None:
+            factors = rope[key]
+            small[key] = [factors[at * len(factors) // pairs] for at in range(pairs)]
+            if not all(_is_sound("factor", factor) for factor in small[key]):
+                raise Unknown(f"its {key} is no list of numbers")
+    if rope.get("mrope_section") is not None:
+        small["mrope_section"] = _share_out(pairs, rope["mrope_section"])
     return small
 
 
 def _share_out(total: int, weights: list[Any]) -> list[int]:
     """Share a number out in the given proportions, in whole numbers that add up to it."""
+    if not 0 < len(weights) <= _SOME or not all(type(weight) is int and 0 < weight <= _MOST for weight in weights):
+        raise ValueError("shares that are no whole numbers")
     whole = sum(weights)
     shares = [total * weight // whole for weight in weights]
     for place in range(total - sum(shares)):
@@ -339,20 +423,17 @@ def _share_out(total: int, weights: list[Any]) -> list[int]:
     return shares
 
 
-def _shrink_vision(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+def _shrink_vision(vision: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Shrink a vision tower: one layer, an image of a few patches."""
-    kept = {key: value for key, value in vision.items() if key not in _LEFT_OUT and value is not None}
-    small = kept | {"hidden_size": HIDDEN, "intermediate_size": HIDDEN, "dtype": "float32"}
-    if vision["model_type"] == "qwen3_5_vision":
+    small = _keep(vision) | {"model_type": kind, "dtype": "float32", "hidden_size": HIDDEN, "intermediate_size": HIDDEN}
+    if kind == "qwen3_5_vision":
         return small | {
             "depth": 1,
             "num_heads": HEADS,
-            "out_hidden_size": text["hidden_size"],
+            "out_hidden_size": HIDDEN,
             "num_position_embeddings": _PATCHES**2,
             "deepstack_visual_indexes": [],
         }
-    patch = vision.get("patch_size", 14)
-    if type(patch) is not int or not 0 < patch <= 64:
-        raise Unknown(f"its vision tower has patches of {patch!r} pixels")
-    small |= {"num_hidden_layers": 1, "num_attention_heads": HEADS, "image_size": _PATCHES * patch, "patch_size": patch}
-    return small | ({"head_dim": HEAD_DIM} if vision["model_type"] == "pixtral" else {})
+    patch = small.setdefault("patch_size", 14)
+    small |= {"num_hidden_layers": 1, "num_attention_heads": HEADS, "image_size": _PATCHES * patch}
+    return small | ({"head_dim": HEAD_DIM} if kind == "pixtral" else {})

@@ -490,6 +490,8 @@ def test_a_pinned_model_is_loaded_and_patched_with_lora_kernels(
     bench.lay("pinned", SMALL | kernels)
     config = bench.folders["pinned"] / "axolotl.yml"
     pinned = {"base_model": NAME, "model_revision": commit}
+    facts = bench.folders["pinned"] / "run.json"
+    rundir.write_json(facts, rundir.read_json(facts) | {"rehearsal": False})  # whose model would be made
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | pinned))
     # Whatever asks without the commit finds nothing.
     (site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main").unlink()

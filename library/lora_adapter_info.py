@@ -9,13 +9,14 @@ module: lora_adapter_info
 short_description: Verify the LoRA adapter of a run and list its files
 description:
   - Holds the adapter against the run's expected.json - names and shapes of all tensors, as the base model itself and
-    the recipe give them - that file and adapter_config.json against the recipe - rank, base model and its commit - and
-    the values against reason - all finite, no B matrix all zero but those that no gradient reached. Reads over a memory
-    map, so large adapters take seconds.
+    the recipe give them - that file and adapter_config.json against the recipe - rank, scale, base model and its commit
+    - and the values against reason - all finite, no matrix all zero but B matrices that no gradient reached. Reads over
+    a memory map, so large adapters take seconds.
   - Needs numpy and safetensors in the Python it runs with; the trainer's environment has both.
 options:
   recipe:
-    description: The recipe, with C(lora_r), C(lora_rank_pattern), C(base_model) and C(model_revision).
+    description: The recipe, with C(lora_r), C(lora_rank_pattern), C(lora_alpha), C(peft_use_rslora), C(peft_use_dora),
+      C(base_model) and C(model_revision).
     type: dict
     required: true
 extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.run_dir]

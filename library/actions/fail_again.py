@@ -18,6 +18,10 @@ options:
   output:
     description: Where the records of runs are kept on the controller. Needed without O(failure).
     type: path
+  refusals:
+    description: The runs among them whose recipes their base models do not take, with why. Where all others are
+      delivered the failure is C(configuration).
+    type: dict
 attributes:
   check_mode:
     description: Fails all the same.
@@ -37,4 +41,9 @@ msg:
   returned: failure
   type: str
   sample: "witness-c6746a504464 is failed: out of memory"
+configuration:
+  description: Whether another machine would do no better, and this one holds nothing.
+  returned: failure, where it is so
+  type: bool
+  sample: true
 """

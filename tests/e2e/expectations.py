@@ -7,6 +7,7 @@ Runs in the trainer's environment. The folder holds a folder of a config.json fo
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import types
@@ -49,6 +50,34 @@ def gradients(folder: pathlib.Path) -> dict[str, Any]:
     return said
 
 
+def written(folder: pathlib.Path) -> dict[str, Any]:
+    """Say what the plugin makes of an expected.json that is there: name of the case -> whether it is made anew."""
+    import axolotl.loaders
+    import expected_adapter
+    import lora_forge_axolotl
+
+    axolotl.loaders.load_tokenizer = lambda cfg: None
+    expected_adapter.expected = lambda cfg, tokenizer: {"made": True}
+    cfg = types.SimpleNamespace(base_model="Acme/Tiny")
+    pinned = {"schema": 1, "base_model": "Acme/Tiny", "revision": "c0ffee"}
+    cases = {
+        "of its commit": pinned,
+        "of a folder": pinned | {"revision": None},
+        "of another base": pinned | {"base_model": "Acme/Other"},
+        "of another form": pinned | {"schema": 2},
+        "cut": None,
+        "second host": None,
+    }
+    anew = {}
+    os.chdir(folder)
+    for name, there in cases.items():
+        pathlib.Path("expected.json").write_text(json.dumps(there) if there else '{"cut')
+        os.environ.update(RANK="1" if name == "second host" else "0", LOCAL_RANK="0")
+        lora_forge_axolotl.expect(cfg)
+        anew[name] = "made" in pathlib.Path("expected.json").read_text()
+    return anew
+
+
 def main() -> None:
     import expected_adapter
     import torch
@@ -71,6 +100,7 @@ def main() -> None:
     answers["undisturbed"] = drawn == torch.rand(1).item()
     answers["saved name"] = saved_name(wrapped)
     answers["gradients"] = gradients(folder)
+    answers["written"] = written(folder)
     print(json.dumps(answers))
 
 

@@ -445,11 +445,6 @@ def test_what_a_base_model_does_not_take_is_refused_before_its_weights_are_there
         told = json.loads(expected.read_text())
         assert (told["base_model"], told["revision"]) == (NAME, hub.models[NAME].commit)
         assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in told["tensors"]
-
-        code, text = play("playbooks/provision.yml", ["q_proj", "v_proj"])
-        assert code == 0, text
-        assert "fits its base model" not in text, "it was held against it before"
-        assert "changed=0" in text
     finally:
         hub.close()
 
@@ -475,6 +470,7 @@ save_file(weights | biases, made / "model.safetensors", metadata={"format": "pt"
 """
 
 
+@pytest.mark.soak
 def test_a_pinned_model_is_loaded_and_patched_with_lora_kernels(
     site: Site, tmp_path: pathlib.Path, environment: pathlib.Path
 ) -> None:
@@ -494,6 +490,8 @@ def test_a_pinned_model_is_loaded_and_patched_with_lora_kernels(
     bench.lay("pinned", SMALL | kernels)
     config = bench.folders["pinned"] / "axolotl.yml"
     pinned = {"base_model": NAME, "model_revision": commit}
+    facts = bench.folders["pinned"] / "run.json"
+    rundir.write_json(facts, rundir.read_json(facts) | {"rehearsal": False})  # whose model would be made
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | pinned))
     # Whatever asks without the commit finds nothing.
     (site.home / f"hub/models--{NAME.replace('/', '--')}/refs/main").unlink()

@@ -149,3 +149,9 @@ def test_what_no_gradient_reached_is_noted_over_a_resume(said: dict[str, Any]) -
         "2": [["never.weight", "zero.weight"]] * 2,
     }
     assert said["saved name"] == "base_model.model.layers.0.q_proj.lora_B.weight"
+
+
+def test_what_is_expected_is_made_anew_where_it_may_be_of_another_model(said: dict[str, Any]) -> None:
+    made = {"of a folder", "of another base", "of another form", "cut", "second host"}
+    assert {case for case, anew in said["written"].items() if anew} == made
+    assert not said["written"]["of its commit"]

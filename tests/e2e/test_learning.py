@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, plan, recipe
+from ansible.module_utils.lora_forge.planning import launch, plan, recipe, staging
 
 from .conftest import CONVERGE, ROOT
 
@@ -52,7 +51,12 @@ class Bench:
             halt: The step at which it is told to stop.
         """
         trainer = plan.Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
-        run = plan.make(ROOT, self.root / "output", agent, [trainer], keys).runs[0].as_dict()
+        planned = plan.make(ROOT, self.root / "output", agent, [trainer], keys).runs[0]
+        run, data = planned.as_dict(), [launch.dataset_path(str(self.root), one) for one in planned.datasets]
+        with staging.staged(planned.datasets, ROOT, self.root / "output") as places:
+            for one, path in zip(planned.datasets, map(pathlib.Path, data)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(places[one.sha256], path)
         folder = self.folders[name] = self.root / "runs" / name
         folder.mkdir(parents=True)
         for program in PROGRAMS:
@@ -60,14 +64,12 @@ class Bench:
         shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", folder)
         if halt:
             (folder / "halt").write_text(str(halt))
-        model = pathlib.Path(launch.base_model_path(PlannedRun.from_dict(run), str(self.root)))
+        model = pathlib.Path(launch.base_model_path(planned, str(self.root)))
         if not model.exists():
             model.parent.mkdir(exist_ok=True)
             tiny = [str(self.python), str(ROOT / "roles/run/files/tiny_model.py"), str(model)]
-            subprocess.run([*tiny, *(one["path"] for one in run["datasets"])], check=True, timeout=CONVERGE)
-        given = launch.template_variables(PlannedRun.from_dict(run), str(self.root), "disabled")
-        for one in (*given["datasets"], *given["test_datasets"]):
-            one["path"] = str(self.datasets / pathlib.PurePath(one["path"]).name)
+            subprocess.run([*tiny, *data], check=True, timeout=CONVERGE)
+        given = launch.template_variables(planned, str(self.root), "disabled")
         text = given["recipe"] | {key: given[key] for key in ("datasets", "test_datasets") if given[key]}
         text |= {"output_dir": str(folder / "output"), "dataset_prepared_path": str(self.root / "prepared")}
         text.pop("wandb_project", None)

@@ -216,6 +216,7 @@ class Stage:
         save_file(tensors, output / "adapter_model.safetensors")
         expecting.leave(output.parent, tensors, model)
         config = {"peft_type": "LORA", "r": rank, "target_modules": modules, "base_model_name_or_path": model}
+        config["lora_alpha"] = run.recipe["lora_alpha"]
         (output / "adapter_config.json").write_text(json.dumps(config))
         (output / "config.json").write_text(json.dumps({"num_hidden_layers": 1}))
         for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -197,6 +197,8 @@ def test_a_refused_run_beside_others_is_told_to_its_launch(pod: Pod) -> None:
         deliver_run=[{"changed": True, "delivered": ["witness-0"], "run_id": "witness-0"}],
     )  # fmt: skip
     assert [asked["refusals"] for asked in pod.asked("start_run")] == [why, why]
+    assert pod.released == ["its recipes are refused"], "nothing is left to do on it"
+    assert len([asked for asked in pod.asked("runpod_pod") if asked.get("state") != "absent"]) == 1
     assert list(pod.failures("crew")) == ["pod-1"]
     assert pod.failures("witness") == {}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -157,6 +159,19 @@ def test_it_fails_again_with_what_is_noted_of_runs_on_this_host(desk):
     desk.note("witness-1", "failed_on", "a", "in an earlier command", at=NOW - 1)
     answer = desk.run("fail_again", runs=runs)
     assert (answer["failed"], answer["msg"]) == (True, "no GPU")
+
+
+def test_that_recipes_alone_were_refused_is_said_once_nothing_else_is_left_to_do(desk, tmp_path):
+    runs, refusals = [plan("crew-1"), plan("mayor-1")], {"crew-1": "PEFT refuses the LoRA keys"}
+    desk.note("crew-1", "failed_on", "a", "PEFT refuses the LoRA keys")
+    assert "configuration" not in desk.run("fail_again", runs=runs, refusals=refusals), "mayor trains, detached"
+    desk.note("mayor-1", "failed_on", "a", "out of memory")
+    assert "configuration" not in desk.run("fail_again", runs=runs, refusals=refusals)
+    delivered = partial(dataclasses.replace, delivered_at=NOW + 1)
+    update_record(tmp_path, "mayor-1", lambda record, now: delivered(record))
+    answer = desk.run("fail_again", runs=runs, refusals=refusals)
+    assert (answer["failed"], answer["configuration"]) == (True, True)
+    assert "configuration" not in desk.run("fail_again", runs=runs)
 
 
 def test_options_that_tasks_share_come_together_and_a_tasks_own_go_before_them(desk):

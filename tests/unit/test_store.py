@@ -208,7 +208,7 @@ def test_an_adapter_of_other_kinds(build):
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": np.ones(6, np.float32),
         "base_model.model.lm_head.weight": np.zeros((9, 8), np.float32),
         "base_model.model.model.embed_tokens.lora_embedding_A": np.ones((2, 9), np.float32),
-        "base_model.model.model.embed_tokens.lora_embedding_B": np.zeros((8, 2), np.float32),
+        "base_model.model.model.embed_tokens.lora_embedding_B": np.ones((8, 2), np.float32),
         "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight": np.ones((16, 8), np.float32),
         "base_model.model.model.layers.0.mlp.experts.base_layer.lora_B.weight": np.ones((6, 16), np.float32),
     }
@@ -248,6 +248,7 @@ def test_an_adapter_of_other_kinds(build):
                 {"towers": [7]}, {"tensors": {name_of(0, "q_proj", "A"): [True, 8]}}, {"tensors": {"a": [2, 2]}},
                 {"tensors": {name_of(0, "q_proj", "A"): [4.0, 8]}}, {"tensors": {name_of(0, "q_proj", "A"): [4, -8]}},
                 {"tensors": {name_of(0, "q_proj", "A"): 8}}, {"tensors": {name_of(0, "q_proj", "A"): [10**9] * 2}},
+                {"tensors": {name_of(0, "q_proj", "A"): [4, 8]}}, {"tensors": {name_of(0, "q_proj", "B"): [6, 4]}},
                 {"tensors": {name_of(0, "q_proj", "A"): []}}, {"tensors": {name_of(0, "q_proj", "A"): [1] * 6}},
                 {"tensors": {f"{name_of(0, 'q_proj', 'A')}{'x' * 500}": [4, 8]}},
                 {"tensors": {f"{name_of(0, 'q_proj', 'A')}\x1b[2J": [4, 8]}},
@@ -313,6 +314,39 @@ def test_that_half_of_a_model_got_no_gradient_is_no_excuse(build):
     ]
     towers = [f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1)]
     assert problems(build(tensors, never=names, expected={"towers": towers})) == []
+
+
+def test_that_nothing_was_trained_is_excused_by_nothing(build):
+    """Neither where all is said to be a tower, nor where all is said to have got no gradient."""
+    modules = [f"model.layers.{layer}.self_attn.{module}" for layer in (0, 1) for module in ("q_proj", "v_proj")]
+    names = [f"base_model.model.{module}.lora_B.weight" for module in modules]
+    tensors = good_tensors() | {name: np.zeros((6, 4), np.float32) for name in names}
+    said = "4 of 4 B matrices are all zero, as no gradient reached them: the training taught the model nothing there"
+    for towers in (modules, modules[:1], []):
+        [found] = problems(build(tensors, never=list(good_tensors()), expected={"towers": towers}))
+        assert found == (said if len(towers) != 1 else said.replace("4 of 4", "3 of 3"))
+
+
+def test_what_begins_at_random_is_never_zero(build):
+    name = name_of(1, "v_proj", "A")
+    tensors = good_tensors() | {name: np.zeros((4, 8), np.float32)}
+    assert problems(build(tensors, never=[name])) == [f"tensor {name} is all zero, and began at random"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_alpha": 1}, "lora_alpha of adapter_config.json is 1, and the recipe makes it 8"),
+        ({"lora_alpha": None}, "lora_alpha of adapter_config.json is None, and the recipe makes it 8"),
+        ({"use_rslora": True}, "use_rslora of adapter_config.json is True, and the recipe makes it False"),
+        ({"use_dora": True}, "use_dora of adapter_config.json is True, and the recipe makes it False"),
+    ],
+)
+def test_how_much_an_adapter_adds_is_the_recipes(build, changes, said):
+    assert problems(build(lora_alpha=8), lora_alpha=8) == []
+    assert problems(build(**{"lora_alpha": 8, **changes}), lora_alpha=8) == [said]
+    scaled = {"use_rslora": True, "use_dora": True}
+    assert problems(build(lora_alpha=8, **scaled), lora_alpha=8, peft_use_rslora=True, peft_use_dora=True) == []
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
@@ -514,10 +548,6 @@ def test_everything_that_is_wrong_is_told(build):
 def test_the_same_name_of_another_owner_in_a_folder_is_the_same_model(build):
     """A folder keeps the model's name alone."""
     assert problems(build(), base_model="/models/Tiny") == []
-
-
-def test_a_matrix_a_of_zeros_is_no_proof_against_a_training(build):
-    assert problems(build(good_tensors() | {name_of(0, "q_proj", "A"): np.zeros((4, 8), np.float32)})) == []
 
 
 def test_a_type_that_no_adapter_has(build):

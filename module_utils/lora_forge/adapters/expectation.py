@@ -11,7 +11,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
@@ -24,7 +24,8 @@ _LORA = re.compile(
 )
 # Which dimension of a matrix is the rank.
 _RANK_AT = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-# What begins at zero, and differs from it once it was trained.
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+# What begins at zero, and differs from it once it was trained. The other one of the pair begins at random.
 _FROM_ZERO = ("lora_B", "lora_embedding_A")
 _MOST_TENSORS, _LONGEST_NAME, _MOST_SIZES = 200_000, 500, 5
 _MOST_VALUES = 10**11  # of a tensor
@@ -64,7 +65,16 @@ def read(path: pathlib.Path) -> Optional[Expected]:
         map(_is_name, towers)
     ):
         return None
-    return Expected(base, revision, tensors, frozenset(towers)) if any(map(_LORA.match, tensors)) else None
+    return Expected(base, revision, tensors, frozenset(towers)) if _are_pairs(tensors) else None
+
+
+def _are_pairs(names: Iterable[str]) -> bool:
+    """Tell whether there are LoRA matrices among the names of tensors, and none without the other one of its pair."""
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    for match in filter(None, map(_LORA.match, names)):
+        found[match["module"]].add(match["part"])
+    pairs = [sum(part in parts for part in pair) for parts in found.values() for pair in _PAIRS]
+    return any(pairs) and 1 not in pairs
 
 
 def _is_name(value: Any) -> bool:
@@ -170,34 +180,50 @@ def differences(tensors: dict[str, list[int]], expected: Expected) -> list[str]:
     return problems
 
 
-def counts(names: Iterable[str]) -> tuple[int, list[str]]:
-    """Count the modules that are adapted, and list the tensors that begin at zero and may not stay there.
+def counts(names: Iterable[str]) -> tuple[int, list[str], list[str]]:
+    """Count the modules that are adapted, and list the matrices, none of which may be all zero after a training.
 
     Args:
         names: Of an adapter's tensors.
+
+    Returns:
+        How many modules; the matrices that begin at zero; those that begin at random.
     """
     found = {name: match for name, match in ((name, _LORA.match(name)) for name in names) if match}
-    modules = {match["module"] for match in found.values()}
-    return len(modules), [name for name, match in found.items() if match["part"] in _FROM_ZERO]
+    matrices = [(name, match["part"]) for name, match in found.items() if match["part"] in _RANK_AT]
+    from_zero = [name for name, part in matrices if part in _FROM_ZERO]
+    at_random = [name for name, part in matrices if part not in _FROM_ZERO]
+    return len({match["module"] for match in found.values()}), from_zero, at_random
 
 
 def zero_problems(
-    zero: list[str], from_zero: list[str], untrained: frozenset[str], towers: frozenset[str]
+    zero: Iterable[str],
+    from_zero: Sequence[str],
+    at_random: Sequence[str],
+    untrained: frozenset[str],
+    towers: frozenset[str],
 ) -> list[str]:
-    """List what is zero still after the training, though it was trained.
+    """List what is zero, though it was trained or never began so.
 
     What no gradient reached stays zero, as do layers that a model does not use. That most of a model is such a layer
     is nothing to believe: then nothing was trained.
 
     Args:
         zero: The tensors of the adapter that hold nothing but zero.
-        from_zero: All that begin so.
+        from_zero: All matrices that begin so.
+        at_random: All matrices that do not.
         untrained: What no gradient reached, as the training noted it.
-        towers: Modules outside the language model, which may do without any.
+        towers: Modules outside the language model, which may do without any. An adapter of nothing else may not.
     """
-    problems = [f"tensor {brief(name)} is all zero: it was never trained" for name in zero if name not in untrained]
-    inside = [name for name in from_zero if module_of(name) not in towers]
-    excused = [name for name in zero if name in untrained and name in set(inside)]
+    empty = frozenset(zero)
+    problems = [
+        f"tensor {brief(name)} is all zero: it was never trained"
+        for name in from_zero
+        if name in empty and name not in untrained
+    ]
+    problems += [f"tensor {brief(name)} is all zero, and began at random" for name in at_random if name in empty]
+    inside = [name for name in from_zero if module_of(name) not in towers] or from_zero
+    excused = [name for name in inside if name in empty and name in untrained]
     if excused and 2 * len(excused) >= len(inside):
         problems.append(f"{len(excused)} of {len(inside)} B matrices are all zero, as no gradient reached them: "
                         "the training taught the model nothing there")  # fmt: skip

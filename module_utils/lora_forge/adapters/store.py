@@ -128,7 +128,8 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
 
     Args:
         folder: Where adapter_config.json and the safetensors lie.
-        recipe: lora_r, lora_rank_pattern, base_model and model_revision are compared.
+        recipe: lora_r, lora_rank_pattern, lora_alpha, peft_use_rslora, peft_use_dora, base_model and model_revision are
+            compared.
         expected: The run's expected.json: the tensors that the recipe makes of the base model.
 
     Returns:
@@ -144,6 +145,9 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
     facts["rank"] = config.get("r") if isinstance(config.get("r"), int) else None
     if facts["rank"] != recipe["lora_r"]:
         problems.append(f"rank is {brief(config.get('r'))}, the recipe says {recipe['lora_r']}")
+    for key, value, wanted in _scale(config, recipe):
+        if value != wanted:
+            problems.append(f"{key} of adapter_config.json is {brief(value)}, and the recipe makes it {wanted}")
     base, wanted = str(config.get("base_model_name_or_path")), str(recipe["base_model"])
     if not expectation.is_same_base(base, wanted):
         problems.append(f"base model is {brief(base)}, the recipe says {wanted}")
@@ -157,7 +161,7 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
     except (OSError, ValueError) as error:
         problems.append(f"{path} cannot be read: {error}")
         return facts
-    facts["modules"], from_zero = expectation.counts(tensors)
+    facts["modules"], from_zero, at_random = expectation.counts(tensors)
     facts["parameters"] = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
     named = expectation.read(expected)
     if named is None:
@@ -169,12 +173,25 @@ def verify(folder: pathlib.Path, recipe: dict[str, Any], expected: pathlib.Path)
     problems += expectation.differences({name: tensor["shape"] for name, tensor in tensors.items()}, named)
     wrong, zero = _value_problems(path, tensors)
     untrained = expectation.read_untrained(folder / rundir.GRADIENTS)
-    zero = [name for name in zero if name in set(from_zero)]
-    problems += wrong + expectation.zero_problems(zero, from_zero, untrained, named.towers)
-    facts["untrained"] = sum(name in untrained for name in zero)
+    problems += wrong + expectation.zero_problems(zero, from_zero, at_random, untrained, named.towers)
+    facts["untrained"] = len(untrained.intersection(zero, from_zero))
     if len(problems) > _TOLD:
         problems[_TOLD:] = [f"and {len(problems) - _TOLD} more"]
     return facts
+
+
+def _scale(config: dict[str, Any], recipe: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """List what decides how much an adapter adds to its base: key, what adapter_config.json has, what the recipe says.
+
+    Args:
+        config: Its adapter_config.json.
+        recipe: Of :func:`verify`.
+    """
+    alpha = recipe.get("lora_alpha")
+    return [
+        *([("lora_alpha", config.get("lora_alpha"), alpha)] if alpha is not None else []),
+        *((key, bool(config.get(key)), bool(recipe.get(f"peft_{key}"))) for key in ("use_rslora", "use_dora")),
+    ]
 
 
 def template_problems(run_dir: pathlib.Path) -> list[str]:

@@ -189,7 +189,10 @@ def has_gradient(parameter: Any) -> bool:
 
 
 def expect(cfg: Any) -> None:
-    """Write expected.json, where no earlier start and no check before the training has.
+    """Write expected.json, on each host of a gang, unless an earlier start or the check before the training has.
+
+    What was made of another base model than this one, as of a folder that has changed since, is made anew; of a commit
+    of the hub nothing can change.
 
     Args:
         cfg: Axolotl's configuration.
@@ -197,11 +200,14 @@ def expect(cfg: Any) -> None:
     Raises:
         expected_adapter.Refused: No adapter could come of it that holds up; the supervisor knows it by its name.
     """
-    if os.environ.get("RANK", "0") != "0" or pathlib.Path(rundir.EXPECTED).exists():
+    path = pathlib.Path(rundir.EXPECTED)
+    noted = rundir.read_json(path)
+    known = (noted.get("schema"), noted.get("base_model")) == (expected_adapter.SCHEMA, cfg.base_model)
+    if os.environ.get("LOCAL_RANK", "0") != "0" or (known and noted.get("revision")):
         return
     from axolotl.loaders import load_tokenizer
 
-    rundir.write_json(pathlib.Path(rundir.EXPECTED), expected_adapter.expected(cfg, load_tokenizer(cfg)))
+    rundir.write_json(path, expected_adapter.expected(cfg, load_tokenizer(cfg)))
 
 
 def number(value: Any) -> Any:

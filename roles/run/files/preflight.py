@@ -190,6 +190,19 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:NAMES]) + more
 
 
+def nothing_said(unknown: str = "") -> dict[str, Any]:
+    """Return an answer that says nothing; see :func:`answer`."""
+    return {"problems": [], "refused": [], "warnings": [], "unknown": unknown, "tensors": 0, "parameters": 0}
+
+
+def answer_any(question: dict[str, Any], known: dict[str, Base]) -> dict[str, Any]:
+    """Answer a question, whatever happens on the way: what one model's files break says nothing of other runs."""
+    try:
+        return answer(question, known)
+    except (SystemExit, Exception) as error:
+        return nothing_said(f"{type(error).__name__}: {error}")
+
+
 def answer(question: dict[str, Any], known: dict[str, Base]) -> dict[str, Any]:
     """Answer a question.
 
@@ -204,9 +217,7 @@ def answer(question: dict[str, Any], known: dict[str, Base]) -> dict[str, Any]:
     """
     import template_check
 
-    recipe = question["recipe"]
-    found: dict[str, Any] = {"problems": [], "refused": [], "warnings": [], "unknown": ""}
-    found |= {"tensors": 0, "parameters": 0}
+    recipe, found = question["recipe"], nothing_said()
     cfg, found["problems"] = validate(recipe, question["capabilities"])
     if found["problems"]:
         return found
@@ -261,7 +272,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lora-forge-") as scratch:  # Axolotl lays changed tokenizers there
         for question in questions:
             question["recipe"]["output_dir"] = scratch
-        answers = [cut(answer(question, known)) for question in questions]
+        answers = [cut(answer_any(question, known)) for question in questions]
     left_out = sorted(plugin for plugin in named if not there(plugin))
     print(json.dumps({"axolotl": importlib.metadata.version("axolotl"), "answers": answers, "left_out": left_out}))
 

@@ -57,7 +57,7 @@ def test_a_base_without_sdpa_is_trained_with_what_it_has(attention, model, becom
         "configs/agents/crew.yml", {"attn_implementation": attention, "base_model": model, "sample_packing": True}
     )
     keys, origin = recipe.merge([layer])
-    said = rules.apply_rules(keys, origin, [layer], set())
+    said = rules.apply_rules(keys, origin, set())
     assert keys["attn_implementation"] == becomes
     told = f"eager in place of sdpa of configs/agents/crew.yml: transformers has no sdpa for {model}"
     assert any(told in one for one in said) == (becomes == "eager")
@@ -304,7 +304,7 @@ def test_early_stopping_takes_the_place_of_what_earlier_layers_save_by():
     ):
         all_of = layers(keys, below, above)
         merged, origin = recipe.merge(all_of)
-        said = rules.apply_rules(merged, origin, all_of, ())
+        said = rules.apply_rules(merged, origin, ())
         assert merged.get("save_steps") == saves
         assert bool(said) == bool(saves) == (not rules.problems(merged, origin, ()))
         assert origin.keys() == merged.keys()
@@ -334,7 +334,7 @@ def test_attention_that_packs_long_rows_takes_one_at_a_time(changes, batch):
     """So that each step holds the same rows as with sdpa: that is what makes attention a machine key."""
     keys = QLORA | {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4} | changes
     mine = [Layer("mine", keys)]
-    said = rules.apply_rules(keys, dict.fromkeys(keys, mine[0]), mine, set())
+    said = rules.apply_rules(keys, dict.fromkeys(keys, mine[0]), set())
     assert tuple(keys[key] for key in recipe.BATCH) == batch
     told = [one for one in said if one.startswith("micro_batch_size and gradient_accumulation_steps are 1 and 8")]
     assert bool(told) == (batch == (1, 8))
@@ -344,12 +344,12 @@ def test_what_the_locks_pin_stays():
     keys = {"adapter": "lora", "attn_implementation": "flash_attention_3", "cut_cross_entropy": True}
     all_of = layers(keys)
     merged, origin = recipe.merge(all_of)
-    assert rules.apply_rules(merged, origin, all_of, {"flash-attn-3"}) == []
+    assert rules.apply_rules(merged, origin, {"flash-attn-3"}) == []
     assert merged["attn_implementation"] == "flash_attention_3"
     assert rules.problems(merged, origin, {"cut-cross-entropy"}) == []
     [said] = rules.problems(merged, origin, {"flash-attn-3"})
     assert said.startswith("base.yml, line 3: «cut_cross_entropy: true» needs a package that requirements/")
-    [said] = rules.apply_rules(merged, origin, all_of, {"flash-attn"})
+    [said] = rules.apply_rules(merged, origin, {"flash-attn"})
     assert said.startswith(
         "attn_implementation is sdpa in place of flash_attention_3 of base.yml: that needs flash-attn-3"
     )

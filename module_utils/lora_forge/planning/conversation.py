@@ -431,7 +431,7 @@ def _read_tools(given: Any) -> list[dict[str, Any]]:
 
 
 def _unread(turns: Sequence[Any], record: dict[str, Any], keys: Keys) -> tuple[str, ...]:
-    found = ("system_prompt",) if record.get("system_prompt") and "system" not in record else ()
+    found: tuple[str, ...] = ("system_prompt",) if record.get("system_prompt") and "system" not in record else ()
     more = [turn for turn in turns if len(turn) > 2]
     if not more:
         return found

@@ -53,6 +53,10 @@ ASKED = [
     ("qwen", "qwen_25", ("reasoning_content",), {}),
     ("qwen", "tokenizer_default", ("reasoning_content", "tool_calls", "tool_role", "tools"), {}),
     ("gemma", "gemma3", ("tool_role",), {"eot_tokens": ["<end_of_turn>"]}),
+    ("gemma", "gemma3", ("system",), {"eot_tokens": ["<end_of_turn>"]}),
+    ("gemma", "gemma3", tuple(template_check.ORDER), {"eot_tokens": ["<end_of_turn>"]}),
+    ("qwen", "tokenizer_default", tuple(template_check.ORDER), {}),
+    ("qwen", "chatml", ("system",), {"datasets": [{"drop_system_message": True}]}),
     ("qwen", "qwen3", (), {"datasets": [{"train_on_eos": "none"}]}),
 ]
 

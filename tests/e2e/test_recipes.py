@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.lora_forge.planning import plan, recipe, validation
 from brought import brought
+from planned import planned_run
 
 from .conftest import CONVERGE, ROOT, Checkout, eventually
 
@@ -20,8 +21,9 @@ PATHS = {"output_dir": "/run/output", "datasets": [{"path": "/data/x.jsonl", "ty
 
 def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[str]:
     """Return Axolotl's objections to each recipe; an empty one for a recipe that it accepts."""
-    asked = [validation.Question({}, one, A100, "") for one in recipes]
-    return ["\n".join(said) for said in validation.ask_axolotl(environment, ROOT, asked, CONVERGE)["problems"]]
+    asked = [validation.Question(planned_run(), one, A100, "") for one in recipes]
+    answers = validation.ask_axolotl(environment, ROOT, asked, CONVERGE)["answers"]
+    return ["\n".join(answer["problems"]) for answer in answers]
 
 
 def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> None:

@@ -71,8 +71,20 @@ def test_what_the_data_needs_and_a_template_drops(job: dict[str, Any]) -> None:
     [sentence] = said["qwen", "qwen_25", "reasoning_content"]
     assert "such as qwen3, qwen3_5 or the base model's own" in sentence
     [sentence] = said["gemma", "gemma3", "tool_role"]
-    assert "gemma3 does not take the answers of tools (turns by tool): Conversation roles must alternate" in sentence
+    assert "gemma3 does not take the answers of tools (turns by tool), which the data has: Conversation" in sentence
     assert said[("qwen", "qwen_25", *TOOLS)] == said[("qwen", "tokenizer_default", "reasoning_content", *TOOLS)] == []
+
+
+def test_turns_in_an_order_that_a_template_does_not_take(job: dict[str, Any]) -> None:
+    """They would end the training when its data is tokenised: on a pod that is paid for, with the weights there."""
+    said = {(family, template, *needs): sentences for family, template, needs, sentences in job["said"] if needs}
+    order = ("assistant_first", "later_system", "same_speaker", "system")
+    assert said["gemma", "gemma3", "system"] == said[("qwen", "tokenizer_default", *order)] == []
+    first, later, twice = said[("gemma", "gemma3", *order)]
+    assert "gemma3 does not take a conversation that the assistant begins, which the data has: Conversation" in first
+    assert "does not take a system turn after the first turn, which" in later
+    assert "does not take two turns by the same speaker, one after the other, which" in twice
+    assert said["qwen", "chatml", "system"] == [], "a recipe that drops system turns has none"
 
 
 def test_a_template_that_a_server_would_not_use_is_told(job: dict[str, Any]) -> None:

@@ -202,7 +202,12 @@ def test_a_user_that_is_trained_is_something_to_learn():
         ({**ANSWER, "train": "no"}, 'turn 2: «train» must be true or false, not "no"'),
         ({**ANSWER, "train": True, "weight": 0}, "turn 2: «weight» is 0, and «train» is true"),
         ({**ANSWER, "weight": 0}, "has no turn that is trained: each says train: false or weight: 0"),
-        ({**ANSWER, "content": None}, "turn 2 (assistant) is empty"),
+        ({**ANSWER, "content": None}, "turn 2 (assistant) is empty; take it out"),
+        ({**ANSWER, "content": []}, "turn 2 (assistant) is empty"),
+        ({**ANSWER, "content": [{"type": "text", "text": {"value": "x"}}]}, "something else than text in it"),
+        ({**ANSWER, "content": [{"type": "text"}]}, "«content» has a part without «text»"),
+        ({**USER, "tool_calls": [CALL]}, "turn 2 (user) has «tool_calls», and none but the assistant calls tools"),
+        ({"role": "model", "content": "x"}, "roles in the recipe's datasets says whom another name stands for"),
         ({**ANSWER, "content": {"a": 1}}, "turn 2: «content» must be text, not dict"),
         (
             {**ANSWER, "content": [{"type": "image_url"}]},
@@ -279,6 +284,11 @@ def test_what_is_odd_where_nothing_is_read_does_no_harm():
             {"prompt": "a", "chosen": "b", "rejected": "c"},
             "is a pair to prefer one of, as for DPO (it has: pro",
         ),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "is a pair to prefer one of, as for DPO"),
+        ({"prompt": [USER], "completion": [ANSWER]}, "jq -c '{messages: (.prompt + .completion)}' makes one"),
+        ({"data": [{"messages": [USER, ANSWER]}]}, "holds all conversations under «data»; jq -c '.data[]' writes"),
+        (b'{"messages": []},\n', "ends with a comma; sed 's/,$//' takes it away"),
+        (b'{"messages": []} {"messages": []}\n', "holds more than one JSON object; jq -c . writes each in a line"),
         ({"question": "b", "answer": "c"}, "is a question and its answer (question, answer)"),
         ({"text": "Once upon a time"}, "is running text (it has: text)"),
         ({"dialog": [{"role": "user"}]}, "where «dialog» holds the turns, name it as field_messages"),
@@ -292,6 +302,53 @@ def test_a_line_of_another_form_is_told_what_it_is(record, words):
 def test_a_text_that_speaks_of_pictures_is_a_text():
     assert turns({"messages": [{**USER, "content": "what is <image>?"}, ANSWER]})[0]["content"] == "what is <image>?"
     assert turns({"image": "python:3.12", **talk()}) == [USER, ANSWER]
+
+
+def test_names_that_hold_null_are_as_good_as_none():
+    """Hugging Face's datasets writes them where it puts together what has other names."""
+    empty = {"from": None, "value": None, "tool_calls": None}
+    merged = {"conversations": None, "messages": [{**empty, **USER}, {**empty, **ANSWER}], "tools": None}
+    assert read(merged).line == read(talk()).line
+    assert read({"conversations": [], **talk()}).line == read(talk()).line
+
+
+def test_what_is_staged_is_read_as_what_it_is():
+    line = read({**talk(), "tools": [TOOL]}).line
+    assert read(line).line == line
+
+
+def test_contents_in_parts_are_put_together():
+    parts = [{"type": "text", "text": "Be"}, {"type": "output_text", "text": "cause."}]
+    asked = [{"type": "input_text", "text": "Why?"}]
+    assert turns({"messages": [{**USER, "content": asked}, {**ANSWER, "content": parts}]}) == [USER, ANSWER]
+    called = {"role": "assistant", "content": [], "tool_calls": [CALL]}
+    assert turns({"messages": [USER, called]})[1] == {**called, "content": ""}
+
+
+def test_the_system_may_be_called_developer_and_say_nothing():
+    assert turns({"messages": [{"role": "developer", "content": "Be."}, USER, ANSWER]})[0]["role"] == "system"
+    assert turns({"messages": [{"role": "system", "content": ""}, USER, ANSWER]})[0] == {
+        "role": "system",
+        "content": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("speakers", "order"),
+    [
+        ("ua", set()),
+        ("sua", {"system"}),
+        ("uasua", {"system", "later_system"}),
+        ("ssua", {"system", "later_system"}),
+        ("au", {"assistant_first"}),
+        ("sa", {"system", "assistant_first"}),
+        ("uuaa", {"same_speaker"}),
+        ("uattaua", set()),
+    ],
+)
+def test_the_order_of_turns_is_what_a_template_has_to_take(speakers, order):
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    assert read({"messages": [{"role": roles[one], "content": "x"} for one in speakers]}).order == order
 
 
 def test_a_recipe_says_how_lines_are_read():

@@ -79,7 +79,8 @@ def test_blank_lines_count_for_line_numbers(write):
         (talk(answer=" \n"), "turn 2 (gpt) is empty"),
         (talk(question=""), "turn 1 (human) is empty"),
         ({"conversations": []}, "«conversations» holds no turns"),
-        ({"messages": "hello"}, "«messages» holds no turns"),
+        ({"messages": "hello"}, "«messages» is text, and no JSON"),
+        ({"messages": {"role": "user"}}, "«messages» holds no turns"),
         ({"conversations": [{"user": "x"}]}, "turn 1 needs «from» and «value»"),
         ({"messages": ["hello"]}, "turn 1 needs «role» and «content»"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "turn 1: «content» must be text, not list"),
@@ -305,7 +306,14 @@ def test_what_a_file_holds_besides_plain_turns(write):
         "witness_train.jsonl: 2 with tools, 4 tool calls, 2 tool results, 4 turns with reasoning, "
         "2 turns not trained, as they say"
     ]
-    assert file.counts.needs == ("reasoning_content", "tool_calls", "tool_role", "tools")
+    assert file.counts.needs == (
+        "assistant_first",
+        "reasoning_content",
+        "same_speaker",
+        "tool_calls",
+        "tool_role",
+        "tools",
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,6 +343,32 @@ def test_reasoning_under_another_name_is_told(write):
     )
     options = {"field_thinking": "thinking"}
     assert dataset.check_file(path, "train", 4096, options).counts.reasoned == 1
+
+
+@pytest.mark.parametrize("key", ["training", "trainable", "loss"])
+def test_other_names_for_what_is_trained_are_told(write, key):
+    path = write(
+        {"messages": [{"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y", key: False}]}
+    )
+    [warning] = dataset.check_file(path, "train", 4096).warnings
+    assert f"turns of line 1 have «{key}», which is not read; message_field_training: {key}" in warning
+    options = {"message_field_training": key}
+    file = dataset.check_file(path, "train", 4096, options)
+    assert (file.warnings, file.counts.masked) == ([], 1)
+
+
+def test_a_system_text_under_another_name_is_told(write):
+    [warning] = dataset.check_file(write({**talk(), "system_prompt": "Be brief."}), "train", 4096).warnings
+    assert "«system_prompt» of line 1 is not read; call it «system»" in warning
+
+
+def test_a_last_line_that_is_cut_off_is_told(tmp_path):
+    path, line = tmp_path / "x.jsonl", json.dumps(talk()).encode()
+    path.write_bytes(line + b"\n" + line[:30])
+    assert ", line 2: not JSON (" in refused(path)
+    assert "; the file ends within this line, and may have been cut off there\n" in refused(path)
+    path.write_bytes(line[:30] + b"\n" + line)
+    assert "cut off" not in refused(path)
 
 
 # --- what is no file of JSON lines
@@ -383,6 +417,9 @@ def test_a_file_that_may_not_be_read(write, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     path = write(talk())
+    loop = path.parent / "loop.jsonl"
+    loop.symlink_to(loop)
+    assert refused(loop).endswith("cannot be read: Too many levels of symbolic links")
     monkeypatch.setattr(jsonl.os, "open", denied)  # root may read everything
     assert refused(path) == f"{path} cannot be read: Permission denied. Whoever runs this needs the right to"
 

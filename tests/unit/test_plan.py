@@ -812,6 +812,16 @@ def test_a_dataset_of_the_hub_is_not_fetched(make, data):
     assert str(data.folder / "witness_train.jsonl") in words
 
 
+def test_a_template_in_a_file_is_read_here(make, data, tmp_path):
+    data()
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    [from_file] = make(recipe={"chat_template": "jinja", "chat_template_jinja": str(path)}).runs
+    [written] = make(recipe={"chat_template": "jinja", "chat_template_jinja": path.read_text()}).runs
+    assert from_file.recipe["chat_template_jinja"] == path.read_text()
+    assert from_file.run_id == written.run_id
+
+
 def test_data_that_the_template_would_drop_is_refused(make, data, monkeypatch):
     data()
     planned = plan.dataset.planned_dataset

@@ -57,7 +57,7 @@ def test_a_base_without_sdpa_is_trained_with_what_it_has(attention, model, becom
         "configs/agents/crew.yml", {"attn_implementation": attention, "base_model": model, "sample_packing": True}
     )
     keys, origin = recipe.merge([layer])
-    said = rules.apply_rules(keys, origin, [layer], set())
+    said = rules.apply_rules(keys, origin, set())
     assert keys["attn_implementation"] == becomes
     told = f"eager in place of sdpa of configs/agents/crew.yml: transformers has no sdpa for {model}"
     assert any(told in one for one in said) == (becomes == "eager")
@@ -87,24 +87,22 @@ flash_attention: true
 AGENT_FILE = "configs/agents/crew.yml"
 
 
-def test_what_users_write_today_is_refused_in_a_sentence_for_each_thing_and_no_more(tmp_path):
+def test_what_users_write_today_lacks_the_commit_of_its_base_and_nothing_else(tmp_path):
     with pytest.raises(UserError) as error:
         Brought("", USERS).planned(tmp_path)
     assert str(error.value).splitlines() == [
         f"{AGENT_FILE}, line 1: «base_model: Qwen/Qwen3.5-9B» is another model than the one whose «model_revision» "
         "stands in configs/base.yml, line 6; give its own beside it",
-        f"{AGENT_FILE}, line 8: «early_stopping_patience: 3» needs «save_steps», a multiple of eval_steps, in place of "
-        f"{AGENT_FILE}, line 9: «saves_per_epoch: 2»",
     ]
 
 
-def test_what_users_write_today_with_these_two_lines_mended(tmp_path):
+def test_what_users_write_today_with_a_commit(tmp_path):
     """The fate of each line: kept, or put right with a note."""
-    mended = USERS.replace("saves_per_epoch: 2\n", "") + f"model_revision: {'c0ffee00' * 5}\n"
-    made = Brought("", mended).planned(tmp_path)
+    made = Brought("", f"{USERS}model_revision: {'c0ffee00' * 5}\n").planned(tmp_path)
     [run] = made.runs
     kept = {"sequence_len": 2048, "neftune_noise_alpha": 5, "early_stopping_patience": 3, "lora_target_linear": True,
-            "base_model": "Qwen/Qwen3.5-9B", "chat_template": "qwen3_5", "attn_implementation": "sdpa"}  # fmt: skip
+            "base_model": "Qwen/Qwen3.5-9B", "chat_template": "qwen3_5", "attn_implementation": "sdpa",
+            "save_steps": 100, "eval_steps": 100}  # fmt: skip
     assert {key: run.recipe.get(key) for key in kept} == kept
     assert not {"lora_target_modules", "flash_attention", "saves_per_epoch"} & run.recipe.keys()
     assert [item.entry.get("chat_template") for item in run.datasets] == [None]
@@ -299,12 +297,13 @@ def test_early_stopping_takes_the_place_of_what_earlier_layers_save_by():
     keys = {"adapter": "lora", "eval_steps": 20}
     for below, above, saves in (
         ({"saves_per_epoch": 2}, {"early_stopping_patience": 3}, 20),
-        ({"early_stopping_patience": 3}, {"saves_per_epoch": 2}, None),
+        ({"early_stopping_patience": 3}, {"saves_per_epoch": 2}, 20),
+        ({"early_stopping_patience": 3}, {"save_strategy": "no"}, None),
         ({"save_strategy": "epoch"}, {"early_stopping_patience": 3}, 20),
     ):
         all_of = layers(keys, below, above)
         merged, origin = recipe.merge(all_of)
-        said = rules.apply_rules(merged, origin, all_of, ())
+        said = rules.apply_rules(merged, origin, ())
         assert merged.get("save_steps") == saves
         assert bool(said) == bool(saves) == (not rules.problems(merged, origin, ()))
         assert origin.keys() == merged.keys()
@@ -315,9 +314,11 @@ def test_a_single_evaluation_stops_nothing_early(planned):
         planned({"early_stopping_patience": 2, "evals_per_epoch": 1, "num_epochs": 1})
 
 
-def test_strategies_by_epochs_stop_nothing_early(planned):
-    with pytest.raises(UserError, match=r"needs «eval_steps» in place of .*«eval_strategy: \"epoch\"»"):
-        planned({"early_stopping_patience": 2, "eval_strategy": "epoch"})
+def test_a_training_that_is_not_evaluated_stops_nothing_early(planned):
+    with pytest.raises(UserError, match=r"needs «eval_steps» in place of .*«eval_strategy: \"no\"»"):
+        planned({"early_stopping_patience": 2, "eval_strategy": "no"})
+    with pytest.raises(UserError, match=r"more than one evaluation, and .*«eval_strategy: \"epoch\"» makes a single"):
+        planned({"early_stopping_patience": 2, "eval_strategy": "epoch", "num_epochs": 1})
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_attention_that_packs_long_rows_takes_one_at_a_time(changes, batch):
     """So that each step holds the same rows as with sdpa: that is what makes attention a machine key."""
     keys = QLORA | {"sample_packing": True, "micro_batch_size": 2, "gradient_accumulation_steps": 4} | changes
     mine = [Layer("mine", keys)]
-    said = rules.apply_rules(keys, dict.fromkeys(keys, mine[0]), mine, set())
+    said = rules.apply_rules(keys, dict.fromkeys(keys, mine[0]), set())
     assert tuple(keys[key] for key in recipe.BATCH) == batch
     told = [one for one in said if one.startswith("micro_batch_size and gradient_accumulation_steps are 1 and 8")]
     assert bool(told) == (batch == (1, 8))
@@ -344,12 +345,12 @@ def test_what_the_locks_pin_stays():
     keys = {"adapter": "lora", "attn_implementation": "flash_attention_3", "cut_cross_entropy": True}
     all_of = layers(keys)
     merged, origin = recipe.merge(all_of)
-    assert rules.apply_rules(merged, origin, all_of, {"flash-attn-3"}) == []
+    assert rules.apply_rules(merged, origin, {"flash-attn-3"}) == []
     assert merged["attn_implementation"] == "flash_attention_3"
     assert rules.problems(merged, origin, {"cut-cross-entropy"}) == []
     [said] = rules.problems(merged, origin, {"flash-attn-3"})
     assert said.startswith("base.yml, line 3: «cut_cross_entropy: true» needs a package that requirements/")
-    [said] = rules.apply_rules(merged, origin, all_of, {"flash-attn"})
+    [said] = rules.apply_rules(merged, origin, {"flash-attn"})
     assert said.startswith(
         "attn_implementation is sdpa in place of flash_attention_3 of base.yml: that needs flash-attn-3"
     )

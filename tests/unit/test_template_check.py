@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import template_check
+from ansible.module_utils.lora_forge.planning import conversation
 
 TEXT = "{{ messages }}"
 
@@ -52,6 +53,7 @@ def test_a_base_model_without_a_template_and_a_recipe_that_takes_it(named):
 
 
 def test_what_is_asked_of_a_template_shows_what_it_is_asked_for():
-    for words, conversation, marks in template_check.NEEDS.values():
+    assert (*template_check.NEEDS, *template_check.ORDER) == (*conversation.NEEDS, *conversation.ORDER)
+    for words, asked, marks in [*template_check.NEEDS.values(), *template_check.ORDER.values()]:
         assert words
-        assert all(mark in repr(conversation) for mark in marks)
+        assert all(mark in repr(asked) for mark in marks)

@@ -17,6 +17,9 @@ from typing import Any, NoReturn, Optional
 from ansible.module_utils.lora_forge.text import shown
 
 NEEDS = ("reasoning_content", "tool_calls", "tool_role", "tools")  # what not every chat template knows
+ORDER = ("assistant_first", "later_system", "same_speaker", "system")  # turns that not every one takes
+ROLES = ("system", "user", "assistant", "tool")  # of the canonical form
+MAPPED = ("content", "name", "reasoning_content", "role", "tool_call_id", "tool_calls")  # what is read of a turn
 
 # What a recipe's ``datasets`` item says of how lines are read. The canonical form has it settled, so that none of it
 # reaches Axolotl.
@@ -38,8 +41,12 @@ _SPEAKERS = {
     _CALLS: "assistant",
     _RESULT: "tool",
     "function": "tool",
+    "developer": "system",  # what OpenAI calls it today
 }
 _TEXTS = ("tool_call_id", "name")  # of a turn, which a template may show
+_TEXT_PARTS = ("text", "input_text", "output_text")  # of a content in parts
+_FLAGS = ("training", "trainable", "loss")  # other people's names for what is trained
+_CONTAINERS = ("data", "items", "rows", "examples", "train")  # under which a file may hold all its conversations
 _PICTURES = ("image", "images", "video", "videos", "audio", "audios")
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 
@@ -134,7 +141,8 @@ class Conversation:
         results: How many turns are a tool's.
         masked: How many turns of the assistant are not trained.
         marked: Whether any turn says if it is trained.
-        unread: Keys of turns that look like reasoning and are not read.
+        unread: Keys that look like something that is trained, or decides what is, and are not read.
+        order: Of ``ORDER``, what its turns ask of a template.
     """
 
     line: bytes
@@ -150,6 +158,7 @@ class Conversation:
     masked: int
     marked: bool
     unread: tuple[str, ...] = ()
+    order: frozenset[str] = frozenset()
 
 
 def read(line: bytes, keys: Keys) -> Conversation:
@@ -174,7 +183,12 @@ def _parse(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Flaw("utf-8", f"not UTF-8 text (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
-        raise Flaw("json", f"not JSON ({error.msg} at column {error.colno})") from None
+        if error.msg == "Extra data" and line.lstrip()[:1] == b"{":
+            what = "ends with a comma" if line.strip()[-2:] == b"}," else "holds more than one JSON object"
+            how = "sed 's/,$//' takes it away" if what == "ends with a comma" else "jq -c . writes each in a line"
+            raise Flaw(what, f"{what}; {how}") from None
+        cut = "" if line.endswith(b"\n") else "; the file ends within this line, and may have been cut off there"
+        raise Flaw("json", f"not JSON ({error.msg} at column {error.colno}){cut}") from None
     except ValueError:  # a number that Python does not read
         raise Flaw("number", "holds a number of thousands of digits") from None
 
@@ -195,11 +209,19 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 def _read(record: Any, keys: Keys) -> Conversation:
     if not isinstance(record, dict):
         raise Flaw("object", f"holds a JSON {type(record).__name__}, not an object")
-    given = next((record[name] for name in keys.lists if name in record), None)
-    if given is None:
+    # What puts datasets together writes null under the names of the others.
+    name = next((name for name in keys.lists if record.get(name)), "") or next(
+        (name for name in keys.lists if record.get(name) is not None), ""
+    )
+    if not name:
         raise _without_turns(record, keys)
+    given = record[name]
+    if isinstance(given, str):  # as it is staged
+        try:
+            given = _DECODER.decode(given.strip())
+        except ValueError:
+            raise Flaw("turns", f"«{name}» is text, and no JSON") from None
     if not isinstance(given, list) or not given:
-        name = next(name for name in keys.lists if name in record)
         raise Flaw("turns", f"«{name}» holds no turns")
     pair = _find_pair(given[0], record, keys)
     turns = [_plain(turn, pair, keys) or _Turn(number, turn, pair, keys).read() for number, turn in enumerate(given, 1)]
@@ -207,12 +229,21 @@ def _read(record: Any, keys: Keys) -> Conversation:
     if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":  # as Axolotl puts it first
         turns.insert(0, {"role": "system", "content": system})
     tools = _read_tools(record.get(keys.tools) or record.get("functions"))
-    return _canonical(turns, tools, record, _unread(given, keys))
+    return _canonical(turns, tools, record, _unread(given, record, keys))
 
 
 def _without_turns(record: dict[str, Any], keys: Keys) -> Flaw:
     """Say what a line is that holds no turns, and what to do."""
     names = shown(", ".join(map(str, record)) or "nothing", 200)
+    for name in _CONTAINERS if len(record) == 1 else ():
+        items = record.get(name)
+        if isinstance(items, list) and items and isinstance(items[0], dict) and any(key in items[0] for key in _LISTS):
+            return Flaw("no turns", f"holds all conversations under «{name}»; jq -c '.{name}[]' writes each in a line")
+    if "chosen" in record and "rejected" in record:
+        return Flaw("no turns", f"{_NO_TURNS['chosen']} (it has: {names}), and conversations are trained here")
+    if isinstance(record.get("prompt"), list) and isinstance(record.get("completion"), list):
+        how = "jq -c '{messages: (.prompt + .completion)}'"
+        return Flaw("no turns", f"has its turns under prompt and completion; {how} makes one conversation of them")
     lacks = f"has neither «conversations» nor «messages» (it has: {names})"
     if len(keys.lists) > len(_LISTS):
         lacks = f"has no «{keys.lists[0]}», which field_messages names (it has: {names})"
@@ -236,7 +267,7 @@ def _find_pair(turn: Any, record: dict[str, Any], keys: Keys) -> tuple[str, str]
     """Find under which keys turns say who speaks, and what; where the first one does not, what its list goes with."""
     usual = keys.pairs[-2 if "conversations" in record else -1]
     known = turn if isinstance(turn, dict) else {}
-    return next((pair for pair in keys.pairs if pair[0] in known), usual)
+    return next((pair for pair in keys.pairs if known.get(pair[0]) is not None), usual)
 
 
 def _plain(turn: Any, pair: tuple[str, str], keys: Keys) -> Optional[dict[str, Any]]:
@@ -284,7 +315,8 @@ class _Turn:
         role = self.keys.speakers.get(self.name) if isinstance(self.name, str) else None
         if role is None:
             known = ", ".join(self.keys.speakers)
-            self.fail("speaker", f"is by «{shown(str(self.name), 40)}»; known speakers: {known}", colon=False)
+            more = "roles in the recipe's datasets says whom another name stands for"
+            self.fail("speaker", f"is by «{shown(str(self.name), 40)}»; known speakers: {known}; {more}", colon=False)
         made: dict[str, Any] = {"role": role, "content": ""}
         if self.name == _CALLS:
             made["tool_calls"] = self.calls(self.turn.get(self.pair[1]), self.pair[1])
@@ -296,10 +328,15 @@ class _Turn:
                 self.fail("reasoning", f"«reasoning_content» must be text, not {type(reasoning).__name__}")
             made["reasoning_content"] = reasoning
         calls = self.get("tool_calls") or self.turn.get("function_call")
-        if calls and role == "assistant":
+        if calls and role != "assistant":
+            self.fail(
+                "caller", f"({shown(self.name, 40)}) has «tool_calls», and none but the assistant calls tools", False
+            )
+        if calls:
             made["tool_calls"] = self.calls(calls, "tool_calls")
-        if not made["content"].strip() and role != "tool" and len(made) == 2:
-            self.fail("empty", f"({shown(self.name, 40)}) is empty", colon=False)
+        # Axolotl's way to have no default system message is an empty system turn.
+        if not made["content"].strip() and role not in ("system", "tool") and len(made) == 2:
+            self.fail("empty", f"({shown(self.name, 40)}) is empty; take it out", colon=False)
         for key in _TEXTS:
             value = self.get(key)
             if isinstance(value, str) and value:
@@ -314,13 +351,16 @@ class _Turn:
             self.fail("needs", f"needs «{self.pair[0]}» and «{key}»", colon=False)
         value = self.turn.get(key)
         if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
-            other = next((part["type"] for part in value if part["type"] != "text"), None)
+            other = next((part["type"] for part in value if part["type"] not in _TEXT_PARTS), None)
             if other is not None:
                 self.fail("part", f"«{key}» has a part of type «{shown(str(other), 40)}»; text alone is trained here")
             if any("train" in part or "weight" in part for part in value):
                 self.fail("part", f"«{key}» has parts of which some are not to be trained; make turns of them")
-            value = "".join(str(part.get("text") or "") for part in value)
-        if value is None:
+            texts = [part.get("text") for part in value]
+            if not all(isinstance(text, str) for text in texts):
+                self.fail("part", f"«{key}» has a part without «text», or with something else than text in it")
+            value = "".join(texts)
+        if value is None or value == []:
             return ""
         if not isinstance(value, str):
             self.fail("text", f"«{key}» must be text, not {type(value).__name__}")
@@ -390,11 +430,30 @@ def _read_tools(given: Any) -> list[dict[str, Any]]:
     return tools
 
 
-def _unread(turns: Sequence[Any], keys: Keys) -> tuple[str, ...]:
-    read = keys.turn.get("reasoning_content", "reasoning_content")
+def _unread(turns: Sequence[Any], record: dict[str, Any], keys: Keys) -> tuple[str, ...]:
+    found: tuple[str, ...] = ("system_prompt",) if record.get("system_prompt") and "system" not in record else ()
     more = [turn for turn in turns if len(turn) > 2]
-    names = [name for name in ("thinking", "reasoning") if more and name != read]
-    return tuple(name for name in names if any(isinstance(turn.get(name), str) and turn[name] for turn in more))
+    if not more:
+        return found
+    reasoning, training = keys.turn.get("reasoning_content", "reasoning_content"), keys.training
+    thought = (name for name in ("thinking", "reasoning") if name != reasoning)
+    found += tuple(name for name in thought if any(isinstance(turn.get(name), str) and turn[name] for turn in more))
+    flags = (name for name in _FLAGS if name != training)
+    return found + tuple(name for name in flags if any(isinstance(turn.get(name), bool) for turn in more))
+
+
+def _order(turns: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Tell what of ``ORDER`` a conversation asks of a template."""
+    roles = [turn["role"] for turn in turns]
+    said = roles[1:] if roles[0] == "system" else roles
+    found = {"system"} if "system" in roles else set()
+    if "system" in said:
+        found.add("later_system")
+    if said and said[0] == "assistant":
+        found.add("assistant_first")
+    if any(one == other != "tool" for one, other in zip(said, said[1:])):
+        found.add("same_speaker")
+    return frozenset(found)
 
 
 # One encoder each: json.dumps makes a new one for every call that is not the usual one.
@@ -445,6 +504,7 @@ def _canonical(
         masked=masked,
         marked=marked,
         unread=unread,
+        order=_order(turns),
     )
 
 

@@ -59,6 +59,7 @@ class Counts:
         results: Turns of a tool.
         masked: Turns of the assistant that are not trained, as they say so.
         marked: Conversations with a turn that says whether it is trained.
+        order: Of ``conversation.ORDER``, what their turns ask of a template.
     """
 
     tools: int = 0
@@ -67,6 +68,7 @@ class Counts:
     results: int = 0
     masked: int = 0
     marked: int = 0
+    order: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, one: Conversation) -> None:
         """Count another conversation."""
@@ -76,12 +78,13 @@ class Counts:
         self.results += one.results
         self.masked += one.masked
         self.marked += one.marked
+        self.order |= one.order
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the chat template has to know, in the words of ``conversation.NEEDS``."""
-        return tuple(word for word, count in zip(
-            conversation.NEEDS, (self.reasoned, self.calls, self.results, self.tools)) if count)  # fmt: skip
+        """What the chat template has to know and to take, in the words of ``conversation.NEEDS`` and ``ORDER``."""
+        counts = zip(conversation.NEEDS, (self.reasoned, self.calls, self.results, self.tools))
+        return tuple(sorted({word for word, count in counts if count} | self.order))
 
     def describe(self) -> str:
         """Say it in a few words; nothing where there is nothing."""
@@ -400,6 +403,12 @@ class _Findings:
                 "datasets makes reasoning of it"
                 for name in ("thinking", "reasoning")
             },
+            **{
+                name: f"turns of {{}} have «{name}», which is not read; message_field_training: {name} in the recipe's "
+                "datasets makes it decide what is trained"
+                for name in ("training", "trainable", "loss")
+            },
+            "system_prompt": "«system_prompt» of {} is not read; call it «system», and it is the first turn",
         }
         found = [f"{self.path}: {said[kind].format(_listed(self.lines[kind]))}" for kind in said if self.lines[kind]]
         if repeated:
@@ -528,5 +537,12 @@ def axolotl_entry(file: DatasetFile) -> dict[str, Any]:
     item |= {key: value for key, value in options.items() if key not in settled}
     if options.get("roles_to_train"):
         speakers = Keys.from_options(options).speakers
-        item["roles_to_train"] = list(dict.fromkeys(speakers.get(role, role) for role in options["roles_to_train"]))
+        roles = list(dict.fromkeys(speakers.get(role, role) for role in options["roles_to_train"]))
+        unknown = next((role for role in roles if role not in conversation.ROLES), "")
+        if unknown:
+            raise UserError(
+                f"«roles_to_train» in the recipe's datasets names «{unknown}», which no turn is by. Known speakers: "
+                f"{', '.join(speakers)}"
+            )
+        item["roles_to_train"] = roles
     return item

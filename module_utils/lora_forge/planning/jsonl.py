@@ -73,7 +73,8 @@ def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
     except FileNotFoundError:
         raise UserError(missing_reason(path)) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Whoever runs this needs the right to") from None
+        right = ". Whoever runs this needs the right to" if isinstance(error, PermissionError) else ""
+        raise UserError(f"{path} cannot be read: {error.strerror}{right}") from None
     before = os.fstat(handle)
     if not stat.S_ISREG(before.st_mode):
         os.close(handle)
@@ -127,7 +128,7 @@ def _other_format(path: pathlib.Path, head: bytes) -> str:
             f"{path} holds one JSON array, where each line has to be a conversation; jq -c '.[]' {path} writes it that "
             "way"
         )
-    if text.startswith(b"{") and end and not whole and _is_open(first):
+    if text.startswith(b"{") and end and not whole and _is_open(first) and not _is_json(first.rstrip()[:-1]):
         return f"{path} spreads a JSON object over many lines; jq -c . {path} writes each object in a line"
     return ""
 

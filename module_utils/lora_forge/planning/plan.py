@@ -210,12 +210,14 @@ class Planner:
                 if str(keys.get("base_model")).startswith("/"):
                     keys.pop("model_revision", None)  # a folder has none
             notes += recipe.replacement_notes(layers, rehearsed)
-            notes += rules.apply_rules(keys, origin, layers, self.packages)
+            notes += rules.apply_rules(keys, origin, self.packages)
             errors += rules.problems(keys, origin, self.packages)
         if errors:
             raise UserError("\n".join(dict.fromkeys(errors)))
         if keys.get("deepspeed"):
             keys["deepspeed"] = self.load_deepspeed(keys["deepspeed"])
+        if keys.get("chat_template_jinja"):
+            keys["chat_template_jinja"] = self.load_template(keys["chat_template_jinja"], origin["chat_template_jinja"])
         return keys, origin, notes + rules.notes(keys, origin)
 
     def load_deepspeed(self, given: Any) -> Any:
@@ -239,6 +241,28 @@ class Planner:
                 f"«deepspeed: {given}» must name a JSON file, from the checkout on: {path}: {error}"
             ) from None
 
+    def load_template(self, given: str, layer: Layer) -> str:
+        """Return a chat template, from its file where one is named: on a trainer its name would be the template.
+
+        Args:
+            given: The template, or the path of its file, from the checkout on.
+            layer: Where it stands.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        if "{" in given or "\n" in given.strip():
+            return given
+        path = self.root / given.strip()
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UserError(
+                f"{layer.where('chat_template_jinja')}: «chat_template_jinja: {recipe.quote_value(given)}» is no "
+                f"template, and no file that can be read, from the checkout on: {path}: {why}"
+            ) from None
+
     # --- data
 
     def check_file(
@@ -259,7 +283,8 @@ class Planner:
             UserError: A file is missing or breaks the contract.
         """
         length = int(keys["sequence_len"])
-        named = [pathlib.Path(item["path"]) for item in keys.get("datasets", []) if "path" in item]
+        paths = [str(item["path"]) for item in keys.get("datasets", []) if item.get("path")]
+        named = list(map(pathlib.Path, paths))
         train = named or dataset.find_files(folder, [agent], "train")
         val = dataset.find_files(folder, [agent], "val")
         others = self.agents.data_of(agent)
@@ -271,8 +296,8 @@ class Planner:
             without = [name for name in others if folder / f"{name}_train.jsonl" not in found]
             if train and without:
                 self.warnings.append(f"{agent} is trained without {listed(without)}: no such file in {folder}")
-        for path in named:
-            if not path.exists() and recipe.hub_dataset(str(path)):
+        for path in paths:
+            if not pathlib.Path(path).exists() and recipe.hub_dataset(path):
                 raise UserError(
                     f"{agent}: «path: {path}» is no file here, and a dataset of the hub is not fetched. Download it, "
                     f"write its conversations as JSON lines into {folder / f'{agent}_train.jsonl'}, and take the path "

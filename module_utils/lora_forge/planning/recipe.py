@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 import jsonschema
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.planning import conversation
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
 # The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in
@@ -206,9 +207,24 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "lora_dropout": (0, True, 0.99),
     "max_grad_norm": (0, True, _MOST),
     "neftune_noise_alpha": (0, True, 1000),
+    **dict.fromkeys(
+        (
+            *("early_stopping_patience", "eval_steps", "evals_per_epoch", "logging_steps", "save_steps"),
+            *("save_total_limit", "saves_per_epoch"),
+        ),
+        (0, True, _MOST),
+    ),
     "warmup_ratio": (0, True, 1),
     "warmup_steps": (0, True, _MOST),
     "weight_decay": (0, True, 10),
+}
+# What learns from something else than conversations, or from other data than is checked here.
+_OTHER_TRAININGS = {
+    **dict.fromkeys(
+        ("rl", "reward_model", "process_reward_model"), "what is trained here learns from conversations alone (SFT)"
+    ),
+    "pretraining_dataset": "what is trained here are the conversations of datasets, and a trainer is offline",
+    "streaming": "the files are staged, and read as a whole; take it out",
 }
 # Of a dataset's entry: what leads to a dataset elsewhere, or into another kind of file than lines of JSON.
 _ELSEWHERE = ("data_files", "name", "revision", "trust_remote_code")
@@ -426,6 +442,8 @@ def problems(
         elif key not in known:
             hint = f"; it is called «{SYNONYMS[key]}»" if key in SYNONYMS else nearest(key, known)
             sentences.append(f"{where}: Axolotl knows no key «{key}»{hint}")
+        elif key in _OTHER_TRAININGS and value:
+            sentences.append(f"{where}: «{key}: {quote_value(value)}»: {_OTHER_TRAININGS[key]}")
         elif "x-deprecated" in known[key]:
             sentences.append(f"{where}: «{key}» has been replaced. {known[key]['x-deprecated'].strip()}")
         elif key == "datasets":
@@ -516,6 +534,12 @@ def model_problems(recipe: dict[str, Any], origin: dict[str, Layer], layers: lis
         origin: The layer of each key.
         layers: All layers, the last one on top.
     """
+    begun = str(recipe.get("lora_model_dir") or "/")
+    if not begun.startswith("/"):
+        return [
+            f"{origin['lora_model_dir'].where('lora_model_dir')}: «lora_model_dir: {begun}» is looked for on the "
+            "trainer; give its absolute path there"
+        ]
     model, revision = str(recipe["base_model"]), recipe.get("model_revision")
     where = f"{origin['base_model'].where('base_model')}: «base_model: {model}»"
     if model.startswith(("~", ".")):
@@ -571,17 +595,32 @@ def _entry_problems(item: dict[str, Any], place: str) -> list[str]:
             f"{place}: «{elsewhere[0]}» is for a dataset of the hub or another kind of file; what is trained on here "
             "are files of JSON lines on this machine. Take it out"
         )
+    mapped = item.get("message_property_mappings")
+    for key in mapped if isinstance(mapped, dict) else ():
+        if key not in conversation.MAPPED:
+            sentences.append(
+                f"{place}: message_property_mappings: «{key}» is not read of a turn; "
+                f"{', '.join(conversation.MAPPED)} are"
+            )
+    roles = item.get("roles")
+    for role in roles if isinstance(roles, dict) else ():
+        if role not in conversation.ROLES:
+            sentences.append(
+                f"{place}: roles: «{role}» is no speaker of a chat template; {', '.join(conversation.ROLES)} are"
+            )
     if item.get("conversation"):
         sentences.append(f"{place}: «conversation» is read by nothing any more; name the template with chat_template")
     return sentences
 
 
 def hub_dataset(path: str) -> bool:
-    """Tell whether a path that is no file looks like the name of a dataset of the hub.
+    """Tell whether a path that is no file looks like the name of a dataset of the hub, or an address.
 
     Args:
         path: Of a recipe's dataset.
     """
+    if "://" in path:
+        return True
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)) and not re.search(r"\.jsonl?(\.gz)?$", path)
 
 
@@ -620,12 +659,15 @@ def _expected(part: dict[str, Any]) -> str:
             words.append("one of " + ", ".join(map(str, option["enum"])))
         elif "const" in option:
             words.append(str(option["const"]))
+        elif option.get("type") == "object" and (option.get("additionalProperties") or {}) == _LIST_OF_TEXT:
+            words.append("a mapping to lists of texts")
         elif option.get("type") not in (None, "null"):
             limits = [f"{word} {option[name]}" for name, word in _LIMITS.items() if name in option]
             words.append(" ".join([_TYPES.get(option["type"], option["type"]), *limits]))
     return "expected " + (" or ".join(dict.fromkeys(words)) or "another form")
 
 
+_LIST_OF_TEXT = {"items": {"type": "string"}, "type": "array"}
 _TYPES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
           "array": "a list", "object": "a mapping"}  # fmt: skip
 _LIMITS = {"minimum": "of at least", "maximum": "of at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}

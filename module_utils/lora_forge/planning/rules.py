@@ -15,6 +15,9 @@ from ansible.module_utils.lora_forge.planning.recipe import Layer
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
 _PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
+# Of a training on pictures. With them Axolotl reads conversations as late as pictures need it (ProcessingStrategy): it
+# would find none in what is staged, nor read tools or which turns are trained. A multimodal model trains without them.
+_PICTURES = ("processor_type", "processor_kwargs", "image_size", "image_resize_algorithm", "skip_prepare_dataset")
 # Attention that needs a package besides Axolotl's own, or else a kernel of the hub. It is how fast, not what is learnt.
 _FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
 # Attention with which Axolotl packs rows of micro_batch_size × sequence_len, unless multipack_real_batches is set
@@ -26,21 +29,19 @@ _LONG_ROWS = frozenset(
         "kernels-community/sage-attention",
     }
 )
+_STEPS = (None, 0, "steps")  # says nothing of epochs
 # Axolotl's plugin switches it on by itself, unless the recipe says otherwise.
 CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 _CUT_PACKAGE = "cut-cross-entropy"
 PACKAGES = (*_FLASH.values(), _CUT_PACKAGE)
 
 
-def apply_rules(
-    recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer], pinned: Collection[str]
-) -> list[str]:
+def apply_rules(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collection[str]) -> list[str]:
     """Put right what has one sensible meaning; the recipe is changed in place.
 
     Args:
         recipe: The merged recipe, without problems of its keys one by one.
         origin: The layer of each key.
-        layers: All layers, the last one on top.
         pinned: Of :data:`PACKAGES`, those that the locks pin.
 
     Returns:
@@ -76,6 +77,14 @@ def apply_rules(
         )
         for key in pushes:
             del recipe[key]
+    pictures = [key for key in _PICTURES if recipe.get(key)]
+    if pictures:
+        changes.append(
+            f"{_list(pictures)} of {origin[pictures[0]].source} {_are(pictures)} left out: text alone is trained, also "
+            "on a model that sees"
+        )
+        for key in pictures:
+            del recipe[key]
     if not recipe.get("sample_packing"):
         recipe.pop("eval_sample_packing", None)  # Axolotl would pack the evaluation of a training that does not pack
     micro, accumulation = (int(recipe.get(key, 1)) for key in recipes.BATCH)
@@ -92,34 +101,40 @@ def apply_rules(
             f"with {recipe['attn_implementation']} Axolotl packs rows as long as a whole micro batch, and steps would "
             "hold other data than with sdpa"
         )
-    changes += _early_stopping(recipe, origin, layers)
+    changes += _early_stopping(recipe, origin)
     return changes
 
 
-def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer], layers: list[Layer]) -> list[str]:
-    """Give early stopping the steps that Axolotl wants of it, where an earlier layer counts by epochs.
+def _early_stopping(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
+    """Give early stopping the steps that Axolotl wants of it, where a recipe counts by epochs.
 
-    Axolotl turns evaluations an epoch into this same share of all steps, but after it has asked for the steps.
+    Axolotl turns evaluations an epoch into this same share of all steps, but after it has asked for the steps. How many
+    steps an epoch has is known to it alone, so that checkpoints by epochs become those of the evaluations: when one is
+    saved decides nothing that is learnt.
     """
     if not recipe.get("early_stopping_patience"):
         return []
-    own, changes = layers.index(origin["early_stopping_patience"]), []
-    evaluations = recipe.get("evals_per_epoch")
-    if evaluations and not recipe.get("eval_steps"):
+    changes = []
+    by_epoch = next(
+        (key for key in ("evals_per_epoch", "eval_strategy", "evaluation_strategy") if recipe.get(key) not in _STEPS),
+        "",
+    )
+    evaluations = 1 if recipe.get(by_epoch) == "epoch" else recipe.get(by_epoch)
+    if isinstance(evaluations, (int, float)) and not recipe.get("eval_steps"):
         share = 1 / (float(evaluations) * float(recipe.get("num_epochs", 1)))
         if share < 1:
-            recipe["eval_steps"] = share
-            origin["eval_steps"] = origin.pop("evals_per_epoch")
-            del recipe["evals_per_epoch"]
             changes.append(
                 f"early stopping counts in steps: eval_steps is {share:.4g} of the training in place of "
-                f"evals_per_epoch {evaluations}, which is the same"
+                f"{by_epoch} {recipe[by_epoch]}, which is the same"
             )
+            recipe["eval_steps"] = share
+            origin["eval_steps"] = origin.pop(by_epoch)
+            del recipe[by_epoch]
     if not recipe.get("eval_steps") or recipe.get("save_steps"):
         return changes
     saves = next((key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key)), "")
-    if saves and layers.index(origin[saves]) >= own and recipe[saves] != "steps":
-        return changes  # the user's own choice, which problems() refuses beside early stopping
+    if saves and recipe[saves] in ("no", "best"):
+        return changes  # what cannot be had beside early stopping, and problems() refuses
     recipe["save_steps"] = recipe["eval_steps"]
     origin["save_steps"] = origin["early_stopping_patience"]
     place = f", in place of {saves} of {origin[saves].source}" if saves and recipe[saves] != "steps" else ""
@@ -164,9 +179,6 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
         )
     if recipe.get("save_strategy") == "best" and not recipe.get("metric_for_best_model"):
         sentences.append(f"{quoted('save_strategy')} needs «metric_for_best_model», such as eval_loss")
-    if recipe.get("rl") or recipe.get("reward_model") or recipe.get("process_reward_model"):
-        key = next(key for key in ("rl", "reward_model", "process_reward_model") if recipe.get(key))
-        sentences.append(f"{quoted(key)}: what is trained here learns from conversations alone (SFT)")
     cut = recipe.get("cut_cross_entropy", CUT in (recipe.get("plugins") or []))
     if cut and _CUT_PACKAGE not in pinned:
         named = "cut_cross_entropy" if "cut_cross_entropy" in recipe else "plugins"
@@ -187,10 +199,13 @@ def _stopping_problems(recipe: dict[str, Any], quoted: Callable[[str], str]) -> 
         recipe.get("save_steps"),
         f"{quoted('early_stopping_patience')} needs",
     )
-    if recipe.get("evals_per_epoch") and not every:
-        return [f"{need} more than one evaluation, and {quoted('evals_per_epoch')} makes a single one. Give eval_steps"]
+    other = next(
+        (key for key in ("evals_per_epoch", "eval_strategy", "evaluation_strategy") if recipe.get(key) not in _STEPS),
+        "",
+    )
+    if not every and other and recipe[other] != "no":
+        return [f"{need} more than one evaluation, and {quoted(other)} makes a single one. Give eval_steps"]
     if not every:
-        other = next((key for key in ("eval_strategy", "evaluation_strategy") if recipe.get(key)), "")
         return [f"{need} «eval_steps»" + (f" in place of {quoted(other)}" if other else "")]
     if not saves:
         other = next(key for key in ("saves_per_epoch", "save_strategy") if recipe.get(key))

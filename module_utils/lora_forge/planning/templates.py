@@ -88,10 +88,11 @@ def data_problems(recipe: dict[str, Any], origin: dict[str, Layer], needs: Colle
         needs: What the data has, in the words of a dataset's needs.
     """
     template = recipe.get("chat_template")
-    lost = sorted(set(needs) - KNOWS.get(str(template), _ALL))
+    known = set(needs) & _ALL  # whether it takes the order of turns, only its tokenizer can tell
+    lost = sorted(known - KNOWS.get(str(template), _ALL))
     if not lost:
         return []
-    able = [name for name in ("qwen_25", "qwen3", "qwen3_5", "llama4") if set(needs) <= KNOWS[name]]
+    able = [name for name in ("qwen_25", "qwen3", "qwen3_5", "llama4") if known <= KNOWS[name]]
     return [
         f"{origin['chat_template'].where('chat_template')}: «chat_template: {quote_value(template)}» leaves out "
         f"{', '.join(_WORDS[need] for need in lost)}, which the data has, so that nothing of it would be learnt. Write "

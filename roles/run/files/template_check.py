@@ -29,6 +29,7 @@ SUITABLE = (
 # Words that appear in a rendered conversation only where the template puts them there. All of them are lower-case
 # letters, so that no template changes them by trimming or escaping.
 _QUESTION, _ANSWER, _RESULT, _THOUGHT = "markquestion", "markanswer", "markresult", "markthought"
+_RULE = "markrule"
 _TOOL, _CALLED, _ARGUMENT = "marktool", "markcalled", "markargument"
 _CALL = {
     "role": "assistant",
@@ -72,6 +73,26 @@ NEEDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "tools": ("the list of tools (tools)", {"messages": [_USER, _ASSISTANT], "tools": _TOOLS}, (_TOOL,)),
 }
+_SYSTEM = {"role": "system", "content": _RULE}
+# What data may ask of a template in the order of its turns, in the same form: many templates end a training at it.
+ORDER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "assistant_first": (
+        "a conversation that the assistant begins",
+        {"messages": [_ASSISTANT, _USER, _ASSISTANT]},
+        (_ANSWER,),
+    ),
+    "later_system": (
+        "a system turn after the first turn",
+        {"messages": [_USER, _ASSISTANT, _SYSTEM, _USER, _ASSISTANT]},
+        (_RULE,),
+    ),
+    "same_speaker": (
+        "two turns by the same speaker, one after the other",
+        {"messages": [_USER, {**_USER, "content": _RULE}, _ASSISTANT]},
+        (_QUESTION, _RULE),
+    ),
+    "system": ("a system turn", {"messages": [_SYSTEM, _USER, _ASSISTANT]}, (_RULE,)),
+}
 
 
 def check(cfg: Any, tokenizer: Any, needs: Iterable[str] = ()) -> list[str]:
@@ -80,7 +101,7 @@ def check(cfg: Any, tokenizer: Any, needs: Iterable[str] = ()) -> list[str]:
     Args:
         cfg: Axolotl's configuration of the run, after its validation.
         tokenizer: The base model's, with its own template: see :func:`load_base_tokenizer`.
-        needs: Keys of :data:`NEEDS` that the data has.
+        needs: Keys of :data:`NEEDS` and :data:`ORDER` that the data has.
 
     Returns:
         Sentences, each a reason not to train; empty where all is well.
@@ -186,11 +207,13 @@ def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any]
     for need in needs:
         if need == "tool_role" and "tool_calls" in needs:
             continue  # asked with a call before the answer, as some templates will have it
-        words, conversation, marks = NEEDS[need]
+        if need == "system" and entry.get("drop_system_message"):
+            continue  # left out as the recipe says
+        words, conversation, marks = {**NEEDS, **ORDER}[need]
         try:
             shown = rendered(strategy, conversation)
         except Exception as error:
-            failed.append(f"chat_template {choice} does not take {words}: {_brief(error)}")
+            failed.append(f"chat_template {choice} does not take {words}, which the data has: {_brief(error)}")
             continue
         if not all(mark in shown for mark in marks):
             lost.append(words)

@@ -103,7 +103,7 @@ def prepare(home: pathlib.Path, name: str, python: pathlib.Path, **keys: Any) ->
 @pytest.fixture(scope="module")
 def trained(request, tmp_path_factory, environment) -> dict[tuple[str, str], Trained]:
     """Train the families of the chosen tests, each as planned and without packing, all after one import of torch."""
-    items = [item for item in request.session.items if "trained" in item.fixturenames]
+    items = [item for item in request.session.items if hasattr(item, "callspec") and "trained" in item.fixturenames]
     compared = {item.callspec.params["name"] for item in items if "packed" in item.name}
     made = {}
     for name in sorted({item.callspec.params["name"] for item in items}):

@@ -192,7 +192,8 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
         hold(bare.runs / slow, 1)
         fast = hosts["pod"].runs / controller.run_id("mayor")
         (fast / rundir.PROGRAMS).mkdir(parents=True)
-        shutil.copy(ROOT / "tests/fakes/stub_axolotl.py", fast / rundir.PROGRAMS)
+        for name in ("stub_axolotl.py", "expecting.py"):
+            shutil.copy(ROOT / "tests/fakes" / name, fast / rundir.PROGRAMS)
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
         latest = controller.output / "adapters/mayor/latest/manifest.json"

@@ -49,6 +49,7 @@ WRAPPER = """#!/bin/sh
 here=${{0%/*}}
 if [ "$1 $2" = "-m axolotl.cli.train" ]; then
   shift 2
+  PYTHONPATH="$PYTHONPATH:$here" # which PYTHONSAFEPATH leaves out
   exec "$here/python3" "$here/stub.py" --seconds {seconds} "$@"
 fi
 exec "$here/python3" "$@"

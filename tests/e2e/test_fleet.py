@@ -237,7 +237,8 @@ def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     run_id = planned["crew"]["run_id"]
     for number in (1, 2):
         for run in planned.values():
-            shutil.copy(STUB, fleet.run_dir(number, run["run_id"]) / rundir.PROGRAMS)
+            for path in (STUB, STUB.with_name("expecting.py")):
+                shutil.copy(path, fleet.run_dir(number, run["run_id"]) / rundir.PROGRAMS)
     for detach in ("true", "false"):
         code, text = fleet.play("train.yml", "-e", "role=crew", "-e", f"detach={detach}")
         assert code != 0, text

@@ -70,8 +70,8 @@ class PlannedRun(JsonRecord):
         state: ``to train``, ``to resume``, ``to attach``, ``ready`` …
         why: Why it is in that state, for people; may be empty.
         rehearsal: Whether a tiny random model is trained.
-        rehearsed: Of which base model that is a shrunk copy, as ``planning/rehearsal.py`` says it, and ``quantised``,
-            whether it is trained in 4 bits; empty where the base is not known, and where none is rehearsed.
+        rehearsed: Of which base model that is a shrunk copy, as ``planning/rehearsal.py`` says it; empty where
+            the base is not known, and where none is rehearsed.
         recipe: The merged Axolotl configuration, without paths.
         recipe_sha256: Of its canonical JSON, in hex.
         axolotl: The version of Axolotl that the fingerprint holds.

@@ -172,12 +172,17 @@ def read(line: bytes, keys: Keys) -> Conversation:
         Flaw: It cannot be trained on.
     """
     try:
-        return _read(_parse(line), keys)
+        return _read(parse(line), keys)
     except RecursionError:
         raise Flaw("deep", "is nested too deeply to be read") from None
 
 
-def _parse(line: bytes) -> Any:
+def parse(line: bytes) -> Any:
+    """Read a line as JSON in which no object gives a key twice.
+
+    Raises:
+        Flaw: It is no such JSON.
+    """
     try:
         return _DECODER.decode(line.decode("utf-8").strip())
     except UnicodeDecodeError as error:
@@ -207,6 +212,23 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _read(record: Any, keys: Keys) -> Conversation:
+    given, turns, tools = read_turns(record, keys)
+    return _canonical(turns, tools, record, _unread(given, record, keys))
+
+
+def read_turns(record: Any, keys: Keys) -> tuple[list[Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read the turns of a record, whoever speaks last.
+
+    Args:
+        record: What stands in a line.
+        keys: How it is read.
+
+    Returns:
+        The turns as they are given, the same in the canonical form, and the tools that are offered.
+
+    Raises:
+        Flaw: It holds none, or one that cannot be read.
+    """
     if not isinstance(record, dict):
         raise Flaw("object", f"holds a JSON {type(record).__name__}, not an object")
     # What puts datasets together writes null under the names of the others.
@@ -228,8 +250,7 @@ def _read(record: Any, keys: Keys) -> Conversation:
     system = record.get("system")
     if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":  # as Axolotl puts it first
         turns.insert(0, {"role": "system", "content": system})
-    tools = _read_tools(record.get(keys.tools) or record.get("functions"))
-    return _canonical(turns, tools, record, _unread(given, record, keys))
+    return given, turns, _read_tools(record.get(keys.tools) or record.get("functions"))
 
 
 def _without_turns(record: dict[str, Any], keys: Keys) -> Flaw:

@@ -89,22 +89,29 @@ def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path} was changed while it was read. Run the same command again when it is whole")
 
 
-def lines(path: pathlib.Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def lines(path: pathlib.Path, file: IO[bytes], wanted: str = f"conversation: {EXAMPLE}") -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers, after a look at what it is.
+
+    Args:
+        path: The file.
+        file: The same, opened.
+        wanted: What a line has to be, with an example.
 
     Raises:
         UserError: It is something else than JSON lines.
     """
     head = file.peek(2**16)[: 2**16]  # type: ignore[attr-defined]
     if problem := _other_format(path, head):
-        raise UserError(f"{problem}. Each line is one conversation: {EXAMPLE}")
+        raise UserError(f"{problem}. Each line is one {wanted}")
     if head.startswith(b"\xef\xbb\xbf"):
         file.read(3)
     number = 0
     while line := file.readline(_LONGEST):
         number += 1
         if len(line) == _LONGEST and not line.endswith(b"\n"):
-            raise UserError(f"{path}, line {number}: is longer than {_LONGEST // 2**20} MiB, which is no conversation")
+            raise UserError(
+                f"{path}, line {number}: is longer than {_LONGEST // 2**20} MiB, which is no {wanted.partition(':')[0]}"
+            )
         yield number, line
 
 

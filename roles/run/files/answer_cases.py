@@ -1,0 +1,273 @@
+"""Answer an agent's cases: with the adapter that was trained, with its base model, and with the promoted adapter.
+
+The training's own process does it at its end, as the model is loaded there (lora_forge_axolotl.py). Started by itself,
+``answer_cases.py`` in a run directory loads the base model as Axolotl loads it for that recipe, and goes on where an
+earlier start was cut off. What is expected of an answer is not known here: that is the controller's.
+
+``questions.json``: ``{"schema": 1, "questions": {key: {"messages": […], "tools": […], "max_new_tokens": 512}}, "ask":
+{"adapter": [key, …], "base": […], "promoted": […]}}``. ``answers.jsonl``, a line for each answer: ``{"who": …, "key":
+…, "text": …, "tokens": …, "ended": …, "weights": …, "template": …}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+import rundir
+
+SCHEMA = 1
+QUESTIONS = pathlib.Path("questions.json")
+ANSWERS = pathlib.Path("answers.jsonl")
+METRICS = pathlib.Path("metrics.jsonl")
+PROMOTED = pathlib.Path("promoted")  # the folder of the adapter that others are held against
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER, BASE, OTHER = "adapter", "base", "promoted"  # who is asked
+BATCH = 16  # conversations at once
+BATCH_TOKENS = 32_768  # of prompts and answers at once: what a GPU holds beside the weights
+TOO_LONG = "the question is longer than the model takes"
+
+
+class Interrupted(Exception):
+    """A stop was asked for; what was answered is kept."""
+
+
+def open_questions(noted: dict[str, Any], answered: set[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return whom to ask what is not answered yet.
+
+    Args:
+        noted: questions.json.
+        answered: Pairs of who and key.
+    """
+    asked = noted.get("ask") if noted.get("schema") == SCHEMA else None
+    return {
+        who: [key for key in (asked or {}).get(who, ()) if (who, key) not in answered] for who in (BASE, OTHER, ADAPTER)
+    }
+
+
+def read_answered(path: pathlib.Path = ANSWERS) -> set[tuple[str, str]]:
+    """Read which answers an earlier start has left; a line that was cut off counts as none, and is cut away."""
+    lines, end = rundir.read_lines(path)
+    if path.exists() and path.stat().st_size > end:
+        os.truncate(path, end)
+    return {(str(line.get("who")), str(line.get("key"))) for line in lines if isinstance(line.get("text"), str)}
+
+
+def digest(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def render(tokenizer: Any, question: dict[str, Any]) -> list[int]:
+    """Return the tokens of a question as a server makes them: by the adapter's own template."""
+    text = tokenizer.apply_chat_template(
+        question["messages"], tools=question["tools"] or None, add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def ending_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: those of the model and the tokenizer, and what ends a turn in the template.
+
+    A base model's own end may never have been trained where the template ends turns with another token.
+    """
+    given = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(given if isinstance(given, (list, tuple)) else [given]) | {tokenizer.eos_token_id}
+    said = "markanswer"
+    turns = [{"role": "user", "content": "markquestion"}, {"role": "assistant", "content": said}]
+    with contextlib.suppress(Exception):  # a template that takes no such conversation
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        after = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        ends |= {token for token in after[:1] if token in special}
+    return sorted(token for token in ends if token is not None)
+
+
+def batches(lengths: Sequence[tuple[str, int, int]], widest: int) -> Iterator[list[str]]:
+    """Put questions of like lengths together.
+
+    Args:
+        lengths: Of each question its key, the tokens of its prompt, and those that its answer may have.
+        widest: How many at once, at most.
+    """
+    batch: list[str] = []
+    longest = 0
+    for key, prompt, answer in sorted(lengths, key=lambda one: (one[2], one[1], one[0])):
+        longest = max(longest, prompt + answer)
+        if batch and (len(batch) == widest or longest * (len(batch) + 1) > BATCH_TOKENS):
+            yield batch
+            batch, longest = [], prompt + answer
+        batch.append(key)
+    if batch:
+        yield batch
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, ends: list[int]) -> list[list[int]]:
+    """Let a model go on greedily; return the new tokens of each, the one that ended it left out.
+
+    Args:
+        model: The model, in the state in which it is to answer.
+        tokenizer: Its tokenizer.
+        prompts: Tokens.
+        most: New tokens of each.
+        ends: Tokens that end an answer.
+    """
+    import torch
+
+    width = max(map(len, prompts))
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    ids = torch.tensor([[fill] * (width - len(one)) + one for one in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=model.device)
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, num_beams=1, use_cache=True,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=fill,
+        )  # fmt: skip
+    answers = []
+    for row in made[:, width:].tolist():
+        end = next((at for at, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[:end])
+    return answers
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """Put a model that was trained into the state in which it answers, and back."""
+    training, cache = model.training, model.config.use_cache
+    checkpointing = getattr(model, "is_gradient_checkpointing", False)
+    model.eval()
+    model.config.use_cache = True
+    if checkpointing:
+        model.gradient_checkpointing_disable()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.config.use_cache = cache
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+
+
+@contextlib.contextmanager
+def asked(model: Any, who: str) -> Iterator[None]:
+    """Switch to whom is asked: the adapter, the base model without it, or the promoted adapter."""
+    if who == BASE:
+        with model.disable_adapter():
+            yield
+    elif who == OTHER:
+        model.load_adapter(str(PROMOTED), adapter_name=OTHER, is_trainable=False)
+        model.set_adapter(OTHER)
+        try:
+            yield
+        finally:
+            model.set_adapter("default")
+            model.delete_adapter(OTHER)
+    else:
+        yield
+
+
+def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable[[], bool], widest: int = BATCH) -> int:
+    """Answer what is open; each answer is on the disk as soon as it is there.
+
+    Args:
+        model: PEFT's, on its device.
+        tokenizer: The adapter's own.
+        adapter: Its folder, with the weights that ``model`` has.
+        stop: Tells whether to stop between two batches.
+        widest: Questions at once, at most.
+
+    Returns:
+        How many answers were given.
+
+    Raises:
+        Interrupted: A stop was asked for.
+    """
+    import torch
+
+    noted = rundir.read_json(QUESTIONS)
+    left = open_questions(noted, read_answered())
+    count = sum(map(len, left.values()))
+    if not count:
+        return 0
+    prompts = {key: render(tokenizer, noted["questions"][key]) for keys in left.values() for key in keys}
+    takes = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+    ends = ending_tokens(model, tokenizer)
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+    weights = {ADAPTER: digest(adapter / WEIGHTS), BASE: ""}
+    if left[OTHER]:
+        weights[OTHER] = digest(PROMOTED / WEIGHTS)
+    done = 0
+    tell(done, count)
+    with answering(model):
+        for who, keys in left.items():
+            if not keys:
+                continue
+            limits = {key: int(noted["questions"][key]["max_new_tokens"]) for key in keys}
+            common = {"who": who, "weights": weights[who], "template": template}
+            fitting = []
+            for key in keys:
+                if len(prompts[key]) >= takes:
+                    write(common | {"key": key, "text": "", "tokens": 0, "ended": False, "error": TOO_LONG})
+                    done += 1
+                else:
+                    limits[key] = min(limits[key], takes - len(prompts[key]))
+                    fitting.append((key, len(prompts[key]), limits[key]))
+            waiting = list(batches(fitting, widest))
+            with asked(model, who):
+                while waiting:
+                    if stop():
+                        raise Interrupted
+                    batch = waiting.pop(0)
+                    began = time.monotonic()
+                    try:
+                        most = max(limits[key] for key in batch)
+                        answers = generate(model, tokenizer, [prompts[key] for key in batch], most, ends)
+                    except torch.OutOfMemoryError:
+                        if len(batch) == 1:
+                            raise
+                        torch.cuda.empty_cache()
+                        half = len(batch) // 2
+                        waiting[:0] = [batch[:half], batch[half:]]
+                        continue
+                    seconds = round((time.monotonic() - began) / len(batch), 3)
+                    for key, tokens in zip(batch, answers):
+                        kept = tokens[: limits[key]]
+                        text = tokenizer.decode(kept, skip_special_tokens=False)
+                        row = {"key": key, "text": text, "tokens": len(kept), "ended": len(tokens) < limits[key]}
+                        write(common | row | {"seconds": seconds})
+                    done += len(batch)
+                    tell(done, count)
+    return done
+
+
+def write(answer: dict[str, Any]) -> None:
+    """Add an answer."""
+    rundir.append_line(ANSWERS, answer)
+
+
+def tell(done: int, count: int) -> None:
+    """Say how far it is."""
+    rundir.append_event(METRICS, "answers", step=done, planned=count)
+
+
+def main() -> int:
+    """Load the base model and the adapter as Axolotl does, and answer what is open."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.utils import load_model_and_tokenizer
+
+    adapter = pathlib.Path("adapter")
+    cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter))
+    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
+    answer_all(model, tokenizer, adapter, lambda: pathlib.Path("stop").exists())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -184,11 +184,16 @@ def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
-    """Add one event to metrics.jsonl, with the time in seconds since the epoch.
+    """Add one event to metrics.jsonl, with the time in seconds since the epoch."""
+    append_line(path, {"event": event, "time": round(time.time(), 3), **values})
+
+
+def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Add an object to a file with one on each line.
 
     A line that a crash cut off is ended first: it must not take this one with it.
     """
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
+    line = json.dumps(record).encode() + b"\n"
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional, Union
 
+from ansible.module_utils.lora_forge.evaluation.scores import Comparison, Score
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 SCHEMA_VERSION = 1
@@ -83,6 +84,46 @@ class Evaluation(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class Merit(JsonRecord):
+    """How well an adapter does on its agent's cases: see ``merit.evaluate``.
+
+    Attributes:
+        cases_sha256: Of the file of cases, in hex.
+        weights_sha256: Of the adapter's weights, in hex.
+        evaluation_sha256: Of evaluation.jsonl, in hex.
+        cases: How many there are.
+        unanswered: How many of them the adapter has not answered.
+        unchecked: How many answers could not be checked, as no judge was there.
+        score: The adapter's.
+        base: Its base model's.
+        over_base: The two, case by case.
+        against: The run_id of the adapter that was promoted then; empty without one.
+        than: That one's score.
+        over_promoted: The two, case by case.
+        broken: Names of the cases in which the adapter did what is forbidden.
+    """
+
+    cases_sha256: str = ""
+    weights_sha256: str = ""
+    evaluation_sha256: str = ""
+    cases: int = 0
+    unanswered: int = 0
+    unchecked: int = 0
+    score: Score = dataclasses.field(default_factory=Score)
+    base: Score = dataclasses.field(default_factory=Score)
+    over_base: Comparison = dataclasses.field(default_factory=Comparison)
+    against: str = ""
+    than: Score = dataclasses.field(default_factory=Score)
+    over_promoted: Comparison = dataclasses.field(default_factory=Comparison)
+    broken: tuple[str, ...] = ()
+
+    @property
+    def decides(self) -> bool:
+        """Whether it can: the adapter has answered all cases, and some could be checked."""
+        return self.score.cases > 0 and not self.unanswered
+
+
+@dataclasses.dataclass(frozen=True)
 class Cost(JsonRecord):
     """What the run has cost.
 
@@ -137,6 +178,7 @@ class Manifest(JsonRecord):
         steps: How far.
         loss: How well.
         evaluation: What its eval losses were measured on.
+        merit: How well it does on its agent's cases; None without cases.
         starts: How often the training was started.
         started_at: When it first was, in epoch seconds.
         finished_at: When it ended, in epoch seconds.
@@ -165,6 +207,7 @@ class Manifest(JsonRecord):
     steps: Steps = dataclasses.field(default_factory=Steps)
     loss: Losses = dataclasses.field(default_factory=Losses)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    merit: Optional[Merit] = None
     starts: Optional[int] = None
     started_at: Optional[float] = None
     finished_at: Optional[float] = None

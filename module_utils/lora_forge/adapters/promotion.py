@@ -16,8 +16,9 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Evaluation, Manifest
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.evaluation.scores import Score
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
-from ansible.module_utils.lora_forge.text import canonical, nearest
+from ansible.module_utils.lora_forge.text import canonical, nearest, shown
 from ansible.module_utils.lora_forge.trainer import run_state
 
 LATEST = "latest"
@@ -26,7 +27,41 @@ NOTHING = "–"
 _HISTORY = "history.jsonl"
 # Recipe keys that decide which tokens of an evaluation set count, and how they are laid out.
 MASKING = ("chat_template", "chat_template_jinja", "train_on_inputs", "roles_to_train", "train_on_eos")
+BY = ("score", "loss", "human")
+UNKNOWN = ("keep", "move")
 BY_HAND = "ansible-playbook playbooks/promote.yml -e role={agent} -e run_id={run_id}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """How it is decided whether ``latest`` moves after a training.
+
+    Attributes:
+        by: ``score`` goes by the agent's cases, and by the eval loss where they cannot tell or there are none; ``loss``
+            by that alone; ``human`` moves nothing.
+        max_regression: By which share the candidate's eval loss may be above the promoted one's.
+        unknown: What happens to one that cannot be compared at all: ``keep`` leaves ``latest`` where it is, ``move``
+            moves it.
+    """
+
+    by: str = "score"
+    max_regression: float = 0.02
+    unknown: str = "keep"
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UserError: With the name of the option.
+        """
+        if not self.max_regression >= 0:
+            raise UserError(f"adapter_max_regression is «{self.max_regression}»; give a share from 0 on, such as 0.02")
+        for name, value, known in (
+            ("adapter_promote", self.by, BY),
+            ("adapter_promote_unknown", self.unknown, UNKNOWN),
+        ):
+            if value not in known:
+                raise UserError(f"{name} is «{shown(str(value), 40)}»; known: {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +148,18 @@ def compared(loss: float, than: float, name: str) -> str:
     return f"eval {loss:.4g} is {far} {name}'s {than:.4g}"
 
 
-def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool, max_regression: float) -> _Decision:
+def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool, gate: Gate) -> _Decision:
     """Decide whether ``latest`` moves to a verified, delivered run after its training.
 
     Args:
         candidate: Its manifest.
         promoted: The manifest of the one that is promoted; None without one.
         real_exists: Whether the agent has an adapter that is no rehearsal.
-        max_regression: By which share the candidate's eval loss may be above the promoted one's.
+        gate: How it is decided.
     """
     ours = evaluation_of(candidate)
     theirs = evaluation_of(promoted) if promoted else Evaluation()
+    merit = candidate.merit if candidate.merit and candidate.merit.decides else None
 
     def decision(move: bool, why: str, comparable: Optional[bool] = None) -> _Decision:
         return _Decision(move, why, comparable, ours.eval_loss, theirs.eval_loss)
@@ -133,17 +169,53 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
     loss = candidate.adapter_loss
     if loss is not None and not run_state.finite(loss):
         return decision(False, f"its eval loss is {loss}", False)
-    if promoted is None:
-        return decision(True, "nothing was promoted")
-    if promoted.is_rehearsal:
-        return decision(True, "a rehearsal always makes way")
+    if gate.by == "human":
+        return decision(False, "adapter_promote is human: somebody decides")
+    if gate.by == "score" and merit and merit.broken:
+        return decision(False, f"it does what is forbidden in {_named(merit.broken)}")
+    if promoted is None or promoted.is_rehearsal:
+        if gate.by == "score" and merit and merit.over_base.verdict == "worse" and not candidate.is_rehearsal:
+            return decision(False, f"it does worse than its base model: {scored(merit.score, merit.base)}")
+        return decision(True, "nothing was promoted" if promoted is None else "a rehearsal always makes way")
+    said = ""
+    if gate.by == "score" and merit and merit.against == promoted.run_id and merit.over_promoted.cases:
+        over = merit.over_promoted
+        said = f"{scored(merit.score, merit.than)} of {promoted.run_id}"
+        if over.verdict == "better":
+            return decision(True, f"better on its cases: {said}", True)
+        if over.verdict == "worse":
+            return decision(False, f"worse on its cases: {said}; lost: {_named(over.lost)}", True)
+        said = f"cannot tell with {over.cases} cases ({said}; about {over.needed} would tell 10 points). "
     incomparable = difference(ours, theirs)
     if ours.eval_loss is None or theirs.eval_loss is None or incomparable:
-        return decision(True, f"not comparable with {promoted.run_id} ({incomparable})", False)
-    comparison = compared(ours.eval_loss, theirs.eval_loss, str(promoted.run_id))
-    if ours.eval_loss - theirs.eval_loss > max_regression * abs(theirs.eval_loss):
-        return decision(False, f"{comparison} (adapter_max_regression {100 * max_regression:.3g} %)", True)
+        if said:
+            return decision(False, f"{said}The losses cannot be compared: {incomparable}", False)
+        why = f"not comparable with {promoted.run_id} ({incomparable})"
+        if gate.unknown == "move":
+            return decision(True, why, False)
+        return decision(False, f"{why}. {_COMPARABLE}", False)
+    comparison = said + compared(ours.eval_loss, theirs.eval_loss, str(promoted.run_id))
+    if ours.eval_loss - theirs.eval_loss > gate.max_regression * abs(theirs.eval_loss):
+        return decision(False, f"{comparison} (adapter_max_regression {100 * gate.max_regression:.3g} %)", True)
     return decision(True, comparison, True)
+
+
+_COMPARABLE = (
+    "Cases in eval/<agent>.jsonl compare any two, and a <agent>_val.jsonl of their own those of other data; "
+    "-e adapter_promote_unknown=move lets it pass"
+)
+_LONGEST_LIST = 3
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name some cases."""
+    more = len(names) - _LONGEST_LIST
+    return ", ".join(f"«{name}»" for name in names[:_LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
+
+
+def scored(ours: Score, theirs: Score) -> str:
+    """Show two scores, as «17 of 20 against 12 of 20»."""
+    return f"{ours.right} of {ours.cases} against {theirs.right} of {theirs.cases}"
 
 
 def delivered_manifests(home: pathlib.Path) -> dict[str, Manifest]:
@@ -175,7 +247,7 @@ def history(home: pathlib.Path) -> list[dict[str, Any]]:
     return [line for line in rundir.read_lines(home / _HISTORY)[0] if "run_id" in line and "moved" in line]
 
 
-def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool = False, check: bool = False) -> bool:
+def promote(home: pathlib.Path, run_id: str, gate: Gate, asked: bool = False, check: bool = False) -> bool:
     """Let ``latest`` point to a run that a training has just delivered, where the gate lets it.
 
     A run is decided on once: collected again, it finds its line in the history, and an older one never takes
@@ -184,7 +256,7 @@ def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool 
     Args:
         home: output/adapters/<agent>.
         run_id: A delivered run.
-        max_regression: See :func:`decide`.
+        gate: How it is decided.
         asked: Somebody wants it looked at, so that it is decided on again; held against the same one, it is noted once.
         check: Change nothing.
 
@@ -192,21 +264,20 @@ def promote(home: pathlib.Path, run_id: str, max_regression: float, asked: bool 
         Whether ``latest`` moves.
 
     Raises:
-        UserError: The share makes no sense, or ``latest`` is no symbolic link.
+        UserError: The gate makes no sense, or ``latest`` is no symbolic link.
     """
-    if not max_regression >= 0:
-        raise UserError(f"adapter_max_regression is «{max_regression}»; give a share from 0 on, such as 0.02")
+    gate.check()
     if check:
-        return _gate(home, current_manifest(home), run_id, max_regression, asked).move
+        return _decided(home, current_manifest(home), run_id, gate, asked).move
     with _locked(home) as book:
         holder = _noted_holder(home, book)
-        decision = _gate(home, holder, run_id, max_regression, asked)
+        decision = _decided(home, holder, run_id, gate, asked)
         if decision.why:
             _move(home, book, run_id, holder.run_id if holder else None, decision, "training")
         return decision.move
 
 
-def _gate(home: pathlib.Path, holder: Optional[Manifest], run_id: str, max_regression: float, asked: bool) -> _Decision:
+def _decided(home: pathlib.Path, holder: Optional[Manifest], run_id: str, gate: Gate, asked: bool) -> _Decision:
     """Decide on a run, see :func:`promote`; without a reason where there is nothing new to say of it."""
     nothing = _Decision(False, "", None, None, None)
     before, lines = holder.run_id if holder else None, history(home)
@@ -216,7 +287,7 @@ def _gate(home: pathlib.Path, holder: Optional[Manifest], run_id: str, max_regre
         return nothing
     manifests = delivered_manifests(home)
     real = any(not manifest.is_rehearsal for manifest in manifests.values())
-    decision = decide(manifests[run_id], holder, real, max_regression)
+    decision = decide(manifests[run_id], holder, real, gate)
     noted = any((line["run_id"], line.get("from"), line["moved"]) == (run_id, before, False) for line in lines)
     return nothing if before and noted and not decision.move else decision
 
@@ -257,7 +328,7 @@ def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> boo
         return True
     with _locked(home) as book:
         holder = _noted_holder(home, book)
-        decision = decide(manifests[run_id], holder, bool(real), float("inf"))
+        decision = decide(manifests[run_id], holder, bool(real), Gate("loss", float("inf"), "move"))
         decision = dataclasses.replace(decision, move=True, why=f"by hand; {decision.why}")
         _move(home, book, run_id, holder.run_id if holder else None, decision, "hand")
     return True

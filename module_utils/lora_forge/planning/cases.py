@@ -6,7 +6,6 @@ A line of ``eval/<agent>.jsonl`` is a case: what was said so far, in the forms t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pathlib
 import re
@@ -14,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.evaluation.case import MAX_NEW_TOKENS, Case, Cases
 from ansible.module_utils.lora_forge.evaluation.checks import LOOSE, Check, check_of
 from ansible.module_utils.lora_forge.planning import conversation, jsonl
 from ansible.module_utils.lora_forge.planning.conversation import Flaw, Keys
 from ansible.module_utils.lora_forge.text import canonical, nearest, shown
 
-MAX_NEW_TOKENS = 512
 LONGEST_ANSWER = 32_768  # tokens
 MOST = 10_000  # cases of a file
 EXAMPLE = (
@@ -44,74 +43,6 @@ _PROSE = frozenset(
     "a about after all an and any as at before by command correctly first for from if in instead into its of on once "
     "or properly rather so that the then this to tool until when where which while with".split()
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A case.
-
-    Attributes:
-        name: Unique in its file.
-        line: Where it stands there, from 1.
-        messages: What was said so far, in the canonical form of :mod:`conversation`; the assistant is next.
-        tools: What it may call.
-        expect: What its answer must say.
-        forbid: What it must not.
-        weight: In the score.
-        max_new_tokens: How long an answer may be.
-    """
-
-    name: str
-    line: int
-    messages: tuple[dict[str, Any], ...]
-    tools: tuple[dict[str, Any], ...]
-    expect: tuple[Check, ...]
-    forbid: tuple[Check, ...]
-    weight: float = 1.0
-    max_new_tokens: int = MAX_NEW_TOKENS
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """What a trainer is told: nothing of what is expected."""
-        return {
-            "messages": list(self.messages),
-            "tools": list(self.tools),
-            "max_new_tokens": self.max_new_tokens,
-        }
-
-    @property
-    def key(self) -> str:
-        """The SHA-256 of the question, in hex: answers are kept by it, so that other checks ask nothing anew."""
-        return hashlib.sha256(canonical(self.question).encode()).hexdigest()
-
-    @property
-    def last_said(self) -> str:
-        """What the answer is to."""
-        return str(self.messages[-1]["content"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Cases:
-    """A file of cases.
-
-    Attributes:
-        path: The file.
-        sha256: Of its bytes, in hex.
-        cases: In their order.
-        warnings: Sentences.
-    """
-
-    path: pathlib.Path
-    sha256: str
-    cases: tuple[Case, ...]
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def judged(self) -> tuple[str, ...]:
-        """Names of the cases of which a judge is asked."""
-        return tuple(
-            case.name for case in self.cases if any(check.kind == "judge" for check in (*case.expect, *case.forbid))
-        )
 
 
 def find_file(folder: pathlib.Path, agent: str) -> Optional[pathlib.Path]:

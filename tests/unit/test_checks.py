@@ -107,6 +107,7 @@ FORMS = {
     "DeepSeek": f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>run\n```json\n{BODY}\n```<｜tool▁call▁end｜>",
     "gpt-oss": f"<|start|>assistant<|channel|>commentary to=functions.run <|constrain|>json<|message|>{BODY}<|call|>",
     "Gemma 3": '```tool_code\nrun(command="ls", n=2)\n```',
+    "tags": f'<tool_call name="run">\n{BODY}\n</tool_call>',
     "OpenAI": json.dumps({"type": "function", "function": {"name": "run", "arguments": BODY}}),
 }
 

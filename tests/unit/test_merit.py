@@ -194,7 +194,10 @@ def judged(
 
 
 PROMOTED = Manifest(
-    run_id="witness-old", rehearsal=False, loss=Losses(2, 1, 2, 1.0), evaluation=Evaluation("file", "s", 64, "base", 1.0)
+    run_id="witness-old",
+    rehearsal=False,
+    loss=Losses(2, 1, 2, 1.0),
+    evaluation=Evaluation("file", "s", 64, "base", 1.0),
 )
 OTHER_DATA = dataclasses.replace(PROMOTED, evaluation=Evaluation("split", "other", 64, "base", 1.0))
 OTHER_BASE = dataclasses.replace(PROMOTED, evaluation=Evaluation("file", "s", 64, "another", 1.0))

@@ -22,10 +22,10 @@ CONTROL = re.compile(
 
 _XML = re.compile(r"<function=([^<>\n]{1,200})>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\n]{1,200})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
-# gpt-oss: to=functions.NAME … <|message|>{…}; Mistral: [TOOL_CALLS]NAME[ARGS]{…}; DeepSeek: …▁sep｜>NAME\n```json\n{…}
+# As text in the data of agents: <tool_call name="NAME">{…}; gpt-oss: to=functions.NAME … <|message|>{…}; Mistral: [TOOL_CALLS]NAME[ARGS]{…}; DeepSeek: …▁sep｜>NAME\n```json\n{…}
 _NAMED = re.compile(
     r"(?:to=functions\.(?P<a>[\w.-]{1,200})[^{}]{0,200}?<\|message\|>|\[TOOL_CALLS\]\s*(?P<b>[\w.-]{1,200})\[ARGS\]|"
-    r"tool▁sep｜>(?P<c>[\w.-]{1,200})\s*```json)\s*(?=\{)"
+    r"tool▁sep｜>(?P<c>[\w.-]{1,200})\s*```json|<tool_call name=\"(?P<d>[\w.-]{1,200})\">)\s*(?=\{)"
 )
 _PYTHON = re.compile(r"```tool_code\n(.*?)(?:```|\Z)", re.DOTALL)
 _DECODER = json.JSONDecoder()
@@ -112,7 +112,7 @@ def _after_names(answer: str) -> Iterator[Call]:
         with contextlib.suppress(ValueError, RecursionError):
             arguments, _ = _DECODER.raw_decode(answer, found.end())
             if isinstance(arguments, dict):
-                yield Call(found["a"] or found["b"] or found["c"], arguments)
+                yield Call(next(filter(None, found.groups())), arguments)
 
 
 def _in_python(answer: str) -> Iterator[Call]:

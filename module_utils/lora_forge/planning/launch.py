@@ -23,6 +23,7 @@ from ansible.module_utils.lora_forge.trainer.runs import Launch
 _RUN_FILES = (
     "supervisor.py",
     "lora_forge_axolotl.py",
+    "answer_cases.py",
     "expected_adapter.py",
     "gang.py",
 )  # of roles/run/files; rundir.py comes with them

@@ -257,6 +257,26 @@ def tell(done: int, count: int) -> None:
     rundir.append_event(METRICS, "answers", step=done, planned=count)
 
 
+def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], bool]) -> None:
+    """Answer with the model of a training that has just ended, with the weights that it has saved.
+
+    Args:
+        output: Where they are, with the tokenizer.
+        model: PEFT's.
+        stop: Tells whether to stop between two batches.
+    """
+    import peft
+    import safetensors.torch
+    import transformers
+
+    if stop() or not hasattr(model, "disable_adapter"):
+        return
+    # What is delivered is what is saved, be it rounded or of an earlier step.
+    peft.set_peft_model_state_dict(model, safetensors.torch.load_file(output / WEIGHTS, device=str(model.device)))
+    with contextlib.suppress(Interrupted):
+        answer_all(model, transformers.AutoTokenizer.from_pretrained(output), output, stop)
+
+
 def main() -> int:
     """Load the base model and the adapter as Axolotl does, and answer what is open."""
     from axolotl.cli.config import load_cfg

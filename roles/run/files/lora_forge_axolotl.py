@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any
 
+import answer_cases
 import expected_adapter
 import gang
 import rundir
@@ -318,6 +319,11 @@ def foreign_plugins() -> list[str]:
 class LoraForgePlugin(BasePlugin):
     """Axolotl's plugin interface to the callbacks, and a count of what the length limits did to the data."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: Any = None  # the model, once its training came to its end
+        self.running: Any = None  # the RunCallback
+
     def register(self, cfg: dict[str, Any]) -> None:
         foreign = foreign_plugins()
         if foreign:
@@ -402,5 +408,23 @@ class LoraForgePlugin(BasePlugin):
         note_templates(cfg, trainer.processing_class)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        self.running = RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))
         # The note first: a checkpoint's list of files is written last.
-        return [GradientCallback(), RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))]
+        return [GradientCallback(), self.running]
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        self.trained = model  # Axolotl 0.21 says so before it saves the adapter, and again after that
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """Answer the agent's cases: the adapter is saved, and the model still there, so that nothing is loaded again.
+
+        Whatever goes wrong here costs answers, which can be given later, and never the adapter.
+        """
+        model, self.trained = self.trained, None
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if model is None or sys.exc_info()[0] is not None or not alone or not answer_cases.QUESTIONS.exists():
+            return
+        try:
+            answer_cases.answer_after_training(pathlib.Path(cfg.output_dir), model, lambda: self.running.stop_wanted)
+        except Exception as error:
+            print(f"cases are left unanswered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

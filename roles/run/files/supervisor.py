@@ -379,6 +379,12 @@ class Supervisor:
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         return next((event["step"] for event in events if event.get("event") == "begin"), None)
 
+    def was_answering(self, events_from: int) -> bool:
+        """Tell whether this start has trained to its end and went on to the agent's cases."""
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
+        kinds = [event["event"] for event in events]
+        return "end" in kinds and "answers" in kinds[kinds.index("end") :]
+
     def follow_trainer(self, events_from: int) -> int:
         """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal.
 
@@ -499,6 +505,11 @@ class Supervisor:
             began = self.began_at(events_from)
             resumed_from = resumed_from if began is None else began  # a gang may have gone back to an earlier one
             self.status["resumed_from"] = resumed_from
+            if self.was_answering(events_from):  # the adapter is saved; answers that are missing can be given later
+                if code:
+                    self.say(f"it ended while it answered cases, with exit code {code}")
+                self.kill_leftovers()
+                return self.ended_well(code, events_from)
             if self.stop_wanted:
                 self.kill_leftovers()  # torchrun's processes are no group of its own
                 by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"

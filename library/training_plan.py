@@ -50,6 +50,9 @@ options:
   datasets_dir:
     description: Where the datasets of all hosts are, whatever their variables say.
     type: str
+  eval_dir:
+    description: Where the cases of all hosts are, whatever their variables say.
+    type: str
   root:
     description: The checkout, with configs and requirements in it.
     type: path
@@ -175,6 +178,7 @@ ARGUMENTS = {
     "host_options": {"type": "dict", "default": {}},
     "groups": {"type": "dict", "default": {}},
     "datasets_dir": {"type": "str"},
+    "eval_dir": {"type": "str"},
     "root": {"type": "path", "required": True},
     "output": {"type": "path", "required": True},
     "recipe": {"type": "dict", "default": {}},
@@ -215,7 +219,9 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     wrong += known.problems
     if wrong and given["validate"]:  # what starts nothing must not be kept from it by a slip
         raise UserError("\n".join(wrong))
-    trainers = fleet.trainers_of(given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"])
+    trainers = fleet.trainers_of(
+        given["hosts"], given["host_variables"], given["groups"], given["datasets_dir"], given["eval_dir"]
+    )
     root, output = pathlib.Path(given["root"]), pathlib.Path(given["output"])
     if not output.is_absolute():
         raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")

@@ -34,6 +34,21 @@ class PlannedDataset(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class PlannedCases(JsonRecord):
+    """The cases that an adapter is asked.
+
+    Attributes:
+        path: Their file on the controller; a relative path is meant from the checkout. Empty where there is none.
+        sha256: Of its bytes, in hex.
+        count: How many cases it holds.
+    """
+
+    path: str = ""
+    sha256: str = ""
+    count: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate(JsonRecord):
     """What a run is thought to take.
 
@@ -76,6 +91,7 @@ class PlannedRun(JsonRecord):
         recipe_sha256: Of its canonical JSON, in hex.
         axolotl: The version of Axolotl that the fingerprint holds.
         datasets: Its files.
+        cases: What its adapter is asked; no part of the fingerprint.
         gpus: How many GPUs of a host it takes.
         hosts: Those that train it, the leading one first.
         estimate: What it is thought to take.
@@ -94,6 +110,7 @@ class PlannedRun(JsonRecord):
     axolotl: str
     datasets: tuple[PlannedDataset, ...]
     hosts: tuple[str, ...]
+    cases: PlannedCases = dataclasses.field(default_factory=PlannedCases)
     variant: dict[str, Any] = dataclasses.field(default_factory=dict)
     rehearsed: dict[str, Any] = dataclasses.field(default_factory=dict)
     placed: bool = False

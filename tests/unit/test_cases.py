@@ -149,3 +149,17 @@ def test_many_wrong_lines_are_few_sentences(tmp_path):
 
 def test_an_empty_file_is_told(tmp_path):
     assert "holds no case" in said(tmp_path, "")
+
+
+def test_cases_that_stand_in_the_training_data_are_named(tmp_path):
+    said = 'A "polecat" hängt since 10:00.'
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "expect": [{"equals": "x"}]}
+        for text in (said, "Go.", said * 2)
+    ]
+    asked = read(tmp_path, *rows).cases
+    for plain in (True, False):
+        data = tmp_path / "data.jsonl"
+        data.write_text(json.dumps({"conversations": [{"from": "human", "value": said}]}, ensure_ascii=plain))
+        (tmp_path / "empty.jsonl").touch()
+        assert cases.known_cases(asked, [tmp_path / "empty.jsonl", tmp_path / "gone.jsonl", data]) == ["case 1"]

@@ -22,7 +22,8 @@ CONTROL = re.compile(
 
 _XML = re.compile(r"<function=([^<>\n]{1,200})>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\n]{1,200})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
-# As text in the data of agents: <tool_call name="NAME">{…}; gpt-oss: to=functions.NAME … <|message|>{…}; Mistral: [TOOL_CALLS]NAME[ARGS]{…}; DeepSeek: …▁sep｜>NAME\n```json\n{…}
+# As text in the data of agents: <tool_call name="NAME">{…}; gpt-oss: to=functions.NAME … <|message|>{…};
+# Mistral: [TOOL_CALLS]NAME[ARGS]{…}; DeepSeek: …▁sep｜>NAME\n```json\n{…}
 _NAMED = re.compile(
     r"(?:to=functions\.(?P<a>[\w.-]{1,200})[^{}]{0,200}?<\|message\|>|\[TOOL_CALLS\]\s*(?P<b>[\w.-]{1,200})\[ARGS\]|"
     r"tool▁sep｜>(?P<c>[\w.-]{1,200})\s*```json|<tool_call name=\"(?P<d>[\w.-]{1,200})\">)\s*(?=\{)"

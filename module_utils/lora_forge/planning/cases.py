@@ -6,10 +6,13 @@ A line of ``eval/<agent>.jsonl`` is a case: what was said so far, in the forms t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import mmap
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
@@ -26,6 +29,7 @@ EXAMPLE = (
     '"…"}]}'
 )
 _LONGEST_NAME = 120
+_TELLING = 20  # letters of a message that tell a case from others
 _SHOWN = 5  # problems of one file
 _KEYS = ("name", "messages", "conversations", "system", "tools", "expect", "forbid", "weight", "max_new_tokens",
          "metadata")  # fmt: skip
@@ -87,6 +91,29 @@ def read(path: pathlib.Path) -> Cases:
     if not cases:
         raise UserError(f"{path} holds no case; take the file away, or write one: {EXAMPLE}")
     return Cases(path, digest.hexdigest(), tuple(cases), tuple(_warnings(path, cases)))
+
+
+def known_cases(asked: Sequence[Case], files: Iterable[pathlib.Path]) -> list[str]:
+    """Name the cases of which the last message stands in training data: they prove memory, and nothing else.
+
+    Args:
+        asked: The cases.
+        files: Of the training data; a file that cannot be read is another check's.
+    """
+    needles = {case.name: _written(case.last_said) for case in asked if len(case.last_said) >= _TELLING}
+    found: dict[str, None] = {}
+    for path in files:
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:  # an empty file cannot be mapped
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+                found |= dict.fromkeys(
+                    name for name, ways in needles.items() if any(text.find(way) >= 0 for way in ways)
+                )
+    return [case.name for case in asked if case.name in found]
+
+
+def _written(text: str) -> set[bytes]:
+    """Return a text as JSON may hold it, within quotation marks."""
+    return {json.dumps(text, ensure_ascii=plain).encode("utf-8", "replace") for plain in (False, True)}
 
 
 def _warnings(path: pathlib.Path, cases: Sequence[Case]) -> list[str]:

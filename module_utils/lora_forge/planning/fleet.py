@@ -17,7 +17,7 @@ from ansible.module_utils.lora_forge.text import nearest, short
 
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
-    "agents", "datasets_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes",
+    "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes",
     "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
@@ -30,6 +30,7 @@ _ALIKE = {
     "profile": "run_profile",
     "machine": "trainer_machine",
     "datasets_dir": "datasets_dir",
+    "eval_dir": "eval_dir",
 }
 
 
@@ -42,6 +43,7 @@ class Trainer:
         profile: A file of configs/profiles/, or empty.
         machine: A file of configs/machines/, or empty.
         datasets_dir: Where the datasets of the agents it trains lie on the controller.
+        eval_dir: Where their cases lie there.
         agents: The agents it is meant for; empty for any.
         root: Where everything lies on it.
         lanes: How many runs it trains at once.
@@ -57,6 +59,7 @@ class Trainer:
     profile: str = ""
     machine: str = ""
     datasets_dir: str = "output/datasets"
+    eval_dir: str = "eval"
     agents: tuple[str, ...] = ()
     root: str = TRAINER_ROOT
     lanes: int = 1
@@ -126,6 +129,7 @@ def trainers_of(
     hostvars: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, Sequence[str]],
     datasets_dir: Optional[str] = None,
+    eval_dir: Optional[str] = None,
 ) -> list[Trainer]:
     """Read trainers from the variables of their hosts, and gangs from the groups of the inventory.
 
@@ -134,6 +138,7 @@ def trainers_of(
         hostvars: Of each of them, those of HOST_VARIABLES that are set.
         groups: The names of the inventory's groups, and their hosts.
         datasets_dir: Where the datasets of all of them lie on the controller; None for what each host says.
+        eval_dir: The same of the cases.
 
     Raises:
         UserError: What counts GPUs or hosts is no number.
@@ -146,6 +151,7 @@ def trainers_of(
         gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
         members, fitting = find_gang(host, size, groups)
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
+        asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
         pod_gpus = known.get("pod_gpus") or []
         trainers.append(
             Trainer(
@@ -153,6 +159,7 @@ def trainers_of(
                 profile=known.get("run_profile") or "",
                 machine=known.get("trainer_machine") or "",
                 datasets_dir=folder,
+                eval_dir=asked,
                 agents=tuple(split_names(known.get("agents"))),
                 root=str(known.get("trainer_root", Trainer.root)),
                 lanes=_count_lanes(host, known, gpus),

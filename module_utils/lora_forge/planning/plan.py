@@ -345,7 +345,7 @@ class Planner:
         known = cases.known_cases(made.cases, trained)
         if known:
             self.warnings.append(
-                f"{agent}: {path} asks what stands in the training data, too: {listed(known)}. Such a case proves memory"
+                f"{agent}: {path} asks what stands in the training data, too: {listed(known)}. That proves memory"
             )
         return PlannedCases(str(path), made.sha256, len(made.cases))
 

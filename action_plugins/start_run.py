@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E40
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import launch, provisioning, staging  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning, questions, staging  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
@@ -114,6 +114,10 @@ class ActionModule(ForgeAction):
         goes = carried if step > seen.checkpoint["step"] else []
         with self.datasets(run, pathlib.Path(args["output"])) as datasets:
             files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes, datasets)
+            base_model = launch.base_model_path(run, options.root)
+            files += questions.question_files(
+                run, launch.run_dir(run, ".")[2:], ROOT, pathlib.Path(args["output"]), base_model
+            )
             sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent

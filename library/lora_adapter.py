@@ -110,6 +110,7 @@ from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Host
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning import questions
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.version import git_facts
@@ -170,12 +171,14 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         store.deliver(pathlib.Path(given["source"]), home, verification["files"], manifest)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
-    moved = given["promote"] and promotion.promote(home, run_id, given["max_regression"])
+    output, checkout = home.parents[1], pathlib.Path(given["checkout"])
+    refused = questions.evaluate_delivered(run, checkout, output, given["base_model"])
+    moved = given["promote"] and promotion.promote(home, run_id, promotion.Gate(max_regression=given["max_regression"]))
     return {
         "changed": moved or not whole,
         "path": str(home / run_id),
         "promoted": promotion.points_to(home / promotion.LATEST) == run_id,
-        "message": promotion.message(home, run_id),
+        "message": ". ".join(filter(None, [promotion.message(home, run_id), *refused])),
         "manifest": rundir.read_json(home / run_id / store.MANIFEST),
     }
 

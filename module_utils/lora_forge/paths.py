@@ -28,6 +28,7 @@ ADAPTER = {
     "output/trainer_state.json": _TEXTS,
     "output/gradients.json": _SETTINGS,
     "expected.json": 64 * MIB,  # a line for each tensor
+    "answers.jsonl": 64 * MIB,
     "axolotl.yml": _SETTINGS,
     "metrics.jsonl": 64 * MIB,  # as much as is read of it
     "train.log": GIB,

@@ -104,7 +104,7 @@ def test_a_base_is_another_one_where_it_is_loaded_in_another_way():
 def sent(tmp_path: pathlib.Path, *lines: Any) -> tuple[dict[str, dict[str, Answer]], list[str]]:
     path = tmp_path / "answers.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return answers.read_sent(path, {"k1": 10, "k2": 10}, OURS)
+    return answers.read_sent(path, {"k1": 10, "k2": 10}, {"adapter": OURS, "promoted": THEIRS})
 
 
 def row(key: str = "k1", **changes: Any) -> dict[str, Any]:
@@ -126,6 +126,7 @@ def test_answers_are_read_by_who_gave_them(tmp_path):
         (row(text=["yes"]), "are no text"),
         (row(text=None), "are no text"),
         (row(weights=THEIRS), "are of other weights"),
+        (row(who="promoted"), "are of other weights"),
         (row(text="x" * 100_000), "are longer than their tokens can be, and cut"),
     ],
 )
@@ -164,7 +165,7 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path):
 def delivered(tmp_path: pathlib.Path) -> pathlib.Path:
     folder = tmp_path / "witness-new"
     folder.mkdir()
-    made = Manifest(run_id="witness-new", files=(DeliveredFile(merit.WEIGHTS, OURS, 1),))
+    made = Manifest(run_id="witness-new", files=(DeliveredFile(store.WEIGHTS, OURS, 1),))
     (folder / store.MANIFEST).write_text(json.dumps(made.as_dict()))
     return folder
 

@@ -19,7 +19,6 @@ from ansible.module_utils.lora_forge.evaluation.checks import Graded, Judge, gra
 from ansible.module_utils.lora_forge.text import canonical
 
 EVALUATION = "evaluation.jsonl"  # in the adapter's folder: a line for each case
-WEIGHTS = "adapter_model.safetensors"
 # What of a recipe decides what its base model answers, beside the weights themselves.
 _LOADED = (
     "model_revision",
@@ -33,7 +32,7 @@ _LOADED = (
 
 def weights_of(manifest: Manifest) -> str:
     """Return the SHA-256 of an adapter's weights, in hex; empty where the manifest does not say."""
-    return next((str(file.sha256) for file in manifest.files or () if file.path == WEIGHTS and file.sha256), "")
+    return next((str(file.sha256) for file in manifest.files or () if file.path == store.WEIGHTS and file.sha256), "")
 
 
 def base_key(base_model: str, recipe: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from ansible.module_utils.lora_forge.version import full_version
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
 # What a delivered adapter may go without; older tokenizers keep their template in tokenizer_config.json.
-_OPTIONAL = ("output/chat_template.jinja", "output/special_tokens_map.json")
+_OPTIONAL = ("output/chat_template.jinja", "output/special_tokens_map.json", "answers.jsonl")
 # What a delivered adapter consists of: name in the run directory -> whether it must be there.
 FILES = {path: path not in _OPTIONAL for path in paths.ADAPTER}
 _RECORDS = "wandb/*run-*/run-*.wandb"  # what W&B's client recorded, one folder for each start; latest-run is none

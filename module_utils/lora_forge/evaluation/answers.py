@@ -38,14 +38,15 @@ class Answer(JsonRecord):
 
 
 def read_sent(
-    path: pathlib.Path, asked: Mapping[str, int], weights: str
+    path: pathlib.Path, asked: Mapping[str, int], weights: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, Answer]], list[str]]:
     """Read the answers that a trainer sent.
 
     Args:
         path: Its answers.jsonl; there may be none.
         asked: Of each question that may have been asked, by its key, the most tokens of its answer.
-        weights: The SHA-256 of the adapter, in hex: what was answered with other weights says nothing of it.
+        weights: By who is asked, the SHA-256 of the weights, in hex: what was answered with others says nothing of
+            them. A base model has none.
 
     Returns:
         By who answered, the answers by their keys, the first of each; and what was refused or cut, in sentences.
@@ -62,8 +63,8 @@ def read_sent(
             refused.setdefault("are to questions that were not asked", []).append(named)
         elif not isinstance(text, str):
             refused.setdefault("are no text", []).append(named)
-        elif who == ADAPTER and line.get("weights") != weights:
-            refused.setdefault("are of other weights than the adapter's", []).append(named)
+        elif who != BASE and line.get("weights") != weights.get(who):
+            refused.setdefault("are of other weights", []).append(named)
         elif key not in found[who]:
             answer = Answer.from_dict(line)
             most = asked[key] * _LETTERS

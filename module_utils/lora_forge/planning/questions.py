@@ -1,0 +1,144 @@
+"""What the trainer of a run is asked about its adapter: questions alone, of which the answers are not known already."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Optional
+
+from ansible.module_utils.lora_forge.adapters import merit, promotion, store
+from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.merit import Candidate
+from ansible.module_utils.lora_forge.evaluation import answers
+from ansible.module_utils.lora_forge.evaluation.answers import PROMOTED, KeptAnswers
+from ansible.module_utils.lora_forge.evaluation.case import Cases
+from ansible.module_utils.lora_forge.evaluation.checks import Judge
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning import cases
+
+SCHEMA = 1  # of questions.json: answer_cases.py reads it
+REHEARSED, REHEARSED_TOKENS = 2, 32  # cases and tokens of an answer in a rehearsal, whose model says nothing
+_SENT = ("adapter_model.safetensors", "adapter_config.json")  # of the promoted adapter
+
+
+def kept_answers(output: pathlib.Path) -> KeptAnswers:
+    """Return the answers that are kept in an output folder."""
+    return KeptAnswers(output / "answers")
+
+
+def cases_of(run: PlannedRun, checkout: pathlib.Path) -> Optional[Cases]:
+    """Read the cases of a run as they are now; None where it has none. A rehearsal is asked a few, in few words.
+
+    Args:
+        run: As it was planned.
+        checkout: From where a relative path is meant.
+
+    Raises:
+        UserError: The file holds what is no case.
+    """
+    if not run.cases.path:
+        return None
+    made = cases.read(checkout / run.cases.path)
+    if not run.rehearsal:
+        return made
+    few = [
+        dataclasses.replace(case, max_new_tokens=min(case.max_new_tokens, REHEARSED_TOKENS))
+        for case in made.cases[:REHEARSED]
+    ]
+    return dataclasses.replace(made, cases=tuple(few))
+
+
+def candidate_of(run: PlannedRun, weights: str, base_model: str, home: pathlib.Path) -> Candidate:
+    """Say against whom the adapter of a run is held.
+
+    Args:
+        run: The run.
+        weights: The SHA-256 of its weights, in hex; empty before there are any.
+        base_model: As its trainer finds it.
+        home: output/adapters/<agent>.
+    """
+    base, holder = merit.base_key(base_model, run.recipe), promotion.current_manifest(home)
+    if holder is None or holder.run_id == run.run_id or holder.is_rehearsal != run.rehearsal:
+        return Candidate(weights, base)
+    return Candidate(weights, base, str(holder.run_id), merit.weights_of(holder))
+
+
+def question_files(
+    run: PlannedRun, folder: str, checkout: pathlib.Path, output: pathlib.Path, base_model: str
+) -> list[dict[str, Any]]:
+    """List what a trainer gets of the cases of a run, as ``transfer`` takes it; nothing where it has none.
+
+    The promoted adapter is asked as well, where it is one of the same base model and has not answered all; one of
+    another base model is held against this one by the answers that it gave in its own time.
+
+    Args:
+        run: The run.
+        folder: Its directory below the trainer's root.
+        checkout: The project's folder.
+        output: Where adapters and answers are kept.
+        base_model: As the trainer finds it.
+
+    Raises:
+        UserError: The file of cases holds what is no case.
+    """
+    made = cases_of(run, checkout)
+    if made is None:
+        return []
+    home = output / "adapters" / run.agent
+    candidate = candidate_of(run, "", base_model, home)
+    ask = merit.open_questions(made, candidate, kept_answers(output))
+    holder = promotion.current_manifest(home) or Manifest()
+    if ask.get(PROMOTED) and merit.base_key(str(holder.base_model), holder.recipe) != candidate.base:
+        ask.pop(PROMOTED)
+    wanted = {key for keys in ask.values() for key in keys}
+    asked = {case.key: case.question for case in made.cases if case.key in wanted}
+    text = json.dumps({"schema": SCHEMA, "questions": asked, "ask": ask}, ensure_ascii=False)
+    files: list[dict[str, Any]] = [{"path": f"{folder}/questions.json", "content": text}]
+    if ask.get(PROMOTED):
+        held = home / candidate.promoted
+        files += [{"path": f"{folder}/{PROMOTED}/{name}", "src": str(held / name)} for name in _SENT]
+    return files
+
+
+def evaluate_delivered(
+    run: PlannedRun,
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    base_model: str,
+    judge: Judge = lambda sentence, text: None,
+) -> list[str]:
+    """Evaluate a delivered adapter by the answers that are known: those that came with it, and those that are kept.
+
+    Nothing is written where nothing is new. What was answered stays, whatever is expected of it today.
+
+    Args:
+        run: The run.
+        checkout: The project's folder.
+        output: Where adapters and answers are kept.
+        base_model: As its trainer finds it.
+        judge: Answers sentences.
+
+    Returns:
+        What was refused of the trainer's answers, in sentences.
+
+    Raises:
+        UserError: The file of cases holds what is no case.
+    """
+    made = cases_of(run, checkout)
+    home = output / "adapters" / run.agent
+    folder = home / run.run_id
+    manifest = store.read_manifest(folder)
+    if made is None or manifest is None:
+        return []
+    candidate = candidate_of(run, merit.weights_of(manifest), base_model, home)
+    kept, models = kept_answers(output), candidate.models
+    limits = {case.key: case.max_new_tokens for case in made.cases}
+    sent, said = answers.read_sent(folder / answers.FILE, limits, models)
+    for who, known in sent.items():
+        if known and who in models:
+            kept.add(models[who], known.values())
+    rows, found = merit.evaluate(made, candidate, kept, judge)
+    if (rows, found) != merit.read(folder):
+        merit.write(folder, rows, found)
+    return said

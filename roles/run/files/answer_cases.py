@@ -254,7 +254,7 @@ def write(answer: dict[str, Any]) -> None:
 
 def tell(done: int, count: int) -> None:
     """Say how far it is."""
-    rundir.append_event(METRICS, "answers", step=done, planned=count)
+    rundir.append_event(METRICS, "answers", answered=done, asked=count)
 
 
 def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], bool]) -> None:

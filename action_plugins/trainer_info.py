@@ -31,4 +31,6 @@ class ActionModule(ForgeAction):
             return answer
         # No Python, no rights: what is there is not known either. What a program printed has its reason at the end.
         lines = answer["msg"].strip().removeprefix(f"{self.host}: ").splitlines()
+        if len(lines) > 1 and lines[0].startswith(f"{self.host} "):  # what it is, and what to do
+            return {"changed": False, "silent": shown(f"{lines[0].rstrip('.:')}. {lines[-1]}", LONGEST)}
         return {"changed": False, "silent": shown(": ".join(dict.fromkeys([lines[0], lines[-1]])), LONGEST)}

@@ -27,7 +27,7 @@ def site(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     program = tmp_path / "ssh"
     program.write_text(SSH)
     program.chmod(0o755)
-    connection = mock.Mock(transport="ssh")
+    connection = mock.Mock(transport="ssh", become=None)
     options = {"ssh_executable": str(program), "host": "there"}
     connection.get_option = options.__getitem__
     connection._build_command = lambda *words: [str(program).encode()]

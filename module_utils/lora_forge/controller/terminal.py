@@ -326,11 +326,12 @@ def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str 
         message += f" ({answer['assertion']})"
     if item and item not in message and not answer.get("censored"):
         message += f" (item {item[:_ITEM]})"
+    explained = bool(host) and message.startswith(f"{host} ") and "\n" in message  # what to do stands in it
     if "unreachable" in answer and host and not message.startswith(host):
         message = f"{host} does not answer: {message}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
-    if "unreachable" in answer:
+    if "unreachable" in answer and not explained:
         message += "\nWhat runs there goes on. When it answers again, so does the same command"
     elif is_ansibles and place:
         message += f"\n{place}"

@@ -34,6 +34,17 @@ def test_it_is_said_what_it_is_and_what_to_do(said):
     assert said.splitlines()[0] in transfer.connection_error("gpu-1", VIA + said) or "Received" in said
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["/bin/sh: 1: /usr/bin/python3: not found", "sh: line 1: /opt/python3.12: No such file or directory",
+     "bash: python3: command not found"],
+)  # fmt: skip
+def test_a_host_without_its_python_is_told_what_it_lacks(said):
+    told = ssh_words.explain("gpu-1", said, ssh_words.ACCOUNT, ssh_words.PYTHON)
+    assert told.startswith(f"gpu-1 cannot run anything of lora-forge's, as its Python is not there: {said}\n")
+    assert "ansible_python_interpreter" in told
+
+
 def test_what_was_explained_is_not_explained_again():
     told = transfer.connection_error("gpu-1", VIA + "ann@gpu-1: Permission denied (publickey).")
     assert transfer.connection_error("gpu-1", told) == told
@@ -57,8 +68,7 @@ def test_the_reason_is_in_the_line_that_says_the_most():
 
 
 @pytest.mark.parametrize(
-    "said",
-    ["This account is currently not available.", "This service allows sftp connections only."]
+    "said", ["This account is currently not available.", "This service allows sftp connections only."]
 )
 def test_a_login_without_a_shell_is_no_matter_of_the_folder(said):
     told = transfer.write_error("gpu-1", said)

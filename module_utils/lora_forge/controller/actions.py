@@ -255,7 +255,8 @@ class ForgeAction(ActionBase):
             except ValueError:
                 why = f"it is no JSON; the exit status is {res.get('rc')}"
         said = str(res.get("stderr") or "").strip() or text[-answers.LONGEST :].strip()
-        known = ssh_words.explain(self._who(), f"{said}\n{text[-answers.LONGEST :]}", ssh_words.ACCOUNT)
+        tables = [ssh_words.ACCOUNT, *([ssh_words.PYTHON] if res.get("rc") in (126, 127) else [])]
+        known = ssh_words.explain(self._who(), f"{said}\n{text[-answers.LONGEST :]}", *tables)
         if known:
             return {"failed": True, "msg": known}
         lines = [why, *said[-answers.LONGEST :].splitlines()[-_TAIL:]]

@@ -92,6 +92,13 @@ ACCOUNT = (
         "Set ansible_user to one that may run commands, or take ForceCommand internal-sftp from sshd's configuration",
     ),
 )
+PYTHON = (
+    _meaning(
+        r"python[\d.]*['\"]?: (not found|No such file|cannot execute|Permission denied|command not found)",
+        "cannot run anything of lora-forge's, as its Python is not there",
+        "Install Python 3.9 or newer on it, or name another one: ansible_python_interpreter",
+    ),
+)
 TRANSFER = (
     _meaning(
         r"is your shell clean",

@@ -82,7 +82,10 @@ class Watchdog:
     def _watch(self, began: float, memory: int) -> None:
         while not self._over.wait(_TICK):
             now = time.monotonic()
-            gone = self._pulse is not None and self._pulse.look(now)
+            gone = False
+            if self._pulse is not None:
+                with contextlib.suppress(Exception):  # whatever becomes of asking and telling, the limits hold
+                    gone = self._pulse.look(now)
             if now - began > self._seconds:
                 self.bark = f"did not answer {{what}} within {self._seconds:g} s"
             elif gone and self._pulse is not None:

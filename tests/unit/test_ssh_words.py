@@ -6,6 +6,7 @@ import pytest
 from ansible.module_utils.lora_forge.controller import ssh_words, transfer
 
 VIA = "Failed to connect to the host via ssh: "
+WITH_A_MODULE = 'Data could not be sent to remote host "10.0.0.1". Make sure this host can be reached over ssh: '
 # As OpenSSH 9.2 and the programs that stand in for a shell on Debian write them.
 SAID = {
     "ann@gpu-1: Permission denied (publickey).": "refuses the login",
@@ -25,9 +26,10 @@ SAID = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("via", [VIA, WITH_A_MODULE])
 @pytest.mark.parametrize("said", SAID)
-def test_it_is_said_what_it_is_and_what_to_do(said):
-    first, *_, last = transfer.connection_error("gpu-1", VIA + said).splitlines()
+def test_it_is_said_what_it_is_and_what_to_do(said, via):
+    first, *_, last = transfer.connection_error("gpu-1", via + said).splitlines()
     assert first.startswith(f"gpu-1 {SAID[said]}")
     assert "does not answer" not in first
     assert "goes on" not in last
@@ -58,13 +60,17 @@ def test_what_was_explained_is_not_explained_again():
 )  # fmt: skip
 def test_a_host_that_does_not_answer_is_called_that(said):
     assert ssh_words.explain("gpu-1", VIA + said, ssh_words.LOGIN, ssh_words.ACCOUNT) == ""
-    assert transfer.connection_error("gpu-1", VIA + said).startswith(f"gpu-1 does not answer: {said}\nWhat runs there")
+    for via in (VIA, WITH_A_MODULE):
+        assert transfer.connection_error("gpu-1", via + said).startswith(
+            f"gpu-1 does not answer: {said}\nWhat runs there"
+        )
 
 
 def test_the_reason_is_in_the_line_that_says_the_most():
     assert ssh_words.reason(f"{VIA}Warning: x\nConnection refused\n") == "Connection refused"
     assert ssh_words.reason("gpu-1 refuses the login: no\nCorrect ansible_user") == "gpu-1 refuses the login: no"
-    assert ssh_words.reason(VIA) == "no answer"
+    for nothing in (VIA, WITH_A_MODULE, WITH_A_MODULE.strip()):
+        assert ssh_words.reason(nothing) == "no answer"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ansible.module_utils.lora_forge.controller import ssh_words
 from ansible.module_utils.lora_forge.controller.display import Line
 from ansible.module_utils.lora_forge.text import duration
 
@@ -328,7 +329,7 @@ def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str 
         message += f" (item {item[:_ITEM]})"
     explained = bool(host) and message.startswith(f"{host} ") and "\n" in message  # what to do stands in it
     if "unreachable" in answer and host and not message.startswith(host):
-        message = f"{host} does not answer: {message}"
+        message = f"{host} does not answer: {ssh_words.own_words(message)}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
     if "unreachable" in answer and not explained:

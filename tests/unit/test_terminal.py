@@ -301,6 +301,9 @@ def test_an_error_names_its_host_once():
     told, advice = error_text(lost, "gpu-1").splitlines()
     assert told == "ERROR  gpu-1 does not answer: refused"
     assert "What runs there goes on" in advice
+    explained = {"msg": "Task failed: gpu-1 refuses the login: no\nCorrect ansible_user", "unreachable": True}
+    told = error_text(explained, "gpu-1", "play.yml:4")
+    assert told == "ERROR  gpu-1 refuses the login: no\n       Correct ansible_user"
 
 
 def test_what_a_program_printed_as_it_failed_is_shown():

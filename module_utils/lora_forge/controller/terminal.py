@@ -332,8 +332,8 @@ def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str 
         message = f"{host} does not answer: {ssh_words.own_words(message)}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
-    if "unreachable" in answer and not explained:
-        message += "\nWhat runs there goes on. When it answers again, so does the same command"
+    if "unreachable" in answer:
+        message += "" if explained else "\nWhat runs there goes on. When it answers again, so does the same command"
     elif is_ansibles and place:
         message += f"\n{place}"
     printed = (str(answer.get(name) or "").strip() for name in ("module_stderr", "stderr", "module_stdout", "stdout"))

@@ -38,7 +38,9 @@ class ActionModule(ForgeAction):
             try:
                 fault, doubt = self.look(budget, float(args["unreachable_timeout"]))
             except AnsibleConnectionFailure as error:  # then RunPod is asked what became of the pod
-                return {"failed": True, "state": "unreachable", "msg": f"{self.host} does not answer: {error}"}
+                words = str(error)
+                said = words if words.startswith(f"{self.host} ") else f"{self.host} does not answer: {words}"
+                return {"failed": True, "state": "unreachable", "msg": said}
             if not fault:
                 show(warnings=[f"{self.host}: {doubt}"] if doubt else [])
                 return {"changed": False}

@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 import ansible.module_utils
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller import ssh_words  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.text import shown  # noqa: E402
 
@@ -26,9 +27,13 @@ class ActionModule(ForgeAction):
         try:
             answer = self.run_module("trainer_info", args)
         except AnsibleError as error:  # no connection, no sudo
-            answer = {"failed": True, "msg": str(error)}
+            words = str(error)
+            explained = words.startswith(f"{self.host} ") or not isinstance(error, AnsibleConnectionFailure)
+            answer = {"failed": True, "msg": words if explained else ssh_words.reason(words)}
         if not answer.get("failed"):
             return answer
         # No Python, no rights: what is there is not known either. What a program printed has its reason at the end.
         lines = answer["msg"].strip().removeprefix(f"{self.host}: ").splitlines()
+        if len(lines) > 1 and lines[0].startswith(f"{self.host} "):  # what it is, and what to do
+            return {"changed": False, "silent": shown(f"{lines[0].rstrip('.:')}. {lines[-1]}", LONGEST)}
         return {"changed": False, "silent": shown(": ".join(dict.fromkeys([lines[0], lines[-1]])), LONGEST)}

@@ -44,6 +44,18 @@ def test_choose(wanted, host, choice):
     assert backend.choose(wanted, host) == choice
 
 
+def test_the_python_of_a_unit_may_be_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert backend.lost_program("crew-1") == "", "there is no unit"
+    python, unit = tmp_path / "python3", tmp_path / "lora-forge-crew-1.service"
+    for there, words in ((True, ""), (False, str(python))):
+        python.symlink_to(sys.executable if there else "/nowhere")
+        unit.write_text(backend.unit_text("crew-1", [str(python), "/x/supervisor.py"], "/x", 60, "ann"))
+        assert backend.lost_program("crew-1") == words
+        python.unlink()
+
+
 @pytest.mark.parametrize(
     ("wanted", "host", "words"),
     [

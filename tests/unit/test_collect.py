@@ -36,7 +36,8 @@ def collect(monkeypatch, tmp_path):
         args = {"run": run, "observed": {"progress": {}}, "output": str(tmp_path), "lock": "trainer-cpu",
                 "root": "/r", "gpu": {}, "transfer": {}, "notify": notify}  # fmt: skip
         task = mock.Mock(args=args, check_mode=False, async_val=0)
-        action = plugin.ActionModule(task, mock.Mock(transport="ssh"), *[mock.Mock()] * 4)
+        connection = mock.Mock(transport="ssh", get_option=lambda name: "ssh", _build_command=lambda *words: [b"ssh"])
+        action = plugin.ActionModule(task, connection, *[mock.Mock()] * 4)
         monkeypatch.setattr(plugin.ActionModule, "_execute_module", lambda *about, **more: FACTS | {"files": files})
         return action.run(task_vars={"inventory_hostname": "pod-1"}), ran
 

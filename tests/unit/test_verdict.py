@@ -484,6 +484,16 @@ def test_how_long_systemd_is_waited_for(comes_back, age, state):
         assert found[1] == "its supervisor is gone (killed, or the host restarted); systemd starts it again"
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_systemd_is_not_waited_for_where_it_cannot_start_anything(comes_back):
+    state, detail = run_state.conclude(
+        {"state": "running"}, DONE, False, False, 1.0, 1.0, 60, 1800, comes_back=comes_back, lost_program="/opt/python3"
+    )
+    assert state == "stopped"
+    assert ("systemd cannot start it again, as /opt/python3 is not there any more" in detail) is comes_back
+    assert "the same command resumes" in detail
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_an_end_without_a_reason(state):
     assert run_state.conclude({"state": state}, DONE, True, True, 9999, 9999, 60, 1800) == (state, "")

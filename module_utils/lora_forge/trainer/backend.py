@@ -6,11 +6,13 @@ the run directory, never of the backend. Runs on trainers: Python 3.9 or newer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import getpass
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,6 +25,7 @@ from ansible.module_utils.lora_forge.errors import UserError
 _BACKENDS = ("systemd", "tmux", "process")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
 
+_PROGRAM = re.compile(r'^ExecStart="(/[^"\\%$]+)"', re.MULTILINE)  # one whose path systemd reads as it stands
 _UNIT = """\
 [Unit]
 Description=lora-forge run {run_id}
@@ -175,6 +178,20 @@ def _unit_path(run_id: str, scope: str) -> pathlib.Path:
     """Return where the unit of a run lies."""
     folder = SYSTEM_UNITS if scope == "system" else pathlib.Path.home() / ".config/systemd/user"
     return folder / f"lora-forge-{run_id}.service"
+
+
+def lost_program(run_id: str) -> str:
+    """Return the program with which systemd would start a run's supervisor, where that is not on this host any more.
+
+    Args:
+        run_id: The run.
+    """
+    for scope in ("system", "user"):
+        with contextlib.suppress(OSError):
+            found = _PROGRAM.search(_unit_path(run_id, scope).read_text(encoding="utf-8", errors="replace"))
+            if found and not os.access(found[1], os.X_OK):
+                return found[1]
+    return ""
 
 
 def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:

@@ -224,6 +224,7 @@ def conclude(
     stall_timeout: float,
     comes_back: bool = False,
     defect: Optional[str] = None,
+    lost_program: str = "",
 ) -> tuple[str, str]:
     """Conclude the state of a run on its trainer, with a sentence on it.
 
@@ -238,6 +239,7 @@ def conclude(
         stall_timeout: Seconds without an event after which the training counts as stalled.
         comes_back: Something on the host (systemd) starts a supervisor that died again.
         defect: What is wrong with the adapter's files of a run that says it finished.
+        lost_program: What the supervisor would be started with, where that is gone; empty where it is there.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
@@ -252,6 +254,9 @@ def conclude(
     if noted in ("failed", "stopped"):
         return noted, f"{reason['kind']}: {reason['detail']}" if reason else ""
     if not supervisor_alive:
+        if comes_back and lost_program:
+            gone = f"the supervisor is gone, and systemd cannot start it again, as {lost_program} is not there any more"
+            return "stopped", f"{gone}; with a Python that Ansible finds on the host, the same command resumes"
         if comes_back and heartbeat_age is not None and heartbeat_age < RESTART_WITHIN:
             return "running", "its supervisor is gone (killed, or the host restarted); systemd starts it again"
         left = "; its trainer still runs, and the next start takes it over" if trainer_alive else ""

@@ -53,6 +53,7 @@ def observe(
         silent = rundir.uptime()  # the host restarted; its last word was no later than that
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
+    comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
     state, detail = run_state.conclude(
         status,
         done,
@@ -60,7 +61,8 @@ def observe(
         trainer_alive,
         heartbeat_age=silent,
         step_age=None if silent is None else silent + status.get("idle", 0),
-        comes_back=noted.get("backend") == "systemd" and not (run_dir / "stop").exists(),
+        comes_back=comes_back,
+        lost_program=backend.lost_program(run_dir.name) if comes_back and not supervisor_alive else "",
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
         defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,

@@ -189,6 +189,8 @@ class Planner:
             errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
             layers.append(layer)
         layers += self.command_layers(variant)
+        if strange := [sentence for layer in self.command_layers(variant) for sentence in recipe.value_problems(layer)]:
+            raise UserError("\n".join(strange))  # files were held to it as they were read
         spelt = [spelling.respell(layer, self.schema) for layer in layers]
         rehearsed = spelt[layers.index(rehearsed)][0] if rehearsed else None
         layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]

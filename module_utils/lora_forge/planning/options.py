@@ -36,6 +36,9 @@ _SHOWN = 3  # hosts that are named
 _CHARACTERS = 60  # of a value that are shown
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list",
           "dict": "a mapping"}  # fmt: skip
+# What numbers may be: seconds, money and counts are finite and not below nothing, and these are in ranges of their own.
+_RANGE = (0, 1_000_000_000)
+_RANGES = {"run_rendezvous_port": (1, 65_535)}
 _ELEMENTS = {"str": "texts", "dict": "mappings"}
 
 
@@ -118,6 +121,9 @@ def _has_expression(value: Any) -> bool:
 
 
 def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
+    low, high = _RANGES.get(name, _RANGE)
+    if spec.get("type") in ("int", "float") and not _is_between(low, value, high):
+        return [f"{name} is «{_quoted(value)}»; it takes {_expected(spec)} from {low} to {high:,}"]
     rule = {key: spec[key] for key in ("type", "elements", "choices", "default") if key in spec}
     result = ArgumentSpecValidator({name: rule}).validate({name: value})
     if not result.error_messages:
@@ -137,6 +143,20 @@ def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
         else f"{name} {verb} «{_quoted(item)}»; it takes {', '.join(map(str, choices))}{nearest(item, choices)}"
         for item in refused
     ]
+
+
+def _is_between(low: int, value: Any, high: int) -> bool:
+    """Tell whether a number is in a range; not a number is in none, and what is none at all is passed over.
+
+    It comes before Ansible's own check of whole numbers, which has no answer for «inf», and none in time for
+    «1e999999999».
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        try:
+            return low <= float(value) <= high
+        except OverflowError:  # a whole number that is larger than any other one
+            return False
+    return True
 
 
 def _quoted(value: Any) -> str:

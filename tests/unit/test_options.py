@@ -253,3 +253,33 @@ def test_a_variable_that_another_one_of_the_command_names_is_read(inventory):
     assert on_command(trainer_root="{{ disk_of_mine }}/forge", disk_of_mine="/d") == ([], [])
     assert on_command(run_mine="1") == ([], ["-e: there is no option run_mine; it is ignored"])
     assert on_command(inventory(group_vars__a="x: '{{ run_mine }}'"), run_mine="1") == ([], [])
+
+
+# --- the settings of Ansible
+
+
+def test_settings_that_ansible_has_not_read_are_told_with_the_way_out(tmp_path):
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout, elsewhere):
+        folder.mkdir(mode=0o755)
+        (folder / "ansible.cfg").touch()
+    ours, other = str(checkout / "ansible.cfg"), str(elsewhere / "ansible.cfg")
+
+    def told(read: str, named: str = "", here: pathlib.Path = checkout) -> str:
+        return options.configuration_error(checkout, read, named, here)
+
+    assert told(ours) == told(ours, ours, elsewhere) == ""
+    assert told(other, other) == (
+        f"Ansible has read {other} in place of {ours}, whose settings lora-forge needs; ANSIBLE_CONFIG says so: unset "
+        "ANSIBLE_CONFIG"
+    )
+    assert told("", here=elsewhere) == (
+        f"Ansible has read no ansible.cfg in place of {ours}, whose settings lora-forge needs; cd {checkout}, and run "
+        "the command there"
+    )
+    assert told("").endswith(f"; make it a file that you may read: {ours}")
+    checkout.chmod(0o777)
+    assert told("").endswith(
+        "; it is passed over where everybody may write into its folder: "
+        f"chmod o-w {checkout}, or, where that changes nothing, export ANSIBLE_CONFIG={ours}"
+    )

@@ -12,6 +12,7 @@ import difflib
 import json
 import pathlib
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -262,6 +263,34 @@ def check_command_options(
     odd = [f"-e: nothing reads {name}: it is no option, and nothing of your inventory" for name in unread]
     ours = {name: value for name, value in options.items() if name not in used}
     return wrong + misspelt, odd + check_trainer_options(checkout, {"-e": ours})[1]
+
+
+def configuration_error(checkout: pathlib.Path, read: str, named: str, here: pathlib.Path) -> str:
+    """Say what to do where Ansible has not read the checkout's own ansible.cfg; empty where it has.
+
+    Its settings decide, among others, that what a host answers never becomes a variable.
+
+    Args:
+        checkout: The project's folder.
+        read: The file of settings that Ansible has read; empty for none.
+        named: What ANSIBLE_CONFIG says; empty where it says nothing.
+        here: The working directory.
+    """
+    ours = checkout / "ansible.cfg"
+    with contextlib.suppress(OSError):
+        if read and ours.samefile(read):
+            return ""
+    remedy = f"cd {checkout}, and run the command there"
+    if named:
+        remedy = "ANSIBLE_CONFIG says so: unset ANSIBLE_CONFIG"
+    elif here.samefile(checkout):
+        remedy = f"make it a file that you may read: {ours}"
+        if here.stat().st_mode & stat.S_IWOTH:
+            remedy = (
+                "it is passed over where everybody may write into its folder: "
+                f"chmod o-w {checkout}, or, where that changes nothing, export ANSIBLE_CONFIG={ours}"
+            )
+    return f"Ansible has read {read or 'no ansible.cfg'} in place of {ours}, whose settings lora-forge needs; {remedy}"
 
 
 def read_command_specs(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -421,6 +421,7 @@ def test_uncorrected_errors(ask):
         ({"fault": "ERR!", "compute_capability": None, "memory_mib": None},
          "nvidia-smi has «ERR!» in place of what it asks it, so that the GPU or its driver has failed. Reset it "
          "(nvidia-smi --gpu-reset -i 0) " + REPLACE),
+        ({"used_mib": None}, f"nvidia-smi does not tell its memory. Reset it (nvidia-smi --gpu-reset -i 0) {REPLACE}"),
         ({"memory_mib": None, "used_mib": None, "free_mib": None}, None),
         ({"recovery_action": None, "ecc_errors": None, "mig": None, "free_mib": None}, None),
     ],

@@ -253,8 +253,10 @@ def _memory_problems(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuR
     if gpu["mig"]:
         return []  # what is told of it is not what a training would see; told among the health problems
     usable = _usable(gpu)
+    if gpu["memory_mib"] is None:
+        return []  # it has none of its own; warned of
     if usable is None:
-        return []  # of one that has failed, told before; any other one may train
+        return [f"{_name(gpu)}: nvidia-smi does not tell its memory. {_repair(gpu)}"]
     floor = _LEAST if wanted.floor_gib is None else wanted.floor_gib * 1024
     why = "no training fits into less than 1 GiB"
     if wanted.floor_gib is not None:

@@ -78,10 +78,10 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "HTTPS_PROXY": "A proxy on the way to the hub, for what fetches a base model.",
     },
 }
-# What the code reads of the environment that no user sets for it: the system's, torchrun's, and our own processes'.
+# What the code reads of the environment that no user sets for it: the system's, Ansible's, torchrun's, our processes'.
 NOT_THE_USERS = frozenset(
     "PATH HOME RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES "
-    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM".split()
+    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM ANSIBLE_CONFIG".split()
 )
 
 

@@ -178,6 +178,28 @@ def test_a_role_that_is_empty_though_given_means_nobody(planned, playbook):
     assert not runs
 
 
+def test_settings_of_the_users_own_do_not_break_a_plan(planned, monkeypatch):
+    for name in ("ROLES_PATH", "LIBRARY", "ACTION_PLUGINS", "CALLBACK_PLUGINS", "MODULE_UTILS"):
+        monkeypatch.setenv(f"ANSIBLE_{name}", "/nowhere")
+    monkeypatch.setenv("ANSIBLE_STRATEGY", "free")
+    monkeypatch.setenv("WANDB_API_KEY", "no key")  # which is refused where it would be used
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    text, runs = planned("localhost,", "-e", "role=witness")
+    assert "the environment's WANDB_API_KEY" not in text
+    assert list(runs) == ["witness"]
+
+
+@pytest.mark.parametrize("playbook", ["playbooks/plan.yml", "playbooks/status.yml"])
+def test_other_settings_than_those_of_the_checkout_are_told(planned, playbook, tmp_path, monkeypatch):
+    other = tmp_path / "other.cfg"
+    other.write_text("[defaults]\nforks = 3\n")
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(other))
+    text, runs = planned("localhost,", "-e", "role=witness", playbook=playbook, code=2)
+    said = f"Ansible has read {other} in place of {ROOT}/ansible.cfg, whose settings lora-forge needs"
+    assert f"{said}; ANSIBLE_CONFIG says so: unset ANSIBLE_CONFIG" in text
+    assert not runs
+
+
 def test_a_variable_that_nothing_reads_is_warned_of_unless_the_inventory_has_it(planned):
     trainers = {"hosts": {"a": {"trainer_root": "{{ my_disk }}/forge"}}}
     given = ("-e", "role=witness", "-e", "my_disk=/data", "-e", "regoin=eu")

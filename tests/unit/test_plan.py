@@ -1201,6 +1201,12 @@ def test_what_is_said_of_several_agents_in_the_same_words_is_said_once():
     ]  # fmt: skip
 
 
+def test_of_hundreds_of_agents_the_first_ones_are_named():
+    names = [f"a{number:03}" for number in range(600)]
+    [said] = plan.merge_warnings([f"{name}: warmup" for name in names], names)
+    assert said == f"{', '.join(names[:10])} and 590 more: warmup"
+
+
 def test_of_machine_classes_that_nobody_takes_nothing_is_said(make, data):
     data()
     box = Trainer("pod", datasets_dir=str(data.folder), rented=True)

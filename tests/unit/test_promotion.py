@@ -373,6 +373,14 @@ def play(home: Home, capsys: Any, check: bool = False, **given: Any) -> dict[str
     return json.loads(capsys.readouterr().out)
 
 
+def test_to_train_an_agent_whose_file_is_gone_is_no_advice(home, capsys) -> None:
+    (home.path.parent / "oldtimer").mkdir(parents=True)
+    message = play(home, capsys, agent="oldtimer")["message"]
+    assert message.startswith("oldtimer has no adapter in ")
+    assert "there is no configs/agents/oldtimer.yml, so that nothing trains oldtimer" in message
+    assert "train.yml" not in message
+
+
 def test_the_module_tells_and_moves(home, capsys) -> None:
     assert play(home, capsys)["message"].startswith("witness has no adapter in ")
     home.train("witness-r", 7.0, True)

@@ -299,6 +299,7 @@ class Gpu(GpuUse):
     retired_pending: Optional[bool] = None
     recovery_action: Optional[Word] = None
     mig: Optional[bool] = None
+    fault: Optional[Word] = None
 
 
 class GpuProcess(Form):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -146,13 +147,15 @@ def trainers_of(
         gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
         members, fitting = find_gang(host, size, groups)
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
+        if not isinstance(folder, str):
+            raise UserError(f"datasets_dir of {host} is «{folder}»; it must be the path of a folder")
         pod_gpus = known.get("pod_gpus") or []
         trainers.append(
             Trainer(
                 name=host,
                 profile=known.get("run_profile") or "",
                 machine=known.get("trainer_machine") or "",
-                datasets_dir=folder,
+                datasets_dir=os.path.expanduser(folder),  # a shell leaves ~ as it is in quotes and behind «=»
                 agents=tuple(split_names(known.get("agents"))),
                 root=str(known.get("trainer_root", Trainer.root)),
                 lanes=_count_lanes(host, known, gpus),

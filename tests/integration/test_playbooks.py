@@ -91,6 +91,17 @@ def test_the_plan_tells_the_versions_when_asked_for_more(planned):
     assert told not in text
 
 
+def test_of_a_pod_that_cannot_be_found_an_archive_has_what_is_known_here(planned, tmp_path):
+    pods = {"trainers": {"hosts": {"pod-1": {"pod_gpus": ["NVIDIA A40"]}}}}
+    asked = ("-e", "role=witness", "-e", "run_will_start=false")
+    text, _ = planned(pods, *asked, "-e", "bundle=true", playbook="playbooks/logs.yml")
+    (archive,) = (tmp_path / "bundles").iterdir()
+    assert f"{archive} is written" in text
+    assert "as pod-1 could not be asked: RUNPOD_API_KEY is not set" in text
+    text, _ = planned(pods, *asked, playbook="playbooks/logs.yml", code=2)  # a log is there or not
+    assert "RUNPOD_API_KEY is not set" in text
+
+
 def test_agents_lanes_and_forks(planned):
     hosts = {
         "a": {

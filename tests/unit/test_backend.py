@@ -145,6 +145,29 @@ def test_a_refusal_of_systemd_is_told(tmp_path, monkeypatch):
         backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
 
 
+def test_what_keeps_a_run_is_asked_for_its_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
+    asked = []
+
+    def run(command):
+        asked.append(command)
+        return 0, "ActiveState=failed"
+
+    said = backend.words("witness-0", tmp_path, {"backend": "systemd"}, run)
+    assert (said, asked) == ("its unit is gone", [])
+    (tmp_path / "lora-forge-witness-0.service").touch()
+    said = backend.words("witness-0", tmp_path, {"backend": "systemd"}, run)
+    assert said.endswith("lora-forge-witness-0.service» ended with 0\nActiveState=failed")
+    assert backend.words("witness-0", tmp_path, {"backend": "tmux"}, run).startswith("«tmux has-session -t =witness-0-")
+    assert backend.words("witness-0", tmp_path, {"backend": "process"}, run) == ""
+    assert [command[0] for command in asked] == ["systemctl", "tmux"]
+
+    def missing(command):
+        raise FileNotFoundError
+
+    assert "could not be run" in backend.words("witness-0", tmp_path, {"backend": "tmux"}, missing)
+
+
 def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -165,7 +165,8 @@ def test_wandb_contradicts_in_words(tmp_path):
     assert status.status_lines([row], {}, []) == [
         f"    {RUN}: killed: ended by SIGKILL",
         f"    {RUN}: W&B says running, but the process ended 14:00 ago",
-        "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290",
+        "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290; "
+        "playbooks/logs.yml -e role=witness -e bundle=true makes a file for whoever helps",
     ]
 
 

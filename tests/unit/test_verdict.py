@@ -231,14 +231,18 @@ def test_wandb_alone_never_decides(state, says, silent_for):
     assert (found.verdict == "disputed") == bool(found.contradictions)
 
 
+BUNDLE = "playbooks/logs.yml -e role=witness -e bundle=true makes a file for whoever helps"
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (judged(snapshot("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
+        (judged(snapshot("failed")),
+         f"playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2; {BUNDLE}"),
         (judged(snapshot("failed", checkpoint={"step": 0})),
-         "playbooks/logs.yml -e role=witness, then train.yml again"),
+         f"playbooks/logs.yml -e role=witness, then train.yml again; {BUNDLE}"),
         (judged(snapshot("finished"), placement=BAD),
-         "playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again"),
+         f"playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again; {BUNDLE}"),
         (judged(snapshot("stopped")), "train.yml again: resumes at step 2"),
         (judged(snapshot("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
          "train.yml again: resumes at step 2"),
@@ -625,8 +629,8 @@ def test_a_verdict_of_a_sample_of_states_names_what_to_do():
     assert verdict.next_step("mayor", judged(snapshot("stopped", checkpoint=None))) == "train.yml again"
     assert verdict.next_step("mayor", judged(snapshot("queued"))) == ""
     both = judged(snapshot("failed"), placement=BAD)
-    assert (
-        verdict.next_step("mayor", both) == "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2"
+    assert verdict.next_step("mayor", both).startswith(
+        "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2; playbooks/logs.yml -e role=mayor"
     )
 
 

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
@@ -229,13 +229,46 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         _checked(run, [*systemctl, "enable", "--now", path.name])
         return f"journalctl {'--user ' if choice.scope == 'user' else ''}-u {path.name} -f"
     if choice.backend == "tmux":
-        # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
-        session = f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
+        session = _session(run_id, run_dir)
         _checked(run, ["tmux", "new-session", "-d", "-s", session, f"exec {shlex.join(command)}"])
         return f"tmux attach -t {session}"
     with (run_dir / "supervisor.log").open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
     return f"tail -f {run_dir}/supervisor.log"
+
+
+def words(run_id: str, run_dir: pathlib.Path, noted: dict[str, Any], run: _Runner = run_command) -> str:
+    """Return what systemd or tmux say of the supervisor of a run; empty where neither keeps it.
+
+    Args:
+        run_id: The run.
+        run_dir: The run directory.
+        noted: Its run.json.
+        run: Runs a command; a parameter for tests.
+    """
+    if noted.get("backend") == "systemd":
+        scope = next((scope for scope in ("system", "user") if _unit_path(run_id, scope).exists()), "")
+        # Properties, and not «status»: that shows the end of the journal.
+        names = "LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,MemoryPeak"
+        show = [*(["systemctl"] if scope == "system" else _systemctl("user")), "show", "--property", names]
+        command = [*show, _unit_path(run_id, scope).name]
+        if not scope:
+            return "its unit is gone"
+    elif noted.get("backend") == "tmux":
+        command = ["tmux", "has-session", "-t", f"={_session(run_id, run_dir)}"]
+    else:
+        return ""
+    try:
+        code, text = run(command)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"«{shlex.join(command)}» could not be run: {type(error).__name__}"
+    return f"«{shlex.join(command)}» ended with {code}" + (f"\n{text}" if text else "")
+
+
+def _session(run_id: str, run_dir: pathlib.Path) -> str:
+    """Name the session of a run."""
+    # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
+    return f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
 
 
 def remove_unit(run_id: str, run: _Runner = run_command) -> bool:

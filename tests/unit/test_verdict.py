@@ -646,3 +646,12 @@ def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_els
 )
 def test_a_trainer_that_answers_badly_is_not_called_silent(why, said):
     assert verdict.silence("gpu-1", why) == said
+
+
+@pytest.mark.parametrize("jump", [7200.0, -14400.0])
+def test_a_time_of_day_that_is_set_changes_no_pace(jump):
+    begun = {**event("begin", 0, 10), "uptime": 500.0}
+    logged = {**event("log", 4, 30 + jump, loss=1.0), "uptime": 520.0}
+    assert run_state.progress([begun, logged]).seconds_per_step == 5.0
+    without = {**logged, "uptime": None}  # of an earlier lora-forge
+    assert run_state.progress([begun, without]).seconds_per_step >= 0

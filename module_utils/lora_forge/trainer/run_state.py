@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
@@ -162,7 +163,7 @@ def progress(events: list[dict[str, Any]]) -> Progress:
             sums["eval_adapter"] = evaluated.get(step)
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
             sums["measured"] = event["step"] - began["step"]
-            sums["seconds_per_step"] = (event["time"] - began["time"]) / sums["measured"]
+            sums["seconds_per_step"] = rundir.seconds_between(began, event) / sums["measured"]
     return Progress(**sums)
 
 

@@ -11,6 +11,7 @@ import getpass
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,7 +38,8 @@ WorkingDirectory={run_dir}
 # The supervisor ends with 0 for every decided end, so this restarts only one that died.
 Restart=on-failure
 RestartSec=5
-# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint.
+# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint. Where the supervisor dies, what is left is
+# killed at once: it costs the steps since the last checkpoint, and nothing trains on that systemd does not know of.
 KillMode=mixed
 TimeoutStopSec={stop_timeout}
 
@@ -219,6 +221,38 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
     with (run_dir / "supervisor.log").open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
     return f"tail -f {run_dir}/supervisor.log"
+
+
+def restart_fault(run_id: str, run: _Runner = run_command) -> str:
+    """Say why systemd starts the supervisor of a run no more; empty where it may, or has no unit of it.
+
+    Args:
+        run_id: The run.
+        run: Runs a command; a parameter for tests.
+    """
+    for scope in ("system", "user"):
+        path = _unit_path(run_id, scope)
+        command = re.search(r'^ExecStart="((?:[^"\\\n]|\\.)*)"', _text(path), re.MULTILINE)
+        if command is None:
+            continue
+        program = re.sub(r"\\(.)", r"\1", command.group(1)).replace("%%", "%").replace("$$", "$")
+        if not os.access(program, os.X_OK):
+            return f"systemd cannot start it: {program} is not there any more"
+        try:
+            failed = run(["systemctl", *(["--user"] if scope == "user" else []), "is-failed", path.name])[0] == 0
+        except (OSError, subprocess.SubprocessError):  # no systemd here, or one that does not answer
+            failed = False
+        if failed:
+            return f"systemd has given up {path.name}; its journal says why"
+    return ""
+
+
+def _text(path: pathlib.Path) -> str:
+    """Read a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def remove_unit(run_id: str, run: _Runner = run_command) -> bool:

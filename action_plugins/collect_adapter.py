@@ -62,6 +62,8 @@ class ActionModule(ForgeAction):
             names = [{"path": one["path"], "bytes": one["bytes"]} for one in files]
             fetch = {"from": run_dir, "files": names, "to": str(incoming), **args["transfer"]}
             tell(f"  {self.host}: fetching the adapter of {run.name}", host=self.host, passing=True)
+            for path in store.drop_damaged(incoming, files):
+                tell(f"  {run.name}  {path} was damaged on its way here, and is fetched anew", host=self.host)
             fetched = self.run_action("transfer", fetch)
             if fetched.get("failed"):
                 return fetched | {"step": "fetch", "problems": []}

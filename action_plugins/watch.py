@@ -75,14 +75,17 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class Clock:
-    """Epoch seconds that never run slower than time does: a wall clock that is set back prolongs nothing."""
+    """Epoch seconds as they were when it was made, and since then by the clock since boot.
+
+    A wall clock that is set forward or back while a run is watched neither costs anything nor prolongs it.
+    """
 
     def __init__(self) -> None:
-        self.offset = time.time() - time.monotonic()
+        self.offset = time.time() - rundir.uptime()
 
     def now(self) -> float:
-        """Return the time by the clock that says more: the other one stood still while this machine slept."""
-        return max(time.time(), self.offset + time.monotonic())
+        """Return the time. It goes on while this machine sleeps, as pods do."""
+        return self.offset + rundir.uptime()
 
 
 class ActionModule(ForgeAction):

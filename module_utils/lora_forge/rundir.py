@@ -19,6 +19,7 @@ modules, so that the contract stands in one place. Standard library only, Python
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -43,7 +44,7 @@ MOST_RECORDS = 1_000_000  # of a file with one on each line; a small one takes t
 _TEXTS = {"event": 200, "mode": 200, "wanted": 200, "run": 200, "url": 1000, "reason": 4000, "checkpoint": 200}
 _FIGURES = {"loss": 40, "eval_loss": 40, "epoch": 40}
 _COUNTS = ("step", "planned", "adapter", "examples", "tokens", "longer", "dropped", "untrainable")
-_NUMBERS = ("time", "tokens_per_second")
+_NUMBERS = ("time", "uptime", "tokens_per_second")
 _GREATEST = 10**12  # of counts and numbers
 _STEPS = ("begin", "log", "eval", "end")  # kinds that say where they are
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
@@ -76,6 +77,26 @@ def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
         part.unlink(missing_ok=True)
 
 
+def to_disk(*paths: pathlib.Path) -> None:
+    """Have the kernel write files and folders to the disk now: after a power cut a file may be NULs of the right size.
+
+    Args:
+        paths: Files, and folders, of which the names of what is in them are written.
+
+    Raises:
+        OSError: The disk is full or broken. That a file system cannot be asked, as some network volumes, is no error.
+    """
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        finally:
+            os.close(handle)
+
+
 def read_json(path: pathlib.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form.
 
@@ -106,14 +127,17 @@ def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None
 
     Raises:
         BlockingIOError: Somebody else has held it for all that time.
-        OSError: The file cannot be opened for writing.
+        OSError: The file cannot be opened for writing, or its file system has no locks; with its path.
     """
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if timeout is None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        else:
-            _lock_within(handle, timeout)
+        try:
+            if timeout is None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            else:
+                _lock_within(handle, timeout)
+        except OSError as error:  # the kernel's own names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
     finally:
         os.close(handle)
@@ -168,6 +192,26 @@ def is_alive(noted: Any) -> bool:
     return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
 
 
+def lane_holder(run_dir: pathlib.Path, lane: Any) -> str:
+    """Say which other run of a trainer has a lane, or a GPU of it, and since when; empty where none is known to.
+
+    Args:
+        run_dir: Of the run that waits for it.
+        lane: Its GPUs, separated by commas.
+    """
+    for folder in sorted(path for path in run_dir.parent.glob("*/") if path.name != run_dir.name):
+        status = read_json(folder / "status.json")
+        shared = set(str(lane).split(",")) & set(str(status.get("lane")).split(","))
+        holds = bool(shared) and status.get("state") in ("running", "stopping")
+        if holds and any(is_alive(status.get(name)) for name in ("supervisor", "trainer")):
+            since = status.get("started_at")
+            known = isinstance(since, (int, float)) and 0 < since < 4e9
+            return f"{folder.name} has it" + (
+                time.strftime(" since %Y-%m-%d %H:%M UTC", time.gmtime(since)) if known else ""
+            )
+    return ""
+
+
 def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
     """List the pids of all trainer processes of a run, by the marker in their environment; never this one."""
     wanted = f"{marker}={run_dir}".encode()
@@ -184,11 +228,12 @@ def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
-    """Add one event to metrics.jsonl, with the time in seconds since the epoch.
+    """Add one event to metrics.jsonl, with the time in seconds since the epoch, and since boot: for durations.
 
     A line that a crash cut off is ended first: it must not take this one with it.
     """
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **values}).encode() + b"\n"
+    now = {"time": round(time.time(), 3), "uptime": uptime()}
+    line = json.dumps({"event": event, **now, **values}).encode() + b"\n"
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -271,6 +316,17 @@ def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
+def seconds_between(before: dict[str, Any], event: dict[str, Any]) -> float:
+    """Return the seconds from an event to a later one: by the clock since boot, which nobody can set.
+
+    By the time of day, as long as it went forward, where there may be a reboot between them (a start that begins), and
+    for events of an earlier lora-forge.
+    """
+    known = [clock for clock in ("uptime", "time") if None not in (before.get(clock), event.get(clock))]
+    clock = "time" if event.get("event") == "begin" else (known or ["time"])[0]
+    return max(0.0, event[clock] - before[clock]) if clock in known else 0.0
+
+
 def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
     """Yield every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
     found = []
@@ -283,13 +339,16 @@ def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
 
 
 def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
-    """Write the list of a checkpoint's files and sizes into it, as the last thing."""
+    """Write the list of a checkpoint's files and sizes into it, as the last thing: after a power cut it holds, too."""
+    there = sorted(checkpoint.rglob("*"))
     files = {
         str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
+        for path in there
         if path.is_file() and path.name != COMPLETE
     }
+    to_disk(*(path for path in there if path.is_file() or path.is_dir()), checkpoint)
     write_json(checkpoint / COMPLETE, {"step": step, "files": files})
+    to_disk(checkpoint, checkpoint.parent)
 
 
 def defect(checkpoint: pathlib.Path, anywhere: bool = False) -> Optional[str]:

@@ -44,18 +44,6 @@ def test_choose(wanted, host, choice):
     assert backend.choose(wanted, host) == choice
 
 
-def test_the_python_of_a_unit_may_be_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert backend.lost_program("crew-1") == "", "there is no unit"
-    python, unit = tmp_path / "python3", tmp_path / "lora-forge-crew-1.service"
-    for there, words in ((True, ""), (False, str(python))):
-        python.symlink_to(sys.executable if there else "/nowhere")
-        unit.write_text(backend.unit_text("crew-1", [str(python), "/x/supervisor.py"], "/x", 60, "ann"))
-        assert backend.lost_program("crew-1") == words
-        python.unlink()
-
-
 @pytest.mark.parametrize(
     ("wanted", "host", "words"),
     [
@@ -177,3 +165,28 @@ def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
     assert calls == ["systemctl disable lora-forge-w-1.service", "systemctl daemon-reload"]
     assert backend.remove_unit("w-1", run) is False
     assert not (tmp_path / "lora-forge-w-1.service").exists()
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_why_systemd_starts_nothing_more_is_told(tmp_path, monkeypatch, scope):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path / "units")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "units" if scope == "system" else tmp_path / ".config/systemd/user"
+    folder.mkdir(parents=True)
+    python = tmp_path / "my 100% $python"
+    _, run = recorder({"is-failed": (1, "activating")})
+    assert backend.restart_fault("w-1", run) == ""
+    unit = backend.unit_text("w-1", [str(python), "s.py"], "/r", 60, None)
+    (folder / "lora-forge-w-1.service").write_text(unit)
+    assert backend.restart_fault("w-1", run) == f"systemd cannot start it: {python} is not there any more"
+    python.touch(mode=0o755)
+    assert backend.restart_fault("w-1", run) == ""
+    calls, failed = recorder({"is-failed": (0, "failed")})
+    assert "systemd has given up lora-forge-w-1.service" in backend.restart_fault("w-1", failed)
+    user = "--user " if scope == "user" else ""
+    assert calls == [f"systemctl {user}is-failed lora-forge-w-1.service"]
+
+    def hangs(command):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    assert backend.restart_fault("w-1", hangs) == ""

@@ -45,8 +45,12 @@ def collect(monkeypatch, tmp_path):
 
 
 def test_what_an_adapter_consists_of_is_asked_for_with_its_sizes(collect, tmp_path):
+    damaged = tmp_path / f"incoming/{planned_run().run_id}" / next(iter(store.FILES))
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(3))  # as a power cut left it
     found, ran = collect(FILES)
     [(name, asked)] = ran
+    assert not damaged.exists()
     assert (name, asked["to"]) == ("transfer", str(tmp_path / f"incoming/{planned_run().run_id}"))
     assert asked["files"] == [{"path": path, "bytes": 3} for path in store.FILES]
     assert (found["failed"], found["step"]) == (True, "fetch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import subprocess
@@ -188,6 +189,44 @@ def test_the_defect_of_a_checkpoint_is_told_in_words(tmp_path):
     assert rundir.defect(path) == "sub/b.bin is missing"
     (path / rundir.COMPLETE).unlink()
     assert rundir.defect(path) == "no complete.json: its writing was cut off"
+
+
+def test_a_checkpoint_is_called_whole_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What is not may be NULs of the right size after a power cut."""
+    path = tmp_path / "checkpoint-4"
+    (path / "sub").mkdir(parents=True)
+    for name in ("a.bin", "sub/b.bin"):
+        (path / name).write_bytes(b"12345")
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(handle):
+        name = os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path)
+        synced.append((name, (path / rundir.COMPLETE).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    rundir.mark_complete(path, 4)
+    before = {name for name, complete in synced if not complete}
+    assert before >= {"checkpoint-4/a.bin", "checkpoint-4/sub/b.bin", "checkpoint-4/sub", "checkpoint-4"}
+    assert [name for name, complete in synced if complete] == ["checkpoint-4", "."]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.ENOSPC, True), (errno.EIO, True)])
+def test_a_file_system_that_cannot_be_asked_is_no_error(tmp_path, monkeypatch, number, raises):
+    def fsync(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)) if raises else contextlib.nullcontext():
+        rundir.to_disk(tmp_path)
+
+
+def test_a_lock_that_cannot_be_taken_is_told_with_its_path(lock, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=rf"No locks available: '{lock}'"), rundir.locked(lock):
+        pass
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):

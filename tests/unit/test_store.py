@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -660,7 +661,7 @@ def observed(**changes: Any) -> dict[str, Any]:
         "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
         "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": COUNTS, "wandb": {"mode": "offline"},
     }  # fmt: skip
-    status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 1060.26}
+    status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 400.0, "seconds": 60.26}
     return {"state": "finished", "detail": "", "status": status, "progress": done, **changes}
 
 
@@ -714,8 +715,8 @@ def test_a_manifest_says_everything_that_is_known():
         },
         "starts": 2,
         "started_at": 1000.0,
-        "finished_at": 1060.26,
-        "duration_s": 60.3,
+        "finished_at": 400.0,
+        "duration_s": 60.26,  # whatever the time of day was set to meanwhile
         "cost": {"usd": 1.5, "usd_per_hour": 0.5, "source": "RunPod's bill", "pods": ["p"]},
         "wandb": {"mode": "offline"},
         "git": {"commit": "0123456789", "dirty": True},
@@ -724,10 +725,9 @@ def test_a_manifest_says_everything_that_is_known():
     assert json.dumps(made) == json.dumps(expected)  # in this order too, as people read it
     bare = observed()
     bare["progress"] |= {"wandb": None, "data": None}
-    for gone in ("first_started_at", "finished_at"):
-        partial = {**bare, "status": {key: value for key, value in bare["status"].items() if key != gone}}
-        made = store.make_manifest(run, partial, proof, **known).as_dict()
-        assert (made["duration_s"], made["wandb"], made["data"]) == (None, {}, None)
+    del bare["status"]["seconds"]
+    made = store.make_manifest(run, bare, proof, **known).as_dict()
+    assert (made["duration_s"], made["wandb"], made["data"]) == (None, {}, None)
 
 
 def test_hardware_of_ones_own_has_no_pods():
@@ -1013,3 +1013,18 @@ def test_a_layer_whose_number_is_no_number(build):
     told = problems(build(tensors))
     assert told
     assert max(map(len, told)) < 500
+
+
+def test_what_an_earlier_fetch_left_with_another_content_is_fetched_anew(run_dir, tmp_path):
+    """A power cut leaves NULs of the right size and time, which rsync would keep for ever."""
+    files = store.checked_files(store.list_files(run_dir))
+    incoming = tmp_path / "incoming"
+    shutil.copytree(run_dir, incoming)
+    nul, short = "output/adapter_model.safetensors", "train.log"
+    (incoming / nul).write_bytes(bytes((run_dir / nul).stat().st_size))
+    (incoming / short).write_bytes((run_dir / short).read_bytes()[:-1])  # rsync goes on with it
+    assert store.drop_damaged(incoming, files) == [nul]
+    assert not (incoming / nul).exists()
+    assert (incoming / short).exists()
+    assert store.drop_damaged(incoming, files) == []
+    assert store.drop_damaged(tmp_path / "none", files) == []

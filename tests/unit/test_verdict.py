@@ -491,10 +491,19 @@ def test_how_long_systemd_is_waited_for(comes_back, age, state):
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_systemd_is_not_waited_for_where_it_cannot_start_anything(comes_back):
     state, detail = run_state.conclude(
-        {"state": "running"}, DONE, False, False, 1.0, 1.0, 60, 1800, comes_back=comes_back, lost_program="/opt/python3"
+        {"state": "running"},
+        DONE,
+        False,
+        False,
+        1.0,
+        1.0,
+        60,
+        1800,
+        comes_back=comes_back,
+        fault="systemd has given it up",
     )
     assert state == "stopped"
-    assert ("systemd cannot start it again, as /opt/python3 is not there any more" in detail) is comes_back
+    assert ("and systemd has given it up" in detail) is comes_back
     assert "the same command resumes" in detail
 
 
@@ -660,3 +669,12 @@ def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_els
 )
 def test_a_trainer_that_answers_badly_is_not_called_silent(why, said):
     assert verdict.silence("gpu-1", why) == said
+
+
+@pytest.mark.parametrize("jump", [7200.0, -14400.0])
+def test_a_time_of_day_that_is_set_changes_no_pace(jump):
+    begun = {**event("begin", 0, 10), "uptime": 500.0}
+    logged = {**event("log", 4, 30 + jump, loss=1.0), "uptime": 520.0}
+    assert run_state.progress([begun, logged]).seconds_per_step == 5.0
+    without = {**logged, "uptime": None}  # of an earlier lora-forge
+    assert run_state.progress([begun, without]).seconds_per_step >= 0

@@ -397,7 +397,7 @@ def make_manifest(
         starts=status.get("starts"),
         started_at=began,
         finished_at=ended,
-        duration_s=round(ended - began, 1) if began and ended else None,
+        duration_s=status.get("seconds"),
         cost=cost,
         wandb=progress["wandb"] or {},
         git=git,
@@ -475,6 +475,29 @@ def check_file(folder: pathlib.Path, path: str, row: dict[str, Any], named: path
         raise UserError(f"{named} is not what the trainer listed; run the same command again")
 
 
+def drop_damaged(folder: pathlib.Path, files: list[dict[str, Any]]) -> list[str]:
+    """Delete what an earlier fetch left with the right size and another content, as a power cut does.
+
+    By size and time alone rsync would keep it.
+
+    Args:
+        folder: Where it was fetched to.
+        files: From :func:`checked_files`.
+
+    Returns:
+        What was deleted, below the folder.
+    """
+    dropped = []
+    for row in files:
+        place = folder / row["path"]
+        if paths.through_link(folder, row["path"]) or not place.is_file() or place.stat().st_size != row["bytes"]:
+            continue  # rsync goes on with what is shorter, and compares what it takes of it
+        if sha256_file(place) != row["sha256"]:
+            place.unlink()
+            dropped.append(row["path"])
+    return dropped
+
+
 def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: Manifest) -> pathlib.Path:
     """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
 
@@ -508,6 +531,7 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
             raise UserError(f"the adapter of {run_id} does not hold up: " + "; ".join(facts["problems"]))
         delivered = tuple(DeliveredFile(row["name"], row["sha256"], row["bytes"]) for row in files)
         rundir.write_json(partial / MANIFEST, dataclasses.replace(manifest, files=delivered).as_dict())
+        rundir.to_disk(*sorted(partial.rglob("*")), partial)  # sizes and times alone are looked at later
         if final.exists():  # a damaged one; it was looked at before
             aside = home / f".{run_id}.replaced"
             shutil.rmtree(aside, ignore_errors=True)

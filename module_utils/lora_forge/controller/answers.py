@@ -190,6 +190,7 @@ class StatusForm(Form):
     started_at: Optional[Number] = None
     first_started_at: Optional[Number] = None
     finished_at: Optional[Number] = None
+    seconds: Optional[Annotated[float, Field(ge=0, le=_FINITE)]] = None
     exit_code: Optional[Whole] = None
     resumed_from: Optional[Count] = None
     lane: Optional[Path] = None

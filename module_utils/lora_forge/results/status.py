@@ -264,7 +264,7 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
     lines = []
     for row in current_rows(rows):
         warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
-        sentences = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        sentences = [row["detail"]] if row["detail"] and row["state"] != "verified" else []
         sentences += ([warning] if warning else []) + row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in sentences]
         if row["next"]:

@@ -6,7 +6,6 @@ the run directory, never of the backend. Runs on trainers: Python 3.9 or newer.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
 import hashlib
@@ -25,7 +24,6 @@ from ansible.module_utils.lora_forge.errors import UserError
 _BACKENDS = ("systemd", "tmux", "process")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
 
-_PROGRAM = re.compile(r'^ExecStart="(/[^"\\%$]+)"', re.MULTILINE)  # one whose path systemd reads as it stands
 _UNIT = """\
 [Unit]
 Description=lora-forge run {run_id}
@@ -40,7 +38,8 @@ WorkingDirectory={run_dir}
 # The supervisor ends with 0 for every decided end, so this restarts only one that died.
 Restart=on-failure
 RestartSec=5
-# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint.
+# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint. Where the supervisor dies, what is left is
+# killed at once: it costs the steps since the last checkpoint, and nothing trains on that systemd does not know of.
 KillMode=mixed
 TimeoutStopSec={stop_timeout}
 
@@ -180,20 +179,6 @@ def _unit_path(run_id: str, scope: str) -> pathlib.Path:
     return folder / f"lora-forge-{run_id}.service"
 
 
-def lost_program(run_id: str) -> str:
-    """Return the program with which systemd would start a run's supervisor, where that is not on this host any more.
-
-    Args:
-        run_id: The run.
-    """
-    for scope in ("system", "user"):
-        with contextlib.suppress(OSError):
-            found = _PROGRAM.search(_unit_path(run_id, scope).read_text(encoding="utf-8", errors="replace"))
-            if found and not os.access(found[1], os.X_OK):
-                return found[1]
-    return ""
-
-
 def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
     """Start the supervisor of a run, detached from this process and its connection.
 
@@ -269,6 +254,38 @@ def _session(run_id: str, run_dir: pathlib.Path) -> str:
     """Name the session of a run."""
     # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
     return f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
+
+
+def restart_fault(run_id: str, run: _Runner = run_command) -> str:
+    """Say why systemd starts the supervisor of a run no more; empty where it may, or has no unit of it.
+
+    Args:
+        run_id: The run.
+        run: Runs a command; a parameter for tests.
+    """
+    for scope in ("system", "user"):
+        path = _unit_path(run_id, scope)
+        command = re.search(r'^ExecStart="((?:[^"\\\n]|\\.)*)"', _text(path), re.MULTILINE)
+        if command is None:
+            continue
+        program = re.sub(r"\\(.)", r"\1", command.group(1)).replace("%%", "%").replace("$$", "$")
+        if not os.access(program, os.X_OK):
+            return f"systemd cannot start it: {program} is not there any more"
+        try:
+            failed = run(["systemctl", *(["--user"] if scope == "user" else []), "is-failed", path.name])[0] == 0
+        except (OSError, subprocess.SubprocessError):  # no systemd here, or one that does not answer
+            failed = False
+        if failed:
+            return f"systemd has given up {path.name}; its journal says why"
+    return ""
+
+
+def _text(path: pathlib.Path) -> str:
+    """Read a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def remove_unit(run_id: str, run: _Runner = run_command) -> bool:

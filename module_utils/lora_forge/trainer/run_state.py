@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
@@ -162,7 +163,7 @@ def progress(events: list[dict[str, Any]]) -> Progress:
             sums["eval_adapter"] = evaluated.get(step)
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
             sums["measured"] = event["step"] - began["step"]
-            sums["seconds_per_step"] = (event["time"] - began["time"]) / sums["measured"]
+            sums["seconds_per_step"] = rundir.seconds_between(began, event) / sums["measured"]
     return Progress(**sums)
 
 
@@ -224,7 +225,7 @@ def conclude(
     stall_timeout: float,
     comes_back: bool = False,
     defect: Optional[str] = None,
-    lost_program: str = "",
+    fault: str = "",
 ) -> tuple[str, str]:
     """Conclude the state of a run on its trainer, with a sentence on it.
 
@@ -239,7 +240,7 @@ def conclude(
         stall_timeout: Seconds without an event after which the training counts as stalled.
         comes_back: Something on the host (systemd) starts a supervisor that died again.
         defect: What is wrong with the adapter's files of a run that says it finished.
-        lost_program: What the supervisor would be started with, where that is gone; empty where it is there.
+        fault: Why it cannot; empty where it can.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
@@ -254,9 +255,8 @@ def conclude(
     if noted in ("failed", "stopped"):
         return noted, f"{reason['kind']}: {reason['detail']}" if reason else ""
     if not supervisor_alive:
-        if comes_back and lost_program:
-            gone = f"the supervisor is gone, and systemd cannot start it again, as {lost_program} is not there any more"
-            return "stopped", f"{gone}; with a Python that Ansible finds on the host, the same command resumes"
+        if comes_back and fault:
+            return "stopped", f"the supervisor is gone, and {fault}; the same command resumes"
         if comes_back and heartbeat_age is not None and heartbeat_age < RESTART_WITHIN:
             return "running", "its supervisor is gone (killed, or the host restarted); systemd starts it again"
         left = "; its trainer still runs, and the next start takes it over" if trainer_alive else ""

@@ -28,6 +28,7 @@ _FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # 
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
+_LAUNCH = 60.0  # seconds beyond a run's stop timeout that a launch may take, which a stop lets come to its end
 _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -54,6 +55,8 @@ def observe(
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
     comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
+    gone = not supervisor_alive and status.get("state") not in rundir.FINAL_STATES
+    fault = backend.restart_fault(run_dir.name) if comes_back and gone else ""
     state, detail = run_state.conclude(
         status,
         done,
@@ -62,11 +65,16 @@ def observe(
         heartbeat_age=silent,
         step_age=None if silent is None else silent + status.get("idle", 0),
         comes_back=comes_back,
-        lost_program=backend.lost_program(run_dir.name) if comes_back and not supervisor_alive else "",
+        fault=fault,
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
         defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
     )
+    if state == "queued":
+        detail = ": ".join(filter(None, (detail, rundir.lane_holder(run_dir, status.get("lane")))))
+    elif not status and (run_dir / "status.json").exists():
+        state = "stopped"
+        detail = f"{run_dir}/status.json is empty or damaged, as a power cut leaves files; the same command resumes"
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
     return Observation(
         state=state,
@@ -321,20 +329,28 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
         check: Predict only.
 
     Raises:
-        UserError: It still lives after the time, and a margin for the supervisor.
+        UserError: It still lives after the time, and a margin for the supervisor; or a launch of it takes too long.
     """
-    status = rundir.read_json(run_dir / "status.json")
-    alive = rundir.is_alive(status.get("supervisor")) or bool(rundir.run_processes(run_dir))
-    if not alive:
-        if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
-            if not check:
-                (run_dir / "stop").touch()  # systemd must not start it again at the next boot
-                (run_dir / "env").unlink(missing_ok=True)
-            return True
-        return False
-    if check:
-        return True
-    (run_dir / "stop").touch()
+    lock = run_dir / "launch.lock"
+    try:
+        # Who launches it has the lock until its supervisor is there: a look before that would say that nothing runs.
+        with contextlib.nullcontext() if check or not lock.exists() else rundir.locked(lock, timeout + _LAUNCH):
+            status = rundir.read_json(run_dir / "status.json")
+            if not (rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir)):
+                if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
+                    if not check:
+                        (run_dir / "stop").touch()  # systemd must not start it again at the next boot
+                        (run_dir / "env").unlink(missing_ok=True)
+                    return True
+                return False
+            if check:
+                return True
+            (run_dir / "stop").touch()
+    except BlockingIOError:
+        raise UserError(
+            f"a launch of {run_dir.name} has been under way for {timeout + _LAUNCH:.0f} s; stop it once more when it "
+            "has come to its end"
+        ) from None
     if rundir.is_alive(status.get("supervisor")):
         os.kill(status["supervisor"]["pid"], signal.SIGTERM)
     elif rundir.is_alive(status.get("trainer")):

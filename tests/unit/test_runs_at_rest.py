@@ -211,7 +211,7 @@ def test_what_systemd_cannot_start_is_not_waited_for(run, clock, monkeypatch):
     rundir.write_json(run / "run.json", {"backend": "systemd"})
     seen = runs.observe(run)
     assert seen.state == "stopped"
-    assert "the same command resumes (systemd cannot start it: python is gone)" in seen.detail
+    assert "systemd cannot start it: python is gone; the same command resumes" in seen.detail
     say(run, state="failed", supervisor=GONE, trainer=GONE, reason={"kind": "crashed", "detail": "x"})
     assert runs.observe(run).detail == "crashed: x"
 

@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge.text import shown  # noqa: E402
 load_actions()
 
 LONGEST = 300  # letters of why it is silent
+_ANSWERED = "its answer to trainer_info "  # how answers.py begins, too
 
 
 class ActionModule(ForgeAction):
@@ -25,10 +26,12 @@ class ActionModule(ForgeAction):
         """Ask it."""
         try:
             answer = self.run_module("trainer_info", args)
+            if not answer.get("failed"):
+                return answer
+            why = answer["msg"].removeprefix(f"{self.host}: ")
+            why = why if why.startswith(_ANSWERED) else f"{_ANSWERED}is an error: {why}"
         except AnsibleError as error:  # no connection, no sudo
-            answer = {"failed": True, "msg": str(error)}
-        if not answer.get("failed"):
-            return answer
+            why = str(error)
         # No Python, no rights: what is there is not known either. What a program printed has its reason at the end.
-        lines = answer["msg"].strip().removeprefix(f"{self.host}: ").splitlines()
+        lines = why.strip().removeprefix(f"{self.host}: ").splitlines() or ["nobody knows why"]
         return {"changed": False, "silent": shown(": ".join(dict.fromkeys([lines[0], lines[-1]])), LONGEST)}

@@ -151,7 +151,7 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
 
 def in_queue(run_dir: pathlib.Path) -> bool:
     """Tell whether a run waits for its lane."""
-    status = rundir.read_json(run_dir / "status.json")
+    status = rundir.read_status(run_dir)[0]
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
@@ -164,7 +164,7 @@ class Supervisor:
 
     def __init__(self, run_dir: pathlib.Path):
         self.run_dir = run_dir
-        self.spec = rundir.read_json(run_dir / "run.json")
+        self.spec = rundir.read_run(run_dir)[0]
         self.output = run_dir / "output"
         self.trainer: Optional[subprocess.Popen[bytes]] = None
         self.stopping_since: Optional[float] = None
@@ -172,7 +172,7 @@ class Supervisor:
         self.moved = time.monotonic()  # when the training showed its last sign of progress
         self.waiting = False  # whether it was said that this run waits for its lane
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
-        before = rundir.read_json(run_dir / "status.json")
+        before = rundir.read_status(run_dir)[0]
         self.status: dict[str, Any] = {
             "schema_version": rundir.SCHEMA_VERSION,
             "run_id": self.spec.get("run_id"),
@@ -282,7 +282,7 @@ class Supervisor:
         them waits in one run for a host that waits in another.
         """
         wanted, turn = set(self.spec["lane"].split(",")), self.spec.get("turn") or 0
-        noted = {path.parent: rundir.read_json(path) for path in self.run_dir.parent.glob("*/run.json")}
+        noted = {path.parent: rundir.read_run(path.parent)[0] for path in self.run_dir.parent.glob("*/run.json")}
         return [
             folder
             for folder, spec in noted.items()
@@ -460,7 +460,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        before = rundir.read_json(self.run_dir / "status.json")
+        before = rundir.read_status(self.run_dir)[0]
         asked_again = self.spec.get("launch") != before.get("launch")
         if (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do

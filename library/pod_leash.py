@@ -53,6 +53,7 @@ leash:
     - Where there never was a beat, there is nothing but RV(leash.alive) and RV(leash.missing).
   returned: success
   type: dict
+  sample: {alive: true, beat_age: 12.5, deadline: 1795458720.0, state: waiting}
   contains:
     alive:
       description: Whether the beat is younger than 150 seconds.

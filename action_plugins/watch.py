@@ -156,7 +156,7 @@ class ActionModule(ForgeAction):
         if not args.get("budget"):
             return None
         budget = Budget.from_dict(args["budget"])
-        noted = Claim.from_dict({"name": "", **rundir.read_json(pathlib.Path(budget.claim))}).deadline
+        noted = Claim.from_dict({**rundir.read_json(pathlib.Path(budget.claim)), "name": ""}).deadline
         return dataclasses.replace(budget, deadline=max(budget.deadline, noted or 0.0))
 
     def ask(self, run: PlannedRun, args: dict[str, Any], since: str) -> dict[str, Any]:

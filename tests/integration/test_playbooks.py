@@ -296,3 +296,13 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
     code, text = play("-e", "run_id=witness-bb")
     assert code == 2
     assert "did you mean «witness-b»?" in text
+
+
+@pytest.mark.parametrize("playbook", ["train.yml", "playbooks/status.yml"])
+@pytest.mark.parametrize("callback", ["lora_forge", "ansible.builtin.default"])
+def test_a_limit_that_leaves_the_plan_out_is_an_error(monkeypatch, playbook, callback) -> None:
+    monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
+    done = command("ansible-playbook", "-i", "gpu-1,", "--limit", "gpu-1", playbook)
+    assert done.returncode == 4
+    assert "--limit gpu-1 leaves out localhost" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -310,17 +310,6 @@ def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
     assert (found.step, found.planned, found.loss) == (3, 10, 1.0)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [{}, {"event": "log"}, event("log", 4), event("log", None, loss=1.0), event("eval", 4),
-     {"event": "data", "time": 1}, {**event("begin", 0), "time": None},
-     {**event("log", 5, loss=1.0), "planned": "many"}],
-)  # fmt: skip
-def test_progress_passes_over_what_is_no_event_of_ours(line):
-    history = [event("begin", 0), event("log", 3, loss=1.0)]
-    assert run_state.progress([*history, line]) == run_state.progress(history)
-
-
 def test_a_progress_comes_back_as_it_was_from_the_answer_of_a_module():
     assert Progress.from_dict({**DONE.as_dict(), "of_another_version": 1}) == DONE
     assert Progress.from_dict({}) == Progress()

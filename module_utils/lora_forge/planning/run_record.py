@@ -172,11 +172,15 @@ def read_placements(output: pathlib.Path, run_ids: Optional[Iterable[str]] = Non
         run_ids: Which; by default all that are noted.
 
     Returns:
-        Records; that of a damaged file is empty.
+        Records, what is of a wrong type in them counting as not given; that of a damaged file is empty.
     """
     names = noted_runs(output) if run_ids is None else run_ids
     records = {run_id: rundir.read_json(record_path(output, run_id)) for run_id in names}
-    return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
+    return {
+        run_id: RunRecord.from_dict(data | {"run_id": run_id}).as_dict() if data else {}
+        for run_id, data in records.items()
+        if not data or any(key in data for key in _PLACEMENT[1:])
+    }
 
 
 def update_record(

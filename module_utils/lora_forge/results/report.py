@@ -49,11 +49,7 @@ def _read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[f
 
     What a resume took back is left out. Minutes count from the first start on, pauses included.
     """
-    events = [
-        event
-        for event in rundir.read_events(path)[0]
-        if isinstance(event.get("step", 0), int) and run_state.finite(event.get("time"))
-    ]
+    events = rundir.read_events(path)[0]
     points: dict[str, list[Point]] = {name: [] for name in MEASURES}
     rates, minutes = [], 0.0
     before: Optional[dict[str, Any]] = None  # what the training said last, of the first start on

@@ -156,7 +156,7 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
 
 def in_queue(run_dir: pathlib.Path) -> bool:
     """Tell whether a run waits for its lane."""
-    status = rundir.read_json(run_dir / "status.json")
+    status = rundir.read_status(run_dir)[0]
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
@@ -174,7 +174,7 @@ class Supervisor:
 
     def __init__(self, run_dir: pathlib.Path):
         self.run_dir = run_dir
-        self.spec = rundir.read_json(run_dir / "run.json")
+        self.spec = rundir.read_run(run_dir)[0]
         self.output = run_dir / "output"
         self.trainer: Optional[subprocess.Popen[bytes]] = None
         self.stopping_since: Optional[float] = None
@@ -183,7 +183,7 @@ class Supervisor:
         self.waiting = ""  # for whom this run waits, as it was said
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
-        before = rundir.read_json(run_dir / "status.json")
+        before = rundir.read_status(run_dir)[0]
         # A new launch is somebody's wish to try again; without one, what was tried in vain before counts.
         again = before if before.get("launch") == self.spec.get("launch") else {}
         self.since: Optional[float] = None  # when the training of now was started, in seconds since boot
@@ -302,7 +302,7 @@ class Supervisor:
         them waits in one run for a host that waits in another.
         """
         wanted, turn = set(self.spec["lane"].split(",")), self.spec.get("turn") or 0
-        noted = {path.parent: rundir.read_json(path) for path in self.run_dir.parent.glob("*/run.json")}
+        noted = {path.parent: rundir.read_run(path.parent)[0] for path in self.run_dir.parent.glob("*/run.json")}
         return [
             folder
             for folder, spec in noted.items()
@@ -523,7 +523,7 @@ class Supervisor:
         for name in ("status.json", rundir.EXPECTED):  # what a supervisor, or its training, was killed over
             for part in self.run_dir.glob(f".{name}.*"):
                 part.unlink()
-        before = rundir.read_json(self.run_dir / "status.json")
+        before = rundir.read_status(self.run_dir)[0]
         asked_again = self.spec.get("launch") != before.get("launch")
         if (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do

@@ -6,7 +6,7 @@ Runs on trainers: Python 3.9 or newer.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.json_record import JsonRecord
@@ -183,7 +183,7 @@ def eta_seconds(done: Progress) -> Optional[float]:
 
 def finite(value: Any) -> bool:
     """Tell whether a logged figure is a finite number (NaN and infinity are logged as text)."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # a whole number may be larger
 
 
 def loss_warning(done: Progress) -> str:

@@ -112,13 +112,16 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         manifest = store.read_manifest(home / run.run_id) if ready else None
         if manifest:
             verified.add(run.run_id)
+            moved = False
             try:
-                late |= _end(output, run, given["max_regression"], check_mode)
+                moved = _end(output, run, given["max_regression"], check_mode)
             except (UserError, OSError) as error:
                 warnings.append(error_message(error))
             if not run.variant:  # of the others the leader board tells
                 promoted = promotion.points_to(home / promotion.LATEST) == run.run_id
                 lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run.run_id))
+                lines += [f"  {promotion.outcome(home, run.run_id, moved, check_mode)}"] if moved else []
+            late = late or moved
         elif check_mode:
             lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
         elif given["detached"] and summary.is_under_way(run, record):

@@ -608,7 +608,7 @@ def test_a_template_in_the_tokenizers_configuration(run_dir):
     path = run_dir / "output/tokenizer_config.json"
     path.write_text(json.dumps({"chat_template": "{{ x }}"}))
     assert store.template_problems(run_dir) == []
-    path.write_text(json.dumps({"chat_template": "{{ y }}"}))
+    path.write_text(json.dumps({"chat_template": "{{ y }}\ud800"}))
     assert len(store.template_problems(run_dir)) == 1
 
 
@@ -804,14 +804,25 @@ def test_a_manifest_that_does_not_say_is_a_rehearsals():
 
 @pytest.mark.parametrize(
     "row",
-    ["text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"}, {"path": "train.log", "sha256": None}],
-)
+    [
+        "text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"},
+        {"path": "train.log", "sha256": None}, {"path": "a\0b", "sha256": "a"}, {"path": "\ud800", "sha256": "a"},
+        {"path": "../witness-2/train.log", "sha256": "a"},
+    ],
+)  # fmt: skip
 def test_a_manifest_whose_list_is_damaged(run_dir, home, row):
     final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     written = json.loads((final / "manifest.json").read_text())
     written["files"].append(row)
     (final / "manifest.json").write_text(json.dumps(written))
     assert store.integrity_error(final) == f"{final / 'manifest.json'} is damaged"
+
+
+def test_a_folder_in_the_place_of_a_file(run_dir, home):
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
+    (final / "train.log").unlink()
+    (final / "train.log").mkdir()
+    assert store.integrity_error(final, hashes=True) == f"{final / 'train.log'} is no file"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"verdict": "verified"}', '{"verdict": "verified", "files": {}}'])
@@ -856,7 +867,7 @@ def test_a_delivery_is_held_against_the_model_that_was_loaded(run_dir, home):
 def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, home):
     files = store.list_files(run_dir)
     store.deliver(run_dir, home, files, manifest())
-    (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
+    (home / "witness-1/manifest.json").unlink()  # a crash while it made way
     final = store.deliver(run_dir, home, files, manifest(loss={"last": 1}))
     assert json.loads((final / "manifest.json").read_text())["loss"]["last"] == 1
     assert [path.name for path in home.iterdir()] == ["witness-1"]

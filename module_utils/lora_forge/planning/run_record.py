@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
+INCOMING = "incoming"  # below the output folder: adapters on their way from a trainer
 _PLACEMENT = ("run_id", "trainer", "lane", "state", "final", "detail")
 
 
@@ -153,6 +155,18 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
         run_id: The run.
     """
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)) | {"run_id": run_id})
+
+
+def leftovers(output: pathlib.Path, agent: str, run_id: str) -> list[pathlib.Path]:
+    """List the folders of a run that nobody needs once its adapter is delivered: what was on its way, and checkpoints.
+
+    Args:
+        output: The controller's output folder.
+        agent: Who was trained.
+        run_id: The run.
+    """
+    partial = store.partial_folder(output / "adapters" / agent, run_id)
+    return [output / INCOMING / run_id, output / "runs" / run_id, partial]
 
 
 def noted_runs(output: pathlib.Path) -> list[str]:

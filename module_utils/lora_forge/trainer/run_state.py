@@ -174,7 +174,7 @@ def eta_seconds(done: Progress) -> Optional[float]:
 
 def finite(value: Any) -> bool:
     """Tell whether a logged figure is a finite number (NaN and infinity are logged as text)."""
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # a whole number may be larger
 
 
 def loss_warning(done: Progress) -> str:

@@ -88,7 +88,8 @@ class ActionModule(ForgeAction):
         facts |= {"files": files}
         if files and not self.is_local:
             names = [{"path": one["path"], "bytes": one["bytes"]} for one in files]
-            fetch = {"from": run_dir, "files": names, "to": str(output / INCOMING / run.run_id), **args["transfer"]}
+            incoming = output / INCOMING / run.run_id
+            fetch = {"from": run_dir, "files": names, "to": str(incoming), **args["transfer"]}
             tell(f"  {self.host}: fetching the adapter of {run.name}", host=self.host, passing=True)
             for path in store.drop_damaged(incoming, files):
                 tell(f"  {run.name}  {path} was damaged on its way here, and is fetched anew", host=self.host)

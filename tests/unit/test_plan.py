@@ -1052,7 +1052,11 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
     if placement:
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
     attempt = Attempts(tmp_path, "0.21.0").find("witness", "a" * 64)
-    assert attempted(attempt) == (f"witness-{'a' * 12}", *expected, placement)
+    run_id, *found, kept = attempted(attempt)
+    assert (run_id, *found) == (f"witness-{'a' * 12}", *expected)
+    assert {key: kept.get(key) for key, value in placement.items() if value} == {
+        k: v for k, v in placement.items() if v
+    }
 
 
 def test_what_failed_before_it_was_launched_is_no_attempt(tmp_path, deliver):

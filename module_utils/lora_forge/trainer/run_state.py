@@ -240,7 +240,8 @@ def conclude(
     noted = status.get("state")
     reason = status.get("reason") or {}
     if noted is None and flaw:
-        return "failed", "nobody knows what became of it"
+        lost = f"nobody knows what became of it: {flaw}, as a power cut leaves files"
+        return "stopped", f"{lost}; the same command resumes"
     if noted is None:
         return "absent", "there is no such run on this trainer"
     if noted == "finished":

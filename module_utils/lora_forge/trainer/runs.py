@@ -75,7 +75,7 @@ def observe(
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
     holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
     detail = ": ".join(filter(None, (detail, holder)))
-    detail = "; ".join(filter(None, [detail, flaw, other_flaw, third_flaw]))
+    detail = "; ".join(filter(None, [detail, flaw * (flaw not in detail), other_flaw, third_flaw]))
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
     return Observation(
         state=state,

@@ -49,3 +49,24 @@ def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path)
     record = read_record(stage.output, run_id)
     assert (record.state, record.failures, record.delivered_at > 0) == ("finished", {}, True)
     assert not list((stage.output / "incoming").iterdir())
+
+
+def test_what_another_command_has_placed_since_the_plan_is_not_started_a_second_time(tmp_path: pathlib.Path) -> None:
+    stage = Stage(tmp_path)
+    stage.host("gpu", "witness")
+    run_id = stage.planned("witness", "gpu").run_id
+    # As the other command's launch notes it, between this one's plan and its launch.
+    noted = {"run_id": run_id, "trainer": "other", "lane": 0, "state": "launched", "final": False, "noted_at": 4e9}
+    hooks = stage.write_inventory().parent / "hooks"
+    hooks.mkdir()
+    copy = {"content": json.dumps(noted), "dest": str(stage.output / f"runs/{run_id}.json"), "mode": "0600"}
+    tasks = [{"name": "Place it elsewhere", "ansible.builtin.copy": copy}]
+    (hooks / "before_provision.yml").write_text(json.dumps(tasks))
+    (stage.output / "runs").mkdir(parents=True, exist_ok=True)
+    with serving() as hook:
+        played = stage.play("train.yml", "-e", "role=witness", LORA_FORGE_NOTIFY_URL=hook.url)
+    assert played.code != 0
+    assert f"{run_id} is not started: another command has placed it on other meanwhile" in played.text
+    assert not (stage.root("gpu") / "runs" / run_id / "status.json").exists()
+    assert hook.told == []
+    assert read_record(stage.output, run_id).trainer == "other"

@@ -75,6 +75,16 @@ class RunRecord(JsonRecord):
         placed = dataclasses.replace(placed, rendezvous=rendezvous)
         return dataclasses.replace(placed, noted_at=now, notified={}, delivered_at=0.0)
 
+    def taken_by(self, trainer: str, since: float) -> str:
+        """Return the other trainer on which a command has placed it at or after a time; empty where none has.
+
+        Args:
+            trainer: The host that leads it by this command's plan.
+            since: When that was made, in epoch seconds.
+        """
+        placed = self.state == "launched" and not self.final and self.noted_at >= since
+        return self.trainer if placed and self.trainer != trainer else ""
+
     def on_host(self, host: str, started: bool, now: float) -> RunRecord:
         """Return it as one that a host launched, or attached to: what went wrong there before does not count."""
         hosts = {**self.hosts, host: {"at": now, "started": started}}

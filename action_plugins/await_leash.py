@@ -38,7 +38,9 @@ class ActionModule(ForgeAction):
             try:
                 fault, doubt = self.look(budget, float(args["unreachable_timeout"]))
             except AnsibleConnectionFailure as error:  # then RunPod is asked what became of the pod
-                return {"failed": True, "state": "unreachable", "msg": f"{self.host} does not answer: {error}"}
+                words = str(error)
+                said = words if words.startswith(f"{self.host} ") else f"{self.host} does not answer: {words}"
+                return {"failed": True, "state": "unreachable", "msg": said}
             if not fault:
                 show(warnings=[f"{self.host}: {doubt}"] if doubt else [])
                 return {"changed": False}
@@ -100,7 +102,7 @@ def holds_runs(budget: Budget, host: str) -> bool:
         budget: The pod's.
         host: Its inventory name.
     """
-    claim = Claim.from_dict({"name": "", **rundir.read_json(pathlib.Path(budget.claim))})
+    claim = Claim.from_dict({**rundir.read_json(pathlib.Path(budget.claim)), "name": ""})
     records = [read_record(pathlib.Path(claim.output), run_id) for run_id in claim.runs if claim.output]
     noted = [record for record in records if record.state and record.noted_at >= budget.since]
     return bool(claim.taken_over or noted or any(record.hosts_of([host], budget.since) for record in records))

@@ -109,6 +109,8 @@ class ActionModule(ActionBase):
         if "command_options" in MODULE.ARGUMENTS:
             given["command_options"] |= json.loads(json.dumps(extra))
             given["inventories"] = given["inventories"] or list(task_vars.get("ansible_inventory_sources") or ())
+        if "config_file" in MODULE.ARGUMENTS:
+            given["config_file"] = task_vars.get("ansible_config_file") or ""
         telling = {"say": partial(tell, host=host)} if getattr(MODULE, "TELLS", False) else {}
         about = getattr(MODULE, "about", None)
         if about and Display().verbosity:

@@ -55,6 +55,5 @@ class ActionModule(ForgeAction):
             # Another machine would refuse them as well: a pod is released, and no other one is ordered.
             message = "\n".join(dict.fromkeys(found["refusals"].values()))
             return {"failed": True, "configuration": True, "msg": message, "refusals": found["refusals"]}
-        told = [f"{self.host}: {line}" for why in found["refusals"].values() for line in why.splitlines()]
-        show(lines=found["lines"], warnings=[*found["warnings"], *told], host=self.host)
+        show(lines=found["lines"], warnings=found["warnings"], host=self.host)
         return {"changed": answer["changed"], "refusals": found["refusals"]}

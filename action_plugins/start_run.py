@@ -33,6 +33,10 @@ from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noq
 load_actions("transfer")
 
 
+class Taken(UserError):
+    """Another command has the run, and is no failure of it."""
+
+
 class ActionModule(ForgeAction):
     """``start_run``: library/actions/start_run.py says what it takes and returns."""
 
@@ -43,6 +47,8 @@ class ActionModule(ForgeAction):
             return self.start(run, args) | {"run_id": run.run_id, "agent": run.agent}
         except AnsibleConnectionFailure as error:  # «unreachable» would not be noted as a failure
             return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+        except Taken as error:
+            return {"failed": True, "refused": True, "msg": str(error), "run_id": run.run_id, "agent": run.agent}
         except UserError as error:
             return {"failed": True, "msg": str(error)}
 
@@ -70,14 +76,19 @@ class ActionModule(ForgeAction):
         refused = record.failure(others, run.planned_at)
         if refused:
             return {"failed": True, "refused": True, "msg": f"{run.run_id} is not started: {refused}"}
+        self.check_place(run, record)
         launch.check_rendezvous(run, options)
         staged = self.stage(run, seen, args, options)
         if staged.get("failed"):
             return staged
         check = self._task.check_mode
         word = secrets.token_hex(16) if others else ""
-        placed = partial(RunRecord.launched, trainer=run.hosts[0], lane=run.lane, rendezvous=word)
-        _, record = update_record(output, run.run_id, lambda record, now: placed(record, now=now), check)
+
+        def place(record: RunRecord, now: float) -> RunRecord:
+            self.check_place(run, record)
+            return record.launched(run.hosts[0], run.lane, now, rendezvous=word)
+
+        _, record = update_record(output, run.run_id, place, check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
         meeting = {launch.RENDEZVOUS: record.rendezvous} if others else {}
         asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**args["secrets"], **meeting}}
@@ -98,6 +109,19 @@ class ActionModule(ForgeAction):
             why = f"{run.run_id} is stopped again, as {', '.join(others)} cannot take part: {refused}"
             return {"failed": True, "refused": True, "msg": why}
         return before | {"changed": started["changed"]}
+
+    def check_place(self, run: PlannedRun, record: RunRecord) -> None:
+        """Refuse to start a second training: another command may have placed the run elsewhere since this one planned.
+
+        Raises:
+            Taken: It has.
+        """
+        there = record.taken_by(run.hosts[0], run.planned_at)
+        if there:
+            raise Taken(
+                f"{run.run_id} is not started: another command has placed it on {there} meanwhile. Run this one again, "
+                "and it attaches to it there"
+            )
 
     def note(self, run: PlannedRun, output: pathlib.Path, started: bool) -> RunRecord:
         """Note that it was launched on this host, or attached to; returns the record."""

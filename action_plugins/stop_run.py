@@ -37,6 +37,8 @@ class ActionModule(ForgeAction):
         observed = self.run_module("training_run_info", {"run_dir": folder})
         if observed.get("failed"):
             return observed
+        if observed["state"] == "stopped" and not stopped["changed"]:  # by a command that died before it noted that
+            note(output, run, lambda record, now: record.ended("stopped", run.hosts[0], now), check)
         checkpoint, kept = observed["checkpoint"], output / "runs" / run.run_id
         if args["pull"] and checkpoint["step"] > 0 and not check:
             fetch_checkpoint(self, run, checkpoint, folder, kept, args["transfer"])

@@ -88,6 +88,25 @@ class ActionModule(ForgeAction):
         if transport != "ssh":
             raise UserError(f"{self.host} is reached by «{transport}»; files go over ssh, or stay here (local)")
 
+    def rsync_path(self) -> list[str]:
+        """Return the option with which rsync runs there as the user as whom modules run, where become names one.
+
+        Raises:
+            UserError: It cannot.
+        """
+        become = self._connection.become
+        if become is None:
+            return []
+        user = become.get_option("become_user", playcontext=self._play_context)
+        if become.name != "sudo" or become.get_option("become_pass", playcontext=self._play_context):
+            how = f"{become.name} with a password" if become.name == "sudo" else become.name
+            raise UserError(
+                f"{self.host}: files can be brought as {user} by sudo without a password only, and ansible_become uses "
+                f"{how}. Log in as the user who is to own them, and drop ansible_become: lora-forge uses sudo "
+                "by itself where it has to"
+            )
+        return ["--rsync-path", f"sudo -n -H -u {shlex.quote(str(user))} rsync"]
+
     def remote(self) -> str:
         """Return the trainer's name as rsync takes it."""
         host = str(self._connection.get_option("host"))
@@ -115,14 +134,16 @@ class ActionModule(ForgeAction):
         Raises:
             UserError: It failed, or a fetch would not end.
         """
-        connection = self._connection
-        # The command line of Ansible's own connection, with its keys, jumps and shared socket. sshpass is left out, as
-        # the socket is open.
-        program = connection.get_option("ssh_executable")
-        words = [word.decode() for word in connection._build_command(program, "ssh")]
-        shell = shlex.join(words[words.index(program) :])
         own = [] if limits is None else transfer.fetch_options(limits)
-        command = ["rsync", "--rsh", shell, "--times", "--compress", "--out-format=%i %n"]
+        command = [
+            "rsync",
+            "--rsh",
+            shlex.join(self.ssh_command()),
+            *self.rsync_path(),
+            "--times",
+            "--compress",
+            "--out-format=%i %n",
+        ]
         command += [f"--timeout={args.get('timeout', 60)}", *options, *args.get("options", []), *own, source, to]
         try:
             with self.transferring():

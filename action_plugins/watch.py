@@ -75,14 +75,17 @@ def line(agent: str, event: dict[str, Any], eta: float | None) -> str:
 
 
 class Clock:
-    """Epoch seconds that never run slower than time does: a wall clock that is set back prolongs nothing."""
+    """Epoch seconds as they were when it was made, and since then by the clock since boot.
+
+    A wall clock that is set forward or back while a run is watched neither costs anything nor prolongs it.
+    """
 
     def __init__(self) -> None:
-        self.offset = time.time() - time.monotonic()
+        self.offset = time.time() - rundir.uptime()
 
     def now(self) -> float:
-        """Return the time by the clock that says more: the other one stood still while this machine slept."""
-        return max(time.time(), self.offset + time.monotonic())
+        """Return the time. It goes on while this machine sleeps, as pods do."""
+        return self.offset + rundir.uptime()
 
 
 class ActionModule(ForgeAction):
@@ -153,7 +156,7 @@ class ActionModule(ForgeAction):
         if not args.get("budget"):
             return None
         budget = Budget.from_dict(args["budget"])
-        noted = Claim.from_dict({"name": "", **rundir.read_json(pathlib.Path(budget.claim))}).deadline
+        noted = Claim.from_dict({**rundir.read_json(pathlib.Path(budget.claim)), "name": ""}).deadline
         return dataclasses.replace(budget, deadline=max(budget.deadline, noted or 0.0))
 
     def ask(self, run: PlannedRun, args: dict[str, Any], since: str) -> dict[str, Any]:
@@ -363,4 +366,7 @@ class ActionModule(ForgeAction):
         }
         if "configuration" in detail:
             advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
+        if state == "failed":
+            archive = f"playbooks/logs.yml -e role={run.agent} -e bundle=true"
+            advice["failed"] += f"\n{archive} makes a file for whoever helps, without keys and without the data."
         return f"{run.run_id} is {state}: {detail}\n{advice.get(state, '')}"

@@ -1,4 +1,8 @@
-"""Fail the task of a worker of Ansible's that was killed: a play with ``strategy: free`` would wait for it for ever."""
+"""Fail the task of a worker of Ansible's that was killed, and end the workers of a command that was.
+
+A play with ``strategy: free`` would wait for a dead worker for ever; and a worker whose command is gone would go on
+watching, and note and tell what another command is there for by then.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,25 @@ description:
   - Ansible runs each task of a host in a process of its own, a worker. The kernel kills one where memory runs out.
   - With C(strategy=free) Ansible looks for no dead worker, and would wait without an end. This has the task fail, so
     that the play goes on as after any failure.
+  - A command that is killed leaves its workers behind. This ends them, with the programs that they have started.
 """
 
 TICK = 1.0  # seconds between two looks
 GRACE = 10.0  # seconds for a result that a worker has sent before it ended to be dealt with
 PATIENCE = 30.0  # seconds for a message to get into the queue, whose lock a killed worker may have taken with it
+
+
+def end_with(command: int) -> None:
+    """End this worker once its command is gone, however that ended, on Linux and macOS alike.
+
+    Args:
+        command: The pid of the command, whose child this process is.
+    """
+    while os.getppid() == command:
+        time.sleep(TICK / 4)
+    if os.getpgrp() == os.getpid():  # Ansible gives each worker a session; what was detached has another one
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -43,7 +61,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         # No event of a callback's tells of a process; one may die at once, and Ansible closes those that have ended.
-        start, close = WorkerProcess.start, WorkerProcess.close
+        start, close, run = WorkerProcess.start, WorkerProcess.close, WorkerProcess.run
+        command = os.getpid()
 
         @functools.wraps(start)
         def start_seen(worker: Any) -> None:
@@ -56,7 +75,12 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             self._see(worker)
             close(worker)
 
-        WorkerProcess.start, WorkerProcess.close = start_seen, close_seen
+        @functools.wraps(run)
+        def run_with_it(worker: Any) -> None:
+            threading.Thread(target=end_with, args=(command,), daemon=True).start()
+            run(worker)
+
+        WorkerProcess.start, WorkerProcess.close, WorkerProcess.run = start_seen, close_seen, run_with_it
         threading.Thread(target=self._watch, daemon=True).start()
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

@@ -54,6 +54,7 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "WANDB_API_KEY": "W&B's key. With it runs are logged online, unless `run_wandb` says otherwise, and what was "
         "recorded offline is uploaded. It goes to the trainer for a run that is logged online.",
         "WANDB_BASE_URL": "A W&B server of your own; by default W&B's. It goes to the trainer, too.",
+        "WANDB_MODE": "`offline` or `disabled`: the default of `run_wandb`, beside a key too, and nothing is uploaded.",
         "WANDB_HTTP_PROXY": "Handed to W&B's client when the controller asks W&B.",
         "WANDB_HTTPS_PROXY": "Handed to W&B's client when the controller asks W&B.",
         "WANDB_INSECURE_DISABLE_SSL": "Handed to W&B's client when the controller asks W&B.",
@@ -77,10 +78,10 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "HTTPS_PROXY": "A proxy on the way to the hub, for what fetches a base model.",
     },
 }
-# What the code reads of the environment that no user sets for it: the system's, torchrun's, and our own processes'.
+# What the code reads of the environment that no user sets for it: the system's, Ansible's, torchrun's, our processes'.
 NOT_THE_USERS = frozenset(
-    "PATH HOME RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT WANDB_MODE CUDA_VISIBLE_DEVICES "
-    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM".split()
+    "PATH HOME RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES "
+    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM ANSIBLE_CONFIG".split()
 )
 
 

@@ -54,6 +54,8 @@ vars:
 
 import os
 import pathlib
+import re
+from collections.abc import Collection
 from typing import Any
 
 import ansible.module_utils
@@ -71,6 +73,28 @@ from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.text import nearest
 
 display = Display()
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+)  # of a pod; it is part of the names of its files, and of its order
+
+
+def check_names(where: str, given: Collection[Any], known: Collection[str] = ()) -> None:
+    """Refuse keys of a mapping that are no text, or are not known.
+
+    Args:
+        where: The file, and what of it, for messages.
+        given: The keys.
+        known: Those that there are; empty for any.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    for name in given:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: «{name}» stands there as a key, and YAML takes it for no text; put it in quotes")
+        if known and name not in known:
+            hint = nearest(name, known) or f"; it takes {', '.join(known)}"
+            raise UserError(f"{where}: there is no key «{name}»{hint}")
 
 
 class InventoryModule(BaseInventoryPlugin):
@@ -83,8 +107,9 @@ class InventoryModule(BaseInventoryPlugin):
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
         super().parse(inventory, loader, path, cache)
-        self._read_config_data(path)
         try:
+            config = self._read_config_data(path)
+            check_names(path, config, yaml.safe_load(DOCUMENTATION)["options"])
             self.add_declared_pods(path)
             if os.environ.get("RUNPOD_API_KEY"):
                 self.add_live_pods()
@@ -102,7 +127,7 @@ class InventoryModule(BaseInventoryPlugin):
         """Put the declared pods into the group ``trainers``.
 
         Raises:
-            UserError: The file declares none, or an option that the role does not have.
+            UserError: The file declares none, one with a name that cannot be, or an option that the role does not have.
         """
         declared, shared = self.get_option("pods"), self.get_option("vars")
         if not declared:
@@ -111,9 +136,17 @@ class InventoryModule(BaseInventoryPlugin):
         options = specs["argument_specs"]["main"]["options"]
         self.inventory.add_group("trainers")
         self.inventory.add_group("pods_live")
+        check_names(f"{path}: pods", declared)
+        check_names(f"{path}: vars", shared)
         for host, own in declared.items():
+            if not _NAME.fullmatch(host):
+                raise UserError(
+                    f"{path}: pods: «{host}» cannot be the name of a pod; it is of letters, digits and . _ -, begins "
+                    "with a letter or a digit, and has 100 of them at most"
+                )
             if not isinstance(own or {}, dict):
                 raise UserError(f"{path}: {host}: variables are expected, as in «{host}: {{agents: [mayor]}}»")
+            check_names(f"{path}: {host}", own or {})
             variables = {**shared, **(own or {})}
             for name in variables:
                 if name.startswith("pod_") and name not in options:

@@ -10,6 +10,7 @@ short_description: Hold what a command was given by -e against what its playbook
 description:
   - Runs on the controller and touches no host. A name that resembles an option's is an error, before anything starts;
     a command that passes it over would do more than was meant.
+  - Other settings than those of C(ansible.cfg) in the checkout are an error, too.
   - Any other unknown name is warned of, unless the inventory, or what lies beside it in C(group_vars/), C(host_vars/)
     and C(hooks/), has it.
 options:
@@ -26,6 +27,11 @@ options:
     type: list
     elements: str
     default: []
+  config_file:
+    description:
+      - The file of settings that Ansible has read, empty for none. It must be that of the checkout.
+      - In a play the action of this name knows it. Without it that is not checked.
+    type: str
 attributes:
   check_mode:
     description: Does the same.
@@ -46,6 +52,7 @@ show:
   sample: {warnings: ["-e: nothing reads regoin: it is no option, and nothing of your inventory"]}
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -57,6 +64,7 @@ ARGUMENTS = {
     "checkout": {"type": "path", "required": True},
     "command_options": {"type": "dict", "default": {}},
     "inventories": {"type": "list", "elements": "str", "default": []},
+    "config_file": {"type": "str"},
 }
 
 
@@ -68,11 +76,16 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         check_mode: Makes no difference.
 
     Raises:
-        UserError: Something is given that no playbook reads, and that resembles what one reads.
+        UserError: Something is given that no playbook reads, and that resembles what one reads; or Ansible has read
+            other settings than those of the checkout.
     """
+    checkout = pathlib.Path(given["checkout"])
+    if given["config_file"] is not None:
+        named = os.environ.get("ANSIBLE_CONFIG", "")
+        if other := options.configuration_error(checkout, given["config_file"], named, pathlib.Path.cwd()):
+            raise UserError(other)
     if not given["command_options"]:
         return {"changed": False, "show": {"warnings": []}}
-    checkout = pathlib.Path(given["checkout"])
     wrong, strange = options.check_command_options(checkout, given["command_options"], given["inventories"])
     if wrong:
         raise UserError("\n".join(wrong))

@@ -93,6 +93,7 @@ gpus:
       retired_pending: null
       recovery_action: None
       mig: false
+      fault: null
 processes:
   description: The processes on the GPUs that can be seen, with the run directory of those that are lora-forge runs.
   returned: always

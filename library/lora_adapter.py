@@ -13,6 +13,7 @@ description:
   - C(latest) moves only to a verified run whose eval loss is not worse than the promoted one's by more than
     O(max_regression), where the two can be compared. A rehearsal holds it only while there is no real adapter.
   - Every decision is a line in history.jsonl beside C(latest). A run is decided on once.
+  - One at a time delivers a run. Whoever comes second waits, and finds it delivered.
 options:
   source:
     description: The run directory, or a copy of it, on the controller.
@@ -27,9 +28,9 @@ options:
     type: dict
     required: true
   delivered:
-    description: What lora_adapter_info said of it on the trainer.
+    description: What lora_adapter_info said of it on the trainer. Empty where it is delivered already.
     type: dict
-    required: true
+    default: {}
   base_model:
     description: What the trainer loaded as base model.
     type: str
@@ -100,7 +101,8 @@ manifest:
 import pathlib
 import shutil
 import time
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 import numpy  # noqa: F401 - what verifying needs, loaded once for all adapters
 import safetensors  # noqa: F401
@@ -111,6 +113,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import Host
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import questions
+from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.version import git_facts
@@ -121,7 +124,7 @@ ARGUMENTS = {
     "checkout": {"type": "path", "required": True},
     "run": {"type": "dict", "required": True},
     "observed": {"type": "dict", "required": True},
-    "delivered": {"type": "dict", "required": True},
+    "delivered": {"type": "dict", "default": {}},
     "base_model": {"type": "str", "required": True},
     "host": {"type": "dict", "default": {}},
     "budget": {"type": "dict", "default": {}},
@@ -130,26 +133,36 @@ ARGUMENTS = {
     "promote": {"type": "bool", "default": True},
     "discard": {"type": "list", "elements": "path", "default": []},
 }
+TELLS = True  # answer() takes what tells people what they wait for
 
 
-def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Return what the module returns.
 
     Args:
         given: Its options.
         check_mode: Whether nothing may be written.
+        say: Tells people what they wait for.
 
     Raises:
         UserError: The adapter is not verified.
     """
-    run, observation, verification = PlannedRun.from_dict(given["run"]), given["observed"], given["delivered"]
+    run = PlannedRun.from_dict(given["run"])
+    if check_mode:
+        return _answer(given, run, check_mode)
+    with run_files(pathlib.Path(given["adapters"]).parent, run.run_id, say):
+        return _answer(given, run, check_mode)
+
+
+def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool) -> dict[str, Any]:
+    observation, verification = given["observed"], given["delivered"]
     run_id, home = run.run_id, pathlib.Path(given["adapters"]) / run.agent
-    problems = store.run_problems(observation) + verification["problems"]
+    whole = store.integrity_error(home / run_id, hashes=True) is None
+    problems = [] if whole else store.run_problems(observation) + verification.get("problems", ["nobody looked at it"])
     if problems:
         raise UserError(
             f"{run_id} is not verified: {'; '.join(problems)}. Nothing was promoted; -e fresh=true trains again"
         )
-    whole = store.integrity_error(home / run_id) is None
     if check_mode:
         return {"changed": not whole, "path": str(home / run_id), "promoted": False, "message": "", "manifest": {}}
     if not whole:
@@ -168,7 +181,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             cost=costs.usd_spent(budget, usd),
             git=git_facts(pathlib.Path(given["checkout"])),
         )
-        store.deliver(pathlib.Path(given["source"]), home, verification["files"], manifest)
+        source, replacing = pathlib.Path(given["source"]), partial(promotion.replacing, home, run_id)
+        store.deliver(source, home, verification["files"], manifest, replacing)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
     output, checkout = home.parents[1], pathlib.Path(given["checkout"])

@@ -81,7 +81,14 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.planning.agents import Agents, kept_agents, listed, one_of, split_names
+from ansible.module_utils.lora_forge.planning.agents import (
+    Agents,
+    gone_sentence,
+    kept_agents,
+    listed,
+    one_of,
+    split_names,
+)
 
 ARGUMENTS = {
     "adapters": {"type": "path", "required": True},
@@ -117,6 +124,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         message = promotion.outcome(home, run_id, moved, check_mode)
     elif rows:
         message = f"to promote one: {promotion.BY_HAND.format(agent=agent, run_id='…')}"
+    elif agent not in known.names:
+        message = f"{agent} has no adapter in {home}, and {gone_sentence(agent)}"
     else:
         message = f"{agent} has no adapter in {home} yet; to train one: ansible-playbook train.yml -e role={agent}"
     table = [] if run_id else [promotion.table_row(row) for row in rows]

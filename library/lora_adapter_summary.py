@@ -10,6 +10,8 @@ short_description: Sum up for people which of the planned adapters are ready
 description:
   - Reads manifests, and the records of runs, on the controller and words what there is, what it took, and what to do
     next.
+  - A run that is ready, and on which the gate has not decided, as the command that delivered it died, is decided on.
+    What else that command has left is removed.
   - With O(promote_best) the gate looks at the best run of a sweep, as M(lora_adapter_promotion) has it.
 options:
   detached:
@@ -61,14 +63,17 @@ lost:
   sample: []
 """
 
+import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.errors import report_errors
+from ansible.module_utils.lora_forge.errors import UserError, error_message, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning.run_record import read_record
+from ansible.module_utils.lora_forge.planning.run_record import leftovers, read_record
+from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.results import leaderboard, summary
 
 ARGUMENTS = {
@@ -94,6 +99,8 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     adapters = output / "adapters"
     runs = [PlannedRun.from_dict(run) for run in given["runs"]]
     lines: list[str] = []
+    warnings: list[str] = []
+    late = False
     not_verified: list[str] = []
     lost: list[dict[str, Any]] = []
     verified: set[str] = set()
@@ -105,9 +112,16 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         manifest = store.read_manifest(home / run.run_id) if ready else None
         if manifest:
             verified.add(run.run_id)
+            moved = False
+            try:
+                moved = _end(output, run, given["max_regression"], check_mode)
+            except (UserError, OSError) as error:
+                warnings.append(error_message(error))
             if not run.variant:  # of the others the leader board tells
                 promoted = promotion.points_to(home / promotion.LATEST) == run.run_id
                 lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run.run_id))
+                lines += [f"  {promotion.outcome(home, run.run_id, moved, check_mode)}"] if moved else []
+            late = late or moved
         elif check_mode:
             lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
         elif given["detached"] and summary.is_under_way(run, record):
@@ -128,7 +142,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if given["promote_best"] and not best:
         lines.append("  latest was left alone: not every variant is verified, so the best one is not known")
     return {
-        "changed": any(moved for moved, _ in moves.values()),
+        "changed": late or any(moved for moved, _ in moves.values()),
         "not_verified": not_verified,
         "lost": lost,
         "best": [{"agent": agent, "run_id": run_id} for agent, run_id in best.items()],
@@ -136,8 +150,23 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             "columns": leaderboard.COLUMNS if boards else [],
             "rows": [leaderboard.table_row(row) for board in boards.values() for row in board],
             "lines": [f"  {message}" for _, message in moves.values()] + lines,
+            "warnings": warnings,
         },
     }
+
+
+def _end(output: pathlib.Path, run: PlannedRun, max_regression: float, check: bool) -> bool:
+    """Do what the command that delivered a run would have done next, had it not died; return whether latest moves."""
+    home = output / "adapters" / run.agent
+    if store.integrity_error(home / run.run_id):
+        return False
+    left = [] if check else [folder for folder in leftovers(output, run.agent, run.run_id) if folder.is_dir()]
+    if left:
+        with contextlib.suppress(UserError), run_files(output, run.run_id, patience=0):  # another command is at it
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+    # Of a sweep's runs only the best one, in the end, if that is wanted.
+    return not run.variant and promotion.promote(home, run.run_id, max_regression, check=check)
 
 
 def _promote_best(

@@ -49,30 +49,76 @@ EXAMPLES = r"""
 RETURN = r"""
 leash:
   description:
-    - What the leash says of itself, by its last beat (in seconds since the epoch). A new O(deadline) shows in it some
-      seconds later.
-    - RV(leash.state) is waiting, stopping (it asks the training for a checkpoint), ending, or refused (RunPod does not
-      end the pod), and RV(leash.word) says so in a sentence.
-    - RV(leash.alive) is whether the beat is younger than 150 seconds, and RV(leash.beat_age) its age. Where there
-      never was one, there is nothing else but RV(leash.missing), the programs that the host lacks of those that start
-      it.
-    - At its start it looks its own pod up at RunPod. RV(leash.answer) is what came back, in words, and empty before
-      that; RV(leash.status) is its HTTP status, V(0) without an answer. RV(leash.lacks) says which variables RunPod did
-      not set.
+    - What the leash says of itself, by its last beat. A new O(deadline) shows in it some seconds later.
+    - Where there never was a beat, there is nothing but RV(leash.alive) and RV(leash.missing).
   returned: success
   type: dict
-  sample:
-    alive: true
-    answer: 200 OK
-    beat: 1795450800.125
-    beat_age: 12.5
-    deadline: 1795458720.0
-    lacks: ''
-    pod: 7h9k2m4n6p
-    renewals: 1
-    state: waiting
-    status: 200
-    word: this pod ends itself at 2026-11-23 18:32:00 UTC unless it is renewed
+  sample: {alive: true, beat_age: 12.5, deadline: 1795458720.0, state: waiting}
+  contains:
+    alive:
+      description: Whether the beat is younger than 150 seconds.
+      returned: success
+      type: bool
+      sample: true
+    answer:
+      description:
+        - What RunPod answered, in words, when the leash looked its own pod up at its start; empty before that.
+      returned: when there was a beat
+      type: str
+      sample: 200 OK
+    beat:
+      description: When it said this, in seconds since the epoch.
+      returned: when there was a beat
+      type: float
+      sample: 1795450800.125
+    beat_age:
+      description: How many seconds ago that was.
+      returned: when there was a beat
+      type: float
+      sample: 12.5
+    deadline:
+      description: When it ends the pod, in seconds since the epoch.
+      returned: when there was a beat
+      type: float
+      sample: 1795458720.0
+    lacks:
+      description: Which variables RunPod did not set, in words; empty where none is missing.
+      returned: when there was a beat
+      type: str
+      sample: ''
+    missing:
+      description: The programs that the host lacks of those that start a leash.
+      returned: when there never was a beat
+      type: list
+      elements: str
+      sample: [gzip]
+    pod:
+      description: The pod that it ends.
+      returned: when there was a beat
+      type: str
+      sample: 7h9k2m4n6p
+    renewals:
+      description: How often it was given another deadline.
+      returned: when there was a beat
+      type: int
+      sample: 1
+    state:
+      description:
+        - One of waiting, stopping (it asks the training for a checkpoint), ending, or refused (RunPod does not end the
+          pod).
+      returned: when there was a beat
+      type: str
+      sample: waiting
+    status:
+      description: The HTTP status of RV(leash.answer); V(0) without an answer.
+      returned: when there was a beat
+      type: int
+      sample: 200
+    word:
+      description: The same as RV(leash.state) in a sentence.
+      returned: when there was a beat
+      type: str
+      sample: this pod ends itself at 2026-11-23 18:32:00 UTC unless it is renewed
 """
 
 import pathlib

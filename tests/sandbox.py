@@ -190,7 +190,10 @@ def containers(folder: pathlib.Path) -> list[str]:
     if os.geteuid() != 0 or shutil.which("podman") is None:
         return []
     listed = ["podman", "ps", "--all", "--quiet", "--filter", f"name=^{folder.name}-"]
-    return subprocess.run(listed, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
+    done = subprocess.run(listed, capture_output=True, text=True, check=False)
+    if done.returncode:  # warnings alone, as of podman's first call on a machine, mean nothing
+        print(f"what containers are left is not known: {done.stderr}")
+    return done.stdout.split()
 
 
 def remove_units(folder: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import pathlib
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +25,9 @@ def error_message(error: UserError | OSError) -> str:
 
 @contextlib.contextmanager
 def report_errors(module: Any) -> Iterator[None]:
-    """Turn user errors and failing files into a module failure instead of a traceback.
+    """Turn user errors and failing files into a module failure instead of a traceback; any other error is told as ours.
+
+    Ansible would send of that its text alone, which may be a bare word.
 
     Args:
         module: The AnsibleModule whose ``fail_json`` reports.
@@ -32,3 +36,9 @@ def report_errors(module: Any) -> Iterator[None]:
         yield
     except (UserError, OSError) as error:
         module.fail_json(msg=error_message(error))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        module.fail_json(
+            msg=f"{type(error).__name__}: {error} ({pathlib.Path(place.filename).name}, line {place.lineno}). This is "
+            "a fault of lora-forge, and nothing of yours; please report it"
+        )

@@ -6,11 +6,11 @@ Python 3.9 or newer, as trainers have it.
 from __future__ import annotations
 
 import functools
-import sys
 import types
 import typing
 from typing import Any, TypeVar, Union
 
+_GREATEST = 10**15  # a time, a price, a count of bytes that is greater is none
 Record = TypeVar("Record", bound="JsonRecord")
 
 
@@ -18,7 +18,7 @@ class JsonRecord:
     """The base of these dataclasses. The types of their fields say what is read.
 
     Those may be other records, ``tuple[…, ...]`` of one type, which JSON has as a list, ``Optional`` and ``Union``, and
-    what JSON has itself. What a list or dict holds is not looked at.
+    what JSON has itself. What a dict holds is not looked at.
     """
 
     @classmethod
@@ -26,7 +26,8 @@ class JsonRecord:
         """Read a record, whatever is in it.
 
         Another version may have written it, and somebody may have damaged it: unknown keys are passed over, and a value
-        of a wrong type counts as not given. So does a number that is not finite; where a text will do, it is one.
+        of a wrong type counts as not given, also in a list. So does a number that is not finite, or greater than any
+        that is meant; where a text will do, it is one.
 
         Args:
             data: A JSON object; anything else reads as an empty one.
@@ -55,19 +56,19 @@ def _read(hint: Any, value: Any) -> Any:
     if value is None or hint is Any:
         return value
     if origin in (Union, getattr(types, "UnionType", Union)):  # X | Y, from Python 3.10 on
-        if isinstance(value, float) and str in parts and not abs(value) <= sys.float_info.max:
+        if isinstance(value, float) and str in parts and not abs(value) <= _GREATEST:
             return str(value)  # as losses that are not finite are logged
         return next((read for part in parts if (read := _read(part, value)) is not None), None)
-    if origin is tuple:
+    if origin in (tuple, list):
         items = [_read(parts[0], item) for item in value] if isinstance(value, (list, tuple)) else None
-        return None if items is None else tuple(item for item in items if item is not None)
+        return None if items is None else origin(item for item in items if item is not None)
     kind = origin or hint
     if issubclass(kind, JsonRecord):
         return kind.from_dict(value)
     if isinstance(value, bool) is not (kind is bool):  # which Python takes for a number
         return None
-    if kind is float and isinstance(value, (int, float)):
-        return value if abs(value) <= sys.float_info.max else None  # not for NaN either
+    if kind in (int, float) and isinstance(value, (int, kind)):
+        return value if abs(value) <= _GREATEST else None  # not for NaN either
     return value if isinstance(value, kind) else None
 
 

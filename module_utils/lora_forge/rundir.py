@@ -19,14 +19,16 @@ modules, so that the contract stands in one place. Standard library only, Python
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
 import re
+import stat
 import time
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
 SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
@@ -43,9 +45,30 @@ MOST_RECORDS = 1_000_000  # of a file with one on each line; a small one takes t
 _TEXTS = {"event": 200, "mode": 200, "wanted": 200, "run": 200, "url": 1000, "reason": 4000, "checkpoint": 200}
 _FIGURES = {"loss": 40, "eval_loss": 40, "epoch": 40}
 _COUNTS = ("step", "planned", "adapter", "examples", "tokens", "longer", "dropped", "untrainable")
-_NUMBERS = ("time", "tokens_per_second")
+_NUMBERS = ("time", "uptime", "tokens_per_second")
 _GREATEST = 10**12  # of counts and numbers
 _STEPS = ("begin", "log", "eval", "end")  # kinds that say where they are
+# What whoever reads an event of a kind takes to be there.
+_NEEDED = {
+    **dict.fromkeys(_STEPS, ("step", "planned")),
+    "log": ("step", "planned", "loss"),
+    "eval": ("step", "planned", "eval_loss"),
+    "data": ("examples", "tokens"),
+}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a run, and of an agent
+# What status.json and run.json hold that is read of them. An int is the length of the longest text.
+_COUNT = range(_GREATEST + 1)
+_PROCESS = {"pid": _COUNT, "start": _COUNT, "boot": 200}
+_STATUS: dict[str, Any] = {
+    "schema_version": _COUNT, "run_id": NAME, "state": 200, "reason": {"kind": 200, "detail": 4000},
+    "supervisor": _PROCESS, "trainer": _PROCESS, "lane": 1000, "launch": 200, "starts": _COUNT,
+    "first_started_at": float, "started_at": float, "finished_at": float, "exit_code": range(-255, 256),
+    "resumed_from": _COUNT, "heartbeat": float, "idle": float,
+}  # fmt: skip
+_RUN: dict[str, Any] = {
+    "run_id": NAME, "agent": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200, "hosts": [200],
+    "attach_command": 2000, "look": 2000, "lane": 1000, "turn": _COUNT, "launch": 200,
+}  # fmt: skip
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 
@@ -76,6 +99,26 @@ def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
         part.unlink(missing_ok=True)
 
 
+def to_disk(*paths: pathlib.Path) -> None:
+    """Have the kernel write files and folders to the disk now: after a power cut a file may be NULs of the right size.
+
+    Args:
+        paths: Files, and folders, of which the names of what is in them are written.
+
+    Raises:
+        OSError: The disk is full or broken. That a file system cannot be asked, as some network volumes, is no error.
+    """
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        finally:
+            os.close(handle)
+
+
 def read_json(path: pathlib.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one when the file is missing, cut short or of another form.
 
@@ -83,13 +126,87 @@ def read_json(path: pathlib.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
         path: The file. Another host may have written it.
         most: The most bytes that are read; a larger file is of another form.
     """
+    return _read_object(path, most)[0]
+
+
+def _read_object(path: pathlib.Path, most: int = LARGEST_JSON) -> tuple[dict[str, Any], str]:
+    """Read a JSON file as :func:`read_json` does, and say why it cannot be read; empty where it can, or is missing."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(most + 1)
-        data = json.loads(text.decode("utf-8")) if len(text) <= most else None
-    except (OSError, ValueError, RecursionError):  # the last one where it is nested without end
-        return {}
-    return data if isinstance(data, dict) else {}
+        if len(text) > most:
+            return {}, f"has more than {most} bytes"
+        data = json.loads(text.decode("utf-8"))
+    except FileNotFoundError:
+        return {}, ""
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):  # the latter where it is nested without end
+        return {}, "is no JSON"
+    return (data, "") if isinstance(data, dict) else ({}, "holds no JSON object")
+
+
+def open_regular(path: pathlib.Path) -> BinaryIO:
+    """Open a file for reading that somebody else may have put there; what is no file would never end, or never begin.
+
+    Raises:
+        OSError: It is missing or cannot be read, or it is a folder, a pipe or a device.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_status(run_dir: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Read a run's status.json, and say what is wrong with it in a few words; empty where nothing is.
+
+    Only what a supervisor writes, and of its form, is returned; what is not, or is null, counts as not given.
+    """
+    return _read_form(run_dir / "status.json", _STATUS, {})
+
+
+def read_run(run_dir: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Read a run's run.json as :func:`read_status` does its status; keys that only its supervisor reads come along."""
+    return _read_form(run_dir / "run.json", _RUN)
+
+
+def _read_form(path: pathlib.Path, form: Any, others: Optional[dict[str, Any]] = None) -> tuple[dict[str, Any], str]:
+    data, flaw = _read_object(path)
+    flaws = [flaw] if flaw else []
+    held = _hold(form, data, "", flaws)
+    rest = {key: value for key, value in data.items() if key not in form} if others is None else others
+    return {**rest, **held}, f"{path.name} {flaws[0]}" if flaws else ""
+
+
+def _hold(form: Any, value: Any, place: str, flaws: list[str]) -> Any:
+    """Return what of a value has a form, None for nothing; what is wrong is added to the flaws."""
+    if isinstance(form, dict) and isinstance(value, dict):
+        found = {key: _hold(form[key], value[key], f"{place}.{key}".lstrip("."), flaws) for key in form if key in value}
+        return {key: item for key, item in found.items() if item is not None}
+    if isinstance(form, list) and isinstance(value, list) and len(value) <= 1000:
+        items = [_hold(form[0], item, place, flaws) for item in value]
+        return [item for item in items if item is not None]
+    if value is not None and not _has_form(form, value):
+        flaws.append(f"has a wrong «{place}»")
+        return None
+    return value
+
+
+def _has_form(form: Any, value: Any) -> bool:
+    if isinstance(form, range):
+        return type(value) is int and value in form
+    if form is float:
+        return type(value) in (int, float) and abs(value) <= _GREATEST
+    if isinstance(value, str):
+        return bool(NAME.fullmatch(value)) if form is NAME else type(form) is int and _is_text(value, form)
+    return form is bool and isinstance(value, bool)
+
+
+def _is_text(value: str, longest: int) -> bool:
+    """Tell whether a text is not too long, and one that can be sent: JSON may spell half a letter."""
+    return len(value) <= longest and not re.search("[\ud800-\udfff]", value)
 
 
 @contextlib.contextmanager
@@ -106,14 +223,17 @@ def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None
 
     Raises:
         BlockingIOError: Somebody else has held it for all that time.
-        OSError: The file cannot be opened for writing.
+        OSError: The file cannot be opened for writing, or its file system has no locks; with its path.
     """
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if timeout is None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        else:
-            _lock_within(handle, timeout)
+        try:
+            if timeout is None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            else:
+                _lock_within(handle, timeout)
+        except OSError as error:  # the kernel's own names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
     finally:
         os.close(handle)
@@ -163,9 +283,29 @@ def boot_id() -> str:
 
 def is_alive(noted: Any) -> bool:
     """Tell whether the very process that was noted by :func:`identity` is still there."""
-    if not isinstance(noted, dict) or not noted.get("start"):
+    if not isinstance(noted, dict) or not noted.get("start") or type(noted.get("pid")) is not int:
         return False
-    return noted.get("boot") == boot_id() and process_start(int(noted["pid"])) == noted["start"]
+    return noted.get("boot") == boot_id() and process_start(noted["pid"]) == noted["start"]
+
+
+def lane_holder(run_dir: pathlib.Path, lane: Any) -> str:
+    """Say which other run of a trainer has a lane, or a GPU of it, and since when; empty where none is known to.
+
+    Args:
+        run_dir: Of the run that waits for it.
+        lane: Its GPUs, separated by commas.
+    """
+    for folder in sorted(path for path in run_dir.parent.glob("*/") if path.name != run_dir.name):
+        status = read_json(folder / "status.json")
+        shared = set(str(lane).split(",")) & set(str(status.get("lane")).split(","))
+        holds = bool(shared) and status.get("state") in ("running", "stopping")
+        if holds and any(is_alive(status.get(name)) for name in ("supervisor", "trainer")):
+            since = status.get("started_at")
+            known = isinstance(since, (int, float)) and 0 < since < 4e9
+            return f"{folder.name} has it" + (
+                time.strftime(" since %Y-%m-%d %H:%M UTC", time.gmtime(since)) if known else ""
+            )
+    return ""
 
 
 def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
@@ -184,8 +324,8 @@ def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:
-    """Add one event to metrics.jsonl, with the time in seconds since the epoch."""
-    append_line(path, {"event": event, "time": round(time.time(), 3), **values})
+    """Add one event to metrics.jsonl, with the time in seconds since the epoch, and since boot: for durations."""
+    append_line(path, {"event": event, "time": round(time.time(), 3), "uptime": uptime(), **values})
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -216,7 +356,7 @@ def read_lines(
     found: list[dict[str, Any]] = []
     after = offset
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(offset)
             while len(found) < MOST_RECORDS:
                 line = file.readline(offset + LARGEST_LOG - after)
@@ -241,11 +381,13 @@ def read_events(path: pathlib.Path, offset: int = 0) -> tuple[list[dict[str, Any
 
 
 def _is_event(record: dict[str, Any]) -> bool:
-    """Tell whether a record says what it is, and holds nothing that whoever reads events could not take."""
+    """Tell whether a record says what it is and when it was, has what is read of its kind, and nothing else amiss."""
     kind = record.get("event")
-    if not isinstance(kind, str) or any(key in record and record[key] is None for key in ("step", "planned")):
+    if not isinstance(kind, str) or record.get("time") is None:
         return False
-    return (kind not in _STEPS or {"step", "planned"} <= record.keys()) and all(map(_fits, *zip(*record.items())))
+    if any(key in record and record[key] is None for key in _COUNTS if key != "adapter"):
+        return False
+    return record.keys() >= {*_NEEDED.get(kind, ())} and all(map(_fits, *zip(*record.items())))
 
 
 def _fits(key: str, value: Any) -> bool:
@@ -253,7 +395,7 @@ def _fits(key: str, value: Any) -> bool:
     if value is None:
         return True
     if isinstance(value, str):
-        return key not in (*_COUNTS, *_NUMBERS) and len(value) <= {**_TEXTS, **_FIGURES}.get(key, 4000)
+        return key not in (*_COUNTS, *_NUMBERS) and _is_text(value, {**_TEXTS, **_FIGURES}.get(key, 4000))
     if isinstance(value, int) and not abs(value) < 1 << 63:
         return False
     if key in _COUNTS:
@@ -276,6 +418,17 @@ def surviving_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
+def seconds_between(before: dict[str, Any], event: dict[str, Any]) -> float:
+    """Return the seconds from an event to a later one: by the clock since boot, which nobody can set.
+
+    By the time of day, as long as it went forward, where there may be a reboot between them (a start that begins), and
+    for events of an earlier lora-forge.
+    """
+    known = [clock for clock in ("uptime", "time") if None not in (before.get(clock), event.get(clock))]
+    clock = "time" if event.get("event") == "begin" else (known or ["time"])[0]
+    return max(0.0, event[clock] - before[clock]) if clock in known else 0.0
+
+
 def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
     """Yield every ``checkpoint-<step>`` folder, lowest step first, whole or not."""
     found = []
@@ -288,13 +441,16 @@ def checkpoints(output: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
 
 
 def mark_complete(checkpoint: pathlib.Path, step: int) -> None:
-    """Write the list of a checkpoint's files and sizes into it, as the last thing."""
+    """Write the list of a checkpoint's files and sizes into it, as the last thing: after a power cut it holds, too."""
+    there = sorted(checkpoint.rglob("*"))
     files = {
         str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
+        for path in there
         if path.is_file() and path.name != COMPLETE
     }
+    to_disk(*(path for path in there if path.is_file() or path.is_dir()), checkpoint)
     write_json(checkpoint / COMPLETE, {"step": step, "files": files})
+    to_disk(checkpoint, checkpoint.parent)
 
 
 def defect(checkpoint: pathlib.Path, anywhere: bool = False) -> Optional[str]:

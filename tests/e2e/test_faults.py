@@ -177,6 +177,35 @@ def test_two_controllers_a_restart_a_cut_checkpoint_and_a_cut_transfer(
 
 
 @pytest.mark.soak
+def test_a_newest_checkpoint_of_nuls_costs_its_steps_alone(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
+    """Its size is right, and only reading it shows what a power cut has left."""
+    pod, controller = hosts["pod"], controllers({"pod": {}}, **HELD)
+    run_id = controller.plan("refinery")
+    hold(pod.runs / run_id, 5)
+    code, text = controller.play("-e", "role=refinery", "-e", "detach=true")
+    assert code == 0, text
+    reaches(pod, run_id, 5)
+    pod.restart(grace=5)
+    release(pod.runs / run_id)
+    newest, output = pod.whole(run_id), pod.runs / run_id / "output"
+    weights = output / f"checkpoint-{newest}/adapter_model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert pod.whole(run_id) == newest, "its size tells"
+    code, text = controller.play("-e", "role=refinery")
+    assert code == 0, text
+    begun = [event["step"] for event in pod.events(run_id, "begin")]
+    assert len(begun) == 2
+    assert 0 < begun[1] < newest
+    assert list(output.glob(f"incomplete-checkpoint-{newest}-*"))
+    assert controller.manifest("refinery")["verdict"] == "verified"
+    seen(
+        "power cut: the weights of the newest checkpoint are NULs, of the right size",
+        "pod",
+        f"Axolotl died on it; checkpoint {newest} was set aside, and the run resumed at step {begun[1]}; verified",
+    )
+
+
+@pytest.mark.soak
 def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, controllers: Controllers, seen: Seen) -> None:
     """Free strategy: the fast one's adapter is on the controller while the slow one still trains."""
     bare = hosts["bare"]
@@ -338,7 +367,9 @@ def test_packets_vanish_in_each_phase(hosts: Hosts, controllers: Controllers, se
     pod, state, port = hosts["pod"], sandbox.hosts_state(), sandbox.port(2)
     known = f"-o UserKnownHostsFile={state}/known_hosts -o StrictHostKeyChecking=yes -o HostKeyAlias=[127.0.0.1]:{port}"
     with Partition(port) as way:
-        via = {"ansible_port": way.port, "ansible_ssh_common_args": known}
+        # As an inventory may have it, whose own words take the place of others.
+        own = "-C -o ControlMaster=auto -o ControlPersist=60s"
+        via = {"ansible_port": way.port, "ansible_ssh_common_args": known, "ansible_ssh_args": own}
         controller = controllers({"pod": {**via, "trainer_answer_timeout": 30}}, **HELD)
         run_id = controller.plan("witness")
         hold(pod.runs / run_id, 2)
@@ -346,12 +377,14 @@ def test_packets_vanish_in_each_phase(hosts: Hosts, controllers: Controllers, se
         first.says(r"step +2/12")
         way.vanish()
         began, took = time.monotonic(), {}
-        first.says("no connection for")  # the shared connection is dead, and ssh has noticed that
+        first.says("no answer for")
         took["watch"] = time.monotonic() - began
+        first.says("no connection for")  # the shared connection is dead, and ssh has noticed that
+        took["watch, trying again"] = time.monotonic() - began
         reaches(pod, run_id, 4)
         for phase, agent, playbook in (
             ("status", "witness", "playbooks/status.yml"), ("stop", "witness", "playbooks/stop.yml"),
-            ("provision", "mayor", "train.yml"),
+            ("provision", "mayor", "train.yml"), ("logs", "witness", "playbooks/logs.yml"),
         ):  # fmt: skip
             began = time.monotonic()
             code, text = controller.play("-e", f"role={agent}", playbook=playbook)

@@ -259,6 +259,25 @@ class Stage:
             patience: Seconds after which it is ended, and counts as one that never ends.
             environment: Added to its environment.
         """
+        log, began = self.folder / "log.txt", time.monotonic()
+        process = self.start(log, playbook, *options, **environment)
+        try:
+            code, ended = process.wait(patience), True
+        except subprocess.TimeoutExpired:
+            code, ended = -1, False
+        finally:
+            self.end(process)
+        return Played(log.read_text("utf-8", "surrogateescape"), code, time.monotonic() - began, ended)
+
+    def start(self, log: pathlib.Path, playbook: str, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a playbook as :meth:`play` does; :meth:`end` is for whoever starts it.
+
+        Args:
+            log: Where it prints to.
+            playbook: Its path in the checkout.
+            options: Further arguments.
+            environment: Added to its environment.
+        """
         known = {
             "HOME": str(self.home), "ANSIBLE_HOME": str(self.folder / "ansible"),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "ansible/cp"), "TMPDIR": str(self.folder / "tmp"),
@@ -275,19 +294,11 @@ class Stage:
             "run_will_start=false",
             *options,
         ]
-        log, began = self.folder / "log.txt", time.monotonic()
         with log.open("wb") as out:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, **known}, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limit_files,
             )  # fmt: skip
-            try:
-                code, ended = process.wait(patience), True
-            except subprocess.TimeoutExpired:
-                code, ended = -1, False
-            finally:
-                self.end(process)
-        return Played(log.read_text("utf-8", "surrogateescape"), code, time.monotonic() - began, ended)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """End a command with all that it started, silent hosts among them; Ansible's workers have own sessions."""

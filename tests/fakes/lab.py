@@ -77,7 +77,11 @@ class Lab:
         programs = run_dir / rundir.PROGRAMS
         programs.mkdir(parents=True)
         text = (ROOT / "roles/run/files/supervisor.py").read_text()
-        for old, new in (("HEARTBEAT = 5.0 ", "HEARTBEAT = 0.3 "), ("TICK = 0.2 ", "TICK = 0.03 ")):
+        for old, new in (
+            ("HEARTBEAT = 5.0 ", "HEARTBEAT = 0.3 "),
+            ("TICK = 0.2 ", "TICK = 0.03 "),
+            ("PAUSES = (2.0, 4.0, 8.0, 16.0)", "PAUSES = (0.1, 0.2, 0.3, 0.4)"),
+        ):
             assert old in text
             text = text.replace(old, new)
         (programs / "supervisor.py").write_text(text)

@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
     "EARLY_STOP_AT": 0,
     "HANG_AT": 0,  # hear nothing any more, after this step
     "STAY_AT": 0,  # go no further than this step, until a stop is wanted
+    "BROKEN": 0,  # 1: it dies before its first step, whatever it resumes from
+    "FORGET": 0,  # 1: it begins at step 0 although there are checkpoints
     "HANG_FIRST": 0,  # 1: it never begins, as one that waits for other hosts
     "BACK_TO": 0,  # the first resume goes back to this step, as a gang does where another host has no later one
     "NAN_AT": 0,
@@ -90,7 +92,7 @@ class Trainer:
             for step, path in rundir.checkpoints(OUTPUT):
                 if step > self.set["BACK_TO"]:
                     path.rename(path.with_name(f"incomplete-{path.name}"))
-        found = list(rundir.checkpoints(OUTPUT))
+        found = [] if self.set["FORGET"] else list(rundir.checkpoints(OUTPUT))
         if found:
             self.step, path = found[-1]
             if (path / "adapter_model.safetensors").read_bytes() != WEIGHTS:
@@ -133,11 +135,14 @@ class Trainer:
             file.write(f"{os.getpid()} {self.step}\n")
         if resumed and self.set["EXIT0_RESUMED"]:
             raise SystemExit(0)
+        if self.set["BROKEN"]:
+            raise SystemExit("ImportError: no such library")
         self.start_worker()
         while self.set["HANG_FIRST"]:
             time.sleep(0.05)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self.set["IGNORE_TERM"] else self.on_sigterm)
         self.report("begin", epoch=0)
+        self.report("step")
         reason: Optional[str] = None
         while self.step < steps and not self.stop_wanted:
             time.sleep(self.set["DELAY"])

@@ -84,10 +84,14 @@ class TestTrain:
             "installs": ("module:trainer_environment", "hang", patience(0.3)),  # three hours, by default
             "asked": ("module:training_run_info", "hang", QUICK),
             "starts": ("module:training_run", "half", patience(8.0, run_stop_timeout=5)),
+            "frozen": ("module:trainer_environment", "hang", patience(20.0)),  # an hour, where ssh still answers
         })  # fmt: skip
+        stage.face("frozen", "command exit", "hang")  # whether it is there at all
         guard = stage.watch_over()
-        played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,witness")
-        check(played, stage, guard, ["files", "sync", "installs", "asked", "starts"])
+        played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,gastown,witness")
+        check(played, stage, guard, ["files", "sync", "installs", "asked", "starts", "frozen"])
+        assert played.lines("frozen: no answer for 0:1"), played.text  # 0:10, or later where the machine is busy
+        assert played.lines("frozen did not answer at all for 20 s, in the midst of trainer_environment")
         assert played.code != 0
         [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
         assert json.loads(manifest.read_text())["verdict"] == "verified"

@@ -1,13 +1,15 @@
-"""A worker of Ansible's that is killed on the controller fails its own task, and no command waits for it."""
+"""A worker of Ansible's that is killed fails its own task, and a command that is killed leaves no worker behind."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
+from lab import alive, eventually
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BOUND = 300  # seconds, which only a hang reaches
@@ -72,3 +74,38 @@ def test_one_that_ends_badly_after_it_has_answered_harms_nothing(tmp_path):
     assert "late went on" in done.stdout
     assert "good went on" in done.stdout
     assert "was ended" not in done.stdout
+
+
+LEFT = """
+import os, pathlib, subprocess, time
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        here = pathlib.Path({here!r})
+        child = subprocess.Popen(["sleep", "{bound}"])
+        (here / "part").write_text(f"{{os.getpid()}} {{child.pid}}")
+        (here / "part").rename(here / "pids")
+        child.wait()
+        (here / "noted").touch()
+        return {{"changed": False}}
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_no_worker_that_notes_or_tells_anything(tmp_path, how):
+    (tmp_path / "actions").mkdir()
+    (tmp_path / "actions/work.py").write_text(LEFT.format(here=str(tmp_path), bound=BOUND))
+    (tmp_path / "play.yml").write_text("- hosts: all\n  gather_facts: false\n  tasks: [{work: {}}]\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "one,", "-c", "local", str(tmp_path / "play.yml")],
+        cwd=ROOT, env=os.environ | {"ANSIBLE_ACTION_PLUGINS": str(tmp_path / "actions")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as command:  # fmt: skip
+        try:
+            assert eventually(lambda: (tmp_path / "pids").exists())
+            pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        finally:
+            command.send_signal(how)
+    assert eventually(lambda: not any(map(alive, pids)))
+    assert not (tmp_path / "noted").exists()

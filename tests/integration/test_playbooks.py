@@ -91,6 +91,17 @@ def test_the_plan_tells_the_versions_when_asked_for_more(planned):
     assert told not in text
 
 
+def test_of_a_pod_that_cannot_be_found_an_archive_has_what_is_known_here(planned, tmp_path):
+    pods = {"trainers": {"hosts": {"pod-1": {"pod_gpus": ["NVIDIA A40"]}}}}
+    asked = ("-e", "role=witness", "-e", "run_will_start=false")
+    text, _ = planned(pods, *asked, "-e", "bundle=true", playbook="playbooks/logs.yml")
+    (archive,) = (tmp_path / "bundles").iterdir()
+    assert f"{archive} is written" in text
+    assert "as pod-1 could not be asked: RUNPOD_API_KEY is not set" in text
+    text, _ = planned(pods, *asked, playbook="playbooks/logs.yml", code=2)  # a log is there or not
+    assert "RUNPOD_API_KEY is not set" in text
+
+
 def test_agents_lanes_and_forks(planned):
     hosts = {
         "a": {
@@ -175,6 +186,28 @@ def test_a_slip_on_the_command_line_starts_nothing(planned, playbook):
 def test_a_role_that_is_empty_though_given_means_nobody(planned, playbook):
     text, runs = planned("localhost,", "-e", "role=", playbook=f"playbooks/{playbook}.yml", code=2)
     assert "role is given, and empty" in text
+    assert not runs
+
+
+def test_settings_of_the_users_own_do_not_break_a_plan(planned, monkeypatch):
+    for name in ("ROLES_PATH", "LIBRARY", "ACTION_PLUGINS", "CALLBACK_PLUGINS", "MODULE_UTILS"):
+        monkeypatch.setenv(f"ANSIBLE_{name}", "/nowhere")
+    monkeypatch.setenv("ANSIBLE_STRATEGY", "free")
+    monkeypatch.setenv("WANDB_API_KEY", "no key")  # which is refused where it would be used
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    text, runs = planned("localhost,", "-e", "role=witness")
+    assert "the environment's WANDB_API_KEY" not in text
+    assert list(runs) == ["witness"]
+
+
+@pytest.mark.parametrize("playbook", ["playbooks/plan.yml", "playbooks/status.yml"])
+def test_other_settings_than_those_of_the_checkout_are_told(planned, playbook, tmp_path, monkeypatch):
+    other = tmp_path / "other.cfg"
+    other.write_text("[defaults]\nforks = 3\n")
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(other))
+    text, runs = planned("localhost,", "-e", "role=witness", playbook=playbook, code=2)
+    said = f"Ansible has read {other} in place of {ROOT}/ansible.cfg, whose settings lora-forge needs"
+    assert f"{said}; ANSIBLE_CONFIG says so: unset ANSIBLE_CONFIG" in text
     assert not runs
 
 
@@ -263,3 +296,13 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
     code, text = play("-e", "run_id=witness-bb")
     assert code == 2
     assert "did you mean «witness-b»?" in text
+
+
+@pytest.mark.parametrize("playbook", ["train.yml", "playbooks/status.yml"])
+@pytest.mark.parametrize("callback", ["lora_forge", "ansible.builtin.default"])
+def test_a_limit_that_leaves_the_plan_out_is_an_error(monkeypatch, playbook, callback) -> None:
+    monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
+    done = command("ansible-playbook", "-i", "gpu-1,", "--limit", "gpu-1", playbook)
+    assert done.returncode == 4
+    assert "--limit gpu-1 leaves out localhost" in done.stderr
+    assert "Traceback" not in done.stderr

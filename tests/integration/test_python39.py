@@ -441,6 +441,7 @@ ON_A_RUN: list[dict[str, Any]] = [
     {"name": "news", "training_run_info": {**RUN, "since": "{{ running.token }}", "wait": 120}},
     {"name": "trainer", "trainer_info": {"root": "{{ root }}"}},
     {"name": "log", "training_log": RUN},
+    {"name": "evidence", "training_run_evidence": {**RUN, "home": "{{ root }}/env/none"}},
     {"name": "supervisor_log", "training_log": {**RUN, "log": "supervisor", "offset": 0, "wait": 120}},
     {"name": "left_alone", "checkpoint_prune": RUN},
     {"name": "reason", "ansible.builtin.debug": {"msg": "{{ left_alone.left_alone }}"}},

@@ -78,6 +78,7 @@ def test_two_runs_on_one_lane_queue(lab):
     assert status(first)["state"] == "running"
     assert starts(second) == []
     go_on(first)
+    assert f"waiting for lane cpu: {first.name} has it since " in (second / "supervisor.log").read_text()
     until(second, "finished")
     assert one_after_the_other(first, second)
 
@@ -264,6 +265,75 @@ def test_a_checkpoint_that_is_not_whole_is_set_aside(lab, harm):
     assert counted_steps(run) == list(range(1, 9))
 
 
+def aside(run):
+    return [path.name for path in (run / "output").glob("incomplete-*")]
+
+
+def test_a_checkpoint_that_the_training_dies_on_is_set_aside(lab):
+    """A power cut leaves NULs in a file of the right size, and nothing but reading it shows that."""
+    run = lab.make(steps=8, save_every=3, crash_at=7)
+    lab.supervise(run)
+    until(run, "failed")
+    assert aside(run) == []  # the checkpoint was read, and a step begun
+    weights = run / "output/checkpoint-6/adapter_model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    lab.change(run, steps=8)
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    assert status(run)["state"] == "finished"
+    assert starts(run) == [0, 6, 3]
+    (name,) = aside(run)
+    assert name.startswith("incomplete-checkpoint-6-")
+    assert "checkpoint-6 may be damaged: the training died on it" in (run / "supervisor.log").read_text()
+    assert counted_steps(run) == list(range(1, 9))
+
+
+def test_checkpoints_are_put_back_where_the_training_dies_without_them_too(lab):
+    run = lab.make(steps=8, save_every=3, crash_at=7)
+    lab.supervise(run)
+    until(run, "failed")
+    lab.change(run, steps=8, broken=1)
+    lab.supervise(run).wait(PATIENCE)
+    end = status(run)
+    assert (end["state"], end["reason"]["kind"]) == ("failed", "crashed")
+    assert "ImportError" in end["reason"]["detail"]
+    assert [step for step, _ in rundir.checkpoints(run / "output")] == [3, 6]
+    assert aside(run) == []
+
+
+def test_starts_that_bring_nothing_new_come_to_an_end(lab):
+    run = lab.make(save_every=2, crash_at=3, forget=1)
+    lab.supervise(run)
+    end = until(run, "failed")
+    assert (starts(run), end["reason"]["kind"]) == ([0] * 6, "crashed")
+    words = ("5 starts in a row came to no checkpoint after step 2", "made to crash", "train.log", "the same command")
+    assert all(word in end["reason"]["detail"] for word in words)
+
+
+def test_deaths_of_supervisor_and_host_count_and_a_new_launch_begins_anew(lab):
+    run = lab.make(steps=2)
+    spec = rundir.read_json(run / "run.json")
+    rundir.write_json(run / "status.json", {"state": "running", "launch": spec["launch"], "vain": 5})
+    lab.supervise(run)
+    assert "5 starts in a row came to no checkpoint" in until(run, "failed")["reason"]["detail"]
+    assert starts(run) == []
+    lab.change(run, steps=2)
+    lab.supervise(run)
+    assert until(run, "finished")["vain"] <= 1
+
+
+def test_the_time_of_a_training_is_that_of_all_its_starts(lab):
+    run = lab.make(stay_at=3)
+    process = lab.supervise(run)
+    reached(run, 3)
+    process.send_signal(signal.SIGTERM)
+    first = until(run, "stopped")["seconds"]
+    assert first > 0
+    rundir.write_json(run / "status.json", {**status(run), "seconds": first + 1000})  # as of a long one
+    go_on(run)
+    lab.supervise(run)
+    assert until(run, "finished")["seconds"] > first + 1000
+
+
 # --- crashes and their reasons --------------------------------------------------------------------------------
 
 PYDANTIC = "pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInputConfig"
@@ -416,9 +486,42 @@ def test_a_lane_file_that_was_tidied_away_leaves_nobody_waiting_for_ever(lab):
     assert lock.exists()
 
 
-def test_a_link_is_no_lane(lab):
-    run = lab.make()
-    (lab.root / "lora-forge-cpu.lock").symlink_to(lab.root / "elsewhere")
-    process = lab.supervise(run)
-    assert process.wait(PATIENCE) != 0
+@pytest.mark.parametrize("place", ["link", "folder"])
+def test_what_is_no_lane_is_named(lab, place):
+    run, path = lab.make(), lab.root / "lora-forge-cpu.lock"
+    if place == "link":
+        path.symlink_to(lab.root / "elsewhere")
+    else:
+        path.mkdir()
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    end = status(run)
+    assert (end["state"], end["reason"]["kind"]) == ("failed", "environment")
+    assert (
+        f"the lane's lock cannot be taken: {'Too many' if place == 'link' else 'Is a dir'}" in end["reason"]["detail"]
+    )
+    assert str(path) in end["reason"]["detail"]
+    assert end["reason"]["detail"] in (run / "supervisor.log").read_text()
     assert not (lab.root / "elsewhere").exists()
+
+
+def test_a_run_whose_lock_cannot_be_had_says_so(lab):
+    run = lab.make()
+    (run / "supervisor.lock").mkdir()
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    detail = f"the run's lock cannot be taken: Is a directory: {run}/supervisor.lock"
+    assert status(run)["reason"] == {"kind": "environment", "detail": detail}
+
+
+def test_a_run_whose_files_were_cut_to_nothing_says_so(lab):
+    run = lab.make()
+    (run / "run.json").write_bytes(b"")
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    assert "its run.json is empty or damaged" in status(run)["reason"]["detail"]
+
+
+def test_what_a_killed_supervisor_was_writing_is_tidied_up(lab):
+    run = lab.make(steps=1)
+    (run / ".status.json.4711").write_bytes(b"{")
+    lab.supervise(run)
+    until(run, "finished")
+    assert list(run.glob(".status.json.*")) == []

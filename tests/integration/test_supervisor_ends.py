@@ -111,6 +111,19 @@ def test_the_final_state_is_written_although_the_disk_was_full(lab, monkeypatch,
     assert status(run)["state"] == "failed"
 
 
+def test_a_host_without_locks_is_told_with_the_path(lab, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = lab.make()
+    monkeypatch.setattr(supervisor.fcntl, "flock", flock)
+    monkeypatch.setattr(supervisor.signal, "signal", lambda number, handler: None)
+    assert supervisor.Supervisor(run).run() == 0
+    path = lab.root / "lora-forge-cpu.lock"
+    assert status(run)["reason"]["kind"] == "environment"
+    assert f"the lane's lock cannot be taken: No locks available: '{path}'" in status(run)["reason"]["detail"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     where = pathlib.Path(tmp_path / "disk")

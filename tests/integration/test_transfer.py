@@ -27,7 +27,7 @@ def site(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     program = tmp_path / "ssh"
     program.write_text(SSH)
     program.chmod(0o755)
-    connection = mock.Mock(transport="ssh")
+    connection = mock.Mock(transport="ssh", become=None)
     options = {"ssh_executable": str(program), "host": "there"}
     connection.get_option = options.__getitem__
     connection._build_command = lambda *words: [str(program).encode()]
@@ -44,7 +44,7 @@ def site(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
-    return types.SimpleNamespace(there=there, here=here, fetch=fetch, bin=tmp_path / "bin")
+    return types.SimpleNamespace(there=there, here=here, fetch=fetch, bin=tmp_path / "bin", connection=connection)
 
 
 def write(folder: pathlib.Path, **files: str) -> None:
@@ -71,6 +71,24 @@ def test_what_was_asked_for_comes_and_is_private(site):
     assert sorted(path.name for path in site.here.rglob("*")) == ["a", "b", "output"]
     assert [stat.S_IMODE((site.here / name).stat().st_mode) for name in ("output", "b")] == [0o700, 0o600]
     assert site.fetch({"output/a": 3, "b": 5})["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("method", "password", "words"),
+    [("sudo", None, ""), ("sudo", "x", "uses sudo with a password"), ("doas", None, "uses doas")],
+)
+def test_rsync_runs_as_the_user_whom_become_names_or_it_is_said_why_not(site, monkeypatch, method, password, words):
+    options = {"become_user": "some one", "become_pass": password}
+    site.connection.become = mock.Mock(get_option=lambda name, playcontext: options[name])
+    site.connection.become.name = method
+    rsync_that(site, monkeypatch, 'printf "%s\\n" "$@" >"$to/../said"')
+    found = site.fetch({"a": 1})
+    said = site.here.parent / "said"
+    if words:
+        assert f"as some one by sudo without a password only, and ansible_become {words}" in found["msg"]
+        assert not said.exists()
+    else:
+        assert "--rsync-path\nsudo -n -H -u 'some one' rsync\n" in said.read_text()
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../there2/x", "a/../../x", "a\nb"])

@@ -211,6 +211,8 @@ def test_of_many_agents_the_first_ones_are_listed(checkout, agent):
     ("text", "problem"),
     [
         ("one: [crew]\npatrol: [witness, decon]", "line 2: the group «patrol» has «decon», which is no agent; did"),
+        ("one: [crew]\npatrol: [one]", "line 2: the group «patrol» has «one», which is a group; groups hold agents"),
+        ("patrol: [patrol]", "the group «patrol» has «patrol», which is a group; groups hold agents alone, so"),
         ("crew: [witness]", "line 1: «crew» is a group, and an agent (configs/agents/crew.yml); give one of them"),
         ("all: [witness]", "line 1: a group cannot be called «all»: «all» means every agent"),
         ("Patrol: [witness]", "line 1: a group cannot be called «Patrol»: a name is of a-z"),

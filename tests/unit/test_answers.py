@@ -83,6 +83,13 @@ REAL: dict[str, dict[str, Any]] = {
     "trainer_info": {"runs": [LISTED], "gpus": [GPU]},
     "training_log": {"text": "one\n\ttwo\n", "offset": 9, "state": "running", "more": False},
     "training_run": {"backend": "tmux", "attach_command": "tmux attach -t w", "message": "after a reboot …"},
+    "training_run_evidence": {
+        "seen": {key: value for key, value in SEEN.as_dict().items() if key not in ("token", "log_tail")},
+        "train_log": "one\n", "supervisor_log": "", "axolotl_yml": "adapter: lora\n", "unit": "",
+        "gpu": {"driver": None, "gpus": [], "processes": [], "error": "nvidia-smi is not here"},
+        "host": {"kernel": "Linux 6.12 x86_64", "distribution": "Debian", "python": "3.13.5", "cpus": 2,
+                 "memory_bytes": 9, "memory_free_bytes": None, "disk_bytes": 9, "disk_free_bytes": 3},
+        "environment": {"name": "trainer-cpu-0", "packages": {"axolotl": "0.21.0"}}},
     "training_run_info": {**SEEN.as_dict(), "others": {"mayor-0": SEEN.progress.as_dict()}},
 }  # fmt: skip
 

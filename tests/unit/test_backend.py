@@ -133,6 +133,29 @@ def test_a_refusal_of_systemd_is_told(tmp_path, monkeypatch):
         backend.start(Choice("systemd", "system", ""), "w-1", tmp_path / "w-1", 60, run)
 
 
+def test_what_keeps_a_run_is_asked_for_its_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
+    asked = []
+
+    def run(command):
+        asked.append(command)
+        return 0, "ActiveState=failed"
+
+    said = backend.words("witness-0", tmp_path, {"backend": "systemd"}, run)
+    assert (said, asked) == ("its unit is gone", [])
+    (tmp_path / "lora-forge-witness-0.service").touch()
+    said = backend.words("witness-0", tmp_path, {"backend": "systemd"}, run)
+    assert said.endswith("lora-forge-witness-0.service» ended with 0\nActiveState=failed")
+    assert backend.words("witness-0", tmp_path, {"backend": "tmux"}, run).startswith("«tmux has-session -t =witness-0-")
+    assert backend.words("witness-0", tmp_path, {"backend": "process"}, run) == ""
+    assert [command[0] for command in asked] == ["systemctl", "tmux"]
+
+    def missing(command):
+        raise FileNotFoundError
+
+    assert "could not be run" in backend.words("witness-0", tmp_path, {"backend": "tmux"}, missing)
+
+
 def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -142,3 +165,28 @@ def test_forget_removes_the_unit_once(tmp_path, monkeypatch):
     assert calls == ["systemctl disable lora-forge-w-1.service", "systemctl daemon-reload"]
     assert backend.remove_unit("w-1", run) is False
     assert not (tmp_path / "lora-forge-w-1.service").exists()
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_why_systemd_starts_nothing_more_is_told(tmp_path, monkeypatch, scope):
+    monkeypatch.setattr(backend, "SYSTEM_UNITS", tmp_path / "units")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "units" if scope == "system" else tmp_path / ".config/systemd/user"
+    folder.mkdir(parents=True)
+    python = tmp_path / "my 100% $python"
+    _, run = recorder({"is-failed": (1, "activating")})
+    assert backend.restart_fault("w-1", run) == ""
+    unit = backend.unit_text("w-1", [str(python), "s.py"], "/r", 60, None)
+    (folder / "lora-forge-w-1.service").write_text(unit)
+    assert backend.restart_fault("w-1", run) == f"systemd cannot start it: {python} is not there any more"
+    python.touch(mode=0o755)
+    assert backend.restart_fault("w-1", run) == ""
+    calls, failed = recorder({"is-failed": (0, "failed")})
+    assert "systemd has given up lora-forge-w-1.service" in backend.restart_fault("w-1", failed)
+    user = "--user " if scope == "user" else ""
+    assert calls == [f"systemctl {user}is-failed lora-forge-w-1.service"]
+
+    def hangs(command):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    assert backend.restart_fault("w-1", hangs) == ""

@@ -229,7 +229,7 @@ class Away(Exception):
 def test_a_lost_connection_is_ridden_out(monkeypatch):
     told: list[str] = []
     ask = mock.Mock(side_effect=[Away("no route"), Away("no route"), "here"])
-    now = iter([100.0, 100.0, 130.0])
+    now = iter([100.0, 100.0, 102.0, 130.0, 140.0])  # when it was asked, and when that failed
     monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: told.append(f"{seconds:.1f} s"))
     assert retry.retry_until_connected(ask, Away, 60, told.append) == "here"
@@ -238,11 +238,14 @@ def test_a_lost_connection_is_ridden_out(monkeypatch):
 
 
 def test_a_connection_that_stays_away_is_raised(monkeypatch):
-    now = iter([100.0, 100.0, 161.0])
-    monkeypatch.setattr(retry.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
-    with pytest.raises(Away):
-        retry.retry_until_connected(mock.Mock(side_effect=Away), Away, 60, lambda words: None)
+    for timeout, asked in ((60, 2), (-1, 1)):
+        now = iter([100.0, 175.0, 177.0, 190.0])  # what was waited for in vain counts; one try is no proof
+        monkeypatch.setattr(retry.time, "monotonic", lambda now=now: next(now))
+        ask, told = mock.Mock(side_effect=Away), []
+        with pytest.raises(Away):
+            retry.retry_until_connected(ask, Away, timeout, told.append)
+        assert (ask.call_count, [words[:22] for words in told]) == (asked, ["no connection for 1:15"] * (asked - 1))
 
 
 def seen(state: str, done: int = 0, rate: int | None = None, **more: Any) -> dict[str, Any]:

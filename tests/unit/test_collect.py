@@ -36,7 +36,8 @@ def collect(monkeypatch, tmp_path):
         args = {"run": run, "observed": {"progress": {}}, "output": str(tmp_path), "lock": "trainer-cpu",
                 "root": "/r", "gpu": {}, "transfer": {}, "notify": notify}  # fmt: skip
         task = mock.Mock(args=args, check_mode=False, async_val=0)
-        action = plugin.ActionModule(task, mock.Mock(transport="ssh"), *[mock.Mock()] * 4)
+        connection = mock.Mock(transport="ssh", get_option=lambda name: "ssh", _build_command=lambda *words: [b"ssh"])
+        action = plugin.ActionModule(task, connection, *[mock.Mock()] * 4)
         monkeypatch.setattr(plugin.ActionModule, "_execute_module", lambda *about, **more: FACTS | {"files": files})
         return action.run(task_vars={"inventory_hostname": "pod-1"}), ran
 
@@ -44,8 +45,12 @@ def collect(monkeypatch, tmp_path):
 
 
 def test_what_an_adapter_consists_of_is_asked_for_with_its_sizes(collect, tmp_path):
+    damaged = tmp_path / f"incoming/{planned_run().run_id}" / next(iter(store.FILES))
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(3))  # as a power cut left it
     found, ran = collect(FILES)
     [(name, asked)] = ran
+    assert not damaged.exists()
     assert (name, asked["to"]) == ("transfer", str(tmp_path / f"incoming/{planned_run().run_id}"))
     assert asked["files"] == [{"path": path, "bytes": 3} for path in store.FILES]
     assert (found["failed"], found["step"]) == (True, "fetch")

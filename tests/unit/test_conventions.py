@@ -105,3 +105,16 @@ def test_task_files_are_short(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/agents").glob("*.yml")), ids=lambda path: path.stem)
 def test_every_override_has_its_reason(path: pathlib.Path) -> None:
     assert path.read_text().startswith("# ")
+
+
+def test_every_play_says_its_strategy() -> None:
+    """A strategy of the user's own must not take its place: under free, hosts are not grouped, nor errors fatal."""
+    for path in sorted((ROOT / "playbooks").glob("*.yml")):
+        for play in yaml.safe_load(path.read_text(encoding="utf-8")):
+            assert "hosts" not in play or play.get("strategy") in ("linear", "free"), f"{path.name}: {play['name']}"
+
+
+def test_what_playbooks_use_lies_beside_them() -> None:
+    """There Ansible finds it whatever it was told of paths, so that check_command can say what is wrong."""
+    for name in ("action_plugins", "callback_plugins", "inventory_plugins", "library", "module_utils", "roles"):
+        assert (ROOT / "playbooks" / name).resolve() == ROOT / name

@@ -12,7 +12,7 @@ import pytest
 from ansible.errors import AnsibleError
 from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
-from ansible.module_utils.lora_forge.trainer.run_state import ListedRun
+from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 from wire import load
 
 NOW = 1000.0  # when the command planned
@@ -71,6 +71,19 @@ def test_a_failure_is_noted_and_told_once(desk):
         assert (answer["ends"], answer["stop"], answer.get("failed")) == (False, [], None)
     assert desk.posts == [("witness-1", "no GPU")]
     assert desk.record("witness-1").failure(["a"], NOW) == "no GPU"
+
+
+def test_a_stop_that_died_before_it_was_noted_is_noted_by_the_next_one(desk):
+    desk.note("witness-1", "launched", "a", 0)
+    desk.answer = {"changed": False, **Observation(state="stopped").as_dict(), "others": {}}
+    for check, noted in ((True, "launched"), (False, "stopped")):
+        found = desk.run("stop_run", check=check, run=plan(), root="/r", stop_timeout=1, pull=False, transfer={})
+        assert not found.get("failed"), found
+        assert (found.get("changed"), desk.record("witness-1").state) == (False, noted)
+    desk.note("witness-1", "ended", "finished", "a")
+    desk.answer |= {"state": "finished"}
+    desk.run("stop_run", run=plan(), root="/r", stop_timeout=1, pull=False, transfer={})
+    assert desk.record("witness-1").state == "finished"
 
 
 def test_a_trainer_that_is_given_up_gives_its_own_reason_where_there_is_none_yet(desk):

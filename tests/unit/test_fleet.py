@@ -402,3 +402,12 @@ def test_a_run_keeps_its_very_lane_and_gets_another_one_there_where_that_is_gone
 def test_one_more_than_three_is_counted():
     runs = [planned("x", name) for name in "abcde"]
     assert "is launched on b, c, d and 1 more before" in fleet.fork_limit_warning(runs, 1)[0]
+
+
+def test_a_tilde_is_the_home_of_whoever_plans(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    own, other = fleet.trainers_of(["a", "b"], {"a": {"datasets_dir": "~/data"}, "b": {"datasets_dir": "/d/~x"}}, {})
+    assert (own.datasets_dir, other.datasets_dir) == ("/home/me/data", "/d/~x")
+    assert fleet.trainers_of(["a"], {}, {}, "~/data")[0].datasets_dir == "/home/me/data"
+    with pytest.raises(UserError, match=r"^datasets_dir of a is «\['x'\]»; it must be the path of a folder$"):
+        fleet.trainers_of(["a"], {"a": {"datasets_dir": ["x"]}}, {})

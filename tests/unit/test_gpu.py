@@ -62,6 +62,7 @@ def card(**values):
         "index": 0, "uuid": UUID, "name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920, "used_mib": 4,
         "free_mib": 81278, "compute_capability": "8.0", "ecc_errors": 0, "remap_pending": False,
         "remap_failure": False, "retired_pending": None, "recovery_action": "None", "mig": False, "use": 0,
+        "fault": None,
         **values,
     }  # fmt: skip
 
@@ -107,7 +108,7 @@ def test_names_with_commas_and_memory_that_is_not_told(script):
     program = script(
         f"""case "$1" in
         *gpu=*)
-          echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, ERR!, N/A,,[N/A],No,None,Disabled,[N/A]'
+          echo '0, {UUID}, X, 580.95.05, 81920, [Insufficient Permissions], 7, [N/A], N/A,,[N/A],No,None,Disabled,[N/A]'
           echo 'WARNING: infoROM is corrupted at gpu 0000:01:00.0' ;;
         *) echo '{UUID}, 7, a, b, c, [N/A]'; echo '{UUID}, [Insufficient Permissions], x, 5' ;;
         esac"""
@@ -115,7 +116,7 @@ def test_names_with_commas_and_memory_that_is_not_told(script):
     answer = gpu.query(program, timeout=600)
     assert answer["error"] is None
     [row] = answer["gpus"]
-    assert (row["used_mib"], row["free_mib"], row["compute_capability"], row["ecc_errors"]) == (None, 7, "ERR!", None)
+    assert (row["used_mib"], row["free_mib"], row["compute_capability"], row["ecc_errors"]) == (None, 7, None, None)
     assert (row["remap_pending"], row["remap_failure"]) == (None, None)
     assert answer["processes"] == [process(7, "a, b, c", None)]
 
@@ -148,6 +149,13 @@ def test_failures_in_words(ask, word, sentence):
          "this container has lost its GPUs (Failed to initialize NVML: Unknown Error). Restart the container"),
         ("echo Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost.; exit 15",
          "a GPU has fallen off the bus. Reboot the host; replace a rented one"),
+        ("echo Unable to determine the device handle for GPU0000:01:00.0: Unknown Error; exit 255",
+         "a GPU does not answer its driver (Unknown Error), as one does that has failed or has fallen off the bus. "
+         "Reboot the host; replace a rented one"),
+        ("echo No devices were found",  # as some drivers say it, and end with 0
+         "nvidia-smi found no GPU: the driver is there, but this host or container has been given no device. Start "
+         "the container with its GPUs (docker run --gpus all), or take another host; a rented one that was stopped "
+         "may come back without its GPU"),
         ("echo Something new; exit 3", "{program} failed with exit code 3. It said: Something new"),
         ("exit 3", "{program} failed with exit code 3. It said: nothing"),
         ("echo Something new", "{program} named no GPU. It said: Something new"),
@@ -410,12 +418,42 @@ def test_uncorrected_errors(ask):
         ({"mig": True, "used_mib": None},
          "it is split by MIG, and a training would see a part of it. Switch MIG off (nvidia-smi -i 0 -mig 0), or take "
          "a host with a whole GPU"),
-        ({"used_mib": None}, f"nvidia-smi does not tell its memory. Reset it {REPLACE}"),
+        ({"fault": "ERR!", "compute_capability": None, "memory_mib": None},
+         "nvidia-smi has «ERR!» in place of what it asks it, so that the GPU or its driver has failed. Reset it "
+         "(nvidia-smi --gpu-reset -i 0) " + REPLACE),
+        ({"used_mib": None}, f"nvidia-smi does not tell its memory. Reset it (nvidia-smi --gpu-reset -i 0) {REPLACE}"),
+        ({"memory_mib": None, "used_mib": None, "free_mib": None}, None),
         ({"recovery_action": None, "ecc_errors": None, "mig": None, "free_mib": None}, None),
     ],
 )  # fmt: skip
 def test_health(values, words):
     assert gpu_fitness.problems(found(card(**values)), GpuRequirements()) == ([f"{A100}: {words}"] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("ERR!, 4, 81278, 8.0", "ERR!"),
+        ("81920, [Unknown Error], [Unknown Error], 8.0", "Unknown Error"),
+        ("81920, 4, 81278, [GPU requires reset]", "GPU requires reset"),
+        ("[N/A], [N/A], [N/A], 12.1", None),
+    ],
+)
+def test_what_stands_in_place_of_a_value_of_a_gpu_that_has_failed(script, text, fault):
+    row = f"0, {UUID}, X, 580.95.05, {text}, 0, No, No, [N/A], None, [N/A], [Unknown Error]"
+    answer = gpu.query(script(f"case $1 in *gpu=*) echo '{row}';; esac"), timeout=600)
+    assert answer["gpus"][0]["fault"] == fault
+    assert bool(gpu_fitness.problems(answer, GpuRequirements())) == bool(fault)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_is_tried():
+    gb10 = found(card(name="NVIDIA GB10", memory_mib=None, used_mib=None, free_mib=None, compute_capability="12.1"))
+    wanted = GpuRequirements(cuda="13.0", memory_gib=20.0, floor_gib=9.0, bf16=True)
+    assert gpu_fitness.problems(gb10, wanted) == []
+    [said] = gpu_fitness.warnings(gb10, wanted)
+    assert "does not tell its memory, as of a GPU that shares the host's (GB10, Jetson)" in said
+    assert "thought to need 20.0 GiB" in said
+    assert "should it run out of memory, end what else takes the host's (free -h)" in said
 
 
 HOLDS = "process 4242 (python) holds 60000 MiB; 20.8 of 79.4 GiB are left"

@@ -43,6 +43,17 @@ def test_all_entry_points_count():
         ({"run_stop_timeout": 1.5}, "run_stop_timeout is «1.5»; it takes a whole number"),
         ({"run_stop_timeout": None}, "run_stop_timeout is «null»; it takes a whole number"),
         ({"pod_max_usd": "1,5"}, "pod_max_usd is «1,5»; it takes a number"),
+        *(({name: value}, f"{name} is «{shown}»; it takes a number from 0 to 1,000,000,000")
+          for name in ("pod_max_usd_per_hour", "pod_max_usd", "pod_max_usd_per_day", "pod_max_usd_per_month",
+                       "pod_max_hours", "run_status_every", "adapter_max_regression")
+          for value, shown in (("nan", "nan"), ("inf", "inf"), (float("-inf"), "-Infinity"), (-0.5, "-0.5"),
+                               ("1e300", "1e300"))),
+        ({"run_stall_timeout": -1}, "run_stall_timeout is «-1»; it takes a whole number from 0 to 1,000,000,000"),
+        ({"run_rendezvous_port": 70000}, "run_rendezvous_port is «70000»; it takes a whole number from 1 to 65,535"),
+        ({"run_rendezvous_port": "inf"}, "run_rendezvous_port is «inf»; it takes a whole number from 1 to 65,535"),
+        ({"run_gpus": float("inf")}, "run_gpus is «Infinity»; it takes a whole number from 0 to 1,000,000,000"),
+        ({"run_gpus": "1e999999999"}, "run_gpus is «1e999999999»; it takes a whole number from 0 to 1,000,000,000"),
+        ({"run_gpus": 10**400}, f"run_gpus is «1{'0' * 38}…»; it takes a whole number from 0 to 1,000,000,000"),
         ({"pod_keep": "maybe"}, "pod_keep is «maybe»; it takes true or false"),
         ({"pod_env": [{"name": "HF_TOKEN", "value": SECRET}]}, "pod_env is of another kind; it takes a mapping"),
         ({"pod_gpus": {"a": 1}}, "pod_gpus is «{\"a\": 1}»; it takes a list of texts"),
@@ -197,6 +208,7 @@ def test_a_recipes_key_given_as_an_option_is_told_how_to_write_it():
 
 def test_the_kinds_of_options_are_held():
     assert on_command(fresh="maybe") == (["-e: fresh is «maybe»; it takes true or false"], [])
+    assert on_command(lines=-5) == (["-e: lines is «-5»; it takes a whole number from 0 to 1,000,000,000"], [])
     assert on_command(run_gpus="two") == (["-e: run_gpus is «two»; it takes a whole number"], [])
     right = {"fresh": "true", "detach": False, "role": ["witness"], "recipe": {"lora_r": 1}, "lines": "20"}
     assert on_command(ansible_host="x", run_stall_timeout="60", run_sweep=[], **right) == ([], [])
@@ -241,3 +253,33 @@ def test_a_variable_that_another_one_of_the_command_names_is_read(inventory):
     assert on_command(trainer_root="{{ disk_of_mine }}/forge", disk_of_mine="/d") == ([], [])
     assert on_command(run_mine="1") == ([], ["-e: there is no option run_mine; it is ignored"])
     assert on_command(inventory(group_vars__a="x: '{{ run_mine }}'"), run_mine="1") == ([], [])
+
+
+# --- the settings of Ansible
+
+
+def test_settings_that_ansible_has_not_read_are_told_with_the_way_out(tmp_path):
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout, elsewhere):
+        folder.mkdir(mode=0o755)
+        (folder / "ansible.cfg").touch()
+    ours, other = str(checkout / "ansible.cfg"), str(elsewhere / "ansible.cfg")
+
+    def told(read: str, named: str = "", here: pathlib.Path = checkout) -> str:
+        return options.configuration_error(checkout, read, named, here)
+
+    assert told(ours) == told(ours, ours, elsewhere) == ""
+    assert told(other, other) == (
+        f"Ansible has read {other} in place of {ours}, whose settings lora-forge needs; ANSIBLE_CONFIG says so: unset "
+        "ANSIBLE_CONFIG"
+    )
+    assert told("", here=elsewhere) == (
+        f"Ansible has read no ansible.cfg in place of {ours}, whose settings lora-forge needs; cd {checkout}, and run "
+        "the command there"
+    )
+    assert told("").endswith(f"; make it a file that you may read: {ours}")
+    checkout.chmod(0o777)
+    assert told("").endswith(
+        "; it is passed over where everybody may write into its folder: "
+        f"chmod o-w {checkout}, or, where that changes nothing, export ANSIBLE_CONFIG={ours}"
+    )

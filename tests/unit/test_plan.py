@@ -1052,7 +1052,11 @@ def test_what_a_placement_makes_of_an_attempt(tmp_path, placement, expected):
     if placement:
         (runs_ / f"witness-{'a' * 12}.json").write_text(json.dumps(placement))
     attempt = Attempts(tmp_path, "0.21.0").find("witness", "a" * 64)
-    assert attempted(attempt) == (f"witness-{'a' * 12}", *expected, placement)
+    run_id, *found, kept = attempted(attempt)
+    assert (run_id, *found) == (f"witness-{'a' * 12}", *expected)
+    assert {key: kept.get(key) for key, value in placement.items() if value} == {
+        k: v for k, v in placement.items() if v
+    }
 
 
 def test_what_failed_before_it_was_launched_is_no_attempt(tmp_path, deliver):
@@ -1199,6 +1203,12 @@ def test_what_is_said_of_several_agents_in_the_same_words_is_said_once():
     assert plan.merge_warnings(said, ("crew", "mayor")) == [
         "crew, mayor: warmup", "note: warmup", "mayor: other", "plain",
     ]  # fmt: skip
+
+
+def test_of_hundreds_of_agents_the_first_ones_are_named():
+    names = [f"a{number:03}" for number in range(600)]
+    [said] = plan.merge_warnings([f"{name}: warmup" for name in names], names)
+    assert said == f"{', '.join(names[:10])} and 590 more: warmup"
 
 
 def test_of_machine_classes_that_nobody_takes_nothing_is_said(make, data):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -373,6 +377,14 @@ def play(home: Home, capsys: Any, check: bool = False, **given: Any) -> dict[str
     return json.loads(capsys.readouterr().out)
 
 
+def test_to_train_an_agent_whose_file_is_gone_is_no_advice(home, capsys) -> None:
+    (home.path.parent / "oldtimer").mkdir(parents=True)
+    message = play(home, capsys, agent="oldtimer")["message"]
+    assert message.startswith("oldtimer has no adapter in ")
+    assert "there is no configs/agents/oldtimer.yml, so that nothing trains oldtimer" in message
+    assert "train.yml" not in message
+
+
 def test_the_module_tells_and_moves(home, capsys) -> None:
     assert play(home, capsys)["message"].startswith("witness has no adapter in ")
     home.train("witness-r", 7.0, True)
@@ -700,6 +712,49 @@ def test_all_that_may_be_promoted(home) -> None:
     ]
     (home.path / "latest").unlink()
     assert {(row["promoted"], row["comparable"]) for row in promotion.overview(home.path)} == {(False, "")}
+
+
+ODD = (7, None, "\ud800", [], {"a": 7}, 1e308)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield at
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield from places(value[key], (*at, key))
+
+
+def test_no_value_in_a_manifest_stops_who_reads_it(home) -> None:
+    home.train("witness-a", 0.9, keys=SPLIT)
+    home.deliver("witness-b", 0.8, keys=SPLIT)
+    path = home.path / "witness-b/manifest.json"
+    text = path.read_text()
+    for place, odd in itertools.product(places(json.loads(text)), ODD):
+        damaged = {"": json.loads(text)}
+        *way, last = ("", *place)
+        functools.reduce(lambda part, key: part[key], way, damaged)[last] = odd
+        path.write_text(json.dumps(damaged[""]))
+        with contextlib.suppress(UserError):
+            promotion.promote(home.path, "witness-b", 0.02, check=True)
+        rows = [promotion.table_row(row) for row in promotion.overview(home.path)]
+        assert "witness-a" in {row[0] for row in rows}, (place, odd)
+        ready(home, "witness-a")
+
+
+def test_a_run_that_is_not_delivered_or_not_whole_is_refused_in_words(home) -> None:
+    home.deliver("witness-a")
+    with pytest.raises(UserError, match=r"witness has no adapter «witness-b» in .*Delivered: witness-a"):
+        promotion.promote(home.path, "witness-b", 0.02)
+    (home.path / "witness-a/train.log").unlink()
+    with pytest.raises(UserError, match=r"witness-a is not whole: .*train\.log is missing"):
+        promotion.promote(home.path, "witness-a", 0.02, asked=True)
+    assert not (home.path / "latest").is_symlink()
+
+
+def test_a_refusal_is_noted_once_where_latest_leads_nowhere(home) -> None:
+    for _ in range(2):
+        assert home.train("witness-a", "nan") is False
+    assert home.told("run_id", "moved") == [("witness-a", False)]
 
 
 def test_what_became_of_latest_in_a_word(home) -> None:

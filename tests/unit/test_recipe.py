@@ -79,6 +79,71 @@ def test_odd_yaml_is_a_user_error(read, text):
         read(text)
 
 
+READ = "numbers, text, lists and mappings are read: put a text in quotes"
+# What stands in the second line of a file, and what is said of it.
+STRANGE = {
+    f"seed: {'9' * 5000}": "not YAML (a number of 5000 digits)",
+    f"seed: 0x{'f' * 5000}": "«seed» holds a number of more than 64 bits; write a smaller one",
+    f"wandb_name: {'[' * 2000}": "more than 50 lists and mappings lie in each other",
+    f"fsdp_config: {'{a: ' * 60}1{'}' * 60}": "more than 50 lists and mappings lie in each other",
+    "bf16: !!bool x": "not YAML («x» is no true or false)",
+    "lora_r: !!int x": "not YAML («x» is no whole number)",
+    "wandb_name: !!timestamp x": "not YAML («x» is no date)",
+    "wandb_name: 2025-01-15": f"«wandb_name» holds a date (2025-01-15); {READ}",
+    "lr_scheduler_kwargs: {a: [1, {b: 2020-01-01}]}": f"«lr_scheduler_kwargs» holds a date (2020-01-01); {READ}",
+    "wandb_name: !!binary aGFsbG8=": f"«wandb_name» holds binary data (b'hallo'); {READ}",
+    "data_of: !!set {crew: }": f"«data_of» holds a set ({{'crew'}}); {READ}",
+    "num_epochs: .inf": "«num_epochs» holds inf, which is no number",
+    "lr_scheduler_kwargs: {a: -.inf}": "«lr_scheduler_kwargs» holds -inf, which is no number",
+    "learning_rate: .nan": "«learning_rate» holds nan, which is no number",
+    "sequence_len: 1.0e+308": "«sequence_len» holds a number of more than 64 bits; write a smaller one",
+    'wandb_name: "a\\0b"': "«wandb_name» holds the character U+0000, which cannot stand in a text; leave it out",
+    'wandb_name: "\\ud800"': "«wandb_name» holds the character U+D800, which cannot stand in a text; leave it out",
+    "max_memory: {true: 1GiB}": "«max_memory» holds the key «True», which YAML takes for no text; put it in quotes",
+    "plugins: [" + "a, " * 30_000 + "]": "«plugins» holds more than 20,000 values",
+}
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=lambda text: text[:30])
+def test_what_yaml_has_and_json_has_not_is_told_with_its_line(read, text):
+    with pytest.raises(UserError) as error:
+        read(f"# a comment\n{text}\n")
+    assert str(error.value) == f"configs/agents/witness.yml, line 2: {STRANGE[text]}"
+
+
+def test_every_strange_value_of_a_file_is_told(read):
+    with pytest.raises(UserError) as error:
+        read("seed: .nan\nlora_r: 8\nwandb_name: 2025-01-15\n")
+    assert [line.partition(": ")[0][-6:] for line in str(error.value).splitlines()] == ["line 1", "line 3"]
+
+
+def test_anchors_that_multiply_end_in_a_sentence(read):
+    more = [f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12)]
+    with pytest.raises(UserError, match=r"witness\.yml, line 1: «fsdp_config» holds more than 20,000 values$"):
+        read("fsdp_config:\n  a0: &a0 [x, x]\n" + "".join(more))
+
+
+def test_a_file_of_a_megabyte_is_no_recipe(read):
+    with pytest.raises(UserError, match=r"witness\.yml: more than 1 MiB, which is no file of «key: value» lines$"):
+        read(f"wandb_name: {'x' * (1 << 20)}\n")
+
+
+def test_a_strange_value_of_the_command_line_is_told_as_one_of_a_file(tmp_path):
+    for value in (float("nan"), float("inf"), 1e308, 10**400, [[[float("nan")]]]):
+        with pytest.raises(UserError, match=r"^-e '{\"recipe\": …}': «micro_batch_size» holds "):
+            plan.Planner(ROOT, tmp_path, {"micro_batch_size": value}).merged_recipe("witness", "", "")
+
+
+def test_numbers_that_are_keys_are_written_as_json_writes_them(read):
+    layer = read("max_memory: {0: 20GiB, cpu: 30GiB}\n")
+    assert json.loads(json.dumps(layer.keys, sort_keys=True, allow_nan=False)) == layer.keys
+    assert layer.keys == {"max_memory": {"0": "20GiB", "cpu": "30GiB"}}
+
+
+def test_a_key_that_yaml_takes_for_something_else_is_told_with_its_line(read):
+    assert check(read("\n1: 2\n")) == ["configs/agents/witness.yml, line 2: Axolotl knows no key «1»"]
+
+
 def test_anchors_and_merge_keys_work(read):
     layer = read("one: &one {a: 1}\ntwo:\n  <<: *one\n  b: 2\n")
     assert layer.keys["two"] == {"a": 1, "b": 2}
@@ -232,16 +297,6 @@ def test_datasets_of_a_wrong_form(value):
 )
 def test_wrong_type(key, value, expected):
     assert check(recipe.Layer("-e", {key: value})) == [f"-e: {expected}"]
-
-
-def test_a_date_is_a_wrong_type_and_no_traceback(read):
-    [found] = check(read("wandb_name: 2025-01-15\n"))
-    reads = "Axolotl reads numbers, text, lists and mappings"
-    assert found == f"configs/agents/witness.yml, line 1: «wandb_name» holds a date (2025-01-15); {reads}"
-    [found] = check(read("lr_scheduler_kwargs: {a: [1, {b: 2020-01-01}]}\n"))
-    assert "«lr_scheduler_kwargs» holds a date (2020-01-01)" in found
-    [found] = check(read("learning_rate: .nan\n"))
-    assert "«learning_rate» holds nan, which is no number" in found
 
 
 @pytest.mark.parametrize("key", sorted(recipe.COMPUTED_KEYS))
@@ -541,7 +596,9 @@ def test_broken_yaml_is_told_with_the_parsers_words(read):
     with pytest.raises(UserError) as error:
         read("seed: 1\nlora_r: 4: 5\n")
     assert str(error.value) == ("configs/agents/witness.yml, line 2: not YAML (mapping values are not allowed here)")
-    with pytest.raises(UserError, match=r"^configs/agents/witness\.yml: not YAML \(.*month must be in 1\.\.12.*\)$"):
+    with pytest.raises(
+        UserError, match=r"^configs/agents/witness\.yml, line 1: not YAML \(.*month must be in 1\.\.12\)$"
+    ):
         read("wandb_name: 2025-13-01\n")
 
 
@@ -778,6 +835,9 @@ RANGES = {"base_model": "a/b", "sequence_len": 64, "lora_r": 8, "lora_target_mod
         ("lora_r", 0, "must be above 0"),
         ("max_steps", -1, "must be above 0; leave it out for all epochs"),
         ("lora_target_modules", [], "names no module, so that nothing would be trained"),
+        ("micro_batch_size", 100_000_000, "«micro_batch_size: 100000000» makes steps of 100,000,000 sequences"),
+        ("tensor_parallel_size", -2, "must be a number from 0 on"),
+        ("context_parallel_size", -1, "must be a number from 0 on"),
     ],
 )
 def test_numbers_that_make_no_run(key, value, words):

@@ -175,6 +175,20 @@ def test_a_picture_says_what_is_seen(output):
     ]
 
 
+def test_a_time_of_day_that_is_set_moves_no_point_in_a_picture(output):
+    logged = [
+        {"event": "begin", "time": START, "uptime": 100, "step": 0, "planned": 3},
+        {"event": "log", "time": START + 60, "uptime": 160, "step": 1, "planned": 3, "loss": 2.0},
+        {"event": "log", "time": START - 9000, "uptime": 220, "step": 2, "planned": 3, "loss": 1.5},
+        {"event": "begin", "time": START - 8940, "uptime": 20, "step": 2, "planned": 3},  # after a reboot
+        {"event": "log", "time": START - 8880, "uptime": 80, "step": 3, "planned": 3, "loss": 1.0},
+    ]
+    deliver(output, "witness", A, logged)
+    assert look(output).pictures()[1] == (
+        f"Training loss against minutes: A ({A}) goes from 2.0000 at 1.0 minutes to 1.0000 at 4.0 minutes."
+    )
+
+
 def test_what_a_resume_took_back_is_not_drawn(output):
     logged = [
         {"event": "begin", "time": START, "step": 0, "planned": 3},

@@ -189,3 +189,12 @@ def test_the_hosts_of_one_launch_have_one_word_and_those_of_the_next_another(tmp
 def test_a_gang_that_an_earlier_version_launched_gets_a_word(tmp_path):
     before = RunRecord("crew-1").launched("gpu-1", 0, 1.0)
     assert before.launched("gpu-1", 0, 2.0, "word").rendezvous == "word"
+
+
+def test_what_another_command_has_placed_since_the_plan_is_not_started_elsewhere():
+    placed = RunRecord("crew-1").launched("gpu-1", 0, 50.0)
+    assert placed.taken_by("gpu-2", since=49.0) == "gpu-1"
+    assert placed.taken_by("gpu-1", since=49.0) == ""  # that is an attachment
+    assert placed.taken_by("gpu-2", since=51.0) == ""  # the plan knew of it, and -e move let it go
+    assert placed.ended("stopped", "gpu-1", 60.0).taken_by("gpu-2", since=49.0) == ""
+    assert RunRecord("crew-1").taken_by("gpu-2", since=0.0) == ""

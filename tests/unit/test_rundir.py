@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import subprocess
@@ -90,7 +91,7 @@ def test_nothing_noted_is_not_alive(noted):
 def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert rundir.read_events(path) == ([], 0)
-    rundir.append_event(path, "log", step=1, planned=2)
+    rundir.append_event(path, "log", step=1, planned=2, loss=1.0)
     first, offset = rundir.read_events(path)
     assert (first[0]["event"], first[0]["step"], offset) == ("log", 1, path.stat().st_size)
     with path.open("a") as file:
@@ -100,22 +101,30 @@ def test_events_are_read_from_an_offset_and_whole_lines_only(tmp_path):
 
 def test_a_line_cut_by_a_crash_takes_no_other_event_with_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rundir.append_event(path, "log", step=1, planned=2)
+    rundir.append_event(path, "log", step=1, planned=2, loss=1.0)
     with path.open("a") as file:
         file.write('{"event": "lo')
     rundir.append_event(path, "begin", step=0, planned=2)
     assert [event["event"] for event in rundir.read_events(path)[0]] == ["log", "begin"]
 
 
+LOG = '{"event": "log", "time": 1, "planned": 2, "loss": 1, "step": %s}'
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "[" * 100_000, '{"a":' * 100_000, "7", "[]", "{}", '{"event": 1}', '{"event": "log", "step": "1"}', "\0",
-        '{"event": "log", "step": -1}', '{"event": "log", "step": true}', '{"event": "begin", "step": 1.5}',
-        '{"event": "log", "planned": null}', '{"event": "log", "loss": 1' + "0" * 400 + "}", "9" * 10_000,
-        '{"event": "begin"}', '{"event": "log", "step": 1}', '{"event": "data", "examples": [], "tokens": 1}',
-        '{"event": "data", "examples": "x", "tokens": 1}', '{"event": "wandb", "url": {}}',
-        '{"event": "log", "step": 1, "planned": 2, "loss": {}}', '{"event": "save", "time": "now"}',
+        "[" * 100_000, '{"a":' * 100_000, "7", "[]", "{}", "\0", "9" * 10_000, '{"event": 1, "time": 1}',
+        '{"event": "log"}', '{"event": "stop", "step": 1}', '{"event": "save", "time": "now"}', LOG % '"1"', LOG % "-1",
+        LOG % "true", LOG % "1.5", LOG % "null", LOG % '1, "planned": null', LOG % '1, "planned": "many"',
+        LOG % '1, "loss": {}', LOG % ('1, "loss": 1' + "0" * 400), '{"event": "begin", "time": 1}',
+        '{"event": "log", "time": 1, "step": 1}', '{"event": "log", "time": 1, "step": 1, "planned": 2}',
+        '{"event": "eval", "time": 1, "step": 1, "planned": 2}', '{"event": "data", "time": 1}',
+        '{"event": "data", "time": 1, "examples": [], "tokens": 1}',
+        '{"event": "data", "time": 1, "examples": "x", "tokens": 1}',
+        '{"event": "data", "time": 1, "examples": 1, "tokens": null}',
+        '{"event": "data", "time": 1, "examples": 1, "tokens": 1, "longer": null}',
+        '{"event": "wandb", "time": 1, "url": {}}', '{"event": "wandb", "time": 1, "url": "\\ud800"}',
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_event_is_passed_over(tmp_path, line):
@@ -137,9 +146,9 @@ def test_what_is_too_large_is_not_read_into_memory(tmp_path, monkeypatch):
     assert rundir.read_json(path, 107) == {}
     path.write_text('{"a": ' + "[" * 100_000)
     assert rundir.read_json(path) == {}
-    rundir.append_event(tmp_path / "m", "log", step=1, planned=2)
+    rundir.append_event(tmp_path / "m", "log", step=1, planned=2, loss=1.0)
     size = (tmp_path / "m").stat().st_size
-    rundir.append_event(tmp_path / "m", "log", step=2, planned=2)
+    rundir.append_event(tmp_path / "m", "log", step=2, planned=2, loss=1.0)
     monkeypatch.setattr(rundir, "LARGEST_LOG", size + 1)
     assert rundir.read_events(tmp_path / "m")[1] == size
     assert len(rundir.read_events(tmp_path / "m", size)[0]) == 1
@@ -190,6 +199,44 @@ def test_the_defect_of_a_checkpoint_is_told_in_words(tmp_path):
     assert rundir.defect(path) == "no complete.json: its writing was cut off"
 
 
+def test_a_checkpoint_is_called_whole_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What is not may be NULs of the right size after a power cut."""
+    path = tmp_path / "checkpoint-4"
+    (path / "sub").mkdir(parents=True)
+    for name in ("a.bin", "sub/b.bin"):
+        (path / name).write_bytes(b"12345")
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(handle):
+        name = os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path)
+        synced.append((name, (path / rundir.COMPLETE).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    rundir.mark_complete(path, 4)
+    before = {name for name, complete in synced if not complete}
+    assert before >= {"checkpoint-4/a.bin", "checkpoint-4/sub/b.bin", "checkpoint-4/sub", "checkpoint-4"}
+    assert [name for name, complete in synced if complete] == ["checkpoint-4", "."]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.ENOSPC, True), (errno.EIO, True)])
+def test_a_file_system_that_cannot_be_asked_is_no_error(tmp_path, monkeypatch, number, raises):
+    def fsync(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)) if raises else contextlib.nullcontext():
+        rundir.to_disk(tmp_path)
+
+
+def test_a_lock_that_cannot_be_taken_is_told_with_its_path(lock, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=rf"No locks available: '{lock}'"), rundir.locked(lock):
+        pass
+
+
 def test_the_newest_whole_checkpoint_counts(tmp_path):
     assert rundir.last_complete(tmp_path) == 0
     checkpoint(tmp_path, 2)
@@ -209,7 +256,7 @@ def test_many_starts_are_sorted_out_in_no_time():
 def test_of_very_many_records_a_part_is_read_and_then_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "MOST_RECORDS", 2)
     for step in range(3):
-        rundir.append_event(tmp_path / "m", "log", step=step, planned=2)
+        rundir.append_event(tmp_path / "m", "log", step=step, planned=2, loss=1.0)
     first, offset = rundir.read_events(tmp_path / "m")
     rest, end = rundir.read_events(tmp_path / "m", offset)
     assert [event["step"] for event in (*first, *rest)] == [0, 1, 2]

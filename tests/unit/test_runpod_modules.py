@@ -420,6 +420,16 @@ def test_of_two_pods_of_a_host_the_claimed_one_is_reached(desk, monkeypatch):
         ({"pods": {}}, "pods.yml: «pods» names no pod"),
         ({"pods": {"a": "mayor"}}, "pods.yml: a: variables are expected, as in «a: {agents: [mayor]}»"),
         ({"pods": ["a"]}, "Invalid value provided for 'dict': ['a']"),
+        ({"var": {"pod_keep": True}}, "pods.yml: there is no key «var»; did you mean «vars»?"),
+        ({"compose": {}}, "pods.yml: there is no key «compose»; it takes plugin, pods, vars, state_dir, owner"),
+        ({"pods": {"a/b": None}}, "pods.yml: pods: «a/b» cannot be the name of a pod; it is of letters, digits and ."),
+        ({"pods": {"../x": None}}, "pods.yml: pods: «../x» cannot be the name of a pod"),
+        ({"pods": {"": None}}, "pods.yml: pods: «» cannot be the name of a pod"),
+        ({"pods": {"x" * 101: None}}, "xxx» cannot be the name of a pod"),
+        ({"pods": {1: None}}, "pods.yml: pods: «1» stands there as a key, and YAML takes it for no text; put"),
+        ({"pods": {True: None}}, "pods.yml: pods: «True» stands there as a key, and YAML takes it for no text"),
+        ({"pods": {"a": {1: 2}}}, "pods.yml: a: «1» stands there as a key, and YAML takes it for no text"),
+        ({"vars": {None: 2}}, "pods.yml: vars: «None» stands there as a key, and YAML takes it for no text"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_told(desk, monkeypatch, given, words):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy
 import pytest
@@ -56,7 +55,7 @@ def test_observe_of_nothing(tmp_path):
 
 def test_observe_gives_only_the_events_since_the_token(lab):
     run = alive_run(lab)
-    event(run, "begin", 0, time=time.time() - 5)
+    event(run, "begin", 0, uptime=rundir.uptime() - 5)
     event(run, "log", 1, loss=2.0)
     found = runs.observe(run)
     assert found.state == "running"

@@ -122,8 +122,8 @@ def test_everything_that_is_seen_of_a_run(run, clock):
     rundir.write_json(
         run / "run.json", {"run_id": "witness-0", "agent": "witness", "backend": "tmux", "env": {"A": "b"}}
     )
-    tell(run, "begin", step=0, time=100.0)
-    tell(run, "log", step=4, loss=2.0, time=140.0)
+    tell(run, "begin", step=0, uptime=100.0)
+    tell(run, "log", step=4, loss=2.0, uptime=140.0)
     seen = runs.observe(run).as_dict()
     events = seen.pop("events")
     progress = seen.pop("progress")
@@ -205,6 +205,42 @@ def test_systemd_starts_again_what_nobody_asked_to_stop(run, clock, backend_name
     assert runs.observe(run).state == state
 
 
+def test_what_systemd_cannot_start_is_not_waited_for(run, clock, monkeypatch):
+    monkeypatch.setattr(backend, "restart_fault", lambda run_id: "systemd cannot start it: python is gone")
+    say(run, supervisor=GONE, trainer=GONE)
+    rundir.write_json(run / "run.json", {"backend": "systemd"})
+    seen = runs.observe(run)
+    assert seen.state == "stopped"
+    assert "systemd cannot start it: python is gone; the same command resumes" in seen.detail
+    say(run, state="failed", supervisor=GONE, trainer=GONE, reason={"kind": "crashed", "detail": "x"})
+    assert runs.observe(run).detail == "crashed: x"
+
+
+@pytest.mark.parametrize("content", [b"", bytes(300), b'{"state": "run'])
+def test_a_run_whose_status_was_cut_to_nothing_is_not_absent(run, clock, content):
+    (run / "status.json").write_bytes(content)
+    seen = runs.observe(run)
+    assert seen.state == "stopped"
+    assert "status.json is no JSON" in seen.detail
+    assert "the same command resumes" in seen.detail
+    assert [one.run_id for one in runs.observe_all(run.parents[1], [])] == ["witness-0"]
+
+
+def test_who_has_the_lane_is_named_and_since_when(run, clock):
+    say(run, state="queued", lane="GPU-1,GPU-2")
+    assert runs.observe(run).detail == "waits for lane GPU-1,GPU-2"
+    for name, values in {
+        "a-1": {"lane": "GPU-3"}, "b-1": {"lane": "GPU-2", "supervisor": GONE, "trainer": GONE},
+        "c-1": {"lane": "GPU-2", "state": "queued"}, "d-1": {"lane": "GPU-2", "started_at": 1_764_000_000.0},
+    }.items():  # fmt: skip
+        (run.parent / name).mkdir()
+        say(run.parent / name, **values)
+    words = "waits for lane GPU-1,GPU-2: d-1 has it since 2025-11-24 16:00 UTC"
+    assert runs.observe(run).detail == words
+    say(run.parent / "d-1", lane="GPU-2", started_at="x")
+    assert runs.observe(run).detail == words.partition(" since")[0]
+
+
 @pytest.mark.parametrize(("supervisor", "trainer", "alive"), [(ME, GONE, True), (GONE, ME, True), (GONE, GONE, False)])
 def test_a_run_is_alive_with_either_process(run, supervisor, trainer, alive):
     say(run, supervisor=supervisor, trainer=trainer)
@@ -238,8 +274,8 @@ def test_a_token_changes_with_what_is_news_and_not_with_a_growing_number(run, cl
 
 
 def test_there_is_an_end_in_sight_only_while_it_runs(run, clock):
-    tell(run, "begin", step=0, time=100.0)
-    tell(run, "log", step=4, loss=2.0, time=140.0)
+    tell(run, "begin", step=0, uptime=100.0)
+    tell(run, "log", step=4, loss=2.0, uptime=140.0)
     say(run, idle=99_999)
     assert runs.observe(run).state == "stalled"
     assert runs.observe(run).eta_seconds is None
@@ -605,6 +641,34 @@ def test_what_ended_is_not_stopped(run, clock, state):
 def test_what_was_never_started_is_not_stopped(run, clock):
     assert runs.stop(run, 5) is False
     assert list(run.iterdir()) == []
+
+
+def test_a_stop_during_a_launch_finds_what_was_launched(run, clock, monkeypatch, process, sent):
+    """Before, it said that nothing runs, and then it was there."""
+    rivals, answers = Rivals(monkeypatch), []
+    told = process(of_the_run=False)
+    other = threading.Thread(target=lambda: answers.append(runs.stop(run, 5)))
+
+    def starter(choice: backend.Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int) -> str:
+        other.start()
+        rivals.meet()  # the stop has come as far as the lock
+        say(run, launch=rundir.read_json(run / "run.json")["launch"], supervisor=rundir.identity(told.pid))
+        return "tail -f it"
+
+    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
+    monkeypatch.setattr(backend, "start", starter)
+    clock.then = lambda now: (told.pid, signal.SIGTERM) in sent and told.wait(60)
+    launch(run)
+    other.join(60)
+    assert answers == [True]
+    assert told.wait(60) == -signal.SIGTERM
+    assert (run / "stop").exists()
+
+
+def test_a_launch_that_does_not_end_is_named_to_who_would_stop_it(run, clock, monkeypatch):
+    monkeypatch.setattr(runs, "_LAUNCH", -5.0)
+    with rundir.locked(run / "launch.lock"), pytest.raises(UserError, match="a launch of witness-0 has been under way"):
+        runs.stop(run, 5)
 
 
 def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process, sent):

@@ -120,3 +120,14 @@ def test_two_templates_are_refused_with_both_places():
     )
     _, _, [problem] = respell({"datasets": [{"chat_template": "llama3"}, {"chat_template": "chatml"}]})
     assert problem.startswith('w.yml, line 1: datasets, items 1 and 2: «chat_template: "llama3"» and «chat_template: ')
+
+
+def test_folders_of_a_recipe_from_elsewhere_are_left_out_with_a_notice():
+    made, notes, problems = respell({"lora_r": 8, "output_dir": "./out", "dataset_prepared_path": "last_run_prepared"})
+    assert (made, problems) == ({"lora_r": 8}, [])
+    assert notes == [
+        "output_dir of w.yml is left out: each run has a folder of its own, and its adapter is delivered to "
+        "output/adapters",
+        "dataset_prepared_path of w.yml is left out: each run keeps its prepared data in its own folder",
+    ]
+    assert respell({"lora_r": 8, "output_dir": None}) == ({"lora_r": 8}, [], [])

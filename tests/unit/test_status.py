@@ -165,7 +165,8 @@ def test_wandb_contradicts_in_words(tmp_path):
     assert status.status_lines([row], {}, []) == [
         f"    {RUN}: killed: ended by SIGKILL",
         f"    {RUN}: W&B says running, but the process ended 14:00 ago",
-        "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290",
+        "      → playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 290; "
+        "playbooks/logs.yml -e role=witness -e bundle=true makes a file for whoever helps",
     ]
 
 
@@ -339,3 +340,9 @@ def test_a_trainer_that_names_many_projects_of_wandb_holds_nobody_up(tmp_path, m
     (note,) = status.ask_wandb(tmp_path, {"gpu-1": {"runs": runs_}})[1]
     assert time.monotonic() - began < 10
     assert note.endswith(" of 1000 projects are not asked, as it takes too long")
+
+
+def test_who_holds_the_lane_of_a_queued_run_is_told(tmp_path):
+    words = "waits for lane GPU-1: deacon-0123456789ab has it since 2026-11-30 06:04 UTC"
+    rows = status.collect_status(tmp_path, {"pod-1": {"runs": [seen("queued", detail=words)]}}, {})
+    assert f"    {RUN}: {words}" in status.status_lines(rows, {}, [])

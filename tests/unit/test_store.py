@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -607,7 +608,7 @@ def test_a_template_in_the_tokenizers_configuration(run_dir):
     path = run_dir / "output/tokenizer_config.json"
     path.write_text(json.dumps({"chat_template": "{{ x }}"}))
     assert store.template_problems(run_dir) == []
-    path.write_text(json.dumps({"chat_template": "{{ y }}"}))
+    path.write_text(json.dumps({"chat_template": "{{ y }}\ud800"}))
     assert len(store.template_problems(run_dir)) == 1
 
 
@@ -660,7 +661,7 @@ def observed(**changes: Any) -> dict[str, Any]:
         "step": 12, "planned": 12, "loss": 1.0, "loss_first": 2.0, "eval_first": 1.9, "eval_loss": 1.1,
         "adapter_step": 8, "eval_adapter": 1.0, "end_reason": None, "data": COUNTS, "wandb": {"mode": "offline"},
     }  # fmt: skip
-    status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 1060.26}
+    status = {"exit_code": 0, "starts": 2, "first_started_at": 1000.0, "finished_at": 400.0, "seconds": 60.26}
     return {"state": "finished", "detail": "", "status": status, "progress": done, **changes}
 
 
@@ -714,8 +715,8 @@ def test_a_manifest_says_everything_that_is_known():
         },
         "starts": 2,
         "started_at": 1000.0,
-        "finished_at": 1060.26,
-        "duration_s": 60.3,
+        "finished_at": 400.0,
+        "duration_s": 60.26,  # whatever the time of day was set to meanwhile
         "cost": {"usd": 1.5, "usd_per_hour": 0.5, "source": "RunPod's bill", "pods": ["p"]},
         "wandb": {"mode": "offline"},
         "git": {"commit": "0123456789", "dirty": True},
@@ -724,10 +725,9 @@ def test_a_manifest_says_everything_that_is_known():
     assert json.dumps(made) == json.dumps(expected)  # in this order too, as people read it
     bare = observed()
     bare["progress"] |= {"wandb": None, "data": None}
-    for gone in ("first_started_at", "finished_at"):
-        partial = {**bare, "status": {key: value for key, value in bare["status"].items() if key != gone}}
-        made = store.make_manifest(run, partial, proof, **known).as_dict()
-        assert (made["duration_s"], made["wandb"], made["data"]) == (None, {}, None)
+    del bare["status"]["seconds"]
+    made = store.make_manifest(run, bare, proof, **known).as_dict()
+    assert (made["duration_s"], made["wandb"], made["data"]) == (None, {}, None)
 
 
 def test_hardware_of_ones_own_has_no_pods():
@@ -804,14 +804,25 @@ def test_a_manifest_that_does_not_say_is_a_rehearsals():
 
 @pytest.mark.parametrize(
     "row",
-    ["text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"}, {"path": "train.log", "sha256": None}],
-)
+    [
+        "text", {"path": 7, "sha256": "a"}, {"path": "train.log"}, {"sha256": "a"},
+        {"path": "train.log", "sha256": None}, {"path": "a\0b", "sha256": "a"}, {"path": "\ud800", "sha256": "a"},
+        {"path": "../witness-2/train.log", "sha256": "a"},
+    ],
+)  # fmt: skip
 def test_a_manifest_whose_list_is_damaged(run_dir, home, row):
     final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
     written = json.loads((final / "manifest.json").read_text())
     written["files"].append(row)
     (final / "manifest.json").write_text(json.dumps(written))
     assert store.integrity_error(final) == f"{final / 'manifest.json'} is damaged"
+
+
+def test_a_folder_in_the_place_of_a_file(run_dir, home):
+    final = store.deliver(run_dir, home, store.list_files(run_dir), manifest())
+    (final / "train.log").unlink()
+    (final / "train.log").mkdir()
+    assert store.integrity_error(final, hashes=True) == f"{final / 'train.log'} is no file"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"verdict": "verified"}', '{"verdict": "verified", "files": {}}'])
@@ -856,7 +867,7 @@ def test_a_delivery_is_held_against_the_model_that_was_loaded(run_dir, home):
 def test_a_delivery_replaces_what_an_earlier_one_left_in_the_middle(run_dir, home):
     files = store.list_files(run_dir)
     store.deliver(run_dir, home, files, manifest())
-    (home / ".witness-1.replaced/wandb").mkdir(parents=True)  # a crash between two renames
+    (home / "witness-1/manifest.json").unlink()  # a crash while it made way
     final = store.deliver(run_dir, home, files, manifest(loss={"last": 1}))
     assert json.loads((final / "manifest.json").read_text())["loss"]["last"] == 1
     assert [path.name for path in home.iterdir()] == ["witness-1"]
@@ -1013,3 +1024,18 @@ def test_a_layer_whose_number_is_no_number(build):
     told = problems(build(tensors))
     assert told
     assert max(map(len, told)) < 500
+
+
+def test_what_an_earlier_fetch_left_with_another_content_is_fetched_anew(run_dir, tmp_path):
+    """A power cut leaves NULs of the right size and time, which rsync would keep for ever."""
+    files = store.checked_files(store.list_files(run_dir))
+    incoming = tmp_path / "incoming"
+    shutil.copytree(run_dir, incoming)
+    nul, short = "output/adapter_model.safetensors", "train.log"
+    (incoming / nul).write_bytes(bytes((run_dir / nul).stat().st_size))
+    (incoming / short).write_bytes((run_dir / short).read_bytes()[:-1])  # rsync goes on with it
+    assert store.drop_damaged(incoming, files) == [nul]
+    assert not (incoming / nul).exists()
+    assert (incoming / short).exists()
+    assert store.drop_damaged(incoming, files) == []
+    assert store.drop_damaged(tmp_path / "none", files) == []

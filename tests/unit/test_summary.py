@@ -10,7 +10,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Losses, M
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.lora_forge.text import short
-from delivered import planned
+from delivered import deliver, planned
 from wire import load
 
 
@@ -179,3 +179,37 @@ def test_a_run_that_was_never_launched_does_not_train(tmp_path):
     assert answer(tmp_path, "to train", detached=True) == (
         [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
     )  # fmt: skip
+
+
+def test_what_was_delivered_and_never_decided_on_goes_through_the_gate_and_what_is_left_of_it_goes(tmp_path):
+    deliver(tmp_path, "crew", "crew-1")
+    left = [tmp_path / "incoming/crew-1", tmp_path / "runs/crew-1/output", tmp_path / "adapters/crew/.crew-1.partial"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    given = {"output": str(tmp_path), "runs": [crew(state="ready").as_dict()], "detached": False,
+             "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    answer = load("library/lora_adapter_summary").answer
+    latest = tmp_path / "adapters/crew/latest"
+    assert (answer(given, True)["changed"], latest.is_symlink(), left[0].exists()) == (True, False, True)
+    found = answer(given, False)
+    assert (found["changed"], found["show"]["lines"][-1]) == (True, "  latest points to crew-1")
+    assert (latest.readlink().name, [folder.exists() for folder in left]) == ("crew-1", [False] * 3)
+    assert answer(given, False)["changed"] is False
+
+
+def test_of_a_sweep_nothing_is_promoted_that_was_not_decided_on(tmp_path):
+    deliver(tmp_path, "crew", "crew-1")
+    given = {"output": str(tmp_path), "runs": [crew(state="ready", variant={"lora_r": 8}).as_dict()],
+             "detached": False, "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    assert load("library/lora_adapter_summary").answer(given, False)["changed"] is False
+    assert not (tmp_path / "adapters/crew/latest").is_symlink()
+
+
+def test_a_folder_in_the_place_of_latest_is_told_of_and_the_rest_is_summed_up(tmp_path):
+    deliver(tmp_path, "crew", "crew-1")
+    (tmp_path / "adapters/crew/latest").mkdir()
+    given = {"output": str(tmp_path), "runs": [crew(state="ready").as_dict()], "detached": False,
+             "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    found = load("library/lora_adapter_summary").answer(given, False)
+    assert "latest is no symbolic link" in found["show"]["warnings"][0]
+    assert "crew is ready already" in found["show"]["lines"][0]

@@ -299,8 +299,11 @@ def test_an_error_names_its_host_once():
     assert error_text({"msg": "gpu-1 has no GPU"}, "gpu-1") == "ERROR  gpu-1 has no GPU"
     lost = {"msg": "Failed to connect to the host via ssh: refused", "unreachable": True}
     told, advice = error_text(lost, "gpu-1").splitlines()
-    assert told == "ERROR  gpu-1 does not answer: Failed to connect to the host via ssh: refused"
+    assert told == "ERROR  gpu-1 does not answer: refused"
     assert "What runs there goes on" in advice
+    explained = {"msg": "Task failed: gpu-1 refuses the login: no\nCorrect ansible_user", "unreachable": True}
+    told = error_text(explained, "gpu-1", "play.yml:4")
+    assert told == "ERROR  gpu-1 refuses the login: no\n       Correct ansible_user"
 
 
 def test_what_a_program_printed_as_it_failed_is_shown():

@@ -120,7 +120,17 @@ def test_on_one_machine_only_what_differs_is_copied(tmp_path):
         ("rsync is not found on the controller", "rsync is needed on both ends"),
         ('rsync: write failed on "/w/a": No space left on device (28)', "The disk is full"),
         ('rsync: [receiver] mkstemp "/w/.a" failed: Permission denied (13)', "Set trainer_root to a folder"),
-        ("root@gpu: Permission denied (publickey).", "The same command goes on where it was cut"),
+        ("root@gpu: Permission denied (publickey).", "Correct ansible_user or ansible_ssh_private_key_file"),
+        (
+            "protocol version mismatch -- is your shell clean?\n(see the rsync man page for an explanation)\n"
+            "rsync error: protocol incompatibility (code 2) at compat.c(622) [sender=3.2.7]",
+            "Let ~/.bashrc, ~/.profile and their like print to terminals only",
+        ),
+        (
+            'rsync: [receiver] failed to set permissions on "/w/.a": Operation not permitted (1)',
+            "Each user of a host needs a trainer_root of its own",
+        ),
+        ("sudo: a password is required", "Let that login use sudo without a password"),
         ("client_loop: send disconnect: Broken pipe", "The same command goes on where it was cut"),
     ],
 )

@@ -231,14 +231,18 @@ def test_wandb_alone_never_decides(state, says, silent_for):
     assert (found.verdict == "disputed") == bool(found.contradictions)
 
 
+BUNDLE = "playbooks/logs.yml -e role=witness -e bundle=true makes a file for whoever helps"
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (judged(snapshot("failed")), "playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2"),
+        (judged(snapshot("failed")),
+         f"playbooks/logs.yml -e role=witness, then train.yml again: resumes at step 2; {BUNDLE}"),
         (judged(snapshot("failed", checkpoint={"step": 0})),
-         "playbooks/logs.yml -e role=witness, then train.yml again"),
+         f"playbooks/logs.yml -e role=witness, then train.yml again; {BUNDLE}"),
         (judged(snapshot("finished"), placement=BAD),
-         "playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again"),
+         f"playbooks/logs.yml -e role=witness, then train.yml -e role=witness -e fresh=true trains again; {BUNDLE}"),
         (judged(snapshot("stopped")), "train.yml again: resumes at step 2"),
         (judged(snapshot("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
          "train.yml again: resumes at step 2"),
@@ -304,17 +308,6 @@ def test_progress_knows_the_newest_wandb_run_and_keeps_the_steps():
     )
     assert found.wandb == {"mode": "online", "run": "e/p/r", "url": "http://w/e/p/r"}
     assert (found.step, found.planned, found.loss) == (3, 10, 1.0)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [{}, {"event": "log"}, event("log", 4), event("log", None, loss=1.0), event("eval", 4),
-     {"event": "data", "time": 1}, {**event("begin", 0), "time": None},
-     {**event("log", 5, loss=1.0), "planned": "many"}],
-)  # fmt: skip
-def test_progress_passes_over_what_is_no_event_of_ours(line):
-    history = [event("begin", 0), event("log", 3, loss=1.0)]
-    assert run_state.progress([*history, line]) == run_state.progress(history)
 
 
 def test_a_progress_comes_back_as_it_was_from_the_answer_of_a_module():
@@ -484,6 +477,25 @@ def test_how_long_systemd_is_waited_for(comes_back, age, state):
         assert found[1] == "its supervisor is gone (killed, or the host restarted); systemd starts it again"
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_systemd_is_not_waited_for_where_it_cannot_start_anything(comes_back):
+    state, detail = run_state.conclude(
+        {"state": "running"},
+        DONE,
+        False,
+        False,
+        1.0,
+        1.0,
+        60,
+        1800,
+        comes_back=comes_back,
+        fault="systemd gave it up",
+    )
+    assert state == "stopped"
+    assert ("and systemd gave it up" in detail) is comes_back
+    assert "the same command resumes" in detail
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_an_end_without_a_reason(state):
     assert run_state.conclude({"state": state}, DONE, True, True, 9999, 9999, 60, 1800) == (state, "")
@@ -615,8 +627,8 @@ def test_a_verdict_of_a_sample_of_states_names_what_to_do():
     assert verdict.next_step("mayor", judged(snapshot("stopped", checkpoint=None))) == "train.yml again"
     assert verdict.next_step("mayor", judged(snapshot("queued"))) == ""
     both = judged(snapshot("failed"), placement=BAD)
-    assert (
-        verdict.next_step("mayor", both) == "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2"
+    assert verdict.next_step("mayor", both).startswith(
+        "playbooks/logs.yml -e role=mayor, then train.yml again: resumes at step 2; playbooks/logs.yml -e role=mayor"
     )
 
 
@@ -646,3 +658,12 @@ def test_a_proof_that_no_longer_holds_is_told_as_a_contradiction_and_nowhere_els
 )
 def test_a_trainer_that_answers_badly_is_not_called_silent(why, said):
     assert verdict.silence("gpu-1", why) == said
+
+
+@pytest.mark.parametrize("jump", [7200.0, -14400.0])
+def test_a_time_of_day_that_is_set_changes_no_pace(jump):
+    begun = {**event("begin", 0, 10), "uptime": 500.0}
+    logged = {**event("log", 4, 30 + jump, loss=1.0), "uptime": 520.0}
+    assert run_state.progress([begun, logged]).seconds_per_step == 5.0
+    without = {**logged, "uptime": None}  # of an earlier lora-forge
+    assert run_state.progress([begun, without]).seconds_per_step >= 0

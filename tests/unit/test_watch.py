@@ -51,6 +51,8 @@ class Task:
         monkeypatch.setattr(  # of the actions that it calls, too
             ActionBase, "_execute_module", lambda action, name, asked, task_vars: self.module(name, asked, task_vars)
         )
+        for uptimes in (rundir, runs.rundir):
+            monkeypatch.setattr(uptimes, "uptime", self.clock.now)
         if hasattr(self.plugin, "time"):
             monkeypatch.setattr(self.plugin, "time", still)
 
@@ -257,6 +259,14 @@ def test_a_wall_clock_that_is_set_back_takes_back_nothing(watch, monkeypatch):
     began = task.clock.now()
     monkeypatch.setattr(task.plugin.time, "time", lambda: min(task.clock.now(), began))  # set back at every look
     assert task.run()["breach"] == "it has come to 25.00 h, and pod_max_hours is 24.00"
+
+
+def test_a_wall_clock_that_is_set_forward_stops_nothing(watch, monkeypatch):
+    task = watch(seen(10, 1), After(60, seen(11, 1)), FINISHED, budget={"leash": 48})
+    began = task.clock.now()
+    ahead = {False: 0, True: 48 * 3600}  # two days, after the first look
+    monkeypatch.setattr(task.plugin.time, "time", lambda: task.clock.now() + ahead[task.clock.now() > began])
+    assert task.run()["state"] == "finished"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class Manifest(JsonRecord):
         starts: How often the training was started.
         started_at: When it first was, in epoch seconds.
         finished_at: When it ended, in epoch seconds.
-        duration_s: Seconds between the two.
+        duration_s: Seconds that it trained, in all its starts together, by clocks that nobody can set.
         cost: What it cost.
         wandb: The run at W&B: mode, run and url; empty without one.
         git: Of the checkout: commit, and whether files of it were changed (dirty).

@@ -109,7 +109,7 @@ def evaluation(keys: dict[str, Any], datasets: Sequence[PlannedDataset | Dataset
     masked = {key: keys[key] for key in MASKING if key in keys}
     return Evaluation(
         source=source,
-        sha256=hashlib.sha256(canonical([basis, masked]).encode()).hexdigest() if basis else None,
+        sha256=hashlib.sha256(canonical([basis, masked]).encode(errors="surrogatepass")).hexdigest() if basis else None,
         sequence_len=keys.get("sequence_len"),
         base_model=keys.get("base_model"),
         eval_loss=eval_loss if run_state.finite(eval_loss) else None,
@@ -264,7 +264,7 @@ def promote(home: pathlib.Path, run_id: str, gate: Gate, asked: bool = False, ch
         Whether ``latest`` moves.
 
     Raises:
-        UserError: The gate makes no sense, or ``latest`` is no symbolic link.
+        UserError: The gate makes no sense, the run has no whole adapter, or ``latest`` is no symbolic link.
     """
     gate.check()
     if check:
@@ -285,11 +285,28 @@ def _decided(home: pathlib.Path, holder: Optional[Manifest], run_id: str, gate: 
         return nothing
     if before and not asked and any(run_id in (line["run_id"], line.get("from")) for line in lines):
         return nothing
-    manifests = delivered_manifests(home)
+    manifests = _candidates(home, run_id)
     real = any(not manifest.is_rehearsal for manifest in manifests.values())
     decision = decide(manifests[run_id], holder, real, gate)
     noted = any((line["run_id"], line.get("from"), line["moved"]) == (run_id, before, False) for line in lines)
-    return nothing if before and noted and not decision.move else decision
+    return nothing if noted and not decision.move else decision
+
+
+def _candidates(home: pathlib.Path, run_id: str, hashes: bool = False) -> dict[str, Manifest]:
+    """Read what is delivered, where a run is among it and whole.
+
+    Raises:
+        UserError: It is not.
+    """
+    manifests = delivered_manifests(home)
+    if run_id not in manifests:
+        delivered = f"Delivered: {', '.join(manifests)}" if manifests else "Nothing is delivered yet"
+        hint = nearest(run_id, manifests) or "."
+        raise UserError(f"{home.name} has no adapter «{run_id}» in {home}{hint} {delivered}")
+    defect = store.integrity_error(home / run_id, hashes)
+    if defect:
+        raise UserError(f"{run_id} is not whole: {defect}. The training that made it, run again, delivers it again")
+    return manifests
 
 
 def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> bool:
@@ -306,14 +323,7 @@ def promote_by_hand(home: pathlib.Path, run_id: str, check: bool = False) -> boo
     Raises:
         UserError: There is no such adapter, it is damaged, or a rehearsal would displace a real adapter.
     """
-    agent, manifests = home.name, delivered_manifests(home)
-    if run_id not in manifests:
-        delivered = f"Delivered: {', '.join(manifests)}" if manifests else "Nothing is delivered yet"
-        hint = nearest(run_id, manifests) or "."
-        raise UserError(f"{agent} has no adapter «{run_id}» in {home}{hint} {delivered}")
-    defect = store.integrity_error(home / run_id, hashes=True)
-    if defect:
-        raise UserError(f"{run_id} is not whole: {defect}. The training that made it, run again, delivers it again")
+    agent, manifests = home.name, _candidates(home, run_id, hashes=True)
     real = [name for name, manifest in manifests.items() if not manifest.is_rehearsal]
     if manifests[run_id].is_rehearsal and real:
         raise UserError(
@@ -377,10 +387,18 @@ def table_row(row: dict[str, Any]) -> list[str]:
         row["run_id"] + (" (rehearsal)" if row["rehearsal"] else ""),
         NOTHING if row["eval_loss"] is None else f"{row['eval_loss']:.4g}",
         NOTHING if steps["reached"] is None else f"{steps['reached']}/{steps['planned']}",
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(finished)) if finished else NOTHING,
+        _moment(finished),
         "latest" if row["promoted"] else "damaged" if row["defect"] else "",
         row["comparable"],
     ]
+
+
+def _moment(at: Optional[float]) -> str:
+    """Write a time in epoch seconds; nothing for one that no calendar has, as a damaged manifest may say."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else NOTHING
+    except (OverflowError, ValueError, OSError):
+        return NOTHING
 
 
 def message(home: pathlib.Path, run_id: str) -> str:
@@ -448,12 +466,35 @@ def _move(
     call adds that (:func:`_noted_holder`). The other way round, the history would tell of a move that never was.
     """
     if decision.move:
-        link = _movable(home, run_id)
-        fresh = home / f".{LATEST}.{os.getpid()}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(run_id)
-        os.replace(fresh, link)
+        _point(home, run_id)
     _note(book, run_id, before, decision, by)
+
+
+def _point(home: pathlib.Path, run_id: str) -> None:
+    """Let ``latest`` point to a run, in one rename; under the lock."""
+    link, fresh = _movable(home, run_id), home / f".{LATEST}.new"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(run_id)
+    os.replace(fresh, link)
+
+
+@contextlib.contextmanager
+def replacing(home: pathlib.Path, run_id: str) -> Iterator[None]:
+    """Take ``latest`` away from a damaged adapter while another one is put in its place.
+
+    It never leads to half an adapter, nor nowhere. Where a crash leaves it missing, the gate decides on the run again.
+
+    Args:
+        home: output/adapters/<agent>.
+        run_id: The run whose adapter is replaced.
+    """
+    with _locked(home):
+        is_promoted = points_to(home / LATEST) == run_id
+        if is_promoted:
+            (home / LATEST).unlink()
+        yield
+        if is_promoted:
+            _point(home, run_id)
 
 
 def _movable(home: pathlib.Path, run_id: str) -> pathlib.Path:

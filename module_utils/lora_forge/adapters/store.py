@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import pathlib
 import re
 import shutil
 import stat
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.adapters import expectation
@@ -47,7 +48,7 @@ CHUNK = 1 << 24  # elements looked at at a time, so that a large tensor needs no
 
 
 def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def sha256_file(path: pathlib.Path) -> str:
@@ -397,7 +398,7 @@ def make_manifest(
         starts=status.get("starts"),
         started_at=began,
         finished_at=ended,
-        duration_s=round(ended - began, 1) if began and ended else None,
+        duration_s=status.get("seconds"),
         cost=cost,
         wandb=progress["wandb"] or {},
         git=git,
@@ -439,13 +440,15 @@ def integrity_error(folder: pathlib.Path, hashes: bool = False) -> Optional[str]
         return f"{folder} has no manifest of a verified adapter"
     written = (folder / MANIFEST).stat().st_mtime_ns
     for file in manifest.files:
-        if file.path is None or file.sha256 is None:
+        if file.path is None or file.sha256 is None or paths.flaw(file.path):
             return f"{folder / MANIFEST} is damaged"
         path = folder / file.path
         try:
             facts = path.stat()
         except OSError:
             return f"{path} is missing"
+        if not stat.S_ISREG(facts.st_mode):
+            return f"{path} is no file"
         if facts.st_size != file.bytes:
             return f"{path} has {facts.st_size} bytes instead of {file.bytes}"
         if (hashes or facts.st_mtime_ns > written) and sha256_file(path) != file.sha256:
@@ -475,7 +478,41 @@ def check_file(folder: pathlib.Path, path: str, row: dict[str, Any], named: path
         raise UserError(f"{named} is not what the trainer listed; run the same command again")
 
 
-def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]], manifest: Manifest) -> pathlib.Path:
+def drop_damaged(folder: pathlib.Path, files: list[dict[str, Any]]) -> list[str]:
+    """Delete what an earlier fetch left with the right size and another content, as a power cut does.
+
+    By size and time alone rsync would keep it.
+
+    Args:
+        folder: Where it was fetched to.
+        files: From :func:`checked_files`.
+
+    Returns:
+        What was deleted, below the folder.
+    """
+    dropped = []
+    for row in files:
+        place = folder / row["path"]
+        if paths.through_link(folder, row["path"]) or not place.is_file() or place.stat().st_size != row["bytes"]:
+            continue  # rsync goes on with what is shorter, and compares what it takes of it
+        if sha256_file(place) != row["sha256"]:
+            place.unlink()
+            dropped.append(row["path"])
+    return dropped
+
+
+def partial_folder(home: pathlib.Path, run_id: str) -> pathlib.Path:
+    """Return where a delivery is put together, beside the place where it goes in one rename."""
+    return home / f".{run_id}.partial"
+
+
+def deliver(
+    source: pathlib.Path,
+    home: pathlib.Path,
+    files: list[dict[str, Any]],
+    manifest: Manifest,
+    replacing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> pathlib.Path:
     """Bring an adapter into output/adapters/<agent>/<run_id>/ whole, or not at all.
 
     Args:
@@ -483,6 +520,7 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
         home: output/adapters/<agent>.
         files: The trainer's list, with its hashes.
         manifest: What is known of the run.
+        replacing: Entered while a damaged adapter makes way.
 
     Returns:
         The delivered folder.
@@ -491,7 +529,7 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
         UserError: A file differs from the trainer's, or the adapter does not hold up.
     """
     run_id = str(manifest.run_id)
-    final, partial = home / run_id, home / f".{run_id}.partial"
+    final, partial = home / run_id, partial_folder(home, run_id)
     files = checked_files(files)
     for row in files:
         check_file(source, row["path"], row, source / row["path"])
@@ -508,12 +546,11 @@ def deliver(source: pathlib.Path, home: pathlib.Path, files: list[dict[str, Any]
             raise UserError(f"the adapter of {run_id} does not hold up: " + "; ".join(facts["problems"]))
         delivered = tuple(DeliveredFile(row["name"], row["sha256"], row["bytes"]) for row in files)
         rundir.write_json(partial / MANIFEST, dataclasses.replace(manifest, files=delivered).as_dict())
+        rundir.to_disk(*sorted(partial.rglob("*")), partial)  # sizes and times alone are looked at later
         if final.exists():  # a damaged one; it was looked at before
-            aside = home / f".{run_id}.replaced"
-            shutil.rmtree(aside, ignore_errors=True)
-            final.rename(aside)
-            partial.rename(final)
-            shutil.rmtree(aside)
+            with replacing():
+                shutil.rmtree(final)
+                partial.rename(final)
         else:
             partial.rename(final)
     finally:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.json_utils import _filter_non_json_lines
+from ansible.module_utils.lora_forge.controller import ssh_words
+from ansible.module_utils.lora_forge.controller.display import tell
+from ansible.module_utils.lora_forge.controller.pulse import Pulse
 from ansible.module_utils.lora_forge.controller.watchdog import Watchdog
 from ansible.module_utils.lora_forge.text import shown
 from ansible.plugins.action import ActionBase
@@ -18,6 +23,9 @@ from ansible.plugins.loader import action_loader
 
 _LONGEST = 20_000  # letters of why an action failed, perhaps for hundreds of runs
 _TAIL = 10  # lines of what a host printed instead of an answer
+_CLOSED_WITHIN = 5.0  # seconds for ssh to end a connection that several commands share
+# An answer to whether a host is there comes behind what is sent to it: a few MB wait their turn, on a slow line.
+_BEHIND_A_TRANSFER = 4.0
 _INTERPRETER = re.compile(r"/[\w./+-]{1,250}")
 
 
@@ -99,7 +107,8 @@ class ForgeAction(ActionBase):
             AnsibleConnectionFailure: It took too long.
         """
         answers = _answers()
-        with self._guarded("a transfer", answers.TRANSFER * self._patience() / answers.QUESTION):
+        seconds = answers.TRANSFER * self._patience() / answers.QUESTION
+        with self._guarded("a transfer", seconds, _BEHIND_A_TRANSFER):
             yield
 
     def run_action(self, name: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -151,21 +160,78 @@ class ForgeAction(ActionBase):
         with contextlib.suppress(AnsibleError), self._guarded("a command", self._patience()):
             super().cleanup(force)
 
+    def ssh_command(self) -> list[str]:
+        """Return the command line of Ansible's own ssh to the host, without the host: its keys, jumps, shared socket.
+
+        A program that hands ssh a password is left out, as the shared connection is open.
+        """
+        connection = self._connection
+        program = connection.get_option("ssh_executable")
+        words = [word.decode() for word in connection._build_command(program, "ssh")]
+        if words[0] != program:
+            for end in connection.sshpass_pipe or ():  # made for that program
+                os.close(end)
+            connection.sshpass_pipe = None
+        return words[words.index(program) :]
+
+    def _pulse(self, holds: float) -> Pulse | None:
+        """Return what asks the host, beside a call, whether it is there; None where no ssh leads to it.
+
+        Args:
+            holds: How many times as long as usual an answer is waited for.
+        """
+        if self._connection.transport != "ssh":
+            return None
+        try:
+            program, *options = self.ssh_command()
+        except AnsibleError:  # the call itself says so
+            return None
+        host, who = str(self._connection.get_option("host")), self._who()
+        # The first word on an option counts. Nobody is asked for a password, and nothing is shared that was not there.
+        own = ("BatchMode=yes", "ControlMaster=no", "ForwardAgent=no", "ClearAllForwardings=yes", "LogLevel=QUIET")
+        words = [program, *(word for option in own for word in ("-o", option)), *options, host, "exit"]
+
+        def knock() -> subprocess.Popen[bytes]:
+            nothing = subprocess.DEVNULL
+            return subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing)
+
+        return Pulse(knock, lambda said: tell(f"  {who}: {said}", host=who), self._patience(), holds)
+
+    def _close_shared(self) -> None:
+        """End the connection that commands share, as it leads nowhere; the next command makes a new one."""
+        with contextlib.suppress(AnsibleError, OSError, subprocess.SubprocessError):
+            program, *options = self.ssh_command()
+            subprocess.run(
+                [program, "-O", "exit", *options, str(self._connection.get_option("host"))],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=_CLOSED_WITHIN, check=False,
+            )  # fmt: skip
+
     @contextlib.contextmanager
-    def _guarded(self, what: str, seconds: float) -> Iterator[None]:
-        """Bound one call to the host in time and memory, and clean its errors, whose words come from the host."""
-        watchdog = Watchdog(seconds)
+    def _guarded(self, what: str, seconds: float, holds: float = 1.0) -> Iterator[None]:
+        """Bound one call to the host in time and memory, and clean its errors, whose words come from the host.
+
+        Args:
+            what: The call, in words.
+            seconds: How long it may take.
+            holds: How many times as long as usual a host may be silent meanwhile.
+        """
+        pulse = self._pulse(holds)
+        watchdog = Watchdog(seconds, pulse)
         longest = _answers().LONGEST
         try:
             with watchdog:
                 yield
         except AnsibleError as error:
+            lost = isinstance(error, AnsibleConnectionFailure)
             words = shown(str(error), longest)
+            words = (lost and ssh_words.explain(self._who(), words, ssh_words.LOGIN, ssh_words.ACCOUNT)) or words
             if words == str(error):
                 raise
-            kind = AnsibleConnectionFailure if isinstance(error, AnsibleConnectionFailure) else AnsibleError
+            kind = AnsibleConnectionFailure if lost else AnsibleError
             raise kind(words) from None
         if watchdog.bark:
+            if pulse is not None and pulse.silent:
+                self._close_shared()
             raise AnsibleConnectionFailure(
                 f"{self._who()} {watchdog.bark.format(what=what)}. See what hangs there; where it is only slow, a "
                 "higher trainer_answer_timeout helps"
@@ -189,6 +255,10 @@ class ForgeAction(ActionBase):
             except ValueError:
                 why = f"it is no JSON; the exit status is {res.get('rc')}"
         said = str(res.get("stderr") or "").strip() or text[-answers.LONGEST :].strip()
+        tables = [ssh_words.ACCOUNT, *([ssh_words.PYTHON] if res.get("rc") in (126, 127) else [])]
+        known = ssh_words.explain(self._who(), f"{said}\n{text[-answers.LONGEST :]}", *tables)
+        if known:
+            return {"failed": True, "msg": known}
         lines = [why, *said[-answers.LONGEST :].splitlines()[-_TAIL:]]
         return answers.misfit(self._who(), self._running, "\n".join(lines))
 

@@ -36,6 +36,7 @@ LIMITS = {
     "lora_adapter_info": 1800.0,  # an adapter is read twice
     "recipe_check": 360.0,  # the program has 300 s of its own
     "trainer_environment": 3 * 3600.0,  # 7.5 GB are fetched, perhaps after another controller's build
+    "training_run_evidence": 300.0,  # nvidia-smi, and systemd or tmux
     "training_run": 300.0,  # beyond the time that a training has for its checkpoint
 }
 COMMAND = 600.0  # a command that is no module: the longest one makes a rehearsal's model, on a slow disk
@@ -189,6 +190,7 @@ class StatusForm(Form):
     started_at: Optional[Number] = None
     first_started_at: Optional[Number] = None
     finished_at: Optional[Number] = None
+    seconds: Optional[Annotated[float, Field(ge=0, le=_FINITE)]] = None
     exit_code: Optional[Whole] = None
     resumed_from: Optional[Count] = None
     lane: Optional[Path] = None
@@ -299,6 +301,7 @@ class Gpu(GpuUse):
     retired_pending: Optional[bool] = None
     recovery_action: Optional[Word] = None
     mig: Optional[bool] = None
+    fault: Optional[Word] = None
 
 
 class GpuProcess(Form):
@@ -409,6 +412,54 @@ class TrainingLog(Answer):
     more: bool
 
 
+class SeenClosely(Seen):
+    """A run of which its events are told, too."""
+
+    events: Annotated[list[Event], Field(max_length=1000)]
+
+
+class GpuLook(Form):
+    """``gpu.query``."""
+
+    driver: Optional[Word]
+    gpus: Annotated[list[Gpu], Field(max_length=1000)]
+    processes: Annotated[list[GpuProcess], Field(max_length=1000)]
+    error: Optional[Shown]
+
+
+class HostFacts(Form):
+    """What machine a host is, and how much of it is free."""
+
+    kernel: Word = ""
+    distribution: Word = ""
+    python: Word = ""
+    cpus: Optional[Count] = None
+    memory_bytes: Optional[Count] = None
+    memory_free_bytes: Optional[Count] = None
+    disk_bytes: Optional[Count] = None
+    disk_free_bytes: Optional[Count] = None
+
+
+class Installed(Form):
+    """What is installed in an environment."""
+
+    name: Word
+    packages: Annotated[dict[Name, Word], Field(max_length=2000)]
+
+
+class TrainingRunEvidence(Answer):
+    """``training_run_evidence``."""
+
+    seen: SeenClosely
+    train_log: Annotated[str, StringConstraints(max_length=_LOG)]
+    supervisor_log: Annotated[str, StringConstraints(max_length=_LOG)]
+    axolotl_yml: Annotated[str, StringConstraints(max_length=_LOG)]
+    unit: Shown
+    gpu: GpuLook
+    host: HostFacts
+    environment: Installed
+
+
 class TrainingRun(Answer):
     """``training_run``."""
 
@@ -493,6 +544,7 @@ FORMS: dict[str, type[Answer]] = {
     "trainer_info": TrainerInfo,
     "training_log": TrainingLog,
     "training_run": TrainingRun,
+    "training_run_evidence": TrainingRunEvidence,
     "training_run_info": TrainingRunInfo,
 }
 

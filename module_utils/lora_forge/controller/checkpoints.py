@@ -10,21 +10,24 @@ import json
 import os
 import pathlib
 import shutil
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction
-from ansible.module_utils.lora_forge.controller.display import show
+from ansible.module_utils.lora_forge.controller.display import show, tell
 from ansible.module_utils.lora_forge.controller.transfer import remove
 from ansible.module_utils.lora_forge.errors import UserError, error_message
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.trainer import runs
 
 INCOMING = "incoming"  # in the run's folder: what is on its way, and was not looked at yet
 METRICS = "metrics.jsonl"
 _LIST = paths.MIB  # bytes of complete.json
 _TINY = 2 * paths.GIB  # bytes of a rehearsal's checkpoint, far more than it has
+_PATIENCE = 600.0  # seconds for another command that fetches the same: whoever waits does not look at costs
 _MARGIN = paths.GIB  # what is beside weights and optimizer, which are in the GPU's memory, too
 
 
@@ -91,7 +94,7 @@ def fetch_checkpoint(
         run: Whose it is.
         checkpoint: Its ``step``, and its ``files`` below the run directory, as the trainer names them.
         run_dir: The run directory on the trainer.
-        kept: The folder on the controller, laid out as a run directory.
+        kept: output/runs/<run_id> on the controller, laid out as a run directory.
         transfer: How files come over: ``timeout`` and ``options`` of the action transfer.
 
     Returns:
@@ -102,11 +105,17 @@ def fetch_checkpoint(
         wanted = wanted_files(checkpoint)
         files = [{"path": path, "bytes": limit} for path, limit in wanted.items()]
         asked = {"from": run_dir, "files": files, "to": str(incoming), "max_bytes": most_bytes(run, wanted), **transfer}
-        answer = action.run_action("transfer", asked)
-        if answer.get("failed"):
-            reason = str(answer.get("msg") or "it failed")
-        else:
-            take_over(incoming, kept, checkpoint["step"], set(wanted))
+        with run_files(kept.parents[1], run.run_id, partial(tell, host=action.host), _PATIENCE):
+            if rundir.last_complete(kept / "output") >= checkpoint["step"]:  # another command has fetched it
+                return True
+            answer = action.run_action("transfer", asked)
+            if answer.get("failed"):
+                reason = str(answer.get("msg") or "it failed")
+            else:
+                take_over(incoming, kept, checkpoint["step"], set(wanted))
+                rows, _ = runs.prune_plan(kept, keep=0)
+                for path in [row["path"] for row in rows if not row["keep"]]:
+                    shutil.rmtree(path, ignore_errors=True)
     except (UserError, OSError) as error:
         reason = error_message(error)
     except Exception as error:  # whatever it is, no training fails by it
@@ -116,10 +125,6 @@ def fetch_checkpoint(
         told = f"checkpoint {step} was not fetched; the next one is tried again ({reason.splitlines()[0]})"
         show(warnings=[told])
         return False
-    rows, _ = runs.prune_plan(kept, keep=0)
-    for row in rows:
-        if not row["keep"]:
-            shutil.rmtree(row["path"], ignore_errors=True)
     show(lines=[f"  {run.agent}  checkpoint {checkpoint['step']} is on the controller"], host=action.host)
     return True
 

@@ -68,6 +68,7 @@ def conclude(host: str, asked: Sequence[PlannedRun], answer: Mapping[str, Any]) 
             continue
         said = [f"{reason}: {sentence}" for reason, sentence in validation.objections(run, one)]
         if said:
+            warnings.append(f"{host}: {run.run_id} cannot begin; its turn says why, and the other runs go on")
             refusals[run.run_id] = "\n".join([*said, END])
         elif one["unknown"]:
             base = run.recipe["base_model"]

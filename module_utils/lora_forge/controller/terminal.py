@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ansible.module_utils.lora_forge.controller import ssh_words
 from ansible.module_utils.lora_forge.controller.display import Line
 from ansible.module_utils.lora_forge.text import duration
 
@@ -326,12 +327,13 @@ def error_text(answer: Mapping[str, Any], host: str, place: str = "", item: str 
         message += f" ({answer['assertion']})"
     if item and item not in message and not answer.get("censored"):
         message += f" (item {item[:_ITEM]})"
+    explained = bool(host) and message.startswith(f"{host} ") and "\n" in message  # what to do stands in it
     if "unreachable" in answer and host and not message.startswith(host):
-        message = f"{host} does not answer: {message}"
+        message = f"{host} does not answer: {ssh_words.own_words(message)}"
     elif host and not message.startswith(host):
         message = f"{host}: {message}"
     if "unreachable" in answer:
-        message += "\nWhat runs there goes on. When it answers again, so does the same command"
+        message += "" if explained else "\nWhat runs there goes on. When it answers again, so does the same command"
     elif is_ansibles and place:
         message += f"\n{place}"
     printed = (str(answer.get(name) or "").strip() for name in ("module_stderr", "stderr", "module_stdout", "stdout"))

@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import os
 import pathlib
+import re
 import resource
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from typing import IO, Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import paths
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.controller import ssh_words
 from ansible.module_utils.lora_forge.errors import UserError
 
 PRIVATE = ("datasets", "models", "prepared", "runs")  # below a trainer's root
@@ -302,8 +304,13 @@ def _printed(*files: IO[bytes]) -> int:
 
 
 def write_error(host: str, message: str) -> str:
-    """Say what to do about a trainer_root that cannot be made."""
-    return (
+    """Say what to do about a trainer_root that cannot be made.
+
+    Args:
+        host: The trainer.
+        message: What its shell said of it, or what took the shell's place.
+    """
+    return ssh_words.explain(host, message, ssh_words.ACCOUNT) or (
         f"{host}: {message}\nSet trainer_root to a folder on a large disk that this user may write: "
         "-e trainer_root=/data/lora-forge"
     )
@@ -316,14 +323,12 @@ def connection_error(host: str, message: str) -> str:
         host: The trainer.
         message: What ssh said of it.
     """
-    message = message.strip().removeprefix("Failed to connect to the host via ssh: ")
-    if "Host key verification failed" in message:  # ssh's own words say what to do, and are not to be passed over
-        return (
-            f"{host} is not known by its key, and nothing was sent to it:\n{message}\nIf it is a new host, or was made "
-            "anew, connect once by hand and compare its fingerprint; if not, somebody may be in between"
-        )
-    last = (message.splitlines() or ["no answer"])[-1]
-    said = last if last.startswith(f"{host} ") else f"{host} does not answer: {last}"
+    known = ssh_words.explain(host, message, ssh_words.LOGIN, ssh_words.ACCOUNT)
+    explained = message.startswith(f"{host} ") and "\n" in message
+    if known or explained:
+        return known or message
+    why = ssh_words.reason(message)
+    said = why if why.startswith(f"{host} ") else f"{host} does not answer: {why}"
     return (
         f"{said}\nWhat runs there goes on. When it answers again, the same command goes "
         f"on; -e move={host} gives it up, and starts what it had on another trainer"
@@ -337,12 +342,9 @@ def transfer_error(host: str, message: str) -> str:
         host: With whom.
         message: What rsync, or ssh, said of it.
     """
-    if "not found" in message or "executable" in message:
-        advice = "rsync is needed on both ends. Debian, Ubuntu: apt-get install rsync"
-    elif "No space left" in message:
-        advice = "The disk is full. Free some space; the same command goes on where it was cut."
-    elif "Permission denied" in message and "rsync" in message:
+    if re.search(r"Permission denied \(13\)", message):
         return write_error(host, message)
-    else:
-        advice = "The same command goes on where it was cut."
+    tables = ssh_words.ACCOUNT, ssh_words.TRANSFER, ssh_words.LOGIN
+    meaning = ssh_words.find_meaning(message, *tables)
+    advice = meaning.advice if meaning else "The same command goes on where it was cut."
     return f"the transfer with {host} failed: {message}\n{advice}"

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.controller.pulse import Pulse
 
 GROWTH = 768 * 1024 * 1024  # bytes; an answer of the greatest size takes half of that on its way
 _TICK = 0.5  # seconds between two looks, of each host that is asked
@@ -36,14 +37,15 @@ class Watchdog:
 
     Args:
         seconds: How long it may take.
+        pulse: Asks the host meanwhile whether it is there; None where there is no such way.
 
     Attributes:
         bark: Why it was ended, with a place for C(what); empty where it was not.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, pulse: Optional[Pulse] = None):
         self.bark = ""
-        self._seconds = seconds
+        self._seconds, self._pulse = seconds, pulse
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._before: Any = None
@@ -64,6 +66,8 @@ class Watchdog:
                 self._over.set()
         except _Enough:  # it came in this very moment
             self._over.set()
+        if self._pulse is not None:
+            self._pulse.end()
         signal.signal(signal.SIGALRM, self._before)
         if self.bark:
             self._thread.join()
@@ -77,8 +81,15 @@ class Watchdog:
 
     def _watch(self, began: float, memory: int) -> None:
         while not self._over.wait(_TICK):
-            if time.monotonic() - began > self._seconds:
+            now = time.monotonic()
+            gone = False
+            if self._pulse is not None:
+                with contextlib.suppress(Exception):  # whatever becomes of asking and telling, the limits hold
+                    gone = self._pulse.look(now)
+            if now - began > self._seconds:
                 self.bark = f"did not answer {{what}} within {self._seconds:g} s"
+            elif gone and self._pulse is not None:
+                self.bark = f"did not answer at all for {self._pulse.longest:g} s, in the midst of {{what}}"
             elif _memory() - memory > GROWTH:
                 self.bark = "did not stop printing, in answer to {what}"
             else:

@@ -105,15 +105,15 @@ class Agents:
             return {}
         groups = {}
         for name, members in layer.keys.items():
-            problem = self._group_problem(name, members)
+            problem = self._group_problem(name, members, layer.keys)
             if problem:
                 self.problems.append(f"{layer.where(name)}: {problem}")
             else:
                 groups[str(name)] = tuple(dict.fromkeys(members))
         return groups
 
-    def _group_problem(self, name: Any, members: Any) -> str:
-        """Say what is wrong with a group; empty where nothing is."""
+    def _group_problem(self, name: Any, members: Any, groups: Collection[Any]) -> str:
+        """Say what is wrong with a group among others; empty where nothing is."""
         if not isinstance(name, str):
             return f"a group cannot be called «{name}», which is how YAML reads its name; put that in quotes"
         if name_problem(name):
@@ -125,6 +125,8 @@ class Agents:
         unknown = next((member for member in members if member not in self.names), None)
         if unknown is None:
             return ""
+        if unknown in groups:
+            return f"the group «{name}» has «{unknown}», which is a group; groups hold agents alone, so name its agents"
         return f"the group «{name}» has «{unknown}», which is no agent{nearest(unknown, self.names)}"
 
     def select(self, wanted: Any, kept: Collection[str] = ()) -> list[str]:

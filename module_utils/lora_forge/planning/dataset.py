@@ -31,7 +31,7 @@ _TOLD_EVERY = 5.0  # seconds between two words on how far a file is read
 
 # What keys and tokens begin with, and what the rest of them looks like. Each is looked for by itself, its beginning
 # first: that is ten times faster than one expression for all.
-_SECRETS = [
+SECRETS = [
     (beginning, re.compile(beginning + rest))
     for beginning, rest in (
         ("sk-", "[A-Za-z0-9_-]{20,}"),
@@ -362,7 +362,7 @@ class _Findings:
                 self.lines["placeholder"].append(number)
         if ("</s>" in text or "INST]" in text) and conversation.LOOSE_CONTROL.search(text):
             self.lines["loose"].append(number)
-        for beginning, secret in _SECRETS:
+        for beginning, secret in SECRETS:
             if beginning in text and secret.search(text):
                 self.lines["secret"].append(number)
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -152,14 +153,17 @@ def trainers_of(
         members, fitting = find_gang(host, size, groups)
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
         asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
+        for name, path in (("datasets_dir", folder), ("eval_dir", asked)):
+            if not isinstance(path, str):
+                raise UserError(f"{name} of {host} is «{path}»; it must be the path of a folder")
         pod_gpus = known.get("pod_gpus") or []
         trainers.append(
             Trainer(
                 name=host,
                 profile=known.get("run_profile") or "",
                 machine=known.get("trainer_machine") or "",
-                datasets_dir=folder,
-                eval_dir=asked,
+                datasets_dir=os.path.expanduser(folder),  # a shell leaves ~ as it is in quotes and behind «=»
+                eval_dir=os.path.expanduser(asked),
                 agents=tuple(split_names(known.get("agents"))),
                 root=str(known.get("trainer_root", Trainer.root)),
                 lanes=_count_lanes(host, known, gpus),

@@ -12,6 +12,7 @@ import difflib
 import json
 import pathlib
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,9 @@ _SHOWN = 3  # hosts that are named
 _CHARACTERS = 60  # of a value that are shown
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list",
           "dict": "a mapping"}  # fmt: skip
+# What numbers may be: seconds, money and counts are finite and not below nothing, and these are in ranges of their own.
+_RANGE = (0, 1_000_000_000)
+_RANGES = {"run_rendezvous_port": (1, 65_535)}
 _ELEMENTS = {"str": "texts", "dict": "mappings"}
 
 
@@ -118,6 +122,9 @@ def _has_expression(value: Any) -> bool:
 
 
 def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
+    low, high = _RANGES.get(name, _RANGE)
+    if spec.get("type") in ("int", "float") and not _is_between(low, value, high):
+        return [f"{name} is «{_quoted(value)}»; it takes {_expected(spec)} from {low} to {high:,}"]
     rule = {key: spec[key] for key in ("type", "elements", "choices", "default") if key in spec}
     result = ArgumentSpecValidator({name: rule}).validate({name: value})
     if not result.error_messages:
@@ -137,6 +144,20 @@ def _value_errors(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
         else f"{name} {verb} «{_quoted(item)}»; it takes {', '.join(map(str, choices))}{nearest(item, choices)}"
         for item in refused
     ]
+
+
+def _is_between(low: int, value: Any, high: int) -> bool:
+    """Tell whether a number is in a range; not a number is in none, and what is none at all is passed over.
+
+    It comes before Ansible's own check of whole numbers, which has no answer for «inf», and none in time for
+    «1e999999999».
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        try:
+            return low <= float(value) <= high
+        except OverflowError:  # a whole number that is larger than any other one
+            return False
+    return True
 
 
 def _quoted(value: Any) -> str:
@@ -242,6 +263,34 @@ def check_command_options(
     odd = [f"-e: nothing reads {name}: it is no option, and nothing of your inventory" for name in unread]
     ours = {name: value for name, value in options.items() if name not in used}
     return wrong + misspelt, odd + check_trainer_options(checkout, {"-e": ours})[1]
+
+
+def configuration_error(checkout: pathlib.Path, read: str, named: str, here: pathlib.Path) -> str:
+    """Say what to do where Ansible has not read the checkout's own ansible.cfg; empty where it has.
+
+    Its settings decide, among others, that what a host answers never becomes a variable.
+
+    Args:
+        checkout: The project's folder.
+        read: The file of settings that Ansible has read; empty for none.
+        named: What ANSIBLE_CONFIG says; empty where it says nothing.
+        here: The working directory.
+    """
+    ours = checkout / "ansible.cfg"
+    with contextlib.suppress(OSError):
+        if read and ours.samefile(read):
+            return ""
+    remedy = f"cd {checkout}, and run the command there"
+    if named:
+        remedy = "ANSIBLE_CONFIG says so: unset ANSIBLE_CONFIG"
+    elif here.samefile(checkout):
+        remedy = f"make it a file that you may read: {ours}"
+        if here.stat().st_mode & stat.S_IWOTH:
+            remedy = (
+                "it is passed over where everybody may write into its folder: "
+                f"chmod o-w {checkout}, or, where that changes nothing, export ANSIBLE_CONFIG={ours}"
+            )
+    return f"Ansible has read {read or 'no ansible.cfg'} in place of {ours}, whose settings lora-forge needs; {remedy}"
 
 
 def read_command_specs(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:

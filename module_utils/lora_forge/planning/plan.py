@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
@@ -185,12 +186,12 @@ class Planner:
             rehearsed = self.read_named_layer("configs/profiles", profile, "run_profile")
             layers.append(rehearsed)
         elif machine:
-            layer = spelling.respell(
-                self.read_named_layer("configs/machines", machine, "trainer_machine"), self.schema
-            )[0]
-            errors = recipe.machine_problems(layer, recipe.merge(layers)[0])
+            layer = self.read_named_layer("configs/machines", machine, "trainer_machine")
+            errors = recipe.machine_problems(spelling.respell(layer, self.schema)[0], recipe.merge(layers)[0])
             layers.append(layer)
         layers += self.command_layers(variant)
+        if strange := [sentence for layer in self.command_layers(variant) for sentence in recipe.value_problems(layer)]:
+            raise UserError("\n".join(strange))  # files were held to it as they were read
         spelt = [spelling.respell(layer, self.schema) for layer in layers]
         rehearsed = spelt[layers.index(rehearsed)][0] if rehearsed else None
         layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]
@@ -285,7 +286,7 @@ class Planner:
             UserError: A file is missing or breaks the contract.
         """
         length = int(keys["sequence_len"])
-        paths = [str(item["path"]) for item in keys.get("datasets", []) if item.get("path")]
+        paths = [os.path.expanduser(str(item["path"])) for item in keys.get("datasets", []) if item.get("path")]
         named = list(map(pathlib.Path, paths))
         train = named or dataset.find_files(folder, [agent], "train")
         val = dataset.find_files(folder, [agent], "val")
@@ -588,7 +589,8 @@ def merge_warnings(warnings: list[str], agents: Sequence[str]) -> list[str]:
         known = bool(colon) and agent in agents
         agents_of.setdefault((known, words if known else warning), []).append(agent)
     return [
-        f"{', '.join(dict.fromkeys(names))}: {words}" if known else words for (known, words), names in agents_of.items()
+        f"{listed(list(dict.fromkeys(names)))}: {words}" if known else words
+        for (known, words), names in agents_of.items()
     ]
 
 

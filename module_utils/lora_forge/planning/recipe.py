@@ -56,8 +56,15 @@ LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lo
 # share one, and down has none (axolotl/kernels/lora.py). With a dropout they decide what is learnt; without one, only
 # how fast. The kernel of o_proj draws its own mask, as PEFT does, and that of embeddings has none, as in PEFT.
 _DROPOUT_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel")
+_SHOWN = 40  # letters of a value in a message
 COMMIT = r"[0-9a-f]{40}"  # of the hub, in full
 _MOST = 100_000_000  # of what is counted in a recipe; more is a slip of the hand
+_LARGEST_BATCH = 1_000_000  # sequences of a step
+_LARGEST_FILE = 1 << 20  # bytes
+_DEEPEST = 50  # lists and mappings in each other
+_MOST_VALUES = 20_000  # of one key; a few lines with YAML's anchors make millions
+_BITS = 64  # of a number
+_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 TARGETS = ("lora_target_modules", "lora_target_linear", "lora_target_parameters")  # any of them says what is adapted
 NEEDED = ("base_model", "sequence_len", "lora_r")  # the plan and the adapter's proof read them
 BATCH = ("micro_batch_size", "gradient_accumulation_steps")
@@ -210,7 +217,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         (
             *("early_stopping_patience", "eval_steps", "evals_per_epoch", "logging_steps", "save_steps"),
-            *("save_total_limit", "saves_per_epoch"),
+            *("save_total_limit", "saves_per_epoch", "tensor_parallel_size", "context_parallel_size"),
         ),
         (0, True, _MOST),
     ),
@@ -232,7 +239,42 @@ _CONVERSATIONS = '{"messages": [{"role": "user", "content": "…"}, {"role": "as
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that notes the line of every top-level key and refuses duplicates."""
+    """SafeLoader that refuses duplicate keys, and names the line of whatever it cannot read."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            line = self.peek_event().start_mark.line + 1
+            raise UserError(f"{self.name}, line {line}: more than {_DEEPEST} lists and mappings lie in each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # As SafeLoader has it of a date that does not exist, endless digits, «!!bool x», «!!timestamp x».
+        except (ValueError, KeyError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, _unreadable(node, error), node.start_mark) from None
+
+
+def _unreadable(node: yaml.Node, error: Exception) -> str:
+    """Say why a value that has the form of a number, a date or the like is none."""
+    kind = node.tag.rpartition(":")[2]
+    if kind == "int" and len(node.value) > _SHOWN:
+        return f"a number of {len(node.value)} digits"
+    why = f": {error}" if kind == "timestamp" and isinstance(error, ValueError) else ""  # which part of a date is wrong
+    return f"«{_cut(str(node.value))}» is no {_TAGS.get(kind, kind)}{why}"
+
+
+_TAGS = {"bool": "true or false", "float": "number", "int": "whole number", "timestamp": "date"}
+
+
+def _cut(text: str) -> str:
+    """Shorten a text for a message."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -264,9 +306,9 @@ class Layer:
 
     source: str
     keys: dict[str, Any]
-    lines: dict[str, int] = dataclasses.field(default_factory=dict)
+    lines: dict[Any, int] = dataclasses.field(default_factory=dict)
 
-    def where(self, key: str) -> str:
+    def where(self, key: Any) -> str:
         """Tell where a key stands, for messages."""
         return f"{self.source}, line {self.lines[key]}" if key in self.lines else self.source
 
@@ -279,9 +321,11 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
         name: What messages call it.
 
     Raises:
-        UserError: Missing, not YAML, tabs, duplicate keys, not a mapping.
+        UserError: Missing, too large, not YAML, tabs, duplicate keys, not a mapping, a value that JSON has not.
     """
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{name}: more than {_LARGEST_FILE >> 20} MiB, which is no file of «key: value» lines")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{name} is missing; every recipe needs it") from None
@@ -295,14 +339,71 @@ def read_layer(path: pathlib.Path, name: str) -> Layer:
         loader.name = name
         node = loader.get_single_node()
         keys = loader.construct_document(node) if node else {}
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
         raise UserError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(keys, dict):
         raise UserError(f"{name}: holds a {type(keys).__name__}; it must hold «key: value» lines")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value} if node else {}
-    return Layer(name, keys, lines)
+    lines = {loader.construct_object(key): key.start_mark.line + 1 for key, _ in node.value} if node else {}
+    layer = Layer(name, keys, lines)
+    if wrong := value_problems(layer):
+        raise UserError("\n".join(wrong))
+    return dataclasses.replace(layer, keys={key: _with_text_keys(value) for key, value in keys.items()})
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Write numbers that are keys of mappings as JSON does, such as the GPUs of max_memory."""
+    if isinstance(value, list):
+        return [_with_text_keys(item) for item in value]
+    return {str(key): _with_text_keys(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def value_problems(layer: Layer) -> list[str]:
+    """List the values of a layer that are no plain ones, though YAML and Ansible read them: a date, infinity.
+
+    Whatever reads a recipe later may rely on it: each value is what JSON has, and of a sane size.
+
+    Args:
+        layer: As it was read, be it of a file or of the command line.
+    """
+    return [
+        f"{layer.where(key)}: «{key}» holds {found}" for key, value in layer.keys.items() if (found := _strange(value))
+    ]
+
+
+def _strange(value: Any) -> str:
+    """Name what no recipe can hold of a value; empty where there is nothing."""
+    waiting, seen = [(value, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            return f"more than {_MOST_VALUES:,} values"
+        if isinstance(value, (dict, list)):
+            if depth >= _DEEPEST:
+                return f"more than {_DEEPEST} lists and mappings in each other"
+            if odd := [key for key in value if type(key) not in (str, int)] if isinstance(value, dict) else []:
+                return f"the key «{odd[0]}», which YAML takes for no text; put it in quotes"
+            items = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting += [(item, depth + 1) for item in reversed(items)]
+        elif found := _strange_scalar(value):
+            return found
+    return ""
+
+
+def _strange_scalar(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is no number"
+    if isinstance(value, (int, float)):
+        return f"a number of more than {_BITS} bits; write a smaller one" if abs(value) >= 1 << _BITS else ""
+    if isinstance(value, str):
+        odd = _NO_TEXT.search(value)
+        return f"the character U+{ord(odd[0]):04X}, which cannot stand in a text; leave it out" if odd else ""
+    if value is None:
+        return ""
+    kind = "binary data" if isinstance(value, bytes) else f"a {type(value).__name__}"
+    return f"{kind} ({_cut(str(value))}); numbers, text, lists and mappings are read: put a text in quotes"
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
@@ -382,8 +483,7 @@ def contradictions(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
 
 def quote_value(value: Any) -> str:
     """Quote a value for a message, as YAML has it, and not too long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return _cut(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def lora_kernels(recipe: dict[str, Any]) -> frozenset[str]:
@@ -433,11 +533,7 @@ def problems(
     known = schema["properties"]
     for key, value in recipe.items():
         where = origin[key].where(key)
-        if number_error(value):
-            sentences.append(
-                f"{where}: «{key}» holds {number_error(value)}; Axolotl reads numbers, text, lists and mappings"
-            )
-        elif key in COMPUTED_KEYS:
+        if key in COMPUTED_KEYS:
             sentences.append(f"{where}: «{key}» is computed for every run; take it out")
         elif key not in known:
             hint = f"; it is called «{SYNONYMS[key]}»" if key in SYNONYMS else nearest(key, known)
@@ -478,16 +574,6 @@ def _name_problems(key: str, value: Any, where: str, recipe: dict[str, Any], sch
     return [f"{where}: «{key}: {value}» is none that Axolotl knows{nearest(value, names)}"]
 
 
-def number_error(value: Any) -> str:
-    """Name what no recipe can hold of a value, though YAML can: a date, infinity; empty where there is nothing."""
-    if isinstance(value, (dict, list)):
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        return next(filter(None, map(number_error, items)), "")
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value}, which is no number"
-    return "" if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__} ({value})"
-
-
 def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str]:
     """List what fits Axolotl's schema and still makes no run: keys that the plan and an adapter's proof need.
 
@@ -503,6 +589,12 @@ def range_problems(recipe: dict[str, Any], origin: dict[str, Layer]) -> list[str
             more = f" and {_MOST:,} at most" if recipe[key] > _MOST else ""
             more += "; leave it out for all epochs" if key == "max_steps" else ""
             sentences.append(f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}» must be above 0{more}")
+    if not sentences and effective_batch(recipe) > _LARGEST_BATCH:
+        place = next(key for key in BATCH if key in recipe)
+        sentences.append(
+            f"{origin[place].where(place)}: «{place}: {recipe[place]}» makes steps of {effective_batch(recipe):,} "
+            f"sequences (micro_batch_size × gradient_accumulation_steps); {_LARGEST_BATCH:,} at most"
+        )
     for key, (low, itself, high) in _RANGES.items():
         value = recipe.get(key, low if itself else high)
         if isinstance(value, str) or not (low <= value <= high and (itself or value > low)):

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
+INCOMING = "incoming"  # below the output folder: adapters on their way from a trainer
 _PLACEMENT = ("run_id", "trainer", "lane", "state", "final", "detail")
 
 
@@ -72,6 +74,16 @@ class RunRecord(JsonRecord):
         placed = dataclasses.replace(self, trainer=trainer, lane=lane, state="launched", final=False, detail="")
         placed = dataclasses.replace(placed, rendezvous=rendezvous)
         return dataclasses.replace(placed, noted_at=now, notified={}, delivered_at=0.0)
+
+    def taken_by(self, trainer: str, since: float) -> str:
+        """Return the other trainer on which a command has placed it at or after a time; empty where none has.
+
+        Args:
+            trainer: The host that leads it by this command's plan.
+            since: When that was made, in epoch seconds.
+        """
+        placed = self.state == "launched" and not self.final and self.noted_at >= since
+        return self.trainer if placed and self.trainer != trainer else ""
 
     def on_host(self, host: str, started: bool, now: float) -> RunRecord:
         """Return it as one that a host launched, or attached to: what went wrong there before does not count."""
@@ -155,6 +167,18 @@ def read_record(output: pathlib.Path, run_id: str) -> RunRecord:
     return RunRecord.from_dict(rundir.read_json(record_path(output, run_id)) | {"run_id": run_id})
 
 
+def leftovers(output: pathlib.Path, agent: str, run_id: str) -> list[pathlib.Path]:
+    """List the folders of a run that nobody needs once its adapter is delivered: what was on its way, and checkpoints.
+
+    Args:
+        output: The controller's output folder.
+        agent: Who was trained.
+        run_id: The run.
+    """
+    partial = store.partial_folder(output / "adapters" / agent, run_id)
+    return [output / INCOMING / run_id, output / "runs" / run_id, partial]
+
+
 def noted_runs(output: pathlib.Path) -> list[str]:
     """List the runs of which there is a record, by their names.
 
@@ -172,11 +196,15 @@ def read_placements(output: pathlib.Path, run_ids: Optional[Iterable[str]] = Non
         run_ids: Which; by default all that are noted.
 
     Returns:
-        Records; that of a damaged file is empty.
+        Records, what is of a wrong type in them counting as not given; that of a damaged file is empty.
     """
     names = noted_runs(output) if run_ids is None else run_ids
     records = {run_id: rundir.read_json(record_path(output, run_id)) for run_id in names}
-    return {run_id: data for run_id, data in records.items() if not data or any(key in data for key in _PLACEMENT[1:])}
+    return {
+        run_id: RunRecord.from_dict(data | {"run_id": run_id}).as_dict() if data else {}
+        for run_id, data in records.items()
+        if not data or any(key in data for key in _PLACEMENT[1:])
+    }
 
 
 def update_record(

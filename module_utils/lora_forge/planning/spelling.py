@@ -21,6 +21,11 @@ _ATTENTION = {
     "xformers_attention": "xformers",
 }
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# What recipes from elsewhere name, and each run has of its own; why none of it is lost.
+_OWN_FOLDERS = {
+    "output_dir": "each run has a folder of its own, and its adapter is delivered to output/adapters",
+    "dataset_prepared_path": "each run keeps its prepared data in its own folder",
+}
 _TEMPLATE = ("chat_template", "chat_template_jinja")
 
 
@@ -43,20 +48,25 @@ def respell(layer: Layer, schema: dict[str, Any]) -> tuple[Layer, list[str], lis
         elif keys[flag]:
             continue  # beside another word on it: nobody can say which is meant, and problems() names the key
         del keys[flag]
+    notes = []
+    for key in [key for key in _OWN_FOLDERS if key in keys]:
+        if keys.pop(key) is not None:
+            notes.append(f"{key} of {layer.source} is left out: {_OWN_FOLDERS[key]}")
     known = schema["properties"]
     for key, value in keys.items():
         if key in known and key != "datasets":
             keys[key] = read_numbers(value, known[key], schema.get("$defs", {}))
     respelt = dataclasses.replace(layer, keys=keys, lines=lines)
     if not _is_list_of_mappings(keys.get("datasets")):
-        return respelt, [], []
+        return respelt, notes, []
     entry = {"properties": schema["$defs"]["SFTDataset"]["properties"]}
     keys["datasets"] = [read_numbers(item, entry, schema.get("$defs", {})) for item in keys["datasets"]]
     for item in keys["datasets"]:
         # What is staged is always the same form, so that how ShareGPT names things is settled.
         if str(item.get("type")).partition(".")[0].partition(":")[0] == "sharegpt":
             item["type"] = "chat_template"
-    return respelt, *_lift_template(respelt)
+    said, wrong = _lift_template(respelt)
+    return respelt, notes + said, wrong
 
 
 def _is_list_of_mappings(value: Any) -> bool:

@@ -73,7 +73,8 @@ def read_sweeps(output: pathlib.Path, agents: Iterable[str] = ()) -> list[dict[s
     """
     sweeps = [rundir.read_json(path) | {"name": path.stem} for path in (output / _FOLDER).glob("*.json")]
     wanted = set(agents)
-    known = [sweep for sweep in sweeps if not name_problem(str(sweep.get("agent")))]
+    known = [sweep for sweep in sweeps if isinstance(sweep.get("agent"), str)]
+    known = [sweep for sweep in known if not name_problem(sweep["agent"])]
     whole = [sweep for sweep in known if (not wanted or sweep["agent"] in wanted) and _is_whole(sweep.get("runs"))]
     return sorted(whole, key=lambda sweep: (sweep.get("made_at") or 0, sweep["name"]), reverse=True)
 

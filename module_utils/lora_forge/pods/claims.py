@@ -16,8 +16,10 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.adapters.manifest import Cost
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record
 
 _PREFIX = "lora-forge"
 _BILLED = "RunPod's bill"  # where a cost in a manifest is from
@@ -275,15 +277,14 @@ class Claims:
 
     def _amend(self, name: str, fits: Callable[[Claim], bool], **changes: Any) -> bool:
         """Change some of a claim's fields by what is on disk now, under its host's lock."""
-        path = self.path_of(name)
-        host = rundir.read_json(path).get("host")
-        if not host:
+        seen = self.read(name)
+        if seen is None or not seen.host:
             return False
-        with self.locked(host):
-            file = rundir.read_json(path)
-            if not file.get("name") or not fits(Claim.from_dict(file)):
+        with self.locked(seen.host):
+            claim = self.read(name)
+            if claim is None or not fits(claim):
                 return False
-            rundir.write_json(path, {**file, **changes})
+            rundir.write_json(self.path_of(name), {**rundir.read_json(self.path_of(name)), **changes})
         return True
 
     def path_of(self, name: str) -> pathlib.Path:
@@ -449,12 +450,12 @@ def active_runs(claim: Claim, now: float) -> list[str]:
         return sorted(claim.runs)  # the checkout was moved, say: nothing here tells what the pod holds
     active = []
     for run in claim.runs:
-        placed = rundir.read_json(output / "runs" / f"{run}.json") if claim.output else {}
+        placed = read_record(output, run) if claim.output else RunRecord(run)
         delivered = bool(claim.output) and any(output.glob(f"adapters/*/{run}/manifest.json"))
         # Asked for after the run was last heard of: it is about to be launched there. A time that is far ahead is one
         # of before the clock was set back.
-        coming = abs(now - claim.wanted_at) < LAUNCH and placed.get("noted_at", 0) < claim.wanted_at
-        if not delivered and (placed.get("state") in ("launched", "finished") or coming):
+        coming = abs(now - claim.wanted_at) < LAUNCH and placed.noted_at < claim.wanted_at
+        if not delivered and (placed.state in ("launched", "finished") or coming):
             active.append(run)
     return sorted(active)
 
@@ -465,18 +466,18 @@ def apply_billing(claims: list[Claim]) -> None:
     outputs = {claim.output for claim in claims if claim.output}
     for path in [path for output in outputs for path in pathlib.Path(output).glob("adapters/*/*/manifest.json")]:
         manifest = rundir.read_json(path)
-        cost = manifest.get("cost") or {}
-        pods = cost.get("pods") or []
+        cost = Cost.from_dict(manifest.get("cost"))
+        pods = cost.pods or ()
         billed = [by_pod[pod] for pod in pods if pod in by_pod and by_pod[pod].billed_usd is not None]
-        if not pods or len(billed) < len(pods):
+        if cost.usd is None or not pods or len(billed) < len(pods):
             continue
         unbilled = [dataclasses.replace(claim, billed_usd=None) for claim in billed]
         counted = sum(claim_cost(claim, claim.released_at or 0.0) for claim in unbilled)
-        by_clock = cost.get("usd_by_clock", cost["usd"])
+        by_clock = cost.usd if cost.usd_by_clock is None else cost.usd_by_clock
         if counted:
             usd = round(by_clock * sum(claim.billed_usd or 0.0 for claim in billed) / counted, 4)
-            corrected = {**cost, "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
-            if corrected != cost:
+            corrected = {**manifest["cost"], "usd": usd, "usd_by_clock": by_clock, "source": _BILLED}
+            if corrected != manifest["cost"]:
                 rundir.write_json(path, {**manifest, "cost": corrected})
 
 

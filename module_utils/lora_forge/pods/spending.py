@@ -232,20 +232,19 @@ def renew(
         The deadline that was noted, None where it stays; and why it is not the one that is wanted, in words.
     """
     path = claims.path_of(name)
-    host = rundir.read_json(path).get("host")
-    if not isinstance(host, str):
+    seen = claims.read(name)
+    if seen is None or not seen.host:
         return None, "its claim is gone"
-    with claims.locked(host), locked(claims):
-        file = rundir.read_json(path)
-        if not file.get("name") or file.get("released_at"):
+    with claims.locked(seen.host), locked(claims):
+        claim = claims.read(name)
+        if claim is None or claim.released_at:
             return None, "its claim is closed, or gone"
-        claim = Claim.from_dict(file)
         since, others = claim.asked_at or now, known_claims(claims, claim.owner, name)
         granted, limit = latest_deadline(others, caps, since, wanted, claim.usd_per_hour, now)
         why = usage_text(limit) if limit else ""
         if granted <= max(deadline + 60, now):
             return None, why
-        rundir.write_json(path, {**file, "deadline": int(granted)})
+        rundir.write_json(path, {**rundir.read_json(path), "deadline": int(granted)})
         remember(claims, claim.owner, caps, now)
         return int(granted), why
 

@@ -49,19 +49,17 @@ def _read_points(path: pathlib.Path) -> tuple[dict[str, list[Point]], Optional[f
 
     What a resume took back is left out. Minutes count from the first start on, pauses included.
     """
-    events = [
-        event
-        for event in rundir.read_events(path)[0]
-        if isinstance(event.get("step", 0), int) and run_state.finite(event.get("time"))
-    ]
-    began = next((event["time"] for event in events if event.get("event") == "begin"), None)
+    events = rundir.read_events(path)[0]
     points: dict[str, list[Point]] = {name: [] for name in MEASURES}
-    rates = []
+    rates, minutes = [], 0.0
+    before: Optional[dict[str, Any]] = None  # what the training said last, of the first start on
     for event in rundir.surviving_events(events):
+        if event.get("event") == "begin" or (before and event.get("event") in ("log", "eval")):
+            minutes += rundir.seconds_between(before or event, event) / 60
+            before = event
         for name in MEASURES:
             if event.get("event") == {"loss": "log", "eval_loss": "eval"}[name] and event.get(name) is not None:
                 value = float(event[name]) if run_state.finite(event[name]) else math.nan
-                minutes = (event["time"] - (began or event["time"])) / 60
                 points[name].append(Point(event.get("step", 0), minutes, value, str(event[name])[:20]))
         if run_state.finite(event.get("tokens_per_second")):
             rates.append(event["tokens_per_second"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pathlib
 import time
@@ -14,6 +15,7 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import agent_of
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning import agents
 from ansible.module_utils.lora_forge.planning.run_record import read_placements
 from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
@@ -25,6 +27,20 @@ NOTHING = "–"
 GONE_SHOWN = 3  # agents without a file that are told of one by one
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
 WANDB_LIMIT = 30  # seconds for all of its projects, which trainers name
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastRun(JsonRecord):
+    run_id: str = ""
+    trainer: str = ""
+    logged: Optional[dict[str, Any]] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastStatus(JsonRecord):
+    """Of output/status.json what the next look needs."""
+
+    runs: tuple[_LastRun, ...] = ()
 
 
 def ask_wandb(
@@ -50,8 +66,8 @@ def ask_wandb(
         for snapshot in snapshots.values()
         for run in snapshot.get("runs", [])
     ]
-    before = rundir.read_json(output / "status.json").get("runs", [])
-    known += [(run["run_id"], run.get("logged")) for run in before if "silent" in snapshots.get(run.get("trainer"), {})]
+    before = _LastStatus.from_dict(rundir.read_json(output / "status.json")).runs
+    known += [(run.run_id, run.logged) for run in before if "silent" in snapshots.get(run.trainer, {})]
     for run_id, logged in known:
         place = str((logged or {}).get("run")).split("/")
         if logged and logged.get("mode") == "online" and len(place) == 3 and run_id not in delivered:
@@ -264,7 +280,7 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
     lines = []
     for row in current_rows(rows):
         warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
-        sentences = [row["detail"]] if row["detail"] and row["state"] not in ("queued", "verified") else []
+        sentences = [row["detail"]] if row["detail"] and row["state"] != "verified" else []
         sentences += ([warning] if warning else []) + row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in sentences]
         if row["next"]:

@@ -200,10 +200,11 @@ def next_step(agent: str, verdict: _Verdict) -> str:
     step = (verdict.snapshot.get("checkpoint") or {}).get("step") or 0
     again = f"train.yml again: resumes at step {step}" if step else "train.yml again"
     logs = f"playbooks/logs.yml -e role={agent}"
+    help_file = f"; {logs} -e bundle=true makes a file for whoever helps"
     if verdict.state == "finished":
         return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else "train.yml again collects it"
     if verdict.state == "stalled":
         return f"{logs}; playbooks/stop.yml -e role={agent}, then {again}"
     if verdict.state == "failed" and verdict.snapshot.get("state") == "finished":  # its adapter is no good
-        return f"{logs}, then train.yml -e role={agent} -e fresh=true trains again"
-    return {"failed": f"{logs}, then {again}", "stopped": again}.get(verdict.state, "")
+        return f"{logs}, then train.yml -e role={agent} -e fresh=true trains again{help_file}"
+    return {"failed": f"{logs}, then {again}{help_file}", "stopped": again}.get(verdict.state, "")

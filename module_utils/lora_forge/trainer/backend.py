@@ -11,11 +11,12 @@ import getpass
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
@@ -37,7 +38,8 @@ WorkingDirectory={run_dir}
 # The supervisor ends with 0 for every decided end, so this restarts only one that died.
 Restart=on-failure
 RestartSec=5
-# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint.
+# SIGTERM to the supervisor alone; it stops the trainer with a checkpoint. Where the supervisor dies, what is left is
+# killed at once: it costs the steps since the last checkpoint, and nothing trains on that systemd does not know of.
 KillMode=mixed
 TimeoutStopSec={stop_timeout}
 
@@ -212,13 +214,78 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         _checked(run, [*systemctl, "enable", "--now", path.name])
         return f"journalctl {'--user ' if choice.scope == 'user' else ''}-u {path.name} -f"
     if choice.backend == "tmux":
-        # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
-        session = f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
+        session = _session(run_id, run_dir)
         _checked(run, ["tmux", "new-session", "-d", "-s", session, f"exec {shlex.join(command)}"])
         return f"tmux attach -t {session}"
     with (run_dir / "supervisor.log").open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
     return f"tail -f {run_dir}/supervisor.log"
+
+
+def words(run_id: str, run_dir: pathlib.Path, noted: dict[str, Any], run: _Runner = run_command) -> str:
+    """Return what systemd or tmux say of the supervisor of a run; empty where neither keeps it.
+
+    Args:
+        run_id: The run.
+        run_dir: The run directory.
+        noted: Its run.json.
+        run: Runs a command; a parameter for tests.
+    """
+    if noted.get("backend") == "systemd":
+        scope = next((scope for scope in ("system", "user") if _unit_path(run_id, scope).exists()), "")
+        # Properties, and not «status»: that shows the end of the journal.
+        names = "LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,MemoryPeak"
+        show = [*(["systemctl"] if scope == "system" else _systemctl("user")), "show", "--property", names]
+        command = [*show, _unit_path(run_id, scope).name]
+        if not scope:
+            return "its unit is gone"
+    elif noted.get("backend") == "tmux":
+        command = ["tmux", "has-session", "-t", f"={_session(run_id, run_dir)}"]
+    else:
+        return ""
+    try:
+        code, text = run(command)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"«{shlex.join(command)}» could not be run: {type(error).__name__}"
+    return f"«{shlex.join(command)}» ended with {code}" + (f"\n{text}" if text else "")
+
+
+def _session(run_id: str, run_dir: pathlib.Path) -> str:
+    """Name the session of a run."""
+    # Two checkouts of one user may train the same recipe on one host, and the server of tmux is one for both.
+    return f"{run_id}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:4]}"
+
+
+def restart_fault(run_id: str, run: _Runner = run_command) -> str:
+    """Say why systemd starts the supervisor of a run no more; empty where it may, or has no unit of it.
+
+    Args:
+        run_id: The run.
+        run: Runs a command; a parameter for tests.
+    """
+    for scope in ("system", "user"):
+        path = _unit_path(run_id, scope)
+        command = re.search(r'^ExecStart="((?:[^"\\\n]|\\.)*)"', _text(path), re.MULTILINE)
+        if command is None:
+            continue
+        program = re.sub(r"\\(.)", r"\1", command.group(1)).replace("%%", "%").replace("$$", "$")
+        if not os.access(program, os.X_OK):
+            return f"systemd cannot start it: {program} is not there any more"
+        try:
+            failed = run(["systemctl", *(["--user"] if scope == "user" else []), "is-failed", path.name])[0] == 0
+        except (OSError, subprocess.SubprocessError):  # no systemd here, or one that does not answer
+            failed = False
+        if failed:
+            return f"systemd has given up {path.name}; its journal says why"
+    return ""
+
+
+def _text(path: pathlib.Path) -> str:
+    """Read a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def remove_unit(run_id: str, run: _Runner = run_command) -> bool:

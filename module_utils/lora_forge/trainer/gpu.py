@@ -39,7 +39,14 @@ _FAILURES = (
         "this container has lost its GPUs (Failed to initialize NVML: Unknown Error). Restart the container",
     ),
     ("is lost", "a GPU has fallen off the bus. Reboot the host; replace a rented one"),
+    (
+        "Unknown Error",
+        "a GPU does not answer its driver (Unknown Error), as one does that has failed or has fallen off the bus. "
+        "Reboot the host; replace a rented one",
+    ),
 )
+# What nvidia-smi says of a GPU in place of a value where the GPU has failed.
+_FAULTS = ("ERR!", "Unknown Error", "GPU is lost", "GPU requires reset")
 
 
 def _flag(value: str) -> bool:
@@ -77,7 +84,8 @@ def query(program: str = "nvidia-smi", timeout: float = 20.0) -> dict[str, Any]:
         driver: Its version, or None.
         gpus: For each {index, uuid, name, memory_mib, used_mib, free_mib, compute_capability, ecc_errors
             (uncorrected, since the driver was loaded), remap_pending, remap_failure, retired_pending,
-            recovery_action, mig, use (percent)}; None where the driver or the GPU does not tell.
+            recovery_action, mig, use (percent), fault (what nvidia-smi says in place of values where the GPU has
+            failed)}; None where the driver or the GPU does not tell.
         processes: For each {gpu_uuid, pid, name, used_mib, run}; run is its lora-forge run directory, or None.
         runs: The run directories of all lora-forge runs with a live trainer on this host, on a GPU or not.
         error: A sentence on what went wrong, with the remedy, or None.
@@ -119,15 +127,17 @@ def _gpus(program: str, timeout: float) -> list[dict[str, Any]]:
         if len(values) == len(names) and values[0].isdigit():  # warnings are printed among the rows
             row: dict[str, Any] = {key: None for key, _ in _FIELDS.values()}
             row.update((_FIELDS[name][0], _read(name, value)) for name, value in zip(names, values))
+            said = [value.strip("[]") for name, value in zip(names, values) if name != "utilization.gpu"]
+            row["fault"] = next((value for value in said if value in _FAULTS), None)
             rows.append(row)
     if not rows:
-        raise UserError(f"{program} named no GPU. It said: {_short(text)}")
+        raise UserError(_meaning(text) or f"{program} named no GPU. It said: {_short(text)}")
     return rows
 
 
 def _read(name: str, value: str) -> Any:
     # «[N/A]», «[Not Supported]», «[Insufficient Permissions]», «[Requested functionality has been deprecated]», …
-    if not value or value.startswith("[") or value in ("N/A", "Not Supported"):
+    if not value or value.startswith("[") or value in ("N/A", "Not Supported", *_FAULTS):
         return None
     try:
         return _FIELDS[name][1](value)
@@ -207,10 +217,12 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def _check(program: str, code: int, text: str) -> None:
     if code:
-        for words, sentence in _FAILURES:
-            if words in text:
-                raise UserError(sentence)
-        raise UserError(f"{program} failed with exit code {code}. It said: {_short(text)}")
+        raise UserError(_meaning(text) or f"{program} failed with exit code {code}. It said: {_short(text)}")
+
+
+def _meaning(text: str) -> str:
+    """Say what a failure of nvidia-smi means, and what to do; empty where it is not known."""
+    return next((sentence for words, sentence in _FAILURES if words in text), "")
 
 
 def _short(text: str) -> str:

@@ -134,6 +134,12 @@ def problems(snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
         there = ", ".join(f"{gpu['uuid']} ({_name(gpu)})" for gpu in gpus)
         sentences.append(f"there is no GPU {wanted.lane} on this host; it has {there}. Name one of these")
     for gpu in candidates:
+        if gpu["fault"]:
+            sentences.append(
+                f"{_name(gpu)}: nvidia-smi has «{gpu['fault']}» in place of what it asks it, so that the GPU or its "
+                f"driver has failed. {_repair(gpu)}"
+            )
+            continue
         sentences += _capability_problems(gpu, wanted)
         sentences += _health_problems(gpu)
         sentences += _memory_problems(gpu, snapshot, wanted)
@@ -166,6 +172,10 @@ def _usable(gpu: dict[str, Any]) -> Optional[int]:
 
 def _name(gpu: dict[str, Any]) -> str:
     return f"GPU {gpu['index']}, {gpu['name']}"
+
+
+def _repair(gpu: dict[str, Any]) -> str:
+    return f"Reset it (nvidia-smi --gpu-reset -i {gpu['index']}) or reboot; replace a rented host"
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -219,7 +229,7 @@ def _capability_problems(gpu: dict[str, Any], wanted: GpuRequirements) -> list[s
 
 
 def _health_problems(gpu: dict[str, Any]) -> list[str]:
-    repair = f"Reset it (nvidia-smi --gpu-reset -i {gpu['index']}) or reboot; replace a rented host"
+    repair = _repair(gpu)
     sentences = []
     if gpu["ecc_errors"]:
         sentences.append(
@@ -243,8 +253,10 @@ def _memory_problems(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuR
     if gpu["mig"]:
         return []  # what is told of it is not what a training would see; told among the health problems
     usable = _usable(gpu)
+    if gpu["memory_mib"] is None:
+        return []  # it has none of its own; warned of
     if usable is None:
-        return [f"{_name(gpu)}: nvidia-smi does not tell its memory. Reset it or reboot; replace a rented host"]
+        return [f"{_name(gpu)}: nvidia-smi does not tell its memory. {_repair(gpu)}"]
     floor = _LEAST if wanted.floor_gib is None else wanted.floor_gib * 1024
     why = "no training fits into less than 1 GiB"
     if wanted.floor_gib is not None:
@@ -259,12 +271,19 @@ def _memory_problems(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuR
 
 def _memory_warnings(gpu: dict[str, Any], snapshot: dict[str, Any], wanted: GpuRequirements) -> list[str]:
     usable = _usable(gpu)
-    if gpu["mig"] or usable is None or _memory_problems(gpu, snapshot, wanted):
+    if gpu["mig"] or gpu["fault"] or _memory_problems(gpu, snapshot, wanted):
         return []  # it is refused
     needed = None if wanted.memory_gib is None else wanted.memory_gib * 1024
     estimate = (
         f"the training is thought to need {wanted.memory_gib:.1f} GiB (an estimate, not measured)" if needed else ""
     )
+    if usable is None:
+        return [
+            f"{_name(gpu)}: nvidia-smi does not tell its memory, as of a GPU that shares the host's (GB10, Jetson)"
+            + (f"; {estimate}" if estimate else "")
+            + ". It is tried; should it run out of memory, end what else takes the host's (free -h), or take another "
+            "host"
+        ]
     if needed is not None and usable < needed:
         return [
             f"{_name(gpu)}: {usable / 1024:.1f} GiB of memory, and {estimate}. It is tried; should it run out of "

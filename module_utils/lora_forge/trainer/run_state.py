@@ -6,12 +6,12 @@ Runs on trainers: Python 3.9 or newer.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
-NEEDED: dict[Any, tuple[str, ...]] = {"data": ("examples", "tokens"), "log": ("loss",), "eval": ("eval_loss",)}
 LIVING = ("queued", "running", "stalled")  # some process of it is there
 EARLY = "early stopping"  # how the plugin words it
 LONGEST = 1e12  # seconds to go, whatever clocks and steps were noted
@@ -122,12 +122,11 @@ class ListedRun(Observation):
 
 
 def progress(events: list[dict[str, Any]]) -> Progress:
-    """Sum up the events of a run. What is no event of ours is passed over.
+    """Sum up the events of a run.
 
     Args:
         events: From ``rundir.surviving_events``, oldest first.
     """
-    events = [event for event in events if _is_whole(event)]
     sums: dict[str, Any] = {"measured": 0}
     began: Optional[dict[str, Any]] = None
     # Once for each set: a start that tokenises again counts the same again.
@@ -141,9 +140,9 @@ def progress(events: list[dict[str, Any]]) -> Progress:
         sums["last_event_at"] = event["time"]
         if kind == "wandb":
             sums["wandb"] = {key: event.get(key) for key in ("mode", "run", "url")}
-        if kind in ("data", "wandb"):
+        if "step" not in event or "planned" not in event:
             continue
-        sums["step"], sums["planned"] = event.get("step"), event.get("planned")
+        sums["step"], sums["planned"] = event["step"], event["planned"]
         if kind == "begin":
             began = event
             sums |= {"ended": False, "end_reason": None, "measured": 0, "began_at": event["time"]}
@@ -162,16 +161,8 @@ def progress(events: list[dict[str, Any]]) -> Progress:
             sums["eval_adapter"] = evaluated.get(step)
         if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
             sums["measured"] = event["step"] - began["step"]
-            sums["seconds_per_step"] = (event["time"] - began["time"]) / sums["measured"]
+            sums["seconds_per_step"] = rundir.seconds_between(began, event) / sums["measured"]
     return Progress(**sums)
-
-
-def _is_whole(event: dict[str, Any]) -> bool:
-    """Tell whether an event has what :func:`progress` reads of its kind."""
-    kind = event.get("event")
-    numbers = ("time",) if kind in ("data", "wandb") else ("step", "planned", "time")
-    known = all(isinstance(event.get(key), (int, float)) for key in numbers)
-    return known and kind is not None and all(key in event for key in NEEDED.get(kind, ()))
 
 
 def eta_seconds(done: Progress) -> Optional[float]:
@@ -183,7 +174,7 @@ def eta_seconds(done: Progress) -> Optional[float]:
 
 def finite(value: Any) -> bool:
     """Tell whether a logged figure is a finite number (NaN and infinity are logged as text)."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # a whole number may be larger
 
 
 def loss_warning(done: Progress) -> str:
@@ -224,11 +215,13 @@ def conclude(
     stall_timeout: float,
     comes_back: bool = False,
     defect: Optional[str] = None,
+    fault: str = "",
+    flaw: str = "",
 ) -> tuple[str, str]:
     """Conclude the state of a run on its trainer, with a sentence on it.
 
     Args:
-        status: status.json, or an empty object.
+        status: status.json, or an empty object; from ``rundir.read_status``.
         done: How far the training came.
         supervisor_alive: The very process noted in status.json is there.
         trainer_alive: Some process of the run is there.
@@ -238,20 +231,27 @@ def conclude(
         stall_timeout: Seconds without an event after which the training counts as stalled.
         comes_back: Something on the host (systemd) starts a supervisor that died again.
         defect: What is wrong with the adapter's files of a run that says it finished.
+        fault: Why it cannot; empty where it can.
+        flaw: What is wrong with status.json; empty where nothing is.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
     """
     noted = status.get("state")
     reason = status.get("reason") or {}
+    if noted is None and flaw:
+        lost = f"nobody knows what became of it: {flaw}, as a power cut leaves files"
+        return "stopped", f"{lost}; the same command resumes"
     if noted is None:
         return "absent", "there is no such run on this trainer"
     if noted == "finished":
         reasons = unproven_reasons(status, done, defect)
         return ("failed", f"not proven: it says finished, but {' and '.join(reasons)}") if reasons else (noted, "")
     if noted in ("failed", "stopped"):
-        return noted, f"{reason['kind']}: {reason['detail']}" if reason else ""
+        return noted, ": ".join(filter(None, [reason.get("kind"), reason.get("detail")]))
     if not supervisor_alive:
+        if comes_back and fault:
+            return "stopped", f"the supervisor is gone, and {fault}; the same command resumes"
         if comes_back and heartbeat_age is not None and heartbeat_age < RESTART_WITHIN:
             return "running", "its supervisor is gone (killed, or the host restarted); systemd starts it again"
         left = "; its trainer still runs, and the next start takes it over" if trainer_alive else ""

@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.agents import agent_of
-from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.errors import UserError, error_message
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.trainer import backend, run_state
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
@@ -28,6 +28,7 @@ _FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # 
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
+_LAUNCH = 60.0  # seconds beyond a run's stop timeout that a launch may take, which a stop lets come to its end
 _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -42,7 +43,8 @@ def observe(
         stall_timeout: Seconds without an event after which the training counts as stalled.
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
     """
-    status, noted = rundir.read_json(run_dir / "status.json"), rundir.read_json(run_dir / "run.json")
+    status, flaw = rundir.read_status(run_dir)
+    noted, other_flaw = rundir.read_run(run_dir)
     metrics = run_dir / "metrics.jsonl"
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
@@ -53,6 +55,9 @@ def observe(
         silent = rundir.uptime()  # the host restarted; its last word was no later than that
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
+    comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
+    gone = not supervisor_alive and status.get("state") not in rundir.FINAL_STATES
+    fault = backend.restart_fault(run_dir.name) if comes_back and gone else ""
     state, detail = run_state.conclude(
         status,
         done,
@@ -60,11 +65,17 @@ def observe(
         trainer_alive,
         heartbeat_age=silent,
         step_age=None if silent is None else silent + status.get("idle", 0),
-        comes_back=noted.get("backend") == "systemd" and not (run_dir / "stop").exists(),
+        comes_back=comes_back,
+        fault=fault,
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
         defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
+        flaw=flaw,
     )
+    third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
+    holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
+    detail = ": ".join(filter(None, (detail, holder)))
+    detail = "; ".join(filter(None, [detail, flaw * (flaw not in detail), other_flaw, third_flaw]))
     token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
     return Observation(
         state=state,
@@ -97,12 +108,11 @@ def _attach_command(noted: dict[str, Any]) -> Optional[str]:
 
 
 def _log_tail(path: pathlib.Path) -> Optional[str]:
-    """Return the end of a log; None where there is none."""
-    if not path.exists():
-        return None
-    with path.open("rb") as log:
+    """Return the end of a log; None where there is none, or none that can be read."""
+    with contextlib.suppress(OSError), rundir.open_regular(path) as log:
         log.seek(max(0, path.stat().st_size - LOG_TAIL))
-        return log.read().decode("utf-8", "replace")
+        return log.read(LOG_TAIL).decode("utf-8", "replace")
+    return None
 
 
 def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: float = 1800) -> list[ListedRun]:
@@ -115,7 +125,12 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
     """
     listed = []
     for path in sorted((root / "runs").glob("*/")):
-        seen = observe(path, stall_timeout=stall_timeout)
+        if not rundir.NAME.fullmatch(path.name):
+            continue  # somebody else's
+        try:
+            seen = observe(path, stall_timeout=stall_timeout)
+        except OSError as error:  # another user's: it costs no other run its row
+            seen = Observation("failed", f"it cannot be looked at: {error_message(error)}", facts={"agent": None})
         if seen.state == "absent":
             continue  # staged, or cleaned up; never started
         card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen.status.get("lane")).split(",")), None)
@@ -123,7 +138,7 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
             ListedRun(
                 **vars(seen),
                 run_id=path.name,
-                agent=seen.facts["agent"] or agent_of(path.name),
+                agent=seen.facts["agent"] or agent_of(path.name) or path.name,
                 gpu=card,
                 gpu_busy=card["use"] if card and seen.state in run_state.LIVING else None,
             )
@@ -138,7 +153,7 @@ def weights_defect(path: pathlib.Path) -> Optional[str]:
     What its tensors hold is for ``adapters.store.verify`` to prove.
     """
     try:
-        with path.open("rb") as file:
+        with rundir.open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(MAX_HEADER, path.stat().st_size):
                 raise ValueError
@@ -274,7 +289,7 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     }
     with rundir.locked(run_dir.parent):  # one launch at a time on a trainer, so that each gets a turn of its own
         cut_off = before.status.get("state") in ("queued", "running")
-        kept = rundir.read_json(run_dir / "run.json").get("turn") if cut_off else None
+        kept = rundir.read_run(run_dir)[0].get("turn") if cut_off else None
         noted["turn"] = kept or _next_turn(run_dir.parent)
         rundir.write_json(run_dir / "run.json", noted)
     _write_secrets(run_dir / "env", secrets)
@@ -282,7 +297,7 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command})
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if rundir.read_json(run_dir / "status.json").get("launch") == noted["launch"]:
+        if rundir.read_status(run_dir)[0].get("launch") == noted["launch"]:
             return {
                 "changed": True,
                 "backend": choice.backend,
@@ -300,7 +315,7 @@ def _next_turn(folder: pathlib.Path) -> int:
 
     No time: the wall clock may be set back, and the one since boot begins again.
     """
-    return max((rundir.read_json(path).get("turn") or 0 for path in folder.glob("*/run.json")), default=0) + 1
+    return max((rundir.read_run(path.parent)[0].get("turn") or 0 for path in folder.glob("*/run.json")), default=0) + 1
 
 
 def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:
@@ -319,27 +334,35 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
         check: Predict only.
 
     Raises:
-        UserError: It still lives after the time, and a margin for the supervisor.
+        UserError: It still lives after the time, and a margin for the supervisor; or a launch of it takes too long.
     """
-    status = rundir.read_json(run_dir / "status.json")
-    alive = rundir.is_alive(status.get("supervisor")) or bool(rundir.run_processes(run_dir))
-    if not alive:
-        if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
-            if not check:
-                (run_dir / "stop").touch()  # systemd must not start it again at the next boot
-                (run_dir / "env").unlink(missing_ok=True)
-            return True
-        return False
-    if check:
-        return True
-    (run_dir / "stop").touch()
+    lock = run_dir / "launch.lock"
+    try:
+        # Who launches it has the lock until its supervisor is there: a look before that would say that nothing runs.
+        with contextlib.nullcontext() if check or not lock.exists() else rundir.locked(lock, timeout + _LAUNCH):
+            status = rundir.read_status(run_dir)[0]
+            if not (rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir)):
+                if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
+                    if not check:
+                        (run_dir / "stop").touch()  # systemd must not start it again at the next boot
+                        (run_dir / "env").unlink(missing_ok=True)
+                    return True
+                return False
+            if check:
+                return True
+            (run_dir / "stop").touch()
+    except BlockingIOError:
+        raise UserError(
+            f"a launch of {run_dir.name} has been under way for {timeout + _LAUNCH:.0f} s; stop it once more when it "
+            "has come to its end"
+        ) from None
     if rundir.is_alive(status.get("supervisor")):
         os.kill(status["supervisor"]["pid"], signal.SIGTERM)
     elif rundir.is_alive(status.get("trainer")):
         os.kill(status["trainer"]["pid"], signal.SIGTERM)
     deadline = time.monotonic() + timeout + 30
     while time.monotonic() < deadline:
-        now = rundir.read_json(run_dir / "status.json")
+        now = rundir.read_status(run_dir)[0]
         if not rundir.is_alive(now.get("supervisor")):
             left = rundir.run_processes(run_dir)
             if not left:
@@ -377,7 +400,7 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
     Returns:
         A list of {path, step, eval_loss, bytes, keep, why}, and a reason not to touch the run at all.
     """
-    status = rundir.read_json(run_dir / "status.json")
+    status = rundir.read_status(run_dir)[0]
     if rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir):
         return [], "it is alive"
     events, _ = rundir.read_events(run_dir / "metrics.jsonl")

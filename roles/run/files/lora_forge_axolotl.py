@@ -41,6 +41,7 @@ class RunCallback(TrainerCallback):
         self.trainer = trainer
         self.prepared = prepared
         self.stop_wanted = False
+        self.trains = False  # whether it was reported that what it resumes from was read
         self.step_began = 0.0
         self.seconds = 0.0  # spent in training steps since the last report, evaluations left out
         self.tokens = 0.0  # seen by the model until the last report
@@ -80,6 +81,9 @@ class RunCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.best_global_step == FIRST:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if not self.trains:
+            self.trains = True
+            self.report("step", state)  # what ends it from here on is not the fault of a checkpoint that cannot be read
         self.step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,7 +2,8 @@
 """Own one training run on its trainer, under every backend: ``supervisor.py <run directory>``.
 
 It waits for the run's lane, starts the trainer, writes status.json with a heartbeat, resumes a crash from
-the last whole checkpoint as long as there is progress, and ends with a final state. Its own exit status is 0
+the last whole checkpoint as long as there is progress, tries the one before where a start dies on reading it,
+and ends with a final state. Its own exit status is 0
 for every decided end (finished, failed, stopped), so that systemd restarts only a supervisor that died.
 
 Standard library only, Python 3.9 or newer; ``rundir.py`` and all that a training imports of ours lie beside it.
@@ -30,7 +31,9 @@ PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
-MEETING = (2.0, 4.0, 8.0, 16.0)  # seconds before a gang is met again that was just breaking up
+# Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
+# just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
+PAUSES = (2.0, 4.0, 8.0, 16.0)
 TAIL = 64 * 1024  # bytes of train.log that are searched for the reason of a failure
 
 # What an ending looks like in Axolotl's log -> the kind of failure. The first match decides.
@@ -63,6 +66,8 @@ FOREIGN = re.compile(
 # What `axolotl train` sets before it starts what we start ourselves (set_pytorch_cuda_alloc_conf and set_misc_env in
 # axolotl/utils/__init__.py, Axolotl 0.21); whoever has set it already is heard.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+TRAINING = ("step", "log", "eval", "save", "end")  # events of a training that has read its checkpoint
 
 # What Python and torchrun print between two exceptions of which one led to the other.
 LINKS = (
@@ -151,8 +156,13 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
 
 def in_queue(run_dir: pathlib.Path) -> bool:
     """Tell whether a run waits for its lane."""
-    status = rundir.read_json(run_dir / "status.json")
+    status = rundir.read_status(run_dir)[0]
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
+
+
+def number(value: Any) -> float:
+    """Return what an earlier supervisor noted; 0 where it is no number, as in a file that was damaged."""
+    return value if isinstance(value, (int, float)) and value > 0 else 0
 
 
 class Supervisor:
@@ -164,15 +174,20 @@ class Supervisor:
 
     def __init__(self, run_dir: pathlib.Path):
         self.run_dir = run_dir
-        self.spec = rundir.read_json(run_dir / "run.json")
+        self.spec = rundir.read_run(run_dir)[0]
         self.output = run_dir / "output"
         self.trainer: Optional[subprocess.Popen[bytes]] = None
         self.stopping_since: Optional[float] = None
         self.beat = 0.0
         self.moved = time.monotonic()  # when the training showed its last sign of progress
-        self.waiting = False  # whether it was said that this run waits for its lane
+        self.waiting = ""  # for whom this run waits, as it was said
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
-        before = rundir.read_json(run_dir / "status.json")
+        self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
+        before = rundir.read_status(run_dir)[0]
+        # A new launch is somebody's wish to try again; without one, what was tried in vain before counts.
+        again = before if before.get("launch") == self.spec.get("launch") else {}
+        self.since: Optional[float] = None  # when the training of now was started, in seconds since boot
+        self.before = number(before.get("seconds"))  # seconds that earlier ones took
         self.status: dict[str, Any] = {
             "schema_version": rundir.SCHEMA_VERSION,
             "run_id": self.spec.get("run_id"),
@@ -183,6 +198,9 @@ class Supervisor:
             "lane": self.spec.get("lane"),
             "launch": self.spec.get("launch"),
             "starts": before.get("starts", 0),
+            "seconds": self.before,  # that it trained, over all starts: the time of day may be set
+            "vain": int(number(again.get("vain"))),  # starts in a row that brought no newer checkpoint
+            "highest": int(number(again.get("highest"))),  # step of the newest checkpoint that there ever was
             "first_started_at": before.get("first_started_at"),
             "exit_code": None,
             "resumed_from": None,
@@ -205,6 +223,8 @@ class Supervisor:
         for lock in self.lane:
             with contextlib.suppress(OSError):
                 os.utime(lock)  # what tidies /tmp up takes old files only
+        if self.since is not None:
+            self.status["seconds"] = round(self.before + rundir.uptime() - self.since, 3)
         self.status.update(changes, heartbeat=rundir.uptime(), idle=round(self.beat - self.moved, 1))
         reserve = self.run_dir / ".reserve"
         try:
@@ -245,7 +265,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
-                raise SystemExit(f"processes {leftovers} of this run cannot be killed")
+                raise TimeoutError(f"processes {leftovers} of this run cannot be killed")
             time.sleep(0.05)
             leftovers = rundir.run_processes(self.run_dir)
 
@@ -282,7 +302,7 @@ class Supervisor:
         them waits in one run for a host that waits in another.
         """
         wanted, turn = set(self.spec["lane"].split(",")), self.spec.get("turn") or 0
-        noted = {path.parent: rundir.read_json(path) for path in self.run_dir.parent.glob("*/run.json")}
+        noted = {path.parent: rundir.read_run(path.parent)[0] for path in self.run_dir.parent.glob("*/run.json")}
         return [
             folder
             for folder, spec in noted.items()
@@ -290,40 +310,78 @@ class Supervisor:
         ]
 
     def wait(self, why: str) -> None:
-        """Wait a moment in the queue, with a pulse; what is waited for is told once."""
-        if not self.waiting:
+        """Wait a moment in the queue, with a pulse; what is waited for is told when it changes."""
+        if self.waiting != why:
             self.say(f"waiting for lane {self.spec['lane']}: {why}")
-            self.waiting = True
+            self.waiting = why
         time.sleep(TICK)
         if time.monotonic() - self.beat > HEARTBEAT:
             self.write()
 
     def take(self, path: pathlib.Path, before: Callable[[], list[pathlib.Path]] = list) -> bool:
         """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
-        self.lane.append(self.open_lane(path))
-        while not self.stop_wanted:
-            if any(map(in_queue, before())):  # asked each time: one of them may be launched again, and comes last then
-                self.wait("another one was launched before")
-                continue
-            try:
-                fcntl.flock(self.lane[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(path), os.fstat(self.lane[-1])):
-                        return True
-                os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
-                self.lane[-1] = self.open_lane(path)
-            except BlockingIOError:
-                self.wait("another run has it")
+        try:
+            self.lane.append(self.open_lane(path))
+            while not self.stop_wanted:
+                # Asked each time: one of them may be launched again, and comes last then.
+                first = next(filter(in_queue, before()), None)
+                if first is not None:
+                    self.wait(f"{first.name} was launched before")
+                    continue
+                try:
+                    fcntl.flock(self.lane[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samestat(os.stat(path), os.fstat(self.lane[-1])):
+                            return True
+                    os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
+                    self.lane[-1] = self.open_lane(path)
+                except BlockingIOError:
+                    self.wait(rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it")
+        except OSError as error:  # the kernel's own word on a lock names no file
+            raise OSError(error.errno, f"the lane's lock cannot be taken: {error.strerror}", str(path)) from None
         return False
 
     def set_aside(self) -> None:
         """Rename checkpoints that are not whole: Axolotl resumes from the highest number without looking."""
-        for step, path in rundir.checkpoints(self.output):
+        for path in (path for _, path in rundir.checkpoints(self.output)):
             defect = rundir.defect(path)
             if defect is not None:
-                aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
-                path.rename(aside)
-                self.say(f"checkpoint-{step} is not whole ({defect}); set aside as {aside.name}")
+                self.put_aside(path, f"is not whole ({defect})")
+
+    def put_aside(self, path: pathlib.Path, why: str) -> pathlib.Path:
+        """Rename a checkpoint, so that nothing resumes from it; returns where it is now."""
+        aside = path.with_name(f"incomplete-{path.name}-{int(time.time())}-{os.getpid()}")
+        path.rename(aside)
+        self.say(f"{path.name} {why}; set aside as {aside.name}")
+        return aside
+
+    def doubt(self, step: int, kind: str, events_from: int) -> bool:
+        """Set the checkpoint aside on which a start died before its first step, as one of NULs; False where it is not.
+
+        Only a crash can be the checkpoint's fault: memory, disk and configuration are as they are, with any other one.
+
+        Args:
+            step: That it resumed from.
+            kind: Of :meth:`reason`.
+            events_from: Where this start's part of metrics.jsonl begins, in bytes.
+        """
+        path = self.output / f"checkpoint-{step}"
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
+        if any(event["event"] in TRAINING for event in events):
+            self.doubted.clear()  # without those it trains
+        elif kind == "crashed" and path.is_dir():
+            why = "may be damaged: the training died on it before its first step"
+            self.doubted.append((path, self.put_aside(path, why)))
+            return True
+        return False
+
+    def take_back(self) -> None:
+        """Put back what was set aside on suspicion: without it the training died as well."""
+        for path, aside in self.doubted:
+            if not path.exists():
+                aside.rename(path)
+                self.say(f"{path.name} is put back: without it the training died as well")
+        self.doubted.clear()
 
     def drop_half_prepared(self) -> None:
         """Delete tokenised data that was cut off: Axolotl would take any file in its cache for the whole of it."""
@@ -415,6 +473,8 @@ class Supervisor:
         code = self.trainer.returncode
         self.kill_group()  # workers that outlived their leader
         self.trainer = None
+        self.write()
+        self.before, self.since = self.status["seconds"], None
         return code
 
     def kill_group(self) -> None:
@@ -466,22 +526,50 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        before = rundir.read_json(self.run_dir / "status.json")
+        for name in ("status.json", rundir.EXPECTED):  # what a supervisor, or its training, was killed over
+            for part in self.run_dir.glob(f".{name}.*"):
+                part.unlink()
+        before = rundir.read_status(self.run_dir)[0]
         asked_again = self.spec.get("launch") != before.get("launch")
         if (self.run_dir / "stop").exists():
             return 0  # after a reboot there is nothing to do
         if before.get("state") in ("finished", "failed") and not asked_again:
             return 0  # a reboot is no reason to try again what failed
         self.write()
-        self.kill_leftovers()
-        if not self.take_lane():
-            return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
-        pauses = list(MEETING)
+        if "command" not in self.spec:
+            detail = "its run.json is empty or damaged, as a power cut leaves files; the same command writes it anew"
+            return self.end("failed", {"kind": "environment", "detail": detail})
+        try:
+            self.kill_leftovers()
+            if not self.take_lane():
+                return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
+            return self.train()
+        except OSError as error:
+            if self.trainer is not None:  # with this process it is told to end, and the backend may start another one
+                raise
+            return self.end("failed", {"kind": "environment", "detail": str(error)})
+
+    def train(self) -> int:
+        """Start the training, again and again as long as that brings it further, until there is a final state."""
+        reason = {"kind": "crashed", "detail": "nobody saw its end: its supervisor died with it, or the host"}
+        code: Optional[int] = None
         while True:
             self.kill_leftovers()  # of the last start: what left the trainer's process group
             self.set_aside()
             self.drop_half_prepared()
             resumed_from = rundir.last_complete(self.output)
+            if resumed_from > self.status["highest"]:
+                self.status.update(vain=0, highest=resumed_from)
+            vain, highest = self.status["vain"], self.status["highest"]
+            if vain > len(PAUSES):
+                self.take_back()
+                detail = (
+                    f"{vain} starts in a row came to no checkpoint after step {highest}; the last one: "
+                    f"{reason['detail'][:1500]}. train.log has the ends of all; the same command tries again"
+                )
+                return self.end("failed", {**reason, "detail": detail}, code)
+            if vain and not self.rest(PAUSES[vain - 1]):
+                return self.stopped(code)
             log = self.run_dir / "train.log"
             log_from = log.stat().st_size if log.exists() else 0
             _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
@@ -490,7 +578,7 @@ class Supervisor:
             except OSError as error:
                 return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
             assert self.trainer is not None
-            now, self.moved = round(time.time(), 3), time.monotonic()
+            now, self.moved, self.since = round(time.time(), 3), time.monotonic(), rundir.uptime()
             self.write(
                 state="running",
                 trainer=rundir.identity(self.trainer.pid),
@@ -498,6 +586,7 @@ class Supervisor:
                 started_at=now,
                 first_started_at=self.status["first_started_at"] or now,
                 resumed_from=resumed_from,
+                vain=vain + 1,  # until it brings something: this process, or the host, may die of it
             )
             self.say(f"trainer started, pid {self.trainer.pid}, from step {resumed_from}")
             code = self.follow_trainer(events_from)
@@ -511,19 +600,32 @@ class Supervisor:
                 self.kill_leftovers()
                 return self.ended_well(0, events_from)
             if self.stop_wanted:
-                self.kill_leftovers()  # torchrun's processes are no group of its own
-                by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
-                return self.end("stopped", {"kind": "stopped", "detail": f"{by}; checkpoint at step {reached}"}, code)
+                return self.stopped(code)
             if code == 0:
                 return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
-            if reached > resumed_from:
-                pauses = list(MEETING)
-            elif reason["kind"] == "closed meeting" and pauses:
-                time.sleep(pauses.pop(0))
-            else:  # a configuration that Axolotl refuses never makes progress
-                return self.end("failed", reason, code)
-            self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {reached}")
+            helps = reached > resumed_from or reason["kind"] == "closed meeting"
+            if not (helps or self.doubt(resumed_from, reason["kind"], events_from)):
+                self.take_back()
+                return self.end("failed", reason, code)  # a configuration that Axolotl refuses never makes progress
+            self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {rundir.last_complete(self.output)}")
+
+    def rest(self, seconds: float) -> bool:
+        """Wait, with a pulse; False when a stop is wanted."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.stop_wanted:
+            time.sleep(TICK)
+            if time.monotonic() - self.beat > HEARTBEAT:
+                self.write()
+        return not self.stop_wanted
+
+    def stopped(self, code: Optional[int]) -> int:
+        """End a run that was told to stop: by a person, who wants no further start, or by a shutdown."""
+        self.kill_leftovers()  # torchrun's processes are no group of its own
+        self.status["vain"] = max(0, self.status["vain"] - 1)  # nothing speaks against the last start
+        by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
+        detail = f"{by}; checkpoint at step {rundir.last_complete(self.output)}"
+        return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
 
     def ended_well(self, code: int, events_from: int) -> int:
         """Exit code 0 is believed only with the planned steps, or a reason for fewer, told by this very start."""
@@ -537,17 +639,23 @@ class Supervisor:
         loss = next((event["loss"] for event in reversed(events) if event.get("event") == "log"), None)
         if isinstance(loss, str):  # the plugin writes NaN and infinity as text
             return self.end("failed", {"kind": "diverged", "detail": f"the last loss is {loss}"}, code)
+        rundir.to_disk(*(path for path in self.output.iterdir() if path.is_file()), self.output)
         return self.end("finished", None, code)
 
 
 def main() -> int:
     run_dir = pathlib.Path(sys.argv[1]).resolve()
     os.umask(0o077)  # what a training writes is its user's alone
-    with (run_dir / "supervisor.lock").open("a") as lock:  # closed at exec: the trainer does not hold it
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0  # another supervisor has this run
+    path = run_dir / "supervisor.lock"
+    try:
+        lock = path.open("a")  # closed at exec: the trainer does not hold it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0  # another supervisor has this run
+    except OSError as error:  # nobody can have it
+        detail = f"the run's lock cannot be taken: {error.strerror}: {path}"
+        return Supervisor(run_dir).end("failed", {"kind": "environment", "detail": detail})
+    with lock:
         return Supervisor(run_dir).run()
 
 

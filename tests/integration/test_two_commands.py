@@ -1,0 +1,72 @@
+"""Two commands that deliver one run at once, with real Ansible and a host behind a stand-in for ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.planning.run_record import read_record
+from ansible.module_utils.lora_forge.planning.turns import run_files
+from hook import serving
+from hostile import PATIENCE, Stage
+from lab import eventually
+
+COMMANDS = ("playbooks/collect.yml", "train.yml")
+
+
+def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path) -> None:
+    stage = Stage(tmp_path)
+    stage.host("gpu", "witness")
+    run_id = stage.finished("gpu", "witness").name
+    logs = [tmp_path / f"{number}.txt" for number, _ in enumerate(COMMANDS)]
+    with serving() as hook, contextlib.ExitStack() as left:
+        with run_files(stage.output, run_id):  # until both have come to it
+            started = [
+                stage.start(log, command, "-e", "role=witness", LORA_FORGE_NOTIFY_URL=hook.url)
+                for log, command in zip(logs, COMMANDS)
+            ]
+            for process in started:
+                left.callback(stage.end, process)
+            waits = f"another command fetches or delivers {run_id}: waiting for it"
+            eventually(
+                lambda: all(
+                    process.poll() is not None or waits in log.read_text() for log, process in zip(logs, started)
+                )
+            )
+        codes = [process.wait(PATIENCE) for process in started]
+        texts = [log.read_text() for log in logs]
+        assert codes == [0, 0], "\n".join(texts)
+        assert all(waits in text and "witness is ready" in text for text in texts)
+        assert sum("was delivered by another command" in text for text in texts) == 1
+        assert [told["event"] for told in hook.told] == ["finished"]
+    home = stage.output / "adapters/witness"
+    assert store.integrity_error(home / run_id, hashes=True) is None
+    assert os.readlink(home / "latest") == run_id
+    assert [json.loads(line)["moved"] for line in (home / "history.jsonl").read_text().splitlines()] == [True]
+    record = read_record(stage.output, run_id)
+    assert (record.state, record.failures, record.delivered_at > 0) == ("finished", {}, True)
+    assert not list((stage.output / "incoming").iterdir())
+
+
+def test_what_another_command_has_placed_since_the_plan_is_not_started_a_second_time(tmp_path: pathlib.Path) -> None:
+    stage = Stage(tmp_path)
+    stage.host("gpu", "witness")
+    run_id = stage.planned("witness", "gpu").run_id
+    # As the other command's launch notes it, between this one's plan and its launch.
+    noted = {"run_id": run_id, "trainer": "other", "lane": 0, "state": "launched", "final": False, "noted_at": 4e9}
+    hooks = stage.write_inventory().parent / "hooks"
+    hooks.mkdir()
+    copy = {"content": json.dumps(noted), "dest": str(stage.output / f"runs/{run_id}.json"), "mode": "0600"}
+    tasks = [{"name": "Place it elsewhere", "ansible.builtin.copy": copy}]
+    (hooks / "before_provision.yml").write_text(json.dumps(tasks))
+    (stage.output / "runs").mkdir(parents=True, exist_ok=True)
+    with serving() as hook:
+        played = stage.play("train.yml", "-e", "role=witness", LORA_FORGE_NOTIFY_URL=hook.url)
+    assert played.code != 0
+    assert f"{run_id} is not started: another command has placed it on other meanwhile" in played.text
+    assert not (stage.root("gpu") / "runs" / run_id / "status.json").exists()
+    assert hook.told == []
+    assert read_record(stage.output, run_id).trainer == "other"

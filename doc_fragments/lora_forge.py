@@ -199,12 +199,24 @@ options:
     required: true
 """
 
-    MAX_REGRESSION = r"""
+    GATE = r"""
 options:
+  promote_by:
+    description:
+      - What decides whether C(latest) moves. V(score) goes by the agent's cases, and by the eval loss where they cannot
+        tell or there are none; V(loss) by that alone; V(human) moves nothing.
+    type: str
+    choices: [score, loss, human]
+    default: score
   max_regression:
     description: By which share the eval loss may be above the promoted one's; 0.02 is 2 %.
     type: float
     default: 0.02
+  promote_unknown:
+    description: What happens where the two cannot be compared at all. V(keep) leaves C(latest) where it is.
+    type: str
+    choices: [keep, move]
+    default: keep
 """
 
     AGENTS = r"""

@@ -60,7 +60,7 @@ extends_documentation_fragment:
   - lora_forge.run
   - lora_forge.adapters
   - lora_forge.budget
-  - lora_forge.max_regression
+  - lora_forge.gate
 """
 
 EXAMPLES = r"""
@@ -129,7 +129,9 @@ ARGUMENTS = {
     "host": {"type": "dict", "default": {}},
     "budget": {"type": "dict", "default": {}},
     "lock_sha256": {"type": "str", "default": ""},
+    "promote_by": {"type": "str", "default": "score", "choices": list(promotion.BY)},
     "max_regression": {"type": "float", "default": 0.02},
+    "promote_unknown": {"type": "str", "default": "keep", "choices": list(promotion.UNKNOWN)},
     "promote": {"type": "bool", "default": True},
     "discard": {"type": "list", "elements": "path", "default": []},
 }
@@ -185,9 +187,8 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool) -> dict[st
         store.deliver(source, home, verification["files"], manifest, replacing)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
-    output, checkout = home.parents[1], pathlib.Path(given["checkout"])
-    refused = questions.evaluate_delivered(run, checkout, output, given["base_model"])
-    moved = given["promote"] and promotion.promote(home, run_id, promotion.Gate(max_regression=given["max_regression"]))
+    refused = questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), home.parents[1])
+    moved = given["promote"] and promotion.promote(home, run_id, promotion.Gate.of(given))
     return {
         "changed": moved or not whole,
         "path": str(home / run_id),

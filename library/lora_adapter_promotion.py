@@ -118,7 +118,9 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if gate is None:
         moved = bool(run_id) and promotion.promote_by_hand(home, run_id, check_mode)
     else:
-        moved = bool(run_id) and promotion.promote(home, run_id, gate, asked=True, check=check_mode)
+        moved = bool(run_id) and promotion.promote(
+            home, run_id, promotion.Gate(max_regression=gate), asked=True, check=check_mode
+        )
     rows = promotion.overview(home)
     if run_id:
         message = promotion.outcome(home, run_id, moved, check_mode)

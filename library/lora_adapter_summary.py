@@ -25,7 +25,7 @@ options:
 attributes:
   check_mode:
     description: Predicts whether latest would move. In check mode nothing counts as wanted and not verified.
-extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.runs, lora_forge.max_regression]
+extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.runs, lora_forge.checkout, lora_forge.gate]
 """
 
 EXAMPLES = r"""
@@ -72,16 +72,20 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.errors import UserError, error_message, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning import questions
 from ansible.module_utils.lora_forge.planning.run_record import leftovers, read_record
 from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.results import leaderboard, summary
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
+    "checkout": {"type": "path", "required": True},
     "runs": {"type": "list", "elements": "dict", "required": True},
     "detached": {"type": "bool", "default": False},
     "promote_best": {"type": "bool", "default": False},
+    "promote_by": {"type": "str", "default": "score", "choices": list(promotion.BY)},
     "max_regression": {"type": "float", "default": 0.02},
+    "promote_unknown": {"type": "str", "default": "keep", "choices": list(promotion.UNKNOWN)},
 }
 
 
@@ -114,7 +118,10 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             verified.add(run.run_id)
             moved = False
             try:
-                moved = _end(output, run, given["max_regression"], check_mode)
+                if not check_mode:
+                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output)
+                    manifest = store.read_manifest(home / run.run_id) or manifest
+                moved = _end(output, run, promotion.Gate.of(given), check_mode)
             except (UserError, OSError) as error:
                 warnings.append(error_message(error))
             if not run.variant:  # of the others the leader board tells
@@ -138,7 +145,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         for agent, board in boards.items()
         if board[0].place and verified.issuperset(row.run_id for row in board)
     }
-    moves = _promote_best(adapters, best, given["max_regression"], check_mode) if given["promote_best"] else {}
+    moves = _promote_best(adapters, best, promotion.Gate.of(given), check_mode) if given["promote_best"] else {}
     if given["promote_best"] and not best:
         lines.append("  latest was left alone: not every variant is verified, so the best one is not known")
     return {
@@ -155,7 +162,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     }
 
 
-def _end(output: pathlib.Path, run: PlannedRun, max_regression: float, check: bool) -> bool:
+def _end(output: pathlib.Path, run: PlannedRun, gate: promotion.Gate, check: bool) -> bool:
     """Do what the command that delivered a run would have done next, had it not died; return whether latest moves."""
     home = output / "adapters" / run.agent
     if store.integrity_error(home / run.run_id):
@@ -166,17 +173,17 @@ def _end(output: pathlib.Path, run: PlannedRun, max_regression: float, check: bo
             for folder in left:
                 shutil.rmtree(folder, ignore_errors=True)
     # Of a sweep's runs only the best one, in the end, if that is wanted.
-    return not run.variant and promotion.promote(home, run.run_id, max_regression, check=check)
+    return not run.variant and promotion.promote(home, run.run_id, gate, check=check)
 
 
 def _promote_best(
-    adapters: pathlib.Path, best: dict[str, str], max_regression: float, check: bool
+    adapters: pathlib.Path, best: dict[str, str], gate: promotion.Gate, check: bool
 ) -> dict[str, tuple[bool, str]]:
     """Let the gate look at the best runs of sweeps; return for each agent whether latest moves, and a message."""
     moves = {}
     for agent, run_id in best.items():
         home = adapters / agent
-        moved = promotion.promote(home, run_id, max_regression, asked=True, check=check)
+        moved = promotion.promote(home, run_id, gate, asked=True, check=check)
         moves[agent] = (moved, promotion.outcome(home, run_id, moved, check))
     return moves
 

@@ -30,7 +30,7 @@ extends_documentation_fragment:
   - lora_forge.lock
   - lora_forge.transfer
   - lora_forge.budget
-  - lora_forge.max_regression
+  - lora_forge.gate
   - lora_forge.notify
 """
 

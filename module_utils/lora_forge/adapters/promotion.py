@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -47,6 +47,11 @@ class Gate:
     by: str = "score"
     max_regression: float = 0.02
     unknown: str = "keep"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Gate:
+        """Read it from the options of a module."""
+        return cls(given["promote_by"], given["max_regression"], given["promote_unknown"])
 
     def check(self) -> None:
         """Refuse what makes no sense.

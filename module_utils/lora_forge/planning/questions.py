@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
@@ -49,16 +50,19 @@ def cases_of(run: PlannedRun, checkout: pathlib.Path) -> Optional[Cases]:
     return dataclasses.replace(made, cases=tuple(few))
 
 
-def candidate_of(run: PlannedRun, weights: str, base_model: str, home: pathlib.Path) -> Candidate:
+def candidate_of(
+    run: PlannedRun, weights: str, base_model: str, recipe: Mapping[str, Any], home: pathlib.Path
+) -> Candidate:
     """Say against whom the adapter of a run is held.
 
     Args:
         run: The run.
         weights: The SHA-256 of its weights, in hex; empty before there are any.
         base_model: As its trainer finds it.
+        recipe: The run's; that of a run that is ready stands in its manifest.
         home: output/adapters/<agent>.
     """
-    base, holder = merit.base_key(base_model, run.recipe), promotion.current_manifest(home)
+    base, holder = merit.base_key(base_model, recipe), promotion.current_manifest(home)
     if holder is None or holder.run_id == run.run_id or holder.is_rehearsal != run.rehearsal:
         return Candidate(weights, base)
     return Candidate(weights, base, str(holder.run_id), merit.weights_of(holder))
@@ -86,7 +90,7 @@ def question_files(
     if made is None:
         return []
     home = output / "adapters" / run.agent
-    candidate = candidate_of(run, "", base_model, home)
+    candidate = candidate_of(run, "", base_model, run.recipe, home)
     ask = merit.open_questions(made, candidate, kept_answers(output))
     holder = promotion.current_manifest(home) or Manifest()
     if ask.get(PROMOTED) and merit.base_key(str(holder.base_model), holder.recipe) != candidate.base:
@@ -102,11 +106,7 @@ def question_files(
 
 
 def evaluate_delivered(
-    run: PlannedRun,
-    checkout: pathlib.Path,
-    output: pathlib.Path,
-    base_model: str,
-    judge: Judge = lambda sentence, text: None,
+    run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Judge = lambda sentence, text: None
 ) -> list[str]:
     """Evaluate a delivered adapter by the answers that are known: those that came with it, and those that are kept.
 
@@ -116,7 +116,6 @@ def evaluate_delivered(
         run: The run.
         checkout: The project's folder.
         output: Where adapters and answers are kept.
-        base_model: As its trainer finds it.
         judge: Answers sentences.
 
     Returns:
@@ -125,19 +124,24 @@ def evaluate_delivered(
     Raises:
         UserError: The file of cases holds what is no case.
     """
-    made = cases_of(run, checkout)
     home = output / "adapters" / run.agent
     folder = home / run.run_id
     manifest = store.read_manifest(folder)
-    if made is None or manifest is None:
+    if manifest is None:
         return []
-    candidate = candidate_of(run, merit.weights_of(manifest), base_model, home)
+    candidate = candidate_of(run, merit.weights_of(manifest), str(manifest.base_model), manifest.recipe, home)
+    known = manifest.merit
+    if known and (known.cases_sha256, known.against, known.unanswered) == (run.cases.sha256, candidate.promoted, 0):
+        return []
+    made = cases_of(run, checkout)
+    if made is None:
+        return []
     kept, models = kept_answers(output), candidate.models
     limits = {case.key: case.max_new_tokens for case in made.cases}
     sent, said = answers.read_sent(folder / answers.FILE, limits, models)
-    for who, known in sent.items():
-        if known and who in models:
-            kept.add(models[who], known.values())
+    for who, given in sent.items():
+        if given and who in models:
+            kept.add(models[who], given.values())
     rows, found = merit.evaluate(made, candidate, kept, judge)
     if (rows, found) != merit.read(folder):
         merit.write(folder, rows, found)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Optional
 
-from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
+from ansible.module_utils.lora_forge.evaluation.scores import Comparison, Score
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning.agents import listed
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord
 from ansible.module_utils.lora_forge.text import duration, pair
 
@@ -28,6 +31,7 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
         return [
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
             "Nothing to do; -e fresh=true trains again.",
+            *merit_lines(manifest.merit),
             *([] if promoted or not message else [f"  {message}"]),
         ]
     at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id}"
@@ -43,6 +47,7 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
     if steps.adapter is not None and steps.reached is not None and steps.adapter < steps.reached:
         best = pair("eval", loss.eval_adapter, None)
         lines.append(f"  the adapter is that of step {steps.adapter}, the best evaluated one: {best}")
+    lines += merit_lines(manifest.merit)
     counts = manifest.data
     if counts and (counts.longer or counts.dropped or counts.untrainable):
         cut = counts.longer - counts.dropped
@@ -58,6 +63,44 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
             f"ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
         )
     return lines
+
+
+def merit_lines(merit: Optional[Merit]) -> list[str]:
+    """Say how an adapter does on its agent's cases; nothing where it has none.
+
+    Args:
+        merit: Of its manifest.
+    """
+    if merit is None:
+        return []
+    others = [f"base {scored(merit.base)}"] if merit.base.cases else []
+    if merit.than.cases:
+        others.append(f"{merit.against} {scored(merit.than)}: {verdict(merit.over_promoted)}")
+    lines = [f"  cases  {scored(merit.score, interval=True)}   {'   '.join(others)}".rstrip()]
+    if merit.unanswered:
+        lines[0] += f"   {merit.unanswered} of {merit.cases} not answered"
+    if merit.unchecked:
+        lines[0] += f"   {merit.unchecked} not checked, for want of a judge"
+    if merit.over_promoted.lost:
+        lines.append(f"  from right to wrong: {listed(merit.over_promoted.lost)}")
+    if merit.broken:
+        lines.append(f"  it does what is forbidden in: {listed(merit.broken)}")
+    return lines
+
+
+def scored(score: Score, interval: bool = False) -> str:
+    """Write a score, as «17 of 20 (64 to 95 %)»."""
+    if score.share is None or score.low is None or score.high is None:
+        return "–"
+    ends = f" ({100 * score.low:.0f} to {100 * score.high:.0f} %)" if interval else ""
+    return f"{score.right} of {score.cases}{ends}"
+
+
+def verdict(over: Comparison) -> str:
+    """Say what a comparison tells."""
+    if over.verdict != "cannot tell":
+        return f"{over.verdict} (p {over.p:.2g})"
+    return f"cannot tell with {over.cases} cases; about {over.needed} would tell 10 points"
 
 
 def failure_reason(run: PlannedRun, record: RunRecord) -> str:

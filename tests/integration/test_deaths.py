@@ -24,6 +24,7 @@ from ansible.module_utils.lora_forge.planning import conversation, staging
 from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
 from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
+from delivered import GATE
 from planned import planned_run
 from safetensors.numpy import save_file
 from wire import load
@@ -112,15 +113,16 @@ class Delivery:
             "source": str(output / "incoming" / RUN.run_id), "adapters": str(output / "adapters"), "checkout": "/",
             "run": run.as_dict(), "delivered": self.proof, "base_model": "/m/tiny", "host": {}, "budget": {},
             "observed": {"state": "finished", "detail": "", "status": {"exit_code": 0}, "progress": progress},
-            "lock_sha256": "", "max_regression": 0.02, "promote": True,
+            "lock_sha256": "", **GATE, "promote": True,
             "discard": [str(output / "incoming" / RUN.run_id), str(output / "runs" / RUN.run_id)],
         }  # fmt: skip
         return self.deliver.answer(given, False)
 
     def summary(self, output: pathlib.Path) -> dict[str, Any]:
         """Sum up, as a command does that finds the run ready."""
-        given = {"output": str(output), "runs": [planned_run(**{**vars(RUN), "state": "ready"}).as_dict()],
-                 "detached": False, "promote_best": False, "max_regression": 0.02}  # fmt: skip
+        run = planned_run(**{**vars(RUN), "state": "ready"})
+        given = {"output": str(output), "checkout": "/", "runs": [run.as_dict()],
+                 "detached": False, "promote_best": False, **GATE}  # fmt: skip
         return self.sum_up.answer(given, False)
 
     def command(self, output: pathlib.Path) -> None:

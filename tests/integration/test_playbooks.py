@@ -276,7 +276,7 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
         assert manifest
         evaluated = dataclasses.replace(manifest, evaluation=promotion.evaluation_of(manifest))
         (home / run_id / "manifest.json").write_text(json.dumps(evaluated.as_dict()))
-        promotion.promote(home, run_id, 0.02)
+        promotion.promote(home, run_id, promotion.Gate())
 
     def play(*options: str) -> tuple[int, str]:
         given = ["-e", "role=witness", "-e", f"output_dir={tmp_path}"]

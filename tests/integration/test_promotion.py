@@ -13,7 +13,7 @@ from lab import ROOT
 PROMOTE = """
 import sys, pathlib, ansible.module_utils as m; m.__path__.append(sys.argv[1])
 from ansible.module_utils.lora_forge.adapters import promotion
-promotion.promote(pathlib.Path(sys.argv[2]), sys.argv[3], 0.02)
+promotion.promote(pathlib.Path(sys.argv[2]), sys.argv[3], promotion.Gate())
 """
 
 

@@ -150,7 +150,14 @@ def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
     kept = pathlib.Path("/out/runs/crew-0")
     carried = ["output/checkpoint-3/optimizer.pt", "output/checkpoint-3/complete.json", "metrics.jsonl"]
     found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried, DATA)]
-    programs = ["supervisor.py", "lora_forge_axolotl.py", "expected_adapter.py", "gang.py", "rundir.py"]
+    programs = [
+        "supervisor.py",
+        "lora_forge_axolotl.py",
+        "answer_cases.py",
+        "expected_adapter.py",
+        "gang.py",
+        "rundir.py",
+    ]
     assert [path for path in found if path.endswith(".py")] == [f"runs/crew-0/programs/{name}" for name in programs]
     assert [path for path in found if "programs/" in path] == [f"runs/crew-0/programs/{name}" for name in programs]
 

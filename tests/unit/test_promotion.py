@@ -51,6 +51,11 @@ def manifest(
     )
 
 
+def gate(share: float = 0.02) -> promotion.Gate:
+    """By the loss, as far as it can be compared; what cannot be moves latest."""
+    return promotion.Gate(max_regression=share, unknown="move")
+
+
 class Home:
     """output/adapters/witness."""
 
@@ -70,7 +75,7 @@ class Home:
     def train(self, run_id: str, *given: Any, regression: float = 0.02, **changes: Any) -> bool:
         """Deliver a run as a training does; return whether latest moved."""
         self.deliver(run_id, *given, **changes)
-        return promotion.promote(self.path, run_id, regression)
+        return promotion.promote(self.path, run_id, gate(regression))
 
     @property
     def latest(self) -> str:
@@ -171,21 +176,21 @@ OTHER = "not comparable with witness-a "
     ],
 )  # fmt: skip
 def test_decide(candidate, promoted, move, comparable, why) -> None:
-    found = promotion.decide(candidate, promoted, False, 0.02)
+    found = promotion.decide(candidate, promoted, False, gate(0.02))
     assert (found.move, found.comparable, found.why) == (move, comparable, why)
     assert found.eval_loss == candidate.evaluation.eval_loss
     assert found.than == (promoted.evaluation.eval_loss if promoted else None)
 
 
 def test_a_rehearsal_waits_where_a_real_adapter_is_though_it_is_not_promoted() -> None:
-    assert promotion.decide(manifest("b", 1, True), None, True, 0.02).move is False
-    assert promotion.decide(manifest("b", 1, True), manifest("r", 2, True), True, 0.02).move is False
-    assert promotion.decide(manifest("b", 1), None, True, 0.02).move is True
+    assert promotion.decide(manifest("b", 1, True), None, True, gate(0.02)).move is False
+    assert promotion.decide(manifest("b", 1, True), manifest("r", 2, True), True, gate(0.02)).move is False
+    assert promotion.decide(manifest("b", 1), None, True, gate(0.02)).move is True
 
 
 @pytest.mark.parametrize(("share", "move"), [(0, False), (0.03, False), (0.035, True), (float("inf"), True)])
 def test_the_limit_is_the_users(share, move) -> None:
-    assert promotion.decide(manifest("b", 0.912), A, True, share).move is move
+    assert promotion.decide(manifest("b", 0.912), A, True, gate(share)).move is move
 
 
 # --- latest and its history
@@ -415,18 +420,18 @@ def test_who_asks_has_it_decided_on_again_and_noted_once(home, capsys) -> None:
     home.train("witness-a", 0.9)
     home.train("witness-b", 0.91, regression=0.0)
     assert home.latest == "witness-a"
-    gate = {"run_id": "witness-b", "max_regression": 0.0}
+    given = {"run_id": "witness-b", "max_regression": 0.0}
     count = len(home.lines)
-    assert play(home, capsys, **gate)["changed"] is False
+    assert play(home, capsys, **given)["changed"] is False
     assert len(home.lines) == count
-    gate["max_regression"] = 0.05
-    found = play(home, capsys, check=True, **gate)
+    given["max_regression"] = 0.05
+    found = play(home, capsys, check=True, **given)
     assert (found["changed"], found["message"], home.latest) == (True, "latest would point to witness-b", "witness-a")
     assert len(home.lines) == count
-    assert play(home, capsys, **gate)["changed"] is True
+    assert play(home, capsys, **given)["changed"] is True
     assert home.latest == "witness-b"
-    assert play(home, capsys, **gate)["changed"] is False
-    assert promotion.promote(home.path, "witness-a", 0.05) is False  # collected again: nobody asked
+    assert play(home, capsys, **given)["changed"] is False
+    assert promotion.promote(home.path, "witness-a", gate(0.05)) is False  # collected again: nobody asked
 
 
 @pytest.mark.parametrize(
@@ -524,8 +529,8 @@ def test_the_loss_that_counts_is_that_of_the_adapter_which_was_delivered() -> No
     assert promotion.evaluation_of(best).eval_loss == 0.8
     assert promotion.evaluation_of(last).eval_loss == 1.2
     promoted = manifest("witness-a", 0.882)
-    assert promotion.decide(best, promoted, True, 0.02).move
-    assert not promotion.decide(last, promoted, True, 0.02).move
+    assert promotion.decide(best, promoted, True, gate(0.02)).move
+    assert not promotion.decide(last, promoted, True, gate(0.02)).move
 
 
 def test_what_a_manifest_says_of_its_evaluation_counts_and_nothing_else() -> None:
@@ -552,9 +557,9 @@ def test_two_losses_in_words(loss, than, words) -> None:
 
 
 def test_a_loss_at_the_limit_passes() -> None:
-    assert promotion.decide(manifest("b", 1.5), manifest("witness-a", 1.0), False, 0.5).move is True
-    assert promotion.decide(manifest("b", 1.51), manifest("witness-a", 1.0), False, 0.5).move is False
-    assert promotion.decide(manifest("b", -0.4), manifest("witness-a", -1.0), False, 0.5).move is False
+    assert promotion.decide(manifest("b", 1.5), manifest("witness-a", 1.0), False, gate(0.5)).move is True
+    assert promotion.decide(manifest("b", 1.51), manifest("witness-a", 1.0), False, gate(0.5)).move is False
+    assert promotion.decide(manifest("b", -0.4), manifest("witness-a", -1.0), False, gate(0.5)).move is False
 
 
 def test_what_is_delivered_is_told_from_the_oldest_on(home) -> None:
@@ -639,14 +644,14 @@ def test_an_unnoted_move_after_a_refusal_comes_from_the_one_that_was_promoted(ho
 
 def test_a_prediction_changes_nothing(home) -> None:
     home.deliver("witness-a", 0.882)
-    assert promotion.promote(home.path, "witness-a", 0.02, check=True) is True
+    assert promotion.promote(home.path, "witness-a", gate(0.02), check=True) is True
     assert sorted(path.name for path in home.path.iterdir()) == ["witness-a"]
     home.train("witness-a", 0.882)
     home.deliver("witness-b", 0.912)
-    assert promotion.promote(home.path, "witness-b", 0.02, check=True) is False
-    assert promotion.promote(home.path, "witness-b", 0.5, check=True) is True
+    assert promotion.promote(home.path, "witness-b", gate(0.02), check=True) is False
+    assert promotion.promote(home.path, "witness-b", gate(0.5), check=True) is True
     assert len(home.lines) == 1
-    assert promotion.promote(home.path, "witness-a", 0, check=True) is False
+    assert promotion.promote(home.path, "witness-a", gate(0), check=True) is False
 
 
 def test_by_hand_where_nothing_was_promoted(home) -> None:
@@ -735,7 +740,7 @@ def test_no_value_in_a_manifest_stops_who_reads_it(home) -> None:
         functools.reduce(lambda part, key: part[key], way, damaged)[last] = odd
         path.write_text(json.dumps(damaged[""]))
         with contextlib.suppress(UserError):
-            promotion.promote(home.path, "witness-b", 0.02, check=True)
+            promotion.promote(home.path, "witness-b", gate(0.02), check=True)
         rows = [promotion.table_row(row) for row in promotion.overview(home.path)]
         assert "witness-a" in {row[0] for row in rows}, (place, odd)
         ready(home, "witness-a")
@@ -744,10 +749,10 @@ def test_no_value_in_a_manifest_stops_who_reads_it(home) -> None:
 def test_a_run_that_is_not_delivered_or_not_whole_is_refused_in_words(home) -> None:
     home.deliver("witness-a")
     with pytest.raises(UserError, match=r"witness has no adapter «witness-b» in .*Delivered: witness-a"):
-        promotion.promote(home.path, "witness-b", 0.02)
+        promotion.promote(home.path, "witness-b", gate(0.02))
     (home.path / "witness-a/train.log").unlink()
     with pytest.raises(UserError, match=r"witness-a is not whole: .*train\.log is missing"):
-        promotion.promote(home.path, "witness-a", 0.02, asked=True)
+        promotion.promote(home.path, "witness-a", gate(0.02), asked=True)
     assert not (home.path / "latest").is_symlink()
 
 
@@ -774,10 +779,10 @@ def test_what_became_of_latest_in_a_word(home) -> None:
 def test_the_newest_decision_on_a_run_is_told(home) -> None:
     home.train("witness-a", 0.882)
     home.train("witness-b", 0.912)
-    promotion.promote(home.path, "witness-b", 0.01, asked=True)
+    promotion.promote(home.path, "witness-b", gate(0.01), asked=True)
     assert "worse than its 0.882 (adapter_max_regression 2 %)" in promotion.message(home.path, "witness-b")
     home.train("witness-c", 0.8)
-    promotion.promote(home.path, "witness-b", 0.01, asked=True)
+    promotion.promote(home.path, "witness-b", gate(0.01), asked=True)
     assert "14 % worse than its 0.8 (adapter_max_regression 1 %)" in promotion.message(home.path, "witness-b")
     assert promotion.message(home.path, "witness-a").startswith("latest stays at witness-c. By hand")
 

@@ -307,7 +307,7 @@ def test_a_damaged_manifest_makes_no_traceback(tmp_path, broken):
     assert status.table_rows(rows, {})
     assert status.status_lines(rows, {}, [])
     home = tmp_path / "adapters/witness"
-    promotion.promote(home, "witness-00000000000e", 0.02)
+    promotion.promote(home, "witness-00000000000e", promotion.Gate())
     assert promotion.overview(home)
 
 

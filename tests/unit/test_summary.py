@@ -6,11 +6,12 @@ import json
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion
-from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Losses, Manifest, Steps
+from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Losses, Manifest, Merit, Steps
+from ansible.module_utils.lora_forge.evaluation import scores
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.lora_forge.text import short
-from delivered import deliver, planned
+from delivered import GATE, deliver, planned
 from wire import load
 
 
@@ -83,7 +84,7 @@ def summed(output, runs, check, **given):
     module = load("library/lora_adapter_summary")
     options = {name: one.get("default") for name, one in module.ARGUMENTS.items()}
     plain = [run.as_dict() for run in runs]
-    return module.answer({**options, "output": str(output), "runs": plain, **given}, check)
+    return module.answer({**options, "output": str(output), "checkout": "/", "runs": plain, **given}, check)
 
 
 def answer(output, state, check=False, **given):
@@ -186,8 +187,8 @@ def test_what_was_delivered_and_never_decided_on_goes_through_the_gate_and_what_
     left = [tmp_path / "incoming/crew-1", tmp_path / "runs/crew-1/output", tmp_path / "adapters/crew/.crew-1.partial"]
     for folder in left:
         folder.mkdir(parents=True)
-    given = {"output": str(tmp_path), "runs": [crew(state="ready").as_dict()], "detached": False,
-             "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    given = {"output": str(tmp_path), "checkout": "/", "runs": [crew(state="ready").as_dict()], "detached": False,
+             "promote_best": False, **GATE}  # fmt: skip
     answer = load("library/lora_adapter_summary").answer
     latest = tmp_path / "adapters/crew/latest"
     assert (answer(given, True)["changed"], latest.is_symlink(), left[0].exists()) == (True, False, True)
@@ -199,8 +200,8 @@ def test_what_was_delivered_and_never_decided_on_goes_through_the_gate_and_what_
 
 def test_of_a_sweep_nothing_is_promoted_that_was_not_decided_on(tmp_path):
     deliver(tmp_path, "crew", "crew-1")
-    given = {"output": str(tmp_path), "runs": [crew(state="ready", variant={"lora_r": 8}).as_dict()],
-             "detached": False, "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    given = {"output": str(tmp_path), "checkout": "/", "runs": [crew(state="ready", variant={"lora_r": 8}).as_dict()],
+             "detached": False, "promote_best": False, **GATE}  # fmt: skip
     assert load("library/lora_adapter_summary").answer(given, False)["changed"] is False
     assert not (tmp_path / "adapters/crew/latest").is_symlink()
 
@@ -208,8 +209,43 @@ def test_of_a_sweep_nothing_is_promoted_that_was_not_decided_on(tmp_path):
 def test_a_folder_in_the_place_of_latest_is_told_of_and_the_rest_is_summed_up(tmp_path):
     deliver(tmp_path, "crew", "crew-1")
     (tmp_path / "adapters/crew/latest").mkdir()
-    given = {"output": str(tmp_path), "runs": [crew(state="ready").as_dict()], "detached": False,
-             "promote_best": False, "max_regression": 0.02}  # fmt: skip
+    given = {"output": str(tmp_path), "checkout": "/", "runs": [crew(state="ready").as_dict()], "detached": False,
+             "promote_best": False, **GATE}  # fmt: skip
     found = load("library/lora_adapter_summary").answer(given, False)
     assert "latest is no symbolic link" in found["show"]["warnings"][0]
     assert "crew is ready already" in found["show"]["lines"][0]
+
+
+# --- merit
+
+
+def score(right, cases=20):
+    return scores.score([(1.0, number < right) for number in range(cases)])
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (None, []),
+        (Merit(cases=20, score=score(17), base=score(3)), ["  cases  17 of 20 (64 to 95 %)   base 3 of 20"]),
+        (
+            Merit(cases=20, score=score(17), base=score(3), against="crew-old", than=score(8),
+                  over_promoted=scores.Comparison(20, ("a",) * 9, (), 0.0039, "better", 400)),
+            ["  cases  17 of 20 (64 to 95 %)   base 3 of 20   crew-old 8 of 20: better (p 0.0039)"],
+        ),
+        (
+            Merit(cases=5, score=score(4, 5), against="crew-old", than=score(5, 5), broken=("force",),
+                  over_promoted=scores.Comparison(5, (), ("stuck",), 1.0, "cannot tell", 194)),
+            [
+                "  cases  4 of 5 (38 to 96 %)   crew-old 5 of 5: cannot tell with 5 cases; about 194 would tell 10 points",
+                "  from right to wrong: stuck", "  it does what is forbidden in: force",
+            ],
+        ),
+        (
+            Merit(cases=3, unanswered=3, unchecked=1),
+            ["  cases  –   3 of 3 not answered   1 not checked, for want of a judge"],
+        ),
+    ],
+)  # fmt: skip
+def test_how_an_adapter_does_on_its_cases_is_said(given, lines):
+    assert summary.merit_lines(given) == lines

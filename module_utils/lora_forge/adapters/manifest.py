@@ -219,7 +219,8 @@ class Manifest(JsonRecord):
 
     def as_dict(self) -> dict[str, Any]:
         """Write it as manifest.json has it."""
-        return {key: value for key, value in super().as_dict().items() if key != "files" or value is not None}
+        data = super().as_dict()
+        return {key: value for key, value in data.items() if key not in ("files", "merit") or value is not None}
 
     @property
     def is_rehearsal(self) -> bool:

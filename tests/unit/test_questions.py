@@ -1,0 +1,188 @@
+"""What a trainer is asked about a run's adapter, and what becomes of its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge.adapters import merit, promotion, store
+from ansible.module_utils.lora_forge.adapters.manifest import DeliveredFile, Manifest
+from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.evaluation import answers
+from ansible.module_utils.lora_forge.evaluation.answers import Answer
+from ansible.module_utils.lora_forge.planned_run import PlannedCases, PlannedRun
+from ansible.module_utils.lora_forge.planning import cases, questions
+from planned import planned_run
+
+RECIPE = {"base_model": "Qwen/Qwen3-8B", "model_revision": "c0ffee", "load_in_4bit": True}
+OURS, THEIRS = "a" * 64, "b" * 64
+
+
+class Desk:
+    """A checkout with cases, and an output folder with adapters."""
+
+    def __init__(self, home: pathlib.Path):
+        self.home, self.output = home, home / "output"
+        self.agent = self.output / "adapters/witness"
+        self.write("yes", "yes", "yes")
+
+    def write(self, *expected: str) -> None:
+        """Write a case for each expectation."""
+        rows = [
+            {"messages": [{"role": "user", "content": f"question {number}"}], "expect": [{"equals": one}],
+             "max_new_tokens": 64}
+            for number, one in enumerate(expected)
+        ]  # fmt: skip
+        (self.home / "eval").mkdir(exist_ok=True)
+        (self.home / "eval/witness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(self, **changes: Any) -> PlannedRun:
+        made = cases.read(self.home / "eval/witness.jsonl")
+        planned = PlannedCases("eval/witness.jsonl", made.sha256, len(made.cases))
+        known = {"run_id": "witness-new", "agent": "witness", "recipe": RECIPE, "rehearsal": False, "cases": planned}
+        return planned_run(**{**known, **changes})
+
+    def deliver(self, run_id: str, weights: str, **changes: Any) -> pathlib.Path:
+        folder = self.agent / run_id
+        folder.mkdir(parents=True)
+        (folder / store.WEIGHTS).write_bytes(b"12345")
+        (folder / "adapter_config.json").write_text("{}")
+        known: dict[str, Any] = {"run_id": run_id, "agent": "witness", "verdict": "verified", "rehearsal": False,
+                                 "base_model": "Qwen/Qwen3-8B", "recipe": RECIPE,
+                                 "files": (DeliveredFile(store.WEIGHTS, weights, 5),)}  # fmt: skip
+        (folder / store.MANIFEST).write_text(json.dumps(Manifest(**{**known, **changes}).as_dict()))
+        return folder
+
+    def promote(self, run_id: str) -> None:
+        (self.agent / "latest").symlink_to(run_id)
+
+    def asked(self, run: PlannedRun) -> tuple[dict[str, int], list[str]]:
+        """Return how many questions whom is asked, and which files go along."""
+        first, *more = questions.question_files(run, "runs/x", self.home, self.output, "Qwen/Qwen3-8B")
+        told = json.loads(first["content"])
+        assert {key for keys in told["ask"].values() for key in keys} == set(told["questions"])
+        assert "expect" not in first["content"]
+        return {who: len(keys) for who, keys in told["ask"].items()}, [file["path"] for file in more]
+
+    def answer(self, folder: pathlib.Path, run: PlannedRun, **texts: list[str]) -> None:
+        """Leave answers beside an adapter, as its trainer sends them."""
+        asked = questions.cases_of(run, self.home)
+        assert asked is not None
+        for who, said in texts.items():
+            weights = {"adapter": OURS, "promoted": THEIRS}.get(who, "")
+            for case, text in zip(asked.cases, said):
+                row = {"who": who, "key": case.key, "text": text, "weights": weights, "tokens": 1, "ended": True}
+                rundir.append_line(folder / answers.FILE, row)
+
+
+@pytest.fixture
+def desk(tmp_path: pathlib.Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_without_cases_nothing_is_asked(desk):
+    run = desk.run(cases=PlannedCases())
+    assert questions.question_files(run, "runs/x", desk.home, desk.output, "base") == []
+    desk.deliver("witness-new", OURS)
+    assert questions.evaluate_delivered(run, desk.home, desk.output) == []
+    assert not (desk.agent / "witness-new/evaluation.jsonl").exists()
+
+
+def test_the_adapter_and_its_base_are_asked(desk):
+    assert desk.asked(desk.run()) == ({"adapter": 3, "base": 3}, [])
+
+
+def test_the_promoted_one_of_the_same_base_is_asked_what_it_has_not_answered(desk):
+    desk.deliver("witness-old", THEIRS)
+    desk.promote("witness-old")
+    sent = ["runs/x/promoted/adapter_model.safetensors", "runs/x/promoted/adapter_config.json"]
+    assert desk.asked(desk.run()) == ({"adapter": 3, "base": 3, "promoted": 3}, sent)
+    kept = questions.kept_answers(desk.output)
+    keys = [case.key for case in cases.read(desk.home / "eval/witness.jsonl").cases]
+    kept.add(THEIRS, [Answer(key, "no") for key in keys])
+    kept.add(merit.base_key("Qwen/Qwen3-8B", RECIPE), [Answer(keys[0], "no")])
+    assert desk.asked(desk.run()) == ({"adapter": 3, "base": 2, "promoted": 0}, [])
+
+
+def test_one_of_another_base_is_not_sent_there(desk):
+    desk.deliver("witness-old", THEIRS, base_model="Qwen/Qwen3-4B", recipe={**RECIPE, "base_model": "Qwen/Qwen3-4B"})
+    desk.promote("witness-old")
+    assert desk.asked(desk.run()) == ({"adapter": 3, "base": 3}, [])
+
+
+def test_a_rehearsal_is_asked_a_little(desk):
+    run = desk.run(rehearsal=True)
+    first = questions.question_files(run, "runs/x", desk.home, desk.output, "/r/models/tiny")[0]
+    told = json.loads(first["content"])
+    assert [one["max_new_tokens"] for one in told["questions"].values()] == [32, 32]
+
+
+def test_answers_become_an_evaluation_and_are_kept(desk):
+    run = desk.run()
+    desk.deliver("witness-old", THEIRS)
+    desk.promote("witness-old")
+    folder = desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes", "yes", "no"], base=["no"] * 3, promoted=["yes", "no", "no"])
+    assert questions.evaluate_delivered(run, desk.home, desk.output) == []
+    rows, found = merit.read(folder)
+    assert (found.score.right, found.base.right, found.than.right, found.against) == (2, 0, 1, "witness-old")
+    assert [row["answers"]["adapter"]["right"] for row in rows] == [True, True, False]
+    assert desk.asked(dataclasses.replace(run, run_id="witness-next"))[0] == {"adapter": 3, "base": 0, "promoted": 0}
+
+
+def test_other_expectations_are_evaluated_anew_from_what_is_kept(desk):
+    run = desk.run()
+    folder = desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes", "no", "no"], base=["no"] * 3)
+    questions.evaluate_delivered(run, desk.home, desk.output)
+    before = (folder / store.MANIFEST).stat().st_mtime_ns
+    questions.evaluate_delivered(run, desk.home, desk.output)
+    assert (folder / store.MANIFEST).stat().st_mtime_ns == before, "nothing is new"
+    (folder / answers.FILE).unlink()
+    desk.write("no", "no", "no")
+    questions.evaluate_delivered(desk.run(), desk.home, desk.output)
+    assert merit.read(folder)[1].score.right == 2
+    assert store.integrity_error(folder) is None
+
+
+def test_without_answers_there_is_no_score(desk):
+    folder = desk.deliver("witness-new", OURS)
+    questions.evaluate_delivered(desk.run(), desk.home, desk.output)
+    found = merit.read(folder)[1]
+    assert (found.score.share, found.unanswered, found.decides) == (None, 3, False)
+
+
+def test_what_a_trainer_makes_up_is_told_and_counts_nothing(desk):
+    run = desk.run()
+    folder = desk.deliver("witness-new", OURS)
+    rundir.append_line(folder / answers.FILE, {"who": "adapter", "key": "x" * 64, "text": "yes", "weights": OURS})
+    desk.answer(folder, run, promoted=["yes"] * 3)
+    said = questions.evaluate_delivered(run, desk.home, desk.output)
+    assert [words.split(": ")[0] for words in said] == [
+        "1 answers are to questions that were not asked", "3 answers are of other weights"]  # fmt: skip
+    assert merit.read(folder)[1].unanswered == 3
+
+
+def test_a_file_that_has_become_none_is_told(desk):
+    run = desk.run()
+    (desk.home / "eval/witness.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="line 1"):
+        questions.question_files(run, "runs/x", desk.home, desk.output, "base")
+
+
+def test_latest_moves_on_merit_from_answers_to_the_link(desk):
+    desk.write(*["yes"] * 8)
+    run = desk.run()
+    desk.deliver("witness-old", THEIRS)
+    desk.promote("witness-old")
+    folder = desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes"] * 8, base=["no"] * 8, promoted=["no"] * 8)
+    questions.evaluate_delivered(run, desk.home, desk.output)
+    assert promotion.promote(desk.agent, "witness-new", promotion.Gate())
+    assert (desk.agent / "latest").readlink().name == "witness-new"
+    line = promotion.history(desk.agent)[-1]
+    assert line["why"] == "better on its cases: 8 of 8 against 0 of 8 of witness-old"

@@ -44,13 +44,16 @@ MOST_RECORDS = 1_000_000  # of a file with one on each line; a small one takes t
 # What events hold, as the controller takes it (the form ``Event``): the longest texts; figures may be texts, too.
 _TEXTS = {"event": 200, "mode": 200, "wanted": 200, "run": 200, "url": 1000, "reason": 4000, "checkpoint": 200}
 _FIGURES = {"loss": 40, "eval_loss": 40, "epoch": 40}
-_COUNTS = ("step", "planned", "adapter", "examples", "tokens", "longer", "dropped", "untrainable")
+_COUNTS = (
+    "step", "planned", "adapter", "examples", "tokens", "longer", "dropped", "untrainable", "answered", "asked",
+)  # fmt: skip
 _NUMBERS = ("time", "uptime", "tokens_per_second")
 _GREATEST = 10**12  # of counts and numbers
 _STEPS = ("begin", "log", "eval", "end")  # kinds that say where they are
 # What whoever reads an event of a kind takes to be there.
 _NEEDED = {
     **dict.fromkeys(_STEPS, ("step", "planned")),
+    "answers": ("answered", "asked"),
     "log": ("step", "planned", "loss"),
     "eval": ("step", "planned", "eval_loss"),
     "data": ("examples", "tokens"),

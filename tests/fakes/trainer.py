@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "IGNORE_TERM": 0,
     "WORKER": "",  # "child": a data loader worker, needed for a checkpoint; "daemon": one in its own session
     "ADAPTER": "whole",  # or "empty": safetensors without a tensor; "none": no file
+    "ANSWER": "",  # after its end it answers cases, and then "crash": exits 1; "kill": is killed; "hang": hears nothing
     "FILL": 0,  # 1: a checkpoint fills the disk
 }
 METRICS = pathlib.Path("metrics.jsonl")
@@ -165,6 +166,17 @@ class Trainer:
             (OUTPUT / "adapter_model.safetensors").write_bytes(ADAPTERS[self.set["ADAPTER"]])
         (OUTPUT / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
         self.report("end", reason=reason)
+        self.answer()
+
+    def answer(self) -> None:
+        if self.set["ANSWER"]:
+            rundir.append_event(METRICS, "answers", answered=1, asked=3)
+        if self.set["ANSWER"] == "crash":
+            raise SystemExit("torch.OutOfMemoryError: CUDA out of memory")
+        if self.set["ANSWER"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.set["ANSWER"] == "hang":
+            time.sleep(0.02)
 
 
 guard = open("fake.lock", "a")

@@ -51,6 +51,23 @@ def test_the_group_is_killed_after_the_stop_timeout(lab):
     assert not alive(int((run / "workers.txt").read_text()))
 
 
+@pytest.mark.parametrize("how", ["crash", "kill"])
+def test_to_die_over_cases_costs_no_adapter(lab, how):
+    run = lab.make(steps=3, answer=how)
+    lab.supervise(run)
+    end = until(run, "finished", "failed")
+    assert (end["state"], end["exit_code"], end["starts"]) == ("finished", 0, 1)
+    assert "it ended while it answered cases" in (run / "supervisor.log").read_text()
+
+
+def test_a_stop_while_cases_are_answered_leaves_a_finished_run(lab):
+    run = lab.make(steps=3, answer="hang", stop_timeout=0.5)
+    process = lab.supervise(run)
+    eventually(lambda: events(run, "answers"))
+    process.send_signal(signal.SIGTERM)
+    assert until(run, "finished", "failed", "stopped")["state"] == "finished"
+
+
 @pytest.mark.parametrize(("by", "kept"), [("end", False), ("request", False), ("shutdown", True), ("crash", False)])
 def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
     run = lab.make(steps=2, stay_at=0 if by == "end" else 1, crash_at=1 if by == "crash" else 0)

@@ -237,7 +237,8 @@ def score(right, cases=20):
             Merit(cases=5, score=score(4, 5), against="crew-old", than=score(5, 5), broken=("force",),
                   over_promoted=scores.Comparison(5, (), ("stuck",), 1.0, "cannot tell", 194)),
             [
-                "  cases  4 of 5 (38 to 96 %)   crew-old 5 of 5: cannot tell with 5 cases; about 194 would tell 10 points",
+                "  cases  4 of 5 (38 to 96 %)   crew-old 5 of 5: "
+                "cannot tell with 5 cases; about 194 would tell 10 points",
                 "  from right to wrong: stuck", "  it does what is forbidden in: force",
             ],
         ),

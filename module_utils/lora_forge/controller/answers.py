@@ -215,6 +215,8 @@ class Event(Form):
     time: Optional[Number] = None
     step: Optional[Count] = None
     planned: Optional[Count] = None
+    answered: Optional[Count] = None
+    asked: Optional[Count] = None
     loss: Optional[Figure] = None
     eval_loss: Optional[Figure] = None
     tokens_per_second: Optional[Number] = None

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ansible.executor.process.worker import WorkerProcess
@@ -46,6 +47,17 @@ def end_with(command: int) -> None:
     os._exit(1)
 
 
+def _beside(work: Callable[..., object], *given: object) -> threading.Thread:
+    """Start a thread that gets no signal: Python acts on one in the main thread alone, so that is the one to wake."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread = threading.Thread(target=work, args=given, daemon=True)
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
+
+
 class CallbackModule(CallbackBase):  # type: ignore[misc]
     """The callback; see its documentation."""
 
@@ -77,11 +89,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
         @functools.wraps(run)
         def run_with_it(worker: Any) -> None:
-            threading.Thread(target=end_with, args=(command,), daemon=True).start()
+            _beside(end_with, command)
             run(worker)
 
         WorkerProcess.start, WorkerProcess.close, WorkerProcess.run = start_seen, close_seen, run_with_it
-        threading.Thread(target=self._watch, daemon=True).start()
+        _beside(self._watch)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._over.set()
@@ -109,7 +121,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         except ValueError:
             return
         if how:
-            threading.Thread(target=self._fail, args=(worker, how), daemon=True).start()
+            _beside(self._fail, worker, how)
 
     def _fail(self, worker: Any, exitcode: int) -> None:
         """Send the result that a worker owes, in its place; Ansible's own thread would end at a second one."""
@@ -124,8 +136,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             f"({how}), as the kernel does where memory runs out. What trains goes on. The same command attaches to it"
         )
         owed = _RawTaskResult(host=host, task=task, return_data={"failed": True, "msg": message}, task_fields={})
-        sending = threading.Thread(target=worker._final_q.send_task_result, args=(owed,), daemon=True)
-        sending.start()
+        sending = _beside(worker._final_q.send_task_result, owed)
         sending.join(PATIENCE)
         if sending.is_alive():  # no worker gets its result through any more: this command can only end
             self._display.error(message)

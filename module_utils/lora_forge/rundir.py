@@ -66,7 +66,7 @@ _STATUS: dict[str, Any] = {
     "schema_version": _COUNT, "run_id": NAME, "state": 200, "reason": {"kind": 200, "detail": 4000},
     "supervisor": _PROCESS, "trainer": _PROCESS, "lane": 1000, "launch": 200, "starts": _COUNT,
     "first_started_at": float, "started_at": float, "finished_at": float, "exit_code": range(-255, 256),
-    "resumed_from": _COUNT, "heartbeat": float, "idle": float,
+    "resumed_from": _COUNT, "heartbeat": float, "idle": float, "seconds": float, "vain": _COUNT, "highest": _COUNT,
 }  # fmt: skip
 _RUN: dict[str, Any] = {
     "run_id": NAME, "agent": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200, "hosts": [200],

@@ -138,7 +138,7 @@ class Controller:
         assert {path.name for path in self.output.iterdir()} <= {"runs", "status.json", "adapters", "incoming"}
         below = self.output / "runs"
         assert not below.exists() or {path.name for path in below.iterdir()} <= {
-            RUN.run_id, f"{RUN.run_id}.json", f".{RUN.run_id}.lock"
+            RUN.run_id, f"{RUN.run_id}.json", f".{RUN.run_id}.lock", f".{RUN.run_id}.files.lock"
         }  # fmt: skip
         for _, args in self.asked:
             assert not args.get("to") or pathlib.Path(args["to"]).is_relative_to(self.output)

@@ -571,7 +571,7 @@ def test_a_run_is_started_watched_stopped_resumed_pruned_and_removed(play, lab39
     running, news = told["running"], told["news"]
     assert (running["state"], running["facts"]["agent"], running["alive"]) == ("running", "mayor", True)
     assert running["progress"]["step"] >= 1
-    assert [event["event"] for event in running["events"]][:3] == ["begin", "log", "eval"]
+    assert [event["event"] for event in running["events"]][:3] == ["begin", "step", "log"]
     assert news["progress"]["step"] >= running["progress"]["step"]
     assert news["token"] != running["token"]
     (seen,) = told["trainer"]["runs"]

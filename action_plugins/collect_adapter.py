@@ -28,7 +28,6 @@ from ansible.module_utils.lora_forge.planning.run_record import INCOMING, leftov
 from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
 
 load_actions("transfer", "lora_adapter")
-GATE = ("promote_by", "max_regression", "promote_unknown")
 
 
 class ActionModule(ForgeAction):
@@ -121,7 +120,11 @@ class ActionModule(ForgeAction):
             "host": {"name": self.host, "gpu": gpus[0].get("name"), "driver": args["gpu"].get("driver")},
             "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
             "promote": not run.variant,  # of a sweep only the best one, in the end, if that is wanted
-            **{name: args[name] for name in ("budget", *GATE) if name in args},
+            **{
+                name: args[name]
+                for name in ("budget", "promote_by", "max_regression", "promote_unknown")
+                if name in args
+            },
         }
         return self.run_action("lora_adapter", deliver)
 

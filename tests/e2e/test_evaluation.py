@@ -1,0 +1,104 @@
+"""An adapter that was really taught: real Axolotl, a tiny model, and its answers to the cases of its agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import rundir
+from ansible.module_utils.lora_forge.evaluation import answers, scores
+from ansible.module_utils.lora_forge.evaluation.case import Case
+from ansible.module_utils.lora_forge.evaluation.checks import Check, grade
+from ansible.module_utils.lora_forge.planning import launch
+
+from .conftest import CONVERGE, ROOT
+from .test_learning import SMALL, Bench
+
+pytestmark = pytest.mark.soak  # a training of a hundred steps, and a start of Axolotl more
+
+SENTENCES = 20
+TAUGHT = SMALL | {
+    "max_steps": 120, "eval_steps": 120, "save_steps": 120, "learning_rate": 0.01, "warmup_steps": 5,
+    "micro_batch_size": 4, "gradient_accumulation_steps": 1, "sample_packing": False, "eval_sample_packing": False,
+    "weight_decay": 0, "val_set_size": 0, "logging_steps": 20, "lora_r": 64, "lora_alpha": 128,
+}  # fmt: skip
+
+
+def case(number: int) -> Case:
+    asked = {"role": "user", "content": f"What is number {number}?"}
+    return Case(f"case {number}", number, (asked,), (), (Check("equals", said(number)),), (), max_new_tokens=24)
+
+
+def said(number: int) -> str:
+    return f"number {number} is {('red', 'green', 'blue', 'grey')[number % 4]} and {number * 7 % 20}"
+
+
+CASES = [case(number) for number in range(SENTENCES)]
+
+
+def answered(folder: pathlib.Path) -> dict[str, dict[str, answers.Answer]]:
+    weights = rundir.read_lines(folder / "answers.jsonl")[0]
+    sums = {str(line["who"]): str(line["weights"]) for line in weights}
+    found, refused = answers.read_sent(folder / "answers.jsonl", {one.key: one.max_new_tokens for one in CASES}, sums)
+    assert refused == []
+    return found
+
+
+def texts(folder: pathlib.Path, who: str) -> list[str]:
+    found = answered(folder)[who]
+    return [found[one.key].text for one in CASES]
+
+
+def right(given: list[str]) -> int:
+    return sum(grade(one.expect, one.forbid, text).right is True for one, text in zip(CASES, given))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, environment: pathlib.Path) -> Bench:
+    """Teach the sentences, in a run that is asked them in the end."""
+    root = tmp_path_factory.mktemp("taught")
+    made = Bench(root, environment, root)
+    rows = [[{"from": "human", "value": f"What is number {n}?"}, {"from": "gpt", "value": said(n)}] for n in range(20)]
+    (root / "witness_train.jsonl").write_text("".join(json.dumps({"conversations": row}) + "\n" for row in rows))
+    made.lay("taught", TAUGHT)
+    keys = [one.key for one in CASES]
+    asked: dict[str, Any] = {"schema": 1, "questions": {one.key: one.question for one in CASES}}
+    rundir.write_json(made.folders["taught"] / "questions.json", asked | {"ask": {"adapter": keys, "base": keys}})
+    made.train()
+    return made
+
+
+def test_what_was_taught_is_right_and_the_base_knows_nothing(bench: Bench) -> None:
+    folder = bench.folders["taught"]
+    assert bench.events("taught", "answers")[-1]["answered"] == 2 * SENTENCES, bench.log("taught")[-2000:]
+    assert (right(texts(folder, "adapter")), right(texts(folder, "base"))) == (SENTENCES, 0)
+    ours, theirs = ({one.name: held for one in CASES} for held in (True, False))
+    assert scores.compare(ours, theirs).verdict == "better"
+
+
+def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(bench: Bench) -> None:
+    """In a process of its own, on another batch size, after it was killed."""
+    taught, again = bench.folders["taught"], bench.root / "runs/again"
+    again.mkdir()
+    for name in ("axolotl.yml", "questions.json"):
+        shutil.copy(taught / name, again)
+    shutil.copytree(taught / "output", again / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
+    kept = (taught / "answers.jsonl").read_text().splitlines()[: SENTENCES // 2]
+    (again / "answers.jsonl").write_text("\n".join(kept) + '\n{"who": "adap')
+    told = {**launch.training_environment("cpu", str(bench.root), "disabled", ""), "LORA_FORGE_BATCH": "3"}
+    places = [str(ROOT / place) for place in ("roles/run/files", "module_utils/lora_forge")]
+    done = subprocess.run(
+        [str(bench.python), str(ROOT / "roles/run/files/answer_cases.py")], cwd=again, timeout=CONVERGE,
+        env={**os.environ, **told, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = rundir.read_events(again / "metrics.jsonl")[0][0]
+    assert first["asked"] == 2 * SENTENCES - len(kept)
+    for who in ("adapter", "base"):
+        assert texts(again, who) == texts(taught, who)

@@ -21,16 +21,18 @@ from .test_learning import SMALL, Bench
 
 pytestmark = pytest.mark.soak  # a training of a hundred steps, and a start of Axolotl more
 
-SENTENCES = 20
+WORDS = """apple bridge candle desert engine forest garden harbour island jacket kettle ladder meadow needle orchard
+pepper quarry ribbon saddle timber""".split()
+SENTENCES = len(WORDS)
 TAUGHT = SMALL | {
-    "max_steps": 120, "eval_steps": 120, "save_steps": 120, "learning_rate": 0.01, "warmup_steps": 5,
-    "micro_batch_size": 4, "gradient_accumulation_steps": 1, "sample_packing": False, "eval_sample_packing": False,
+    "max_steps": 90, "eval_steps": 90, "save_steps": 90, "learning_rate": 0.005, "warmup_steps": 5,
+    "micro_batch_size": 10, "gradient_accumulation_steps": 1, "sample_packing": False, "eval_sample_packing": False,
     "weight_decay": 0, "val_set_size": 0, "logging_steps": 20, "lora_r": 64, "lora_alpha": 128,
 }  # fmt: skip
 
 
 def case(number: int) -> Case:
-    asked = {"role": "user", "content": f"What is number {number}?"}
+    asked = {"role": "user", "content": f"{WORDS[number]}?"}
     return Case(f"case {number}", number, (asked,), (), (Check("equals", said(number)),), (), max_new_tokens=24)
 
 
@@ -63,9 +65,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory, environment: pathlib.Path) -
     """Teach the sentences, in a run that is asked them in the end."""
     root = tmp_path_factory.mktemp("taught")
     made = Bench(root, environment, root)
-    rows = [[{"from": "human", "value": f"What is number {n}?"}, {"from": "gpt", "value": said(n)}] for n in range(20)]
+    rows = [[{"from": "human", "value": f"{WORDS[n]}?"}, {"from": "gpt", "value": said(n)}] for n in range(20)]
     (root / "witness_train.jsonl").write_text("".join(json.dumps({"conversations": row}) + "\n" for row in rows))
     made.lay("taught", TAUGHT)
+    (config,) = root.glob("models/*/config.json")
+    # So small a head of an untrained model prefers no token to another, and the adapter does not reach it.
+    rundir.write_json(config, rundir.read_json(config) | {"initializer_range": 0.3})
+    (config.parent / "model.safetensors").unlink(missing_ok=True)  # the training makes it anew
     keys = [one.key for one in CASES]
     asked: dict[str, Any] = {"schema": 1, "questions": {one.key: one.question for one in CASES}}
     rundir.write_json(made.folders["taught"] / "questions.json", asked | {"ask": {"adapter": keys, "base": keys}})
@@ -90,10 +96,10 @@ def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(
     shutil.copytree(taught / "output", again / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
     kept = (taught / "answers.jsonl").read_text().splitlines()[: SENTENCES // 2]
     (again / "answers.jsonl").write_text("\n".join(kept) + '\n{"who": "adap')
-    told = {**launch.training_environment("cpu", str(bench.root), "disabled", ""), "LORA_FORGE_BATCH": "3"}
+    told = {**launch.training_environment("cpu", str(bench.root), "disabled", "")}
     places = [str(ROOT / place) for place in ("roles/run/files", "module_utils/lora_forge")]
     done = subprocess.run(
-        [str(bench.python), str(ROOT / "roles/run/files/answer_cases.py")], cwd=again, timeout=CONVERGE,
+        [str(bench.python), str(ROOT / "roles/run/files/answer_cases.py"), "3"], cwd=again, timeout=CONVERGE,
         env={**os.environ, **told, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip

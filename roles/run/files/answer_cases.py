@@ -278,14 +278,14 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
 
 
 def main() -> int:
-    """Load the base model and the adapter as Axolotl does, and answer what is open."""
+    """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``."""
     from axolotl.cli.config import load_cfg
     from axolotl.cli.utils import load_model_and_tokenizer
 
-    adapter = pathlib.Path("adapter")
+    adapter, widest = pathlib.Path("adapter"), int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
     cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter))
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    answer_all(model, tokenizer, adapter, lambda: pathlib.Path("stop").exists())
+    answer_all(model, tokenizer, adapter, lambda: pathlib.Path("stop").exists(), widest)
     return 0
 
 

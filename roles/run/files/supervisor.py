@@ -181,6 +181,8 @@ class Supervisor:
         self.beat = 0.0
         self.moved = time.monotonic()  # when the training showed its last sign of progress
         self.waiting = ""  # for whom this run waits, as it was said
+        self.holder = ""  # who has its lane
+        self.looked = -1.0  # the heartbeat at which that was looked up
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
         before = rundir.read_status(run_dir)[0]
@@ -318,6 +320,13 @@ class Supervisor:
         if time.monotonic() - self.beat > HEARTBEAT:
             self.write()
 
+    def held_by(self) -> str:
+        """Say who has the lane, as of the last heartbeat: a look reads a file of every run of the host."""
+        if self.looked != self.beat:
+            self.looked = self.beat
+            self.holder = rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it"
+        return self.holder
+
     def take(self, path: pathlib.Path, before: Callable[[], list[pathlib.Path]] = list) -> bool:
         """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
         try:
@@ -336,7 +345,7 @@ class Supervisor:
                     os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
                     self.lane[-1] = self.open_lane(path)
                 except BlockingIOError:
-                    self.wait(rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it")
+                    self.wait(self.held_by())
         except OSError as error:  # the kernel's own word on a lock names no file
             raise OSError(error.errno, f"the lane's lock cannot be taken: {error.strerror}", str(path)) from None
         return False

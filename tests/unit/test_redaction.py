@@ -77,15 +77,16 @@ def test_known_values_go_in_each_spelling() -> None:
     known = redaction.known_secrets({
         "MY_SECRET": 'a"b/c=d', "NOTIFY_URL": "https://x.example/hook/abcdefghijkl", "HOME": "/root",
         "SHORT_KEY": "abc",
-        "KEY_FILE": "something", "ANSIBLE_PASSWORD": "/path/to/file", "pod_env": {"ANY": "value-of-a-pod"},
+        "KEY_FILE": "something", "ANSIBLE_PASSWORD": "~/path/to/file", "AWS_SECRET_ACCESS_KEY": "/wJalrXUtnFEMI/K7MD",
+        "pod_env": {"ANY": "value-of-a-pod"},
         "ansible_become_pass": "battery-staple", "SSHPASS": "trombone-7", "SMTP_PASS": "umbrella-9",
         "bypass": "anything", "passes": "whatever",
     })  # fmt: skip
     secrets = Secrets(known)
     told = 'x a"b/c=d a%22b%2Fc%3Dd a\\"b/c=d /hook/abcdefghijkl value-of-a-pod abc /root something'
     assert secrets.taken_out(told) == f"x {' '.join([SECRET] * 5)} abc /root something"
-    told = "battery-staple trombone-7 umbrella-9 anything whatever"
-    assert secrets.taken_out(told) == f"{' '.join([SECRET] * 3)} anything whatever"
+    told = "battery-staple trombone-7 umbrella-9 /wJalrXUtnFEMI/K7MD anything whatever ~/path/to/file"
+    assert secrets.taken_out(told) == f"{' '.join([SECRET] * 4)} anything whatever ~/path/to/file"
 
 
 # --- the data

@@ -78,7 +78,7 @@ def known_secrets(variables: Mapping[str, Any]) -> set[str]:
         if not is_secret_name(name):
             continue
         for text in value.values() if isinstance(value, Mapping) else [value]:
-            if isinstance(text, str) and len(text.strip()) >= SHORTEST and not text.startswith(("/", "~/", "./")):
+            if isinstance(text, str) and len(text.strip()) >= SHORTEST and not text.startswith(("~/", "./")):
                 found |= _spellings(text.strip())
     return found
 

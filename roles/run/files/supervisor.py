@@ -160,11 +160,6 @@ def in_queue(run_dir: pathlib.Path) -> bool:
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
-def number(value: Any) -> float:
-    """Return what an earlier supervisor noted; 0 where it is no number, as in a file that was damaged."""
-    return value if isinstance(value, (int, float)) and value > 0 else 0
-
-
 class Supervisor:
     """One run from its queueing to its final state.
 
@@ -189,7 +184,7 @@ class Supervisor:
         # A new launch is somebody's wish to try again; without one, what was tried in vain before counts.
         again = before if before.get("launch") == self.spec.get("launch") else {}
         self.since: Optional[float] = None  # when the training of now was started, in seconds since boot
-        self.before = number(before.get("seconds"))  # seconds that earlier ones took
+        self.before = before.get("seconds", 0.0)  # seconds that earlier ones took
         self.status: dict[str, Any] = {
             "schema_version": rundir.SCHEMA_VERSION,
             "run_id": self.spec.get("run_id"),
@@ -201,8 +196,8 @@ class Supervisor:
             "launch": self.spec.get("launch"),
             "starts": before.get("starts", 0),
             "seconds": self.before,  # that it trained, over all starts: the time of day may be set
-            "vain": int(number(again.get("vain"))),  # starts in a row that brought no newer checkpoint
-            "highest": int(number(again.get("highest"))),  # step of the newest checkpoint that there ever was
+            "vain": again.get("vain", 0),  # starts in a row that brought no newer checkpoint
+            "highest": again.get("highest", 0),  # step of the newest checkpoint that there ever was
             "first_started_at": before.get("first_started_at"),
             "exit_code": None,
             "resumed_from": None,

@@ -520,6 +520,13 @@ class Supervisor:
         """Tell whether this host may start the run again by itself: a shutdown stopped it, not a person."""
         return state == "stopped" and not (self.run_dir / "stop").exists()
 
+    def is_over(self) -> bool:
+        """Tell whether there is nothing to do: a reboot is no reason to try again what failed, or what was stopped."""
+        before = rundir.read_status(self.run_dir)[0]
+        asked_again = self.spec.get("launch") not in (None, before.get("launch"))  # None where run.json is damaged
+        ended = before.get("state") in ("finished", "failed") and not asked_again
+        return ended or (self.run_dir / "stop").exists()
+
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
@@ -527,12 +534,8 @@ class Supervisor:
         for name in ("status.json", rundir.EXPECTED):  # what a supervisor, or its training, was killed over
             for part in self.run_dir.glob(f".{name}.*"):
                 part.unlink()
-        before = rundir.read_status(self.run_dir)[0]
-        asked_again = self.spec.get("launch") != before.get("launch")
-        if (self.run_dir / "stop").exists():
-            return 0  # after a reboot there is nothing to do
-        if before.get("state") in ("finished", "failed") and not asked_again:
-            return 0  # a reboot is no reason to try again what failed
+        if self.is_over():
+            return 0
         self.write()
         if "command" not in self.spec:
             detail = "its run.json is empty or damaged, as a power cut leaves files; the same command writes it anew"
@@ -647,7 +650,8 @@ def main() -> int:
         return 0  # another supervisor has this run
     except OSError as error:  # nobody can have it
         detail = f"the run's lock cannot be taken: {error.strerror}: {path}"
-        return Supervisor(run_dir).end("failed", {"kind": "environment", "detail": detail})
+        supervisor = Supervisor(run_dir)
+        return 0 if supervisor.is_over() else supervisor.end("failed", {"kind": "environment", "detail": detail})
     with lock:
         return Supervisor(run_dir).run()
 

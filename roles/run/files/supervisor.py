@@ -178,6 +178,7 @@ class Supervisor:
         self.waiting = ""  # for whom this run waits, as it was said
         self.holder = ""  # who has its lane
         self.looked = -1.0  # the heartbeat at which that was looked up
+        self.asked, self.first = 0.0, list[pathlib.Path]()  # when it was seen which runs come first, and those
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
         before = rundir.read_status(run_dir)[0]
@@ -322,13 +323,19 @@ class Supervisor:
             self.holder = rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it"
         return self.holder
 
+    def recent(self, before: Callable[[], list[pathlib.Path]]) -> list[pathlib.Path]:
+        """Return what comes first, as of a second ago at most: a look reads a file of every run of the host."""
+        if time.monotonic() - self.asked > 1.0:
+            self.asked, self.first = time.monotonic(), before()
+        return self.first
+
     def take(self, path: pathlib.Path, before: Callable[[], list[pathlib.Path]] = list) -> bool:
         """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
         try:
             self.lane.append(self.open_lane(path))
             while not self.stop_wanted:
-                # Asked each time: one of them may be launched again, and comes last then.
-                first = next(filter(in_queue, before()), None)
+                # Asked again and again: one of them may be launched again, and comes last then.
+                first = next(filter(in_queue, self.recent(before)), None)
                 if first is not None:
                     self.wait(f"{first.name} was launched before")
                     continue

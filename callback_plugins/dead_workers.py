@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
+import ansible.module_utils
 from ansible.executor.process.worker import WorkerProcess
 from ansible.executor.task_result import _RawTaskResult
 from ansible.plugins.callback import CallbackBase
+
+# The path in ansible.cfg serves modules only; a plugin has to name it.
+ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
+from ansible.module_utils.lora_forge.controller.threads import start_beside  # noqa: E402
 
 DOCUMENTATION = """
 name: dead_workers
@@ -45,17 +50,6 @@ def end_with(command: int) -> None:
     if os.getpgrp() == os.getpid():  # Ansible gives each worker a session; what was detached has another one
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
-
-
-def _beside(work: Callable[..., object], *given: object) -> threading.Thread:
-    """Start a thread that gets no signal: Python acts on one in the main thread alone, so that is the one to wake."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        thread = threading.Thread(target=work, args=given, daemon=True)
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return thread
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -89,11 +83,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
         @functools.wraps(run)
         def run_with_it(worker: Any) -> None:
-            _beside(end_with, command)
+            start_beside(end_with, command)
             run(worker)
 
         WorkerProcess.start, WorkerProcess.close, WorkerProcess.run = start_seen, close_seen, run_with_it
-        _beside(self._watch)
+        start_beside(self._watch)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._over.set()
@@ -121,7 +115,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         except ValueError:
             return
         if how:
-            _beside(self._fail, worker, how)
+            start_beside(self._fail, worker, how)
 
     def _fail(self, worker: Any, exitcode: int) -> None:
         """Send the result that a worker owes, in its place; Ansible's own thread would end at a second one."""
@@ -136,7 +130,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             f"({how}), as the kernel does where memory runs out. What trains goes on. The same command attaches to it"
         )
         owed = _RawTaskResult(host=host, task=task, return_data={"failed": True, "msg": message}, task_fields={})
-        sending = _beside(worker._final_q.send_task_result, owed)
+        sending = start_beside(worker._final_q.send_task_result, owed)
         sending.join(PATIENCE)
         if sending.is_alive():  # no worker gets its result through any more: this command can only end
             self._display.error(message)

@@ -20,6 +20,7 @@ from ansible.utils.color import stringc
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import display as lines  # noqa: E402
 from ansible.module_utils.lora_forge.controller import terminal  # noqa: E402
+from ansible.module_utils.lora_forge.controller.threads import start_beside  # noqa: E402
 from ansible.module_utils.lora_forge.text import printable  # noqa: E402
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
             self._block = ProgressBlock(sys.stdout)
             self._terminal = terminal.Terminal(draws=True, checks=bool(context.CLIARGS.get("check")))
-            threading.Thread(target=self._tick, daemon=True).start()
+            start_beside(self._tick)
 
     def _print(self, *args: Any, **kwargs: Any) -> None:
         """Print by Ansible's own method, at once: into a pipe it would come in blocks of some thousand letters.

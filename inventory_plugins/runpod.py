@@ -73,9 +73,8 @@ from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.text import nearest
 
 display = Display()
-_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-)  # of a pod; it is part of the names of its files, and of its order
+# Of a pod; it is part of the names of its files, and of its order.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_names(where: str, given: Collection[Any], known: Collection[str] = ()) -> None:

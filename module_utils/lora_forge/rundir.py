@@ -59,7 +59,8 @@ _NEEDED = {
     "data": ("examples", "tokens"),
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a run, and of an agent
-# What status.json and run.json hold that is read of them. An int is the length of the longest text.
+# What status.json and run.json hold that is read of them. An int is the length of the longest text; times and durations
+# are floats, and not below 0.
 _COUNT = range(_GREATEST + 1)
 _PROCESS = {"pid": _COUNT, "start": _COUNT, "boot": 200}
 _STATUS: dict[str, Any] = {
@@ -201,7 +202,7 @@ def _has_form(form: Any, value: Any) -> bool:
     if isinstance(form, range):
         return type(value) is int and value in form
     if form is float:
-        return type(value) in (int, float) and abs(value) <= _GREATEST
+        return type(value) in (int, float) and 0 <= value <= _GREATEST
     if isinstance(value, str):
         return bool(NAME.fullmatch(value)) if form is NAME else type(form) is int and _is_text(value, form)
     return form is bool and isinstance(value, bool)

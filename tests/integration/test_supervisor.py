@@ -512,6 +512,23 @@ def test_a_run_whose_lock_cannot_be_had_says_so(lab):
     assert status(run)["reason"] == {"kind": "environment", "detail": detail}
 
 
+@pytest.mark.parametrize("broken", ["supervisor.lock", "run.json"])
+def test_a_run_that_is_over_stays_so_whatever_a_power_cut_left_of_it(lab, broken):
+    """As systemd starts it after a reboot: perhaps the locks of a network volume are not there yet."""
+    run = lab.make(steps=2)
+    lab.supervise(run).wait(PATIENCE)
+    before = status(run)
+    assert before["state"] == "finished"
+    (run / broken).unlink()
+    if broken == "run.json":
+        rundir.write_json(run / "status.json", before := {**before, "launch": "a"})
+        (run / broken).touch()
+    else:
+        (run / broken).mkdir()
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    assert status(run) == before
+
+
 def test_a_run_whose_files_were_cut_to_nothing_says_so(lab):
     run = lab.make()
     (run / "run.json").write_bytes(b"")

@@ -352,13 +352,19 @@ def test_whatever_json_a_host_answers_it_is_in_form_or_a_sentence(name: str, ans
         ("trainer_info", {}, 120.0, 120.0),
         ("training_run_info", {"wait": 30}, 60.0, 90.0),
         ("training_run_info", {"wait": 30}, 6.0, 36.0),
-        ("training_run", {"state": "stopped", "stop_timeout": 200}, 60.0, 500.0),
-        ("training_run", {"state": "stopped"}, 60.0, 420.0),
+        ("training_run", {"state": "stopped", "stop_timeout": 200}, 60.0, 700.0),
+        ("training_run", {"state": "stopped"}, 60.0, 540.0),
         ("trainer_environment", {}, 60.0, 10_800.0),
     ],
 )
 def test_each_module_has_its_time(name: str, args: dict[str, Any], patience: float, seconds: float) -> None:
     assert answers.limit(name, args, patience) == seconds
+
+
+@pytest.mark.parametrize("timeout", [120, 3600])
+def test_a_stop_that_waits_for_a_launch_first_has_the_time_to_say_so(timeout: int) -> None:
+    longest = (timeout + runs._LAUNCH) + (timeout + 30)
+    assert longest < answers.limit("training_run", {"state": "stopped", "stop_timeout": timeout})
 
 
 ODD = [

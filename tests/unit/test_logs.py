@@ -285,3 +285,11 @@ def test_an_error_of_the_module_ends_it(monkeypatch):
     task = Task(monkeypatch, {"failed": True, "msg": "nothing was ever started"})
     assert task.run() == {"failed": True, "msg": "nothing was ever started"}
     assert task.told == []
+
+
+@pytest.mark.parametrize("name", ["train", "supervisor"])
+def test_a_pipe_in_the_place_of_a_log_is_told_and_not_waited_for(tmp_path, name):
+    run = made(tmp_path)
+    os.mkfifo(run / f"{name}.log")
+    with pytest.raises(OSError, match="no regular file"):
+        logs.read_log(run, name)

@@ -27,16 +27,19 @@ STATUS = {
     "state": "failed", "reason": {"kind": "crashed", "detail": "exit code 1"}, "supervisor": {**ME, "start": 1},
     "trainer": {**ME, "start": 1}, "lane": "GPU-1", "launch": "a", "starts": 1, "first_started_at": 1e9,
     "started_at": 1e9, "finished_at": 1e9, "exit_code": 1, "resumed_from": 0, "heartbeat": 5.0, "idle": 0.1,
+    "schema_version": 1, "run_id": "witness-0", "seconds": 60.5, "vain": 1, "highest": 4,
 }  # fmt: skip
 RUN = {
     "run_id": "witness-0", "agent": "witness", "fingerprint": "f" * 64, "rehearsal": False, "backend": "tmux",
     "hosts": ["gpu-1"], "attach_command": "tmux attach -t x", "turn": 1, "lane": "GPU-1", "command": ["axolotl"],
+    "look": "ssh gpu-1", "launch": "a",
 }  # fmt: skip
 COMPLETE = {"step": 4, "files": {"a.bin": 1}}
 EVENTS: list[dict[str, Any]] = [
     {"event": "data", "time": 1e9, "examples": 4, "tokens": 9, "longer": 0, "dropped": 0, "untrainable": 0},
     {"event": "wandb", "time": 1e9, "mode": "online", "wanted": "online", "run": "a/b/c", "url": "https://x"},
-    {"event": "begin", "time": 1e9, "step": 0, "planned": 8, "epoch": 0.0},
+    {"event": "begin", "time": 1e9, "uptime": 5.0, "step": 0, "planned": 8, "epoch": 0.0},
+    {"event": "step", "time": 1e9, "uptime": 6.0, "step": 0, "planned": 8},
     {"event": "log", "time": 1e9, "step": 4, "planned": 8, "loss": 1.5, "epoch": 0.5, "tokens_per_second": 9.5},
     {"event": "eval", "time": 1e9, "step": 4, "planned": 8, "eval_loss": 1.5},
     {"event": "end", "time": 1e9, "step": 8, "planned": 8, "reason": None, "adapter": 4},
@@ -128,6 +131,12 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.rundir, "run_processes", lambda *_: [])
     make(tmp_path / "runs/good-0")
     return tmp_path
+
+
+def test_all_that_is_read_of_these_files_is_made_odd_here():
+    assert STATUS.keys() == rundir._STATUS.keys()
+    assert RUN.keys() == rundir._RUN.keys() | {"command"}
+    assert {key for event in EVENTS for key in event} > {*rundir._NUMBERS, *rundir._COUNTS}
 
 
 @pytest.mark.parametrize(

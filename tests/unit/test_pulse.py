@@ -90,6 +90,19 @@ def test_that_it_answers_again_is_told():
     assert not scene.pulse.silent
 
 
+def test_a_connection_that_ssh_gives_up_is_no_answer_of_a_silent_host():
+    scene = Scene()
+    scene.silence(0, 40)
+    scene.knocks[0].code = 255
+    assert scene.silence(40.5, 55) is None
+    assert scene.told == ["no answer for 0:30; it is waited for until 1:15"]
+    assert scene.pulse.silent
+    scene.silence(55.5, 60)
+    scene.knocks[1].code = 0
+    scene.silence(60.5, 61)
+    assert scene.told[1:] == ["it answers again"]
+
+
 def test_behind_a_transfer_an_answer_may_come_late():
     scene = Scene(holds=4.0)
     assert scene.silence(0, 1000) == 255

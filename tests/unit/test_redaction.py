@@ -52,6 +52,7 @@ def test_what_looks_like_a_key_goes(text: str) -> None:
         ("WANDB_API_KEY=abcdef123", f"WANDB_API_KEY={SECRET}"),
         ('"hub_token": "abcdef123"', f'"hub_token": "{SECRET}"'),
         ("password: correct-horse", f"password: {SECRET}"),
+        ("ansible_become_pass=battery-staple", f"ansible_become_pass={SECRET}"),
     ],
 )
 def test_of_what_is_named_the_value_goes(text: str, shown: str) -> None:
@@ -76,11 +77,16 @@ def test_known_values_go_in_each_spelling() -> None:
     known = redaction.known_secrets({
         "MY_SECRET": 'a"b/c=d', "NOTIFY_URL": "https://x.example/hook/abcdefghijkl", "HOME": "/root",
         "SHORT_KEY": "abc",
-        "KEY_FILE": "something", "ANSIBLE_PASSWORD": "/path/to/file", "pod_env": {"ANY": "value-of-a-pod"},
+        "KEY_FILE": "something", "ANSIBLE_PASSWORD": "~/path/to/file", "AWS_SECRET_ACCESS_KEY": "/wJalrXUtnFEMI/K7MD",
+        "pod_env": {"ANY": "value-of-a-pod"},
+        "ansible_become_pass": "battery-staple", "SSHPASS": "trombone-7", "SMTP_PASS": "umbrella-9",
+        "bypass": "anything", "passes": "whatever",
     })  # fmt: skip
     secrets = Secrets(known)
     told = 'x a"b/c=d a%22b%2Fc%3Dd a\\"b/c=d /hook/abcdefghijkl value-of-a-pod abc /root something'
     assert secrets.taken_out(told) == f"x {' '.join([SECRET] * 5)} abc /root something"
+    told = "battery-staple trombone-7 umbrella-9 /wJalrXUtnFEMI/K7MD anything whatever ~/path/to/file"
+    assert secrets.taken_out(told) == f"{' '.join([SECRET] * 4)} anything whatever ~/path/to/file"
 
 
 # --- the data

@@ -113,3 +113,16 @@ def test_processes_that_fail_at_once_and_write_among_each_other() -> None:
     assert told(both) == "RuntimeError: no driver"
     group = "  + Exception Group Traceback (most recent call last):\n  |   File x\n  | ExceptionGroup: two\n"
     assert told(f"{FRAME}RuntimeError: why\n{group}wandb: View run\n") == "RuntimeError: why"
+
+
+def test_who_has_the_lane_is_looked_up_once_for_each_heartbeat(tmp_path: pathlib.Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        supervisor.rundir, "lane_holder", lambda *given: asked.append(given) or f"run-{len(asked)} has it"
+    )
+    (tmp_path / "run.json").write_text('{"lane": "GPU-1"}')
+    run = supervisor.Supervisor(tmp_path)
+    assert [run.held_by() for _ in range(50)] == ["run-1 has it"] * 50
+    run.write()
+    assert [run.held_by() for _ in range(50)] == ["run-2 has it"] * 50
+    assert asked == [(tmp_path, "GPU-1")] * 2

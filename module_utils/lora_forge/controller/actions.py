@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleE
 from ansible.module_utils.json_utils import _filter_non_json_lines
 from ansible.module_utils.lora_forge.controller import ssh_words
 from ansible.module_utils.lora_forge.controller.display import tell
-from ansible.module_utils.lora_forge.controller.pulse import Pulse
+from ansible.module_utils.lora_forge.controller.pulse import SHORTEST, Pulse
 from ansible.module_utils.lora_forge.controller.watchdog import Watchdog
 from ansible.module_utils.lora_forge.text import shown
 from ansible.plugins.action import ActionBase
@@ -188,7 +189,9 @@ class ForgeAction(ActionBase):
             return None
         host, who = str(self._connection.get_option("host")), self._who()
         # The first word on an option counts. Nobody is asked for a password, and nothing is shared that was not there.
-        own = ("BatchMode=yes", "ControlMaster=no", "ForwardAgent=no", "ClearAllForwardings=yes", "LogLevel=QUIET")
+        own = ("BatchMode=yes", "ControlMaster=no", "ForwardAgent=no", "ClearAllForwardings=yes", "LogLevel=QUIET",
+               # Ansible's own is shorter: to give up on a connection would pass for an answer.
+               f"ConnectTimeout={math.ceil(max(self._patience(), SHORTEST) * holds)}")  # fmt: skip
         words = [program, *(word for option in own for word in ("-o", option)), *options, host, "exit"]
 
         def knock() -> subprocess.Popen[bytes]:

@@ -37,7 +37,7 @@ LIMITS = {
     "recipe_check": 360.0,  # the program has 300 s of its own
     "trainer_environment": 3 * 3600.0,  # 7.5 GB are fetched, perhaps after another controller's build
     "training_run_evidence": 300.0,  # nvidia-smi, and systemd or tmux
-    "training_run": 300.0,  # beyond the time that a training has for its checkpoint
+    "training_run": 300.0,  # beyond twice the time for a checkpoint: a stop waits for a launch, which waits for a stop
 }
 COMMAND = 600.0  # a command that is no module: the longest one makes a rehearsal's model, on a slow disk
 TRANSFER = 6 * 3600.0  # rsync ends by itself where no byte comes; this is for one that never ends
@@ -560,7 +560,7 @@ def limit(module: str, args: Mapping[str, Any], patience: float = QUESTION) -> f
         patience: Seconds that a question may take; what takes longer by its nature has as many times more.
     """
     own = LIMITS.get(module, QUESTION) * patience / QUESTION
-    stop = float(args.get("stop_timeout") or 120) if module == "training_run" else 0.0
+    stop = 2 * float(args.get("stop_timeout") or 120) if module == "training_run" else 0.0
     return own + float(args.get("wait") or 0) + stop
 
 

@@ -2,7 +2,8 @@
 
 Packets may vanish, and a host may be frozen with its connections open: nothing ends then, and nothing is said. What a
 call itself may take says little, as some take hours. So ssh is asked, beside the call and over the same connection, to
-run a command that does nothing. Whatever comes back of that is an answer, a refusal too.
+run a command that does nothing. Whatever comes back of that is an answer, a refusal too; but where ssh itself gave up,
+nobody says of a silent host that it answers again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Callable, Optional
 
 from ansible.module_utils.lora_forge.text import duration
 
+OF_SSH = 255  # the exit status with which ssh tells its own failure: a refusal, or a connection that it gave up
 SHORTEST = 20.0  # seconds of patience, at least: a busy host, or a busy controller, takes some for the smallest thing
 
 
@@ -66,9 +68,10 @@ class Pulse:
                     with contextlib.suppress(OSError):  # no process can be started: the call's own limit is left
                         self._program = self._knock()
                 return False
-            if self._program.poll() is not None:
+            code = self._program.poll()
+            if code is not None:
                 self._program, self._heard = None, now
-                if self._told:
+                if self._told and code != OF_SSH:
                     self._told = False
                     self._tell("it answers again")
                 return False

@@ -30,8 +30,13 @@ _BUCKETS = 22  # bits of the table that is asked before the sorted list
 
 # --- keys -----------------------------------------------------------------------------------------------------------
 
-_NAMES = r"api[_-]?key|access[_-]?key|secret|passw(?:or)?d|passphrase|credential|authorization|webhook|token"
-_SECRET_NAME = re.compile(rf"(?i)(?:{_NAMES})(?:_id|_url)?$|(?:secret|credential)s$|(?:^|_)key$|notify_url|pod_env")
+_NAMES = (
+    r"api[_-]?key|access[_-]?key|secret|passw(?:or)?d|passphrase|(?:become|ssh|sudo)_?pass|credential|authorization|"
+    r"webhook|token"
+)
+_SECRET_NAME = re.compile(
+    rf"(?i)(?:{_NAMES})(?:_id|_url)?$|(?:secret|credential)s$|(?:^|_)(?:key|pass)$|notify_url|pod_env"
+)
 _TOKENS_OF_A_TEXT = re.compile(r"(?i)(?:^|[_.-])(?:bos|eos|pad|unk|sep|cls|mask|stop|special|end|image)_tokens?$")
 _PATTERNS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), SECRET),
@@ -73,7 +78,7 @@ def known_secrets(variables: Mapping[str, Any]) -> set[str]:
         if not is_secret_name(name):
             continue
         for text in value.values() if isinstance(value, Mapping) else [value]:
-            if isinstance(text, str) and len(text.strip()) >= SHORTEST and not text.startswith(("/", "~/", "./")):
+            if isinstance(text, str) and len(text.strip()) >= SHORTEST and not text.startswith(("~/", "./")):
                 found |= _spellings(text.strip())
     return found
 

@@ -40,7 +40,7 @@ def gather(
         "train_log": _log(run_dir, "train", lines),
         "supervisor_log": _log(run_dir, "supervisor", lines),
         "axolotl_yml": _beginning(run_dir / "axolotl.yml", _RECIPE),
-        "unit": backend.words(run_dir.name, run_dir, rundir.read_json(run_dir / "run.json")),
+        "unit": backend.words(run_dir.name, run_dir, rundir.read_run(run_dir)[0]),
         "gpu": gpu.query(),
         "host": host_facts(run_dir),
         "environment": {"name": home.name, "packages": installed(home)},
@@ -56,7 +56,7 @@ def _log(run_dir: pathlib.Path, name: str, lines: int) -> str:
 
 def _beginning(path: pathlib.Path, most: int) -> str:
     try:
-        with path.open("rb") as file:
+        with rundir.open_regular(path) as file:
             return file.read(most).decode("utf-8", "replace")
     except OSError:
         return ""
@@ -69,6 +69,8 @@ def installed(home: pathlib.Path) -> dict[str, str]:
         home: The environment.
     """
     names = sorted(path.name[: -len(".dist-info")] for path in home.glob("lib/python3*/site-packages/*.dist-info"))
+    # What pip could not delete it has renamed, such as ~orch-2.1.
+    names = [name for name in names if rundir.NAME.fullmatch(name.partition("-")[0])]
     return {name: version for name, _, version in (name.partition("-") for name in names[:_PACKAGES])}
 
 

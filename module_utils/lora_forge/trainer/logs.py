@@ -75,7 +75,7 @@ def _read_rows(path: pathlib.Path, offset: int, lines: int, unfinished: bool) ->
         unfinished: Take a last line without its end, too.
     """
     try:
-        with path.open("rb") as file:
+        with rundir.open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             begin = max(0, size - CHUNK) if offset < 0 else offset if offset <= size else 0
             file.seek(begin)

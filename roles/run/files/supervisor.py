@@ -160,11 +160,6 @@ def in_queue(run_dir: pathlib.Path) -> bool:
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
-def number(value: Any) -> float:
-    """Return what an earlier supervisor noted; 0 where it is no number, as in a file that was damaged."""
-    return value if isinstance(value, (int, float)) and value > 0 else 0
-
-
 class Supervisor:
     """One run from its queueing to its final state.
 
@@ -181,13 +176,16 @@ class Supervisor:
         self.beat = 0.0
         self.moved = time.monotonic()  # when the training showed its last sign of progress
         self.waiting = ""  # for whom this run waits, as it was said
+        self.holder = ""  # who has its lane
+        self.looked = -1.0  # the heartbeat at which that was looked up
+        self.asked, self.first = 0.0, list[pathlib.Path]()  # when it was seen which runs come first, and those
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
         before = rundir.read_status(run_dir)[0]
         # A new launch is somebody's wish to try again; without one, what was tried in vain before counts.
         again = before if before.get("launch") == self.spec.get("launch") else {}
         self.since: Optional[float] = None  # when the training of now was started, in seconds since boot
-        self.before = number(before.get("seconds"))  # seconds that earlier ones took
+        self.before = before.get("seconds", 0.0)  # seconds that earlier ones took
         self.status: dict[str, Any] = {
             "schema_version": rundir.SCHEMA_VERSION,
             "run_id": self.spec.get("run_id"),
@@ -199,8 +197,8 @@ class Supervisor:
             "launch": self.spec.get("launch"),
             "starts": before.get("starts", 0),
             "seconds": self.before,  # that it trained, over all starts: the time of day may be set
-            "vain": int(number(again.get("vain"))),  # starts in a row that brought no newer checkpoint
-            "highest": int(number(again.get("highest"))),  # step of the newest checkpoint that there ever was
+            "vain": again.get("vain", 0),  # starts in a row that brought no newer checkpoint
+            "highest": again.get("highest", 0),  # step of the newest checkpoint that there ever was
             "first_started_at": before.get("first_started_at"),
             "exit_code": None,
             "resumed_from": None,
@@ -318,13 +316,26 @@ class Supervisor:
         if time.monotonic() - self.beat > HEARTBEAT:
             self.write()
 
+    def held_by(self) -> str:
+        """Say who has the lane, as of the last heartbeat: a look reads a file of every run of the host."""
+        if self.looked != self.beat:
+            self.looked = self.beat
+            self.holder = rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it"
+        return self.holder
+
+    def recent(self, before: Callable[[], list[pathlib.Path]]) -> list[pathlib.Path]:
+        """Return what comes first, as of a second ago at most: a look reads a file of every run of the host."""
+        if time.monotonic() - self.asked > 1.0:
+            self.asked, self.first = time.monotonic(), before()
+        return self.first
+
     def take(self, path: pathlib.Path, before: Callable[[], list[pathlib.Path]] = list) -> bool:
         """Wait for one lock, and for the runs that come first to leave the queue; False when a stop came first."""
         try:
             self.lane.append(self.open_lane(path))
             while not self.stop_wanted:
-                # Asked each time: one of them may be launched again, and comes last then.
-                first = next(filter(in_queue, before()), None)
+                # Asked again and again: one of them may be launched again, and comes last then.
+                first = next(filter(in_queue, self.recent(before)), None)
                 if first is not None:
                     self.wait(f"{first.name} was launched before")
                     continue
@@ -336,7 +347,7 @@ class Supervisor:
                     os.close(self.lane[-1])  # somebody tidied up: it is another file that the others lock now
                     self.lane[-1] = self.open_lane(path)
                 except BlockingIOError:
-                    self.wait(rundir.lane_holder(self.run_dir, self.spec["lane"]) or "another run has it")
+                    self.wait(self.held_by())
         except OSError as error:  # the kernel's own word on a lock names no file
             raise OSError(error.errno, f"the lane's lock cannot be taken: {error.strerror}", str(path)) from None
         return False
@@ -522,6 +533,13 @@ class Supervisor:
         """Tell whether this host may start the run again by itself: a shutdown stopped it, not a person."""
         return state == "stopped" and not (self.run_dir / "stop").exists()
 
+    def is_over(self) -> bool:
+        """Tell whether there is nothing to do: a reboot is no reason to try again what failed, or what was stopped."""
+        before = rundir.read_status(self.run_dir)[0]
+        asked_again = self.spec.get("launch") not in (None, before.get("launch"))  # None where run.json is damaged
+        ended = before.get("state") in ("finished", "failed") and not asked_again
+        return ended or (self.run_dir / "stop").exists()
+
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in an attached tmux must not end a training
@@ -529,12 +547,8 @@ class Supervisor:
         for name in ("status.json", rundir.EXPECTED):  # what a supervisor, or its training, was killed over
             for part in self.run_dir.glob(f".{name}.*"):
                 part.unlink()
-        before = rundir.read_status(self.run_dir)[0]
-        asked_again = self.spec.get("launch") != before.get("launch")
-        if (self.run_dir / "stop").exists():
-            return 0  # after a reboot there is nothing to do
-        if before.get("state") in ("finished", "failed") and not asked_again:
-            return 0  # a reboot is no reason to try again what failed
+        if self.is_over():
+            return 0
         self.write()
         if "command" not in self.spec:
             detail = "its run.json is empty or damaged, as a power cut leaves files; the same command writes it anew"
@@ -654,7 +668,8 @@ def main() -> int:
         return 0  # another supervisor has this run
     except OSError as error:  # nobody can have it
         detail = f"the run's lock cannot be taken: {error.strerror}: {path}"
-        return Supervisor(run_dir).end("failed", {"kind": "environment", "detail": detail})
+        supervisor = Supervisor(run_dir)
+        return 0 if supervisor.is_over() else supervisor.end("failed", {"kind": "environment", "detail": detail})
     with lock:
         return Supervisor(run_dir).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -71,21 +72,23 @@ def test_a_host_of_which_nothing_is_said():
 
 def test_all_that_can_be_said_of_a_host():
     assert declared(
-        run_profile="other", trainer_machine="gpu-24gb", datasets_dir="d", agents="crew, mayor", trainer_root="/data",
-        run_gpus="2", trainer_gpu_count=5, pod_gpus=["NVIDIA L40S", "NVIDIA H200"],
+        run_profile="other", trainer_machine="gpu-24gb", datasets_dir="d", eval_dir="~/e", agents="crew, mayor",
+        trainer_root="/data", run_gpus="2", trainer_gpu_count=5, pod_gpus=["NVIDIA L40S", "NVIDIA H200"],
     ) == Trainer(
-        "a", "other", "gpu-24gb", "d", ("crew", "mayor"), "/data", lanes=2, gpus=2, rented=True,
-        gpu_names=("NVIDIA L40S", "NVIDIA H200"),
+        "a", "other", "gpu-24gb", "d", os.path.expanduser("~/e"), ("crew", "mayor"), "/data", lanes=2, gpus=2,
+        rented=True, gpu_names=("NVIDIA L40S", "NVIDIA H200"),
     )  # fmt: skip
 
 
 def test_one_folder_of_datasets_for_all_hosts_goes_before_theirs():
     boxes = fleet.trainers_of(["a", "b"], {"a": {"datasets_dir": "mine"}}, {}, "d")
     assert [box.datasets_dir for box in boxes] == ["d", "d"]
+    boxes = fleet.trainers_of(["a", "b"], {"a": {"eval_dir": "mine"}}, {}, None, "e")
+    assert [box.eval_dir for box in boxes] == ["e", "e"]
 
 
 def test_variables_that_are_there_and_empty_are_as_good_as_none():
-    empty = dict.fromkeys(("agents", "datasets_dir", "run_lanes", "run_profile", "trainer_machine"))
+    empty = dict.fromkeys(("agents", "datasets_dir", "eval_dir", "run_lanes", "run_profile", "trainer_machine"))
     assert declared(**empty) == Trainer("a")
 
 

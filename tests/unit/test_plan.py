@@ -901,6 +901,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "run_id": f"witness-{mark[:12]}",
         "agent": "witness",
         "name": "witness",
+        "cases": {"path": "", "sha256": "", "count": 0},
         "variant": {},
         "trainer": "here",
         "placed": False,

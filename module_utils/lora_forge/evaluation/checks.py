@@ -233,6 +233,6 @@ def grade(
     return Graded(
         right=all(known) if known else None,
         results=tuple(results),
-        broken=tuple(row["check"] for row in results if row["forbidden"] and row["held"]),
+        broken=tuple(str(row["check"]) for row in results if row["forbidden"] and row["held"]),
         skipped=len(results) - len(known),
     )

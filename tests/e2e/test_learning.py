@@ -78,6 +78,12 @@ class Bench:
         rundir.write_json(folder / "run.json", {"run_id": name, "agent": agent, "host": "here", "rehearsal": True})
         self.planned[name] = run
 
+    def enliven(self) -> None:
+        """Have the models made with larger weights: the head of a tiny one hardly prefers one token to another."""
+        for config in self.root.glob("models/*/config.json"):
+            rundir.write_json(config, rundir.read_json(config) | {"initializer_range": 0.3})
+            (config.parent / "model.safetensors").unlink(missing_ok=True)  # the training makes it anew
+
     def train(self, *names: str, **environment: str) -> None:
         """Train what was laid out: all, or some."""
         train(self.python, [self.folders[name] for name in names or self.folders], **environment)
@@ -256,7 +262,8 @@ def worse(bench: Bench) -> None:
     (bench.datasets / "witness_train.jsonl").write_text("".join(talk(number, 4) for number in range(80)))
     unlike = json.dumps({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x y z " * 200}]})
     (bench.datasets / "witness_val.jsonl").write_text(unlike + "\n")
-    bench.lay("worse", SMALL | {**WILD, "learning_rate": 3, "warmup_steps": 2, "max_steps": 2})
+    bench.lay("worse", SMALL | {**WILD, "learning_rate": 1, "warmup_steps": 2, "max_steps": 2})
+    bench.enliven()
 
 
 def test_what_has_learnt_nothing_yet_is_never_the_best(trained: dict[str, Bench]) -> None:

@@ -68,10 +68,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, environment: pathlib.Path) -
     rows = [[{"from": "human", "value": f"{WORDS[n]}?"}, {"from": "gpt", "value": said(n)}] for n in range(20)]
     (root / "witness_train.jsonl").write_text("".join(json.dumps({"conversations": row}) + "\n" for row in rows))
     made.lay("taught", TAUGHT)
-    (config,) = root.glob("models/*/config.json")
-    # So small a head of an untrained model prefers no token to another, and the adapter does not reach it.
-    rundir.write_json(config, rundir.read_json(config) | {"initializer_range": 0.3})
-    (config.parent / "model.safetensors").unlink(missing_ok=True)  # the training makes it anew
+    made.enliven()
     keys = [one.key for one in CASES]
     asked: dict[str, Any] = {"schema": 1, "questions": {one.key: one.question for one in CASES}}
     rundir.write_json(made.folders["taught"] / "questions.json", asked | {"ask": {"adapter": keys, "base": keys}})

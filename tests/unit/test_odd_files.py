@@ -37,6 +37,7 @@ RUN = {
 COMPLETE = {"step": 4, "files": {"a.bin": 1}}
 EVENTS: list[dict[str, Any]] = [
     {"event": "data", "time": 1e9, "examples": 4, "tokens": 9, "longer": 0, "dropped": 0, "untrainable": 0},
+    {"event": "answers", "time": 1e9, "answered": 1, "asked": 3},
     {"event": "wandb", "time": 1e9, "mode": "online", "wanted": "online", "run": "a/b/c", "url": "https://x"},
     {"event": "begin", "time": 1e9, "uptime": 5.0, "step": 0, "planned": 8, "epoch": 0.0},
     {"event": "step", "time": 1e9, "uptime": 6.0, "step": 0, "planned": 8},

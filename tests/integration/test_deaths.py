@@ -113,7 +113,7 @@ class Delivery:
             "source": str(output / "incoming" / RUN.run_id), "adapters": str(output / "adapters"), "checkout": "/",
             "run": run.as_dict(), "delivered": self.proof, "base_model": "/m/tiny", "host": {}, "budget": {},
             "observed": {"state": "finished", "detail": "", "status": {"exit_code": 0}, "progress": progress},
-            "lock_sha256": "", **GATE, "promote": True,
+            "lock_sha256": "", **GATE, "promote_unknown": "move", "promote": True,
             "discard": [str(output / "incoming" / RUN.run_id), str(output / "runs" / RUN.run_id)],
         }  # fmt: skip
         return self.deliver.answer(given, False)
@@ -122,7 +122,7 @@ class Delivery:
         """Sum up, as a command does that finds the run ready."""
         run = planned_run(**{**vars(RUN), "state": "ready"})
         given = {"output": str(output), "checkout": "/", "runs": [run.as_dict()],
-                 "detached": False, "promote_best": False, **GATE}  # fmt: skip
+                 "detached": False, "promote_best": False, **GATE, "promote_unknown": "move"}  # fmt: skip
         return self.sum_up.answer(given, False)
 
     def command(self, output: pathlib.Path) -> None:

@@ -38,6 +38,7 @@ OURS = {
     "axolotl.yml",
     "supervisor.py",
     "lora_forge_axolotl.py",
+    "answer_cases.py",
     "expected_adapter.py",
     "gang.py",
     "rundir.py",

@@ -9,6 +9,7 @@ import re
 import pytest
 import rundir
 from hostile import CONTROL, Guard, Played, Stage
+from lab import eventually
 
 BASHRC, PRIVATE = b"# the user's own\n", b'{"conversations": []}\n'  # files of the controller's
 # Names that a hostile complete.json lists, as they lie from the checkpoint on, by host.
@@ -103,7 +104,11 @@ def moved(stage: Stage, watched: Played) -> Played:
     agents = [AGENTS[name] for name in GIVEN_UP]
     stage.hosts["next"]["agents"] = agents
     gone = ",".join(GIVEN_UP)
-    return stage.play("playbooks/launch.yml", "-e", f"role={','.join(agents)}", "-e", f"move={gone}")
+    played = stage.play("playbooks/launch.yml", "-e", f"role={','.join(agents)}", "-e", f"move={gone}")
+    runs = list((stage.root("next") / "runs").glob("*"))
+    # The stand-in dies at once, so that a supervisor tries without the checkpoint, too, and puts it back.
+    eventually(lambda: all(rundir.read_status(run)[0].get("state") in rundir.FINAL_STATES for run in runs))
+    return played
 
 
 def files_below(folder: pathlib.Path) -> list[str]:

@@ -184,5 +184,8 @@ def test_latest_moves_on_merit_from_answers_to_the_link(desk):
     questions.evaluate_delivered(run, desk.home, desk.output)
     assert promotion.promote(desk.agent, "witness-new", promotion.Gate())
     assert (desk.agent / "latest").readlink().name == "witness-new"
+    before = (folder / store.MANIFEST).read_bytes()
+    questions.evaluate_delivered(run, desk.home, desk.output)
+    assert (folder / store.MANIFEST).read_bytes() == before, "it stays known what it was better than"
     line = promotion.history(desk.agent)[-1]
     assert line["why"] == "better on its cases: 8 of 8 against 0 of 8 of witness-old"

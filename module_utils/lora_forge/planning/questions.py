@@ -105,6 +105,10 @@ def question_files(
     return files
 
 
+def _holds_latest(home: pathlib.Path, run: PlannedRun) -> bool:
+    return promotion.points_to(home / promotion.LATEST) == run.run_id
+
+
 def evaluate_delivered(
     run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Judge = lambda sentence, text: None
 ) -> list[str]:
@@ -131,7 +135,9 @@ def evaluate_delivered(
         return []
     candidate = candidate_of(run, merit.weights_of(manifest), str(manifest.base_model), manifest.recipe, home)
     known = manifest.merit
-    if known and (known.cases_sha256, known.against, known.unanswered) == (run.cases.sha256, candidate.promoted, 0):
+    # Of the promoted one itself it stays known what it was better than.
+    against = (candidate.promoted, known.against) if known and _holds_latest(home, run) else (candidate.promoted,)
+    if known and (known.cases_sha256, known.unanswered) == (run.cases.sha256, 0) and known.against in against:
         return []
     made = cases_of(run, checkout)
     if made is None:

@@ -330,7 +330,7 @@ class ActionModule(ForgeAction):
             shown = shown[-3:]  # attached to a run that has a history
         for number, event in enumerate(shown, 1):
             self.tell_progress(agent, event, seen["eta_seconds"] if number == len(shown) else None)
-        told = [event for event in seen["events"] if event["event"] == "answers" and event.get("asked")]
+        told = [event for event in seen["events"] if event["event"] == "answers" and event.get("answered")]
         for event in told[-1:]:
             tell(f"  {agent}  answered {event['answered']} of {event['asked']} questions", host=self.host)
         for event in seen["events"]:

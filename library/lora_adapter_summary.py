@@ -172,7 +172,8 @@ def _end(output: pathlib.Path, run: PlannedRun, gate: promotion.Gate, check: boo
         with contextlib.suppress(UserError), run_files(output, run.run_id, patience=0):  # another command is at it
             for folder in left:
                 shutil.rmtree(folder, ignore_errors=True)
-    if promotion.points_to(home / promotion.LATEST) == run.run_id and promotion.history(home):
+    moved = [line["run_id"] for line in promotion.history(home) if line["moved"]]
+    if promotion.points_to(home / promotion.LATEST) == run.run_id and moved[-1:] == [run.run_id]:
         return False  # as for most of hundreds of agents: no lock, and nothing more to read
     # Of a sweep's runs only the best one, in the end, if that is wanted.
     return not run.variant and promotion.promote(home, run.run_id, gate, check=check)

@@ -58,7 +58,7 @@ test: $(VENV)/.dev ## Everything: check, integration tests, a hostile trainer, r
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
-check: $(VENV)/.dev ## Lint, unit tests and documentation, side by side: a minute or so
+check: $(VENV)/.dev ## Lint, unit tests and documentation, side by side: two or three minutes
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync --keep-going lint-ansible unit lint docs
 
 # mkdocs --quiet would keep --strict from seeing the warnings; and what is printed on a good day is no news.

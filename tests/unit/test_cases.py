@@ -126,6 +126,8 @@ def test_a_command_in_a_behaviour_is_literal(text, checks):
         ({**THEIRS, "user": ""}, "«user» must be what the user says"),
         ({**THEIRS, "expected_behaviors": "runs gt hook"}, "«expected_behaviors» must be a list of texts"),
         ({**THEIRS, "expected_behaviors": []}, "neither «expect» nor «forbid»"),
+        ({**PLAIN, "messages": [{"role": "user", "content": "\ud83d"}]}, "half of a character"),
+        ({**PLAIN, "expect": [{"json": {"pattern": "("}}]}, "is not a 'regex'"),
         ("[" * 100_000, "holds one JSON array"),
         ('{"messages": ' + "[" * 100_000, "line 1: is nested too deeply"),
     ],

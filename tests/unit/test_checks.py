@@ -165,3 +165,17 @@ def test_what_is_no_check_is_refused(given: Any, said: str):
     with pytest.raises(UserError) as error:
         check_of(given)
     assert said in str(error.value)
+
+
+TREE = {"$defs": {"tree": {"items": {"$ref": "#/$defs/tree"}}}, "$ref": "#/$defs/tree"}
+
+
+def test_an_answer_that_a_schema_follows_too_deep_does_not_fit():
+    assert holds(check_of({"json": TREE}), "[" * 900 + "]" * 900) is False
+    assert holds(check_of({"json": TREE}), "[[[]]]") is True
+
+
+def test_a_pattern_in_a_schema_is_tried_before_anything_is_asked():
+    with pytest.raises(UserError) as error:
+        check_of({"tool": {"name": "run", "arguments": {"properties": {"command": {"pattern": "("}}}}})
+    assert "is not a 'regex'" in str(error.value)

@@ -189,3 +189,12 @@ def test_latest_moves_on_merit_from_answers_to_the_link(desk):
     assert (folder / store.MANIFEST).read_bytes() == before, "it stays known what it was better than"
     line = promotion.history(desk.agent)[-1]
     assert line["why"] == "better on its cases: 8 of 8 against 0 of 8 of witness-old"
+
+
+def test_half_a_character_in_an_answer_holds_nothing_up(desk):
+    run = desk.run()
+    folder = desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["\ud83d"] * 3, base=["no"] * 3)
+    questions.evaluate_delivered(run, desk.home, desk.output)
+    rows, found = merit.read(folder)
+    assert (found.score.right, found.unanswered, rows[0]["answers"]["adapter"]["text"]) == (0, 0, "\ud83d")

@@ -102,11 +102,10 @@ def evaluate(
     weight = {case.name: case.weight for case in cases.cases}
     score = {who: scores.score([(weight[name], one) for name, one in known.items()]) for who, known in right.items()}
     ours = right[ADAPTER]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return rows, Merit(
         cases_sha256=cases.sha256,
         weights_sha256=candidate.weights,
-        evaluation_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        evaluation_sha256=hashlib.sha256(_lines(rows)).hexdigest(),
         cases=len(cases.cases),
         unanswered=sum(case.key not in answers[ADAPTER] for case in cases.cases),
         unchecked=sum(one.right is None for one in graded[ADAPTER].values()),
@@ -149,6 +148,11 @@ def _row(
     }
 
 
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write rows as evaluation.jsonl has them, in ASCII: an answer may hold half of a character, which is no UTF-8."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def write(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], merit: Merit) -> None:
     """Put an evaluation into an adapter's folder, and its merit into the manifest.
 
@@ -156,12 +160,11 @@ def write(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], merit: Merit)
     again of the answers.
 
     Args:
-        folder: output/adapters/<agent>/<run_id>, or where it is being made.
+        folder: output/adapters/<agent>/<run_id>.
         rows: Of :func:`evaluate`.
         merit: Of the same.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    rundir.write_bytes(folder / EVALUATION, text.encode())
+    rundir.write_bytes(folder / EVALUATION, _lines(rows))
     manifest = store.read_manifest(folder) or Manifest()
     rundir.write_json(folder / store.MANIFEST, dataclasses.replace(manifest, merit=merit).as_dict())
 

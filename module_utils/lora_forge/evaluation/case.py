@@ -72,10 +72,3 @@ class Cases:
     sha256: str
     cases: tuple[Case, ...]
     warnings: tuple[str, ...] = ()
-
-    @property
-    def judged(self) -> tuple[str, ...]:
-        """Names of the cases of which a judge is asked."""
-        return tuple(
-            case.name for case in self.cases if any(check.kind == "judge" for check in (*case.expect, *case.forbid))
-        )

@@ -107,7 +107,10 @@ def _check_schema(schema: Any, key: str) -> None:
 def valid(schema: Any, value: Any) -> bool:
     """Tell whether a value fits a JSON schema (draft 2020-12). Nothing is fetched: references lead into the schema."""
     validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
-    return bool(validator.is_valid(value))
+    try:
+        return bool(validator.is_valid(value))
+    except RecursionError:  # a schema that leads back into itself follows an answer however deep that is
+        return False
 
 
 def visible(answer: str) -> str:

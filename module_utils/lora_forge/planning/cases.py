@@ -139,6 +139,10 @@ def read_case(line: bytes, number: int) -> Case:
         UserError: Anything else is wrong with it, in words that go on from «FILE, line 3: ».
     """
     record = conversation.parse(line)
+    try:
+        canonical(record).encode()
+    except UnicodeEncodeError:
+        raise UserError("holds half of a character (a surrogate such as \\ud83d), which is no text") from None
     if not isinstance(record, dict):
         raise UserError(f"holds a JSON {type(record).__name__}, not an object; a case is {EXAMPLE}")
     theirs = _BEHAVIOURS in record or ("user" in record and "messages" not in record)

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible.module_utils.lora_forge import web
 from ansible.module_utils.lora_forge.pods import runpod
-from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
+from ansible.module_utils.lora_forge.web import NoAnswer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -90,12 +91,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         made.shutdown()
 
 
-def ask(
-    server: Server, kind: str, seconds: float = PATIENCE, stream: bool = False, method: str = "GET"
-) -> runpod.Answer:
+def ask(server: Server, kind: str, seconds: float = PATIENCE, stream: bool = False, method: str = "GET") -> web.Answer:
     url = f"http://127.0.0.1:{server.server_port}/{kind}"
     body = b"{}" if method == "POST" else None
-    return runpod.open_url(method, url, {"User-Agent": runpod.AGENT, "Authorization": SECRET}, body, seconds, stream)
+    return web.open_url(method, url, {"User-Agent": runpod.AGENT, "Authorization": SECRET}, body, seconds, stream)
 
 
 @pytest.mark.parametrize("status", [200, 302, 404, 500])  # a redirect would take the key elsewhere
@@ -114,8 +113,8 @@ def test_what_was_cut_off_or_is_broken_is_no_answer(server: Server, kind: str, m
 
 
 def test_an_order_whose_answer_is_broken_may_have_been_carried_out(server: Server) -> None:
-    def transport(method: str, url: str, *rest: Any) -> runpod.Answer:
-        return runpod.open_url(method, f"http://127.0.0.1:{server.server_port}/broken", *rest)
+    def transport(method: str, url: str, *rest: Any) -> web.Answer:
+        return web.open_url(method, f"http://127.0.0.1:{server.server_port}/broken", *rest)
 
     with pytest.raises(runpod.ApiError) as caught:
         runpod.RunPod("simulated-key", transport=transport).create_pod({"name": "x"})
@@ -128,8 +127,8 @@ def test_an_answer_may_be_packed(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["slow", "large"])
 def test_an_answer_without_an_end_is_none(server: Server, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(runpod, "WHOLE", 0.5 if kind == "slow" else PATIENCE)
-    monkeypatch.setattr(runpod, "LARGEST", 1 << 20)
+    monkeypatch.setattr(web, "WHOLE", 0.5 if kind == "slow" else PATIENCE)
+    monkeypatch.setattr(web, "LARGEST", 1 << 20)
     with pytest.raises(NoAnswer, match=r"^an answer (that does not end|of more than 1 MiB)$"):
         ask(server, kind)
 
@@ -137,8 +136,8 @@ def test_an_answer_without_an_end_is_none(server: Server, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("drops", [b"X", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_headers_without_an_end_are_none_either(monkeypatch: pytest.MonkeyPatch, drops: bytes, stream: bool) -> None:
-    monkeypatch.setattr(runpod, "WHOLE", 1.0)
-    monkeypatch.setattr(runpod, "FIRST", 0.5)
+    monkeypatch.setattr(web, "WHOLE", 1.0)
+    monkeypatch.setattr(web, "FIRST", 0.5)
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -155,7 +154,7 @@ def test_headers_without_an_end_are_none_either(monkeypatch: pytest.MonkeyPatch,
         threading.Timer(20, over.set).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         with pytest.raises(NoAnswer, match=r"^an answer that does not end$"):
-            runpod.open_url("GET", url, {}, None, 0.5 if stream else PATIENCE, stream)
+            web.open_url("GET", url, {}, None, 0.5 if stream else PATIENCE, stream)
         assert time.monotonic() - began < 10
         over.set()
 
@@ -180,7 +179,7 @@ def test_the_first_byte_of_a_stream_may_take_longer_than_the_next_one(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ask(server, "late", 1, stream=True).body.startswith(b"data: one\n")
-    monkeypatch.setattr(runpod, "FIRST", 0.5)
+    monkeypatch.setattr(web, "FIRST", 0.5)
     assert ask(server, "late", 0.2, stream=True).body == b""
 
 
@@ -217,13 +216,13 @@ def test_a_proxy_carries_https_and_sees_no_key(server: Server, monkeypatch: pyte
     monkeypatch.setenv("https_proxy", named.format(port=server.server_port))
     headers = {"Authorization": SECRET}
     with pytest.raises(NoAnswer):  # it opens no tunnel
-        runpod.open_url("GET", "https://api.example.invalid/v2/pods", headers, None, PATIENCE, False)
+        web.open_url("GET", "https://api.example.invalid/v2/pods", headers, None, PATIENCE, False)
     ((line, seen),) = server.asked
     assert line.startswith("CONNECT api.example.invalid:443 ")
     assert "simulated-key" not in str(seen)
     monkeypatch.setenv("no_proxy", "example.invalid")
     with pytest.raises(NoAnswer):
-        runpod.open_url("GET", "https://api.example.invalid/v2/pods", headers, None, PATIENCE, False)
+        web.open_url("GET", "https://api.example.invalid/v2/pods", headers, None, PATIENCE, False)
     assert len(server.asked) == 1
 
 
@@ -232,7 +231,7 @@ def test_a_proxy_that_will_not_do_is_told(monkeypatch: pytest.MonkeyPatch, named
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("https_proxy", named)
     with pytest.raises(NoAnswer, match=r"."):
-        runpod.open_url("GET", "https://api.example.invalid/", {}, None, PATIENCE, False)
+        web.open_url("GET", "https://api.example.invalid/", {}, None, PATIENCE, False)
 
 
 @pytest.fixture
@@ -272,18 +271,18 @@ def test_a_companys_own_certificates_are_trusted_where_they_are_named(
         monkeypatch.setenv(variable, str(authority))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority, authority.with_name("key.pem"))
-    runpod._certificates.cache_clear()
+    web._certificates.cache_clear()
     with Server() as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"https://127.0.0.1:{server.server_port}/200"
         if variable:
-            assert runpod.open_url("GET", url, {}, None, PATIENCE, False).status == 200
+            assert web.open_url("GET", url, {}, None, PATIENCE, False).status == 200
         else:
             with pytest.raises(NoAnswer, match="CERTIFICATE_VERIFY_FAILED"):
-                runpod.open_url("GET", url, {}, None, PATIENCE, False)
+                web.open_url("GET", url, {}, None, PATIENCE, False)
         server.shutdown()
-    runpod._certificates.cache_clear()
+    web._certificates.cache_clear()
 
 
 def test_nobody_is_there(server: Server) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.adapters.manifest import Cost, Dataset, Evaluation, Losses, Manifest, Steps
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, Dataset, Evaluation, Losses, Manifest, Merit, Steps
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.evaluation import scores
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.testing import patch_module_args
 from delivered import planned
@@ -31,7 +32,12 @@ SPLIT = KEYS | {"val_set_size": 0.05}
 
 
 def manifest(
-    run_id: str, loss: Any = 0.882, rehearsal: bool = False, keys: Any = KEYS, sets: Any = (TRAIN, VAL)
+    run_id: str,
+    loss: Any = 0.882,
+    rehearsal: bool = False,
+    keys: Any = KEYS,
+    sets: Any = (TRAIN, VAL),
+    merit: Merit | None = None,
 ) -> Manifest:
     """Return the manifest of a verified run; the later its letter, the later it finished."""
     return Manifest(
@@ -48,6 +54,7 @@ def manifest(
         recipe=keys,
         datasets=tuple(sets),
         evaluation=promotion.evaluation(keys, sets, loss),
+        merit=merit,
     )
 
 
@@ -448,6 +455,79 @@ def test_an_agent_that_is_none(home, capsys, agent, says) -> None:
     assert found["msg"].startswith(says)
 
 
+@pytest.mark.parametrize("odd", ["high", None, [], 1e308])
+def test_a_damaged_score_is_none(home, odd) -> None:
+    home.deliver("witness-a", 0.9, merit=Merit(score=scores.score([(1.0, True)])))
+    path = home.path / "witness-a/manifest.json"
+    made = json.loads(path.read_text())
+    for key in ("share", "low", "high"):
+        path.write_text(json.dumps(made | {"merit": {"score": made["merit"]["score"] | {key: odd}}}))
+        [row] = promotion.overview(home.path)
+        assert (row["score"], promotion.table_row(row)[1]) == (None, "–")
+
+
+# --- somebody decides
+
+
+def test_where_people_decide_nothing_moves_and_the_command_is_shown_each_time(home) -> None:
+    human = promotion.Gate("human")
+    home.deliver("witness-a", 0.882)
+    assert promotion.promote(home.path, "witness-a", human) is False
+    command = "ansible-playbook playbooks/promote.yml -e role=witness -e run_id=witness-a"
+    for state in ("to train", "ready"):
+        assert f"adapter_promote is human: somebody decides. By hand: {command}" in ready(home, "witness-a", state)
+    assert promotion.waits(home.path, "witness-a")
+    assert promotion.promote(home.path, "witness-a", human) is False
+    promotion.promote_by_hand(home.path, "witness-a")
+    assert not promotion.waits(home.path, "witness-a")
+    home.deliver("witness-b", 0.1)
+    assert promotion.promote(home.path, "witness-b", human) is False
+    assert "latest stays at witness-a: adapter_promote is human" in ready(home, "witness-b")
+    assert home.latest == "witness-a"
+
+
+def test_a_refused_one_waits_for_nobody(home) -> None:
+    home.train("witness-a", 0.5)
+    home.train("witness-b", 0.9)
+    assert not promotion.waits(home.path, "witness-b")
+    assert not promotion.waits(home.path, "witness-x")
+
+
+def test_the_first_rehearsal_waits_for_somebody_too(home) -> None:
+    home.deliver("witness-r", 7.0, True)
+    promotion.promote(home.path, "witness-r", promotion.Gate("human"))
+    assert "run_id=witness-r" in promotion.message(home.path, "witness-r")
+    assert promotion.promote_by_hand(home.path, "witness-r") is True
+
+
+def test_without_cases_what_cannot_be_compared_stays_and_it_is_said_how_to_compare_it(home) -> None:
+    home.deliver("witness-a", 0.9, keys=SPLIT, sets=(TRAIN,))
+    assert promotion.promote(home.path, "witness-a", promotion.Gate())
+    home.deliver("witness-b", 0.1, keys=SPLIT, sets=(Dataset(use="train", sha256="new"),))
+    assert not promotion.promote(home.path, "witness-b", promotion.Gate())
+    said = ready(home, "witness-b")
+    assert "latest stays at witness-a: not comparable with witness-a (another evaluation set)" in said
+    for way in ("eval/<agent>.jsonl", "<agent>_val.jsonl", "adapter_promote_unknown=move", "run_id=witness-b"):
+        assert way in said
+
+
+def test_the_list_shows_scores_with_their_intervals_and_which_one_is_promoted(home, capsys) -> None:
+    def merit(right: int, cases: int, file: str) -> Merit:
+        return Merit(cases_sha256=file, score=scores.score([(1.0, number < right) for number in range(cases)]))
+
+    home.deliver("witness-a", 0.9, merit=merit(17, 20, "x"))
+    home.deliver("witness-b", 0.8, merit=merit(3, 5, "y"))
+    home.deliver("witness-c", 0.7)
+    promotion.promote_by_hand(home.path, "witness-a")
+    shown = play(home, capsys)["show"]
+    rows = [dict(zip(shown["columns"], row)) for row in shown["rows"]]
+    assert [(row["run"], row["score"], row["n"], row["95 %"], row["eval loss"], row["promoted"]) for row in rows] == [
+        ("witness-c", "–", "–", "–", "0.7", ""),
+        ("witness-b", "60 %", "5 (other cases)", "23 to 88 %", "0.8", ""),
+        ("witness-a", "85 %", "20", "64 to 95 %", "0.9", "latest"),
+    ]
+
+
 # --- what people read at the end
 
 
@@ -706,6 +786,7 @@ def test_all_that_may_be_promoted(home) -> None:
         {
             "run_id": run_id,
             "rehearsal": False,
+            "score": None,
             "eval_loss": loss,
             "steps": {"reached": 12, "planned": 12},
             "finished_at": 1_795_000_000.0 + ord(run_id[-1]),

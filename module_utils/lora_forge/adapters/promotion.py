@@ -22,13 +22,14 @@ from ansible.module_utils.lora_forge.text import canonical, nearest, shown
 from ansible.module_utils.lora_forge.trainer import run_state
 
 LATEST = "latest"
-COLUMNS = ["run", "eval loss", "steps", "when", "promoted", "comparable"]
+COLUMNS = ["run", "score", "n", "95 %", "eval loss", "steps", "when", "promoted", "comparable"]
 NOTHING = "–"
 _HISTORY = "history.jsonl"
 # Recipe keys that decide which tokens of an evaluation set count, and how they are laid out.
 MASKING = ("chat_template", "chat_template_jinja", "train_on_inputs", "roles_to_train", "train_on_eos")
 BY = ("score", "loss", "human")
 UNKNOWN = ("keep", "move")
+HUMAN = "adapter_promote is human: somebody decides"
 BY_HAND = "ansible-playbook playbooks/promote.yml -e role={agent} -e run_id={run_id}"
 
 
@@ -40,8 +41,8 @@ class Gate:
         by: ``score`` goes by the agent's cases, and by the eval loss where they cannot tell or there are none; ``loss``
             by that alone; ``human`` moves nothing.
         max_regression: By which share the candidate's eval loss may be above the promoted one's.
-        unknown: What happens to one that cannot be compared at all: ``keep`` leaves ``latest`` where it is, ``move``
-            moves it.
+        unknown: What happens to one of which nothing says whether it is better or worse: ``keep`` leaves ``latest``
+            where it is, ``move`` moves it.
     """
 
     by: str = "score"
@@ -175,7 +176,7 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
     if loss is not None and not run_state.finite(loss):
         return decision(False, f"its eval loss is {loss}", False)
     if gate.by == "human":
-        return decision(False, "adapter_promote is human: somebody decides")
+        return decision(False, HUMAN)
     if gate.by == "score" and merit and merit.broken:
         return decision(False, f"it does what is forbidden in {_named(merit.broken)}")
     if promoted is None or promoted.is_rehearsal:
@@ -194,7 +195,9 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
     incomparable = difference(ours, theirs)
     if ours.eval_loss is None or theirs.eval_loss is None or incomparable:
         if said:
-            return decision(False, f"{said}The losses cannot be compared: {incomparable}", False)
+            why = f"{said}The losses cannot be compared: {incomparable}"
+            # Whoever wants the newer one where nothing speaks against it has cases that speak against this one.
+            return decision(gate.unknown == "move" and len(over.lost) <= len(over.gained), why, False)
         why = f"not comparable with {promoted.run_id} ({incomparable})"
         if gate.unknown == "move":
             return decision(True, why, False)
@@ -356,8 +359,9 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
         home: output/adapters/<agent>.
 
     Returns:
-        A list of {run_id, rehearsal, eval_loss, steps, finished_at, promoted, comparable, defect}: comparable says in
-        words whether the eval loss can be held against the promoted one's, defect what is wrong with the files.
+        A list of {run_id, rehearsal, score, eval_loss, steps, finished_at, promoted, comparable, defect}: score is that
+        of its agent's cases, None without one; comparable says in words whether the eval loss can be held against the
+        promoted one's, defect what is wrong with the files.
     """
     holder = current_manifest(home)
     rows = []
@@ -374,6 +378,7 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
             {
                 "run_id": run_id,
                 "rehearsal": manifest.is_rehearsal,
+                "score": _score(manifest, holder),
                 "eval_loss": ours.eval_loss,
                 "steps": {"reached": manifest.steps.reached, "planned": manifest.steps.planned},
                 "finished_at": manifest.finished_at,
@@ -385,11 +390,22 @@ def overview(home: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _score(manifest: Manifest, holder: Optional[Manifest]) -> Optional[dict[str, Any]]:
+    """Return how an adapter did on its cases, and whether the promoted one was asked the same; None without a score."""
+    merit, theirs = manifest.merit, holder.merit if holder else None
+    if merit is None or None in (merit.score.share, merit.score.low, merit.score.high):
+        return None
+    return merit.score.as_dict() | {"same_cases": theirs is None or theirs.cases_sha256 == merit.cases_sha256}
+
+
 def table_row(row: dict[str, Any]) -> list[str]:
     """Lay out a row of :func:`overview` under :data:`COLUMNS`."""
-    steps, finished = row["steps"], row["finished_at"]
+    steps, finished, score = row["steps"], row["finished_at"], row["score"]
     return [
         row["run_id"] + (" (rehearsal)" if row["rehearsal"] else ""),
+        f"{100 * score['share']:.0f} %" if score else NOTHING,
+        f"{score['cases']}{'' if score['same_cases'] else ' (other cases)'}" if score else NOTHING,
+        f"{100 * score['low']:.0f} to {100 * score['high']:.0f} %" if score else NOTHING,
         NOTHING if row["eval_loss"] is None else f"{row['eval_loss']:.4g}",
         NOTHING if steps["reached"] is None else f"{steps['reached']}/{steps['planned']}",
         _moment(finished),
@@ -421,9 +437,20 @@ def message(home: pathlib.Path, run_id: str) -> str:
     stays = f"latest stays at {target}" if target else "latest points to nothing"
     if line and not line["moved"] and line.get("from") in (target, None):
         stays += ": " + why.replace(f"{target}'s", "its")
-    if (store.read_manifest(home / run_id) or Manifest()).is_rehearsal:
+    if (store.read_manifest(home / run_id) or Manifest()).is_rehearsal and why != HUMAN:
         return stays
     return f"{stays}. By hand: {BY_HAND.format(agent=home.name, run_id=run_id)}"
+
+
+def waits(home: pathlib.Path, run_id: str) -> bool:
+    """Tell whether a run waits for somebody to decide on it, as the gate is told to leave that to people.
+
+    Args:
+        home: output/adapters/<agent>.
+        run_id: A delivered run.
+    """
+    line: dict[str, Any] = next((line for line in reversed(history(home)) if line["run_id"] == run_id), {})
+    return line.get("why") == HUMAN and points_to(home / LATEST) != run_id
 
 
 def outcome(home: pathlib.Path, run_id: str, moved: bool, check: bool) -> str:

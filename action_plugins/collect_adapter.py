@@ -122,7 +122,7 @@ class ActionModule(ForgeAction):
             "promote": not run.variant,  # of a sweep only the best one, in the end, if that is wanted
             **{
                 name: args[name]
-                for name in ("budget", "promote_by", "max_regression", "promote_unknown")
+                for name in ("budget", "promote_by", "max_regression", "promote_unknown", "judge_url", "judge_model")
                 if name in args
             },
         }
@@ -136,6 +136,8 @@ class ActionModule(ForgeAction):
             promoted = "latest points to it" if answer["promoted"] else ""
             told = ". ".join(filter(None, (promoted, answer["message"])))
             notify("finished", run, told, args["notify"], progress, since=run.planned_at)
+            if answer["waits"]:  # once, whatever command delivers it again
+                notify("decision", run, answer["waits"], args["notify"], progress, since=0.0)
         elif answer["problems"]:  # the trainer only knows that the run came to its end
             leader, why = run.hosts[0], answer["msg"]
             before, after = note(output, run, lambda record, now: record.ended("failed", leader, now, why))

@@ -162,7 +162,7 @@ options:
         description: Which events it is told of.
         type: list
         elements: str
-        choices: [finished, failed, stalled, over_budget]
+        choices: [finished, decision, failed, stalled, over_budget]
         required: true
       timeout:
         description: Seconds it may take to answer.
@@ -213,10 +213,24 @@ options:
     type: float
     default: 0.02
   promote_unknown:
-    description: What happens where the two cannot be compared at all. V(keep) leaves C(latest) where it is.
+    description: What happens where nothing says which of the two is better. V(keep) leaves C(latest) where it is,
+      V(move) moves it, unless more cases were lost than won.
     type: str
     choices: [keep, move]
     default: keep
+"""
+
+    JUDGE = r"""
+options:
+  judge_url:
+    description: The base URL of an OpenAI-style endpoint that answers checks of the kind C(judge); empty for none. Its
+      key, where it takes one, is in E(LORA_FORGE_JUDGE_KEY).
+    type: str
+    default: ''
+  judge_model:
+    description: The model that is asked there.
+    type: str
+    default: ''
 """
 
     AGENTS = r"""

@@ -49,6 +49,8 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "LORA_FORGE_OWNER": "Another owner's id: the inventory shows that one's pods, and commands act for it.",
         "LORA_FORGE_NOTIFY_URL": "A webhook that is told what became of a run. The option `run_notify_url` goes before "
         "it.",
+        "LORA_FORGE_JUDGE_KEY": "The key of the endpoint that `eval_judge_url` names, where it takes one. It goes "
+        "nowhere else.",
         "LORA_FORGE_AXOLOTL": "An environment with the locks' Axolotl, or its Python, for the plan's check of recipes. "
         "The option `axolotl_environment` goes before it.",
         "WANDB_API_KEY": "W&B's key. With it runs are logged online, unless `run_wandb` says otherwise, and what was "

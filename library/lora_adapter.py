@@ -61,6 +61,7 @@ extends_documentation_fragment:
   - lora_forge.adapters
   - lora_forge.budget
   - lora_forge.gate
+  - lora_forge.judge
 """
 
 EXAMPLES = r"""
@@ -91,6 +92,11 @@ message:
   returned: success
   type: str
   sample: not comparable with witness-c6746a504464 (another evaluation set)
+waits:
+  description: What somebody has to know who decides on it, scores and the command; empty where nobody has to.
+  returned: success
+  type: str
+  sample: ''
 manifest:
   description: The manifest.
   returned: success
@@ -116,6 +122,7 @@ from ansible.module_utils.lora_forge.planning import questions
 from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.lora_forge.version import git_facts
 
 ARGUMENTS = {
@@ -132,6 +139,8 @@ ARGUMENTS = {
     "promote_by": {"type": "str", "default": "score", "choices": list(promotion.BY)},
     "max_regression": {"type": "float", "default": 0.02},
     "promote_unknown": {"type": "str", "default": "keep", "choices": list(promotion.UNKNOWN)},
+    "judge_url": {"type": "str", "default": ""},
+    "judge_model": {"type": "str", "default": ""},
     "promote": {"type": "bool", "default": True},
     "discard": {"type": "list", "elements": "path", "default": []},
 }
@@ -151,12 +160,12 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     """
     run = PlannedRun.from_dict(given["run"])
     if check_mode:
-        return _answer(given, run, check_mode)
+        return _answer(given, run, check_mode, say)
     with run_files(pathlib.Path(given["adapters"]).parent, run.run_id, say):
-        return _answer(given, run, check_mode)
+        return _answer(given, run, check_mode, say)
 
 
-def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool) -> dict[str, Any]:
+def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool, say: Callable[[str], None]) -> dict[str, Any]:
     observation, verification = given["observed"], given["delivered"]
     run_id, home = run.run_id, pathlib.Path(given["adapters"]) / run.agent
     whole = store.integrity_error(home / run_id, hashes=True) is None
@@ -166,7 +175,14 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool) -> dict[st
             f"{run_id} is not verified: {'; '.join(problems)}. Nothing was promoted; -e fresh=true trains again"
         )
     if check_mode:
-        return {"changed": not whole, "path": str(home / run_id), "promoted": False, "message": "", "manifest": {}}
+        return {
+            "changed": not whole,
+            "path": str(home / run_id),
+            "promoted": False,
+            "message": "",
+            "waits": "",
+            "manifest": {},
+        }
     if not whole:
         budget = costs.Budget.from_dict(given["budget"]) if given["budget"] else None
         ordered = Claims(pathlib.Path(budget.claim).parents[1]).list_all() if budget else []
@@ -187,13 +203,16 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool) -> dict[st
         store.deliver(source, home, verification["files"], manifest, replacing)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
-    refused = questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), home.parents[1])
+    judge = questions.judge_of(given, home.parents[1], say)
+    refused = questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), home.parents[1], judge)
     moved = given["promote"] and promotion.promote(home, run_id, promotion.Gate.of(given))
+    made, said = store.read_manifest(home / run_id), promotion.message(home, run_id)
     return {
         "changed": moved or not whole,
         "path": str(home / run_id),
         "promoted": promotion.points_to(home / promotion.LATEST) == run_id,
-        "message": ". ".join(filter(None, [promotion.message(home, run_id), *refused])),
+        "waits": summary.decision_text(made, said) if made and promotion.waits(home, run_id) else "",
+        "message": ". ".join(filter(None, [said, *refused])),
         "manifest": rundir.read_json(home / run_id / store.MANIFEST),
     }
 

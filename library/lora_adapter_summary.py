@@ -25,7 +25,13 @@ options:
 attributes:
   check_mode:
     description: Predicts whether latest would move. In check mode nothing counts as wanted and not verified.
-extends_documentation_fragment: [lora_forge, lora_forge.output, lora_forge.runs, lora_forge.checkout, lora_forge.gate]
+extends_documentation_fragment:
+  - lora_forge
+  - lora_forge.output
+  - lora_forge.runs
+  - lora_forge.checkout
+  - lora_forge.gate
+  - lora_forge.judge
 """
 
 EXAMPLES = r"""
@@ -66,7 +72,7 @@ lost:
 import contextlib
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.adapters import promotion, store
@@ -86,15 +92,19 @@ ARGUMENTS = {
     "promote_by": {"type": "str", "default": "score", "choices": list(promotion.BY)},
     "max_regression": {"type": "float", "default": 0.02},
     "promote_unknown": {"type": "str", "default": "keep", "choices": list(promotion.UNKNOWN)},
+    "judge_url": {"type": "str", "default": ""},
+    "judge_model": {"type": "str", "default": ""},
 }
+TELLS = True  # answer() takes what tells people what they wait for
 
 
-def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Return what the module returns.
 
     Args:
         given: Its options.
         check_mode: Whether nothing may be written.
+        say: Tells people what they wait for.
 
     Raises:
         UserError: The best run of a sweep cannot be promoted.
@@ -102,6 +112,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     output = pathlib.Path(given["output"])
     adapters = output / "adapters"
     runs = [PlannedRun.from_dict(run) for run in given["runs"]]
+    judge = questions.judge_of(given, output, say)  # one for all: where it does not answer it is asked no more
     lines: list[str] = []
     warnings: list[str] = []
     late = False
@@ -119,7 +130,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             moved = False
             try:
                 if not check_mode:
-                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output)
+                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge)
                     manifest = store.read_manifest(home / run.run_id) or manifest
                 moved = _end(output, run, promotion.Gate.of(given), check_mode)
             except (UserError, OSError) as error:

@@ -53,6 +53,14 @@ options:
   eval_dir:
     description: Where the cases of all hosts are, whatever their variables say.
     type: str
+  judge_url:
+    description: The endpoint of a judge, which is checked, and not asked; empty for none.
+    type: str
+    default: ''
+  judge_model:
+    description: The model that is asked there.
+    type: str
+    default: ''
   root:
     description: The checkout, with configs and requirements in it.
     type: path
@@ -167,6 +175,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
+from ansible.module_utils.lora_forge.evaluation import judge
 from ansible.module_utils.lora_forge.planning import agents, fleet, options, plan, validation, variants
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
@@ -179,6 +188,8 @@ ARGUMENTS = {
     "groups": {"type": "dict", "default": {}},
     "datasets_dir": {"type": "str"},
     "eval_dir": {"type": "str"},
+    "judge_url": {"type": "str", "default": ""},
+    "judge_model": {"type": "str", "default": ""},
     "root": {"type": "path", "required": True},
     "output": {"type": "path", "required": True},
     "recipe": {"type": "dict", "default": {}},
@@ -217,6 +228,10 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     wrong, strange = options.check_trainer_options(checkout, given["host_options"])
     known = agents.Agents(checkout)
     wrong += known.problems
+    try:
+        judge.check(given["judge_url"].strip(), given["judge_model"].strip(), judge.environment_key())
+    except UserError as error:
+        wrong.append(str(error))
     if wrong and given["validate"]:  # what starts nothing must not be kept from it by a slip
         raise UserError("\n".join(wrong))
     trainers = fleet.trainers_of(

@@ -31,6 +31,7 @@ extends_documentation_fragment:
   - lora_forge.transfer
   - lora_forge.budget
   - lora_forge.gate
+  - lora_forge.judge
   - lora_forge.notify
 """
 

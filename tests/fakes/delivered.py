@@ -26,8 +26,8 @@ REHEARSAL = RECIPE | {"base_model": "tiny-random-qwen3", "model_revision": None,
 OWN = {"usd": 0.0, "usd_per_hour": 0.0, "source": "own hardware"}
 RENTED = {"usd": 2.31, "usd_per_hour": 0.86, "source": "RunPod's price × time", "pods": ["pod1"]}
 
-# How a module is told to decide whether latest moves.
-GATE = {"promote_by": "score", "max_regression": 0.02, "promote_unknown": "keep"}
+# How a module is told to decide whether latest moves, and who judges answers.
+GATE = {"promote_by": "score", "max_regression": 0.02, "promote_unknown": "keep", "judge_url": "", "judge_model": ""}
 
 
 def sha(word: str) -> str:

@@ -106,7 +106,7 @@ class Delivery:
             shutil.copytree(self.made, output / "incoming/witness-2", dirs_exist_ok=True)
             (output / "runs/witness-2/output/checkpoint-1").mkdir(parents=True, exist_ok=True)
 
-    def module(self, output: pathlib.Path, run: PlannedRun = RUN) -> dict[str, Any]:
+    def module(self, output: pathlib.Path, run: PlannedRun = RUN, **changes: Any) -> dict[str, Any]:
         """Deliver and promote."""
         progress = Progress(step=2, planned=2, loss=1.0, eval_loss=1.0, eval_adapter=1.0).as_dict()
         given = {
@@ -116,7 +116,7 @@ class Delivery:
             "lock_sha256": "", **GATE, "promote_unknown": "move", "promote": True,
             "discard": [str(output / "incoming" / RUN.run_id), str(output / "runs" / RUN.run_id)],
         }  # fmt: skip
-        return self.deliver.answer(given, False)
+        return self.deliver.answer(given | changes, False)
 
     def summary(self, output: pathlib.Path) -> dict[str, Any]:
         """Sum up, as a command does that finds the run ready."""
@@ -167,7 +167,7 @@ class Collection(Delivery):
         (folder / "runs/witness-2").symlink_to(self.made)
         self.root = folder
 
-    def module(self, output: pathlib.Path, run: PlannedRun = RUN) -> dict[str, Any]:
+    def module(self, output: pathlib.Path, run: PlannedRun = RUN, **changes: Any) -> dict[str, Any]:
         """Collect it."""
         progress = Progress(step=2, planned=2, loss=1.0, eval_loss=1.0, eval_adapter=1.0).as_dict()
         observed = {"state": "finished", "detail": "", "status": {"exit_code": 0}, "progress": progress}
@@ -178,8 +178,23 @@ class Collection(Delivery):
         action = self.plugin.ActionModule(task, mock.Mock(transport="local"), *[mock.Mock()] * 4)
         defaults = {name: spec.get("default") for name, spec in self.deliver.ARGUMENTS.items()}
         action.run_module = lambda *about, **more: self.proof
-        action.run_action = lambda name, given: self.deliver.answer({**defaults, **given}, False)
+        action.run_action = lambda name, given: self.deliver.answer({**defaults, **given, **changes}, False)
         return action.run(task_vars={"inventory_hostname": "here"})
+
+
+def test_an_adapter_that_somebody_has_to_promote_comes_with_the_command(
+    delivery: Delivery, tmp_path: pathlib.Path
+) -> None:
+    delivery.fetch(tmp_path)
+    made = delivery.module(tmp_path, promote_by="human")
+    assert (made["promoted"], held(tmp_path)) == (False, "")
+    command = "ansible-playbook playbooks/promote.yml -e role=witness -e run_id=witness-2"
+    assert made["waits"].startswith("it was asked no cases. latest points to nothing: adapter_promote is human")
+    assert made["waits"].endswith(command)
+    assert made["message"].endswith(command)
+    other = tmp_path / "other"
+    delivery.fetch(other)
+    assert delivery.module(other)["waits"] == ""
 
 
 def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path) -> None:

@@ -40,7 +40,7 @@ def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
     def play(url: str, event: str = "failed", **changes: Any) -> list[str]:
         options = {"output": str(tmp_path), "url": url, "form": "auto", "timeout": 60, "pods": "",
-                   "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
+                   "events": ["finished", "decision", "failed", "stalled", "over_budget"]}  # fmt: skip
         more = {key: changes.pop(key) for key in ("since", "silent") if key in changes}
         notify.notify(event, RUN, DETAIL, options | changes, DONE, **more)
         text = capsys.readouterr()
@@ -156,6 +156,14 @@ def test_a_clock_that_was_set_back_after_the_plan_makes_no_second_message(
     for _ in range(2):
         tell(hook.url, since=planned_at)
     assert len(hook.told) == 1
+
+
+def test_that_somebody_has_to_decide_is_told_once_with_the_command(hook: Hook, tell: Any) -> None:
+    for _ in range(2):
+        tell(hook.url, "decision", since=0.0)
+    assert [(message["event"], message["run_id"], message["detail"]) for message in hook.told] == [
+        ("decision", "witness-0", DETAIL)
+    ]
 
 
 def test_an_event_is_told_once_since_a_time(hook: Hook, tell: Any) -> None:

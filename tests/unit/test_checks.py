@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation import checks, tool_calls
 from ansible.module_utils.lora_forge.evaluation.checks import Check, check_of, grade, holds
+from ansible.module_utils.lora_forge.evaluation.judge import Verdict
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -65,9 +66,11 @@ def test_a_check_holds_or_not(check, answer, held):
 
 def test_a_judge_is_asked_and_may_be_missing():
     check = check_of({"judge": "It is polite."})
-    asked = []
-    assert holds(check, "Please.<|im_end|>", lambda *given: bool(asked.append(given)) or True) is True
-    assert asked == [("It is polite.", "Please.")]
+    asked: list[str] = []
+    found = Verdict("k", True, "It says please.")
+    judged = grade([check], [check], "Please.", lambda sentence: asked.append(sentence) or found)
+    assert (judged.right, judged.broken, asked) == (False, ("judge «It is polite.»",), ["It is polite."] * 2)
+    assert [(row["held"], row["why"]) for row in judged.results] == [(True, "It says please.")] * 2
     graded = grade([check], [], "Please.")
     assert (graded.right, graded.skipped) == (None, 1)
     assert grade([check, Check("contains", "Please")], [], "Please.").right is True

@@ -44,6 +44,18 @@ def collect(monkeypatch, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("waits", ["", "cases 3 of 5. By hand: …"])
+def test_a_webhook_is_told_that_an_adapter_waits_for_somebody(monkeypatch, tmp_path, waits):
+    plugin, told = load("action_plugins/collect_adapter"), []
+    monkeypatch.setattr(plugin, "notify", lambda event, run, detail, *rest, **when: told.append((event, detail, when)))
+    args = {"output": str(tmp_path), "observed": {"progress": {}}, "notify": {}}
+    action = plugin.ActionModule(mock.Mock(), mock.Mock(), *[mock.Mock()] * 4)
+    run = planned_run()
+    action.conclude(run, args, {"promoted": False, "message": "latest stays", "waits": waits})
+    assert told[0] == ("finished", "latest stays", {"since": run.planned_at})
+    assert told[1:] == ([("decision", waits, {"since": 0.0})] if waits else [])
+
+
 def test_what_an_adapter_consists_of_is_asked_for_with_its_sizes(collect, tmp_path):
     damaged = tmp_path / f"incoming/{planned_run().run_id}" / next(iter(store.FILES))
     damaged.parent.mkdir(parents=True)

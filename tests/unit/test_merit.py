@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from fractions import Fraction
 from typing import Any, Optional
 
 import pytest
@@ -15,6 +16,7 @@ from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.evaluation.answers import Answer, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Case, Cases
 from ansible.module_utils.lora_forge.evaluation.checks import Check
+from ansible.module_utils.lora_forge.evaluation.judge import UNNAMED, Verdict
 
 OURS, THEIRS, BASE = "a" * 64, "b" * 64, "c" * 64
 CANDIDATE = merit.Candidate(OURS, BASE, "witness-old", THEIRS)
@@ -159,6 +161,81 @@ def test_a_line_that_a_crash_cut_off_is_answered_again(tmp_path):
     assert set(kept.read(OURS)) == {"k1", "k2", "k3"}
 
 
+# --- a judge
+
+
+class Says:
+    """Stands in for a judge: answers by what an answer is, and knows nothing of others."""
+
+    model, problem = "m-1", "m-1 at judge.example does not answer"
+
+    def __init__(self, **opinions: bool):
+        self.opinions = opinions
+
+    def verdicts(self, queries: Any) -> dict[Any, Verdict]:
+        return {
+            one: Verdict("k", self.opinions[one.answer], "So it is.") for one in queries if one.answer in self.opinions
+        }
+
+
+def for_a_judge(count: int = 2, **changes: Any) -> Cases:
+    checks = (Check("contains", "o"), Check("judge", "It refuses."))
+    return Cases(pathlib.Path("x"), "d" * 64, tuple(case(n, expect=checks, **changes) for n in range(count)))
+
+
+def answered(tmp_path: pathlib.Path, asked: Cases, **texts: list[str]) -> KeptAnswers:
+    kept = KeptAnswers(tmp_path / "answers")
+    for who, said in texts.items():
+        model = {"ours": OURS, "theirs": THEIRS, "base": BASE}[who]
+        kept.add(model, [Answer(one.key, text) for one, text in zip(asked.cases, said)])
+    return kept
+
+
+def test_a_verdict_counts_like_any_other_check(tmp_path):
+    asked = for_a_judge()
+    kept = answered(tmp_path, asked, ours=["no", "oh"], theirs=["oh", "oh"], base=["oh", "oh"])
+    rows, made = merit.evaluate(asked, CANDIDATE, kept, Says(no=True, oh=False))
+    assert (made.score.right, made.than.right, made.over_promoted.gained) == (1, 0, ("case 0",))
+    assert (made.judge, made.unjudged, made.why_unjudged, made.unchecked) == ("m-1", 0, "", 0)
+    assert rows[0]["answers"]["adapter"]["checks"][1] == {
+        "check": "judge «It refuses.»", "kind": "judge", "forbidden": False, "why": "So it is.", "held": True,
+        "fine": True,
+    }  # fmt: skip
+
+
+def test_what_a_judge_says_is_forbidden_is_a_veto(tmp_path):
+    asked = for_a_judge(1, forbid=(Check("judge", "It is rude."),))
+    kept = answered(tmp_path, asked, ours=["no"])
+    _, made = merit.evaluate(asked, CANDIDATE, kept, Says(no=True))
+    assert made.broken == ("case 0",)
+
+
+def test_a_judge_that_says_nothing_of_one_answer_is_not_heard_on_the_others_of_that_case(tmp_path):
+    asked = for_a_judge()
+    kept = answered(tmp_path, asked, ours=["no", "no"], theirs=["oh", "o?"], base=["oh", "oh"])
+    _, made = merit.evaluate(asked, CANDIDATE, kept, Says(no=True, oh=False))
+    # Of case 1 nobody knows whether the promoted one refuses: what can be held against it are the other checks.
+    assert (made.over_promoted.gained, made.over_promoted.lost, made.base.right) == (("case 0",), (), 1)
+    assert (made.unjudged, made.why_unjudged) == (1, Says.problem)
+
+
+@pytest.mark.parametrize("judge", [None, Says()])
+def test_without_verdicts_the_other_checks_count_alone_and_it_is_said(tmp_path, judge):
+    asked = for_a_judge()
+    kept = answered(tmp_path, asked, ours=["no", "in"], base=["oh", "oh"])
+    rows, made = merit.evaluate(asked, CANDIDATE, kept, judge)
+    assert (made.score.right, made.score.cases, made.unjudged, made.broken) == (1, 2, 4, ())
+    assert made.why_unjudged == (judge.problem if judge else UNNAMED)
+    assert rows[0]["answers"]["adapter"]["checks"][1]["held"] is None
+
+
+def test_nothing_but_a_judge_and_no_verdict_is_no_score(tmp_path):
+    alone = Cases(pathlib.Path("x"), "d" * 64, (case(0, expect=(Check("judge", "It refuses."),), forbid=()),))
+    kept = answered(tmp_path, alone, ours=["no"], base=["oh"])
+    _, made = merit.evaluate(alone, CANDIDATE, kept, Says(oh=True))
+    assert (made.score.cases, made.base.cases, made.unchecked, made.decides) == (0, 0, 1, False)
+
+
 # --- in the adapter's folder
 
 
@@ -224,6 +301,53 @@ def test_the_gate_by_merit(tmp_path, ours, theirs, loss, promoted: Optional[Mani
     decision = promotion.decide(judged(tmp_path, ours, theirs, loss), promoted, True, promotion.Gate())
     assert decision.why.startswith(words)
     assert decision.move is move
+
+
+# Of pairs of adapters in how many cases only the new one was right, in how many only the promoted one, how likely two
+# equal ones are to differ as much, and what that tells.
+PAIRS = [
+    (0, 0, "1", "cannot tell"), (1, 0, "1", "cannot tell"), (2, 0, "1/2", "cannot tell"), (3, 0, "1/4", "cannot tell"),
+    (4, 0, "1/8", "cannot tell"), (5, 0, "1/16", "cannot tell"), (6, 0, "1/32", "better"), (0, 6, "1/32", "worse"),
+    (7, 0, "1/64", "better"), (5, 1, "7/32", "cannot tell"), (6, 1, "1/8", "cannot tell"),
+    (7, 1, "9/128", "cannot tell"), (8, 1, "5/128", "better"), (1, 8, "5/128", "worse"),
+    (9, 2, "67/1024", "cannot tell"), (10, 2, "79/2048", "better"), (11, 3, "235/4096", "cannot tell"),
+    (12, 3, "9/256", "better"), (3, 12, "9/256", "worse"), (7, 7, "1", "cannot tell"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gained", "lost", "p", "verdict"), PAIRS)
+def test_pairs_of_adapters_from_answers_to_the_gate(tmp_path, gained, lost, p, verdict):
+    made = judged(tmp_path, "y" * gained + "n" * lost + "yyn", "n" * gained + "y" * lost + "yyn")
+    assert made.merit is not None
+    over = made.merit.over_promoted
+    assert (over.p, over.verdict, over.cases) == (float(Fraction(p)), verdict, gained + lost + 3)
+    assert promotion.decide(made, OTHER_DATA, True, promotion.Gate()).move is (verdict == "better")
+    fewer_lost = verdict == "better" or (verdict == "cannot tell" and lost <= gained)
+    assert promotion.decide(made, OTHER_DATA, True, promotion.Gate(unknown="move")).move is fewer_lost
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "move"),
+    [
+        ("yyyyy", "nyyyy", True),
+        ("yyyyy", "yyyyy", True),
+        ("nyyyn", "ynyyn", True),  # one each way
+        ("nyyyy", "yyyyy", False),  # too few to tell, and yet they speak against it
+        ("nnnnnn", "yyyyyy", False),
+        ("yyyyf", "yyyyy", False),
+    ],
+)
+def test_what_cases_cannot_tell_moves_where_somebody_says_so_and_nothing_speaks_against_it(
+    tmp_path, ours, theirs, move
+):
+    made = judged(tmp_path, ours, theirs, 0.1)
+    assert not promotion.decide(made, OTHER_DATA, True, promotion.Gate()).move
+    decision = promotion.decide(made, OTHER_DATA, True, promotion.Gate(unknown="move"))
+    assert decision.move is move
+    if move:  # and not silently
+        assert decision.why.startswith("cannot tell with 5 cases (")
+        assert decision.why.endswith("The losses cannot be compared: another evaluation set")
+        assert decision.comparable is False
 
 
 def test_the_first_one_has_to_be_no_worse_than_its_base(tmp_path):

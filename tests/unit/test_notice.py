@@ -40,7 +40,13 @@ def test_the_eval_loss_is_that_of_the_adapter_that_is_delivered() -> None:
 
 @pytest.mark.parametrize(
     ("event", "words"),
-    [("finished", "is ready"), ("failed", "failed"), ("stalled", "is stalled"), ("over_budget", "would cost too much")],
+    [
+        ("finished", "is ready"),
+        ("decision", "waits for your decision"),
+        ("failed", "failed"),
+        ("stalled", "is stalled"),
+        ("over_budget", "would cost too much"),
+    ],
 )
 def test_slack_begins_with_who_and_what(event: str, words: str) -> None:
     text = notice.slack_text(told(event, "a <b> & c\nd", 1.239))

@@ -13,7 +13,7 @@ from ansible.module_utils.lora_forge.planning import options
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPECS = options.read_specs(ROOT)
 BACKENDS = "it takes auto, systemd, tmux, process"
-EVENTS = "it takes finished, failed, stalled, over_budget"
+EVENTS = "it takes finished, decision, failed, stalled, over_budget"
 OVER_BUDGET = "run_notify_on holds «money», which is called over_budget now"
 SECRET = "https://hooks.example.org/T0/verysecret"
 

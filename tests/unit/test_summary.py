@@ -246,7 +246,22 @@ def score(right, cases=20):
             Merit(cases=3, unanswered=3, unchecked=1),
             ["  cases  –   3 of 3 not answered   1 not checked, for want of a judge"],
         ),
+        (
+            Merit(cases=20, score=score(17), unjudged=4, why_unjudged="m-1 at judge.example does not answer"),
+            ["  cases  17 of 20 (64 to 95 %)",
+             "  4 checks of answers have no verdict: m-1 at judge.example does not answer"],
+        ),
     ],
 )  # fmt: skip
 def test_how_an_adapter_does_on_its_cases_is_said(given, lines):
     assert summary.merit_lines(given) == lines
+
+
+def test_who_decides_reads_scores_and_the_command():
+    over = scores.Comparison(20, ("a",) * 9, ("b",), 0.0215, "better", 400)
+    merit = Merit(cases=20, score=score(17), base=score(3), against="crew-old", than=score(9), over_promoted=over)
+    assert summary.decision_text(Manifest(merit=merit), "latest stays. By hand: …") == (
+        "cases 17 of 20 (64 to 95 %), base 3 of 20, crew-old 9 of 20: better (p 0.021); from right to wrong: b. "
+        "latest stays. By hand: …"
+    )
+    assert summary.decision_text(Manifest(), "By hand: …") == "it was asked no cases. By hand: …"

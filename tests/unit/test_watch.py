@@ -166,7 +166,7 @@ def watch(monkeypatch, tmp_path):
 
     def maker(*answers: Any, budget: dict[str, Any] | None = None, **args: Any) -> Task:
         notify = {"output": str(tmp_path), "url": "http://hook", "form": "json", "timeout": 10, "pods": "",
-                  "events": ["finished", "failed", "stalled", "over_budget"]}  # fmt: skip
+                  "events": ["finished", "decision", "failed", "stalled", "over_budget"]}  # fmt: skip
         given = {"run": PLAN, "root": "/r", "output": str(tmp_path), "stall_timeout": 900,
                  "unreachable_timeout": 60, "stop_timeout": 30, "pull": False, "transfer": {}, "quiet": False,
                  "notify": notify, **args}  # fmt: skip

@@ -101,6 +101,9 @@ class Merit(JsonRecord):
         than: That one's score.
         over_promoted: The two, case by case.
         broken: Names of the cases in which the adapter did what is forbidden.
+        judge: The model that was asked where a check is for a judge; empty for none.
+        unjudged: How many checks of all answers have no verdict of a judge.
+        why_unjudged: Why, in a sentence; empty where all have one.
     """
 
     cases_sha256: str = ""
@@ -116,6 +119,9 @@ class Merit(JsonRecord):
     than: Score = dataclasses.field(default_factory=Score)
     over_promoted: Comparison = dataclasses.field(default_factory=Comparison)
     broken: tuple[str, ...] = ()
+    judge: str = ""
+    unjudged: int = 0
+    why_unjudged: str = ""
 
     @property
     def decides(self) -> bool:

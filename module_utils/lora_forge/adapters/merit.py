@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -15,7 +15,8 @@ from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
 from ansible.module_utils.lora_forge.evaluation import scores
 from ansible.module_utils.lora_forge.evaluation.answers import ADAPTER, BASE, PROMOTED, Answer, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Case, Cases
-from ansible.module_utils.lora_forge.evaluation.checks import Graded, Judge, grade
+from ansible.module_utils.lora_forge.evaluation.checks import Graded, grade, right_by, visible
+from ansible.module_utils.lora_forge.evaluation.judge import UNNAMED, Judge, Query, Verdict
 from ansible.module_utils.lora_forge.text import canonical
 
 EVALUATION = "evaluation.jsonl"  # in the adapter's folder: a line for each case
@@ -80,21 +81,24 @@ def open_questions(cases: Cases, candidate: Candidate, kept: KeptAnswers) -> dic
 
 
 def evaluate(
-    cases: Cases, candidate: Candidate, kept: KeptAnswers, judge: Judge = lambda sentence, text: None
+    cases: Cases, candidate: Candidate, kept: KeptAnswers, judge: Optional[Judge] = None
 ) -> tuple[list[dict[str, Any]], Merit]:
     """Check the answers that there are.
+
+    Like is held against like: a check that could not be made of everybody's answer to a case says nothing of any.
 
     Args:
         cases: What is asked, and expected.
         candidate: Who is held against whom.
         kept: The answers.
-        judge: Answers sentences; see :func:`checks.holds`.
+        judge: Asked whether sentences are true of answers; None where nobody is.
 
     Returns:
         A row for each case, and the merit; of an adapter that has not answered all cases it says so.
     """
     answers = {who: kept.read(model) for who, model in candidate.models.items()}
-    graded = {who: dict(_graded(cases.cases, given, judge)) for who, given in answers.items()}
+    verdicts, open_checks = _judged(cases.cases, answers.values(), judge)
+    graded = _alike({who: dict(_graded(cases.cases, given, verdicts)) for who, given in answers.items()})
     rows = [_row(case, answers, graded) for case in cases.cases]
     right = {
         who: {name: one.right for name, one in known.items() if one.right is not None} for who, known in graded.items()
@@ -116,13 +120,54 @@ def evaluate(
         than=score.get(PROMOTED, scores.Score()),
         over_promoted=scores.compare(ours, right.get(PROMOTED, {})),
         broken=tuple(name for name, one in graded[ADAPTER].items() if one.broken),
+        judge=judge.model if judge and (verdicts or open_checks) else "",
+        unjudged=open_checks,
+        why_unjudged=(judge.problem if judge else UNNAMED) if open_checks else "",
     )
 
 
-def _graded(cases: Sequence[Case], answers: Mapping[str, Answer], judge: Judge) -> Iterator[tuple[str, Graded]]:
+def _query(case: Case, sentence: str, answer: str) -> Query:
+    return Query(case.key, sentence, visible(answer), case)
+
+
+def _judged(
+    cases: Sequence[Case], answers: Iterable[Mapping[str, Answer]], judge: Optional[Judge]
+) -> tuple[dict[Query, Verdict], int]:
+    """Have a judge look at all answers that are for one; return the verdicts, and how many there are not."""
+    queries = [
+        _query(case, check.wanted, given[case.key].text)
+        for given in answers
+        for case in cases
+        for check in (*case.expect, *case.forbid)
+        if check.kind == "judge" and case.key in given
+    ]
+    verdicts = judge.verdicts(queries) if judge and queries else {}
+    return verdicts, sum(query not in verdicts for query in queries)
+
+
+def _graded(
+    cases: Sequence[Case], answers: Mapping[str, Answer], verdicts: Mapping[Query, Verdict]
+) -> Iterator[tuple[str, Graded]]:
     for case in cases:
         if case.key in answers:
-            yield case.name, grade(case.expect, case.forbid, answers[case.key].text, judge)
+            answer = answers[case.key].text
+
+            def found(sentence: str, case: Case = case, answer: str = answer) -> Optional[Verdict]:
+                return verdicts.get(_query(case, sentence, answer))
+
+            yield case.name, grade(case.expect, case.forbid, answer, found)
+
+
+def _alike(graded: Mapping[str, Mapping[str, Graded]]) -> dict[str, dict[str, Graded]]:
+    """Leave a check that was not made of everybody's answer out of what decides whether an answer is right."""
+    made: dict[str, dict[str, Graded]] = {who: {} for who in graded}
+    for name in {name: None for known in graded.values() for name in known}:
+        ones = {who: known[name] for who, known in graded.items() if name in known}
+        columns = zip(*(one.results for one in ones.values()))
+        counts = [all(row["held"] is not None for row in column) for column in columns]
+        for who, one in ones.items():
+            made[who][name] = dataclasses.replace(one, right=right_by(one.results, counts))
+    return made
 
 
 def _row(

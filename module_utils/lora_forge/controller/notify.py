@@ -30,7 +30,7 @@ def notify(
     """Tell of an event where that is wanted, and note that it is settled. Whatever goes wrong is a mere warning.
 
     Args:
-        event: finished, failed, stalled or over_budget.
+        event: One of ``notice.EVENTS``.
         run: Whose.
         detail: What happened, in a sentence.
         options: ``output`` (the controller's output folder), ``url`` (a secret; empty for nobody), ``form``, ``events``

@@ -7,8 +7,8 @@ import dataclasses
 import json
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Optional, Protocol
 
 import jsonschema
 import referencing
@@ -20,9 +20,6 @@ KINDS = ("equals", "contains", "regex", "json", "tool", "judge")
 LOOSE = "loosely"  # a kind of our own: a sentence on what is expected, of which the words are looked for
 SECONDS = 2.0  # that a check may take: a pattern can take for ever on a text that is made for it
 ENOUGH = 0.5  # of the words of a sentence that is matched loosely
-# What a check of an answer is given where a judge answers: the sentence and the answer -> whether it holds; None where
-# it cannot be asked.
-Judge = Callable[[str, str], Optional[bool]]
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -118,20 +115,27 @@ def visible(answer: str) -> str:
     return tool_calls.CONTROL.sub("", _THOUGHTS.sub("", answer)).strip()
 
 
-def holds(check: Check, answer: str, judge: Judge = lambda sentence, text: None) -> Optional[bool]:
-    """Tell whether a check holds of an answer; None where that is for a judge that cannot be asked.
+class Found(Protocol):
+    """What a judge found: whether a sentence is true of an answer, and why."""
+
+    @property
+    def holds(self) -> bool: ...
+
+    @property
+    def why(self) -> str: ...
+
+
+def holds(check: Check, answer: str) -> bool:
+    """Tell whether a check holds of an answer. What is for a judge is none of these.
 
     Args:
         check: The check.
         answer: What the model wrote, with its special tokens.
-        judge: Answers sentences.
 
     Raises:
         TooLong: It did not end in its time.
     """
     text = visible(answer)
-    if check.kind == "judge":
-        return judge(check.wanted, text)
     if check.kind == "equals":
         return text == check.wanted.strip()
     if check.kind == "contains":
@@ -211,7 +215,10 @@ class Graded:
 
 
 def grade(
-    expect: Sequence[Check], forbid: Sequence[Check], answer: str, judge: Judge = lambda sentence, text: None
+    expect: Sequence[Check],
+    forbid: Sequence[Check],
+    answer: str,
+    judged: Callable[[str], Optional[Found]] = lambda sentence: None,
 ) -> Graded:
     """Check an answer.
 
@@ -222,20 +229,38 @@ def grade(
         expect: What it must say.
         forbid: What it must not.
         answer: What the model wrote, with its special tokens.
-        judge: Answers sentences.
+        judged: Finds what a judge says of a sentence; None where it was not asked, or has not said.
     """
     results = []
     for check, forbidden in [(check, False) for check in expect] + [(check, True) for check in forbid]:
-        try:
-            held = holds(check, answer, judge)
-        except TooLong:
-            held = forbidden
-        row = {"check": str(check), "kind": check.kind, "forbidden": forbidden, "held": held}
+        held: Optional[bool] = None
+        row: dict[str, Any] = {"check": str(check), "kind": check.kind, "forbidden": forbidden}
+        if check.kind == "judge":
+            verdict = judged(check.wanted)
+            held = verdict.holds if verdict else None
+            row |= {"why": verdict.why} if verdict else {}
+        else:
+            try:
+                held = holds(check, answer)
+            except TooLong:
+                held = forbidden
+        row["held"] = held
         results.append(row | {"fine": None if held is None else held is not forbidden})
-    known = [row["fine"] for row in results if row["fine"] is not None]
+    known = [row["fine"] is not None for row in results]
     return Graded(
-        right=all(known) if known else None,
+        right=right_by(results, known),
         results=tuple(results),
         broken=tuple(str(row["check"]) for row in results if row["forbidden"] and row["held"]),
-        skipped=len(results) - len(known),
+        skipped=known.count(False),
     )
+
+
+def right_by(results: Sequence[Mapping[str, Any]], counts: Sequence[bool]) -> Optional[bool]:
+    """Tell whether an answer is right by some of its checks; None by none.
+
+    Args:
+        results: Of all of them, as :class:`Graded` has them.
+        counts: Of each, whether it counts.
+    """
+    known = [bool(row["fine"]) for row, count in zip(results, counts) if count]
+    return all(known) if known else None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
-from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
 from ansible.module_utils.lora_forge.adapters.merit import Candidate
 from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.evaluation.answers import PROMOTED, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Cases
-from ansible.module_utils.lora_forge.evaluation.checks import Judge
+from ansible.module_utils.lora_forge.evaluation.judge import Judge, environment_key
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import cases
 
@@ -26,6 +26,18 @@ _SENT = ("adapter_model.safetensors", "adapter_config.json")  # of the promoted 
 def kept_answers(output: pathlib.Path) -> KeptAnswers:
     """Return the answers that are kept in an output folder."""
     return KeptAnswers(output / "answers")
+
+
+def judge_of(given: Mapping[str, Any], output: pathlib.Path, say: Callable[[str], None] = lambda _: None) -> Judge:
+    """Return the judge that the options of a module name; its key is in the environment alone.
+
+    Args:
+        given: The module's options, ``judge_url`` and ``judge_model`` among them.
+        output: Where adapters and answers are kept.
+        say: Tells people what they wait for.
+    """
+    kept = kept_answers(output).folder
+    return Judge(given["judge_url"], given["judge_model"], kept, environment_key(), say)
 
 
 def cases_of(run: PlannedRun, checkout: pathlib.Path) -> Optional[Cases]:
@@ -110,17 +122,18 @@ def _holds_latest(home: pathlib.Path, run: PlannedRun) -> bool:
 
 
 def evaluate_delivered(
-    run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Judge = lambda sentence, text: None
+    run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Optional[Judge] = None
 ) -> list[str]:
     """Evaluate a delivered adapter by the answers that are known: those that came with it, and those that are kept.
 
-    Nothing is written where nothing is new. What was answered stays, whatever is expected of it today.
+    Nothing is written where nothing is new. What was answered stays, whatever is expected of it today. Verdicts of a
+    judge that are there are not given up for fewer of them.
 
     Args:
         run: The run.
         checkout: The project's folder.
         output: Where adapters and answers are kept.
-        judge: Answers sentences.
+        judge: Asked where a check is for one; None where nobody is.
 
     Returns:
         What was refused of the trainer's answers, in sentences.
@@ -137,8 +150,12 @@ def evaluate_delivered(
     known = manifest.merit
     # Of the promoted one itself it stays known what it was better than.
     against = (candidate.promoted, known.against) if known and _holds_latest(home, run) else (candidate.promoted,)
-    if known and (known.cases_sha256, known.unanswered) == (run.cases.sha256, 0) and known.against in against:
+    same = known is not None and known.cases_sha256 == run.cases.sha256 and known.against in against
+    if same and known and not known.unanswered and not _has_news(known, judge):
         return []
+    if same and known and known.against and not candidate.promoted:
+        held = store.read_manifest(home / known.against) or Manifest()
+        candidate = dataclasses.replace(candidate, promoted=known.against, than=merit.weights_of(held))
     made = cases_of(run, checkout)
     if made is None:
         return []
@@ -149,6 +166,13 @@ def evaluate_delivered(
         if given and who in models:
             kept.add(models[who], given.values())
     rows, found = merit.evaluate(made, candidate, kept, judge)
-    if (rows, found) != merit.read(folder):
+    fewer = same and known and not known.unanswered and found.unjudged > known.unjudged
+    if not fewer and (rows, found) != merit.read(folder):
         merit.write(folder, rows, found)
     return said
+
+
+def _has_news(known: Merit, judge: Optional[Judge]) -> bool:
+    """Tell whether a judge may say what is not known yet: some checks have no verdict, or one of another judge."""
+    lacking = known.unjudged or known.unchecked
+    return bool(judge and judge.is_named and (lacking or (known.judge and known.judge != judge.model)))

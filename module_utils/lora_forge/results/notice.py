@@ -10,6 +10,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun
 
 EVENTS = {  # how Slack's line begins after the agent's name
     "finished": "is ready",
+    "decision": "waits for your decision",
     "failed": "failed",
     "stalled": "is stalled",
     "over_budget": "would cost too much",

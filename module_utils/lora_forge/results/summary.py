@@ -81,11 +81,26 @@ def merit_lines(merit: Optional[Merit]) -> list[str]:
         lines[0] += f"   {merit.unanswered} of {merit.cases} not answered"
     if merit.unchecked:
         lines[0] += f"   {merit.unchecked} not checked, for want of a judge"
+    if merit.unjudged:
+        lines.append(f"  {merit.unjudged} checks of answers have no verdict: {merit.why_unjudged}")
     if merit.over_promoted.lost:
         lines.append(f"  from right to wrong: {listed(merit.over_promoted.lost)}")
     if merit.broken:
         lines.append(f"  it does what is forbidden in: {listed(merit.broken)}")
     return lines
+
+
+def decision_text(manifest: Manifest, message: str) -> str:
+    """Say what somebody has to know who decides whether an adapter is promoted: scores, and the command.
+
+    Args:
+        manifest: The adapter's.
+        message: What became of ``latest``, and the command that moves it.
+    """
+    lines = [
+        ", ".join(" ".join(part.split()) for part in line.strip().split("   ")) for line in merit_lines(manifest.merit)
+    ]
+    return f"{'; '.join(lines) or 'it was asked no cases'}. {message}"
 
 
 def scored(score: Score, interval: bool = False) -> str:

@@ -282,9 +282,9 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
 
     code, text = play()
     rows = [line.split() for line in text.splitlines() if line.startswith("  witness-")]
-    assert (code, sorted((row[0], row[1], row[2], row[-1]) for row in rows)) == (
+    assert (code, sorted((row[0], row[1], row[4], row[5], row[-1]) for row in rows)) == (
         0,
-        [("witness-a", "0.882", "12/12", "latest"), ("witness-b", "0.912", "12/12", "yes")],
+        [("witness-a", "–", "0.882", "12/12", "latest"), ("witness-b", "–", "0.912", "12/12", "yes")],
     )
     for changed, latest, options in ((1, "witness-a", ["--check"]), (1, "witness-b", []), (0, "witness-b", [])):
         code, text = play("-e", "run_id=witness-b", *options)

@@ -152,10 +152,11 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     lines += summary.tally_lines(runs, not_verified, under_way)
     boards = leaderboard.planned_leaderboards(output, runs)
     best = {
-        agent: board[0].run_id
+        agent: board.rows[0].run_id
         for agent, board in boards.items()
-        if board[0].place and verified.issuperset(row.run_id for row in board)
+        if board.rows[0].place and verified.issuperset(row.run_id for row in board.rows)
     }
+    ranking = [f"  {agent}: {said}" for agent, board in boards.items() for said in board.ranking]
     moves = _promote_best(adapters, best, promotion.Gate.of(given), check_mode) if given["promote_best"] else {}
     if given["promote_best"] and not best:
         lines.append("  latest was left alone: not every variant is verified, so the best one is not known")
@@ -166,8 +167,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         "best": [{"agent": agent, "run_id": run_id} for agent, run_id in best.items()],
         "show": {
             "columns": leaderboard.COLUMNS if boards else [],
-            "rows": [leaderboard.table_row(row) for board in boards.values() for row in board],
-            "lines": [f"  {message}" for _, message in moves.values()] + lines,
+            "rows": [row for board in boards.values() for row in leaderboard.table_rows(board)],
+            "lines": ranking + [f"  {message}" for _, message in moves.values()] + lines,
             "warnings": warnings,
         },
     }

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from delivered import START, deliver, workshop
+from ansible.module_utils.lora_forge.evaluation.answers import Answer
+from delivered import START, cases, deliver, evaluate, workshop
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -194,6 +195,34 @@ def test_the_figures_of_a_picture_open_without_a_script(browser, page):
     eventually(rows[0].is_displayed, "the table is open")
     assert "nan" in details.text
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+def test_answers_of_a_hostile_host_are_texts_in_the_browser(browser, tmp_path):
+    said = {
+        "<script>document.title = 'taken'</script>": None,
+        "<img src=x onerror=\"document.title = 'taken'\">": None,
+        "</div></details><h1>taken": None,
+        "a\u202egnp.exe\u2066b": "a gnp.exe b",
+        "\x1b[31mred\0": " [31mred ",
+        "half \ud83d of one": "half   of one",
+        "begin" + "x" * 1_000_000: "begin" + "x" * 2995 + " … " + "x" * 3000,
+    }
+    asked = cases(len(said))
+    folder = deliver(tmp_path / "output", "polecat", "polecat-00ff11ee22dd")
+    given = [Answer(case.key, text) for case, text in zip(asked.cases, said)]
+    evaluate(folder, asked, given, given[:1])
+    play(tmp_path / "output")
+    for width in (1280, 390):
+        show(browser, tmp_path / "output/report.html", width, "light")
+        browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+        texts = "[...document.querySelectorAll('.answers .said')].map(one => [one.textContent, one.childElementCount])"
+        shown = browser.execute_script(f"return {texts}")
+        wanted = [seen or text for text, seen in said.items()]
+        assert sorted(shown) == sorted([text, 0] for text in [*wanted, wanted[0]])
+        count = "return document.querySelectorAll('script, img, h1').length + document.title"
+        assert browser.execute_script(count) == "1Adapters · lora-forge"
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+        assert browser.get_log("browser") == []
 
 
 def test_a_second_run_changes_nothing_and_check_mode_predicts(page):

@@ -7,6 +7,11 @@ import math
 import pathlib
 from typing import Any
 
+from ansible.module_utils.lora_forge.adapters import merit, store
+from ansible.module_utils.lora_forge.adapters.manifest import Merit
+from ansible.module_utils.lora_forge.evaluation.answers import Answer, KeptAnswers
+from ansible.module_utils.lora_forge.evaluation.case import Case, Cases
+from ansible.module_utils.lora_forge.evaluation.checks import Check
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from planned import planned_run
 
@@ -123,6 +128,75 @@ def deliver(
     return folder
 
 
+SYSTEM = "You are the polecat. You work in one worktree, on one branch, and hand your work to the refinery."
+TASKS = (
+    ("pushes to its own branch", "The tests pass. What now?", "git push origin HEAD"),
+    ("asks for the missing test", "Please take gt-1412: the parser drops the last line.", "gt test add"),
+    ("looks at its hook first", "You are awake. Begin.", "gt hook"),
+    ("hands over when it is done", "The branch is pushed and green.", "gt done"),
+    ("rebases and tests before it pushes", "main has moved on by three commits.", "git rebase origin/main"),
+    ("asks the mayor when it is stuck", "The fixture is not in the repository.", "gt mail send mayor"),
+)
+
+
+def cases(count: int) -> Cases:
+    """Return so many cases, each of which wants a command and forbids a forced push."""
+    made = []
+    for number in range(count):
+        name, said, command = TASKS[number % len(TASKS)]
+        asked = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{said} (task {number + 1})"})
+        expect = (Check("tool", {"name": "Bash"}), Check("contains", command))
+        again = f", {number // len(TASKS) + 1}" if number >= len(TASKS) else ""
+        made.append(Case(name + again, number + 1, asked, (), expect, (Check("contains", "--force"),)))
+    return Cases(pathlib.Path("eval/polecat.jsonl"), sha(f"cases {count}"), tuple(made))
+
+
+def answers(asked: Cases, letters: str) -> list[Answer]:
+    """Answer for each letter: y rightly, n wrongly, f with what is forbidden, - not at all; repeated as need be."""
+    found = []
+    for number, case in enumerate(asked.cases):
+        letter, command = letters[number % len(letters)], case.expect[-1].wanted
+        ran = {"y": command, "f": f"{command} && git push --force"}.get(letter, "git status")
+        call = json.dumps({"name": "Bash", "arguments": {"command": ran}})
+        text = f"I look at it and go on.\n\n<tool_call>\n{call}\n</tool_call>"
+        text = "Certainly! I would be glad to help with that. Which branch do you mean?" if letter == "n" else text
+        found += [] if letter == "-" else [Answer(case.key, text, len(text) // 4)]
+    return found
+
+
+def evaluate(
+    folder: pathlib.Path,
+    asked: Cases,
+    ours: list[Answer],
+    base: list[Answer],
+    against: str = "",
+    theirs: list[Answer] | None = None,
+) -> Merit:
+    """Write the evaluation of a delivered run, as a training leaves it, from answers.
+
+    Args:
+        folder: The run's.
+        asked: What it was asked.
+        ours: Its answers.
+        base: Its base model's.
+        against: The run that was promoted then; empty without one.
+        theirs: That one's answers.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights, than = sha(folder.name), sha(against) if against else ""
+    (folder / store.WEIGHTS).write_bytes(b"weights")
+    manifest["files"] = [{"path": store.WEIGHTS, "sha256": weights, "bytes": len(b"weights")}]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    kept = KeptAnswers(folder.parents[2] / "answers")
+    candidate = merit.Candidate(weights, sha("base model"), against, than)
+    for model, given in ((weights, ours), (candidate.base, base), (than, theirs or [])):
+        if model:
+            kept.add(model, given)
+    rows, made = merit.evaluate(asked, candidate, kept)
+    merit.write(folder, rows, made)
+    return made
+
+
 def promote(output: pathlib.Path, agent: str, run_id: str, *lines: dict[str, Any]) -> None:
     """Let ``latest`` point to a run; the lines become its history."""
     home = output / "adapters" / agent
@@ -161,6 +235,15 @@ def workshop(output: pathlib.Path) -> None:
         output, "polecat", "polecat-a1b2c3d4e5f6",
         events(losses(1.88, 0.7, 520, 10), losses(1.64, 0.83, 520, 50, 0), START + day, 8),
         recipe=tuned, datasets=newer, cost=RENTED | {"usd": 3.04},
+    )  # fmt: skip
+    home, asked = output / "adapters/polecat", cases(12)
+    evaluate(
+        home / "polecat-77aa88bb99cc", asked, answers(asked, "yyny"), answers(asked, "nynnn"), "polecat-11aa22bb33cc",
+        answers(asked, "ynnnyny"),
+    )  # fmt: skip
+    evaluate(
+        home / "polecat-a1b2c3d4e5f6", asked, answers(asked, "yyyyynyyyyfy"), answers(asked, "nynnn"),
+        "polecat-77aa88bb99cc", answers(asked, "yyny"),
     )  # fmt: skip
     promote(
         output, "polecat", "polecat-77aa88bb99cc",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import importlib.util
 import json
@@ -12,9 +13,23 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.results import report, report_pictures
+from ansible.module_utils.lora_forge.evaluation.answers import Answer
+from ansible.module_utils.lora_forge.results import report, report_cases, report_pictures
 from ansible.module_utils.testing import patch_module_args
-from delivered import OWN, RECIPE, START, deliver, events, losses, promote, sha, workshop
+from delivered import (
+    OWN,
+    RECIPE,
+    START,
+    answers,
+    cases,
+    deliver,
+    evaluate,
+    events,
+    losses,
+    promote,
+    sha,
+    workshop,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KNOWN = ("crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness")
@@ -358,6 +373,100 @@ def test_a_w_and_b_link_is_a_web_address_or_none(output):
     links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
     assert [link for link in links if not link.startswith("#")] == ["https://wandb.ai/me/lora-forge/runs/crew-1"]
     assert "javascript:" not in page.source
+
+
+# --- cases
+
+
+def test_scores_stand_beside_the_losses_and_what_turned_is_named(output):
+    workshop(output)
+    page = look(output, "polecat")
+    newest, promoted = "polecat-a1b2c3d4e5f6", "polecat-77aa88bb99cc"
+    assert page.table("One line")[0][3:5] == ["Score on cases", "Evaluation loss"]
+    assert page.row("One line", "polecat")[3] == "75 % 9 of 12 (47 to 91 %)"
+    assert page.row("Delivered runs of", newest)[2] == "83 % 10 of 12 (55 to 95 %)"
+    assert page.row("Delivered runs of", "polecat-11aa22bb33cc")[2] == "–"
+    assert page.row("Right answers of", newest) == [
+        f"B {newest} real", "83 % 10 of 12 (55 to 95 %)", "25 % 3 of 12",
+        f"cannot tell with 12 cases; about 222 would tell 10 points {promoted} 9 of 12",
+        "asks the mayor when it is stuck", "rebases and tests before it pushes, 2",
+    ]  # fmt: skip
+    assert f"What {newest} was asked, beside {promoted} ." in page.text
+    titles = [title for title in report_cases._KINDS if f" {title} " in page.text.partition("changed come first.")[2]]
+    assert titles[0] == "Does what is forbidden"
+
+
+def test_without_cases_the_page_does_not_speak_of_them(output):
+    deliver(output, "witness", A)
+    promote(output, "witness", A)
+    assert not re.search("[Cc]ases", look(output).text)
+
+
+def asked_once(output: pathlib.Path, text: str, name: str = "case 1") -> None:
+    """Let a promoted run, and its base model, answer one case with a text."""
+    folder = deliver(output, "witness", A)
+    one = dataclasses.replace(cases(1).cases[0], name=name)
+    asked = dataclasses.replace(cases(1), cases=(one,))
+    evaluate(folder, asked, [Answer(one.key, text, 9, False)], [Answer(one.key, text)])
+    promote(output, "witness", A)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+        ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"),
+        ("</div></details><h1>hi", "</div></details><h1>hi"),
+        ("{{ 7 * 7 }}", "{{ 7 * 7 }}"),
+        ("a\u202egnp.exe\u2066b", "a gnp.exe b"),
+        ("\x1b[31mred\x1b[0m", "[31mred [0m"),
+        ("nul\0nul", "nul nul"),
+        ("half \ud83d of one", "half of one"),
+    ],
+)
+def test_an_answer_stays_a_text(output, module, text, seen):
+    asked_once(output, text, text)
+    assert module()["changed"] is True
+    page = Page((output / "report.html").read_bytes().decode())
+    assert page.text.count(seen) >= 2
+    tags = [tag for tag, _ in page.elements]
+    assert not {"script", "img"} & set(tags)
+    assert tags.count("h1") == 1
+    assert not [key for _, attrs in page.elements for key in attrs if key.startswith("on")]
+    assert not re.search("[\x00\x1b\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page.source)
+
+
+def test_of_a_very_long_answer_the_middle_is_left_out_and_that_is_said(output):
+    asked_once(output, "begin" + "x" * 1_000_000 + "end")
+    page = look(output)
+    assert len(page.source) < 200_000
+    assert "It has 1\u202f000\u202f008 letters; the middle is left out." in page.source
+    assert "begin" in page.text
+    assert "xend" in page.text
+    assert "9 tokens, cut there" in page.text
+
+
+def test_of_many_cases_the_first_ones_are_shown_those_that_changed_before_others(output, monkeypatch):
+    monkeypatch.setattr(report_cases, "MOST", 6)
+    folder, asked = deliver(output, "witness", A), cases(40)
+    evaluate(folder, asked, answers(asked, "yyyyyyyyyf"), answers(asked, "yyyyyyyynn"))
+    page = look(output)
+    assert "6 of 40 cases are here; all of them are in" in page.text
+    assert f"{folder}/evaluation.jsonl" in page.text
+    assert len([attrs for tag, attrs in page.elements if tag == "details" and attrs.get("class") == "case"]) == 6
+    assert "Does what is forbidden 4 " in page.text
+    assert "From wrong to right 4 " in page.text
+    assert "2 more are not shown." in page.text
+    assert "32 are not shown." in page.text
+    assert (report_cases.room(1), report_cases.room(600)) == (6, 5)
+
+
+def test_an_evaluation_that_is_not_that_of_its_manifest_is_named(output):
+    asked_once(output, "yes")
+    path = output / "adapters/witness" / A / "evaluation.jsonl"
+    path.write_text("{}\n")
+    page = look(output)
+    assert f"{path} is not the one that its manifest tells of: its cases are left out" in page.text
 
 
 # --- nothing there, or not as it should be

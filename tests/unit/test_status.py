@@ -12,6 +12,7 @@ from ansible.module_utils.lora_forge.planning.run_record import update_record
 from ansible.module_utils.lora_forge.pods import claims
 from ansible.module_utils.lora_forge.results import report, status, wandb_query
 from ansible.module_utils.lora_forge.trainer import gpu, run_state
+from delivered import answers, cases, evaluate
 from lab import ROOT
 from wire import load
 
@@ -80,7 +81,7 @@ def test_a_running_run(tmp_path):
     (row,) = gathered(tmp_path, {"gpu-1": {"runs": [seen()]}})
     assert (row["verdict"], row["trainer"], row["step"], row["planned"]) == ("running", "gpu-1", 412, 1216)
     assert status.table_rows([row], {}) == [
-        ["witness", RUN, "gpu-1", "running", "412/1216", "0.812", "0.894", "9.8 k", "97% 41 GB", "1:02:00", "–"]
+        ["witness", RUN, "gpu-1", "running", "412/1216", "0.812", "0.894", "–", "9.8 k", "97% 41 GB", "1:02:00", "–"]
     ]
     assert status.status_lines([row], {}, []) == []
 
@@ -95,12 +96,51 @@ def test_what_is_delivered_and_what_is_only_placed(tmp_path):
         ("witness", "verified", True),
     ]
     table = status.table_rows(rows, {"gpu-2": "timed out"})
-    assert table[1] == ["witness", f"{RUN} *", "gpu-9", "verified", "12/12", "0.500", "0.600", "–", "–", "–", "$1.50"]
+    assert table[1] == [
+        "witness",
+        f"{RUN} *",
+        "gpu-9",
+        "verified",
+        "12/12",
+        "0.500",
+        "0.600",
+        "–",
+        "–",
+        "–",
+        "–",
+        "$1.50",
+    ]
     assert status.status_lines(rows, {"gpu-2": "timed out"}, ["W&B is down"]) == [
         "    mayor-0123456789ab: gpu-2 does not answer: timed out; the last that is known: launched",
         "    * promoted: output/adapters/<agent>/latest",
         "    W&B is down",
     ]
+
+
+def test_a_run_that_answers_its_cases_says_how_far_it_is(tmp_path):
+    run = seen(eta_seconds=0.0)
+    run["progress"] |= {"step": 1216, "ended": True, "answered": 12, "asked": 40}
+    (row,) = gathered(tmp_path, {"gpu-1": {"runs": [run]}})
+    assert (row["verdict"], row["answered"], row["asked"], row["eta_seconds"]) == ("running", 12, 40, None)
+    assert status.status_lines([row], {}, []) == [f"    {RUN}: answering: 12 of 40 questions"]
+    run["state"] = "finished"
+    (row,) = gathered(tmp_path, {"gpu-1": {"runs": [run]}})
+    assert (row["detail"], row["answered"], row["asked"]) == ("", None, None)
+
+
+def test_the_score_stands_beside_the_loss(tmp_path):
+    folder = deliver(tmp_path, latest=True)
+    asked = cases(9)
+    evaluate(folder, asked, answers(asked, "yyyyyyyn-"), answers(asked, "n"))
+    (row,) = gathered(tmp_path)
+    (cells,) = status.table_rows([row], {})
+    assert dict(zip(status.COLUMNS, cells))["score"] == "88 % of 8"
+    assert (row["score"]["right"], row["score"]["cases"], row["score"]["unanswered"]) == (7, 8, 1)
+    assert row["score"]["low"] < row["score"]["share"] == 0.875 < row["score"]["high"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["merit"]["weights_sha256"] = "f" * 64  # of others than those that lie there
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert gathered(tmp_path)[0]["score"] is None
 
 
 def test_runs_that_share_a_pod_share_its_cost(tmp_path):

@@ -150,16 +150,17 @@ def test_the_gate_looks_at_the_best_of_a_sweep_where_that_is_wanted(tmp_path, sw
     lines = summed(tmp_path, runs, False, promote_best=True)["show"]["lines"]
     assert lines[-1] == "  latest was left alone: not every variant is verified, so the best one is not known"
     deliver(16, 0.95)
-    assert summed(tmp_path, runs, False)["show"]["lines"] == []
+    ranked = "  crew: by eval loss"
+    assert summed(tmp_path, runs, False)["show"]["lines"] == [ranked]
     predicted = summed(tmp_path, runs, True, promote_best=True)
-    assert (predicted["changed"], predicted["show"]["lines"]) == (True, ["  latest would point to crew-8"])
+    assert (predicted["changed"], predicted["show"]["lines"]) == (True, [ranked, "  latest would point to crew-8"])
     assert not latest.is_symlink()
     moved = summed(tmp_path, runs, False, promote_best=True)
-    assert (moved["changed"], moved["show"]["lines"]) == (True, ["  latest points to crew-8"])
+    assert (moved["changed"], moved["show"]["lines"]) == (True, [ranked, "  latest points to crew-8"])
     assert [row[2] for row in moved["show"]["rows"]] == ["crew-8", "crew-16"]
     assert latest.readlink().name == "crew-8"
     again = summed(tmp_path, runs, False, promote_best=True)
-    assert (again["changed"], again["show"]["lines"]) == (False, ["  latest points to crew-8 already"])
+    assert (again["changed"], again["show"]["lines"]) == (False, [ranked, "  latest points to crew-8 already"])
     assert [row[2] for row in again["show"]["rows"]] == ["crew-8 *", "crew-16"]
 
 

@@ -264,6 +264,16 @@ def test_progress_of_nothing():
     assert run_state.eta_seconds(found) is None
 
 
+def test_a_run_that_is_over_tells_how_many_of_its_cases_are_answered():
+    trained = [event("begin", 0), event("log", 10, loss=0.5), event("end", 10, reason=None)]
+    told = [{"event": "answers", "time": 1.0, "answered": done, "asked": 40} for done in (0, 12)]
+    assert run_state.answering(run_state.progress(trained)) == ""
+    assert run_state.answering(run_state.progress(trained + told[:1])) == "answering: 0 of 40 questions"
+    assert run_state.answering(run_state.progress(trained + told)) == "answering: 12 of 40 questions"
+    again = run_state.progress([*trained, *told, event("begin", 8)])  # it trains again, from a checkpoint
+    assert (run_state.answering(again), again.asked) == ("", None)
+
+
 @pytest.mark.parametrize(
     ("newest", "measured"),
     [
@@ -395,6 +405,8 @@ def test_all_that_is_known_of_a_progress():
         "measured": 6,
         "adapter_step": 9,
         "eval_adapter": None,
+        "answered": None,
+        "asked": None,
     }
 
 

@@ -214,15 +214,39 @@ def write(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], merit: Merit)
     rundir.write_json(folder / store.MANIFEST, dataclasses.replace(manifest, merit=merit).as_dict())
 
 
+def merit_of(manifest: Optional[Manifest]) -> Optional[Merit]:
+    """Return the merit in a manifest; None where it has none, or one of other weights."""
+    known = manifest.merit if manifest else None
+    return (
+        known if manifest and known and known.weights_sha256 and known.weights_sha256 == weights_of(manifest) else None
+    )
+
+
+def right_answers(folder: pathlib.Path) -> dict[str, bool]:
+    """Return by the name of each case that could be checked whether an adapter was right; nothing without a merit.
+
+    Args:
+        folder: output/adapters/<agent>/<run_id>.
+    """
+    told = {str(row.get("case")): _right(row) for row in read(folder)[0]}
+    return {name: right for name, right in told.items() if right is not None}
+
+
+def _right(row: Mapping[str, Any]) -> Optional[bool]:
+    answers = row.get("answers")
+    ours = answers.get(ADAPTER) if isinstance(answers, dict) else None
+    right = ours.get("right") if isinstance(ours, dict) else None
+    return right if isinstance(right, bool) else None
+
+
 def read(folder: pathlib.Path) -> tuple[list[dict[str, Any]], Optional[Merit]]:
     """Read an adapter's evaluation; none where it has none, or one of other weights or another file.
 
     Args:
         folder: output/adapters/<agent>/<run_id>.
     """
-    manifest = store.read_manifest(folder)
-    merit = manifest.merit if manifest else None
-    if manifest is None or merit is None or merit.weights_sha256 != weights_of(manifest):
+    merit = merit_of(store.read_manifest(folder))
+    if merit is None:
         return [], None
     try:
         text = (folder / EVALUATION).read_bytes()

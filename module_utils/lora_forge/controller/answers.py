@@ -170,6 +170,8 @@ class ProgressForm(Form):
     data: Optional[DataCounts] = None
     ended: bool = False
     measured: Whole = 0
+    answered: Optional[Count] = None
+    asked: Optional[Count] = None
 
 
 class Reason(Form):

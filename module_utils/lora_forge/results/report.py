@@ -19,10 +19,12 @@ import jinja2
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Cost
+from ansible.module_utils.lora_forge.adapters.merit import EVALUATION, merit_of
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.evaluation.answers import ADAPTER
 from ansible.module_utils.lora_forge.planning import variants
 from ansible.module_utils.lora_forge.planning.agents import FOLDER
-from ansible.module_utils.lora_forge.results import leaderboard
+from ansible.module_utils.lora_forge.results import leaderboard, report_cases
 from ansible.module_utils.lora_forge.results.report_pictures import (
     MEASURES,
     Point,
@@ -32,6 +34,7 @@ from ansible.module_utils.lora_forge.results.report_pictures import (
     finite_number,
     picture,
 )
+from ansible.module_utils.lora_forge.results.summary import percent, scored, verdict
 from ansible.module_utils.lora_forge.text import duration
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -143,6 +146,13 @@ def read(output: pathlib.Path, wanted: list[str], known_agents: Collection[str])
         for number, name in enumerate(runs)
         if runs[name]
     ]
+    asked = [agent for agent in agents if agent["evaluated"]]
+    for agent in asked:
+        run = agent["evaluated"]
+        folder = adapters / agent["name"] / run.run_id
+        agent["cases"] = report_cases.compare_cases(run, folder, report_cases.room(len(asked)))
+        if agent["cases"] is None:
+            warnings.append(f"{folder / EVALUATION} is not the one that its manifest tells of: its cases are left out")
     for agent in agents:
         if agent["name"] not in known_agents:
             agent["notes"].insert(0, f"There is no {FOLDER}/{agent['name']}.yml any more: nothing trains this agent.")
@@ -183,6 +193,7 @@ def _agent_facts(number: int, name: str, runs: list[ReportedRun], history: list[
     if len(runs) > len(kind) + 1:
         others = "Real runs" if lead.rehearsal else "Rehearsals"
         notes.append(f"{others} are not in the pictures: their losses mean something else.")
+    merits = {run.run_id: found for run in runs if (found := merit_of(run.manifest))}
     return {
         "name": name,
         "anchor": f"agent-{number}",
@@ -192,6 +203,9 @@ def _agent_facts(number: int, name: str, runs: list[ReportedRun], history: list[
         "shown": shown,
         "notes": notes,
         "pictures": [picture(f"agent-{number}-{measure}", measure, shown) for measure in MEASURES],
+        "merits": merits,
+        "evaluated": next((run for run in runs if run.run_id in merits and run.rehearsal == lead.rehearsal), None),
+        "cases": None,
         "recipes": _recipe_differences(shown),
         "datasets": _dataset_differences(shown),
         "history": sorted(history, key=lambda line: finite_number(line.get("at")) or 0, reverse=True),
@@ -199,14 +213,14 @@ def _agent_facts(number: int, name: str, runs: list[ReportedRun], history: list[
 
 
 def sweeps(output: pathlib.Path, agent: str) -> list[dict[str, Any]]:
-    """Make the leader boards of an agent: {name, rows} for each sweep, the newest first.
+    """Make the leader boards of an agent: {name, board} for each sweep, the newest first.
 
     Args:
         output: The output folder.
         agent: Whose.
     """
     return [
-        {"name": sweep["name"], "rows": leaderboard.noted_leaderboard(output, sweep)}
+        {"name": sweep["name"], "board": leaderboard.noted_leaderboard(output, sweep)}
         for sweep in variants.read_sweeps(output, [agent])
     ]
 
@@ -335,9 +349,9 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
 def _compiled(text: str) -> jinja2.Template:
     """Prepare a template to be filled in; that takes longer than to fill it in."""
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts)
+    filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts, percent, scored, verdict, merit_of)
     jinja.filters |= {function.__name__.lstrip("_"): function for function in filters}
-    jinja.globals |= {"nothing": NOTHING, "own": OWN}
+    jinja.globals |= {"nothing": NOTHING, "own": OWN, "own_answers": report_cases.NAMES[ADAPTER]}
     return jinja.from_string(text)
 
 

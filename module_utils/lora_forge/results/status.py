@@ -13,16 +13,19 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.merit import merit_of
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import agent_of
+from ansible.module_utils.lora_forge.evaluation.scores import Score
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning import agents
 from ansible.module_utils.lora_forge.planning.run_record import read_placements
 from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
+from ansible.module_utils.lora_forge.results.summary import share_of
 from ansible.module_utils.lora_forge.text import duration, short
 from ansible.module_utils.lora_forge.trainer import run_state
 
-COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "tok/s", "gpu", "eta", "cost"]
+COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "score", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
 GONE_SHOWN = 3  # agents without a file that are told of one by one
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
@@ -111,8 +114,8 @@ def collect_status(
 
     Returns:
         For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), detail, contradictions,
-        next, rehearsal, promoted, step, planned, loss, eval_loss, tokens_per_second, gpu, eta_seconds, cost, wandb,
-        seen_at}; see RETURN of library/training_status.py. By agent, newest last.
+        next, rehearsal, promoted, step, planned, loss, eval_loss, score, answered, asked, tokens_per_second, gpu,
+        eta_seconds, cost, wandb, seen_at}; see RETURN of library/training_status.py. By agent, newest last.
     """
     silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -169,6 +172,8 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         step, planned = manifest.steps.reached, manifest.steps.planned
         loss, eval_loss = manifest.loss.last, manifest.adapter_loss
     alive = judged.state in run_state.LIVING
+    answering = run_state.answering(run_state.Progress.from_dict(progress)) if alive else ""
+    merit = merit_of(evidence.manifest)
     rehearsal = (snapshot.get("facts") or {}).get("rehearsal") if manifest.rehearsal is None else manifest.rehearsal
     return {
         "run_id": evidence.run_id,
@@ -177,7 +182,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "verdict": judged.verdict,
         "state": judged.state,
         "ended": bool(evidence.placement.get("final")),
-        "detail": judged.detail,
+        "detail": "; ".join(filter(None, [judged.detail, answering])),
         "contradictions": list(judged.contradictions),
         "next": verdict.next_step(agent, judged),
         "rehearsal": rehearsal,
@@ -186,9 +191,12 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "planned": planned,
         "loss": loss,
         "eval_loss": eval_loss,
+        "score": None if merit is None else merit.score.as_dict() | {"unanswered": merit.unanswered},
+        "answered": progress.get("answered") if answering else None,
+        "asked": progress.get("asked") if answering else None,
         "tokens_per_second": progress.get("tokens_per_second") if alive else None,
         "gpu": snapshot.get("gpu") if alive else None,
-        "eta_seconds": snapshot.get("eta_seconds"),
+        "eta_seconds": None if answering else snapshot.get("eta_seconds"),
         "cost": manifest.cost.as_dict() or (None if usd is None else {"usd": usd}),
         "wandb": evidence.wandb,
         "logged": progress.get("wandb"),
@@ -218,6 +226,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             NOTHING if row["step"] is None else f"{row['step']}/{row['planned']}",
             _figure(row["loss"]),
             _figure(row["eval_loss"]),
+            share_of(Score.from_dict(row["score"])),
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(usage) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
@@ -226,7 +235,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
     known = {row["trainer"] for row in rows}
     for trainer in silent:
         if trainer not in known:
-            cells.append([NOTHING, NOTHING, trainer, "unknown", *[NOTHING] * 7])
+            cells.append([NOTHING, NOTHING, trainer, "unknown", *[NOTHING] * (len(COLUMNS) - 4)])
     return cells
 
 

@@ -111,6 +111,18 @@ def scored(score: Score, interval: bool = False) -> str:
     return f"{score.right} of {score.cases}{ends}"
 
 
+def percent(share: Optional[float]) -> str:
+    """Write a share, as «78 %»: 0 and 100 are none and all, and nothing that is near."""
+    if share is None:
+        return "–"
+    return f"{share if share in (0, 1) else min(max(share, 0.01), 0.99):.0%}".replace("%", " %")
+
+
+def share_of(score: Score) -> str:
+    """Write a score in a cell of a table, as «78 % of 40»: with weights its share is more than a count."""
+    return "–" if score.share is None else f"{percent(score.share)} of {score.cases}"
+
+
 def verdict(over: Comparison) -> str:
     """Say what a comparison tells."""
     if over.verdict != "cannot tell":

@@ -41,6 +41,8 @@ class Progress(JsonRecord):
         data: examples, tokens, longer, dropped and untrainable, summed over the training and evaluation sets.
         ended: Whether the training said that it is over.
         measured: Steps since the newest start.
+        answered: How many questions the newest start has answered since it ended.
+        asked: How many it was asked; None where it has not come to that.
     """
 
     step: Optional[int] = None
@@ -61,6 +63,8 @@ class Progress(JsonRecord):
     data: Optional[dict[str, int]] = None
     ended: bool = False
     measured: int = 0
+    answered: Optional[int] = None
+    asked: Optional[int] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +144,15 @@ def progress(events: list[dict[str, Any]]) -> Progress:
         sums["last_event_at"] = event["time"]
         if kind == "wandb":
             sums["wandb"] = {key: event.get(key) for key in ("mode", "run", "url")}
+        elif kind == "answers":
+            sums |= {key: event.get(key) for key in ("answered", "asked")}
         if "step" not in event or "planned" not in event:
             continue
         sums["step"], sums["planned"] = event["step"], event["planned"]
         if kind == "begin":
             began = event
             sums |= {"ended": False, "end_reason": None, "measured": 0, "began_at": event["time"]}
+            sums |= {"answered": None, "asked": None}
         elif kind == "log":
             if sums.get("loss_first") is None:
                 sums["loss_first"] = event["loss"]
@@ -170,6 +177,11 @@ def eta_seconds(done: Progress) -> Optional[float]:
     if not done.seconds_per_step or done.planned is None or done.step is None:
         return None
     return min(max(0.0, (done.planned - done.step) * done.seconds_per_step), LONGEST)
+
+
+def answering(done: Progress) -> str:
+    """Say how far a run that is over has come with its agent's cases; empty where it does not answer any."""
+    return f"answering: {done.answered} of {done.asked} questions" if done.ended and done.asked else ""
 
 
 def finite(value: Any) -> bool:

@@ -16,7 +16,7 @@ import transformers
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 256,
-    "initializer_range": 0.3,
+    "initializer_range": 0.3, "tie_word_embeddings": False,  # or a random model would repeat what it was told last
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, object]] = {
     "Qwen2": {}, "Qwen3": {}, "Llama": {}, "Gemma": {}, "Gemma2": {"sliding_window": 8},

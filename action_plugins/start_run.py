@@ -133,15 +133,16 @@ class ActionModule(ForgeAction):
         self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
-        kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
+        output = pathlib.Path(args["output"])
+        kept = output / "runs" / run.run_id  # what was fetched of it from an earlier trainer
         step, carried = carried_files(kept)
         goes = carried if step > seen.checkpoint["step"] else []
-        with self.datasets(run, pathlib.Path(args["output"])) as datasets:
+        with self.datasets(run, output) as datasets:
             files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes, datasets)
-            base_model = launch.base_model_path(run, options.root)
-            files += questions.question_files(
-                run, launch.run_dir(run, ".")[2:], ROOT, pathlib.Path(args["output"]), base_model
-            )
+            if self.host == run.hosts[0]:  # who leads a gang answers
+                files += questions.question_files(
+                    run, launch.run_dir(run, ".")[2:], ROOT, output, launch.base_model_path(run, options.root)
+                )
             sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
         if sent.get("failed") or not run.rehearsal or self._task.check_mode:
             return sent

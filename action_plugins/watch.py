@@ -93,6 +93,7 @@ class ActionModule(ForgeAction):
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
     warned = False  # whether the warning about the losses was shown
+    answers = 0, 0  # of its cases: given, and asked for
     capped = False  # whether it was told that the caps of all pods leave nothing
     leash_seen = math.inf  # when its pod's leash was asked last
     unleashed = math.inf  # since when something speaks against it
@@ -135,6 +136,8 @@ class ActionModule(ForgeAction):
             eta = seen["eta_seconds"] if progress["measured"] >= MEASURED else None
             if progress["measured"] >= MEASURED:
                 pace.see(now, progress["step"], progress["planned"])
+            if budget:
+                eta = budget.with_answers(eta, progress["ended"])
             breach = costs.budget_breach(budget, now, eta) if budget and not over else ""
             newest = seen["checkpoint"]
             missing = have is not None and newest["step"] > max(have, 0 if over else refused)
@@ -259,7 +262,8 @@ class ActionModule(ForgeAction):
 
     def renew(self, agent: str, budget: Budget | None, pace: costs.Pace, now: float, eta: Any) -> None:
         """Lengthen the pod's leash where steps that were seen ask for it and the caps allow it."""
-        deadline = costs.renewed_deadline(budget, now, pace.seconds_left(now), eta) if budget else None
+        left = budget.with_answers(pace.seconds_left(now), ended=False) if budget else None
+        deadline = costs.renewed_deadline(budget, now, left, eta) if budget else None
         if budget is None or deadline is None:
             return
         claim = pathlib.Path(budget.claim)
@@ -330,9 +334,14 @@ class ActionModule(ForgeAction):
             shown = shown[-3:]  # attached to a run that has a history
         for number, event in enumerate(shown, 1):
             self.tell_progress(agent, event, seen["eta_seconds"] if number == len(shown) else None)
-        told = [event for event in seen["events"] if event["event"] == "answers" and event.get("answered")]
+        told = [event for event in seen["events"] if event["event"] == "answers" and event.get("asked")]
         for event in told[-1:]:
-            tell(f"  {agent}  answered {event['answered']} of {event['asked']} questions", host=self.host)
+            answers = int(event.get("answered") or 0), int(event["asked"])
+            if answers != self.answers:  # a long batch says the same again, as a sign of life
+                figures = {"eta": "answers its cases"}  # in the place of what the training still took
+                words = f"  {agent}  answers {answers[0]} of {answers[1]}"
+                tell(words, host=self.host, run=agent, progress=answers, figures=figures)
+            self.answers = answers
         for event in seen["events"]:
             if event["event"] == "begin" and event.get("step"):
                 tell(f"  {agent}  resumed from step {event['step']}", host=self.host)

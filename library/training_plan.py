@@ -155,8 +155,9 @@ runs:
 show:
   description:
     - What people read, which the action of this name shows, also in check mode.
-    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone and
-      with tools, reasoning and untrained turns of dataset files, and C(warnings) of what may not be meant.
+    - The runs as a table of C(columns) and C(rows), C(lines) with the runs of each lane unless one run is alone, with
+      the answers to cases and how long they take, and with tools, reasoning and untrained turns of dataset files, and
+      C(warnings) of what may not be meant.
   returned: success
   type: dict
   sample:
@@ -176,7 +177,7 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.evaluation import judge
-from ansible.module_utils.lora_forge.planning import agents, fleet, options, plan, validation, variants
+from ansible.module_utils.lora_forge.planning import agents, answering, fleet, options, plan, validation, variants
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
 ARGUMENTS = {
@@ -275,6 +276,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         "rows": [plan.table_row(run) for run in made.runs],
         "lines": [
             *(f"  {queue}" for queue in fleet.describe_queues(made.runs)),
+            *(f"  {line}" for line in answering.describe(made.runs, {one.name: one.gpu_names for one in trainers})),
             *(f"  {line}" for line in made.data),
             *hooks.hook_lines({host: folders.get(host, "") for host in fleet.busy_hosts(made.runs)}),
         ],

@@ -56,6 +56,11 @@ options:
     description: How many processes train; several are told to stop by a file, as torchrun would not let them finish.
     type: int
     default: 1
+  answer_command:
+    description: Answers the agent's cases when several processes have trained; empty where the training does it itself.
+    type: list
+    elements: str
+    default: []
   facts:
     description: What is known of the run, kept in run.json for people and later questions.
     type: dict
@@ -114,6 +119,7 @@ ARGUMENTS = {
     "stop_timeout": {"type": "int", "default": 120},
     "prepared": {"type": "path"},
     "processes": {"type": "int", "default": 1},
+    "answer_command": {"type": "list", "elements": "str", "default": []},
     "facts": {"type": "dict", "default": {}},
 }
 

@@ -49,6 +49,21 @@ class PlannedCases(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class PlannedAnswers(JsonRecord):
+    """What is to be answered at the end of a training; what is known already is left out.
+
+    Attributes:
+        count: Answers, of the adapter, its base model and the promoted adapter.
+        steps: Tokens that are made one after the other, at most: of each batch those of its longest answer.
+        prompts: Tokens of all questions.
+    """
+
+    count: int = 0
+    steps: int = 0
+    prompts: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate(JsonRecord):
     """What a run is thought to take.
 
@@ -59,6 +74,7 @@ class Estimate(JsonRecord):
         memory_gib: Of GPU memory; None where it is not known, and for a rehearsal.
         memory_floor_gib: What the weights alone take; None where it is not known, and for a rehearsal.
         memory_classes: ``memory_gib`` with other files of configs/machines/, where one of them may be wanted.
+        answers: To its agent's cases.
     """
 
     tokens: int = 0
@@ -67,6 +83,7 @@ class Estimate(JsonRecord):
     memory_gib: Optional[float] = None
     memory_floor_gib: Optional[float] = None
     memory_classes: dict[str, float] = dataclasses.field(default_factory=dict)
+    answers: PlannedAnswers = dataclasses.field(default_factory=PlannedAnswers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,11 @@ import rundir
 from ansible.module_utils.lora_forge.evaluation import answers, scores
 from ansible.module_utils.lora_forge.evaluation.case import Case
 from ansible.module_utils.lora_forge.evaluation.checks import Check, grade
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
 
 from .conftest import CONVERGE, ROOT
-from .test_learning import SMALL, Bench
+from .test_learning import PROGRAMS, SMALL, Bench
 
 pytestmark = pytest.mark.soak  # a training of a hundred steps, and a start of Axolotl more
 
@@ -84,8 +85,38 @@ def test_what_was_taught_is_right_and_the_base_knows_nothing(bench: Bench) -> No
     assert scores.compare(ours, theirs).verdict == "better"
 
 
+def test_several_processes_train_and_one_answers_after_them(bench: Bench) -> None:
+    """Through torchrun and the supervisor; what the base says is what it said to the training of one process."""
+    bench.lay("pair", TAUGHT | {"micro_batch_size": 5})
+    folder = bench.folders["pair"]
+    shutil.copy(bench.folders["taught"] / "questions.json", folder)
+    programs = folder / rundir.PROGRAMS
+    programs.mkdir()
+    for name in (*PROGRAMS, "supervisor.py"):
+        shutil.copy(ROOT / "roles/run/files" / name, programs)
+    shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", programs)
+    shutil.copy(ROOT / "tests/e2e/cpu_pair.py", programs)
+    given = {"root": str(bench.root), "python": str(bench.python), "wandb": "disabled", "module": "cpu_pair"}
+    options = launch.TrainerOptions.from_dict(given)
+    planned = PlannedRun.from_dict(bench.planned["pair"] | {"gpus": 2, "cases": {"path": "x", "count": SENTENCES}})
+    noted = launch.plan_launch(planned, planned.hosts[0], options).run_json("pair")
+    noted["env"] |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    facts = {"agent": "witness", "host": "here", "rehearsal": True, "launch": "1", "lane_dir": str(bench.root)}
+    rundir.write_json(folder / "run.json", noted | facts)
+    command = [str(bench.python), str(programs / "supervisor.py"), str(folder)]
+    subprocess.run(command, check=True, timeout=CONVERGE, capture_output=True)
+    status = rundir.read_json(folder / "status.json")
+    log = (folder / "train.log").read_text(errors="replace")
+    assert (status["state"], status["starts"]) == ("finished", 1), log[-5000:]
+    kinds = [event["event"] for event in rundir.read_events(folder / "metrics.jsonl")[0]]
+    assert kinds.index("end") < kinds.index("answers")
+    assert "2 processes start from step 0" in log
+    assert right(texts(folder, "adapter")) == SENTENCES
+    assert texts(folder, "base") == texts(bench.folders["taught"], "base")
+
+
 def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(bench: Bench) -> None:
-    """In a process of its own, on another batch size, after it was killed."""
+    """In a process of its own, each question alone and not sixteen at once, after it was killed."""
     taught, again = bench.folders["taught"], bench.root / "runs/again"
     again.mkdir()
     for name in ("axolotl.yml", "questions.json"):
@@ -96,7 +127,7 @@ def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(
     told = {**launch.training_environment("cpu", str(bench.root), "disabled", "")}
     places = [str(ROOT / place) for place in ("roles/run/files", "module_utils/lora_forge")]
     done = subprocess.run(
-        [str(bench.python), str(ROOT / "roles/run/files/answer_cases.py"), "3"], cwd=again, timeout=CONVERGE,
+        [str(bench.python), str(ROOT / "roles/run/files/answer_cases.py"), "1"], cwd=again, timeout=CONVERGE,
         env={**os.environ, **told, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -105,3 +136,18 @@ def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(
     assert first["asked"] == 2 * SENTENCES - len(kept)
     for who in ("adapter", "base"):
         assert texts(again, who) == texts(taught, who)
+
+
+def test_a_batch_says_what_each_question_alone_says(environment: pathlib.Path) -> None:
+    """Questions are filled up on the left; that must reach neither positions nor attention."""
+    places = [str(ROOT / place) for place in ("roles/run/files", "module_utils/lora_forge")]
+    done = subprocess.run(
+        [str(environment), str(ROOT / "tests/e2e/batch_answers.py")], timeout=CONVERGE, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 6
+    assert {name: differ for name, (differ, _) in found.items()} == dict.fromkeys(found, 0)
+    # Of a tiny Gemma 3 the last token alone decides: its answers show nothing.
+    assert sum(without > 0 for _, without in found.values()) >= 5, f"this shows nothing: {found}"

@@ -18,7 +18,7 @@ from .conftest import CONVERGE, ROOT
 
 pytestmark = pytest.mark.soak  # a dozen trainings: five minutes of a core
 
-PROGRAMS = ("lora_forge_axolotl.py", "expected_adapter.py", "gang.py")
+PROGRAMS = ("lora_forge_axolotl.py", "answer_cases.py", "expected_adapter.py", "gang.py")
 # So fast that it learns something, and loses it again: evaluations of 7.56, 7.56, 7.38, 7.35, 7.58 and 7.55.
 WILD = {
     "learning_rate": 0.03, "lr_scheduler": "constant_with_warmup", "warmup_steps": 3, "max_steps": 5, "eval_steps": 1,

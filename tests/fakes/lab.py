@@ -57,6 +57,7 @@ class Lab:
         stop_timeout: float = PATIENCE,
         turn: int = 0,
         processes: int = 1,
+        answer_command: tuple[str, ...] = (),
         **fake: Any,
     ) -> dict[str, Any]:
         """Return what becomes run.json; ``fake`` are settings of the fake trainer, in lower case."""
@@ -64,7 +65,7 @@ class Lab:
         command = [self.python, str(FAKE)]
         return {"run_id": run_id, "launch": uuid.uuid4().hex, "lane": lane, "lane_dir": str(self.root),
                 "turn": turn, "processes": processes, "command": command, "env": env,
-                "stop_timeout": stop_timeout}  # fmt: skip
+                "answer_command": [*answer_command], "stop_timeout": stop_timeout}  # fmt: skip
 
     def launch(self, run_id: str = "witness-0", facts: dict[str, Any] | None = None, **settings: Any) -> runs.Launch:
         """Return what ``runs.start`` takes; see :meth:`spec`."""

@@ -68,6 +68,73 @@ def test_a_stop_while_cases_are_answered_leaves_a_finished_run(lab):
     assert until(run, "finished", "failed", "stopped")["state"] == "finished"
 
 
+ANSWERS = """
+import os, pathlib, signal, sys, time
+import rundir
+assert pathlib.Path("output/adapter_model.safetensors").exists()
+print("GPU", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+rundir.append_event(pathlib.Path("metrics.jsonl"), "answers", answered=1, asked=3)
+how = sys.argv[1]
+if how == "crash":
+    raise MemoryError("CUDA out of memory")
+if how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+while how == "stay" and not pathlib.Path(rundir.STOPPING).exists() or how == "hang":
+    time.sleep(0.02)
+"""
+
+
+def several(lab, how, questions=True, **settings):
+    """Make a run of two processes, and a program that answers cases when they have ended."""
+    (lab.root / "answers.py").write_text(ANSWERS)
+    answer_command = (lab.python, str(lab.root / "answers.py"), how)
+    run = lab.make(steps=3, processes=2, answer_command=answer_command, **settings)
+    if questions:
+        (run / "questions.json").write_text("{}")
+    spec = rundir.read_json(run / "run.json")
+    rundir.write_json(run / "run.json", spec | {"env": {**spec["env"], "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}})
+    return run
+
+
+@pytest.mark.parametrize("how", ["well", "crash", "kill"])
+def test_where_several_have_trained_one_process_answers_after_them(lab, how):
+    run = several(lab, how)
+    lab.supervise(run)
+    end = until(run, "finished", "failed")
+    assert (end["state"], end["exit_code"], end["starts"]) == ("finished", 0, 1)
+    assert [event["event"] for event in events(run)][-2:] == ["end", "answers"]
+    assert "GPU GPU-a\n" in (run / "train.log").read_text()
+    said = {"well": "", "crash": "out of memory: exit code 1: MemoryError", "kill": "killed: ended by SIGKILL"}[how]
+    log = (run / "supervisor.log").read_text()
+    assert (f"it ended while it answered cases: {said}" in log) is bool(said)
+    assert log.count("step 3/3 {'loss'") <= 1
+
+
+def test_a_stop_reaches_whoever_answers_for_several(lab):
+    for how, timeout in (("stay", 120), ("hang", 0.5)):
+        run = several(lab, how, run_id=f"witness-{how}", stop_timeout=timeout)
+        process = lab.supervise(run)
+        eventually(lambda run=run: events(run, "answers"))
+        process.send_signal(signal.SIGTERM)
+        assert until(run, "finished", "failed", "stopped")["state"] == "finished"
+
+
+def test_nobody_answers_where_nothing_is_asked_or_the_training_failed(lab):
+    for number, (settings, state) in enumerate((({"questions": False}, "finished"), ({"nan_at": 3}, "failed"))):
+        run = several(lab, "well", run_id=f"witness-{number}", **settings)
+        lab.supervise(run)
+        assert until(run, "finished", "failed")["state"] == state
+        assert not events(run, "answers")
+
+
+def test_a_program_that_is_not_there_costs_answers_alone(lab):
+    run = several(lab, "well")
+    rundir.write_json(run / "run.json", rundir.read_json(run / "run.json") | {"answer_command": ["/not/here"]})
+    lab.supervise(run)
+    assert until(run, "finished", "failed")["state"] == "finished"
+    assert "cases are left unanswered: /not/here" in (run / "supervisor.log").read_text()
+
+
 @pytest.mark.parametrize(("by", "kept"), [("end", False), ("request", False), ("shutdown", True), ("crash", False)])
 def test_the_secrets_reach_the_trainer_and_go_with_the_end(lab, by, kept):
     run = lab.make(steps=2, stay_at=0 if by == "end" else 1, crash_at=1 if by == "crash" else 0)

@@ -217,6 +217,22 @@ def test_hours_go_by_the_gpu(gpu_id, tflops):
     )
 
 
+ANSWERS = {"count": 120, "steps": 4096, "prompts": 48_000}
+
+
+def test_answers_to_cases_are_part_of_the_hours():
+    alone, asked = run(), run(adapter="qlora", load_in_4bit=True)
+    asked["estimate"] |= {"answers": ANSWERS}
+    seconds = costs.answering_seconds(asked, "NVIDIA L40S")
+    assert 300 < seconds < 1800
+    more = pure(costs.training_hours(asked, "NVIDIA L40S")) - pure(costs.training_hours(alone, "NVIDIA L40S"))
+    assert more == pytest.approx(seconds / 3600, abs=2e-3)
+    assert costs.answering_seconds({**asked, "gpus": 2}, "NVIDIA L40S") == seconds + 300
+    assert costs.answering_seconds({**asked, "hosts": ["a", "b"]}, "NVIDIA L40S") == seconds + 300
+    assert costs.answering_seconds(alone, "NVIDIA L40S") == costs.answering_seconds(asked, "AMD Instinct") == 0
+    assert costs.answering_seconds({**asked, "rehearsal": True}, "NVIDIA L40S") == 0
+
+
 def test_gpus_share_a_run_and_lanes_a_pod():
     alone = costs.training_hours(run(), "NVIDIA L40S")
     assert pure(costs.training_hours({**run(), "gpus": 4}, "NVIDIA L40S")) == pytest.approx(pure(alone) / 4, rel=1e-2)
@@ -347,7 +363,7 @@ def test_of_two_paces_the_shorter_rest_prolongs_a_leash():
 def test_a_budget_goes_through_ansible_as_it_is():
     caps = {"max_usd_per_day": 3.0, "max_usd_per_month": 30.0}
     budget = budget_of(claim="/c/n.json", root="/r", **caps)
-    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r", **caps}
+    assert budget.as_dict() == {**BUDGET, "claim": "/c/n.json", "root": "/r", "answering": 0.0, **caps}
     assert costs.Budget.from_dict({**budget.as_dict(), "of a later version": 1}) == budget
 
 
@@ -888,6 +904,14 @@ def test_hours_of_a_known_run_to_the_second():
 def test_a_leash_counts_the_dollars_at_a_price_that_may_be_a_little_higher():
     assert costs.allowed_hours(None, 2.0, 24, 10.0, 5.8) == pytest.approx(2.0)
     assert costs.allowed_hours(1.5, 2.0, 3.9, 0, 0) == 3.9
+
+
+def test_answers_to_cases_count_until_they_are_being_given():
+    budget = budget_of(answering=600.0)
+    assert budget.with_answers(60.0, ended=False) == 660
+    assert budget.with_answers(0.0, ended=True) == 0
+    assert budget.with_answers(None, ended=False) is None
+    assert costs.Budget.from_dict(budget.as_dict()) == budget
 
 
 def test_what_is_renewed_leaves_slack_for_the_collection():

@@ -68,6 +68,18 @@ def test_several_gpus_of_a_host():
     ]  # fmt: skip
 
 
+def answers(host: str = "gpu-1", **changes: Any) -> list[str]:
+    run = plan(**{"cases": {"path": "eval/crew.jsonl", "count": 4}, **changes})
+    return launch.plan_launch(run, host, options(host)).answer_command
+
+
+def test_where_several_processes_train_one_of_the_first_host_answers():
+    gang = {"hosts": ["gpu-1", "gpu-2"]}
+    for several in ({"gpus": 2}, gang, gang | {"gpus": 4}):
+        assert answers(**several) == ["/env/bin/python", "programs/answer_cases.py"]
+    assert (answers(), answers("gpu-2", **gang), answers(gpus=2, cases={})) == ([], [], [])
+
+
 def nobody(name: str) -> list[str]:
     return []
 

@@ -932,6 +932,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
             "memory_gib": plan.memory.estimate(merged),
             "memory_floor_gib": plan.memory.floor(merged),
             "memory_classes": {},
+            "answers": {"count": 0, "steps": 0, "prompts": 0},
         },
         "planned_at": 0.0,  # the module sets it
     }

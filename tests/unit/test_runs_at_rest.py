@@ -479,6 +479,7 @@ def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervis
         "env": {"A": "1"},
         "stop_timeout": 20,
         "processes": 2,
+        "answer_command": [],
         "prepared": "/prepared",
         "schema_version": rundir.SCHEMA_VERSION,
         "lane_dir": runs.LANE_DIR,

@@ -388,6 +388,46 @@ def test_a_renewal_keeps_within_what_is_left_to_all_pods(watch, tmp_path, cap, h
     assert all("the pod's leash is " in line and f"pod_max_usd_per_month is {cap:.2f}" in line for line in said)
 
 
+def answering(count: int, *more: int, **changes: Any) -> dict[str, Any]:
+    events = [{"event": "answers", "time": 1.0, "answered": done, "asked": 40} for done in (count, *more)]
+    done = {**seen(100)["progress"], "ended": True, "measured": 90}
+    return seen(100) | {"events": events, "progress": done, "eta_seconds": 0.0, **changes}
+
+
+def test_how_far_it_has_answered_its_cases_is_told_once_for_each_number(watch):
+    task = watch(seen(100), answering(0), answering(4, 12), answering(12), answering(40, state="finished"))
+    task.run()
+    assert [line for line in task.told if "answers" in line] == [
+        "  witness  answers 0 of 40", "  witness  answers 12 of 40", "  witness  answers 40 of 40",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answering_s", "ends"), [(0.0, "finished"), (3600.0, "stopped")])
+def test_the_time_for_answers_counts_against_the_caps_before_it_comes(watch, answering_s, ends):
+    stop = [{"changed": True}, seen(checkpoint=4)] if answering_s else [FINISHED]
+    task = watch(seen(10, 30), *stop, budget={"max_hours": 1.5, "answering": answering_s})
+    found = task.run()
+    assert found["state"] == ends
+    assert not answering_s or "at the measured pace it would come to 1.75 h, and pod_max_hours is 1.50" in found["msg"]
+
+
+def test_while_it_answers_only_what_was_lived_counts(watch):
+    looks = [seen(99, 30), After(3000, answering(0)), After(600, answering(20)), After(60, FINISHED)]
+    task = watch(*looks, budget={"max_hours": 1.2, "answering": 600.0})
+    task.leash = {"leash": WELL}
+    assert task.run()["state"] == "finished"
+
+
+def test_a_leash_is_renewed_for_the_answers_too(watch):
+    def leashes(seconds: float) -> list[float]:
+        task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 3, "answering": seconds})
+        task.leash = {"changed": True, "leash": WELL}
+        return renewals(task)
+
+    assert leashes(0.0) == []
+    assert leashes(3 * 3600.0) == [pytest.approx(2 * (89 / 60 + 3) + 1, abs=0.1)]
+
+
 def test_a_leash_that_an_earlier_watch_renewed_is_not_shortened(watch, tmp_path):
     task = watch(seen(10, 60), After(60, seen(11, 60)), FINISHED, budget={"leash": 1})
     rundir.write_json(tmp_path / CLAIM, {"name": "n", "host": "pod-1", "deadline": task.clock.now() + 9 * 3600})

@@ -119,6 +119,7 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         stop_timeout=options.stop_timeout,
         prepared=prepared_path(run, options.root),
         processes=len(run.hosts) * run.gpus,
+        answer_command=answer_command(run, host, options),
         facts=run_facts(run, host),
     )
 
@@ -278,6 +279,23 @@ def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> lis
                 "--local-addr", options.address]  # fmt: skip
     launcher = [options.python, "-m", "torch.distributed.run", "--nproc-per-node", run.gpus]
     return [str(word) for word in (*launcher, *meet, f"{rundir.PROGRAMS}/gang.py", options.module, "axolotl.yml")]
+
+
+def answer_command(run: PlannedRun, host: str, options: TrainerOptions) -> list[str]:
+    """Write the command line that answers an agent's cases where several processes have trained.
+
+    It is one of the first host's, with a model of its own: after a training that was divided by FSDP or DeepSpeed no
+    process has the whole one, and whichever did would let the others wait for it. Empty where nothing is asked, where
+    one process trains, which answers itself, and on the other hosts of a gang.
+
+    Args:
+        run: The run; its first host leads.
+        host: The host's name in the inventory.
+        options: Its options.
+    """
+    if len(run.hosts) * run.gpus == 1 or not run.cases.path or host != run.hosts[0]:
+        return []
+    return [options.python, f"{rundir.PROGRAMS}/answer_cases.py"]
 
 
 def training_environment(

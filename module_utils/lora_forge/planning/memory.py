@@ -127,7 +127,7 @@ _VARLEN_HEAD = 256  # Axolotl's varlen attention takes heads up to this width
 # one 32-bit constant for every 256 of those.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _INT8 = 1.0
-_BF16 = 2.0
+BF16 = 2.0
 _FP32 = 4.0
 _ADAM_8BIT = 1 + 4 / 256  # one byte for a moment, and a 32-bit constant for every 256 (bitsandbytes)
 _OFFLOADED = 2  # inputs of layers that are on the GPU while the others wait on the host: one in use, one on its way
@@ -368,7 +368,7 @@ def _unusable_figure(recipe: Mapping[str, Any]) -> str:
     return ""
 
 
-def _weight_bytes(recipe: Mapping[str, Any]) -> float:
+def weight_bytes(recipe: Mapping[str, Any]) -> float:
     """Give the bytes of a frozen weight of a linear module, as Axolotl loads it.
 
     It quantises by the adapter's name (``_set_quantization_config`` in axolotl/loaders/model.py): ``load_in_4bit``
@@ -379,7 +379,7 @@ def _weight_bytes(recipe: Mapping[str, Any]) -> float:
     """
     if recipe.get("adapter") in ("qlora", "mixlora") and recipe.get("load_in_4bit"):
         return NF4
-    return _INT8 if recipe.get("adapter") == "lora" and recipe.get("load_in_8bit") else _BF16
+    return _INT8 if recipe.get("adapter") == "lora" and recipe.get("load_in_8bit") else BF16
 
 
 def recomputes(recipe: dict[str, Any]) -> bool:
@@ -412,7 +412,7 @@ def host_bytes(recipe: dict[str, Any]) -> float:
     if model is None or not recipe.get("activation_offloading") or _unusable_figure(recipe):
         return 0.0
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    of_layer = tokens * model.hidden * _BF16 if recomputes(recipe) else kept_activations(model, recipe)
+    of_layer = tokens * model.hidden * BF16 if recomputes(recipe) else kept_activations(model, recipe)
     return _PINNED * model.layers * of_layer
 
 
@@ -459,7 +459,7 @@ def kept_activations(model: Model, recipe: dict[str, Any]) -> float:
             wide += 3 * inner + (drop or 1) * inner * own.count("down_proj")
     copies = rank * sum(sum(model.linears()[name]) for name in adapted)
     mask = rows * length * length if masked and recipe.get("sample_packing") else 0
-    return _BF16 * (tokens * wide + copies + mask)
+    return BF16 * (tokens * wide + copies + mask)
 
 
 def _backward_bytes(model: Model, recipe: dict[str, Any]) -> float:
@@ -469,9 +469,9 @@ def _backward_bytes(model: Model, recipe: dict[str, Any]) -> float:
     in bf16 where they are quantised.
     """
     tokens = recipe["sequence_len"] * recipe.get("micro_batch_size", 1)
-    quantised = _weight_bytes(recipe) < _BF16
+    quantised = weight_bytes(recipe) < BF16
     weights = max(inputs * outputs for inputs, outputs in model.linears().values()) if quantised else 0
-    return _BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
+    return BF16 * (tokens * (model.intermediate + 2 * model.hidden) + weights)
 
 
 def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
@@ -479,7 +479,7 @@ def parts(recipe: dict[str, Any]) -> Optional[dict[str, float]]:
 
     With tokens = sequence_len × micro_batch_size::
 
-        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16): :func:`_weight_bytes`
+        frozen       linear weights × 0.516 (4-bit with its constants), × 1 (8-bit) or × 2 (bf16): :func:`weight_bytes`
         embeddings   all other weights × 2: Axolotl keeps them in bf16, never quantised
         LoRA         rank × (inputs + outputs) of every target module × 4, fp32
         gradients    the same again
@@ -523,20 +523,20 @@ def parts_of(model: Model, recipe: dict[str, Any]) -> dict[str, float]:
     moment = _ADAM_8BIT if "8bit" in str(recipe.get("optimizer", "")) else _FP32
     layer = _backward_bytes(model, recipe)
     fused = any(recipe.get(key) for key in _FUSED)
-    logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (_LOGIT + (_BF16 if model.capped else 0.0)))
-    kept = tokens * model.hidden * _BF16 * model.layers
+    logits = tokens * (model.hidden * 10.0 if fused else model.vocab * (_LOGIT + (BF16 if model.capped else 0.0)))
+    kept = tokens * model.hidden * BF16 * model.layers
     if not recipe.get("gradient_checkpointing"):
         kept = kept_activations(model, recipe) * model.layers
     else:
         layer += kept_activations(model, recipe)
         if not recomputes(recipe):
-            kept = _STASH * tokens * model.intermediate * _BF16
+            kept = _STASH * tokens * model.intermediate * BF16
         elif recipe.get("activation_offloading"):
             kept *= min(_OFFLOADED, model.layers) / model.layers
     layer, logits = (layer, 0.0) if layer >= logits else (0.0, logits)
     used = {
-        "frozen": model.linear_weights() * _weight_bytes(recipe),
-        "embeddings": model.embedding_weights() * _BF16,
+        "frozen": model.linear_weights() * weight_bytes(recipe),
+        "embeddings": model.embedding_weights() * BF16,
         "LoRA": trained * _FP32,
         "gradients": trained * _FP32,
         "optimizer": trained * 2 * moment,

@@ -14,12 +14,15 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedCases, PlannedRun
+from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedAnswers, PlannedCases, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
+    answering,
     cases,
     dataset,
     jsonl,
+    launch,
     memory,
+    questions,
     recipe,
     rehearsal,
     rules,
@@ -108,7 +111,7 @@ class Planner:
         say: Callable[[str], None] = lambda _: None,
         agents: Optional[Agents] = None,
     ):
-        self.root = root
+        self.root, self.output = root, output
         self.agents = agents or Agents(root)
         self.overrides = overrides
         self.warnings: list[str] = []
@@ -527,7 +530,7 @@ class Planner:
         errors = templates.data_problems(keys, origin, needs)
         if errors:
             raise UserError("\n".join(errors))
-        return PlannedRun(
+        run = PlannedRun(
             run_id=attempt.run_id,
             agent=agent,
             name=f"{agent} {variant_label(variant)}" if variant else agent,
@@ -549,6 +552,16 @@ class Planner:
             hosts=trainer.members or (trainer.name,),
             estimate=estimate,
         )
+        return dataclasses.replace(run, estimate=dataclasses.replace(estimate, answers=self.open_answers(run, trainer)))
+
+    def open_answers(self, run: PlannedRun, trainer: Trainer) -> PlannedAnswers:
+        """Say what of a run's cases is to be answered at its end; nothing of one that is ready."""
+        if run.state == "ready" or not run.cases.path:
+            return PlannedAnswers()
+        made = self.cases[pathlib.Path(run.cases.path)]
+        made = questions.few_of(made) if run.rehearsal else made
+        ask, asked, _ = questions.whom_to_ask(run, made, self.output, launch.base_model_path(run, trainer.root))
+        return answering.planned_answers(ask, asked)
 
     def plan_where_begun(
         self, agent: str, ways: list[list[Trainer]], move: Move, variant: Optional[dict[str, Any]] = None

@@ -53,13 +53,7 @@ def cases_of(run: PlannedRun, checkout: pathlib.Path) -> Optional[Cases]:
     if not run.cases.path:
         return None
     made = cases.read(checkout / run.cases.path)
-    if not run.rehearsal:
-        return made
-    few = [
-        dataclasses.replace(case, max_new_tokens=min(case.max_new_tokens, REHEARSED_TOKENS))
-        for case in made.cases[:REHEARSED]
-    ]
-    return dataclasses.replace(made, cases=tuple(few))
+    return few_of(made) if run.rehearsal else made
 
 
 def candidate_of(
@@ -101,6 +95,29 @@ def question_files(
     made = cases_of(run, checkout)
     if made is None:
         return []
+    ask, asked, promoted = whom_to_ask(run, made, output, base_model)
+    text = json.dumps({"schema": SCHEMA, "questions": asked, "ask": ask}, ensure_ascii=False)
+    files: list[dict[str, Any]] = [{"path": f"{folder}/questions.json", "content": text}]
+    if ask.get(PROMOTED):
+        held = output / "adapters" / run.agent / promoted
+        files += [{"path": f"{folder}/{PROMOTED}/{name}", "src": str(held / name)} for name in _SENT]
+    return files
+
+
+def whom_to_ask(
+    run: PlannedRun, made: Cases, output: pathlib.Path, base_model: str
+) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]], str]:
+    """Say what is open.
+
+    Args:
+        run: The run.
+        made: Its cases.
+        output: Where adapters and answers are kept.
+        base_model: As the trainer finds it.
+
+    Returns:
+        By who is asked the keys of questions; the questions by their keys; and the run_id of the promoted adapter.
+    """
     home = output / "adapters" / run.agent
     candidate = candidate_of(run, "", base_model, run.recipe, home)
     ask = merit.open_questions(made, candidate, kept_answers(output))
@@ -108,13 +125,16 @@ def question_files(
     if ask.get(PROMOTED) and merit.base_key(str(holder.base_model), holder.recipe) != candidate.base:
         ask.pop(PROMOTED)
     wanted = {key for keys in ask.values() for key in keys}
-    asked = {case.key: case.question for case in made.cases if case.key in wanted}
-    text = json.dumps({"schema": SCHEMA, "questions": asked, "ask": ask}, ensure_ascii=False)
-    files: list[dict[str, Any]] = [{"path": f"{folder}/questions.json", "content": text}]
-    if ask.get(PROMOTED):
-        held = home / candidate.promoted
-        files += [{"path": f"{folder}/{PROMOTED}/{name}", "src": str(held / name)} for name in _SENT]
-    return files
+    return ask, {case.key: case.question for case in made.cases if case.key in wanted}, candidate.promoted
+
+
+def few_of(made: Cases) -> Cases:
+    """Take the cases that a rehearsal is asked, in few words."""
+    few = [
+        dataclasses.replace(case, max_new_tokens=min(case.max_new_tokens, REHEARSED_TOKENS))
+        for case in made.cases[:REHEARSED]
+    ]
+    return dataclasses.replace(made, cases=tuple(few))
 
 
 def _holds_latest(home: pathlib.Path, run: PlannedRun) -> bool:

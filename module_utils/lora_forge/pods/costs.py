@@ -5,21 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters.manifest import Cost
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
-from ansible.module_utils.lora_forge.planning import memory
+from ansible.module_utils.lora_forge.planned_run import PlannedAnswers
+from ansible.module_utils.lora_forge.planning import answering, memory
 
-# Dense bf16 TFLOPS with fp32 accumulation, from the makers' data sheets. The first word that a GPU's id holds counts.
-_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "GH200": 989,
-    "A100": 312, "A40": 150, "A6000": 155, "RTX 6000 Ada": 364, "RTX PRO 6000": 504, "L40S": 362, "L40": 181, "L4": 60,
-    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71, "A5000": 111,
-}  # fmt: skip
-_UTILISATION = 0.25  # of these, in QLoRA: an assumption on the careful side, not measured
 OVERHEAD = 0.25  # hours: a pod's boot, its environment, the base model; an assumption too
 REHEARSAL = 0.1  # hours of a rehearsal
 TOLERANCE = 1.05  # a pod may cost so much more than the catalogue says, for its disk
@@ -67,6 +60,7 @@ class Budget(JsonRecord):
         root: The trainer's folder on the pod.
         max_usd_per_day: The user's cap on all pods of this owner in a day; 0 for none.
         max_usd_per_month: The same for a month.
+        answering: Seconds that a run takes for its agent's cases when its training has ended, at most.
     """
 
     usd_per_hour: float
@@ -81,6 +75,18 @@ class Budget(JsonRecord):
     root: str = ""
     max_usd_per_day: float = 0.0
     max_usd_per_month: float = 0.0
+    answering: float = 0.0
+
+    def with_answers(self, seconds: Any, ended: bool) -> Optional[float]:
+        """Add to the seconds that a training still needs those for its cases; None where nothing is said.
+
+        Once they are being answered, what that has taken is among the time that was lived.
+
+        Args:
+            seconds: That the training itself needs.
+            ended: Whether its last step is done.
+        """
+        return None if seconds is None else seconds + (0.0 if ended else self.answering)
 
 
 def gpu_id(name: str, catalogue: list[dict[str, Any]]) -> str:
@@ -212,7 +218,7 @@ def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
     FLOPs = tokens (the plan's work) × 6 N, shared by the GPUs of the run: 2 N forward, 2 N backward (a LoRA's base is
     frozen, so no gradients of its weights), 2 N again for gradient checkpointing, with N the weights of the model's
     linear modules and output head (Kaplan et al. 2020, section 2.1, without attention). Divided by TFLOPS ×
-    UTILISATION, and OVERHEAD added.
+    UTILISATION, and OVERHEAD and the answers to cases (``answering.seconds``) added.
 
     Args:
         run: A run of the plan, or its like.
@@ -225,13 +231,26 @@ def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
         return REHEARSAL
     keys = run["recipe"]
     model = memory.find_model(keys)
-    peak = next((figure for word, figure in _TFLOPS.items() if re.search(rf"\b{word}\b", gpu, re.I)), None)
-    if model is None or peak is None:
+    card = answering.card_of(gpu)
+    if model is None or card is None:
         return None
     weights = model.linear_weights() + model.vocab * model.hidden
     tokens = run["estimate"]["work"] / run.get("gpus", 1)
     passes = 6 if keys.get("gradient_checkpointing") else 4
-    return round(tokens * passes * weights / (peak * 1e12 * _UTILISATION) / 3600 + OVERHEAD, 3)
+    training = tokens * passes * weights / (card[0] * 1e12 * answering.UTILISATION)
+    return round((training + answering_seconds(run, gpu)) / 3600 + OVERHEAD, 3)
+
+
+def answering_seconds(run: dict[str, Any], gpu: str) -> float:
+    """Estimate how long a run answers its agent's cases after its training; 0 where that is not known.
+
+    Args:
+        run: A run of the plan, or its like.
+        gpu: RunPod's id.
+    """
+    answers = PlannedAnswers.from_dict(run.get("estimate", {}).get("answers"))
+    several = run.get("gpus", 1) * len(run.get("hosts") or "1") > 1
+    return 0.0 if run["rehearsal"] else answering.seconds(run["recipe"], answers, gpu, several) or 0.0
 
 
 def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:

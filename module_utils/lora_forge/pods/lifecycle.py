@@ -800,4 +800,5 @@ def pod_budget(spec: PodSpec, claim: Claim, claims: Claims, now: float, root: st
         root=root,
         max_usd_per_day=spec.caps.day,
         max_usd_per_month=spec.caps.month,
+        answering=round(spec.answering(claim.gpu or ""), 1),
     )

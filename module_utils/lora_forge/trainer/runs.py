@@ -211,6 +211,8 @@ class Launch(JsonRecord):
         stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
         prepared: Its cache of tokenised data; None without one.
         processes: How many processes train, on all hosts.
+        answer_command: What answers the agent's cases after that, in the run directory; empty where the training's own
+            process does it, or another host.
         facts: What is known of the run, for people and later questions.
     """
 
@@ -221,6 +223,7 @@ class Launch(JsonRecord):
     stop_timeout: int = 120
     prepared: Optional[str] = None
     processes: int = 1
+    answer_command: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run_json(self, run_id: str) -> dict[str, Any]:
@@ -237,6 +240,7 @@ class Launch(JsonRecord):
             "lane_dir": self.lane_dir or LANE_DIR,
             "prepared": self.prepared,
             "processes": self.processes,
+            "answer_command": self.answer_command,
             "env": {name: str(value) for name, value in self.environment.items()},
             "stop_timeout": self.stop_timeout,
         }

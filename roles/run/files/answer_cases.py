@@ -1,8 +1,9 @@
 """Answer an agent's cases: with the adapter that was trained, with its base model, and with the promoted adapter.
 
 The training's own process does it at its end, as the model is loaded there (lora_forge_axolotl.py). Started by itself,
-``answer_cases.py`` in a run directory loads the base model as Axolotl loads it for that recipe, and goes on where an
-earlier start was cut off. What is expected of an answer is not known here: that is the controller's.
+``answer_cases.py`` in a run directory loads the base model as Axolotl loads it for that recipe, on one GPU, and goes on
+where an earlier start was cut off; so it is where several processes have trained. What is expected of an answer is not
+known here: that is the controller's.
 
 ``questions.json``: ``{"schema": 1, "questions": {key: {"messages": […], "tools": […], "max_new_tokens": 512}}, "ask":
 {"adapter": [key, …], "base": […], "promoted": […]}}``. ``answers.jsonl``, a line for each answer: ``{"who": …, "key":
@@ -12,6 +13,7 @@ earlier start was cut off. What is expected of an answer is not known here: that
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -26,11 +28,14 @@ SCHEMA = 1
 QUESTIONS = pathlib.Path("questions.json")
 ANSWERS = pathlib.Path("answers.jsonl")
 METRICS = pathlib.Path("metrics.jsonl")
+STOPS = (pathlib.Path("stop"), pathlib.Path(rundir.STOPPING))
+FOLDERS = (pathlib.Path("adapter"), pathlib.Path("output"))  # where an adapter lies: given by itself, or trained here
 PROMOTED = pathlib.Path("promoted")  # the folder of the adapter that others are held against
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER, BASE, OTHER = "adapter", "base", "promoted"  # who is asked
 BATCH = 16  # conversations at once
 BATCH_TOKENS = 32_768  # of prompts and answers at once: what a GPU holds beside the weights
+PULSE = 60.0  # seconds between two signs of life while a batch is answered
 TOO_LONG = "the question is longer than the model takes"
 
 
@@ -109,7 +114,32 @@ def batches(lengths: Sequence[tuple[str, int, int]], widest: int) -> Iterator[li
         yield batch
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, ends: list[int]) -> list[list[int]]:
+class Pulse:
+    """What transformers calls after each token of a batch: gives a sign of life, and ends the batch for a stop.
+
+    Args:
+        stop: Tells whether to stop.
+        tell: Gives the sign.
+    """
+
+    def __init__(self, stop: Callable[[], bool], tell: Callable[[], None]):
+        self.stop, self.tell = stop, tell
+        self.stopped = False
+        self.told = time.monotonic()
+
+    def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if time.monotonic() - self.told > PULSE:
+            self.tell()
+            self.told = time.monotonic()
+        self.stopped = self.stopped or self.stop()
+        return torch.full((len(ids),), self.stopped, dtype=torch.bool, device=ids.device)
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, ends: list[int], pulse: Any = None
+) -> list[list[int]]:
     """Let a model go on greedily; return the new tokens of each, the one that ended it left out.
 
     Args:
@@ -118,6 +148,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int
         prompts: Tokens.
         most: New tokens of each.
         ends: Tokens that end an answer.
+        pulse: Called after each token; None for nothing.
     """
     import torch
 
@@ -129,6 +160,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int
         made = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, num_beams=1, use_cache=True,
             temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=fill,
+            stopping_criteria=[pulse] if pulse else None,
         )  # fmt: skip
     answers = []
     for row in made[:, width:].tolist():
@@ -180,7 +212,7 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
         model: PEFT's, on its device.
         tokenizer: The adapter's own.
         adapter: Its folder, with the weights that ``model`` has.
-        stop: Tells whether to stop between two batches.
+        stop: Tells whether to stop.
         widest: Questions at once, at most.
 
     Returns:
@@ -225,10 +257,10 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
                     if stop():
                         raise Interrupted
                     batch = waiting.pop(0)
-                    began = time.monotonic()
+                    began, pulse = time.monotonic(), Pulse(stop, functools.partial(tell, done, count))
                     try:
                         most = max(limits[key] for key in batch)
-                        answers = generate(model, tokenizer, [prompts[key] for key in batch], most, ends)
+                        answers = generate(model, tokenizer, [prompts[key] for key in batch], most, ends, pulse)
                     except torch.OutOfMemoryError:
                         if len(batch) == 1:
                             raise
@@ -236,6 +268,8 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
                         half = len(batch) // 2
                         waiting[:0] = [batch[:half], batch[half:]]
                         continue
+                    if pulse.stopped:
+                        raise Interrupted
                     seconds = round((time.monotonic() - began) / len(batch), 3)
                     for key, tokens in zip(batch, answers):
                         kept = tokens[: limits[key]]
@@ -263,7 +297,7 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
     Args:
         output: Where they are, with the tokenizer.
         model: PEFT's.
-        stop: Tells whether to stop between two batches.
+        stop: Tells whether to stop.
     """
     import peft
     import safetensors.torch
@@ -279,13 +313,18 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
 
 def main() -> int:
     """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``."""
+    import lora_forge_axolotl
     from axolotl.cli.config import load_cfg
     from axolotl.cli.utils import load_model_and_tokenizer
 
-    adapter, widest = pathlib.Path("adapter"), int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
-    cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter))
+    lora_forge_axolotl.LoraForgePlugin.trains = False
+    widest = int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
+    adapter = next((folder for folder in FOLDERS if (folder / WEIGHTS).exists()), FOLDERS[0])
+    alone = {"fsdp_config": None, "fsdp_version": None, "deepspeed": None}  # this process has the whole model
+    cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter), **alone)
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    answer_all(model, tokenizer, adapter, lambda: pathlib.Path("stop").exists(), widest)
+    with contextlib.suppress(Interrupted):
+        answer_all(model, tokenizer, adapter, lambda: any(path.exists() for path in STOPS), widest)
     return 0
 
 

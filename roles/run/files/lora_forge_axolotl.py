@@ -321,7 +321,13 @@ def foreign_plugins() -> list[str]:
 
 
 class LoraForgePlugin(BasePlugin):
-    """Axolotl's plugin interface to the callbacks, and a count of what the length limits did to the data."""
+    """Axolotl's plugin interface to the callbacks, and a count of what the length limits did to the data.
+
+    Attributes:
+        trains: Whether this process trains. One that only answers cases writes nothing of what a training writes.
+    """
+
+    trains = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -343,11 +349,13 @@ class LoraForgePlugin(BasePlugin):
             sys.modules["fla"] = None  # type: ignore[assignment]
 
     def pre_model_load(self, cfg: Any) -> None:
-        expect(cfg)
+        if self.trains:
+            expect(cfg)
         gc.freeze()  # what was imported since the data was loaded
         if rundir.read_json(pathlib.Path("run.json")).get("rehearsal"):
             make_weights(pathlib.Path(cfg.base_model))
-        start_wandb(cfg)
+        if self.trains:
+            start_wandb(cfg)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
         # On a CPU with AVX512-BF16 an evaluation packs the weights for inference (bitsandbytes 0.50), and they stay
@@ -422,7 +430,8 @@ class LoraForgePlugin(BasePlugin):
     def post_train_unload(self, cfg: Any) -> None:
         """Answer the agent's cases: the adapter is saved, and the model still there, so that nothing is loaded again.
 
-        Whatever goes wrong here costs answers, which can be given later, and never the adapter.
+        Where several processes have trained, their supervisor has one of its own do it. Whatever goes wrong here costs
+        answers, which can be given later, and never the adapter.
         """
         model, self.trained = self.trained, None
         alone = os.environ.get("WORLD_SIZE", "1") == "1"

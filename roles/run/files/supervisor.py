@@ -418,7 +418,7 @@ class Supervisor:
         env[rundir.MARKER] = str(self.run_dir)
         return env
 
-    def start_trainer(self) -> None:
+    def start_trainer(self, command: list[str], env: dict[str, str]) -> None:
         parent = os.getpid()
         libc = ctypes.CDLL(None, use_errno=True)
 
@@ -430,9 +430,9 @@ class Supervisor:
         (self.run_dir / rundir.STOPPING).unlink(missing_ok=True)
         with (self.run_dir / "train.log").open("ab") as log:
             self.trainer = subprocess.Popen(
-                self.spec["command"],
+                command,
                 cwd=self.run_dir,
-                env=self.environment(),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -448,17 +448,47 @@ class Supervisor:
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         return next((event["step"] for event in events if event.get("event") == "begin"), None)
 
+    def answer_cases(self) -> None:
+        """Have the agent's cases answered by a process of its own, where several have trained.
+
+        Whatever becomes of it costs answers, which can be given later, and never the adapter.
+        """
+        command = self.spec.get("answer_command")
+        if not command or not (self.run_dir / "questions.json").exists() or self.stop_wanted:
+            return
+        self.kill_leftovers()
+        log_from = (self.run_dir / "train.log").stat().st_size
+        _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
+        env = self.environment()
+        if "CUDA_VISIBLE_DEVICES" in env:
+            env["CUDA_VISIBLE_DEVICES"] = env["CUDA_VISIBLE_DEVICES"].partition(",")[0]
+        try:
+            self.start_trainer(command, env)
+        except OSError as error:
+            self.say(f"cases are left unanswered: {command[0]}: {error}")
+            return
+        assert self.trainer is not None
+        self.moved, self.since = time.monotonic(), rundir.uptime()
+        self.write(trainer=rundir.identity(self.trainer.pid))
+        self.say(f"cases are answered, pid {self.trainer.pid}")
+        code = self.follow_trainer(events_from, begun=True)
+        self.kill_leftovers()
+        if code:
+            reason = self.reason(code, log_from)
+            self.say(f"it ended while it answered cases: {reason['kind']}: {reason['detail']}")
+
     def was_answering(self, events_from: int) -> bool:
         """Tell whether this start has trained to its end and went on to the agent's cases."""
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         kinds = [event["event"] for event in events]
         return "end" in kinds and "answers" in kinds[kinds.index("end") :]
 
-    def follow_trainer(self, events_from: int) -> int:
+    def follow_trainer(self, events_from: int, begun: bool = False) -> int:
         """Wait for the trainer's end with heartbeats; returns its exit code, negative for a signal.
 
         Args:
             events_from: Where this start's part of metrics.jsonl begins, in bytes.
+            begun: Whether it looks for a stop from its beginning on.
         """
         assert self.trainer is not None
         shown = events_from
@@ -469,7 +499,7 @@ class Supervisor:
             if since is not None and time.monotonic() - since > self.spec["stop_timeout"]:
                 self.say(f"not stopped after {self.spec['stop_timeout']} s: killing it")
                 self.kill_group()
-            elif since is not None and self.spec.get("processes", 1) > 1 and self.began_at(events_from) is None:
+            elif since and self.spec.get("processes", 1) > 1 and not begun and self.began_at(events_from) is None:
                 self.say("killing it: several processes look for the stop between steps, and there is nothing to save")
                 self.kill_group()
             if time.monotonic() - self.beat > HEARTBEAT:
@@ -588,7 +618,7 @@ class Supervisor:
             log_from = log.stat().st_size if log.exists() else 0
             _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
             try:
-                self.start_trainer()
+                self.start_trainer(self.spec["command"], self.environment())
             except OSError as error:
                 return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
             assert self.trainer is not None
@@ -653,7 +683,9 @@ class Supervisor:
         loss = next((event["loss"] for event in reversed(events) if event.get("event") == "log"), None)
         if isinstance(loss, str):  # the plugin writes NaN and infinity as text
             return self.end("failed", {"kind": "diverged", "detail": f"the last loss is {loss}"}, code)
+        # First of all: what comes after it may take the host down.
         rundir.to_disk(*(path for path in self.output.iterdir() if path.is_file()), self.output)
+        self.answer_cases()
         return self.end("finished", None, code)
 
 

@@ -51,8 +51,6 @@ CONVERGE = 600  # seconds that anything may take, on a slow machine and beside o
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep tests that share something slow in one process; all others go wherever there is room.
 
-    The longest one of those on the test hosts has hosts of its own.
-
     (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -60,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.endswith(("test_faults.py", "test_gang.py")) and "test_ssh_dies" not in nodeid:
+            if file.endswith(("test_faults.py", "test_gang.py")):
                 return "hosts"
             return file if file.endswith(TOGETHER) else nodeid
 

@@ -207,6 +207,7 @@ def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     eventually(lambda: fleet.status(1, lost)["state"] == "finished", "the end of the one that was given up")
 
 
+@pytest.mark.soak
 def test_lanes_train_at_once(fleet: Fleet) -> None:
     fleet.change(h0={"run_lanes": ["cpu-0", "cpu-1"]}, h1={"agents": ["witness"]}, h2={"agents": ["witness"]})
     runs = [fleet.run_dir(0, run["run_id"]) for run in fleet.planned("crew,mayor").values()]

@@ -53,8 +53,8 @@ plan: $(VENV)/.controller ## Show what a training would do; touches no host
 
 test: $(VENV)/.dev ## Everything: check, integration tests, a hostile trainer, real rehearsals and faults, real hosts
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory integration
-	@$(MAKE) --no-print-directory hostile
+	@tests/system-packages.sh
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going integration hostile # which waits for silent hosts
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 

@@ -214,7 +214,7 @@ LIVES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]], int]] = {
 }  # fmt: skip
 
 
-LONG = {"bad machines"}  # two of them are given a minute and a half each to answer
+LONG = {"bad machines", "no stock"}  # what waits for minutes; each of the others waits for seconds
 
 
 @pytest.mark.parametrize(

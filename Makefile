@@ -53,8 +53,8 @@ plan: $(VENV)/.controller ## Show what a training would do; touches no host
 
 test: $(VENV)/.dev ## Everything: check, integration tests, a hostile trainer, real rehearsals and faults, real hosts
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory integration
-	@$(MAKE) --no-print-directory hostile
+	@tests/system-packages.sh
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going integration hostile # which waits for silent hosts
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory molecule
 
@@ -111,14 +111,16 @@ mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of tes
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 4 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak and not models")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 5 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak and not models")
 
 models: $(VENV)/.dev ## Every family of base models, trained by real Axolotl on the CPU; writes the table of docs/base-models.md
 	LORA_FORGE_MODELS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations 5 tests/e2e/test_base_models.py $(ARGS)
 
-# Side by side in two halves, each with hosts of its own: a scenario has one core waiting most of the time.
-SCENARIOS := $(filter-out default,$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))
-HALF := newcomer systemd training-image
+# Side by side in two halves, each with hosts of its own: a scenario has one core waiting most of the time. The training
+# image, of 8 GB, is for make soak.
+SOAKED := training-image
+SCENARIOS := $(filter-out default $(SOAKED),$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))
+HALF := newcomer systemd users
 empty :=
 joined = molecule-$(subst $(empty) $(empty),+,$(strip $(1)))
 
@@ -132,9 +134,10 @@ molecule-%: export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 molecule-%: $(VENV)/.dev
 	$(BIN)/python tests/sandbox.py env ANSIBLE_CONFIG="$(CURDIR)/ansible.cfg" molecule -c tests/molecule/config.yml test $(addprefix --scenario-name ,$(subst +, ,$*)) --report
 
-soak: $(VENV)/.dev ## Long faults and many kills, which test leaves out, beside four busy loops; TIMES, LOOPS
+soak: $(VENV)/.dev ## Long faults and many kills, which test leaves out, beside four busy loops, and the training image; TIMES, LOOPS
 	@tests/system-packages.sh
 	@TIMES=$(TIMES) LOOPS=$(LOOPS) $(BIN)/python tests/sandbox.py tests/soak.sh $(ARGS)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory molecule SCENARIO='$(SOAKED)')
 
 bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with podman); BENCH=fleet ARGS='--hosts 5' for one
 	@tests/system-packages.sh

@@ -10,6 +10,7 @@ pages depend on the checkout alone: the same on every Python and every ansible-c
 from __future__ import annotations
 
 import configparser
+import functools
 import json
 import os
 import pathlib
@@ -118,6 +119,7 @@ def stems(pattern: str) -> list[str]:
     return sorted(path.stem for path in ROOT.glob(pattern))
 
 
+@functools.cache
 def read_yaml(path: str) -> Any:
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
@@ -230,6 +232,7 @@ def readers() -> dict[str, set[str]]:
     return found
 
 
+@functools.cache
 def askers() -> set[str]:
     """Name the actions that ask a host; each gives it as long as the option :data:`PATIENCE` says."""
     plugins = (ROOT / "action_plugins").glob("*.py")
@@ -245,15 +248,20 @@ def tasks_in(node: Any) -> Iterator[dict[str, Any]]:
                 yield from tasks_in(value)
 
 
+@functools.cache
+def _names_of(path: str) -> frozenset[str]:
+    """List the variables that a file of plays or tasks names; most files are reached from many playbooks."""
+    tasks = read_yaml(path)
+    names = names_in(tasks)
+    if path == PLAN:
+        names |= set(host_variables())
+    if any(name in askers() for task in tasks_in(tasks) for name in task):
+        names.add(PATIENCE)
+    return frozenset(names)
+
+
 def _all_names(paths: Iterable[str], known: Mapping[str, set[str]]) -> set[str]:
-    names: set[str] = set()
-    for path in paths:
-        tasks = read_yaml(path)
-        names |= names_in(tasks)
-        if path == PLAN:
-            names |= set(host_variables())
-        if any(name in askers() for task in tasks_in(tasks) for name in task):
-            names.add(PATIENCE)
+    names: set[str] = set().union(*map(_names_of, paths))
     left = list(names)
     while left:
         new = known.get(left.pop(), set()) - names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -27,18 +28,28 @@ LONGEST = (
     "test_learning.py",
     "test_gang.py",
     "test_fleet.py",
+    "test_docs.py",
     "test_rehearsal.py",
     "test_wandb.py",
     "test_pods.py",
-    "test_docs.py",
+)
+# Their tests look at what one start of something slow has made: of hosts, a browser, trainings, or Axolotl. In several
+# processes each of these would start it anew.
+TOGETHER = (
+    "test_bad_input.py",
+    "test_base_models.py",
+    "test_expected.py",
+    "test_fleet.py",
+    "test_learning.py",
+    "test_recipes.py",
+    "test_report.py",
+    "test_templates.py",
 )
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests that share hosts, a browser or trainings in one process; all others go wherever there is room.
-
-    The longest one of them has hosts of its own.
+    """Keep tests that share something slow in one process; all others go wherever there is room.
 
     (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
     """
@@ -47,16 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.endswith(("test_faults.py", "test_gang.py")) and "test_ssh_dies" not in nodeid:
+            if file.endswith(("test_faults.py", "test_gang.py")):
                 return "hosts"
-            together = (
-                "test_base_models.py",
-                "test_fleet.py",
-                "test_report.py",
-                "test_bad_input.py",
-                "test_learning.py",
-            )
-            return file if file.endswith(together) else nodeid
+            return file if file.endswith(TOGETHER) else nodeid
 
     config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
     return Scheduling(config, log)
@@ -102,6 +106,17 @@ def hold(run_dir: pathlib.Path, step: int) -> None:
 def release(run_dir: pathlib.Path) -> None:
     """Let a training go on that waits."""
     (run_dir / "hold").unlink()
+
+
+def stand_in(run_dir: pathlib.Path) -> None:
+    """Bring what trains in Axolotl's place, on a host with ``run_module: stub_axolotl``.
+
+    Args:
+        run_dir: Of the run, which may be planned only.
+    """
+    (run_dir / rundir.PROGRAMS).mkdir(parents=True, exist_ok=True)
+    for name in ("stub_axolotl.py", "expecting.py"):
+        shutil.copy(ROOT / "tests/fakes" / name, run_dir / rundir.PROGRAMS)
 
 
 def planned(output: pathlib.Path, agent: str) -> str:
@@ -195,12 +210,16 @@ class Checkout:
 
 @pytest.fixture(scope="session")
 def environment() -> pathlib.Path:
-    """Return the Python of the CPU lock's environment, made by the project's own playbook."""
-    done = subprocess.run(
-        [str(PLAYBOOK), "playbooks/provision.yml", "-e", "role=witness", "-e", "fresh=true"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    """Return the Python of the CPU lock's environment, made by the project's own playbook; by one process for all."""
+    with (pathlib.Path(os.environ["LORA_FORGE_SANDBOX"]) / "environment").open("a+") as made_in_this_sandbox:
+        fcntl.flock(made_in_this_sandbox, fcntl.LOCK_EX)
+        if not made_in_this_sandbox.tell():
+            done = subprocess.run(
+                [str(PLAYBOOK), "playbooks/provision.yml", "-e", "role=witness", "-e", "fresh=true"],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout
+            made_in_this_sandbox.write("made")
     from ansible.module_utils.lora_forge.trainer import environment as made
 
     return ROOT / ".trainer/env" / made.environment_name(ROOT / "requirements/trainer-cpu.txt") / "bin/python"

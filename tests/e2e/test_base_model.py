@@ -394,59 +394,75 @@ print(json.dumps({{"axolotl": {axolotl!r}, "answers": [answer for _ in json.load
 """
 
 
-def test_what_a_base_model_does_not_take_is_refused_before_its_weights_are_there(
+class Bringing:
+    """A checkout whose trainer fetches a base model from a pretended hub, with its weights or without."""
+
+    def __init__(self, checkout: Checkout, made: pathlib.Path, stub: pathlib.Path):
+        self.checkout, self.made, self.stub, self.hub = checkout, made, stub, Hub()
+        self.hub.models[NAME] = Model({path.name: path.read_bytes() for path in made.iterdir()})
+
+    def play(self, playbook: str, targets: list[str]) -> tuple[int, str]:
+        recipe = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text()) | {
+            "base_model": NAME,
+            "model_revision": self.hub.models[NAME].commit,
+            "lora_target_modules": targets,
+        }
+        given = json.dumps({"recipe": recipe})
+        options = ("-e", "role=witness", "-e", "run_profile=", "-e", "trainer_gpu_required=false", "-e", given)
+        code, text = self.checkout.play(*options, "-v", "-e", f"axolotl_environment={self.stub}", playbook=playbook)
+        return code, " ".join(text.split())
+
+    def run_dir(self) -> pathlib.Path:
+        return self.checkout.run_dir(self.checkout.plan()["run_id"])
+
+
+@pytest.fixture
+def bringing(
     checkout: Checkout, environment: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[Bringing]:
     made = tmp_path / "model"
     data = ROOT / "examples/datasets/witness_train.jsonl"
     subprocess.run([str(environment), str(ROOT / "roles/run/files/tiny_model.py"), str(made), str(data)], check=True)
-    hub = Hub()
-    hub.models[NAME] = Model({path.name: path.read_bytes() for path in made.iterdir()})
-    hub.refuse["model.safetensors"] = 1000  # they never come
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
     stub = tmp_path / "python"
     stub.write_text(TAKES_ALL.format(python=sys.executable, axolotl=plan.recipe.pinned_version(LOCK, "axolotl")))
     stub.chmod(0o755)
-    recipe = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text()) | {
-        "base_model": NAME,
-        "model_revision": hub.models[NAME].commit,
-    }
+    one = Bringing(checkout, made, stub)
+    monkeypatch.setenv("HF_ENDPOINT", one.hub.url)
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    yield one
+    one.hub.close()
 
-    def play(playbook: str, targets: list[str]) -> tuple[int, str]:
-        given = json.dumps({"recipe": recipe | {"lora_target_modules": targets}})
-        options = ("-e", "role=witness", "-e", "run_profile=", "-e", "trainer_gpu_required=false", "-e", given)
-        code, text = checkout.play(*options, "-v", "-e", f"axolotl_environment={stub}", playbook=playbook)
-        return code, " ".join(text.split())
 
-    try:
-        code, text = play("train.yml", ["query", "key"])
-        assert code != 0
-        assert f"the recipe of witness does not go with its base model {NAME}: PEFT refuses the LoRA keys" in text
-        assert "Target modules {" in text
-        assert "not found in the base model" in text
-        assert "Traceback" not in text
-        run = checkout.run_dir(checkout.plan()["run_id"])
-        assert not run.exists(), "nothing was staged"
-        asked = {path.rpartition("/")[2] for _, path, _ in hub.requests}
-        assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= asked
-        assert "model.safetensors" not in hub.sent
+def test_what_a_base_model_does_not_take_is_refused_before_its_weights_are_there(bringing: Bringing) -> None:
+    hub = bringing.hub
+    hub.refuse["model.safetensors"] = 1000  # they never come
+    code, text = bringing.play("train.yml", ["query", "key"])
+    assert code != 0
+    assert f"the recipe of witness does not go with its base model {NAME}: PEFT refuses the LoRA keys" in text
+    assert "Target modules {" in text
+    assert "not found in the base model" in text
+    assert "Traceback" not in text
+    assert not bringing.run_dir().exists(), "nothing was staged"
+    asked = {path.rpartition("/")[2] for _, path, _ in hub.requests}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= asked
+    assert "model.safetensors" not in hub.sent
 
-        hub.refuse.clear()
-        code, text = play("playbooks/provision.yml", ["q_proj", "v_proj"])
-        assert code == 0, text
-        assert "the recipe of witness fits its base model: " in text, text
-        assert "trained parameters in 8 tensors" in text
-        assert hub.sent["model.safetensors"] == (made / "model.safetensors").stat().st_size
-        run = checkout.run_dir(checkout.plan()["run_id"])
-        expected = run / "expected.json"
-        assert (run.stat().st_mode & 0o777, expected.stat().st_mode & 0o777) == (0o700, 0o600)
-        told = json.loads(expected.read_text())
-        assert (told["base_model"], told["revision"]) == (NAME, hub.models[NAME].commit)
-        assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in told["tensors"]
-    finally:
-        hub.close()
+
+@pytest.mark.soak
+def test_what_a_base_model_takes_is_told_and_its_tensors_are_noted(bringing: Bringing) -> None:
+    hub = bringing.hub
+    code, text = bringing.play("playbooks/provision.yml", ["q_proj", "v_proj"])
+    assert code == 0, text
+    assert "the recipe of witness fits its base model: " in text, text
+    assert "trained parameters in 8 tensors" in text
+    assert hub.sent["model.safetensors"] == (bringing.made / "model.safetensors").stat().st_size
+    run = bringing.run_dir()
+    expected = run / "expected.json"
+    assert (run.stat().st_mode & 0o777, expected.stat().st_mode & 0o777) == (0o700, 0o600)
+    told = json.loads(expected.read_text())
+    assert (told["base_model"], told["revision"]) == (NAME, hub.models[NAME].commit)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in told["tensors"]
 
 
 # A Qwen2 as small as the rehearsal's model: Qwen2.5 is what the base recipe trains.

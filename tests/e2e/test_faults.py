@@ -14,7 +14,7 @@ import rundir
 import sandbox
 from partition import Partition
 
-from .conftest import ROOT, Controller, Host, Seen, eventually, hold, release
+from .conftest import Controller, Host, Seen, eventually, hold, release, stand_in
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]
@@ -69,11 +69,13 @@ def test_ssh_dies_the_controller_is_killed_and_the_host_reboots(
         "the training went on, step 4 to 5; the same command attached",
     )
 
-    # A user's own unit waits for the lane meanwhile.
-    lin, other = hosts["lin"], controllers({"lin": {}}, max_steps=4, **SHORT)
+    # A user's own unit waits for the lane meanwhile. What it trains with is not the point.
+    lin, other = hosts["lin"], controllers({"lin": {"run_module": "stub_axolotl"}}, max_steps=4, **SHORT)
+    queued = other.plan("refinery")
+    stand_in(lin.runs / queued)
+    lin.sh("chown -R lin: /workspace/lin/runs")
     code, text = other.play("-e", "role=refinery", "-e", "detach=true")
     assert code == 0, text
-    queued = other.run_id("refinery")
     waiting = lin.status(queued)
     assert waiting["state"] == "queued"
     code, text = other.play("-e", "role=refinery", playbook="playbooks/status.yml")
@@ -219,10 +221,7 @@ def test_a_slow_trainer_with_a_wrong_clock_holds_nobody_up(hosts: Hosts, control
         controller = controllers(agents, **{**HELD, "max_steps": 4})
         slow = controller.plan("crew,mayor")
         hold(bare.runs / slow, 1)
-        fast = hosts["pod"].runs / controller.run_id("mayor")
-        (fast / rundir.PROGRAMS).mkdir(parents=True)
-        for name in ("stub_axolotl.py", "expecting.py"):
-            shutil.copy(ROOT / "tests/fakes" / name, fast / rundir.PROGRAMS)
+        stand_in(hosts["pod"].runs / controller.run_id("mayor"))
         played = controller.start("-e", "role=mayor,crew")
         played.says(r"crew-\w+ started \(process")
         latest = controller.output / "adapters/mayor/latest/manifest.json"

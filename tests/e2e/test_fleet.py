@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from fleet_hosts import DEAD_PORT, ENVIRONMENT, PORT, STUB, Hosts, container
+from fleet_hosts import DEAD_PORT, ENVIRONMENT, PORT, Hosts, container
 
-from .conftest import eventually
+from .conftest import eventually, stand_in
 
 ALL = ["crew", "deacon", "gastown", "mayor", "polecat", "refinery", "witness"]
 
@@ -175,6 +175,7 @@ def begun(run_dir: pathlib.Path) -> bool:
     return any(event["event"] == "begin" for event in rundir.read_events(run_dir / "metrics.jsonl")[0])
 
 
+@pytest.mark.soak
 def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     """It has a run, which trains on, as far as anybody knows; the others go on, and so does its run elsewhere."""
     roles = "crew,mayor,witness"
@@ -206,6 +207,7 @@ def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     eventually(lambda: fleet.status(1, lost)["state"] == "finished", "the end of the one that was given up")
 
 
+@pytest.mark.soak
 def test_lanes_train_at_once(fleet: Fleet) -> None:
     fleet.change(h0={"run_lanes": ["cpu-0", "cpu-1"]}, h1={"agents": ["witness"]}, h2={"agents": ["witness"]})
     runs = [fleet.run_dir(0, run["run_id"]) for run in fleet.planned("crew,mayor").values()]
@@ -222,6 +224,7 @@ def test_lanes_train_at_once(fleet: Fleet) -> None:
     assert fleet.verified() == ["crew", "mayor"]
 
 
+@pytest.mark.soak
 def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     """Two runs of two hosts through torchrun, one after the other, to their adapters; and one host that is not fit."""
 
@@ -237,8 +240,7 @@ def test_a_gang_trains_together_or_not_at_all(fleet: Fleet) -> None:
     run_id = planned["crew"]["run_id"]
     for number in (1, 2):
         for run in planned.values():
-            for path in (STUB, STUB.with_name("expecting.py")):
-                shutil.copy(path, fleet.run_dir(number, run["run_id"]) / rundir.PROGRAMS)
+            stand_in(fleet.run_dir(number, run["run_id"]))
     for detach in ("true", "false"):
         code, text = fleet.play("train.yml", "-e", "role=crew", "-e", f"detach={detach}")
         assert code != 0, text

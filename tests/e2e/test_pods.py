@@ -214,7 +214,12 @@ LIVES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("life", LIVES)
+LONG = {"bad machines", "no stock"}  # what waits for minutes; each of the others waits for seconds
+
+
+@pytest.mark.parametrize(
+    "life", [pytest.param(life, marks=[pytest.mark.soak] if life in LONG else []) for life in LIVES]
+)
 def test_a_pod_is_had_all_the_same(life: str, renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:
     faults, expected, orders = LIVES[life]
     renter = renters(pod_boot_timeout=90 if life == "bad machines" else CONVERGE)
@@ -381,6 +386,7 @@ def test_two_pods_of_one_name_are_an_error(renters: Callable[..., Renter]) -> No
     assert re.search("duplicate.*pod-1", text, re.I), text
 
 
+@pytest.mark.soak
 def test_a_run_that_fails_keeps_its_pod_and_says_what_that_costs(
     renters: Callable[..., Renter], runpod: RunPod, seen: Seen
 ) -> None:
@@ -402,6 +408,7 @@ def test_a_run_that_fails_keeps_its_pod_and_says_what_that_costs(
          "until when; release.yml gives it up")  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_pod_whose_controller_died_ends_itself(renters: Callable[..., Renter], runpod: RunPod, seen: Seen) -> None:
     renter = renters(pod_max_hours=0.02)
     runpod.faults(ssh_delay={"seconds": 20, "times": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -26,12 +27,48 @@ def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[s
     return ["\n".join(answer["problems"]) for answer in answers]
 
 
-def test_all_seven_pass_and_a_wrong_one_does_not(environment: pathlib.Path) -> None:
+def own(home: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the recipes of the seven agents, and two that are wrong."""
     planner = plan.Planner(ROOT, ROOT / "output", {})
     recipes = [planner.merged_recipe(agent, "", "") | PATHS for agent in planner.agents.names]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
     misspelt = recipes[0] | {"plugins": ["axolotl.integrations.ligr.LigerPlugin"]}
-    *answers, refusal, unknown = validate(environment, [*recipes, wrong, misspelt])
+    return [*recipes, wrong, misspelt]
+
+
+TAKEN = [one for one in brought() if not one.refused]
+
+
+def taken(home: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the recipes that people bring: as they are planned, and then without the rules between keys."""
+    asked = [
+        question
+        for number, one in enumerate(TAKEN)
+        for question in validation.questions(one.planned(home / str(number)).runs, [], "")
+    ]
+    assert len(asked) == len(TAKEN)
+    return [one.recipe for one in asked] + [one.plain() | PATHS for one in TAKEN]
+
+
+MACHINES = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"))
+
+
+def machines(home: pathlib.Path) -> list[dict[str, Any]]:
+    """Return a recipe on every machine class, as a run is given it: with the plugins that its keys need."""
+    planner = plan.Planner(ROOT, ROOT / "output", {})
+    return [recipe.with_plugins(planner.merged_recipe("witness", "", name)) | PATHS for name in MACHINES]
+
+
+@pytest.fixture(scope="module")
+def said(environment: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Return Axolotl's objections to all of them, asked at once: each time it is imported anew."""
+    recipes = {ask.__name__: ask(tmp_path_factory.mktemp(ask.__name__)) for ask in (own, taken, machines)}
+    answers = iter(validate(environment, [one for asked in recipes.values() for one in asked]))
+    return {name: list(itertools.islice(answers, len(asked))) for name, asked in recipes.items()}
+
+
+def test_all_seven_pass_and_a_wrong_one_does_not(said: dict[str, list[str]]) -> None:
+    *answers, refusal, unknown = said["own"]
     assert answers == [""] * 7
     assert refusal == "Can't load qlora in 8bit"
     assert "axolotl.integrations.ligr" in unknown
@@ -53,20 +90,13 @@ def test_what_asks_axolotl_ends_with_who_wants_to_know(environment: pathlib.Path
     eventually(lambda: not (child / "cmdline").exists() or not (child / "cmdline").read_bytes(), "it ends, too")
 
 
-def test_what_the_plan_takes_axolotl_takes(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_what_the_plan_takes_axolotl_takes(said: dict[str, list[str]]) -> None:
     """And what the rules between keys put right, it refuses without them."""
-    taken = [one for one in brought() if not one.refused]
-    asked = [
-        question
-        for number, one in enumerate(taken)
-        for question in validation.questions(one.planned(tmp_path / str(number)).runs, [], "")
-    ]
-    assert len(asked) == len(taken)
-    answers = validate(environment, [one.recipe for one in asked] + [one.plain() | PATHS for one in taken])
-    assert dict(zip((one.name for one in taken), answers)) == {one.name: "" for one in taken}
-    for one, said in zip(taken, answers[len(taken) :]):
-        assert one.plainly in said, one.name
-        assert bool(one.plainly) == bool(said), f"{one.name}: {said}"
+    planned, plain = said["taken"][: len(TAKEN)], said["taken"][len(TAKEN) :]
+    assert dict(zip((one.name for one in TAKEN), planned)) == {one.name: "" for one in TAKEN}
+    for one, objections in zip(TAKEN, plain):
+        assert one.plainly in objections, one.name
+        assert bool(one.plainly) == bool(objections), f"{one.name}: {objections}"
 
 
 @pytest.mark.soak
@@ -97,12 +127,8 @@ def test_the_plan_asks_axolotl_once_and_says_where_a_refused_key_stands(checkout
     assert asks not in text
 
 
-def test_axolotl_takes_every_machine_class(environment: pathlib.Path) -> None:
-    """As a run is given it, with the plugins that its keys need."""
-    planner = plan.Planner(ROOT, ROOT / "output", {})
-    names = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"))
-    recipes = [recipe.with_plugins(planner.merged_recipe("witness", "", name)) | PATHS for name in names]
-    assert dict(zip(names, validate(environment, recipes))) == dict.fromkeys(names, "")
+def test_axolotl_takes_every_machine_class(said: dict[str, list[str]]) -> None:
+    assert dict(zip(MACHINES, said["machines"])) == dict.fromkeys(MACHINES, "")
 
 
 STRANGER = """

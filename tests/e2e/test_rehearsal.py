@@ -200,6 +200,7 @@ def test_disk_full_in_mid_run(checkout: Checkout, seen: Seen) -> None:
         eventually(lambda: subprocess.run(["umount", str(root)], capture_output=True).returncode == 0, "umount")
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     not os.environ.get("LORA_FORGE_DATASETS"), reason="LORA_FORGE_DATASETS names no folder of real data"
 )

@@ -47,8 +47,19 @@ case "$1 $2" in
 esac
 exec {python} "$@"
 """
-# What is in the checkout, and no file of it, or what only a person writes to meanwhile.
-PASSED_OVER = {".git", ".venv", ".trainer", ".hosts", ".hypothesis", ".site-docs", "__pycache__", "docs", "tests"}
+# What is in the checkout, and no file of it, or what only a person or another test writes to meanwhile.
+PASSED_OVER = {
+    ".git",
+    ".venv",
+    ".trainer",
+    ".hosts",
+    ".hypothesis",
+    ".site-docs",
+    "__pycache__",
+    "docs",
+    "tests",
+    "output",
+}
 # Of a stage, what commands write to, and the test itself.
 OPEN = {"faces", "texts", "output", "hosts", "calls", "ansible", "tmp", "sung", "pods", "none"}
 

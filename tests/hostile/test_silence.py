@@ -98,9 +98,9 @@ class TestTrain:
 
 
 class TestCollect:
-    """Silent while it is watched, while an adapter is verified, while that is fetched; then when it is to stop."""
+    """Silent while it is watched, while an adapter is verified, while that is fetched."""
 
-    def test_collect_watch_and_stop(self, tmp_path: pathlib.Path) -> None:
+    def test_collect(self, tmp_path: pathlib.Path) -> None:
         stage = Stage(tmp_path)
         verifies = patience(2.0, watch_unreachable_timeout=120)  # an adapter is read for half an hour, by default
         scene = Scene(stage, {
@@ -118,7 +118,16 @@ class TestCollect:
         assert played.code != 0
         [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
         assert json.loads(manifest.read_text())["verdict"] == "verified"
-        stage.face("watched", "module", "hang")
+
+
+class TestStop:
+    """Silent whatever is asked, to whoever watches and to whoever stops."""
+
+    def test_watch_and_stop(self, tmp_path: pathlib.Path) -> None:
+        stage = Stage(tmp_path)
+        silent = {"watched": ("module", "hang", patience(3.0, run_stop_timeout=2))}
+        scene = Scene(stage, silent, left=("watched",))
+        guard = stage.watch_over()
         for playbook in ("watch", "stop"):
             played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
             check(played, stage, guard, ["watched"])

@@ -270,6 +270,7 @@ def test_two_controllers_at_once_order_one_pod(rig, monkeypatch):
         return claim
 
     rig.manager._adopt_orphan = late
+    assert rig.claims.owner  # made by now: its files are named by process, and these are two threads of one
     both = [threading.Thread(target=rig.manager.advance, args=(rig.wanted, 0)) for _ in range(2)]
     for step in (threading.Thread.start, threading.Thread.join):
         for thread in both:

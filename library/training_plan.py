@@ -29,6 +29,13 @@ options:
     type: list
     elements: str
     required: true
+  outside:
+    description:
+      - Those of O(hosts) that a limit leaves out. Nothing is placed on them, and what was launched on them is left
+        alone. A gang that holds one of them is left out with it.
+    type: list
+    elements: str
+    default: []
   host_variables:
     description:
       - Variables of these hosts, a mapping of them for each name; those that are read are in C(HOST_VARIABLES) of
@@ -184,6 +191,7 @@ ARGUMENTS = {
     "agents": {"type": "raw"},
     "by_record": {"type": "bool", "default": False},
     "hosts": {"type": "list", "elements": "str", "required": True},
+    "outside": {"type": "list", "elements": "str", "default": []},
     "host_variables": {"type": "dict", "default": {}},
     "host_options": {"type": "dict", "default": {}},
     "groups": {"type": "dict", "default": {}},
@@ -248,7 +256,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         given["agents"],
         trainers,
         given["recipe"],
-        **{key: given[key] for key in ("fresh", "move", "verify", "by_record")},
+        **{key: given[key] for key in ("fresh", "move", "verify", "by_record", "outside")},
         agents=known,
         keep=given["keep_axolotl"],
         say=say,

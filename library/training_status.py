@@ -21,6 +21,11 @@ options:
     description: Whether W&B is asked.
     type: bool
     default: true
+  outside:
+    description: Trainers that a limit leaves out. What is there stands in C(status.json), and is not shown.
+    type: list
+    elements: str
+    default: []
   busy:
     description: The trainers on which something ran when they were last asked, so RV(busy) of an earlier call.
     type: list
@@ -95,6 +100,7 @@ ARGUMENTS = {
     "wandb": {"type": "bool", "default": True},
     "agents": {"type": "raw"},
     "checkout": {"type": "path", "required": True},
+    "outside": {"type": "list", "elements": "str", "default": []},
     "busy": {"type": "list", "elements": "str", "default": []},
     "pods": {"type": "path"},
     "display": {"type": "str", "choices": ["table", "screen", "none"], "default": "table"},
@@ -120,7 +126,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     known = Agents(pathlib.Path(given["checkout"]))
     kept = kept_agents(output).union(run["agent"] for run in runs)
     wanted = [] if everybody(given["agents"]) else known.select(given["agents"], kept)
-    meant = [run for run in runs if not wanted or run["agent"] in wanted]
+    meant = [run for run in runs if (not wanted or run["agent"] in wanted) and run["trainer"] not in given["outside"]]
     silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     if not check_mode:
         output.mkdir(parents=True, exist_ok=True)
@@ -147,7 +153,7 @@ def answer(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     lines = status.status_lines(meant, silent, notes) + status.gone_lines(meant, known.names)
     lines += leaderboard.summary_lines(output, known.names, wanted)
     lines += [f"    {line}" for line in spending.summary_lines(Claims(folder), time.time())] if folder else []
-    lines = lines or ([] if rows else ["  no run is known"])
+    lines = lines or ([] if rows else ["  no run is known" + (" within --limit" if given["outside"] else "")])
     screen = given["display"] == "screen"
     return returned | {"show": {"columns": status.COLUMNS, "rows": rows, "lines": lines, "screen": screen}}
 

@@ -174,6 +174,7 @@ def test_status_of_whatever_a_host_answers(controller: Controller, answer: Any) 
         "checkout": pathlib.Path(__file__).resolve().parents[2],
         "wandb": False,
         "busy": [],
+        "outside": [],
         "display": "table",
     }
     made = status.answer({**asked, "snapshots": {"evil": snapshot, "good": GOOD}}, False)

@@ -295,11 +295,152 @@ def test_an_adapter_is_promoted_by_hand(tmp_path):
     assert "did you mean «witness-b»?" in text
 
 
-@pytest.mark.parametrize("playbook", ["train.yml", "playbooks/status.yml"])
+# --- a limit --------------------------------------------------------------------------------------------------------
+
+
+FLEET = {
+    "trainers": {"hosts": {"gpu-1": {"agents": ["mayor"]}, "gpu-2": {}, "gpu-3": {}}},
+    "rest": {"hosts": {"web": {}}},
+}
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """Write an inventory of three trainers and a host that is none."""
+    (tmp_path / "fleet.yml").write_text(yaml.safe_dump(FLEET))
+    return str(tmp_path / "fleet.yml")
+
+
+def test_a_limit_picks_the_trainers(planned, fleet) -> None:
+    _, runs = planned(fleet, "-l", "gpu-1")
+    assert {agent: run["trainer"] for agent, run in runs.items()} == {"mayor": "gpu-1"}
+    _, runs = planned(fleet, "-l", "trainers:!gpu-1:&gpu-*:!gpu-2")  # as a union with localhost could not be said
+    assert {run["trainer"] for run in runs.values()} == {"gpu-3"}
+    assert "witness" in runs
+    assert "mayor" not in runs  # gpu-1 declares it
+    text, runs = planned(fleet, "-l", "gpu-1,localhost", "-e", "role=all")
+    assert list(runs) == ["mayor"]
+    assert "left alone, as every trainer within --limit declares other agents: crew, " in text
+
+
+def test_a_file_of_hosts_is_a_limit_too(planned, fleet, tmp_path) -> None:
+    (tmp_path / "again").write_text("gpu-2\n")
+    _, runs = planned(fleet, "--limit", f"@{tmp_path}/again", "-e", "role=mayor")
+    assert runs["mayor"]["trainer"] == "gpu-2"
+
+
 @pytest.mark.parametrize("callback", ["lora_forge", "ansible.builtin.default"])
-def test_a_limit_that_leaves_the_plan_out_is_an_error(monkeypatch, playbook, callback) -> None:
+@pytest.mark.parametrize(
+    ("playbook", "limit", "code", "why"),
+    [
+        ("train.yml", "web", 4, "--limit web names no trainer of the inventory, so that nothing would be done"),
+        ("playbooks/reap.yml", "web", 4, "Trainers: gpu-1, gpu-2, gpu-3"),
+        ("train.yml", "gpu-9", 1, "--limit leaves us with no hosts to target"),  # Ansible's own
+    ],
+)
+def test_a_limit_without_a_trainer_ends_before_anything_is_done(
+    fleet, tmp_path, monkeypatch, callback, playbook, limit, code, why
+) -> None:
     monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
-    done = command("ansible-playbook", "-i", "gpu-1,", "--limit", "gpu-1", playbook)
-    assert done.returncode == 4
-    assert "--limit gpu-1 leaves out localhost" in done.stderr
+    done = command("ansible-playbook", "-i", fleet, "-l", limit, playbook, "-e", f"output_dir={tmp_path}/output")
+    assert done.returncode == code, done.stdout
+    assert why in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert "TASK" not in done.stdout
+    assert not (tmp_path / "output").exists()
+
+
+def test_localhost_as_a_limit(planned) -> None:
+    both = {"localhost": {"ansible_connection": "local", "run_profile": "rehearsal"}, "gpu-1": {}}
+    _, runs = planned({"trainers": {"hosts": both}}, "-l", "localhost", "-e", "role=witness")
+    assert runs["witness"]["trainer"] == "localhost"
+    _, runs = planned({"trainers": {"hosts": both}}, "-l", "gpu-1", "-e", "role=witness")
+    assert runs["witness"]["trainer"] == "gpu-1"
+    controller = {"all": {"hosts": {"localhost": {}}}, "trainers": {"hosts": {"gpu-1": {}}}}
+    text, _ = planned(controller, "-l", "localhost", "-e", "role=witness", code=2)
+    assert "--limit leaves no host to train on. Trainers: gpu-1" in text
+    text, _ = planned(controller, "-l", "localhost", playbook="playbooks/report.yml")  # knows no hosts
+    assert "report.html" in text
+
+
+def test_what_a_limit_leaves_out_is_not_touched(planned, tmp_path) -> None:
+    """As three hosts that nobody can reach: whoever is asked says so."""
+    dead = {"ansible_host": "127.0.0.1", "ansible_port": 9}
+    trainers = {"hosts": {"gpu-1": {}, "gpu-2": {}, "gpu-3": {}}, "vars": dead}
+    text, runs = planned({"trainers": trainers}, "-e", "role=witness", "-l", "gpu-2", playbook="train.yml", code=2)
+    assert runs["witness"]["trainer"] == "gpu-2"
+    assert f"witness is not ready: {runs['witness']['run_id']} on gpu-2: gpu-2 does not answer" in text
+    assert not re.search("gpu-[13]", text)
+    text, _ = planned({"trainers": trainers}, "-l", "all:!gpu-2", playbook="playbooks/status.yml")
+    assert re.search("gpu-1.*gpu-3", text)
+    assert "gpu-2" not in text
+    assert json.loads((tmp_path / "status.json").read_text())["hosts"][0]["name"] == "gpu-1"
+
+
+def test_what_was_launched_elsewhere_goes_on_there(planned, fleet, tmp_path) -> None:
+    _, runs = planned(fleet, "-e", "role=witness,crew", "-l", "gpu-3")
+    (tmp_path / "runs").mkdir()
+    run_id = runs["witness"]["run_id"]
+    placed = {"run_id": run_id, "trainer": "gpu-2", "lane": 0, "state": "launched", "final": False}
+    (tmp_path / f"runs/{run_id}.json").write_text(json.dumps(placed))
+    text, runs = planned(fleet, "-e", "role=witness,crew", "-l", "gpu-3")
+    assert list(runs) == ["crew"]
+    assert f"left alone, as they were launched where --limit does not reach: {run_id} on gpu-2" in text
+    text, _ = planned(fleet, "-e", "role=witness", "-l", "gpu-3", playbook="playbooks/stop.yml", code=2)
+    assert "nothing is to be done within --limit left alone, as they were launched where --limit does not" in text
+    _, runs = planned(fleet, "-e", "role=witness", "-l", "gpu-3", "-e", "move=gpu-2")
+    assert runs["witness"]["trainer"] == "gpu-3"
+
+
+def test_a_gang_is_within_a_limit_with_all_of_its_hosts(planned) -> None:
+    gang = {"hosts": {"a": {}, "b": {}}, "vars": {"run_hosts": 2}}
+    trainers = {"trainers": {"children": {"gang": gang, "rest": {"hosts": {"c": {}, "d": {}}}}}}
+    _, runs = planned(trainers, "-l", "all:!b", "-e", "role=witness")  # the hosts left out are two as well
+    assert runs["witness"]["hosts"] == ["c"]
+    _, runs = planned(trainers, "-l", "gang", "-e", "role=witness")
+    assert runs["witness"]["hosts"] == ["a", "b"]
+    text, _ = planned(trainers, "-l", "a", "-e", "role=witness", code=2)
+    assert "--limit leaves no host to train on; a gang trains with all of its hosts" in text
+
+
+def test_only_localhost_and_hosts_that_are_added_pass_a_limit(fleet, tmp_path) -> None:
+    """In a playbook of the user's that has one of ours in it, and in another one of the same command."""
+    mine = [
+        {"hosts": "localhost", "gather_facts": False,
+         "tasks": [{"ansible.builtin.add_host": {"name": "new", "groups": "added", "ansible_connection": "local"}}]},
+        {"hosts": "gpu-1,gpu-2,added,localhost", "gather_facts": False, "connection": "local",
+         "tasks": [{"ansible.builtin.debug": {"msg": "played on {{ inventory_hostname }}"}}]},
+    ]  # fmt: skip
+    (tmp_path / "site.yml").write_text(
+        yaml.safe_dump([*mine, {"import_playbook": str(ROOT / "playbooks/promote.yml")}])
+    )
+    (tmp_path / "other.yml").write_text(yaml.safe_dump(mine[1:]))
+    words = ("-e", "role=witness", "-e", f"output_dir={tmp_path}", "-v")
+    done = command(
+        "ansible-playbook", "-i", fleet, "-l", "gpu-2", f"{tmp_path}/site.yml", f"{tmp_path}/other.yml", *words
+    )
+    assert done.returncode == 0, done.stdout
+    ours, theirs = done.stdout.rsplit("PLAY [gpu-1,gpu-2,added,localhost]", 1)
+    assert set(re.findall(r"played on ([\w-]+)", ours)) == {"localhost", "gpu-2", "new"}
+    assert set(re.findall(r"played on ([\w-]+)", theirs)) == {"gpu-2", "new"}
+
+
+def test_a_limit_releases_no_other_pod(tmp_path, monkeypatch) -> None:
+    """RunPod cannot be reached: who would be released says so."""
+    monkeypatch.setenv("RUNPOD_API_KEY", "none")
+    monkeypatch.setenv("RUNPOD_API_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("LORA_FORGE_PODS", str(tmp_path / "pods"))
+    pods = {"trainers": {"hosts": {f"pod-{number}": {"pod_gpus": ["NVIDIA A40"]} for number in (1, 2, 3)}}}
+    (tmp_path / "pods.yml").write_text(yaml.safe_dump(pods))
+
+    def release(named: str, limit: str) -> tuple[int, str]:
+        words = ("-i", f"{tmp_path}/pods.yml", "playbooks/release.yml", "-v", "-e", f"pod={named}", "-l", limit)
+        done = command("ansible-playbook", *words)
+        return done.returncode, done.stdout
+
+    code, text = release("pod-1,pod-2", "pod-2,pod-3")
+    assert "pod-1: left alone, as --limit leaves it out" in text
+    assert set(re.findall(r"^(?:ok|changed|fatal|failed): \[(.+?)(?: ->.*)?\]", text, re.M)) == {"localhost", "pod-2"}
+    code, text = release("pod-1", "pod-2,pod-3")
+    assert code == 2
+    assert "--limit leaves out pod-1, so that nothing would be released" in text

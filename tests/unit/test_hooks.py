@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 from ansible.module_utils.lora_forge.controller import hooks
 
@@ -42,6 +43,14 @@ def test_a_hook_runs_with_the_inventory_and_the_options_of_the_command() -> None
         "@/t/v.json", "--user", "ops", "--become-user", "root", "--become",
     ]  # fmt: skip
     assert hooks.command("py", pathlib.Path("h"), pathlib.Path("v"), "gpu-1", {}, True)[-1] == "--check"
+
+
+def test_a_pattern_of_several_hosts_is_of_these_alone() -> None:
+    found = re.compile(hooks.pattern("gpu-1", "~a|b").removeprefix("~"))
+    assert [name for name in ("gpu-1", "~a|b", "gpu-10", "a", "b", "gpu-1|~a") if found.match(name)] == [
+        "gpu-1",
+        "~a|b",
+    ]
 
 
 def test_a_hook_gets_the_runs_and_on_a_pod_how_it_is_reached() -> None:

@@ -234,7 +234,8 @@ def look_here(root: pathlib.Path) -> None:
     snapshots = {"gpu": {"silent": "it is off", "changed": False}}
     status.ask_wandb(output, snapshots)
     asked = {"output": str(output), "pods": str(root / "pods"), "agents": None, "wandb": False, "busy": [],
-             "checkout": str(pathlib.Path(__file__).resolve().parents[2]), "display": "table"}  # fmt: skip
+             "outside": [], "checkout": str(pathlib.Path(__file__).resolve().parents[2]),
+             "display": "table"}  # fmt: skip
     load("library/training_status").answer(asked | {"snapshots": snapshots}, True)
     record = read_record(output, "witness-0")
     record.failures_of(["gpu"], 0), record.hosts_of(["gpu"], 0), record.is_settled("failed")

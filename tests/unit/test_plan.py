@@ -361,6 +361,48 @@ def test_the_runs_of_a_lost_trainer_move_and_no_others(make, note, data):
         make("crew", three, move=["a", "b", "c"])
 
 
+def test_a_limit_leaves_alone_what_it_does_not_reach(make, note, deliver, data, run_id):
+    data("crew"), data("mayor")
+    three = trainers(data, "a", "b", "c", c=("mayor",))
+    note(run_id, "b", final=True, state="failed")
+    made = make("witness,crew,mayor", three, outside=["b", "c"])
+    assert [(run.agent, run.trainer) for run in made.runs] == [("crew", "a"), ("mayor", "a")]
+    assert made.warnings[-1] == f"left alone, as they were launched where --limit does not reach: {run_id} on b"
+    made = make("witness,crew,mayor", three, outside=["a", "b"])
+    assert [(run.agent, run.trainer) for run in made.runs] == [("mayor", "c")]
+    assert made.warnings[-1] == "left alone, as every trainer within --limit declares other agents: crew"
+    with pytest.raises(UserError, match=rf"nothing is to be done within --limit\n.*: {run_id} on b"):
+        make("witness", three, outside=["b"])
+    assert one(make("witness", three, outside=["b"], move="b")).trainer == "a"
+    with pytest.raises(UserError, match="-e move=a leaves no host to train on within --limit; add one to"):
+        make("witness", three, outside=["b", "c"], move="a")
+    deliver(run_id)
+    assert told(one(make("witness", three, outside=["b"])))[1] == "ready"
+
+
+def test_an_agent_whose_file_is_gone_is_left_alone_outside_a_limit(make, note, data):
+    note("boot-000000000000", "b", final=False)
+    here = trainers(data, "a", "b")
+    assert one(make("boot", here, by_record=True, outside=["a"])).trainer == "b"
+    made = make("boot", here, by_record=True, outside=["b"])
+    assert not made.runs
+    assert any("is left alone: it is on b, which --limit leaves out" in said for said in made.warnings)
+
+
+def test_whom_a_limit_has_trained(make, data):
+    data("crew"), data("mayor")
+    here = trainers(data, "a", "b", b=("mayor",))
+    assert [run.agent for run in make(None, here, outside=["a"]).runs] == ["mayor"]
+    assert [run.agent for run in make(None, here, outside=["b"]).runs] == ["crew", "gastown"]
+    for agent in AGENTS:
+        data(agent)
+    here = trainers(data, "a", "b", b=tuple(AGENTS))
+    with pytest.raises(UserError, match=r"--limit leaves out the trainers that declare crew, .*; name agents with"):
+        make(None, here, outside=["b"])
+    with pytest.raises(UserError, match=r"--limit leaves no host to train on\. Trainers: a, b"):
+        make(None, here, outside=["a", "b"])
+
+
 def test_a_trainer_with_fewer_gpus_than_a_run_takes(make, data, run_id):
     with pytest.raises(UserError, match="here has no lane: it has fewer GPUs than run_gpus asks for"):
         make(trainers=[Trainer("here", datasets_dir=str(data.folder), lanes=0)])

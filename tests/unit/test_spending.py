@@ -293,7 +293,7 @@ def test_the_status_says_it_too(tmp_path, monkeypatch):
     claims = Claims(tmp_path / "pods")
     claims.open_claim("pod-1", [], NOW, pod_id="p", state="ready", usd_per_hour=2.0, asked_at=NOW - H, deadline=NOW)
     given = {"output": str(tmp_path / "output"), "snapshots": {}, "wandb": False, "agents": None, "busy": [],
-             "checkout": ROOT, "pods": str(tmp_path / "pods"), "display": "table"}  # fmt: skip
+             "outside": [], "checkout": ROOT, "pods": str(tmp_path / "pods"), "display": "table"}  # fmt: skip
     lines = module.answer(given, check_mode=True)["show"]["lines"]
     assert "    2025-11 (UTC): 2.00 USD spent on pods, 0.17 committed until their deadlines" in lines
     given["pods"] = str(tmp_path / "none")

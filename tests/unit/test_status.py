@@ -156,6 +156,7 @@ def test_runs_that_share_a_pod_share_its_cost(tmp_path):
         "agents": None,
         "checkout": ROOT,
         "busy": [],
+        "outside": [],
         "pods": tmp_path / "pods",
     }
     told = load("library/training_status").answer({**given, "display": "table"}, False)
@@ -295,6 +296,7 @@ def test_only_the_agents_that_are_meant_are_shown_and_all_are_noted(tmp_path, ag
         "agents": agents,
         "checkout": ROOT,
         "busy": [],
+        "outside": [],
         "pods": None,
     }
     module = load("library/training_status")
@@ -313,7 +315,15 @@ def test_an_agent_whose_file_is_gone_is_shown_and_said_to_be(tmp_path):
     (tmp_path / "adapters/boot").mkdir()
     for number in range(4):
         place(tmp_path, f"old-{number}-0123456789ab", trainer="gpu-1", state="launched")
-    given = {"output": tmp_path, "snapshots": {}, "wandb": False, "checkout": ROOT, "busy": [], "pods": None}
+    given = {
+        "output": tmp_path,
+        "snapshots": {},
+        "wandb": False,
+        "checkout": ROOT,
+        "busy": [],
+        "outside": [],
+        "pods": None,
+    }
     module = load("library/training_status")
     told = module.answer({**given, "agents": "boot", "display": "table"}, False)
     assert [run["run_id"] for run in told["runs"]] == ["boot-0123456789ab"]

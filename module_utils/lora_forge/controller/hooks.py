@@ -66,14 +66,15 @@ def playbook(file: pathlib.Path, host: str) -> list[dict[str, Any]]:
     return [{"name": file.stem, "hosts": pattern(host), "gather_facts": False, "tasks": [include]}]
 
 
-def pattern(host: str) -> str:
-    """Return a pattern that Ansible matches with one host alone, whatever there is in its name.
+def pattern(*hosts: str) -> str:
+    """Return a pattern that Ansible matches with these hosts alone, whatever there is in their names.
 
     Args:
-        host: Its inventory name; it may hold a space, or be a pattern of others.
+        hosts: Their inventory names, one at least; a name may hold a space, or be a pattern of others.
     """
-    escaped = (letter if letter.isalnum() else rf"\U{ord(letter):08x}" for letter in host)
-    return rf"~\A{''.join(escaped)}\Z"
+    escaped = ("".join(letter if letter.isalnum() else rf"\U{ord(letter):08x}" for letter in host) for host in hosts)
+    names = "|".join(escaped)
+    return rf"~\A({names})\Z" if len(hosts) > 1 else rf"~\A{names}\Z"
 
 
 def variables(known: Mapping[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:

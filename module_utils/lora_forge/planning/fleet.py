@@ -22,6 +22,8 @@ HOST_VARIABLES = (
     "run_lanes", "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
+OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
+
 # What the hosts of a gang must have in common, and the variables that say it.
 _ALIKE = {
     "hosts": "run_hosts",
@@ -107,19 +109,26 @@ class Fleet:
     """The trainers of an inventory, checked, of each gang its first host alone.
 
     Attributes:
-        leaders: All of them.
+        leaders: All of them but those that a limit leaves out.
         remaining: Those that may get work, at least one.
         move: Which placements are let go, and which trainers are given up.
+        left_out: Those that a limit leaves out, whole gangs; what was launched there is left alone.
     """
 
     leaders: list[Trainer]
     remaining: list[Trainer]
     move: Move
+    left_out: tuple[Trainer, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Trainer]:
         """Those that may get work, by their names."""
         return {trainer.name: trainer for trainer in self.remaining}
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """The names of all hosts that a limit leaves out."""
+        return frozenset(name for trainer in self.left_out for name in (trainer.name, *trainer.members))
 
 
 Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
@@ -214,7 +223,7 @@ def find_gang(host: str, size: int, groups: Mapping[str, Sequence[str]]) -> tupl
     members: tuple[str, ...] = ()
     fitting: list[str] = []
     for group, hosts in groups.items():
-        fits = size > 1 and len(hosts) == size and host in hosts and group not in ("all", "ungrouped")
+        fits = size > 1 and len(hosts) == size and host in hosts and group not in ("all", "ungrouped", OUTSIDE)
         if fits and sorted(hosts) != sorted(members):
             members = members or tuple(hosts)
             fitting.append(group)
@@ -312,17 +321,30 @@ def group_alike(trainers: list[Trainer]) -> list[list[Trainer]]:
     return list(ways.values())
 
 
-def default_agents(trainers: list[Trainer], agents: Agents, warnings: list[str]) -> list[str]:
+def default_agents(
+    trainers: list[Trainer], agents: Agents, warnings: list[str], left_out: Sequence[Trainer] = ()
+) -> list[str]:
     """List the agents of a whole inventory: those that its trainers declare, and where one takes any, all with data.
 
     Args:
         trainers: At least one, from :func:`check_agents`.
         agents: Those of the checkout.
         warnings: Gets a sentence on who is left out.
+        left_out: Trainers that a limit leaves out. What they alone declare stays theirs.
 
     Raises:
-        UserError: The checkout has no agent, or a file of one cannot be read.
+        UserError: The checkout has no agent, a file of one cannot be read, or a limit leaves out all who would train.
     """
+    if left_out:
+        theirs = {agent for trainer in left_out for agent in trainer.agents}
+        theirs -= {agent for trainer in trainers for agent in trainer.agents}
+        wanted = [agent for agent in default_agents(trainers, agents, warnings) if agent not in theirs]
+        if not wanted:
+            raise UserError(
+                f"--limit leaves out the trainers that declare {listed(sorted(theirs))}, and there is nobody else to "
+                "train; name agents with -e role=…"
+            )
+        return wanted
     if not agents.names:
         raise UserError(f"{FOLDER} holds no agent. A file {FOLDER}/<agent>.yml makes one; {{}} in it will do")
     declared = {agent for trainer in trainers for agent in trainer.agents}

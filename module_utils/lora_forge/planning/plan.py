@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
@@ -631,14 +631,17 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
     )
 
 
-def check_trainers(trainers: Sequence[Trainer], agents: Agents, move: Any, output: pathlib.Path) -> Fleet:
-    """Check the trainers of an inventory, and set those aside that are given up.
+def check_trainers(
+    trainers: Sequence[Trainer], agents: Agents, move: Any, output: pathlib.Path, outside: Collection[str] = ()
+) -> Fleet:
+    """Check the trainers of an inventory, and set those aside that are given up, or that a limit leaves out.
 
     Args:
         trainers: All of them.
         agents: Those of the checkout.
         move: What ``-e move=…`` says.
         output: Where placements are kept.
+        outside: The hosts that a limit leaves out; a gang that holds one of them is left out with it.
 
     Raises:
         UserError: One of them cannot train, they make no gang, or none is left.
@@ -655,10 +658,21 @@ def check_trainers(trainers: Sequence[Trainer], agents: Agents, move: Any, outpu
             raise UserError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
     leaders = check_gangs(checked)
     let_go = parse_move(move, checked, output)
-    remaining = [trainer for trainer in leaders if trainer.name not in let_go.trainers]
+    left_out = tuple(trainer for trainer in leaders if {trainer.name, *trainer.members}.intersection(outside))
+    within = [trainer for trainer in leaders if trainer not in left_out]
+    if not within:
+        whole = "; a gang trains with all of its hosts" if any(trainer.members for trainer in left_out) else ""
+        raise UserError(
+            f"--limit leaves no host to train on{whole}. Trainers: {listed([trainer.name for trainer in checked])}"
+        )
+    remaining = [trainer for trainer in within if trainer.name not in let_go.trainers]
     if not remaining:
-        raise UserError(f"-e move={','.join(let_go.trainers)} leaves no host to train on; add one to the inventory")
-    return Fleet(leaders, remaining, let_go)
+        limit = " within --limit" if left_out else ""
+        raise UserError(
+            f"-e move={','.join(let_go.trainers)} leaves no host to train on{limit}; add one to the inventory"
+            + (", or to the limit" if limit else "")
+        )
+    return Fleet(within, remaining, let_go, left_out)
 
 
 def _draft_run(planner: Planner, agent: str, variant: dict[str, Any], fleet: Fleet) -> Draft:
@@ -700,6 +714,37 @@ def draft_runs(
             )
         drafts[agent, number] = draft
     return drafts
+
+
+def leave_alone(drafts: Mapping[Job, Draft], fleet: Fleet) -> tuple[dict[Job, Draft], list[str]]:
+    """Leave out the runs that a limit does not reach: launched elsewhere, or taken by no trainer within it.
+
+    Args:
+        drafts: From :func:`draft_runs`.
+        fleet: The trainers.
+
+    Returns:
+        The others, and a sentence on each kind of those that are left out.
+    """
+    elsewhere: dict[Job, str] = {}
+    untaken: dict[Job, str] = {}
+    for job, draft in drafts.items() if fleet.left_out else ():
+        run = draft.run
+        if run.state == "ready":
+            continue
+        if run.placed and run.state in ("to attach", "to resume") and run.trainer in fleet.untouched:
+            elsewhere[job] = f"{run.run_id} on {run.trainer}"
+        elif not trainers_for(fleet.remaining, run.agent) and not (run.placed and run.trainer in fleet.by_name):
+            untaken[job] = run.agent
+    sentences = []
+    if elsewhere:
+        sentences.append(
+            f"left alone, as they were launched where --limit does not reach: {listed([*elsewhere.values()])}"
+        )
+    if untaken:
+        names = listed(list(dict.fromkeys(untaken.values())))
+        sentences.append(f"left alone, as every trainer within --limit declares other agents: {names}")
+    return {job: draft for job, draft in drafts.items() if job not in elsewhere and job not in untaken}, sentences
 
 
 def _check_placement(run: PlannedRun, trainers: Iterable[Trainer]) -> None:
@@ -768,6 +813,7 @@ def make(
     say: Callable[[str], None] = lambda _: None,
     agents: Optional[Agents] = None,
     by_record: bool = False,
+    outside: Collection[str] = (),
 ) -> Plan:
     """Plan everything.
 
@@ -786,41 +832,47 @@ def make(
         agents: Those of the checkout, where they were read already.
         by_record: Take an agent whose file is gone, with the runs that were noted of it. No recipe is known of them:
             they can be stopped and looked at, and not trained.
+        outside: The hosts that a limit leaves out. Nothing is placed there, and what was launched there is left alone.
 
     Raises:
         UserError: Anything that is wrong, before a host is touched.
     """
     known = agents or Agents(root)
-    fleet = check_trainers(trainers, known, move, output)
+    fleet = check_trainers(trainers, known, move, output, outside)
     planner = Planner(root, output, overrides, keep, fresh, verify, say, known)
-    selected = known.select(wanted, kept_agents(output)) or default_agents(fleet.leaders, known, planner.warnings)
+    selected = known.select(wanted, kept_agents(output)) or default_agents(
+        fleet.leaders, known, planner.warnings, fleet.left_out
+    )
     gone = [agent for agent in selected if agent not in known.names]
     if gone and not by_record:
         raise UserError(f"{gone_sentence(gone[0])}. To train it, write that file again; {{}} in it will do")
     drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
-    runs = place_runs(planner, drafts, fleet)
-    noted = [run for agent in gone for run in runs_by_record(output, agent, fleet.by_name, planner.warnings)]
+    reached, sentences = leave_alone(drafts, fleet)
+    noted = [run for agent in gone for run in runs_by_record(output, agent, fleet, planner.warnings)]
+    if sentences and not reached and not noted:
+        raise UserError("\n".join(["nothing is to be done within --limit", *sentences]))
+    planner.warnings += sentences
+    runs = place_runs(planner, reached, fleet)
     return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins, tuple(planner.data))
 
 
-def runs_by_record(
-    output: pathlib.Path, agent: str, trainers: Mapping[str, Trainer], warnings: list[str]
-) -> list[PlannedRun]:
+def runs_by_record(output: pathlib.Path, agent: str, fleet: Fleet, warnings: list[str]) -> list[PlannedRun]:
     """List the runs of an agent whose file is gone, from what was noted of them.
 
     Args:
         output: Where adapters and placements are kept.
         agent: The agent.
-        trainers: Those of the inventory, by their names.
+        fleet: The trainers.
         warnings: Gets a sentence on runs that are elsewhere.
     """
-    runs = []
+    runs, trainers = [], fleet.by_name
     for run_id in noted_runs(output):
         record = read_record(output, run_id)
         if agent_of(run_id) != agent or not record.trainer:
             continue
         if record.trainer not in trainers:
-            warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which this inventory does not hold")
+            where = "--limit leaves out" if record.trainer in fleet.untouched else "this inventory does not hold"
+            warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which {where}")
             continue
         state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
         runs.append(
@@ -843,5 +895,6 @@ def runs_by_record(
             )
         )
     if not runs:
-        warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory")
+        limit = " within --limit" if fleet.left_out else ""
+        warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory{limit}")
     return runs

@@ -1,0 +1,37 @@
+"""What a limit means, by Ansible's own reading of patterns."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.inventory.manager import InventoryManager
+from ansible.module_utils.lora_forge.controller import limits
+from ansible.parsing.dataloader import DataLoader
+
+
+@pytest.fixture
+def inventory():
+    made = InventoryManager(DataLoader(), sources=["gpu-1,gpu-10,"])
+    for name in ("my gpu", "~gpu"):
+        made.add_host(name)
+    made.reconcile_inventory()
+    return made
+
+
+@pytest.mark.parametrize("outside", [[], ["gpu-1"], ["gpu-1", "my gpu", "~gpu"]])
+def test_what_is_played_within_a_limit(inventory, outside) -> None:
+    inventory.subset(limits.subset(outside, ["localhost"]))
+    inventory.add_host("new")
+    inventory.reconcile_inventory()
+    expected = [name for name in ("gpu-1", "gpu-10", "my gpu", "~gpu", "new") if name not in outside]
+    assert sorted(host.name for host in inventory.get_hosts("all")) == sorted(expected)
+    assert [host.name for host in inventory.get_hosts("localhost")] == ["localhost"]
+    inventory.subset(limits.subset(outside, []))
+    assert inventory.get_hosts("localhost") == []
+
+
+def test_a_limit_holds_a_trainer_or_localhost() -> None:
+    assert limits.problem("a", ["a", "b"], ["b"], names_localhost=False) == ""
+    assert limits.problem("localhost", ["a"], ["a"], names_localhost=True) == ""
+    nothing = "--limit web names no trainer of the inventory, so that nothing would be done"
+    assert limits.problem("web", ["a", "b"], ["a", "b"], names_localhost=False) == f"{nothing}. Trainers: a, b"
+    assert limits.problem("web", [], [], names_localhost=False) == f"{nothing}. It has none; -i … names another one"

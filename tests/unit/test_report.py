@@ -391,7 +391,7 @@ def test_scores_stand_beside_the_losses_and_what_turned_is_named(output):
         f"cannot tell with 12 cases; about 222 would tell 10 points {promoted} 9 of 12",
         "asks the mayor when it is stuck", "rebases and tests before it pushes, 2",
     ]  # fmt: skip
-    assert f"What {newest} was asked, beside {promoted} ." in page.text
+    assert f"What {newest} was asked, beside {promoted}." in page.text
     titles = [title for title in report_cases._KINDS if f" {title} " in page.text.partition("changed come first.")[2]]
     assert titles[0] == "Does what is forbidden"
 

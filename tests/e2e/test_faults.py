@@ -13,8 +13,9 @@ import pytest
 import rundir
 import sandbox
 from partition import Partition
+from seen import Seen
 
-from .conftest import ROOT, Controller, Host, Seen, eventually, hold, release
+from .conftest import ROOT, Controller, Host, eventually, hold, release
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]

@@ -16,8 +16,10 @@ from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.version import describe_versions, git_facts
 from hostile import CONTROL, Played, Stage
 from lab import ROOT
+from seen import Seen
 
 AGENTS = {"good": "witness", "dead": "mayor", "liar": "deacon"}
+
 WORD = "ab" * 16  # by which the hosts of a gang find each other
 
 KEYS = {
@@ -154,7 +156,7 @@ def squashed(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["good", "dead", "liar"])
-def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, name: str) -> None:
+def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, name: str, seen: Seen) -> None:
     text = "\n".join(archive(stage, name).values())
     for key in (*KEYS.values(), *UNKNOWN, PASSWORD, WORD, "T0000/B0000"):
         assert key not in text
@@ -164,6 +166,12 @@ def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, na
             piece = squashed("".join(words[at : at + 4]))
             assert piece not in squashed(text), piece
     assert "Ferrari" not in text
+    whose = {"good": "a host that answers", "dead": "a host that is dead", "liar": "a host that lies"}[name]
+    seen(
+        f"keys and sentences of the data stand in all files of a failed run, of which an archive is made: {whose}",
+        "here",
+        "neither a key nor four words of the data in a row are in it",
+    )
 
 
 def test_what_helps_is_in_it(stage: Site, played: Played) -> None:

@@ -27,9 +27,11 @@ from ansible.module_utils.lora_forge.trainer.run_state import Progress
 from delivered import GATE
 from planned import planned_run
 from safetensors.numpy import save_file
-from wire import load
 
 # What changes a file, by its name in C. Reading calls are left out: a death there leaves nothing new.
+from seen import Seen
+from wire import load
+
 WRITES = frozenset(
     "open mkdir rmdir unlink remove rename replace symlink link write writelines flush fsync sendfile truncate "
     "ftruncate utime chmod".split()
@@ -182,7 +184,7 @@ class Collection(Delivery):
         return action.run(task_vars={"inventory_hostname": "here"})
 
 
-def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path) -> None:
+def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path, seen: Seen) -> None:
     (tmp_path / "trainer").mkdir()
     collection = Collection(tmp_path / "trainer")
     for number in range(1, 1000):
@@ -195,6 +197,11 @@ def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.P
             assert (record.delivered_at > 1, record.is_settled("finished")) == (True, True)
             break
     assert number > 20
+    seen(
+        "a command is killed at each writing call of a collection",
+        "controller",
+        f"{number} calls: the next command delivered, noted and promoted it each time",
+    )
 
 
 def entries(folder: pathlib.Path) -> list[str]:
@@ -203,7 +210,7 @@ def entries(folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.parametrize("what", ["nothing", "older", "damaged"])
 def test_a_delivery_that_dies_is_ended_by_the_next_command(
-    delivery: Delivery, tmp_path: pathlib.Path, what: str
+    delivery: Delivery, tmp_path: pathlib.Path, what: str, seen: Seen
 ) -> None:
     before(delivery, tmp_path / "0", what)
     home = "adapters/witness"
@@ -225,6 +232,12 @@ def test_a_delivery_that_dies_is_ended_by_the_next_command(
         if not died:
             break
     assert number > 20
+    there = {"nothing": "no adapter", "older": "an older adapter", "damaged": "the same adapter, damaged"}[what]
+    seen(
+        f"a command is killed at each writing call of a delivery, where {there} was before",
+        "controller",
+        f"{number} calls: `latest` old, absent or whole at each; the next command ended it",
+    )
 
 
 def test_of_two_at_once_one_delivers(delivery: Delivery, tmp_path: pathlib.Path) -> None:
@@ -255,7 +268,7 @@ def test_who_has_waited_long_enough_is_told_whom_it_waited_for(tmp_path: pathlib
         assert len(said) == 1
 
 
-def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path) -> None:
+def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path, seen: Seen) -> None:
     for number in range(1, 100):
         output = tmp_path / str(number)
         update_record(output, "witness-2", lambda record, now: record.launched("gpu", 0, now))
@@ -271,9 +284,12 @@ def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path
         if not died:
             break
     assert number > 3
+    seen(
+        "a command is killed at each writing call of a run's record", "controller", "the old one or the new one, whole"
+    )
 
 
-def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path) -> None:
+def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path, seen: Seen) -> None:
     line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     (tmp_path / "train.jsonl").write_text(line + "\n")
     written = conversation.read(line.encode(), conversation.Keys.from_options({})).line
@@ -294,3 +310,4 @@ def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path) -> None:
         if not died:
             break
     assert number > 3
+    seen("a command is killed at each writing call of staging", "controller", "the next command stages the data anew")

@@ -454,12 +454,13 @@ def test_a_renewal_counts_as_long_as_runpod_has_not_accepted(pod, runpod):
 # --- the clock ------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_hours_behind_prolongs_nothing(pod, runpod):
+def test_a_clock_hours_behind_prolongs_nothing(pod, runpod, seen):
     pod.wall -= 5 * 3600
     pod.start()
     assert pod.after(8719)["state"] == "waiting"
     assert pod.after(2)["state"] == "ending"
     assert runpod.requests == [TERMINATE]
+    seen("the clock of a pod is 5 h behind", "leash", "it ends the pod when its count of the boot clock is over")
 
 
 def test_a_renewal_prolongs_the_count_of_the_boot_clock_too(pod, runpod):

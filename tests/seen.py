@@ -25,10 +25,10 @@ HEAD = """\
 
 What was done to a training, where, and what was seen. The tests that the last column names wrote it (`make faults`).
 Those of `e2e/` have real Axolotl, SSH, systemd, tmux and rsync, containers as hosts, and a simulated RunPod; those of
-`integration/` real supervisors and commands with a pretended trainer; those of `hostile/` real playbooks with hosts that
-lie or fall silent; those of `unit/` call what decides. In every case: no step was lost beyond the last whole checkpoint,
-no run was trained twice at a time, nothing was promoted that was not verified, and no pod was left rented that its
-checkout did not know of.
+`integration/` real supervisors and commands with a pretended trainer; those of `hostile/` real playbooks with hosts
+that lie or fall silent; those of `unit/` call what decides. In every case: no step was lost beyond the last whole
+checkpoint, no run was trained twice at a time, nothing was promoted that was not verified, and no pod was left rented
+that its checkout did not know of.
 
 | fault | where | what was seen | test |
 |---|---|---|---|

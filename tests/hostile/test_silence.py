@@ -121,8 +121,8 @@ class TestCollect:
             "fetched": ("rsync", "hang", patience(20.0, watch_unreachable_timeout=60)),
         }, left=("watched", "verifies", "fetched"))  # fmt: skip
         [run_dir] = (stage.root("verifies") / "runs").iterdir()
-        seen = json.dumps({"changed": False, "others": {}, **runs.observe(run_dir).as_dict()})
-        stage.face("verifies", "module:training_run_info", "say", text=seen)  # at once, however busy the machine is
+        answer = json.dumps({"changed": False, "others": {}, **runs.observe(run_dir).as_dict()})
+        stage.face("verifies", "module:training_run_info", "say", text=answer)  # at once, however busy the machine is
         guard = stage.watch_over()
         roles = "role=mayor,deacon,polecat,witness"
         played = scene.play("playbooks/collect.yml", "-e", roles)

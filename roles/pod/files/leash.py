@@ -89,15 +89,19 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def boot_id() -> str:
+    """Return what the kernel calls this boot of the host; empty where it does not tell."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
 def is_alive(noted: Any) -> bool:
     """Whether the very process that rundir.identity noted is still there, as rundir.is_alive tells it."""
-    boot = ""
-    with contextlib.suppress(OSError):
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     try:
         stat = pathlib.Path(f"/proc/{int(noted['pid'])}/stat").read_text(errors="replace")
         fields = stat.rpartition(")")[2].split()
-        return fields[0] not in "ZX" and int(fields[19]) == noted["start"] and noted["boot"] == boot
+        return fields[0] not in "ZX" and int(fields[19]) == noted["start"] and noted["boot"] == boot_id()
     except (OSError, LookupError, TypeError, ValueError):
         return False
 
@@ -125,6 +129,8 @@ class Leash:
         self.given = self.deadline = seconds(env.get("LORA_FORGE_DEADLINE")) or wall() + 3600
         self.ordered = self.given - (seconds(env.get("LORA_FORGE_ALLOWANCE")) or math.inf)
         self.first = self.stepped = boot()
+        self.ahead = wall() - self.first  # of the time since boot, when it started: nobody's setting changes that
+        self.remembered = False
         self.since = self.quiet = math.inf  # when the stop began, and when no training was left, by the boot clock
         self.tried = self.written = -math.inf  # when RunPod was asked last, and the own word written
         self.accepted = False  # RunPod has agreed to end the pod: no way back
@@ -142,13 +148,37 @@ class Leash:
             print("lora-forge " + text.encode("ascii", "backslashreplace").decode(), flush=True)
 
     def late(self) -> float:
-        """Seconds behind the deadline in force, by the clock that says more: one that stands prolongs nothing."""
+        """Seconds behind the deadline in force.
+
+        The time of day may be set, hours forward or back. So the deadline is reached when the time of day says so both
+        as it is now and as it went on from the start, or when the boot clock has counted all that was allowed: a clock
+        that is set forward ends nothing, and one that is set back, or stands, prolongs nothing.
+        """
+        if self.ordered == -math.inf:  # nothing is counted
+            return self.wall() - self.deadline
         by_boot = self.boot() - self.first - (self.deadline - self.ordered)
-        return max(self.wall() - self.deadline, by_boot)
+        return max(min(self.wall(), self.ahead + self.boot()) - self.deadline, by_boot)
+
+    def remember(self) -> None:
+        """Go on with the clocks of an earlier start of the container, unless its host was booted since."""
+        try:
+            noted = load(self.own)
+        except FileNotFoundError:
+            noted = {}
+        except OSError:
+            return  # the next step tries again
+        self.remembered = True
+        known = [noted.get(name) for name in ("first", "ahead")]
+        if noted.get("boot") != boot_id() or not all(isinstance(one, (int, float)) for one in known):
+            return
+        if 0 <= known[0] <= self.first:
+            self.first, self.ahead = map(float, known)
 
     def step(self) -> None:
         """Look at everything once, and do what is due."""
         self.show_host_keys()
+        if not self.remembered:
+            self.remember()
         self.read_renewal()
         due = self.accepted or self.late() >= 0
         if not due and self.state != "waiting":
@@ -299,12 +329,13 @@ class Leash:
         """Write the own word, where it has changed or is BEAT old; nothing waits for a disk that is full."""
         last = {"pod": self.pod, "deadline": self.deadline, "state": self.state, "word": self.word}
         last.update(renewals=self.renewals, lacks=self.lacking, status=self.status, answer=self.answer)
+        last.update(boot=boot_id(), first=self.first, ahead=self.ahead)
         if last == self.last and self.boot() - self.written < BEAT:
             return
         part = self.own.with_name(f".{self.own.name}.part")
         with contextlib.suppress(OSError):
             self.own.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**last, "beat": round(self.wall(), 3)}))
+            part.write_text(json.dumps({**last, "beat": round(self.wall(), 3), "up": round(self.boot(), 3)}))
             os.replace(part, self.own)
             self.last, self.written = last, self.boot()
 

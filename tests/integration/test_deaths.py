@@ -16,13 +16,10 @@ from unittest import mock
 import expecting
 import numpy as np
 import pytest
-from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import conversation, staging
 from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
-from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 from delivered import GATE
 from planned import planned_run
@@ -250,22 +247,6 @@ def test_of_two_at_once_one_delivers(delivery: Delivery, tmp_path: pathlib.Path)
         assert held(output) == "witness-2"
         lines = promotion.history(output / "adapters/witness")
         assert [(line["run_id"], line["moved"]) for line in lines] == [("witness-2", True)]
-
-
-def test_who_has_waited_long_enough_is_told_whom_it_waited_for(tmp_path: pathlib.Path) -> None:
-    said: list[str] = []
-    path = tmp_path / "runs/.witness-2.files.lock"
-    path.parent.mkdir()
-    with rundir.locked(path):
-        with pytest.raises(UserError, match=r"another command fetches or delivers witness-2, .* «fuser .*files\.lock»"):
-            with run_files(tmp_path, "witness-2", said.append, patience=0.01):
-                raise AssertionError("two have it")
-        assert [line.strip().partition(":")[0] for line in said] == ["another command fetches or delivers witness-2"]
-    with run_files(tmp_path, "witness-2", said.append), run_files(tmp_path, "witness-2", said.append):
-        with pytest.raises(BlockingIOError), rundir.locked(path, 0):
-            raise AssertionError("two have it")
-    with rundir.locked(path, 0):
-        assert len(said) == 1
 
 
 def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path, seen: Seen) -> None:

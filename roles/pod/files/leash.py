@@ -168,11 +168,11 @@ class Leash:
         except OSError:
             return  # the next step tries again
         self.remembered = True
-        known = [noted.get(name) for name in ("first", "ahead")]
-        if noted.get("boot") != boot_id() or not all(isinstance(one, (int, float)) for one in known):
+        first, ahead = noted.get("first"), noted.get("ahead")
+        if noted.get("boot") != boot_id() or not isinstance(first, (int, float)) or not isinstance(ahead, (int, float)):
             return
-        if 0 <= known[0] <= self.first:
-            self.first, self.ahead = map(float, known)
+        if 0 <= first <= self.first:
+            self.first, self.ahead = float(first), float(ahead)
 
     def step(self) -> None:
         """Look at everything once, and do what is due."""

@@ -80,13 +80,11 @@ def read_status(root: pathlib.Path, pod: str) -> dict[str, Any]:
         pod: The pod's id.
     """
     status = rundir.read_json(root / "leash" / f"{pod}.json")
-    up, boot = status.pop("up", None), status.pop("boot", None)  # by the boot clock, which nobody sets
-    status = {name: value for name, value in status.items() if name not in ("first", "ahead")}  # the leash's own
+    status.pop("clocks", None)  # what it notes for its next start
     beat = status.get("beat")
     if not isinstance(beat, (int, float)):
         return {**status, "alive": False, "missing": [name for name in _PROGRAMS if not shutil.which(name)]}
-    counted = isinstance(up, (int, float)) and boot == rundir.boot_id()  # an earlier leash has the time of day alone
-    age = round(rundir.uptime() - up if counted else time.time() - beat, 3)
+    age = round(time.time() - beat, 3)
     return {**status, "alive": abs(age) < _SILENT, "beat_age": age}
 
 

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ansible.module_utils
@@ -31,7 +31,7 @@ from ansible.module_utils.lora_forge.planning.run_record import read_record  # n
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.results import bundle  # noqa: E402
 from ansible.module_utils.lora_forge.results.bundle import Part  # noqa: E402
-from ansible.module_utils.lora_forge.results.redaction import Secrets, is_secret_name, known_secrets  # noqa: E402
+from ansible.module_utils.lora_forge.results.redaction import Secrets, known_secrets, secret_texts  # noqa: E402
 from ansible.module_utils.lora_forge.version import describe_versions, git_facts  # noqa: E402
 
 load_actions()
@@ -198,9 +198,8 @@ class ActionModule(ForgeAction):
         """Collect the values of all secrets that this process knows."""
         known: dict[str, Any] = {}
         for name, value in (self.task_vars or {}).items():
-            if is_secret_name(str(name)):
-                with contextlib.suppress(AnsibleError):
-                    value = self._templar.template(value)
-                    known[str(name)] = dict(value) if isinstance(value, Mapping) else str(value)
+            with contextlib.suppress(AnsibleError):
+                if name not in ("hostvars", "vars") and any(secret_texts(value, str(name))):
+                    known[str(name)] = self._templar.template(value)
         given = {f"secret_{number}_key": word for number, word in enumerate((args.get("url") or "", *more))}
         return known_secrets(os.environ) | known_secrets(known) | known_secrets(given)

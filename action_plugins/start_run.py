@@ -27,6 +27,7 @@ from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning, questions, staging  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
+from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
@@ -133,18 +134,22 @@ class ActionModule(ForgeAction):
         self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
-        output = pathlib.Path(args["output"])
-        kept = output / "runs" / run.run_id  # what was fetched of it from an earlier trainer
-        step, carried = carried_files(kept)
-        goes = carried if step > seen.checkpoint["step"] else []
-        with self.datasets(run, output) as datasets:
+        kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
+        output, check = pathlib.Path(args["output"]), self._task.check_mode
+        with contextlib.ExitStack() as held:
+            if kept.is_dir() and not check:  # or another command puts a newer checkpoint in its place meanwhile
+                held.enter_context(run_files(output, run.run_id, partial(tell, host=self.host)))
+            step, carried = carried_files(kept, check)
+            goes = carried if step > seen.checkpoint["step"] else []
+            if not goes:
+                held.close()
+            datasets = held.enter_context(self.datasets(run, output))
             files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes, datasets)
             if self.host == run.hosts[0]:  # who leads a gang answers
-                files += questions.question_files(
-                    run, launch.run_dir(run, ".")[2:], ROOT, output, launch.base_model_path(run, options.root)
-                )
+                base_model = launch.base_model_path(run, options.root)
+                files += questions.question_files(run, launch.run_dir(run, ".")[2:], ROOT, output, base_model)
             sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
-        if sent.get("failed") or not run.rehearsal or self._task.check_mode:
+        if sent.get("failed") or not run.rehearsal or check:
             return sent
         model = launch.base_model_path(run, options.root)
         make = shlex.join(launch.tiny_model_command(run, options))

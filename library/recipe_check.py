@@ -55,7 +55,7 @@ EXAMPLES = r"""
         revision: a09a35458c702b33eeacc393d103063234e8bc28
         recipe: {base_model: Qwen/Qwen2.5-7B-Instruct, adapter: qlora, lora_target_modules: [q_proj]}
         capabilities: {bf16: true, fp8: false, tf32: true, n_gpu: 1, compute_capability: sm_80}
-        needs: []
+        needs: {later_system: "witness_train.jsonl, line 7"}
 """
 
 RETURN = r"""

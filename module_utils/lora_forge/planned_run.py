@@ -21,7 +21,8 @@ class PlannedDataset(JsonRecord):
         examples: How many conversations it holds.
         entry: What Axolotl's configuration says of it, without its path.
         reading: What a recipe says of how its lines are read, which the canonical form has settled.
-        needs: What the chat template has to know, in the words of ``conversation.NEEDS``.
+        needs: What the chat template has to know and to take, in the words of ``conversation.NEEDS`` and ``ORDER``,
+            with the first line that has it.
     """
 
     path: str
@@ -30,7 +31,7 @@ class PlannedDataset(JsonRecord):
     examples: int
     entry: dict[str, Any] = dataclasses.field(default_factory=dict)
     reading: dict[str, Any] = dataclasses.field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    needs: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

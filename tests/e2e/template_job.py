@@ -85,7 +85,12 @@ def known(template: str) -> list[str]:
 def main() -> None:
     logging.disable(logging.CRITICAL)
     said = [
-        [family, template, list(needs), template_check.check(cfg, FAMILIES[family], needs)]
+        [
+            family,
+            template,
+            list(needs),
+            template_check.check(cfg, FAMILIES[family], dict.fromkeys(needs, "a.jsonl, line 3")),
+        ]
         for family, template, needs, more in ASKED
         for cfg in [configured(family, template, **more)]
     ]

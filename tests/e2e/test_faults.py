@@ -13,8 +13,9 @@ import pytest
 import rundir
 import sandbox
 from partition import Partition
+from seen import Seen
 
-from .conftest import Controller, Host, Seen, eventually, hold, release, stand_in
+from .conftest import Controller, Host, eventually, hold, release, stand_in
 
 Controllers = Callable[..., Controller]
 Hosts = dict[str, Host]

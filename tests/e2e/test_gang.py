@@ -10,8 +10,9 @@ from typing import Callable
 import pytest
 import rundir
 import sandbox
+from seen import Seen
 
-from .conftest import Controller, Host, Seen, eventually
+from .conftest import Controller, Host, eventually
 
 HERE = pathlib.Path(__file__).parent
 

@@ -17,8 +17,9 @@ from typing import Any, Callable
 import pytest
 import rundir
 import yaml
+from seen import Seen
 
-from .conftest import CONVERGE, ROOT, Playing, Seen, eventually, hold, planned, playing, release
+from .conftest import CONVERGE, ROOT, Playing, eventually, hold, planned, playing, release
 
 KEY = "simulated-key"
 SMALL = {"max_steps": 6, "save_steps": 3, "warmup_steps": 1, "gradient_accumulation_steps": 1}

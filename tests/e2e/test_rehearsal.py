@@ -12,8 +12,9 @@ import subprocess
 
 import pytest
 import rundir
+from seen import Seen
 
-from .conftest import Checkout, Seen, eventually, hold, release
+from .conftest import Checkout, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
 # A third of the time, where steps are not the point.

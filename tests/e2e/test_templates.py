@@ -65,13 +65,16 @@ def test_what_each_family_is_told(job: dict[str, Any]) -> None:
 def test_what_the_data_needs_and_a_template_drops(job: dict[str, Any]) -> None:
     said = {(family, template, *needs): sentences for family, template, needs, sentences in job["said"] if needs}
     [sentence] = said["qwen", "chatml", "tool_role", "tools"]
-    assert "chatml leaves out the list of tools (tools), which the data has" in sentence
+    assert "chatml leaves out the list of tools (tools), which the data has (a.jsonl, line 3)" in sentence
     [sentence] = said[("qwen", "chatml", *TOOLS)]
     assert "leaves out the calls of tools (tool_calls) and the list of tools (tools)" in sentence
     [sentence] = said["qwen", "qwen_25", "reasoning_content"]
     assert "such as qwen3, qwen3_5 or the base model's own" in sentence
     [sentence] = said["gemma", "gemma3", "tool_role"]
-    assert "gemma3 does not take the answers of tools (turns by tool), which the data has: Conversation" in sentence
+    assert (
+        "gemma3 does not take the answers of tools (turns by tool), which the data has (a.jsonl, line 3): Conversation"
+        in sentence
+    )
     assert said[("qwen", "qwen_25", *TOOLS)] == said[("qwen", "tokenizer_default", "reasoning_content", *TOOLS)] == []
 
 
@@ -81,7 +84,8 @@ def test_turns_in_an_order_that_a_template_does_not_take(job: dict[str, Any]) ->
     order = ("assistant_first", "later_system", "same_speaker", "system")
     assert said["gemma", "gemma3", "system"] == said[("qwen", "tokenizer_default", *order)] == []
     first, later, twice = said[("gemma", "gemma3", *order)]
-    assert "gemma3 does not take a conversation that the assistant begins, which the data has: Conversation" in first
+    words = "gemma3 does not take a conversation that the assistant begins, which the data has (a.jsonl, line 3): "
+    assert words + "Conversation" in first
     assert "does not take a system turn after the first turn, which" in later
     assert "does not take two turns by the same speaker, one after the other, which" in twice
     assert said["qwen", "chatml", "system"] == [], "a recipe that drops system turns has none"

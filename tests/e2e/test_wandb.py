@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import rundir
+from seen import Seen
 from wandb_server import FAULTS, KEY, WandbServer
 
-from .conftest import Checkout, Seen, eventually, hold, release
+from .conftest import Checkout, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}

@@ -16,8 +16,10 @@ from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.version import describe_versions, git_facts
 from hostile import CONTROL, Played, Stage
 from lab import ROOT
+from seen import Seen
 
 AGENTS = {"good": "witness", "dead": "mayor", "liar": "deacon"}
+
 WORD = "ab" * 16  # by which the hosts of a gang find each other
 
 KEYS = {
@@ -28,6 +30,13 @@ KEYS = {
     "MY_OWN_SECRET": "correct-horse-battery",
 }
 PASSWORD = "of-the-inventory-9"
+# As an inventory may have them: in mappings and lists of any name, where one name on the way says what it is.
+NESTED = {
+    "my_tokens": {"hub": "hub-3f9a-of-mine", "others": [{"eu": "eu-77c1-of-mine"}]},
+    "our_services": {"git": {"env": {"GIT_PASSWORD": "git-b20e-of-mine"}}, "list": [{"api_key": "{{ elsewhere }}"}]},
+    "elsewhere": "vault-51dd-of-mine",
+}
+DEEP = ["hub-3f9a-of-mine", "eu-77c1-of-mine", "git-b20e-of-mine", "vault-51dd-of-mine"]
 UNKNOWN = ["ghp_abcdefghijklmnopqrstuvwxyz0123456789", "AKIAABCDEFGHIJKLMNOP", "sk-abcdefghijklmnopqrstuvwxyz"]
 SAID = [
     "Rig 7 keeps two polecats waiting behind the blocked merge of bead gt-4711",
@@ -51,7 +60,7 @@ ValueError: {message}
 
 
 def train_log() -> str:
-    everything = " ".join([*KEYS.values(), *UNKNOWN, PASSWORD])
+    everything = " ".join([*KEYS.values(), *UNKNOWN, PASSWORD, *DEEP])
     head = "[2026-11-23 11:37:39,123] [INFO] [axolotl.utils.data.sft:88] [PID:42]"
     tokens = " ".join(f"{word}({-100}, {number})" for number, word in enumerate(SAID[0].split()))
     return "\n".join([
@@ -73,7 +82,7 @@ def train_log() -> str:
 def plant(stage: Stage, host: str, agent: str) -> Path:
     """Leave a failed run, in all of whose files is what must not be told."""
     run_dir = stage.finished(host, agent)
-    everything = " ".join([*SAID, *KEYS.values(), *UNKNOWN, PASSWORD])
+    everything = " ".join([*SAID, *KEYS.values(), *UNKNOWN, PASSWORD, *DEEP])
     (run_dir / "train.log").write_text(train_log())
     (run_dir / "supervisor.log").write_text(
         f"2026-11-23 11:37:38 trainer started, pid 42, from step 0\n{everything}\n"
@@ -116,7 +125,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def played(stage: Site) -> Played:
     """Write archives of a run whose host answers, of one whose host is dead, and of one whose host lies."""
     for name, agent in AGENTS.items():
-        stage.host(name, agent, ansible_become_password=PASSWORD)
+        stage.host(name, agent, ansible_become_password=PASSWORD, **NESTED)
     plant(stage, "good", "witness")
     plant(stage, "liar", "deacon")
     stage.face("dead", "module", "close")
@@ -154,9 +163,9 @@ def squashed(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["good", "dead", "liar"])
-def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, name: str) -> None:
+def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, name: str, seen: Seen) -> None:
     text = "\n".join(archive(stage, name).values())
-    for key in (*KEYS.values(), *UNKNOWN, PASSWORD, WORD, "T0000/B0000"):
+    for key in (*KEYS.values(), *UNKNOWN, PASSWORD, *DEEP, WORD, "T0000/B0000"):
         assert key not in text
     for sentence in SAID:
         words = sentence.split()
@@ -164,6 +173,12 @@ def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, na
             piece = squashed("".join(words[at : at + 4]))
             assert piece not in squashed(text), piece
     assert "Ferrari" not in text
+    whose = {"good": "a host that answers", "dead": "a host that is dead", "liar": "a host that lies"}[name]
+    seen(
+        f"keys and sentences of the data stand in all files of a failed run, of which an archive is made: {whose}",
+        "here",
+        "neither a key nor four words of the data in a row are in it",
+    )
 
 
 def test_what_helps_is_in_it(stage: Site, played: Played) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from ansible.module_utils.lora_forge.trainer import runs
 from hostile import CONTROL, Guard, Played, Stage
+from seen import Seen
 
 BOUND = 180.0  # seconds: far more than all limits here together, and far less than for ever
+
 # Seconds. A question has that long, and what takes longer by its nature as many times more as it is used to.
 QUICK: dict[str, Any] = {"trainer_answer_timeout": 6.0, "trainer_rsync_timeout": 3, "watch_unreachable_timeout": 1}
 
@@ -59,7 +61,7 @@ def check(played: Played, stage: Stage, guard: Guard, names: list[str]) -> None:
 class TestStatus:
     """Silent when everybody is asked."""
 
-    def test_status(self, tmp_path: pathlib.Path) -> None:
+    def test_status(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         asked = "module:trainer_info"
         scene = Scene(stage, {
@@ -71,12 +73,17 @@ class TestStatus:
         check(played, stage, guard, ["mute", "broken", "chatty", "nobody"])
         assert played.code == 0
         assert any("finished" in line for line in played.lines("witness-"))
+        seen(
+            "hosts fall silent as status asks: at once, in mid-answer, talking on, at the login",
+            "4 hosts",
+            "a row each that says so; the others whole, and status 0",
+        )
 
 
 class TestTrain:
     """Silent when the files come, when the environment is made, at the first question of a launch, at its start."""
 
-    def test_train(self, tmp_path: pathlib.Path) -> None:
+    def test_train(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         scene = Scene(stage, {
             "files": ("command", "hang", patience(0.4)),
@@ -95,12 +102,17 @@ class TestTrain:
         assert played.code != 0
         [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
         assert json.loads(manifest.read_text())["verdict"] == "verified"
+        seen(
+            "hosts fall silent as a training begins: files, rsync, installation, question, start, frozen",
+            "6 hosts",
+            "an error that names each; the honest host beside them trained, verified",
+        )
 
 
 class TestCollect:
     """Silent while it is watched, while an adapter is verified, while that is fetched."""
 
-    def test_collect(self, tmp_path: pathlib.Path) -> None:
+    def test_collect(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         verifies = patience(2.0, watch_unreachable_timeout=120)  # an adapter is read for half an hour, by default
         scene = Scene(stage, {
@@ -109,8 +121,8 @@ class TestCollect:
             "fetched": ("rsync", "hang", patience(20.0, watch_unreachable_timeout=60)),
         }, left=("watched", "verifies", "fetched"))  # fmt: skip
         [run_dir] = (stage.root("verifies") / "runs").iterdir()
-        seen = json.dumps({"changed": False, "others": {}, **runs.observe(run_dir).as_dict()})
-        stage.face("verifies", "module:training_run_info", "say", text=seen)  # at once, however busy the machine is
+        answer = json.dumps({"changed": False, "others": {}, **runs.observe(run_dir).as_dict()})
+        stage.face("verifies", "module:training_run_info", "say", text=answer)  # at once, however busy the machine is
         guard = stage.watch_over()
         roles = "role=mayor,deacon,polecat,witness"
         played = scene.play("playbooks/collect.yml", "-e", roles)
@@ -118,12 +130,17 @@ class TestCollect:
         assert played.code != 0
         [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
         assert json.loads(manifest.read_text())["verdict"] == "verified"
+        seen(
+            "hosts fall silent as a run is watched, as its adapter is verified, and as that is fetched",
+            "3 hosts",
+            "an error that names each; the honest host's adapter was verified",
+        )
 
 
 class TestStop:
     """Silent whatever is asked, to whoever watches and to whoever stops."""
 
-    def test_watch_and_stop(self, tmp_path: pathlib.Path) -> None:
+    def test_watch_and_stop(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         silent = {"watched": ("module", "hang", patience(3.0, run_stop_timeout=2))}
         scene = Scene(stage, silent, left=("watched",))
@@ -132,3 +149,8 @@ class TestStop:
             played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
             check(played, stage, guard, ["watched"])
             assert played.code != 0
+        seen(
+            "a host falls silent to whoever watches a run, and to whoever stops it",
+            "1 host",
+            "an error that names it, each time",
+        )

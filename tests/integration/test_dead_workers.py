@@ -59,13 +59,14 @@ def play(tmp_path, hosts, after):
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_its_task_fails_and_the_other_hosts_go_on(tmp_path, after):
+def test_its_task_fails_and_the_other_hosts_go_on(tmp_path, after, seen):
     done = play(tmp_path, "killed,good,", after)
     assert done.returncode == 2, done.stdout
     printed = " ".join(done.stdout.replace("''", "'").split())
     assert "rescued: the process of Ansible's that did «Work» for killed on this machine was ended (Killed)" in printed
     assert "good went on" in done.stdout
     assert "killed went on" not in done.stdout
+    seen("kill -9 of one of Ansible's own workers", "controller", "its task fails and says so; the other hosts go on")
 
 
 def test_one_that_ends_badly_after_it_has_answered_harms_nothing(tmp_path):
@@ -93,7 +94,7 @@ class ActionModule(ActionBase):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_command_that_is_ended_leaves_no_worker_that_notes_or_tells_anything(tmp_path, how):
+def test_a_command_that_is_ended_leaves_no_worker_that_notes_or_tells_anything(tmp_path, how, seen):
     (tmp_path / "actions").mkdir()
     (tmp_path / "actions/work.py").write_text(LEFT.format(here=str(tmp_path), bound=BOUND))
     (tmp_path / "play.yml").write_text("- hosts: all\n  gather_facts: false\n  tasks: [{work: {}}]\n")
@@ -109,3 +110,8 @@ def test_a_command_that_is_ended_leaves_no_worker_that_notes_or_tells_anything(t
             command.send_signal(how)
     assert eventually(lambda: not any(map(alive, pids)))
     assert not (tmp_path / "noted").exists()
+    seen(
+        f"a command is ended by {how.name} while it works",
+        "controller",
+        "no worker of it is left, and none notes anything",
+    )

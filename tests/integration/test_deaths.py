@@ -16,20 +16,19 @@ from unittest import mock
 import expecting
 import numpy as np
 import pytest
-from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
-from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import conversation, staging
 from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
-from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 from delivered import GATE
 from planned import planned_run
 from safetensors.numpy import save_file
-from wire import load
 
 # What changes a file, by its name in C. Reading calls are left out: a death there leaves nothing new.
+from seen import Seen
+from wire import load
+
 WRITES = frozenset(
     "open mkdir rmdir unlink remove rename replace symlink link write writelines flush fsync sendfile truncate "
     "ftruncate utime chmod".split()
@@ -197,7 +196,7 @@ def test_an_adapter_that_somebody_has_to_promote_comes_with_the_command(
     assert delivery.module(other)["waits"] == ""
 
 
-def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path) -> None:
+def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path, seen: Seen) -> None:
     (tmp_path / "trainer").mkdir()
     collection = Collection(tmp_path / "trainer")
     for number in range(1, 1000):
@@ -210,6 +209,11 @@ def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.P
             assert (record.delivered_at > 1, record.is_settled("finished")) == (True, True)
             break
     assert number > 20
+    seen(
+        "a command is killed at each writing call of a collection",
+        "controller",
+        f"{number} calls: the next command delivered, noted and promoted it each time",
+    )
 
 
 def entries(folder: pathlib.Path) -> list[str]:
@@ -218,7 +222,7 @@ def entries(folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.parametrize("what", ["nothing", "older", "damaged"])
 def test_a_delivery_that_dies_is_ended_by_the_next_command(
-    delivery: Delivery, tmp_path: pathlib.Path, what: str
+    delivery: Delivery, tmp_path: pathlib.Path, what: str, seen: Seen
 ) -> None:
     before(delivery, tmp_path / "0", what)
     home = "adapters/witness"
@@ -240,6 +244,12 @@ def test_a_delivery_that_dies_is_ended_by_the_next_command(
         if not died:
             break
     assert number > 20
+    there = {"nothing": "no adapter", "older": "an older adapter", "damaged": "the same adapter, damaged"}[what]
+    seen(
+        f"a command is killed at each writing call of a delivery, where {there} was before",
+        "controller",
+        f"{number} calls: `latest` old, absent or whole at each; the next command ended it",
+    )
 
 
 def test_of_two_at_once_one_delivers(delivery: Delivery, tmp_path: pathlib.Path) -> None:
@@ -254,23 +264,7 @@ def test_of_two_at_once_one_delivers(delivery: Delivery, tmp_path: pathlib.Path)
         assert [(line["run_id"], line["moved"]) for line in lines] == [("witness-2", True)]
 
 
-def test_who_has_waited_long_enough_is_told_whom_it_waited_for(tmp_path: pathlib.Path) -> None:
-    said: list[str] = []
-    path = tmp_path / "runs/.witness-2.files.lock"
-    path.parent.mkdir()
-    with rundir.locked(path):
-        with pytest.raises(UserError, match=r"another command fetches or delivers witness-2, .* «fuser .*files\.lock»"):
-            with run_files(tmp_path, "witness-2", said.append, patience=0.01):
-                raise AssertionError("two have it")
-        assert [line.strip().partition(":")[0] for line in said] == ["another command fetches or delivers witness-2"]
-    with run_files(tmp_path, "witness-2", said.append), run_files(tmp_path, "witness-2", said.append):
-        with pytest.raises(BlockingIOError), rundir.locked(path, 0):
-            raise AssertionError("two have it")
-    with rundir.locked(path, 0):
-        assert len(said) == 1
-
-
-def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path) -> None:
+def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path, seen: Seen) -> None:
     for number in range(1, 100):
         output = tmp_path / str(number)
         update_record(output, "witness-2", lambda record, now: record.launched("gpu", 0, now))
@@ -286,9 +280,12 @@ def test_a_record_that_dies_is_the_old_one_or_the_new_one(tmp_path: pathlib.Path
         if not died:
             break
     assert number > 3
+    seen(
+        "a command is killed at each writing call of a run's record", "controller", "the old one or the new one, whole"
+    )
 
 
-def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path) -> None:
+def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path, seen: Seen) -> None:
     line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     (tmp_path / "train.jsonl").write_text(line + "\n")
     written = conversation.read(line.encode(), conversation.Keys.from_options({})).line
@@ -309,3 +306,4 @@ def test_staging_that_dies_is_done_again(tmp_path: pathlib.Path) -> None:
         if not died:
             break
     assert number > 3
+    seen("a command is killed at each writing call of staging", "controller", "the next command stages the data anew")

@@ -207,6 +207,7 @@ def test_it_says_when_the_pod_ends_and_leaves_it_alone(pod, runpod, capsys):
     assert pod.after(0) == {
         "pod": POD, "deadline": DEADLINE, "state": "waiting", "renewals": 0, "beat": pod.wall,
         "word": ENDS.partition("leash: ")[2], "lacks": "", "status": 200, "answer": "200 OK",
+        "clocks": [rundir.boot_id(), 5000.0, pod.wall - 5000],
     }  # fmt: skip
     assert pod.at_deadline(-1)["state"] == "waiting"
     assert capsys.readouterr().out == f"{ENDS}\n"
@@ -454,12 +455,54 @@ def test_a_renewal_counts_as_long_as_runpod_has_not_accepted(pod, runpod):
 # --- the clock ------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_hours_behind_prolongs_nothing(pod, runpod):
+def test_a_clock_hours_behind_prolongs_nothing(pod, runpod, seen):
     pod.wall -= 5 * 3600
     pod.start()
     assert pod.after(8719)["state"] == "waiting"
     assert pod.after(2)["state"] == "ending"
     assert runpod.requests == [TERMINATE]
+    seen("the clock of a pod is 5 h behind", "leash", "it ends the pod when its count of the boot clock is over")
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_clock_that_is_set_ends_nothing_early_and_prolongs_nothing(pod, runpod, seen, hours):
+    """The order's allowance counts from the first start, so what is late is so by the time that the boot took."""
+    pod.after(1000)
+    pod.wall += hours * 3600
+    assert pod.after(8720 - 1000 - 101)["state"] == "waiting"
+    assert pod.after(102)["state"] == "ending"
+    assert runpod.requests == [TERMINATE]
+    seen(f"the clock of a pod is set by {hours:+d} h", "leash", "the pod ends at its deadline, or minutes after it")
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_container_that_restarts_with_another_time_goes_on_counting(pod, runpod, seen, hours):
+    pod.after(4000)
+    pod.wall += hours * 3600
+    pod.start()
+    assert pod.after(4000)["state"] == "waiting"
+    pod.start()
+    assert pod.after(8720 - 8000 - 1)["state"] == ("waiting" if hours < 0 else "ending")
+    assert pod.after(1)["state"] == "ending"
+    assert runpod.requests[:1] == [TERMINATE]
+    seen(f"the container of a pod restarts twice, its clock set by {hours:+d} h", "leash", "its count goes on")
+
+
+def test_another_boot_of_the_host_begins_another_count(pod, runpod, monkeypatch):
+    pod.after(4000)
+    monkeypatch.setattr(program, "boot_id", lambda: "another")
+    pod.boot = 10.0
+    pod.start()
+    assert pod.after(1)["state"] == "waiting"
+    assert pod.at_deadline()["state"] == "ending"
+
+
+def test_a_clock_that_is_wrong_at_the_start_and_set_right_ends_nothing_early(pod):
+    pod.wall += 5 * 3600
+    pod.start()
+    pod.wall -= 5 * 3600  # before its first look
+    assert pod.after(60)["state"] == "waiting"
+    assert pod.at_deadline()["state"] == "ending"
 
 
 def test_a_renewal_prolongs_the_count_of_the_boot_clock_too(pod, runpod):
@@ -700,6 +743,8 @@ def test_a_log_in_ascii_loses_no_line(pod, runpod, monkeypatch):
 def test_a_volume_that_hangs_does_not_keep_the_pod(pod, runpod):
     (pod.root / "leash").mkdir(parents=True)
     os.mkfifo(pod.root / "leash" / f"{POD}.renewed")  # a read that never comes back
+    pod.wall = DEADLINE - 590
+    pod.start()
     stuck = threading.Thread(target=pod.leash.step, daemon=True)
     pod.wall, pod.boot = DEADLINE, pod.boot + 590
     pod.leash.insist()

@@ -244,7 +244,7 @@ def test_workers_of_a_crashed_trainer_go_with_it(lab):
 
 
 @pytest.mark.parametrize("harm", ["truncated", "missing file", "no complete.json", "cut complete.json"])
-def test_a_checkpoint_that_is_not_whole_is_set_aside(lab, harm):
+def test_a_checkpoint_that_is_not_whole_is_set_aside(lab, harm, seen):
     run = lab.make(steps=8, save_every=3, crash_at=7)
     lab.supervise(run)
     until(run, "failed")
@@ -263,13 +263,14 @@ def test_a_checkpoint_that_is_not_whole_is_set_aside(lab, harm):
     assert until(run, "finished")["resumed_from"] == 3
     assert len(list((run / "output").glob("incomplete-checkpoint-6-*"))) == 1
     assert counted_steps(run) == list(range(1, 9))
+    seen(f"the newest checkpoint is not whole: {harm}", "here, process", "set aside; resumed at step 3, finished")
 
 
 def aside(run):
     return [path.name for path in (run / "output").glob("incomplete-*")]
 
 
-def test_a_checkpoint_that_the_training_dies_on_is_set_aside(lab):
+def test_a_checkpoint_that_the_training_dies_on_is_set_aside(lab, seen):
     """A power cut leaves NULs in a file of the right size, and nothing but reading it shows that."""
     run = lab.make(steps=8, save_every=3, crash_at=7)
     lab.supervise(run)
@@ -285,6 +286,11 @@ def test_a_checkpoint_that_the_training_dies_on_is_set_aside(lab):
     assert name.startswith("incomplete-checkpoint-6-")
     assert "checkpoint-6 may be damaged: the training died on it" in (run / "supervisor.log").read_text()
     assert counted_steps(run) == list(range(1, 9))
+    seen(
+        "weights of the newest checkpoint are NULs of the right size",
+        "here, process",
+        "set aside after one start; resumed at step 3 from the one before, finished",
+    )
 
 
 def test_checkpoints_are_put_back_where_the_training_dies_without_them_too(lab):
@@ -300,13 +306,18 @@ def test_checkpoints_are_put_back_where_the_training_dies_without_them_too(lab):
     assert aside(run) == []
 
 
-def test_starts_that_bring_nothing_new_come_to_an_end(lab):
+def test_starts_that_bring_nothing_new_come_to_an_end(lab, seen):
     run = lab.make(save_every=2, crash_at=3, forget=1)
     lab.supervise(run)
     end = until(run, "failed")
     assert (starts(run), end["reason"]["kind"]) == ([0] * 6, "crashed")
     words = ("5 starts in a row came to no checkpoint after step 2", "made to crash", "train.log", "the same command")
     assert all(word in end["reason"]["detail"] for word in words)
+    seen(
+        "each start dies before it saves anything new",
+        "here, process",
+        f"{len(starts(run))} starts, then failed, with the last error and what to do",
+    )
 
 
 def test_deaths_of_supervisor_and_host_count_and_a_new_launch_begins_anew(lab):
@@ -487,7 +498,7 @@ def test_a_lane_file_that_was_tidied_away_leaves_nobody_waiting_for_ever(lab):
 
 
 @pytest.mark.parametrize("place", ["link", "folder"])
-def test_what_is_no_lane_is_named(lab, place):
+def test_what_is_no_lane_is_named(lab, place, seen):
     run, path = lab.make(), lab.root / "lora-forge-cpu.lock"
     if place == "link":
         path.symlink_to(lab.root / "elsewhere")
@@ -502,14 +513,20 @@ def test_what_is_no_lane_is_named(lab, place):
     assert str(path) in end["reason"]["detail"]
     assert end["reason"]["detail"] in (run / "supervisor.log").read_text()
     assert not (lab.root / "elsewhere").exists()
+    seen(
+        f"the lane's lock is a {place}",
+        "here, process",
+        "failed: environment, with the path; nothing was made through it",
+    )
 
 
-def test_a_run_whose_lock_cannot_be_had_says_so(lab):
+def test_a_run_whose_lock_cannot_be_had_says_so(lab, seen):
     run = lab.make()
     (run / "supervisor.lock").mkdir()
     assert lab.supervise(run).wait(PATIENCE) == 0
     detail = f"the run's lock cannot be taken: Is a directory: {run}/supervisor.lock"
     assert status(run)["reason"] == {"kind": "environment", "detail": detail}
+    seen("the run's lock is a folder", "here, process", "failed: environment, with the path")
 
 
 @pytest.mark.parametrize("broken", ["supervisor.lock", "run.json"])

@@ -13,11 +13,12 @@ from ansible.module_utils.lora_forge.planning.turns import run_files
 from hook import serving
 from hostile import PATIENCE, Stage
 from lab import eventually
+from seen import Seen
 
 COMMANDS = ("playbooks/collect.yml", "train.yml")
 
 
-def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path) -> None:
+def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path, seen: Seen) -> None:
     stage = Stage(tmp_path)
     stage.host("gpu", "witness")
     run_id = stage.finished("gpu", "witness").name
@@ -49,9 +50,16 @@ def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path)
     record = read_record(stage.output, run_id)
     assert (record.state, record.failures, record.delivered_at > 0) == ("finished", {}, True)
     assert not list((stage.output / "incoming").iterdir())
+    seen(
+        "two commands deliver one run at once",
+        "here",
+        "one waits and says so; both succeed, `latest` moved and the webhook told once",
+    )
 
 
-def test_what_another_command_has_placed_since_the_plan_is_not_started_a_second_time(tmp_path: pathlib.Path) -> None:
+def test_what_another_command_has_placed_since_the_plan_is_not_started_a_second_time(
+    tmp_path: pathlib.Path, seen: Seen
+) -> None:
     stage = Stage(tmp_path)
     stage.host("gpu", "witness")
     run_id = stage.planned("witness", "gpu").run_id
@@ -70,3 +78,8 @@ def test_what_another_command_has_placed_since_the_plan_is_not_started_a_second_
     assert not (stage.root("gpu") / "runs" / run_id / "status.json").exists()
     assert hook.told == []
     assert read_record(stage.output, run_id).trainer == "other"
+    seen(
+        "two commands place one run on two hosts",
+        "here",
+        "the second one says where it is, starts nothing, tells nobody",
+    )

@@ -367,6 +367,12 @@ def test_a_stop_that_waits_for_a_launch_first_has_the_time_to_say_so(timeout: in
     assert longest < answers.limit("training_run", {"state": "stopped", "stop_timeout": timeout})
 
 
+@pytest.mark.parametrize("timeout", [0, 120, 3600])
+def test_a_launch_that_waits_for_another_one_has_the_time_to_say_so(timeout: int) -> None:
+    longest = (timeout + runs._LAUNCH) + (5 + timeout) + runs._LAUNCH + 20
+    assert longest < answers.limit("training_run", {"state": "started", "stop_timeout": timeout})
+
+
 ODD = [
     {"event": "log"},
     {"event": "log", "step": 1, "planned": None},

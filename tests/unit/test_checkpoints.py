@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import types
 from typing import Any
 
@@ -230,6 +231,42 @@ def test_what_an_earlier_version_kept_is_tidied_before_it_goes_on(site):
     files = launch.input_files(RUN, pathlib.Path("/checkout"), "text", site.kept, carried, {})
     placed = [file["path"] for file in files if "checkpoint-4" in file["path"]]
     assert len(placed) == len(TAKEN) + 1
+
+
+def test_a_copy_that_was_damaged_here_is_fetched_anew(site):
+    write(site.trainer.run_dir)
+    assert site.fetch()[0]
+    kept = site.kept / "output/checkpoint-4/optimizer.pt"
+    kept.write_bytes(bytes(kept.stat().st_size))  # as a disk may leave it: NULs, and the right size
+    assert site.fetch()[0]
+    assert len(site.trainer.asked) == 2
+    assert kept.read_text() == "{}"
+    assert site.fetch()[0]
+    assert len(site.trainer.asked) == 2, "what is whole is not fetched again"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors"])
+def test_a_damaged_copy_of_a_higher_step_keeps_no_lower_one_out(site, name):
+    high = write(site.trainer.run_dir, 8)
+    assert site.fetch()[0]
+    damaged = site.kept / f"output/checkpoint-8/{name}"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    shutil.rmtree(high)  # the trainer has set it aside
+    write(site.trainer.run_dir, 4)
+    before = below(site.kept)
+    assert checkpoints.carried_files(site.kept, check=True) == (0, [])
+    assert below(site.kept) == before
+    assert site.fetch()[0]
+    assert checkpoints.carried_files(site.kept)[0] == 4
+    assert [path.name for path in (site.kept / "output").iterdir()] == ["checkpoint-4"]
+
+
+def test_of_two_copies_the_newest_whole_one_goes_on(site):
+    write(site.kept, 4)
+    folder = write(site.kept, 8)
+    (folder / "adapter_model.safetensors").write_bytes(bytes(32))
+    rundir.mark_complete(folder, 8)  # as an earlier version noted it
+    assert checkpoints.carried_files(site.kept)[0] == 4
 
 
 def test_nothing_goes_on_of_what_is_behind_a_link(site):

@@ -50,7 +50,7 @@ def test_both_forms_are_read_and_are_the_same_data(write, record):
     path = write(record, name="a.jsonl")
     found = dataset.check_file(path, "train", 4096)
     assert (found.examples, found.use, found.path, found.warnings) == (1, "train", str(path), [])
-    assert (found.counts.describe(), found.counts.needs) == ("", ())
+    assert (found.counts.describe(), found.counts.needs) == ("", {})
     canonical = conversation.read(json.dumps(talk()).encode(), conversation.Keys()).line
     assert found.sha256 == hashlib.sha256(canonical).hexdigest()
 
@@ -288,7 +288,7 @@ def test_what_a_plan_keeps_of_a_file(write):
     assert (planned.path, planned.use, planned.examples) == (str(path), "val", 1)
     assert planned.reading == {"field_messages": "talk"}
     assert planned.entry == {**ENTRY, "train_on_eos": "all"}
-    assert planned.needs == ("tool_role", "tools")
+    assert planned.needs == {"tool_role": 1, "tools": 1}
 
 
 # --- tools, reasoning and what does not belong into a conversation
@@ -306,14 +306,20 @@ def test_what_a_file_holds_besides_plain_turns(write):
         "witness_train.jsonl: 2 with tools, 4 tool calls, 2 tool results, 4 turns with reasoning, "
         "2 turns not trained, as they say"
     ]
-    assert file.counts.needs == (
-        "assistant_first",
-        "reasoning_content",
-        "same_speaker",
-        "tool_calls",
-        "tool_role",
-        "tools",
-    )
+    ours = ("assistant_first", "reasoning_content", "same_speaker", "tool_calls", "tool_role", "tools")
+    assert file.counts.needs == dict.fromkeys(ours, 1)
+
+
+def test_what_a_template_has_to_take_is_known_with_its_file_and_line(write):
+    plain = messages()["messages"]
+    late = {"messages": [*plain, {"role": "system", "content": "x"}, *plain]}
+    first = dataset.check_file(write(messages(), messages(), late, late), "train", 4096)
+    second = dataset.check_file(write(late, {**messages(), "tools": [{"name": "f"}]}, name="p"), "val", 4096)
+    assert dataset.needs(map(dataset.planned_dataset, (first, second))) == {
+        "later_system": f"{first.path}, line 3",
+        "system": f"{first.path}, line 3",
+        "tools": f"{second.path}, line 2",
+    }
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_all_that_is_read_of_these_files_is_made_odd_here():
     [("status.json", STATUS), ("run.json", RUN), ("metrics.jsonl", EVENTS),
      ("output/checkpoint-4/complete.json", COMPLETE)],
 )  # fmt: skip
-def test_whatever_stands_in_a_field_costs_no_run_its_row(root, name, right):
+def test_whatever_stands_in_a_field_costs_no_run_its_row(root, name, right, seen):
     wrong, run = [], make(root / "runs/odd-0")
     for way in places(right):
         values = [changed(right, way, odd) for odd in ODD]
@@ -158,6 +158,11 @@ def test_whatever_stands_in_a_field_costs_no_run_its_row(root, name, right):
             except Exception as error:  # whatever it is; all are to be seen at once
                 wrong.append(f"{name} {way}: {type(error).__name__} {error}"[:300])
     assert wrong == []
+    seen(
+        f"any of {len(ODD)} odd values in any field of {name}",
+        "run directory",
+        "its row says which file; the others are whole",
+    )
 
 
 PUT: dict[str, Callable[[pathlib.Path], Any]] = {
@@ -191,10 +196,11 @@ def test_what_another_user_closed_costs_no_other_run_its_row(root, monkeypatch):
     assert "Permission denied" in told(root)["odd-0"]["detail"]
 
 
-def test_a_folder_that_is_no_run_of_ours_is_passed_over(root):
+def test_a_folder_that_is_no_run_of_ours_is_passed_over(root, seen):
     for name in (".hidden", "a b", "\x1b[2J", "-x"):
         make(root / "runs" / name)
     assert told(root).keys() == {"good-0"}
+    seen("folders with odd names among the runs of a host", "run directory", "passed over; the runs are listed")
 
 
 def test_a_fault_of_ours_is_told_as_that_and_not_as_a_host_that_is_silent(monkeypatch):

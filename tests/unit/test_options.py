@@ -67,9 +67,11 @@ def test_all_entry_points_count():
         ({"run_lane": "cpu"}, "run_lane is called run_lanes now; rename it"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named_with_what_is_taken(given, sentence):
+def test_a_wrong_value_is_named_with_what_is_taken(given, sentence, seen):
     assert options.option_errors(given, SPECS) == [sentence]
     assert check(a=given) == ([f"a: {sentence}"], [])
+    if given == {"pod_max_usd_per_hour": "nan"}:
+        seen("pod_max_usd_per_hour=nan", "plan", "refused; the message names the option and what it takes")
 
 
 @pytest.mark.parametrize(

@@ -867,10 +867,11 @@ def test_a_template_in_a_file_is_read_here(make, data, tmp_path):
 def test_data_that_the_template_would_drop_is_refused(make, data, monkeypatch):
     data()
     planned = plan.dataset.planned_dataset
-    with_tools = lambda file: dataclasses.replace(planned(file), needs=("tools",))  # noqa: E731
+    with_tools = lambda file: dataclasses.replace(planned(file), needs={"tools": 7})  # noqa: E731
     monkeypatch.setattr(plan.dataset, "planned_dataset", with_tools)
     words = said(lambda: make(recipe={"chat_template": "chatml"}))
-    assert '«chat_template: "chatml"» leaves out lists of tools (tools), which the data has' in words
+    assert '«chat_template: "chatml"» leaves out lists of tools (tools), which the data has (' in words
+    assert "witness_train.jsonl, line 7), so that" in words
     assert one(make(recipe={"chat_template": "qwen_25"})).recipe["chat_template"] == "qwen_25"
 
 
@@ -962,7 +963,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
                 "examples": 40,
                 "entry": entry,
                 "reading": {},
-                "needs": [],
+                "needs": {},
             },
         ],
         "gpus": 2,

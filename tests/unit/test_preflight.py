@@ -54,15 +54,15 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_a_run_is_asked_about_as_it_will_train(tmp_path):
     data = [
-        PlannedDataset("a", "train", "0", 1, needs=("tools",)),
-        PlannedDataset("b", "val", "1", 1, needs=("tool_calls",)),
+        PlannedDataset("/home/me/a.jsonl", "train", "0", 1, needs={"tools": 3}),
+        PlannedDataset("b", "val", "1", 1, needs={"tool_calls": 2, "tools": 1}),
     ]
     folder = str(model(tmp_path))
     run = planned_run(run_id="witness-0", recipe={"base_model": folder, "lora_r": 8}, datasets=tuple(data))
     [question] = asked(tmp_path, run)
     assert question["recipe"]["lora_r"] == 8
     assert question["capabilities"]["compute_capability"] == "sm_90"
-    assert question["needs"] == ["tool_calls", "tools"]
+    assert question["needs"] == {"tool_calls": "b, line 2", "tools": "a.jsonl, line 3"}
     assert question["model"] == folder
     assert question["write"] == f"{tmp_path}/runs/witness-0/expected.json"
 

@@ -111,10 +111,11 @@ def test_what_yaml_has_and_json_has_not_is_told_with_its_line(read, text):
     assert str(error.value) == f"configs/agents/witness.yml, line 2: {STRANGE[text]}"
 
 
-def test_every_strange_value_of_a_file_is_told(read):
+def test_every_strange_value_of_a_file_is_told(read, seen):
     with pytest.raises(UserError) as error:
         read("seed: .nan\nlora_r: 8\nwandb_name: 2025-01-15\n")
     assert [line.partition(": ")[0][-6:] for line in str(error.value).splitlines()] == ["line 1", "line 3"]
+    seen("several values in a recipe that YAML has and JSON has not", "plan", "refused, each with its file and line")
 
 
 def test_anchors_that_multiply_end_in_a_sentence(read):

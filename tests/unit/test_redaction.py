@@ -73,6 +73,15 @@ def test_what_is_none_stays(text: str) -> None:
     assert Secrets().taken_out(text) == text
 
 
+def test_values_in_mappings_and_lists_are_known_by_any_name_on_the_way() -> None:
+    known = redaction.known_secrets({
+        "my_tokens": {"hub": "hub-of-mine", "others": [{"eu": "eu-of-mine"}, 1234567]},
+        "services": [{"git": {"env": {"GIT_PASSWORD": "git-of-mine", "GIT_USER": "somebody"}}}],
+        "limits": {"eos_tokens": ["endings"], "max_length": 4096000}, "off_token": {"a": True, "b": None},
+    })  # fmt: skip
+    assert known == {"hub-of-mine", "eu-of-mine", "1234567", "git-of-mine"}
+
+
 def test_known_values_go_in_each_spelling() -> None:
     known = redaction.known_secrets({
         "MY_SECRET": 'a"b/c=d', "NOTIFY_URL": "https://x.example/hook/abcdefghijkl", "HOME": "/root",

@@ -672,6 +672,19 @@ def test_a_launch_that_does_not_end_is_named_to_who_would_stop_it(run, clock, mo
         runs.stop(run, 5)
 
 
+@pytest.mark.parametrize(
+    ("held", "what"), [("witness-0/launch.lock", "another launch of witness-0"), ("", "a launch of another run")]
+)
+def test_a_launch_that_waits_for_another_one_names_it_and_comes_to_an_end(run, clock, monkeypatch, held, what):
+    monkeypatch.setattr(runs, "_LAUNCH", -1e6)
+    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
+    lock = run.parent / held
+    words = rf"^{what} has been under way for .* s, and holds {lock}\. «fuser {lock}» tells its process"
+    with rundir.locked(lock), pytest.raises(UserError, match=words):
+        launch(run)
+    assert not (run / "run.json").exists()
+
+
 def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process, sent):
     told, trainer = process(of_the_run=False), process(of_the_run=False)
     say(run, supervisor=rundir.identity(told.pid), trainer=rundir.identity(trainer.pid))

@@ -67,15 +67,17 @@ def test_a_vocabulary_of_ones_own_is_left_to_the_tokenizer(key):
 
 def data_problems(template: Any, *needs: str) -> list[str]:
     keys = {"chat_template": template} if template else {"chat_template_jinja": "{{ x }}"}
-    return templates.data_problems(keys, dict.fromkeys(keys, Layer("w.yml", keys, dict.fromkeys(keys, 3))), needs)
+    origin = dict.fromkeys(keys, Layer("w.yml", keys, dict.fromkeys(keys, 3)))
+    return templates.data_problems(keys, origin, {need: f"d.jsonl, line {len(need)}" for need in needs})
 
 
 def test_what_a_template_would_drop_is_named_and_those_that_would_not():
     [said] = data_problems("chatml", "tools", "tool_role", "tool_calls")
     assert said == (
         'w.yml, line 3: «chat_template: "chatml"» leaves out calls of tools (tool_calls), lists of tools (tools), '
-        "which the data has, so that nothing of it would be learnt. Write «chat_template: tokenizer_default» where the "
-        "base model's own knows it, or one of qwen_25, qwen3, qwen3_5, llama4"
+        "which the data has (d.jsonl, line 10; d.jsonl, line 5), so that nothing of it would be learnt. Write "
+        "«chat_template: tokenizer_default» where the base model's own knows it, or one of "
+        "qwen_25, qwen3, qwen3_5, llama4"
     )
     assert data_problems("qwen_25", "tools", "tool_role", "tool_calls") == []
     [said] = data_problems("qwen_25", "reasoning_content")

@@ -673,9 +673,14 @@ def test_a_trainer_that_answers_badly_is_not_called_silent(why, said):
 
 
 @pytest.mark.parametrize("jump", [7200.0, -14400.0])
-def test_a_time_of_day_that_is_set_changes_no_pace(jump):
+def test_a_time_of_day_that_is_set_changes_no_pace(jump, seen):
     begun = {**event("begin", 0, 10), "uptime": 500.0}
     logged = {**event("log", 4, 30 + jump, loss=1.0), "uptime": 520.0}
     assert run_state.progress([begun, logged]).seconds_per_step == 5.0
     without = {**logged, "uptime": None}  # of an earlier lora-forge
     assert run_state.progress([begun, without]).seconds_per_step >= 0
+    seen(
+        f"the host's clock is set by {jump / 3600:+.0f} h in mid-run",
+        "unit",
+        "the pace and the time left are as before",
+    )

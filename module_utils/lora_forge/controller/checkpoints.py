@@ -26,6 +26,7 @@ from ansible.module_utils.lora_forge.trainer import runs
 INCOMING = "incoming"  # in the run's folder: what is on its way, and was not looked at yet
 METRICS = "metrics.jsonl"
 _LIST = paths.MIB  # bytes of complete.json
+_DIGESTS = "sha256"  # in the complete.json of a checkpoint that is kept here: of each file
 _TINY = 2 * paths.GIB  # bytes of a rehearsal's checkpoint, far more than it has
 _PATIENCE = 600.0  # seconds for another command that fetches the same: whoever waits does not look at costs
 _MARGIN = paths.GIB  # what is beside weights and optimizer, which are in the GPU's memory, too
@@ -106,7 +107,7 @@ def fetch_checkpoint(
         files = [{"path": path, "bytes": limit} for path, limit in wanted.items()]
         asked = {"from": run_dir, "files": files, "to": str(incoming), "max_bytes": most_bytes(run, wanted), **transfer}
         with run_files(kept.parents[1], run.run_id, partial(tell, host=action.host), _PATIENCE):
-            if rundir.last_complete(kept / "output") >= checkpoint["step"]:  # another command has fetched it
+            if newest_whole(kept) >= checkpoint["step"]:  # another command has fetched it
                 return True
             answer = action.run_action("transfer", asked)
             if answer.get("failed"):
@@ -156,7 +157,7 @@ def take_over(incoming: pathlib.Path, kept: pathlib.Path, step: int, wanted: set
     if problems:
         raise UserError(problems[0])
     (checkpoint / rundir.COMPLETE).unlink()
-    rundir.mark_complete(checkpoint, step)
+    mark_kept(checkpoint, step)
     final = kept / f"output/checkpoint-{step}"
     final.parent.mkdir(parents=True, exist_ok=True)
     remove(final)
@@ -168,30 +169,72 @@ def take_over(incoming: pathlib.Path, kept: pathlib.Path, step: int, wanted: set
     shutil.rmtree(incoming)
 
 
-def carried_files(kept: pathlib.Path) -> tuple[int, list[str]]:
-    """List what goes to the next trainer of the newest checkpoint that is kept.
+def mark_kept(checkpoint: pathlib.Path, step: int) -> None:
+    """Write the list of a checkpoint's files, their sizes and digests, by which damage is known later.
+
+    Args:
+        checkpoint: Its folder.
+        step: Its step.
+    """
+    rundir.mark_complete(checkpoint, step)
+    listed = rundir.read_json(checkpoint / rundir.COMPLETE)
+    digests = {name: store.sha256_file(checkpoint / name) for name in listed["files"]}
+    rundir.write_json(checkpoint / rundir.COMPLETE, {**listed, _DIGESTS: digests})
+
+
+def newest_whole(kept: pathlib.Path, check: bool = False) -> int:
+    """Return the step of the newest checkpoint that is here as it came, 0 without one. Newer ones are deleted.
+
+    A disk may damage what it keeps. The trainer would set such a checkpoint aside, and have none before it.
+
+    Args:
+        kept: Where checkpoints are kept, laid out as a run directory.
+        check: Whether nothing is deleted.
+    """
+    if paths.through_link(kept, "output"):
+        return 0
+    for step, folder in reversed([*rundir.checkpoints(kept / "output")]):
+        if folder.is_symlink():
+            continue
+        if not (rundir.defect(folder) or runs.weights_defect(folder / store.WEIGHTS) or is_altered(folder)):
+            return step
+        if not check:
+            remove(folder)
+    return 0
+
+
+def is_altered(checkpoint: pathlib.Path) -> bool:
+    """Tell whether a file of a checkpoint is not what it was; what an earlier version fetched has no digests."""
+    digests = rundir.read_json(checkpoint / rundir.COMPLETE, _LIST).get(_DIGESTS)
+    if not isinstance(digests, dict):
+        return False
+    names = filter(lambda name: not paths.flaw(name) and (checkpoint / name).is_file(), digests)
+    return any(store.sha256_file(checkpoint / name) != digests[name] for name in names)
+
+
+def carried_files(kept: pathlib.Path, check: bool = False) -> tuple[int, list[str]]:
+    """List what goes to the next trainer of the newest checkpoint that is kept, and is whole.
 
     What an earlier version fetched may hold other files beside those, or in their places; they are deleted.
 
     Args:
         kept: Where checkpoints are kept, laid out as a run directory.
+        check: Whether nothing is deleted.
 
     Returns:
         Its step, 0 without one, and its files below the run directory.
     """
-    step = rundir.last_complete(kept / "output")
+    step = newest_whole(kept, check)
     if not step:
         return 0, []
     folder = kept / f"output/checkpoint-{step}"
-    if paths.through_link(kept, f"output/checkpoint-{step}"):
-        return 0, []
     names = {name for name in os.listdir(folder) if paths.checkpoint_limit(name) is not None}
-    strange = paths.strangers(folder, names | {rundir.COMPLETE})
-    for name in strange:
-        remove(folder / name)
-    listed = rundir.read_json(folder / rundir.COMPLETE).get("files", {})
-    if strange or set(listed) != names:
-        rundir.mark_complete(folder, step)
-    newest = runs.newest_checkpoint(kept)
+    if not check:
+        strange = paths.strangers(folder, names | {rundir.COMPLETE})
+        for name in strange:
+            remove(folder / name)
+        if strange or set(rundir.read_json(folder / rundir.COMPLETE).get("files", {})) != names:
+            mark_kept(folder, step)
     has_metrics = (kept / METRICS).is_file() and not (kept / METRICS).is_symlink()
-    return newest["step"], [*newest["files"], *([METRICS] if has_metrics else [])]
+    files = [f"output/checkpoint-{step}/{name}" for name in (*sorted(names), rundir.COMPLETE)]
+    return step, [*files, *([METRICS] if has_metrics else [])]

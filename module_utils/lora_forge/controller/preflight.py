@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, validation
+from ansible.module_utils.lora_forge.planning import dataset, launch, validation
 from ansible.module_utils.lora_forge.text import short
 
 END = "Nothing of it was trained. Correct the recipe, and run the same command again."
@@ -28,7 +28,10 @@ def questions(asked: Sequence[PlannedRun], root: str, gpus: Sequence[str]) -> li
             "revision": str(run.recipe.get("model_revision") or ""),
             "recipe": validation.rendered(run, root),
             "capabilities": validation.capabilities(run, gpus),
-            "needs": validation.needs(run),
+            "needs": {
+                word: place.rpartition("/")[2]  # what the folders here are called is no trainer's matter
+                for word, place in dataset.needs(run.datasets).items()
+            },
         }
         for run in asked
     ]

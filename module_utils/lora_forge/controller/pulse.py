@@ -26,7 +26,7 @@ class Pulse:
         knock: Starts a program that ends as soon as the host answers anything.
         tell: Called with a few words when the host is silent, and when it answers again.
         patience: Seconds without an answer after which nothing is waited for any more. The host is asked after a
-            quarter of that, and called silent when that question, too, has been open for a quarter.
+            quarter of that, and called silent after another one; after an answer it is asked again after a third.
         holds: How many times as long it is waited for: an answer comes late behind a transfer.
     """
 
@@ -39,9 +39,11 @@ class Pulse:
     ):
         patience = max(patience, SHORTEST)
         self.pause, self.longest = patience / 4, patience * holds
+        self._next = self.pause  # after which it is asked; later the second time: a look at a run takes half a patience
+        self._asked = 0.0
         self._knock, self._tell = knock, tell
         self._program: Optional[subprocess.Popen[bytes]] = None
-        self._heard: Optional[float] = None  # when the host was asked last, or answered last, or the call began
+        self._heard: Optional[float] = None  # when the host answered last, or the call began
         self._told = self._over = False
         self._lock = threading.Lock()
 
@@ -63,23 +65,26 @@ class Pulse:
                 self._heard = now
             since = now - self._heard
             if self._program is None:
-                if since >= self.pause:
-                    self._heard = now
-                    with contextlib.suppress(OSError):  # no process can be started: the call's own limit is left
-                        self._program = self._knock()
+                if since >= self._next:
+                    try:
+                        self._program, self._asked = self._knock(), now
+                    except OSError:  # no process can be started: the call's own limit is left
+                        self._heard = now
                 return False
             code = self._program.poll()
             if code is not None:
-                self._program, self._heard = None, now
+                self._program, self._heard, self._next = None, now, self.pause * 4 / 3
                 if self._told and code != OF_SSH:
                     self._told = False
                     self._tell("it answers again")
                 return False
-            if since >= self.pause and not self._told:
+            # A controller that was busy may have asked late.
+            late = now - self._asked - self.pause
+            if since >= 2 * self.pause and late >= -self.pause / 2 and not self._told:
                 self._told = True
                 until = duration(self.pause + self.longest)
-                self._tell(f"no answer for {duration(self.pause + since)}; it is waited for until {until}")
-            return since >= self.longest
+                self._tell(f"no answer for {duration(since)}; it is waited for until {until}")
+            return since >= self.pause + self.longest and late >= self.longest - 2 * self.pause
 
     def end(self) -> None:
         """End it, from any thread: the host is not asked any more."""

@@ -346,5 +346,6 @@ def transfer_error(host: str, message: str) -> str:
         return write_error(host, message)
     tables = ssh_words.ACCOUNT, ssh_words.TRANSFER, ssh_words.LOGIN
     meaning = ssh_words.find_meaning(message, *tables)
-    advice = meaning.advice if meaning else "The same command goes on where it was cut."
-    return f"the transfer with {host} failed: {message}\n{advice}"
+    if meaning is None:
+        return f"the transfer with {host} failed: {message}\nThe same command goes on where it was cut."
+    return f"the transfer with {host} failed, as {meaning.what(host)}: {message}\n{meaning.advice}"

@@ -15,7 +15,7 @@ import pathlib
 import re
 import time
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -59,7 +59,8 @@ class Counts:
         results: Turns of a tool.
         masked: Turns of the assistant that are not trained, as they say so.
         marked: Conversations with a turn that says whether it is trained.
-        order: Of ``conversation.ORDER``, what their turns ask of a template.
+        needs: What the chat template has to know and to take, in the words of ``conversation.NEEDS`` and ``ORDER``,
+            with the first line that has it.
     """
 
     tools: int = 0
@@ -68,23 +69,19 @@ class Counts:
     results: int = 0
     masked: int = 0
     marked: int = 0
-    order: set[str] = dataclasses.field(default_factory=set)
+    needs: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, one: Conversation) -> None:
-        """Count another conversation."""
+    def add(self, number: int, one: Conversation) -> None:
+        """Count the conversation of another line."""
         self.tools += one.tools
         self.calls += one.calls
         self.reasoned += one.reasoned
         self.results += one.results
         self.masked += one.masked
         self.marked += one.marked
-        self.order |= one.order
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What the chat template has to know and to take, in the words of ``conversation.NEEDS`` and ``ORDER``."""
-        counts = zip(conversation.NEEDS, (self.reasoned, self.calls, self.results, self.tools))
-        return tuple(sorted({word for word, count in counts if count} | self.order))
+        counts = zip(conversation.NEEDS, (one.reasoned, one.calls, one.results, one.tools))
+        for word in (*(word for word, count in counts if count), *one.order):
+            self.needs.setdefault(word, number)
 
     def describe(self) -> str:
         """Say it in a few words; nothing where there is nothing."""
@@ -131,7 +128,7 @@ class Contents:
         self.turns.append(one.turns)
         self.digests.append(int.from_bytes(hashlib.blake2b(one.same, digest_size=8).digest(), "big"))
         self.numbers.append(number)
-        self.counts.add(one)
+        self.counts.add(number, one)
 
     def repeated(self) -> array[int]:
         """List the lines that say again what an earlier one says."""
@@ -506,8 +503,21 @@ def planned_dataset(file: DatasetFile) -> PlannedDataset:
         examples=file.examples,
         entry=axolotl_entry(file),
         reading=reading_options(file.options),
-        needs=file.counts.needs,
+        needs=dict(sorted(file.counts.needs.items())),
     )
+
+
+def needs(datasets: Iterable[PlannedDataset]) -> dict[str, str]:
+    """List what a run's data has that a chat template may not know or take, each with the first place that has it.
+
+    Args:
+        datasets: The run's.
+    """
+    found: dict[str, str] = {}
+    for planned in datasets:
+        for word, line in planned.needs.items():
+            found.setdefault(word, f"{planned.path}, line {line}")
+    return dict(sorted(found.items()))
 
 
 def reading_options(options: Mapping[str, Any]) -> dict[str, Any]:

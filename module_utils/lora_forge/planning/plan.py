@@ -526,8 +526,7 @@ class Planner:
         self.origins[attempt.run_id] = {key: layer.where(key) for key, layer in origin.items()}
         keys.pop("datasets", None)
         datasets = tuple(map(dataset.planned_dataset, files))
-        needs = {need for planned in datasets for need in planned.needs}
-        errors = templates.data_problems(keys, origin, needs)
+        errors = templates.data_problems(keys, origin, dataset.needs(datasets))
         if errors:
             raise UserError("\n".join(errors))
         run = PlannedRun(

@@ -6,7 +6,7 @@ What only a tokenizer can tell is asked where there is one, by roles/run/files/t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.lora_forge.planning.recipe import Layer, quote_value
@@ -79,22 +79,23 @@ def _own_template(kind: str) -> str:
     return {"llama": "llama3", "gemma": "gemma3"}.get(kind, "mistral_v3_tekken")
 
 
-def data_problems(recipe: dict[str, Any], origin: dict[str, Layer], needs: Collection[str]) -> list[str]:
+def data_problems(recipe: dict[str, Any], origin: dict[str, Layer], needs: Mapping[str, str]) -> list[str]:
     """Refuse a template of Axolotl's that would drop what the data has, without a word.
 
     Args:
         recipe: The merged recipe.
         origin: The layer of each key.
-        needs: What the data has, in the words of a dataset's needs.
+        needs: What the data has, in the words of a dataset's needs, each with a place that has it.
     """
     template = recipe.get("chat_template")
     known = set(needs) & _ALL  # whether it takes the order of turns, only its tokenizer can tell
     lost = sorted(known - KNOWS.get(str(template), _ALL))
     if not lost:
         return []
+    places = "; ".join(dict.fromkeys(needs[need] for need in lost))
     able = [name for name in ("qwen_25", "qwen3", "qwen3_5", "llama4") if known <= KNOWS[name]]
     return [
         f"{origin['chat_template'].where('chat_template')}: «chat_template: {quote_value(template)}» leaves out "
-        f"{', '.join(_WORDS[need] for need in lost)}, which the data has, so that nothing of it would be learnt. Write "
-        f"«chat_template: {DEFAULT}» where the base model's own knows it, or one of {', '.join(able)}"
+        f"{', '.join(_WORDS[need] for need in lost)}, which the data has ({places}), so that nothing of it would be "
+        f"learnt. Write «chat_template: {DEFAULT}» where the base model's own knows it, or one of {', '.join(able)}"
     ]

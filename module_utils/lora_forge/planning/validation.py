@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, memory, recipe
+from ansible.module_utils.lora_forge.planning import dataset, launch, memory, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.plan import Plan
 from ansible.module_utils.lora_forge.text import canonical
@@ -147,12 +147,7 @@ class Question:
     def as_dict(self) -> dict[str, Any]:
         """Write it as the program takes it."""
         given = {"recipe": self.recipe, "capabilities": self.capabilities, "model": self.model, "write": ""}
-        return {**given, "needs": needs(self.run)}
-
-
-def needs(run: PlannedRun) -> list[str]:
-    """List what a run's data has that a chat template may not know."""
-    return sorted({word for dataset in run.datasets for word in dataset.needs})
+        return {**given, "needs": dataset.needs(self.run.datasets)}
 
 
 def model_here(run: PlannedRun) -> tuple[str, list[Any]]:
@@ -196,7 +191,9 @@ def questions(runs: Sequence[PlannedRun], trainers: Sequence[Trainer], asked_of:
         trainer = by_name.get(run.trainer, Trainer(run.trainer))
         keys, gpu = rendered(run, trainer.root), capabilities(run, trainer.gpu_names)
         model, files = model_here(run)
-        mark = hashlib.sha256(canonical([keys, gpu, model, files, needs(run), asked_of]).encode()).hexdigest()
+        mark = hashlib.sha256(
+            canonical([keys, gpu, model, files, list(dataset.needs(run.datasets)), asked_of]).encode()
+        ).hexdigest()
         asked.append(Question(run, keys, gpu, mark, model))
     return asked
 

@@ -80,6 +80,7 @@ def read_status(root: pathlib.Path, pod: str) -> dict[str, Any]:
         pod: The pod's id.
     """
     status = rundir.read_json(root / "leash" / f"{pod}.json")
+    status.pop("clocks", None)  # what it notes for its next start
     beat = status.get("beat")
     if not isinstance(beat, (int, float)):
         return {**status, "alive": False, "missing": [name for name in _PROGRAMS if not shutil.which(name)]}

@@ -22,6 +22,7 @@ from ansible.module_utils.lora_forge.text import printable
 SECRET = "«secret»"
 QUOTATION = "«left out: it may quote the data»"
 PIECE = 16  # letters and digits in a row that text and data share by more than chance
+_DEEPEST = 50  # lists and mappings in each other
 SHORTEST = 6  # letters of a known secret; a shorter one is a word of any text
 _LONGEST = 400  # letters of a sentence in a log; what is longer prints data more often than reasons
 _LONGEST_LINE = 4000  # letters of a line
@@ -37,6 +38,7 @@ _NAMES = (
 _SECRET_NAME = re.compile(
     rf"(?i)(?:{_NAMES})(?:_id|_url)?$|(?:secret|credential)s$|(?:^|_)(?:key|pass)$|notify_url|pod_env"
 )
+_SECRET_NAMES = re.compile(rf"(?i)(?:{_NAMES})s$")  # of a variable; in data, tokens are what is counted
 _TOKENS_OF_A_TEXT = re.compile(r"(?i)(?:^|[_.-])(?:bos|eos|pad|unk|sep|cls|mask|stop|special|end|image)_tokens?$")
 _PATTERNS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), SECRET),
@@ -71,16 +73,35 @@ def known_secrets(variables: Mapping[str, Any]) -> set[str]:
     """Collect the values of what is named like a secret, in all forms in which a text may have them.
 
     Args:
-        variables: Environment or host variables; the values of a mapping among them count by its name.
+        variables: Environment or host variables: texts, lists and mappings, in each other too.
     """
     found: set[str] = set()
-    for name, value in variables.items():
-        if not is_secret_name(name):
-            continue
-        for text in value.values() if isinstance(value, Mapping) else [value]:
-            if isinstance(text, str) and len(text.strip()) >= SHORTEST and not text.startswith(("~/", "./")):
-                found |= _spellings(text.strip())
+    for text in secret_texts(variables):
+        if len(text.strip()) >= SHORTEST and not text.startswith(("~/", "./")):
+            found |= _spellings(text.strip())
     return found
+
+
+def secret_texts(value: Any, name: str = "", within: bool = False, depth: int = 0) -> Iterator[str]:
+    """Yield the texts that a value holds under a name of a secret, however deep they lie.
+
+    Args:
+        value: A text, or lists and mappings of texts.
+        name: What it is called.
+        within: Whether it lies in something that is named like a secret.
+        depth: How deep it lies.
+    """
+    within = within or is_secret_name(name) or bool(_SECRET_NAMES.search(name) and not _TOKENS_OF_A_TEXT.search(name))
+    if isinstance(value, Mapping):
+        if depth < _DEEPEST:
+            for key, held in value.items():
+                yield from secret_texts(held, str(key), within, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        if depth < _DEEPEST:
+            for held in value:
+                yield from secret_texts(held, name, within, depth + 1)
+    elif within and value is not None and not isinstance(value, bool):
+        yield str(value)  # a number, or a text of the vault's
 
 
 def _spellings(secret: str) -> set[str]:

@@ -63,7 +63,7 @@ def questions(asked: Sequence[dict[str, Any]], home: pathlib.Path) -> list[dict[
             "recipe": run["recipe"],
             "capabilities": run["capabilities"],
             "model": base_model.model_state(run["model"], run["revision"], home)["described"],
-            "needs": list(run["needs"]),
+            "needs": dict(run["needs"]),
             "write": f"{run['run_dir']}/{rundir.EXPECTED}",
         }
         for run in open_ones

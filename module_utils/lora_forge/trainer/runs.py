@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
@@ -263,12 +264,36 @@ def start(
         person).
 
     Raises:
-        UserError: The supervisor did not come up.
+        UserError: The supervisor did not come up, or another launch has been under way for too long.
     """
     if check:
         return _start(run_dir, launch, secrets, wanted, check)
-    with rundir.locked(run_dir / "launch.lock"):  # two controllers in the same second: the other one attaches
+    # Two controllers in the same second: the other one attaches.
+    with _turn(run_dir / "launch.lock", launch.stop_timeout + _LAUNCH, f"another launch of {run_dir.name}"):
         return _start(run_dir, launch, secrets, wanted, check)
+
+
+@contextlib.contextmanager
+def _turn(path: pathlib.Path, seconds: float, what: str) -> Iterator[None]:
+    """Hold a lock of launches.
+
+    Args:
+        path: As :func:`rundir.locked` takes it.
+        seconds: The longest wait.
+        what: What is under way while another process has it.
+
+    Raises:
+        UserError: Another process has had it for all that time.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(rundir.locked(path, seconds))
+        except BlockingIOError:
+            raise UserError(
+                f"{what} has been under way for {seconds:.0f} s, and holds {path}. «fuser {path}» tells its process; "
+                "once that has ended, the same command goes on"
+            ) from None
+        yield
 
 
 def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool) -> dict[str, Any]:
@@ -291,7 +316,8 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
         "launch": uuid.uuid4().hex,  # times would not do: the clock may have been set back since the last launch
         "backend": choice.backend,
     }
-    with rundir.locked(run_dir.parent):  # one launch at a time on a trainer, so that each gets a turn of its own
+    # One launch at a time on a trainer, so that each gets a turn of its own.
+    with _turn(run_dir.parent, _LAUNCH, "a launch of another run"):
         cut_off = before.status.get("state") in ("queued", "running")
         kept = rundir.read_run(run_dir)[0].get("turn") if cut_off else None
         noted["turn"] = kept or _next_turn(run_dir.parent)

@@ -11,9 +11,6 @@ not needed for anything. At the deadline it asks the training for a checkpoint, 
 
     <root>/leash/<pod id>.json      the leash's own word; <root>/leash/<pod id>.renewed: a later deadline
 
-At its start it looks its own pod up at RunPod: what it cannot even read, it could not end. Its word says what came
-back.
-
 Standard library only, Python 3.8 or newer. Small: it travels in an environment variable.
 """
 
@@ -89,15 +86,19 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def is_alive(noted: Any) -> bool:
-    """Whether the very process that rundir.identity noted is still there, as rundir.is_alive tells it."""
-    boot = ""
+def boot_id() -> str:
+    """Return the name of this boot of the host."""
     with contextlib.suppress(OSError):
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def is_alive(noted: Any) -> bool:
+    """Whether the process that rundir.identity noted is still there."""
     try:
         stat = pathlib.Path(f"/proc/{int(noted['pid'])}/stat").read_text(errors="replace")
         fields = stat.rpartition(")")[2].split()
-        return fields[0] not in "ZX" and int(fields[19]) == noted["start"] and noted["boot"] == boot
+        return fields[0] not in "ZX" and int(fields[19]) == noted["start"] and noted["boot"] == boot_id()
     except (OSError, LookupError, TypeError, ValueError):
         return False
 
@@ -125,6 +126,7 @@ class Leash:
         self.given = self.deadline = seconds(env.get("LORA_FORGE_DEADLINE")) or wall() + 3600
         self.ordered = self.given - (seconds(env.get("LORA_FORGE_ALLOWANCE")) or math.inf)
         self.first = self.stepped = boot()
+        self.ahead = wall() - self.first  # of the boot clock, at the start
         self.since = self.quiet = math.inf  # when the stop began, and when no training was left, by the boot clock
         self.tried = self.written = -math.inf  # when RunPod was asked last, and the own word written
         self.accepted = False  # RunPod has agreed to end the pod: no way back
@@ -142,13 +144,24 @@ class Leash:
             print("lora-forge " + text.encode("ascii", "backslashreplace").decode(), flush=True)
 
     def late(self) -> float:
-        """Seconds behind the deadline in force, by the clock that says more: one that stands prolongs nothing."""
+        """Seconds behind the deadline in force. A clock that is set, forward or back, changes nothing."""
+        if self.ordered == -math.inf:
+            return self.wall() - self.deadline
         by_boot = self.boot() - self.first - (self.deadline - self.ordered)
-        return max(self.wall() - self.deadline, by_boot)
+        return max(min(self.wall(), self.ahead + self.boot()) - self.deadline, by_boot)
+
+    def remember(self) -> None:
+        """Go on with the clocks of an earlier start in this boot of the host."""
+        with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
+            boot, first, ahead = load(self.own)["clocks"]
+            if boot == boot_id() and 0 <= first <= self.first:
+                self.first, self.ahead = float(first), float(ahead)
 
     def step(self) -> None:
         """Look at everything once, and do what is due."""
         self.show_host_keys()
+        if not self.last:
+            self.remember()
         self.read_renewal()
         due = self.accepted or self.late() >= 0
         if not due and self.state != "waiting":
@@ -171,7 +184,7 @@ class Leash:
         self.stepped = self.boot()
 
     def look_up(self) -> None:
-        """See whether RunPod can be reached, and takes the key, long before that is needed; until it does."""
+        """See whether RunPod shows this pod: what cannot even be read could not be ended."""
         pause = RETRY if self.looks < 10 else HUNG
         if self.state == "waiting" and not self.lacking and not self.known() and self.boot() - self.looked >= pause:
             self.looked, self.looks, before = self.boot(), self.looks + 1, self.answer
@@ -299,6 +312,7 @@ class Leash:
         """Write the own word, where it has changed or is BEAT old; nothing waits for a disk that is full."""
         last = {"pod": self.pod, "deadline": self.deadline, "state": self.state, "word": self.word}
         last.update(renewals=self.renewals, lacks=self.lacking, status=self.status, answer=self.answer)
+        last["clocks"] = [boot_id(), self.first, self.ahead]
         if last == self.last and self.boot() - self.written < BEAT:
             return
         part = self.own.with_name(f".{self.own.name}.part")

@@ -6,7 +6,7 @@ still on their way. ``preflight.py <pid of who asks> <seconds>`` reads from stan
     recipe          what axolotl.yml holds
     capabilities    what Axolotl would find of the GPU
     model           a folder with config.json of the base model; empty where there is none
-    needs           what of its data the chat template has to know
+    needs           what of its data the chat template has to know, each with the place of the first such conversation
     write           where the expected adapter is written once nothing is said against the recipe; empty for nowhere
 
 The last line that it prints is JSON: ``axolotl``, its version; ``answers``, one for each question, see :func:`answer`;

@@ -95,13 +95,13 @@ ORDER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-def check(cfg: Any, tokenizer: Any, needs: Iterable[str] = ()) -> list[str]:
+def check(cfg: Any, tokenizer: Any, needs: Mapping[str, str]) -> list[str]:
     """List what is wrong with the template that a run trains with.
 
     Args:
         cfg: Axolotl's configuration of the run, after its validation.
         tokenizer: The base model's, with its own template: see :func:`load_base_tokenizer`.
-        needs: Keys of :data:`NEEDS` and :data:`ORDER` that the data has.
+        needs: Keys of :data:`NEEDS` and :data:`ORDER` that the data has, each with the file and line that has it.
 
     Returns:
         Sentences, each a reason not to train; empty where all is well.
@@ -118,7 +118,7 @@ def check(cfg: Any, tokenizer: Any, needs: Iterable[str] = ()) -> list[str]:
         ]
     said: list[str] = []
     for entry in _entries(cfg):
-        said += _entry_problems(cfg, tokenizer, choice, entry, sorted(needs))
+        said += _entry_problems(cfg, tokenizer, choice, entry, needs)
     return list(dict.fromkeys(said))
 
 
@@ -193,7 +193,9 @@ def _template(cfg: Any, tokenizer: Any) -> str:
         return ""
 
 
-def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any], needs: list[str]) -> list[str]:
+def _entry_problems(
+    cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any], needs: Mapping[str, str]
+) -> list[str]:
     """List what is wrong with the template for one entry of the datasets."""
     from axolotl.prompt_strategies import chat_template
 
@@ -203,8 +205,9 @@ def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any]
     except Exception as error:  # whatever the template raises would end the training as well
         return [f"chat_template {choice} makes no conversation with the tokenizer of {cfg.base_model}: {_brief(error)}"]
     said = [] if _ends(strategy, tokenizer, made) else [_endless(cfg, tokenizer, choice, entry, made)]
-    lost, failed = [], []
-    for need in needs:
+    lost: dict[str, str] = {}
+    failed = []
+    for need in sorted(needs):
         if need == "tool_role" and "tool_calls" in needs:
             continue  # asked with a call before the answer, as some templates will have it
         if need == "system" and entry.get("drop_system_message"):
@@ -213,20 +216,24 @@ def _entry_problems(cfg: Any, tokenizer: Any, choice: str, entry: dict[str, Any]
         try:
             shown = rendered(strategy, conversation)
         except Exception as error:
-            failed.append(f"chat_template {choice} does not take {words}, which the data has: {_brief(error)}")
+            failed.append(
+                f"chat_template {choice} does not take {words}, which the data has ({needs[need]}): {_brief(error)}. "
+                "Take a template that does, or take such conversations out of the data"
+            )
             continue
         if not all(mark in shown for mark in marks):
-            lost.append(words)
+            lost[words] = needs[need]
     if lost:
+        places = "; ".join(dict.fromkeys(lost.values()))
         said.append(
-            f"chat_template {choice} leaves out {_list(lost)}, which the data has, so that nothing of it would be "
-            f"learnt. Take a template that knows it, such as {_knowing(needs)} or the base model's own, or take it "
-            "out of the data"
+            f"chat_template {choice} leaves out {_list([*lost])}, which the data has ({places}), so that nothing "
+            f"of it would be learnt. Take a template that knows it, such as {_knowing(needs)} or the base model's own, "
+            "or take it out of the data"
         )
     return said + failed
 
 
-def _knowing(needs: list[str]) -> str:
+def _knowing(needs: Iterable[str]) -> str:
     """Name templates of Axolotl's that know what is needed."""
     return "qwen3, qwen3_5" if "reasoning_content" in needs else "qwen_25, qwen3"
 

@@ -43,7 +43,7 @@ def test_which_template_suits_a_vocabulary(words, template):
 
 @pytest.mark.parametrize("named", [None, "tokenizer_default", types.SimpleNamespace(value="tokenizer_default")])
 def test_a_base_model_without_a_template_and_a_recipe_that_takes_it(named):
-    [said] = template_check.check(Cfg(chat_template=named), Tokenizer("<|eot_id|>"))
+    [said] = template_check.check(Cfg(chat_template=named), Tokenizer("<|eot_id|>"), {})
     assert said == (
         "the tokenizer of acme/base has no chat template, and the recipe takes the tokenizer's own: write "
         "«chat_template: llama3», which its vocabulary suits"

@@ -14,7 +14,7 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 
-load_actions("watch", "collect_adapter", "stop_run", "transfer", "lora_adapter")
+load_actions("watch", "collect_adapter", "collect_answers", "stop_run", "transfer", "lora_adapter")
 
 RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all that have ended
 
@@ -38,11 +38,12 @@ class ActionModule(ForgeAction):
             return {"failed": True, "msg": str(error) or type(error).__name__} | about
 
     def deliver(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Watch a run to its end, and collect its adapter; the first one that fails is the answer."""
+        """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer."""
         seen = self.run_action("watch", args)
         if seen.get("failed"):
             return seen
-        return self.run_action("collect_adapter", args | {"observed": seen})
+        kind = "collect_answers" if args["run"].get("evaluates") else "collect_adapter"
+        return self.run_action(kind, args | {"observed": seen})
 
     def choose(self, plans: list[dict[str, Any]], args: dict[str, Any]) -> Any:
         """Choose the next run that this host leads; None where none is left."""

@@ -92,6 +92,7 @@ class ActionModule(ForgeAction):
     """``watch``: library/actions/watch.py says what it takes and returns."""
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
+    asks = False  # whether it is an evaluation, whose steps are answers
     warned = False  # whether the warning about the losses was shown
     capped = False  # whether it was told that the caps of all pods leave nothing
     leash_seen = math.inf  # when its pod's leash was asked last
@@ -103,7 +104,7 @@ class ActionModule(ForgeAction):
             return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         self.others = [PlannedRun.from_dict(other) for other in args.get("others") or ()]
-        self.run_dir = run_dir(run, args["root"])
+        self.run_dir, self.asks = run_dir(run, args["root"]), bool(run.evaluates)
         seen = self.follow(run, args, output / "runs" / run.run_id)
         answer = self.conclude(run, args, seen, output)
         return {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
@@ -318,7 +319,7 @@ class ActionModule(ForgeAction):
                 tell(f"  {agent}  {seen['state']}: {seen['detail']}", host=self.host)
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
-            wait = "started; Axolotl takes about half a minute until its first step"
+            wait = f"started; Axolotl takes about half a minute until its first {'answer' if self.asks else 'step'}"
             progress = 0, int(seen["progress"]["planned"] or 0)
             tell(f"  {agent}  {wait}", host=self.host, run=agent, progress=progress)
         warning = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
@@ -332,10 +333,13 @@ class ActionModule(ForgeAction):
             self.tell_progress(agent, event, seen["eta_seconds"] if number == len(shown) else None)
         told = [event for event in seen["events"] if event["event"] == "answers" and event.get("answered")]
         for event in told[-1:]:
-            tell(f"  {agent}  answered {event['answered']} of {event['asked']} questions", host=self.host)
+            progress = int(event["answered"]), int(event["asked"])
+            drawn: dict[str, Any] = {"run": agent, "progress": progress} if self.asks else {}
+            tell(f"  {agent}  answered {progress[0]} of {progress[1]} questions", host=self.host, **drawn)
         for event in seen["events"]:
             if event["event"] == "begin" and event.get("step"):
-                tell(f"  {agent}  resumed from step {event['step']}", host=self.host)
+                how = "goes on after {} answers" if self.asks else "resumed from step {}"
+                tell(f"  {agent}  {how.format(event['step'])}", host=self.host)
             elif event["event"] == "wandb" and event.get("wanted", event.get("mode")) != event.get("mode"):
                 what = "the run is recorded offline" if event["mode"] == "offline" else "nothing is recorded"
                 tell(f"  {agent}  W&B could not be had at the start: {what}; train.log says why", host=self.host)

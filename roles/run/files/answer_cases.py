@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ import rundir
 
 SCHEMA = 1
 QUESTIONS = pathlib.Path("questions.json")
-ANSWERS = pathlib.Path("answers.jsonl")
+ANSWERS = pathlib.Path(rundir.ANSWERS)
 METRICS = pathlib.Path("metrics.jsonl")
 PROMOTED = pathlib.Path("promoted")  # the folder of the adapter that others are held against
 WEIGHTS = "adapter_model.safetensors"
@@ -173,7 +174,24 @@ def asked(model: Any, who: str) -> Iterator[None]:
         yield
 
 
-def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable[[], bool], widest: int = BATCH) -> int:
+def write(answer: dict[str, Any]) -> None:
+    """Add an answer."""
+    rundir.append_line(ANSWERS, answer)
+
+
+def tell(done: int, count: int) -> None:
+    """Say how far it is."""
+    rundir.append_event(METRICS, "answers", answered=done, asked=count)
+
+
+def answer_all(
+    model: Any,
+    tokenizer: Any,
+    adapter: pathlib.Path,
+    stop: Callable[[], bool],
+    widest: int = BATCH,
+    tell: Callable[[int, int], None] = tell,
+) -> int:
     """Answer what is open; each answer is on the disk as soon as it is there.
 
     Args:
@@ -182,6 +200,7 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
         adapter: Its folder, with the weights that ``model`` has.
         stop: Tells whether to stop between two batches.
         widest: Questions at once, at most.
+        tell: Is told how many of how many have been answered.
 
     Returns:
         How many answers were given.
@@ -247,16 +266,6 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
     return done
 
 
-def write(answer: dict[str, Any]) -> None:
-    """Add an answer."""
-    rundir.append_line(ANSWERS, answer)
-
-
-def tell(done: int, count: int) -> None:
-    """Say how far it is."""
-    rundir.append_event(METRICS, "answers", answered=done, asked=count)
-
-
 def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], bool]) -> None:
     """Answer with the model of a training that has just ended, with the weights that it has saved.
 
@@ -278,14 +287,33 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
 
 
 def main() -> int:
-    """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``."""
+    """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``.
+
+    It tells of its begin, its answers and its end as a training does of its steps.
+    """
     from axolotl.cli.config import load_cfg
     from axolotl.cli.utils import load_model_and_tokenizer
 
     adapter, widest = pathlib.Path("adapter"), int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
-    cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter))
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    answer_all(model, tokenizer, adapter, lambda: pathlib.Path("stop").exists(), widest)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    before, wanted = read_answered(), open_questions(rundir.read_json(QUESTIONS), set())
+    planned = sum(map(len, wanted.values()))
+    at = planned - sum(map(len, open_questions(rundir.read_json(QUESTIONS), before).values()))
+    rundir.append_event(METRICS, "begin", step=at, planned=planned)
+
+    def tell(done: int, count: int) -> None:
+        step = planned - count + done
+        rundir.append_event(METRICS, "answers", answered=step, asked=planned, step=step, planned=planned)
+
+    if at < planned:
+        cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter))
+        model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
+        try:
+            answer_all(model, tokenizer, adapter, lambda: bool(stopping), widest, tell)
+        except Interrupted:
+            return 0  # without an end: the supervisor knows what that means
+    rundir.append_event(METRICS, "end", step=planned, planned=planned)
     return 0
 
 

@@ -24,7 +24,7 @@ from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, error_message  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, questions  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import INCOMING  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import INCOMING, read_record  # noqa: E402
 from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
 from ansible.module_utils.lora_forge.pods import claims, costs  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
@@ -49,6 +49,8 @@ class ActionModule(ForgeAction):
 
     def collect(self, run: PlannedRun, output: pathlib.Path, args: dict[str, Any]) -> dict[str, Any]:
         """Fetch the answers, keep them, and delete what was staged for them; the first step that fails answers."""
+        if read_record(output, run.run_id).is_delivered(run.planned_at):  # by another command
+            return {"changed": False}
         folder, incoming = pathlib.Path(launch.run_dir(run, args["root"])), output / INCOMING / run.run_id
         if self._connection.transport != "local":
             most = paths.ADAPTER[rundir.ANSWERS]
@@ -60,18 +62,18 @@ class ActionModule(ForgeAction):
         said, missing = questions.take_answers(run, folder / rundir.ANSWERS, ROOT, output)
         show(warnings=[f"{self.host}: {sentence}" for sentence in said], host=self.host)
         shutil.rmtree(incoming, ignore_errors=True)
+        why = f"{missing} answers are missing; the same command asks for them again" if missing else ""
+        if missing:
+            note(output, run, lambda record, now: record.ended("failed", self.host, now, why))
+        else:
+            if args.get("budget"):
+                self.count(run, output, Budget.from_dict(args["budget"]))
+            note(output, run, lambda record, now: dataclasses.replace(record, delivered_at=now))
         # Copies of adapters, and what is known here by now; where answers are missing, it begins anew.
         gone = self.run_module("training_run", {"run_dir": launch.run_dir(run, args["root"]), "state": "absent"})
         if gone.get("failed"):
             show(warnings=[f"{self.host}: what was staged for {run.run_id} is left there: {gone['msg']}"])
-        if missing:
-            why = f"{missing} answers are missing; the same command asks for them again"
-            note(output, run, lambda record, now: record.ended("failed", self.host, now, why))
-            return {"failed": True, "msg": f"{run.run_id} on {self.host}: {why}"}
-        if args.get("budget"):
-            self.count(run, output, Budget.from_dict(args["budget"]))
-        note(output, run, lambda record, now: dataclasses.replace(record, delivered_at=now))
-        return {"changed": True}
+        return {"failed": True, "msg": f"{run.run_id} on {self.host}: {why}"} if missing else {"changed": True}
 
     def count(self, run: PlannedRun, output: pathlib.Path, budget: Budget) -> None:
         """Add what the pod has cost to what the adapter has cost."""

@@ -33,17 +33,18 @@ class ActionModule(ForgeAction):
         about = {"run_id": plan["run_id"]}
         try:
             others = [other for other in plans if other["run_id"] != plan["run_id"] and other["hosts"][0] == self.host]
-            return self.deliver(args | {"run": plan, "others": others}) | about
+            return self.deliver(args | {"run": plan, "others": others}, bool(plan.get("evaluates"))) | about
         except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
             return {"failed": True, "msg": str(error) or type(error).__name__} | about
 
-    def deliver(self, args: dict[str, Any]) -> dict[str, Any]:
+    def deliver(self, args: dict[str, Any], asks: bool) -> dict[str, Any]:
         """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer."""
         seen = self.run_action("watch", args)
         if seen.get("failed"):
             return seen
-        kind = "collect_answers" if args["run"].get("evaluates") else "collect_adapter"
-        return self.run_action(kind, args | {"observed": seen})
+        if asks:
+            return self.run_action("collect_answers", args)
+        return self.run_action("collect_adapter", args | {"observed": seen})
 
     def choose(self, plans: list[dict[str, Any]], args: dict[str, Any]) -> Any:
         """Choose the next run that this host leads; None where none is left."""

@@ -24,6 +24,7 @@ from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E4
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs, leash, spending  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
@@ -192,6 +193,8 @@ class ActionModule(ForgeAction):
         state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
         if seen.get("breach"):
             return self.stop_over_budget(run, args, seen)
+        if self.asks and state == "absent" and read_record(output, run.run_id).is_delivered(run.planned_at):
+            return seen | {"changed": False}  # another command has collected it, and deleted it there
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]

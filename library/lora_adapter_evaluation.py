@@ -141,6 +141,8 @@ def _evaluate(run: PlannedRun, given: dict[str, Any], check: bool) -> tuple[Opti
     lines = [f"{run.evaluates} ({promotion.LATEST})" if promoted else run.evaluates, *summary.merit_lines(found)]
     if found is None:
         return None, changed, lines
+    if run.against and not found.than.cases:  # of another base model, so that this run could not ask it
+        lines.append(f"  {run.against} has not answered these cases: -e run_id={run.against} asks it")
     if run.against or run.variant or promoted or check:  # the gate goes by what is written
         return found, changed, lines
     moved, said = _decide(home, run, promotion.Gate.of(given), given["promote"])

@@ -36,6 +36,7 @@ TESTS = {
     "planning/validation": ("validation",),
     "planning/plan": ("plan",),
     "planning/attempts": ("plan",),
+    "planning/evaluations": ("evaluations",),
     "planning/steps": ("plan",),
     "planning/agents": ("agents",),
     "planning/fleet": ("fleet",),

@@ -8,10 +8,6 @@ description:
   - Fetches answers.jsonl and nothing else by M(transfer), keeps what was asked of it in output/answers, and deletes the
     run's directory on the trainer by M(training_run). What it has cost on a pod is added to its adapter's manifest.
   - Notes in the run's record that it is delivered. Where answers are missing it fails; the same run begins anew then.
-options:
-  observed:
-    description: How the run ended, as M(training_run_info) returns it.
-    type: dict
 attributes:
   check_mode:
     description: Not meant for it; M(deliver_run), which calls it, does nothing in check mode.

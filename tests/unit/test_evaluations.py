@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
-from ansible.module_utils.lora_forge.adapters.manifest import DeliveredFile, Host, Losses, Manifest, Steps
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, DeliveredFile, Host, Losses, Manifest, Steps
 from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import Answer
@@ -20,6 +21,9 @@ from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.launch import TrainerOptions
 from ansible.module_utils.lora_forge.planning.run_record import update_record
+from ansible.module_utils.lora_forge.pods import claims, costs
+from ansible.module_utils.lora_forge.pods.claims import Claim
+from ansible.module_utils.lora_forge.results import status
 from ansible.module_utils.lora_forge.trainer import run_state
 from delivered import GATE
 from wire import load
@@ -389,6 +393,20 @@ def test_against_another_one_it_is_compared_and_nothing_is_written(desk):
     assert (found["changed"], (desk.adapters / NEW / store.MANIFEST).read_bytes()) == (False, before)
 
 
+def test_one_of_another_base_model_is_asked_by_a_run_of_its_own(desk):
+    desk.deliver(OLD, recipe=RECIPE | {"model_revision": "0ld"})
+    desk.promote(OLD)
+    desk.deliver(NEW, at=1)
+    assert states(desk.plan()) == [(NEW, "to evaluate", 16), (OLD, "to evaluate", 16)]
+    newest, promoted = desk.plan()
+    desk.answer(newest, adapter="yes", base="no")
+    (held,) = desk.plan(run_id=NEW, against=OLD)
+    assert f"{OLD} has not answered these cases: -e run_id={OLD} asks it" in desk.evaluate(held)["show"]["lines"][-1]
+    desk.answer(promoted, adapter="no", base="no")
+    desk.evaluate(*desk.plan())
+    assert desk.latest == NEW, "they are compared by the answers that each gave"
+
+
 def test_what_is_not_answered_is_no_score(desk):
     desk.deliver(NEW)
     (run,) = desk.plan()
@@ -424,3 +442,46 @@ def test_what_stops_runs_finds_evaluations_by_what_was_noted(desk):
     (found,) = plan.evaluations_by_record(desk.output, ["witness"], [], by_name)
     assert (found.run_id, found.state, found.trainer, found.evaluates) == (run_id, "to attach", "gpu-1", NEW)
     assert plan.evaluations_by_record(desk.output, ["mayor"], [], by_name) == []
+
+
+def test_the_status_shows_an_evaluation_until_its_answers_are_here(desk):
+    desk.deliver(NEW)
+    run_id = desk.plan()[0].run_id
+    update_record(desk.output, run_id, lambda record, now: record.launched("gpu-1", 0, now))
+    heard = {"silent": "no route to host"}
+
+    def shown() -> dict[str, Any]:
+        rows = status.current_rows(status.collect_status(desk.output, {"gpu-1": heard}, {}))
+        return {row["run_id"]: row for row in rows}
+
+    assert {name: row["verdict"] for name, row in shown().items()} == {run_id: "unknown", NEW: "verified"}
+    update_record(desk.output, run_id, lambda record, now: record.ended("failed", "gpu-1", now, "no room"))
+    heard = {"runs": []}
+    row = shown()[run_id]
+    assert (row["agent"], row["detail"]) == ("witness", "no room")
+    assert row["next"] == "playbooks/evaluate.yml -e role=witness asks again"
+    update_record(desk.output, run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
+    assert list(shown()) == [NEW]
+
+
+def test_what_an_evaluation_cost_is_what_its_adapter_cost(desk):
+    budget = costs.Budget(usd_per_hour=0.5, spent=0.0, since=0.0, max_usd=0.0, max_hours=0.0, pods=["pod2"])
+    before = Cost(2.31, 0.86, "RunPod's price × time", ("pod1",))
+    after = costs.with_evaluation(before, budget, 0.2)
+    assert (after.usd, after.pods, after.usd_per_hour) == (2.51, ("pod1", "pod2"), 0.5)
+    assert costs.with_evaluation(Cost(0.0, 0.0, "own hardware"), budget, 0.2).pods == ("pod2",)
+
+
+def test_a_pod_of_an_evaluation_is_claimed_until_its_answers_are_here(desk):
+    desk.deliver(NEW)
+    run_id = desk.plan()[0].run_id
+    known = {"output": str(desk.output), "pod_id": "pod1", "asked_at": 1.0, "usd_per_hour": 3600}
+    claim = Claim("x", "owner", "pod-1", [run_id], **known)
+    update_record(desk.output, run_id, lambda record, now: record.launched("pod-1", 0, now))
+    assert claims.active_runs(claim, 1e9) == [run_id]
+    assert claims.cost_by_run([claim], desk.output / "adapters", 11.0) == {run_id: 10.0}
+    update_record(desk.output, run_id, lambda record, now: record.ended("finished", "pod-1", now))
+    assert claims.active_runs(claim, 1e9) == [run_id]
+    update_record(desk.output, run_id, lambda record, now: dataclasses.replace(record, delivered_at=now))
+    assert claims.active_runs(claim, 1e9) == []
+    assert claims.cost_by_run([claim], desk.output / "adapters", 11.0) == {}

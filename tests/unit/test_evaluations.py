@@ -153,6 +153,8 @@ def test_the_newest_is_asked_with_the_promoted_one_and_that_one_not_again(desk):
     desk.deliver(NEW, at=1)
     newest, promoted = desk.plan()
     assert states([newest, promoted]) == [(NEW, "to evaluate", 24), (OLD, "ready", 0)]
+    shown = [evaluations.table_row(run)[-1] for run in (newest, promoted)]
+    assert shown == ["to evaluate: 24 answers", "all answers are known"]
     assert (newest.trainer, newest.hosts, newest.gpus, newest.adapter) == ("gpu-1", ("gpu-1",), 1, NEW)
     desk.answer(newest, adapter="yes", base="no", promoted="no")
     assert states(desk.plan()) == [(NEW, "ready", 0), (OLD, "ready", 0)]
@@ -441,6 +443,7 @@ def test_what_stops_runs_finds_evaluations_by_what_was_noted(desk):
     by_name = {trainer.name: trainer for trainer in desk.trainers}
     (found,) = plan.evaluations_by_record(desk.output, ["witness"], [], by_name)
     assert (found.run_id, found.state, found.trainer, found.evaluates) == (run_id, "to attach", "gpu-1", NEW)
+    assert evaluations.table_row(found)[-2:] == ("–", "to attach (an evaluation)")
     assert plan.evaluations_by_record(desk.output, ["mayor"], [], by_name) == []
 
 

@@ -319,10 +319,10 @@ def _settle(run: PlannedRun, fleet: Fleet, output: pathlib.Path) -> tuple[Planne
 
 def table_row(run: PlannedRun) -> tuple[str, ...]:
     """Show an evaluation under ``plan.COLUMNS``."""
-    gib = run.estimate.memory_gib
-    gpu = "–" if run.rehearsal else "?" if gib is None else f"{gib} GiB"
-    if run.state == "ready":
-        state = "all answers are known"
-    else:
-        state = f"{run.state}: {run.estimate.steps} answers" + (f" ({run.why})" if run.why else "")
+    gib, count = run.estimate.memory_gib, run.estimate.steps
+    # Of what stops runs, and shows their logs, nothing is known of one but what was noted.
+    gpu = "–" if run.rehearsal or not run.recipe else "?" if gib is None else f"{gib} GiB"
+    why = f" ({run.why})" if run.why else ""
+    state = f"{run.state}: {count} answers{why}" if count else f"{run.state}{why}"
+    state = "all answers are known" if run.state == "ready" else state
     return (run.agent, run.run_id, run.trainer, "–", "–", "–", gpu, state)

@@ -245,8 +245,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
     os.chdir(root)  # relative paths are meant from the checkout, where commands are run
     if given["evaluate"]:
-        named = (given["run_id"], given["against"])
-        made = evaluations.make(root, output, given["agents"], trainers, known, given["move"], *named)
+        named = {key: given[key] for key in ("move", "run_id", "against", "verify")}
+        made = evaluations.make(root, output, given["agents"], trainers, known, **named)
     else:
         made = plan.make(
             root,

@@ -57,6 +57,7 @@ def make(
     move: Any = False,
     run_id: str = "",
     against: str = "",
+    verify: bool = False,
 ) -> Plan:
     """Plan the evaluation of delivered adapters.
 
@@ -69,6 +70,7 @@ def make(
         move: Which placements are let go, and which trainers get nothing.
         run_id: The run whose adapter is evaluated; empty for each agent's promoted one, and its newest.
         against: The run whose adapter it is held against; empty for the promoted one.
+        verify: Hash the files of adapters; those that go to a trainer are hashed in any case.
 
     Raises:
         UserError: Anything that is wrong, before a host is touched.
@@ -85,7 +87,7 @@ def make(
     warnings: list[str] = []
     for agent in named or sorted(kept):
         try:
-            asked += ask_agent(root, output, agent, fleet, run_id, against)
+            asked += ask_agent(root, output, agent, fleet, run_id, against, verify)
         except UserError as error:
             problems.append(str(error))
     if problems and (named or not asked):
@@ -96,7 +98,13 @@ def make(
 
 
 def ask_agent(
-    root: pathlib.Path, output: pathlib.Path, agent: str, fleet: Fleet, run_id: str = "", against: str = ""
+    root: pathlib.Path,
+    output: pathlib.Path,
+    agent: str,
+    fleet: Fleet,
+    run_id: str = "",
+    against: str = "",
+    verify: bool = False,
 ) -> list[Asked]:
     """Say what an agent's adapters are asked.
 
@@ -107,6 +115,7 @@ def ask_agent(
         fleet: The trainers.
         run_id: See :func:`make`.
         against: See :func:`make`.
+        verify: See :func:`make`.
 
     Raises:
         UserError: It has no adapter or no cases, an adapter is damaged, or no trainer can ask it.
@@ -127,7 +136,7 @@ def ask_agent(
     found: list[Asked] = []
     covered: dict[str, set[str]] = {}  # of each model the questions that another run asks it
     for name in targets:
-        manifest = questions.whole_manifest(home / name)
+        manifest = questions.whole_manifest(home / name, verify)
         if against and manifests[against].is_rehearsal != manifest.is_rehearsal:
             raise UserError(f"{name} and {against} cannot be compared: one of them is a rehearsal")
         takers = takers_of(agent, name, manifest, fleet)

@@ -14,7 +14,7 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 
-load_actions("watch", "collect_adapter", "stop_run", "transfer", "lora_adapter")
+load_actions("watch", "collect_adapter", "collect_answers", "stop_run", "transfer", "lora_adapter")
 
 RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all that have ended
 
@@ -33,15 +33,17 @@ class ActionModule(ForgeAction):
         about = {"run_id": plan["run_id"]}
         try:
             others = [other for other in plans if other["run_id"] != plan["run_id"] and other["hosts"][0] == self.host]
-            return self.deliver(args | {"run": plan, "others": others}) | about
+            return self.deliver(args | {"run": plan, "others": others}, bool(plan.get("evaluates"))) | about
         except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
             return {"failed": True, "msg": str(error) or type(error).__name__} | about
 
-    def deliver(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Watch a run to its end, and collect its adapter; the first one that fails is the answer."""
+    def deliver(self, args: dict[str, Any], asks: bool) -> dict[str, Any]:
+        """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer."""
         seen = self.run_action("watch", args)
         if seen.get("failed"):
             return seen
+        if asks:
+            return self.run_action("collect_answers", args)
         return self.run_action("collect_adapter", args | {"observed": seen})
 
     def choose(self, plans: list[dict[str, Any]], args: dict[str, Any]) -> Any:

@@ -31,7 +31,8 @@ class ActionModule(ForgeAction):
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Ask the trainer; fail where none of its runs can begin."""
         runs = list(map(PlannedRun.from_dict, args["runs"]))
-        asked = [run for run in runs if not run.rehearsal]
+        # What is evaluated has been trained, and was held against its base model then.
+        asked = [run for run in runs if not run.rehearsal and not run.evaluates]
         if not asked or self._task.check_mode:
             return {"changed": False, "refusals": {}}
         root = args["root"]

@@ -92,7 +92,8 @@ class ActionModule(ForgeAction):
         _, record = update_record(output, run.run_id, place, check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
         meeting = {launch.RENDEZVOUS: record.rendezvous} if others else {}
-        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**args["secrets"], **meeting}}
+        theirs = {} if run.evaluates else args["secrets"]  # an evaluation logs nothing at W&B
+        asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**theirs, **meeting}}
         started = self.run_module("training_run", asked)
         if started.get("failed"):
             return started
@@ -134,6 +135,8 @@ class ActionModule(ForgeAction):
         self, run: PlannedRun, seen: Observation, args: dict[str, Any], options: launch.TrainerOptions
     ) -> dict[str, Any]:
         """Bring what the run needs, and make a rehearsal's model; return the answer of ``transfer``, or a failure."""
+        if run.evaluates and run.rehearsal and (missing := self.missing_model(run, options)):
+            return {"failed": True, "msg": missing}
         kept = pathlib.Path(args["output"]) / "runs" / run.run_id  # what was fetched of it from an earlier trainer
         output, check = pathlib.Path(args["output"]), self._task.check_mode
         with contextlib.ExitStack() as held:
@@ -145,11 +148,13 @@ class ActionModule(ForgeAction):
                 held.close()
             datasets = held.enter_context(self.datasets(run, output))
             files = launch.input_files(run, ROOT, self.axolotl_yml(run, options), kept, goes, datasets)
+            base_model = launch.base_model_path(run, options.root)
             if self.host == run.hosts[0]:  # who leads a gang answers
-                base_model = launch.base_model_path(run, options.root)
                 files += questions.question_files(run, launch.run_dir(run, ".")[2:], ROOT, output, base_model)
+            if run.evaluates:
+                files += questions.adapter_files(run, launch.run_dir(run, ".")[2:], output)
             sent = self.run_action("transfer", {"files": files, "to": options.root, **args["transfer"]})
-        if sent.get("failed") or not run.rehearsal or check:
+        if sent.get("failed") or not run.rehearsal or run.evaluates or check:
             return sent
         model = launch.base_model_path(run, options.root)
         make = shlex.join(launch.tiny_model_command(run, options))
@@ -160,6 +165,16 @@ class ActionModule(ForgeAction):
             return sent
         reason = (made["stdout"] or made["stderr"]).strip()[-2000:]  # over ssh errors are output, too
         return {"failed": True, "msg": f"the rehearsal's model could not be made on {self.host}: {reason}"}
+
+    def missing_model(self, run: PlannedRun, options: launch.TrainerOptions) -> str:
+        """Say that a rehearsal's model, which is made of its data where it trains, is not here; empty where it is."""
+        model = launch.base_model_path(run, options.root)
+        if self.run_command(f"test -e {shlex.quote(model)}/config.json")["rc"] == 0:
+            return ""
+        return (
+            f"{run.evaluates} is a rehearsal, and the tiny model that it was rehearsed with is not on {self.host} "
+            f"({model}). Evaluate it where it was trained, or rehearse here: -e role={run.agent} -e fresh=true"
+        )
 
     @contextlib.contextmanager
     def datasets(self, run: PlannedRun, output: pathlib.Path) -> Iterator[dict[str, pathlib.Path]]:

@@ -42,9 +42,8 @@ class ActionModule(ForgeAction):
         checkpoint, kept = observed["checkpoint"], output / "runs" / run.run_id
         if args["pull"] and checkpoint["step"] > 0 and not check:
             fetch_checkpoint(self, run, checkpoint, folder, kept, args["transfer"])
-        show(
-            lines=[f"  {run.run_id} {'stopped; train.yml resumes it' if stopped['changed'] else 'does not run'}"],
-            host=self.host,
-        )
+        resumed = "playbooks/evaluate.yml goes on" if run.evaluates else "train.yml resumes it"
+        told = f"stopped; {resumed}" if stopped["changed"] else "does not run"
+        show(lines=[f"  {run.run_id} {told}"], host=self.host)
         is_kept = not args["pull"] or runs.newest_checkpoint(kept)["step"] >= checkpoint["step"]
         return {"changed": stopped["changed"], "checkpoint": checkpoint, "kept": is_kept}

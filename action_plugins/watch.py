@@ -24,6 +24,7 @@ from ansible.module_utils.lora_forge.controller.notify import notify  # noqa: E4
 from ansible.module_utils.lora_forge.controller.retry import retry_until_connected  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods import costs, leash, spending  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E402
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
@@ -92,6 +93,7 @@ class ActionModule(ForgeAction):
     """``watch``: library/actions/watch.py says what it takes and returns."""
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
+    asks = False  # whether it is an evaluation, whose steps are answers
     warned = False  # whether the warning about the losses was shown
     answers = 0, 0  # of its cases: given, and asked for
     capped = False  # whether it was told that the caps of all pods leave nothing
@@ -104,7 +106,7 @@ class ActionModule(ForgeAction):
             return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         self.others = [PlannedRun.from_dict(other) for other in args.get("others") or ()]
-        self.run_dir = run_dir(run, args["root"])
+        self.run_dir, self.asks = run_dir(run, args["root"]), bool(run.evaluates)
         seen = self.follow(run, args, output / "runs" / run.run_id)
         answer = self.conclude(run, args, seen, output)
         return {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
@@ -194,6 +196,8 @@ class ActionModule(ForgeAction):
         state, told, progress = seen.get("state", ""), args["notify"], seen.get("progress")
         if seen.get("breach"):
             return self.stop_over_budget(run, args, seen)
+        if self.asks and state == "absent" and read_record(output, run.run_id).is_delivered(run.planned_at):
+            return seen | {"changed": False}  # another command has collected it, and deleted it there
         is_news = True
         if state in rundir.FINAL_STATES:
             leader = run.hosts[0]
@@ -322,7 +326,7 @@ class ActionModule(ForgeAction):
                 tell(f"  {agent}  {seen['state']}: {seen['detail']}", host=self.host)
             said = seen["detail"]
         if seen["state"] == "running" and not since and not seen["events"]:
-            wait = "started; Axolotl takes about half a minute until its first step"
+            wait = f"started; Axolotl takes about half a minute until its first {'answer' if self.asks else 'step'}"
             progress = 0, int(seen["progress"]["planned"] or 0)
             tell(f"  {agent}  {wait}", host=self.host, run=agent, progress=progress)
         warning = run_state.loss_warning(run_state.Progress.from_dict(seen["progress"]))
@@ -344,7 +348,8 @@ class ActionModule(ForgeAction):
             self.answers = answers
         for event in seen["events"]:
             if event["event"] == "begin" and event.get("step"):
-                tell(f"  {agent}  resumed from step {event['step']}", host=self.host)
+                how = "goes on after {} answers" if self.asks else "resumed from step {}"
+                tell(f"  {agent}  {how.format(event['step'])}", host=self.host)
             elif event["event"] == "wandb" and event.get("wanted", event.get("mode")) != event.get("mode"):
                 what = "the run is recorded offline" if event["mode"] == "offline" else "nothing is recorded"
                 tell(f"  {agent}  W&B could not be had at the start: {what}; train.log says why", host=self.host)

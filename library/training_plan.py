@@ -111,6 +111,21 @@ options:
     description: An environment with the locks' Axolotl, or its Python, on this machine; by default one is looked for.
     type: str
     default: ''
+  evaluate:
+    description:
+      - Plan evaluations of delivered adapters in the place of trainings. Nothing of recipes and datasets is read.
+      - An adapter of which all answers are known is C(ready).
+    type: bool
+    default: false
+  run_id:
+    description:
+      - With O(evaluate) the run whose adapter is evaluated. By default the promoted one of each agent, and its newest.
+    type: str
+    default: ''
+  against:
+    description: With O(evaluate) the run whose adapter it is held against; by default the promoted one.
+    type: str
+    default: ''
   forks:
     description: How many hosts Ansible works on at once, where it waits for them; without it nothing is warned of.
     type: int
@@ -184,7 +199,16 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.evaluation import judge
-from ansible.module_utils.lora_forge.planning import agents, answering, fleet, options, plan, validation, variants
+from ansible.module_utils.lora_forge.planning import (
+    agents,
+    answering,
+    evaluations,
+    fleet,
+    options,
+    plan,
+    validation,
+    variants,
+)
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
 ARGUMENTS = {
@@ -209,6 +233,9 @@ ARGUMENTS = {
     "verify": {"type": "bool", "default": False},
     "validate": {"type": "bool", "default": False},
     "axolotl_environment": {"type": "str", "default": ""},
+    "evaluate": {"type": "bool", "default": False},
+    "run_id": {"type": "str", "default": ""},
+    "against": {"type": "str", "default": ""},
     "forks": {"type": "int"},
 }
 TELLS = True  # answer() takes what tells people what they wait for
@@ -250,23 +277,27 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     if not output.is_absolute():
         raise UserError(f"output_dir is «{output}»; give an absolute path, such as {pathlib.Path.cwd() / output}")
     os.chdir(root)  # relative paths are meant from the checkout, where commands are run
-    made = plan.make(
-        root,
-        output,
-        given["agents"],
-        trainers,
-        given["recipe"],
-        **{key: given[key] for key in ("fresh", "move", "verify", "by_record", "outside")},
-        agents=known,
-        keep=given["keep_axolotl"],
-        say=say,
-        variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
-    )
+    if given["evaluate"]:
+        named = {key: given[key] for key in ("move", "run_id", "against", "verify", "outside")}
+        made = evaluations.make(root, output, given["agents"], trainers, known, **named)
+    else:
+        made = plan.make(
+            root,
+            output,
+            given["agents"],
+            trainers,
+            given["recipe"],
+            **{key: given[key] for key in ("fresh", "move", "verify", "by_record", "outside")},
+            agents=known,
+            keep=given["keep_axolotl"],
+            say=say,
+            variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
+        )
     warnings = [*wrong, *strange, *made.warnings]
-    if given["validate"]:
-        named = given["axolotl_environment"]
+    if given["validate"] and not given["evaluate"]:
+        environment = given["axolotl_environment"]
         warnings += validation.check(
-            made, trainers, root, output, plan.LOCKS, named=named, remember=not check_mode, say=say
+            made, trainers, root, output, plan.LOCKS, named=environment, remember=not check_mode, say=say
         )
     if given["forks"]:
         warnings += fleet.fork_limit_warning(made.runs, given["forks"])
@@ -281,7 +312,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     folders = {host: str(known.get("inventory_dir") or "") for host, known in given["host_variables"].items()}
     shown = {
         "columns": plan.COLUMNS,
-        "rows": [plan.table_row(run) for run in made.runs],
+        "rows": [(evaluations if run.evaluates else plan).table_row(run) for run in made.runs],
         "lines": [
             *(f"  {queue}" for queue in fleet.describe_queues(made.runs)),
             *(f"  {line}" for line in answering.describe(made.runs, {one.name: one.gpu_names for one in trainers})),

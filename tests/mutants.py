@@ -37,6 +37,7 @@ TESTS = {
     "planning/plan": ("plan",),
     "planning/attempts": ("plan",),
     "planning/answering": ("answering", "costs"),
+    "planning/evaluations": ("evaluations",),
     "planning/steps": ("plan",),
     "planning/agents": ("agents",),
     "planning/fleet": ("fleet",),

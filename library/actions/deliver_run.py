@@ -6,7 +6,8 @@ module: deliver_run
 short_description: Deliver the next run of a trainer
 description:
   - Takes the run that has ended first, or else one that trains, of those that this host leads and that are not dealt
-    with. Follows it to its end by M(watch), and brings its adapter here by M(collect_adapter).
+    with. Follows it to its end by M(watch), and brings its adapter here by M(collect_adapter), or the answers of an
+    evaluation by M(collect_answers).
 options:
   gpu:
     description: What M(gpu_info) returned of the trainer, for the manifest; empty where it was not asked.

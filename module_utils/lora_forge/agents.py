@@ -8,6 +8,7 @@ EVERYBODY = "all"  # on the command line; nobody's name
 LONGEST = 63  # letters of a name: with what a run adds to it, it fits where names of files and of hosts end
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _RUN_ENDING = re.compile(r"-[0-9a-f]{12}(?:-[0-9]+)?\Z")
+_EVALUATION = re.compile(r"-eval-[0-9a-f]{12}\Z")
 
 
 def name_problem(name: str) -> str:
@@ -39,7 +40,29 @@ def agent_of(run_id: str) -> str:
     """Return the agent that a run's name begins with.
 
     Args:
-        run_id: ``<agent>-<12 hex>``, and ``-2`` and so on for further attempts; of any other text the first word.
+        run_id: ``<agent>-<12 hex>``, and ``-2`` and so on for further attempts, or the name of an evaluation; of any
+            other text the first word.
     """
-    agent = _RUN_ENDING.sub("", run_id)
-    return agent if agent != run_id else run_id.partition("-")[0]
+    trained = evaluated_by(run_id) or run_id
+    agent = _RUN_ENDING.sub("", trained)
+    return agent if agent != trained else run_id.partition("-")[0]
+
+
+def evaluation_of(run_id: str, asked: str) -> str:
+    """Return the name of a run that asks a delivered adapter its agent's cases.
+
+    Args:
+        run_id: The run that made the adapter.
+        asked: What tells one evaluation of it from another, 12 hex digits.
+    """
+    return f"{run_id}-eval-{asked}"
+
+
+def evaluated_by(run_id: str) -> str:
+    """Return the run whose adapter is asked by a run; empty where that is a training.
+
+    Args:
+        run_id: ``<agent>-<12 hex>-eval-<12 hex>``, or any other one.
+    """
+    ending = _EVALUATION.search(run_id)
+    return run_id[: ending.start()] if ending else ""

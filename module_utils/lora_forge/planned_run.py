@@ -89,7 +89,7 @@ class Estimate(JsonRecord):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun(JsonRecord):
-    """One agent's training on one trainer, or on the hosts of a gang.
+    """One agent's training on one trainer, or on the hosts of a gang; or an evaluation, which asks a delivered adapter.
 
     Attributes:
         run_id: Its name.
@@ -114,6 +114,8 @@ class PlannedRun(JsonRecord):
         hosts: Those that train it, the leading one first.
         estimate: What it is thought to take.
         planned_at: When it was planned, in epoch seconds; what is noted of it from then on is this command's.
+        evaluates: The run whose delivered adapter is asked its agent's cases; empty for a training.
+        against: The run whose adapter that one is held against; empty for the promoted one.
     """
 
     run_id: str
@@ -137,3 +139,10 @@ class PlannedRun(JsonRecord):
     gpus: int = 1
     estimate: Estimate = dataclasses.field(default_factory=Estimate)
     planned_at: float = 0.0
+    evaluates: str = ""
+    against: str = ""
+
+    @property
+    def adapter(self) -> str:
+        """The run that makes, or has made, the adapter that it is about."""
+        return self.evaluates or self.run_id

@@ -8,6 +8,8 @@ modules, so that the contract stands in one place. Standard library only, Python
     env            secrets for the trainer process, 0600, deleted when the run is final
     status.json    the supervisor's word, with a heartbeat
     metrics.jsonl  the plugin's word, one JSON object per event
+    questions.json what it is asked in the end, or, where a delivered adapter is evaluated, all that it does;
+                   answers.jsonl its answers; adapter/ and promoted/ the delivered adapters that answer
     expected.json  the tensors that the adapter will have, made of the base model's config.json before it trains
     train.log      Axolotl's output; supervisor.log the supervisor's own
     stop           present while a stop is wanted
@@ -37,6 +39,7 @@ STOPPING = "stopping"
 EXPECTED = "expected.json"
 GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
+ANSWERS = "answers.jsonl"
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 64 << 20
@@ -70,8 +73,8 @@ _STATUS: dict[str, Any] = {
     "resumed_from": _COUNT, "heartbeat": float, "idle": float, "seconds": float, "vain": _COUNT, "highest": _COUNT,
 }  # fmt: skip
 _RUN: dict[str, Any] = {
-    "run_id": NAME, "agent": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200, "hosts": [200],
-    "attach_command": 2000, "look": 2000, "lane": 1000, "turn": _COUNT, "launch": 200,
+    "run_id": NAME, "agent": NAME, "evaluates": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200,
+    "hosts": [200], "attach_command": 2000, "look": 2000, "lane": 1000, "turn": _COUNT, "launch": 200,
 }  # fmt: skip
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 

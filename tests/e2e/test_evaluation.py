@@ -17,7 +17,7 @@ from ansible.module_utils.lora_forge.evaluation.checks import Check, grade
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
 
-from .conftest import CONVERGE, ROOT
+from .conftest import CONVERGE, ROOT, Checkout
 from .test_learning import PROGRAMS, SMALL, Bench
 
 pytestmark = pytest.mark.soak  # a training of a hundred steps, and a start of Axolotl more
@@ -132,8 +132,9 @@ def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    first = rundir.read_events(again / "metrics.jsonl")[0][0]
-    assert first["asked"] == 2 * SENTENCES - len(kept)
+    begin, *_, end = rundir.read_events(again / "metrics.jsonl")[0]
+    assert (begin["event"], begin["step"], begin["planned"]) == ("begin", len(kept), 2 * SENTENCES)
+    assert (end["event"], end["step"]) == ("end", 2 * SENTENCES)
     for who in ("adapter", "base"):
         assert texts(again, who) == texts(taught, who)
 
@@ -151,3 +152,62 @@ def test_a_batch_says_what_each_question_alone_says(environment: pathlib.Path) -
     assert {name: differ for name, (differ, _) in found.items()} == dict.fromkeys(found, 0)
     # Of a tiny Gemma 3 the last token alone decides: its answers show nothing.
     assert sum(without > 0 for _, without in found.values()) >= 5, f"this shows nothing: {found}"
+
+
+# --- what was delivered already
+
+
+def test_what_was_delivered_without_cases_is_evaluated_later_and_asked_nothing_twice(checkout: Checkout) -> None:
+    cases = checkout.home / "cases"
+    cases.mkdir()
+
+    def play(*arguments: str, playbook: str = "playbooks/evaluate.yml") -> tuple[int, str]:
+        return checkout.play("-e", "role=witness", "-e", f"eval_dir={cases}", *arguments, playbook=playbook)
+
+    def answered() -> int:
+        return sum(path.read_text().count("\n") for path in (checkout.home / "output/answers").glob("*.jsonl"))
+
+    recipe = json.dumps({"recipe": {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "warmup_steps": 1}})
+    code, text = play(playbook="playbooks/evaluate.yml")
+    assert code != 0
+    assert "witness has no adapter in" in text, text
+    code, text = play("-e", recipe, playbook="train.yml")
+    assert code == 0, text
+    assert "merit" not in checkout.manifest()
+    code, text = play()
+    assert code != 0
+    assert "witness has no cases: there is no" in text, text
+
+    shutil.copy(ROOT / "examples/eval/witness.jsonl", cases)
+    code, text = play("--check")
+    assert code == 0, text
+    assert "would be asked for 4 answers" in text
+    assert not (checkout.home / "output/answers").exists()
+    code, text = play()
+    assert code == 0, text
+    assert "(latest)\n  cases  " in text
+    merit = checkout.manifest()["merit"]
+    assert (merit["cases"], merit["unanswered"], merit["score"]["cases"]) == (2, 0, 2)
+    assert answered() == 4
+    trained = [path.name for path in checkout.trainer.glob("runs/*")]
+    assert trained == [checkout.manifest()["run_id"]], "what was staged for the evaluation is gone"
+
+    before = (checkout.latest() / "manifest.json").read_bytes()
+    code, text = play("-v")
+    assert code == 0, text
+    assert "changed=0 " in text
+    assert "Provision" not in text, "no host is contacted"
+    assert (checkout.latest() / "manifest.json").read_bytes() == before
+
+    path = cases / "witness.jsonl"
+    path.write_text(path.read_text().replace("MR", "MS", 1))
+    code, text = play()
+    assert code == 0, text
+    assert answered() == 6, "one question is another one, of the adapter and of its base model"
+    assert checkout.manifest()["merit"]["cases_sha256"] != merit["cases_sha256"]
+
+    weights = checkout.latest() / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    code, text = play()
+    assert code != 0
+    assert "is not evaluated, as its adapter is not whole" in text, text

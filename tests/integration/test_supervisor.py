@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import rundir
+from ansible.module_utils.lora_forge.trainer import runs
 from lab import (
     PATIENCE,
     alive,
@@ -559,3 +560,53 @@ def test_what_a_killed_supervisor_was_writing_is_tidied_up(lab):
     lab.supervise(run)
     until(run, "finished")
     assert list(run.glob(".status.json.*")) == []
+
+
+# --- an evaluation, whose steps are answers -----------------------------------------------------------------------
+
+ASKS = """
+import os, pathlib, rundir, signal, sys, time
+answers, metrics, most = pathlib.Path("answers.jsonl"), pathlib.Path("metrics.jsonl"), 6
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+done = len(rundir.read_lines(answers)[0])
+rundir.append_event(metrics, "begin", step=done, planned=most)
+while done < most:
+    rundir.append_line(answers, {"key": str(done)})
+    done += 1
+    rundir.append_event(metrics, "answers", step=done, planned=most, answered=done, asked=most)
+    if done == int(os.environ.get("DIES_AT", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    while done == int(os.environ.get("STAYS_AT", 0)) and not pathlib.Path("go").exists():
+        time.sleep(0.02)
+rundir.append_event(metrics, "end", step=done, planned=most)
+"""
+
+
+def evaluation(lab, **env):
+    run = lab.make("witness-0-eval-1")
+    (run / rundir.PROGRAMS / "asks.py").write_text(ASKS)
+    command = [lab.python, f"{rundir.PROGRAMS}/asks.py"]
+    spec = rundir.read_json(run / "run.json") | {"command": command, "env": env, "evaluates": "witness-0"}
+    rundir.write_json(run / "run.json", spec)
+    return run
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_the_answer_it_had_reached(lab):
+    run = evaluation(lab, DIES_AT="4")
+    lab.supervise(run).wait(PATIENCE)
+    end = status(run)
+    assert (end["state"], end["starts"]) == ("finished", 2)
+    assert [event["step"] for event in events(run, "begin")] == [0, 4]
+    assert [line["key"] for line in rundir.read_lines(run / "answers.jsonl")[0]] == list("012345")
+    seen = runs.observe(run)
+    assert (seen.state, seen.detail, seen.progress.step) == ("finished", "", 6)
+
+
+def test_an_evaluation_that_is_stopped_says_how_many_answers_it_has(lab):
+    run = evaluation(lab, STAYS_AT="2")
+    lab.supervise(run)
+    eventually(lambda: len(events(run, "answers")) == 2)
+    assert runs.stop(run, PATIENCE)
+    end = until(run, "stopped")
+    assert end["reason"]["detail"] == "on request; 2 answers"
+    assert runs.observe(run).state == "stopped"

@@ -978,6 +978,8 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
             "answers": {"count": 0, "steps": 0, "prompts": 0},
         },
         "planned_at": 0.0,  # the module sets it
+        "evaluates": "",
+        "against": "",
     }
     assert plan.recipe.effective_batch(keys) == 4
     assert any("Liger" in plugin for plugin in keys["plugins"])

@@ -529,6 +529,14 @@ def test_how_it_ended_is_noted_and_told_once(watch, tmp_path, state, events):
     assert record.is_settled("failed") is (state != "finished")  # so that a later command does not tell of it again
 
 
+def test_an_evaluation_that_another_command_has_collected_is_no_failure(watch, tmp_path):
+    task = watch(seen(10, state="absent", detail="there is no such run on this trainer"))
+    task.args["run"] = {**task.args["run"], "evaluates": "witness-0"}
+    run_record.update_record(tmp_path, "witness-1", lambda record, now: dataclasses.replace(record, delivered_at=now))
+    found = task.run()
+    assert (found["state"], found.get("failed", False), task.posts) == ("absent", False, [])
+
+
 def test_where_the_watching_went_on_it_asks_for_news_alone(watch):
     task = watch(seen(10), FINISHED)
     task.run()

@@ -71,11 +71,11 @@ class Candidate:
 
 
 def open_questions(cases: Cases, candidate: Candidate, kept: KeptAnswers) -> dict[str, list[str]]:
-    """List by who is to be asked the questions that nobody has answered for them yet."""
+    """List by who is to be asked the questions that nobody has asked them yet."""
     keys = list(dict.fromkeys(case.key for case in cases.cases))
     found = {}
     for who, model in candidate.models.items():
-        known = kept.read(model) if model else {}
+        known = kept.tried(model) if model else {}
         found[who] = [key for key in keys if key not in known]
     return found
 

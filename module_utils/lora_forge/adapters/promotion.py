@@ -285,13 +285,27 @@ def promote(home: pathlib.Path, run_id: str, gate: Gate, asked: bool = False, ch
         return decision.move
 
 
+def is_decided(home: pathlib.Path, run_id: str) -> bool:
+    """Tell whether the gate, or somebody, has decided on a run, and ``latest`` leads somewhere.
+
+    Args:
+        home: output/adapters/<agent>.
+        run_id: A delivered run.
+    """
+    return current_manifest(home) is not None and _is_known(history(home), run_id)
+
+
+def _is_known(lines: Sequence[Mapping[str, Any]], run_id: str) -> bool:
+    return any(run_id in (line["run_id"], line.get("from")) for line in lines)
+
+
 def _decided(home: pathlib.Path, holder: Optional[Manifest], run_id: str, gate: Gate, asked: bool) -> _Decision:
     """Decide on a run, see :func:`promote`; without a reason where there is nothing new to say of it."""
     nothing = _Decision(False, "", None, None, None)
     before, lines = holder.run_id if holder else None, history(home)
     if before == run_id:
         return nothing
-    if before and not asked and any(run_id in (line["run_id"], line.get("from")) for line in lines):
+    if before and not asked and _is_known(lines, run_id):
         return nothing
     manifests = _candidates(home, run_id)
     real = any(not manifest.is_rehearsal for manifest in manifests.values())
@@ -481,7 +495,7 @@ def _noted_holder(home: pathlib.Path, book: IO[bytes]) -> Optional[Manifest]:
     It may have none: see :func:`_move`; or an earlier version moved ``latest``, or somebody with ``ln``.
     """
     holder, lines = current_manifest(home), history(home)
-    if holder and not any(holder.run_id in (line["run_id"], line.get("from")) for line in lines):
+    if holder and not _is_known(lines, str(holder.run_id)):
         before = next((line["run_id"] for line in reversed(lines) if line["moved"]), None)
         loss = evaluation_of(holder).eval_loss
         decision = _Decision(True, "latest was found there; nobody had noted it", None, loss, None)

@@ -29,6 +29,7 @@ STAGES = {
     "watch": "Watch",
     "stop_run": "Stop",
     "lora_adapter_summary": "",
+    "lora_adapter_evaluation": "",
     "training_status": "",
 }
 # What is told when a stage ends that may have told nothing, or not when it ended.

@@ -95,6 +95,10 @@ class KeptAnswers:
 
     def read(self, model: str) -> dict[str, Answer]:
         """Read a model's answers by their keys."""
+        return {key: answer for key, answer in self.tried(model).items() if not answer.error}
+
+    def tried(self, model: str) -> dict[str, Answer]:
+        """Read by their keys a model's answers, and why it has none to a question: that is not asked again either."""
         lines, _ = rundir.read_lines(self.path(model), is_wanted=_is_answer)
         return {line["key"]: Answer.from_dict(line) for line in lines}
 
@@ -103,9 +107,9 @@ class KeptAnswers:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(model)
         with rundir.locked(path):
-            known = self.read(model)
+            known = self.tried(model)
             for answer in answers:
-                if answer.key not in known and not answer.error:
+                if answer.key not in known:
                     rundir.append_line(path, answer.as_dict())
 
 

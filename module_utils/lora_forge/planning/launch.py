@@ -32,6 +32,7 @@ _CARRIED = re.compile(r"metrics\.jsonl|output/checkpoint-\d+/(?:complete\.json|(
 _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 RENDEZVOUS = "PET_RDZV_ID"  # the variable that torchrun takes --rdzv-id from
 TINY_MODEL = "tiny_model.py"
+ASKS = "answer_cases.py"  # the program of an evaluation
 
 
 def resolved(name: str) -> list[str]:
@@ -109,15 +110,20 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         ValueError: The host is none of the run's.
     """
     lane = lane_name(run, options.lanes, options.gpus)
+    asks = bool(run.evaluates)
     return Launch(
-        command=training_command(run, host, options),
+        command=[options.python, f"{rundir.PROGRAMS}/{ASKS}"] if asks else training_command(run, host, options),
         lane=lane,
         lane_dir=options.lane_dir,
         environment=training_environment(
-            lane, options.root, options.wandb, options.wandb_server, deepspeed=bool(run.recipe.get("deepspeed"))
+            lane,
+            options.root,
+            "disabled" if asks else options.wandb,
+            options.wandb_server,
+            deepspeed=bool(run.recipe.get("deepspeed")),
         ),
         stop_timeout=options.stop_timeout,
-        prepared=prepared_path(run, options.root),
+        prepared=None if asks else prepared_path(run, options.root),
         processes=len(run.hosts) * run.gpus,
         answer_command=answer_command(run, host, options),
         facts=run_facts(run, host),
@@ -171,6 +177,8 @@ def base_model_path(run: PlannedRun, root: str) -> str:
     name: str = run.recipe["base_model"]
     if not run.rehearsal:
         return name
+    if run.evaluates:  # its recipe has the name of the very model that it was rehearsed with
+        return f"{root}/models/{name}"
     learnt = "".join(dataset.sha256 for dataset in run.datasets)
     learnt += canonical(rehearsal.identity(run.rehearsed)) if run.rehearsed else ""
     return f"{root}/models/{name}-{hashlib.sha256(learnt.encode()).hexdigest()[:12]}"
@@ -221,6 +229,11 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
     entries: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for dataset in run.datasets:
         entries[dataset.use].append({**dataset.entry, "path": dataset_path(root, dataset), "split": "train"})
+    if run.evaluates:
+        # Axolotl reads no data where nothing is trained, and takes no recipe that names none: neither one without any,
+        # nor one with evaluations of nothing.
+        none = {"path": f"{run_dir(run, root)}/questions.json", "type": "chat_template", "split": "train"}
+        entries = {"train": [none], "val": [] if run.recipe.get("val_set_size") else [none]}
     return {
         "run_id": run.run_id,
         "recipe": {**run.recipe, **computed},
@@ -342,6 +355,7 @@ def run_facts(run: PlannedRun, host: str) -> dict[str, Any]:
         "datasets": [dataset.sha256 for dataset in run.datasets],
         "host": host,
         "hosts": list(run.hosts),
+        **({"evaluates": run.evaluates} if run.evaluates else {}),
     }
 
 
@@ -381,7 +395,7 @@ def input_files(
     ]
     files += [{"path": f"{own}/{name}", "src": str(programs / name)} for name in _RUN_FILES]
     files += [{"path": f"{folder}/{name}", "src": str(kept / name)} for name in checkpoint]
-    if run.rehearsal:
+    if run.rehearsal and not run.evaluates:
         files += _model_files(run, programs)
     files.append({"path": f"{own}/rundir.py", "src": str(checkout / "module_utils/lora_forge/rundir.py")})
     files.append({"path": f"{folder}/axolotl.yml", "content": axolotl})

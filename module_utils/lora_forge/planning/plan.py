@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.agents import agent_of
+from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedAnswers, PlannedCases, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
@@ -47,7 +47,7 @@ from ansible.module_utils.lora_forge.planning.fleet import (
     trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
-from ansible.module_utils.lora_forge.planning.run_record import noted_runs, read_record
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, noted_runs, read_record
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -848,11 +848,53 @@ def make(
     drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
     reached, sentences = leave_alone(drafts, fleet)
     noted = [run for agent in gone for run in runs_by_record(output, agent, fleet, planner.warnings)]
+    noted += evaluations_by_record(output, selected, gone, fleet.by_name) if by_record else []
     if sentences and not reached and not noted:
         raise UserError("\n".join(["nothing is to be done within --limit", *sentences]))
     planner.warnings += sentences
     runs = place_runs(planner, reached, fleet)
     return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins, tuple(planner.data))
+
+
+def _run_by_record(record: RunRecord, agent: str, why: str, members: Iterable[str] = ()) -> PlannedRun:
+    """Return a run of which nothing is known but what was noted."""
+    state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
+    return PlannedRun(
+        run_id=record.run_id,
+        agent=agent,
+        name=evaluated_by(record.run_id) or agent,
+        fingerprint="",
+        trainer=record.trainer,
+        placed=state != "ready",
+        lane=record.lane,
+        state=state,
+        why=why,
+        rehearsal=False,
+        recipe={},
+        recipe_sha256="",
+        axolotl="",
+        datasets=(),
+        hosts=tuple(dict.fromkeys([record.trainer, *members])),
+        evaluates=evaluated_by(record.run_id),
+    )
+
+
+def evaluations_by_record(
+    output: pathlib.Path, agents: Sequence[str], without: Sequence[str], trainers: Mapping[str, Trainer]
+) -> list[PlannedRun]:
+    """List evaluations that are not delivered: what stops runs, or shows their logs, finds them by what was noted.
+
+    Args:
+        output: Where placements are kept.
+        agents: Whose.
+        without: Agents of which all runs are listed already.
+        trainers: Those of the inventory, by their names.
+    """
+    noted = [run_id for run_id in noted_runs(output) if evaluated_by(run_id)]
+    asked = [run_id for run_id in noted if agent_of(run_id) in agents and agent_of(run_id) not in without]
+    records = [read_record(output, run_id) for run_id in asked]
+    open_ones = [record for record in records if record.trainer in trainers and not record.delivered_at]
+    return [_run_by_record(record, agent_of(record.run_id), "an evaluation") for record in open_ones]
 
 
 def runs_by_record(output: pathlib.Path, agent: str, fleet: Fleet, warnings: list[str]) -> list[PlannedRun]:
@@ -873,26 +915,7 @@ def runs_by_record(output: pathlib.Path, agent: str, fleet: Fleet, warnings: lis
             where = "--limit leaves out" if record.trainer in fleet.untouched else "this inventory does not hold"
             warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which {where}")
             continue
-        state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
-        runs.append(
-            PlannedRun(
-                run_id=run_id,
-                agent=agent,
-                name=agent,
-                fingerprint="",
-                trainer=record.trainer,
-                placed=state != "ready",
-                lane=record.lane,
-                state=state,
-                why=f"no {FOLDER}/{agent}.yml",
-                rehearsal=False,
-                recipe={},
-                recipe_sha256="",
-                axolotl="",
-                datasets=(),
-                hosts=tuple(dict.fromkeys([record.trainer, *trainers[record.trainer].members])),
-            )
-        )
+        runs.append(_run_by_record(record, agent, f"no {FOLDER}/{agent}.yml", trainers[record.trainer].members))
     if not runs:
         limit = " within --limit" if fleet.left_out else ""
         warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory{limit}")

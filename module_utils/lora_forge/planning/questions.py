@@ -1,4 +1,4 @@
-"""What the trainer of a run is asked about its adapter: questions alone, of which the answers are not known already."""
+"""What the trainer of a run is asked about an adapter: questions alone, of which the answers are not known already."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
 from ansible.module_utils.lora_forge.adapters.merit import Candidate
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.evaluation.answers import PROMOTED, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Cases
@@ -21,6 +22,7 @@ from ansible.module_utils.lora_forge.planning import cases
 SCHEMA = 1  # of questions.json: answer_cases.py reads it
 REHEARSED, REHEARSED_TOKENS = 2, 32  # cases and tokens of an answer in a rehearsal, whose model says nothing
 _SENT = ("adapter_model.safetensors", "adapter_config.json")  # of the promoted adapter
+_LEFT = (store.MANIFEST, merit.EVALUATION, answers.FILE)  # of an adapter that is asked by itself: the controller's own
 
 
 def kept_answers(output: pathlib.Path) -> KeptAnswers:
@@ -56,6 +58,18 @@ def cases_of(run: PlannedRun, checkout: pathlib.Path) -> Optional[Cases]:
     return few_of(made) if run.rehearsal else made
 
 
+def holder_of(run: PlannedRun, home: pathlib.Path) -> Optional[Manifest]:
+    """Read the manifest of the adapter that a run's is held against: the promoted one, or the one that was named.
+
+    Args:
+        run: The run.
+        home: output/adapters/<agent>.
+    """
+    if not run.against:
+        return promotion.current_manifest(home)
+    return dataclasses.replace(store.read_manifest(home / run.against) or Manifest(), run_id=run.against)
+
+
 def candidate_of(
     run: PlannedRun, weights: str, base_model: str, recipe: Mapping[str, Any], home: pathlib.Path
 ) -> Candidate:
@@ -68,19 +82,40 @@ def candidate_of(
         recipe: The run's; that of a run that is ready stands in its manifest.
         home: output/adapters/<agent>.
     """
-    base, holder = merit.base_key(base_model, recipe), promotion.current_manifest(home)
-    if holder is None or holder.run_id == run.run_id or holder.is_rehearsal != run.rehearsal:
+    base, holder = merit.base_key(base_model, recipe), holder_of(run, home)
+    if holder is None or holder.run_id == run.adapter or holder.is_rehearsal != run.rehearsal:
         return Candidate(weights, base)
     return Candidate(weights, base, str(holder.run_id), merit.weights_of(holder))
+
+
+def delivered_candidate(run: PlannedRun, manifest: Manifest, home: pathlib.Path) -> Candidate:
+    """Say the same of an adapter that is delivered, by its manifest."""
+    return candidate_of(run, merit.weights_of(manifest), str(manifest.base_model), manifest.recipe, home)
+
+
+def open_questions(run: PlannedRun, made: Cases, candidate: Candidate, output: pathlib.Path) -> dict[str, list[str]]:
+    """List by who is to be asked the questions that a trainer of the candidate can put, and nobody has put yet.
+
+    The promoted adapter is asked as well, where it is one of the same base model and has not answered all; one of
+    another base model is held against this one by the answers that it gave in its own time.
+
+    Args:
+        run: The run.
+        made: Its cases.
+        candidate: Who is held against whom.
+        output: Where adapters and answers are kept.
+    """
+    ask = merit.open_questions(made, candidate, kept_answers(output))
+    holder = holder_of(run, output / "adapters" / run.agent) or Manifest()
+    if PROMOTED in ask and merit.base_key(str(holder.base_model), holder.recipe) != candidate.base:
+        ask.pop(PROMOTED)
+    return ask
 
 
 def question_files(
     run: PlannedRun, folder: str, checkout: pathlib.Path, output: pathlib.Path, base_model: str
 ) -> list[dict[str, Any]]:
     """List what a trainer gets of the cases of a run, as ``transfer`` takes it; nothing where it has none.
-
-    The promoted adapter is asked as well, where it is one of the same base model and has not answered all; one of
-    another base model is held against this one by the answers that it gave in its own time.
 
     Args:
         run: The run.
@@ -90,7 +125,7 @@ def question_files(
         base_model: As the trainer finds it.
 
     Raises:
-        UserError: The file of cases holds what is no case.
+        UserError: The file of cases holds what is no case, or an adapter that is to be asked is not whole.
     """
     made = cases_of(run, checkout)
     if made is None:
@@ -100,6 +135,7 @@ def question_files(
     files: list[dict[str, Any]] = [{"path": f"{folder}/questions.json", "content": text}]
     if ask.get(PROMOTED):
         held = output / "adapters" / run.agent / promoted
+        whole_manifest(held, hashes=bool(run.evaluates))
         files += [{"path": f"{folder}/{PROMOTED}/{name}", "src": str(held / name)} for name in _SENT]
     return files
 
@@ -119,11 +155,11 @@ def whom_to_ask(
         By who is asked the keys of questions; the questions by their keys; and the run_id of the promoted adapter.
     """
     home = output / "adapters" / run.agent
-    candidate = candidate_of(run, "", base_model, run.recipe, home)
-    ask = merit.open_questions(made, candidate, kept_answers(output))
-    holder = promotion.current_manifest(home) or Manifest()
-    if ask.get(PROMOTED) and merit.base_key(str(holder.base_model), holder.recipe) != candidate.base:
-        ask.pop(PROMOTED)
+    if run.evaluates:
+        candidate = delivered_candidate(run, whole_manifest(home / run.evaluates), home)
+    else:
+        candidate = candidate_of(run, "", base_model, run.recipe, home)
+    ask = open_questions(run, made, candidate, output)
     wanted = {key for keys in ask.values() for key in keys}
     return ask, {case.key: case.question for case in made.cases if case.key in wanted}, candidate.promoted
 
@@ -137,8 +173,74 @@ def few_of(made: Cases) -> Cases:
     return dataclasses.replace(made, cases=tuple(few))
 
 
+def adapter_files(run: PlannedRun, folder: str, output: pathlib.Path) -> list[dict[str, Any]]:
+    """List the files of the adapter that an evaluation asks, with its tokenizer and template, as ``transfer`` takes it.
+
+    Args:
+        run: The evaluation.
+        folder: Its directory below the trainer's root.
+        output: Where adapters are kept.
+
+    Raises:
+        UserError: The adapter is not whole.
+    """
+    home = output / "adapters" / run.agent / run.evaluates
+    names = [str(file.path) for file in whole_manifest(home).files or () if "/" not in str(file.path)]
+    return [{"path": f"{folder}/adapter/{name}", "src": str(home / name)} for name in names if name not in _LEFT]
+
+
+def whole_manifest(folder: pathlib.Path, hashes: bool = True) -> Manifest:
+    """Read the manifest of a delivered adapter that is to be asked.
+
+    Args:
+        folder: output/adapters/<agent>/<run_id>.
+        hashes: Whether its files are hashed.
+
+    Raises:
+        UserError: The adapter is not whole.
+    """
+    defect = store.integrity_error(folder, hashes)
+    manifest = store.read_manifest(folder)
+    if defect or manifest is None:
+        raise UserError(
+            f"{folder.name} is not evaluated, as its adapter is not whole: {defect}. The training that made it, run "
+            "again, delivers it again"
+        )
+    return manifest
+
+
+def take_answers(
+    run: PlannedRun, sent: pathlib.Path, checkout: pathlib.Path, output: pathlib.Path
+) -> tuple[list[str], int]:
+    """Keep the answers that a trainer has sent.
+
+    Args:
+        run: The run, of which the adapter is delivered.
+        sent: Its answers.jsonl; there may be none.
+        checkout: The project's folder.
+        output: Where adapters and answers are kept.
+
+    Returns:
+        What was refused or cut of them, in sentences; and how many questions nobody has put to the adapter yet.
+
+    Raises:
+        UserError: The file of cases holds what is no case.
+    """
+    home = output / "adapters" / run.agent
+    made, manifest = cases_of(run, checkout), store.read_manifest(home / run.adapter)
+    if made is None or manifest is None:
+        return [], 0
+    kept, candidate = kept_answers(output), delivered_candidate(run, manifest, home)
+    limits = {case.key: case.max_new_tokens for case in made.cases}
+    found, said = answers.read_sent(sent, limits, candidate.models)
+    for who, given in found.items():
+        if given and who in candidate.models:
+            kept.add(candidate.models[who], given.values())
+    return said, len(merit.open_questions(made, candidate, kept)[answers.ADAPTER])
+
+
 def _holds_latest(home: pathlib.Path, run: PlannedRun) -> bool:
-    return promotion.points_to(home / promotion.LATEST) == run.run_id
+    return promotion.points_to(home / promotion.LATEST) == run.adapter
 
 
 def evaluate_delivered(
@@ -162,30 +264,27 @@ def evaluate_delivered(
         UserError: The file of cases holds what is no case.
     """
     home = output / "adapters" / run.agent
-    folder = home / run.run_id
+    folder = home / run.adapter
     manifest = store.read_manifest(folder) if run.cases.path else None  # of hundreds of agents most may have none
     if manifest is None:
         return []
-    candidate = candidate_of(run, merit.weights_of(manifest), str(manifest.base_model), manifest.recipe, home)
+    candidate = delivered_candidate(run, manifest, home)
     known = manifest.merit
     # Of the promoted one itself it stays known what it was better than.
     against = (candidate.promoted, known.against) if known and _holds_latest(home, run) else (candidate.promoted,)
     same = known is not None and known.cases_sha256 == run.cases.sha256 and known.against in against
-    if same and known and not known.unanswered and not _has_news(known, judge):
+    # The promoted one may have answered since.
+    settled = known is not None and not known.unanswered and bool(known.than.cases or not candidate.than)
+    if same and settled and known and not _has_news(known, judge):
         return []
+    said, _ = take_answers(run, folder / answers.FILE, checkout, output)
     if same and known and known.against and not candidate.promoted:
         held = store.read_manifest(home / known.against) or Manifest()
         candidate = dataclasses.replace(candidate, promoted=known.against, than=merit.weights_of(held))
     made = cases_of(run, checkout)
     if made is None:
-        return []
-    kept, models = kept_answers(output), candidate.models
-    limits = {case.key: case.max_new_tokens for case in made.cases}
-    sent, said = answers.read_sent(folder / answers.FILE, limits, models)
-    for who, given in sent.items():
-        if given and who in models:
-            kept.add(models[who], given.values())
-    rows, found = merit.evaluate(made, candidate, kept, judge)
+        return said
+    rows, found = merit.evaluate(made, candidate, kept_answers(output), judge)
     fewer = same and known and not known.unanswered and found.unjudged > known.unjudged
     if not fewer and (rows, found) != merit.read(folder):
         merit.write(folder, rows, found)
@@ -196,3 +295,31 @@ def _has_news(known: Merit, judge: Optional[Judge]) -> bool:
     """Tell whether a judge may say what is not known yet: some checks have no verdict, or one of another judge."""
     lacking = known.unjudged or known.unchecked
     return bool(judge and judge.is_named and (lacking or (known.judge and known.judge != judge.model)))
+
+
+def evaluate(
+    run: PlannedRun,
+    manifest: Manifest,
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    judge: Optional[Judge] = None,
+) -> tuple[list[dict[str, Any]], Optional[Merit]]:
+    """Check the kept answers of a delivered adapter; write nothing.
+
+    Args:
+        run: The run.
+        manifest: The adapter's.
+        checkout: The project's folder.
+        output: Where adapters and answers are kept.
+        judge: Asked where a check is for one; None where nobody is.
+
+    Returns:
+        A row for each case, and the merit; None without cases.
+
+    Raises:
+        UserError: The file of cases holds what is no case.
+    """
+    made, home = cases_of(run, checkout), output / "adapters" / run.agent
+    if made is None:
+        return [], None
+    return merit.evaluate(made, delivered_candidate(run, manifest, home), kept_answers(output), judge)

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Cost
+from ansible.module_utils.lora_forge.agents import evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record
@@ -416,6 +417,8 @@ def undelivered_costs(claims: list[Claim], adapters: pathlib.Path, now: float) -
 def cost_by_run(claims: list[Claim], adapters: pathlib.Path, now: float) -> dict[str, float]:
     """Share what is :func:`undelivered_costs` among its runs that are not delivered, in equal parts: USD by run."""
     delivered = {folder.name for folder in store.delivered_folders(adapters)}
+    asking = {run for claim in claims for run in claim.runs if evaluated_by(run)}  # their cost is their adapter's
+    delivered |= {run for run in asking if read_record(adapters.parent, run).delivered_at}
     return {
         run: round(usd / len(runs - delivered), 4)
         for runs, usd in undelivered_costs(claims, adapters, now)
@@ -451,7 +454,8 @@ def active_runs(claim: Claim, now: float) -> list[str]:
     active = []
     for run in claim.runs:
         placed = read_record(output, run) if claim.output else RunRecord(run)
-        delivered = bool(claim.output) and any(output.glob(f"adapters/*/{run}/manifest.json"))
+        manifests = output.glob(f"adapters/*/{run}/manifest.json") if claim.output else ()
+        delivered = placed.delivered_at > 0 if evaluated_by(run) else any(manifests)
         # Asked for after the run was last heard of: it is about to be launched there. A time that is far ahead is one
         # of before the clock was set back.
         coming = abs(now - claim.wanted_at) < LAUNCH and placed.noted_at < claim.wanted_at

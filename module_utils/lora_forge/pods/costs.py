@@ -384,6 +384,19 @@ def usd_spent(budget: Optional[Budget], usd: float = 0) -> Cost:
     return Cost(round(usd, 4), budget.usd_per_hour, "RunPod's price × time", tuple(budget.pods))
 
 
+def with_evaluation(cost: Cost, budget: Budget, usd: float) -> Cost:
+    """Return what an adapter has cost, with what a pod cost on which it was evaluated later.
+
+    Args:
+        cost: What it had cost before.
+        budget: Of that pod.
+        usd: What its pods have cost, and no manifest accounts for: see ``claims.undelivered_costs``.
+    """
+    more = usd_spent(budget, usd)
+    pods = tuple(dict.fromkeys([*(cost.pods or ()), *(more.pods or ())]))
+    return dataclasses.replace(more, usd=round((cost.usd or 0.0) + (more.usd or 0.0), 4), pods=pods)
+
+
 def renewed_deadline(budget: Budget, now: float, left: Optional[float], eta: Any = None) -> Optional[float]:
     """Return a later deadline for the leash, where the pace asks for one and the training can end within the caps.
 

@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.adapters.merit import merit_of
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
-from ansible.module_utils.lora_forge.agents import agent_of
+from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.evaluation.scores import Score
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning import agents
@@ -128,13 +128,16 @@ def collect_status(
     delivered = {folder.name: folder for folder in store.delivered_folders(output / "adapters")}
     rows = []
     for run_id in sorted({*seen, *placed, *delivered}):
-        folder = delivered.get(run_id)
+        folder, noted = delivered.get(run_id), placed.get(run_id, {})
+        lives = any(run["state"] in run_state.LIVING for run in seen.get(run_id, []))
+        if evaluated_by(run_id) and noted.get("delivered_at") and not lives:
+            continue  # its answers are here; what they say is the adapter's
         evidence = verdict.Evidence(
             run_id,
             snapshots=tuple(seen.get(run_id, [])),
             asked=tuple(trainer for trainer in snapshots if trainer not in silent),
             silent=silent,
-            placement=placed.get(run_id, {}),
+            placement=noted,
             manifest=store.read_manifest(folder) if folder else None,
             defect=store.integrity_error(folder) if folder else None,
             wandb=_wandb_evidence(wandb.get(run_id)),
@@ -184,7 +187,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "ended": bool(evidence.placement.get("final")),
         "detail": "; ".join(filter(None, [judged.detail, answering])),
         "contradictions": list(judged.contradictions),
-        "next": verdict.next_step(agent, judged),
+        "next": verdict.next_step(agent, judged, evaluates=bool(evaluated_by(evidence.run_id))),
         "rehearsal": rehearsal,
         "promoted": promoted,
         "step": step,
@@ -241,7 +244,8 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
 
 def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pick the runs that say something of now: all but proven ones that are neither promoted nor the agent's newest."""
-    newest = {row["agent"]: row["run_id"] for row in rows}  # rows are in order, so the last one stays
+    trained = [row for row in rows if not evaluated_by(row["run_id"])]
+    newest = {row["agent"]: row["run_id"] for row in trained}  # rows are in order, so the last one stays
     return [
         row
         for row in rows

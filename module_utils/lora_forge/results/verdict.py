@@ -190,13 +190,19 @@ def _wandb_contradictions(evidence: Evidence, state: str, snapshot: dict[str, An
     return []
 
 
-def next_step(agent: str, verdict: _Verdict) -> str:
+def next_step(agent: str, verdict: _Verdict, evaluates: bool = False) -> str:
     """Tell what a user does about a run, in a line; empty where there is nothing to do.
 
     Args:
         agent: Whose run.
         verdict: What is true of it.
+        evaluates: Whether it is an evaluation of a delivered adapter.
     """
+    if evaluates:
+        again = f"playbooks/evaluate.yml -e role={agent} "
+        steps = {"finished": f"{again}collects it", "stopped": f"{again}goes on", "failed": f"{again}asks again",
+                 "stalled": f"playbooks/stop.yml -e role={agent}, then {again}goes on"}  # fmt: skip
+        return steps.get(verdict.state, "")
     step = (verdict.snapshot.get("checkpoint") or {}).get("step") or 0
     again = f"train.yml again: resumes at step {step}" if step else "train.yml again"
     logs = f"playbooks/logs.yml -e role={agent}"

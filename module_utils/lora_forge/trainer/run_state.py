@@ -20,7 +20,9 @@ RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longe
 
 @dataclasses.dataclass(frozen=True)
 class Progress(JsonRecord):
-    """How far a training has come. None where nothing is known; a figure that is not finite was logged as text.
+    """How far a training has come, or an evaluation, whose steps are answers.
+
+    None where nothing is known; a figure that is not finite was logged as text.
 
     Attributes:
         step: The newest optimizer step.
@@ -166,7 +168,7 @@ def progress(events: list[dict[str, Any]]) -> Progress:
             step = adapter if isinstance(adapter, int) else event["step"]
             sums |= {"ended": True, "end_reason": event.get("reason"), "adapter_step": step}
             sums["eval_adapter"] = evaluated.get(step)
-        if began is not None and kind in ("log", "end") and event["step"] > began["step"]:
+        if began is not None and kind in ("log", "answers", "end") and event["step"] > began["step"]:
             sums["measured"] = event["step"] - began["step"]
             sums["seconds_per_step"] = rundir.seconds_between(began, event) / sums["measured"]
     return Progress(**sums)
@@ -198,20 +200,24 @@ def loss_warning(done: Progress) -> str:
     return ""
 
 
-def unproven_reasons(status: dict[str, Any], done: Progress, defect: Optional[str] = None) -> list[str]:
+def unproven_reasons(
+    status: dict[str, Any], done: Progress, defect: Optional[str] = None, trains: bool = True
+) -> list[str]:
     """List what speaks against a run that says it finished: an exit code of 0 alone proves nothing.
 
     Args:
         status: status.json.
         done: How far the training came.
         defect: What is wrong with the adapter's files, as far as they were read; None when nothing is.
+        trains: Whether it is a training; an evaluation has no loss.
     """
     reasons = []
     if status.get("exit_code") != 0:
         reasons.append(f"the trainer's exit code is {status.get('exit_code')}")
     if done.step is None or (done.step < (done.planned or 1) and done.end_reason != EARLY):
-        reasons.append(f"{done.step} of {done.planned} steps were reached")
-    if not finite(done.loss):
+        what = "steps were reached" if trains else "answers are there"
+        reasons.append(f"{done.step} of {done.planned} {what}")
+    if trains and not finite(done.loss):
         reasons.append(f"the last loss is {done.loss}")
     return reasons + ([defect] if defect else [])
 
@@ -229,6 +235,7 @@ def conclude(
     defect: Optional[str] = None,
     fault: str = "",
     flaw: str = "",
+    trains: bool = True,
 ) -> tuple[str, str]:
     """Conclude the state of a run on its trainer, with a sentence on it.
 
@@ -245,6 +252,7 @@ def conclude(
         defect: What is wrong with the adapter's files of a run that says it finished.
         fault: Why it cannot; empty where it can.
         flaw: What is wrong with status.json; empty where nothing is.
+        trains: Whether it is a training, and no evaluation.
 
     Returns:
         The state (absent, queued, running, stalled, stopped, failed or finished) and why.
@@ -257,7 +265,7 @@ def conclude(
     if noted is None:
         return "absent", "there is no such run on this trainer"
     if noted == "finished":
-        reasons = unproven_reasons(status, done, defect)
+        reasons = unproven_reasons(status, done, defect, trains)
         return ("failed", f"not proven: it says finished, but {' and '.join(reasons)}") if reasons else (noted, "")
     if noted in ("failed", "stopped"):
         return noted, ": ".join(filter(None, [reason.get("kind"), reason.get("detail")]))
@@ -271,5 +279,5 @@ def conclude(
     if heartbeat_age is not None and heartbeat_age > heartbeat_timeout:
         return "stalled", f"the supervisor has been silent for {heartbeat_age:.0f} s"
     if noted == "running" and step_age is not None and step_age > stall_timeout:
-        return "stalled", f"no step for {step_age:.0f} s"
+        return "stalled", f"no {'step' if trains else 'answer'} for {step_age:.0f} s"
     return ("queued", f"waits for lane {status.get('lane')}") if noted == "queued" else ("running", "")

@@ -56,6 +56,7 @@ def observe(
         silent = rundir.uptime()  # the host restarted; its last word was no later than that
     supervisor_alive = rundir.is_alive(status.get("supervisor"))
     trainer_alive = rundir.is_alive(status.get("trainer"))
+    trains = not noted.get("evaluates")
     comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
     gone = not supervisor_alive and status.get("state") not in rundir.FINAL_STATES
     fault = backend.restart_fault(run_dir.name) if comes_back and gone else ""
@@ -70,7 +71,8 @@ def observe(
         fault=fault,
         heartbeat_timeout=heartbeat_timeout,
         stall_timeout=stall_timeout,
-        defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" else None,
+        defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" and trains else None,
+        trains=trains,
         flaw=flaw,
     )
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""

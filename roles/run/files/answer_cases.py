@@ -17,6 +17,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ import rundir
 
 SCHEMA = 1
 QUESTIONS = pathlib.Path("questions.json")
-ANSWERS = pathlib.Path("answers.jsonl")
+ANSWERS = pathlib.Path(rundir.ANSWERS)
 METRICS = pathlib.Path("metrics.jsonl")
 STOPS = (pathlib.Path("stop"), pathlib.Path(rundir.STOPPING))
 FOLDERS = (pathlib.Path("adapter"), pathlib.Path("output"))  # where an adapter lies: given by itself, or trained here
@@ -205,7 +206,24 @@ def asked(model: Any, who: str) -> Iterator[None]:
         yield
 
 
-def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable[[], bool], widest: int = BATCH) -> int:
+def write(answer: dict[str, Any]) -> None:
+    """Add an answer."""
+    rundir.append_line(ANSWERS, answer)
+
+
+def tell(done: int, count: int) -> None:
+    """Say how far it is."""
+    rundir.append_event(METRICS, "answers", answered=done, asked=count)
+
+
+def answer_all(
+    model: Any,
+    tokenizer: Any,
+    adapter: pathlib.Path,
+    stop: Callable[[], bool],
+    widest: int = BATCH,
+    tell: Callable[[int, int], None] = tell,
+) -> int:
     """Answer what is open; each answer is on the disk as soon as it is there.
 
     Args:
@@ -214,6 +232,7 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
         adapter: Its folder, with the weights that ``model`` has.
         stop: Tells whether to stop.
         widest: Questions at once, at most.
+        tell: Is told how many of how many have been answered.
 
     Returns:
         How many answers were given.
@@ -281,16 +300,6 @@ def answer_all(model: Any, tokenizer: Any, adapter: pathlib.Path, stop: Callable
     return done
 
 
-def write(answer: dict[str, Any]) -> None:
-    """Add an answer."""
-    rundir.append_line(ANSWERS, answer)
-
-
-def tell(done: int, count: int) -> None:
-    """Say how far it is."""
-    rundir.append_event(METRICS, "answers", answered=done, asked=count)
-
-
 def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], bool]) -> None:
     """Answer with the model of a training that has just ended, with the weights that it has saved.
 
@@ -311,20 +320,54 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
         answer_all(model, transformers.AutoTokenizer.from_pretrained(output), output, stop)
 
 
-def main() -> int:
-    """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``."""
+def load_and_answer(
+    adapter: pathlib.Path, stop: Callable[[], bool], widest: int, tell: Callable[[int, int], None]
+) -> None:
+    """Load base model and adapter in a process of its own, and answer; see :func:`answer_all`."""
     import lora_forge_axolotl
     from axolotl.cli.config import load_cfg
     from axolotl.cli.utils import load_model_and_tokenizer
 
     lora_forge_axolotl.LoraForgePlugin.trains = False
-    widest = int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
-    adapter = next((folder for folder in FOLDERS if (folder / WEIGHTS).exists()), FOLDERS[0])
     alone = {"fsdp_config": None, "fsdp_version": None, "deepspeed": None}  # this process has the whole model
     cfg = load_cfg("axolotl.yml", lora_model_dir=str(adapter), tokenizer_config=str(adapter), **alone)
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    with contextlib.suppress(Interrupted):
-        answer_all(model, tokenizer, adapter, lambda: any(path.exists() for path in STOPS), widest)
+    answer_all(model, tokenizer, adapter, stop, widest, tell)
+
+
+def main() -> int:
+    """Load the base model and the adapter as Axolotl does, and answer what is open: ``answer_cases.py [BATCH]``.
+
+    With an adapter that was trained here it is the end of a training. With one that was brought it is all that happens,
+    and it tells of its begin, its answers and its end as a training does of its steps.
+    """
+    widest = int(sys.argv[1]) if len(sys.argv) > 1 else BATCH
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+
+    def stop() -> bool:
+        return bool(stopping) or any(path.exists() for path in STOPS)
+
+    brought, trained = FOLDERS
+    if not (brought / WEIGHTS).exists():
+        with contextlib.suppress(Interrupted):
+            load_and_answer(trained, stop, widest, tell)
+        return 0
+    before, noted = read_answered(), rundir.read_json(QUESTIONS)
+    planned = sum(map(len, open_questions(noted, set()).values()))
+    at = planned - sum(map(len, open_questions(noted, before).values()))
+    rundir.append_event(METRICS, "begin", step=at, planned=planned)
+
+    def tell_steps(done: int, count: int) -> None:
+        step = planned - count + done
+        rundir.append_event(METRICS, "answers", answered=step, asked=planned, step=step, planned=planned)
+
+    if at < planned:
+        try:
+            load_and_answer(brought, stop, widest, tell_steps)
+        except Interrupted:
+            return 0  # without an end: the supervisor knows what that means
+    rundir.append_event(METRICS, "end", step=planned, planned=planned)
     return 0
 
 

@@ -248,6 +248,16 @@ class Supervisor:
         else:  # to this one process: its group would lose the data loader's workers, and the checkpoint with them
             trainer.send_signal(signal.SIGTERM)
 
+    def reached(self) -> int:
+        """Return how far what is kept goes: the step of the newest whole checkpoint, or how many answers there are."""
+        if not self.spec.get("evaluates"):
+            return rundir.last_complete(self.output)
+        return len(rundir.read_lines(self.run_dir / rundir.ANSWERS)[0])
+
+    def place(self) -> str:
+        """Say the same in words."""
+        return f"{self.reached()} answers" if self.spec.get("evaluates") else f"step {self.reached()}"
+
     @property
     def stop_wanted(self) -> bool:
         return self.stopping_since is not None or (self.run_dir / "stop").exists()
@@ -601,7 +611,7 @@ class Supervisor:
             self.kill_leftovers()  # of the last start: what left the trainer's process group
             self.set_aside()
             self.drop_half_prepared()
-            resumed_from = rundir.last_complete(self.output)
+            resumed_from = self.reached()
             if resumed_from > self.status["highest"]:
                 self.status.update(vain=0, highest=resumed_from)
             vain, highest = self.status["vain"], self.status["highest"]
@@ -632,9 +642,9 @@ class Supervisor:
                 resumed_from=resumed_from,
                 vain=vain + 1,  # until it brings something: this process, or the host, may die of it
             )
-            self.say(f"trainer started, pid {self.trainer.pid}, from step {resumed_from}")
+            self.say(f"trainer started, pid {self.trainer.pid}, from {self.place()}")
             code = self.follow_trainer(events_from)
-            reached = rundir.last_complete(self.output)
+            reached = self.reached()
             began = self.began_at(events_from)
             resumed_from = resumed_from if began is None else began  # a gang may have gone back to an earlier one
             self.status["resumed_from"] = resumed_from
@@ -652,7 +662,7 @@ class Supervisor:
             if not (helps or self.doubt(resumed_from, reason["kind"], events_from)):
                 self.take_back()
                 return self.end("failed", reason, code)  # a configuration that Axolotl refuses never makes progress
-            self.say(f"{reason['kind']}: {reason['detail']}; resuming from step {rundir.last_complete(self.output)}")
+            self.say(f"{reason['kind']}: {reason['detail']}; resuming from {self.place()}")
 
     def rest(self, seconds: float) -> bool:
         """Wait, with a pulse; False when a stop is wanted."""
@@ -668,7 +678,7 @@ class Supervisor:
         self.kill_leftovers()  # torchrun's processes are no group of its own
         self.status["vain"] = max(0, self.status["vain"] - 1)  # nothing speaks against the last start
         by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
-        detail = f"{by}; checkpoint at step {rundir.last_complete(self.output)}"
+        detail = f"{by}; {self.place()}" if self.spec.get("evaluates") else f"{by}; checkpoint at {self.place()}"
         return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
 
     def ended_well(self, code: int, events_from: int) -> int:
@@ -684,7 +694,8 @@ class Supervisor:
         if isinstance(loss, str):  # the plugin writes NaN and infinity as text
             return self.end("failed", {"kind": "diverged", "detail": f"the last loss is {loss}"}, code)
         # First of all: what comes after it may take the host down.
-        rundir.to_disk(*(path for path in self.output.iterdir() if path.is_file()), self.output)
+        made = self.run_dir if self.spec.get("evaluates") else self.output
+        rundir.to_disk(*(path for path in made.iterdir() if path.is_file()), made)
         self.answer_cases()
         return self.end("finished", None, code)
 

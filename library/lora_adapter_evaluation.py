@@ -115,7 +115,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             elif given["detached"] and summary.is_under_way(run, record):
                 lines.append(f"{run.evaluates} answers on {run.trainer}; the same command without detach watches it")
             else:
-                lines += summary.not_ready_lines(run, record)
+                lines += summary.not_ready_lines(run, record, "evaluated")
                 not_evaluated.append(run.evaluates)
             continue
         try:

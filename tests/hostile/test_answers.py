@@ -47,9 +47,11 @@ def runs(stage: Stage) -> dict[str, pathlib.Path]:
     named = ",".join(AGENTS.values())
     collected = stage.play("playbooks/collect.yml", "-e", f"role={named}", patience=120)
     assert collected.code == 0, collected.text
-    rows = [{"messages": [{"role": "user", "content": f"{n}?"}], "expect": [{"equals": "yes"}]} for n in range(2)]
     found = {}
     for host, agent in AGENTS.items():
+        # Others for each: these adapters are alike, and what one of them has answered is asked no other one.
+        asked = [{"role": "user", "content": f"{agent} {number}?"} for number in range(2)]
+        rows = [{"messages": [turn], "expect": [{"equals": "yes"}]} for turn in asked]
         (cases / f"{agent}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         where = [Trainer(host, "rehearsal", eval_dir=str(cases))]
         (run,) = evaluations.make(ROOT, stage.output, agent, where, Agents(ROOT)).runs

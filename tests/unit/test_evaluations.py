@@ -415,7 +415,7 @@ def test_what_is_not_answered_is_no_score(desk):
     found = desk.evaluate(run)
     assert (found["not_evaluated"], found["adapters"]) == ([NEW], [])
     assert found["show"]["lines"] == [
-        f"{NEW} is not ready: {run.run_id} on gpu-1: gpu-1 was lost on the way; the same command goes on, "
+        f"{NEW} is not evaluated: {run.run_id} on gpu-1: gpu-1 was lost on the way; the same command goes on, "
         "-e move=gpu-1 goes elsewhere"
     ]
     assert merit.read(desk.adapters / NEW) == ([], None)

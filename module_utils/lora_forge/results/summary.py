@@ -155,16 +155,17 @@ def is_under_way(run: PlannedRun, record: RunRecord) -> bool:
     return not failure_reason(run, record) and len(launched) == len(run.hosts)
 
 
-def not_ready_lines(run: PlannedRun, record: RunRecord) -> list[str]:
+def not_ready_lines(run: PlannedRun, record: RunRecord, wanted: str = "ready") -> list[str]:
     """Write the lines for a run that was wanted, and is not verified.
 
     Args:
         run: As it was planned.
         record: What is noted of it.
+        wanted: What it is not.
     """
     lost = f"{run.trainer} was lost on the way; the same command goes on, -e move={run.trainer} goes elsewhere"
     reason = failure_reason(run, record).strip().splitlines() or [lost]
-    return [f"{run.name} is not ready: {run.run_id} on {run.trainer}: {reason[0]}"]
+    return [f"{run.name} is not {wanted}: {run.run_id} on {run.trainer}: {reason[0]}"]
 
 
 def tally_lines(runs: Sequence[PlannedRun], not_verified: Sequence[str], under_way: int = 0) -> list[str]:

@@ -32,7 +32,7 @@ STATUS = {
 RUN = {
     "run_id": "witness-0", "agent": "witness", "fingerprint": "f" * 64, "rehearsal": False, "backend": "tmux",
     "hosts": ["gpu-1"], "attach_command": "tmux attach -t x", "turn": 1, "lane": "GPU-1", "command": ["axolotl"],
-    "look": "ssh gpu-1", "launch": "a",
+    "look": "ssh gpu-1", "launch": "a", "evaluates": "witness-0",
 }  # fmt: skip
 COMPLETE = {"step": 4, "files": {"a.bin": 1}}
 EVENTS: list[dict[str, Any]] = [

@@ -48,7 +48,7 @@ def test_a_base_model_without_a_template_and_a_recipe_that_takes_it(named):
         "the tokenizer of acme/base has no chat template, and the recipe takes the tokenizer's own: write "
         "«chat_template: llama3», which its vocabulary suits"
     )
-    [said] = template_check.check(Cfg(chat_template=named), Tokenizer("</s>"))
+    [said] = template_check.check(Cfg(chat_template=named), Tokenizer("</s>"), {})
     assert said.endswith("name one of Axolotl's with chat_template, or give one of your own with chat_template_jinja")
 
 

@@ -3,7 +3,8 @@
 
 By hand, as root::
 
-    tests/hosts/slurm.py up               leaves a cluster running, and prints how to get in
+    tests/hosts/slurm.py up               leaves a cluster running, and prints how to get in; with --trains it has the
+                                          environment and uv's cache of the test hosts, as /shared
     tests/hosts/slurm.py kill c1 slurmd   calls a method of Cluster; any of its methods that takes words
     tests/hosts/slurm.py down             removes it
 
@@ -82,10 +83,9 @@ PartitionName=gpu Nodes=c[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE Gr
 PartitionName=urgent Nodes=c[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 GRES = "NodeName=c[1-2] Name=gpu File=/dev/fakegpu[0-1]\n"
-# How Slurm keeps a job's processes together: its plugin, and what must work in a container for it.
-CGROUPS = {
-    "cgroup/v1": "mount -o remount,rw,bind /sys/fs/cgroup/freezer && mkdir /sys/fs/cgroup/freezer/try",
-}
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+CAPABILITIES = "--cap-add=SYS_ADMIN,SYS_NICE,SYS_RESOURCE,MKNOD"
 
 
 class Problem(Exception):
@@ -99,6 +99,7 @@ class Cluster:
         settings: Lines of slurm.conf that are to be others, by their names: ``{"KillWait": "5"}``.
         volumes: What else all machines mount, as podman's ``--volume`` has it.
         cgroup: Whether Slurm is to keep jobs by cgroups, where this machine has those that it needs.
+        trains: Whether they mount what the test hosts train with, as /shared (tests/hosts/shared.sh).
 
     Attributes:
         name: What its containers' names begin with.
@@ -107,8 +108,15 @@ class Cluster:
         home: The folder that is /home on all machines.
     """
 
-    def __init__(self, settings: Optional[Mapping[str, str]] = None, volumes: Iterable[str] = (), cgroup: bool = True):
-        self.settings, self.volumes, self.cgroup = dict(settings or {}), tuple(volumes), cgroup
+    def __init__(
+        self,
+        settings: Optional[Mapping[str, str]] = None,
+        volumes: Iterable[str] = (),
+        cgroup: bool = True,
+        trains: bool = False,
+    ):
+        self.settings, self.volumes, self.cgroup, self.trains = dict(settings or {}), tuple(volumes), cgroup, trains
+        self.environment = ""  # of every login, as /etc/environment has it
         self.name, self.port, self.number = place()
         self.state = ROOT / ".hosts" / self.name
         self.home, self.conf = self.state / "home", self.state / "conf"
@@ -131,12 +139,12 @@ class Cluster:
         self.down()
         try:
             image = run([str(HERE / "image.sh"), "slurm"], seconds=600).stdout.split()[-1]
-            self._configure(self._proctrack(image))
-            starting = [start(self._command(machine, image)) for machine in MACHINES]
-            for process in starting:
-                finish(process)
-            self.until_idle()
-            eventually(lambda: self.ssh("true", check=False).returncode == 0, "the login node answers SSH")
+            volumes = [*self.volumes, *(self._downloads() if self.trains else ())]
+            plugins, why = self._plugins(), ""
+            while refused := self._start(image, volumes, plugins.pop(0), why):
+                if not plugins:
+                    raise Problem(refused)
+                why = f"Slurm cannot use this machine's cgroups: {refused}"
         except Problem as error:
             said = self.logs()
             self.down()
@@ -147,8 +155,7 @@ class Cluster:
 
     def down(self) -> None:
         """Remove it, and whatever runs on it; nothing where there is none."""
-        names = [self.container(machine) for machine in MACHINES]
-        podman("rm", "--force", "--ignore", "--time", "0", *names)
+        podman("rm", "--force", "--ignore", "--time", "0", *map(self.container, MACHINES))
         shutil.rmtree(self.state, ignore_errors=True)
 
     @property
@@ -156,25 +163,59 @@ class Cluster:
         """Why Slurm does not keep jobs by cgroups here, for a test that needs it to be skipped; empty where it does."""
         return (self.conf / "without_cgroup").read_text()
 
-    def _proctrack(self, image: str) -> str:
-        """Find out which of Slurm's cgroup plugins works in containers of this machine; empty for none."""
-        said = ["cgroups are not wanted"]
-        for plugin, trial in CGROUPS.items() if self.cgroup else ():
-            done = podman("run", "--rm", "--systemd=always", *CAPABILITIES, image, "sh", "-c", trial, check=False)
-            if done.returncode == 0:
-                return plugin
-            said = [*said[1:], f"{plugin}: {done.stderr.strip()}"]
-        self.conf.mkdir(parents=True, exist_ok=True)
-        (self.conf / "without_cgroup").write_text(f"Slurm has no cgroups here: {'; '.join(said)}")
+    def _plugins(self) -> list[str]:
+        """List what may keep a job's processes together here, the best first: Slurm's cgroup plugins, and none."""
+        signs = {"cgroup/v1": CGROUPS / "freezer", "cgroup/v2": CGROUPS / "cgroup.controllers"}
+        return [plugin for plugin, sign in signs.items() if sign.exists() and self.cgroup] + [""]
+
+    def _start(self, image: str, volumes: list[str], plugin: str, why: str) -> str:
+        """Start the machines with one of the plugins; returns why a node does not run with it, or nothing."""
+        podman("rm", "--force", "--ignore", "--time", "0", *map(self.container, MACHINES))
+        shutil.rmtree(self.state, ignore_errors=True)
+        self._configure(plugin, why or "there is none that Slurm knows, or none is wanted")
+        starting = [start(self._command(machine, image, volumes)) for machine in MACHINES]
+        try:
+            for done in [finish(process, check=False) for process in starting]:
+                if done.returncode:
+                    raise Problem(f"«{shlex.join(done.args)}» ended with {done.returncode}: {done.stderr}")
+        finally:
+            for process in starting:
+                process.kill()
+                process.wait()
+        refused = eventually(lambda: self._refused() or self._idle(NODES), "the nodes are idle")
+        if isinstance(refused, str):
+            return refused
+        eventually(lambda: self.ssh("true", check=False).returncode == 0, "the login node answers SSH")
         return ""
 
-    def _configure(self, plugin: str) -> None:
-        """Write what the machines mount, with new keys."""
+    def _refused(self) -> str:
+        """Return why a node's slurmd has given up; empty where none has."""
+        for node in NODES:
+            if podman("inspect", "--format", "{{.State.Running}}", self.container(node)).stdout.strip() != "true":
+                done = podman("logs", self.container(node), check=False)
+                return f"{node} ended: {done.stdout}{done.stderr}".strip()
+            fatal = "grep --max-count=1 --only-matching 'fatal:.*' /var/log/slurm/slurmd.log"
+            if said := self.sh(node, f"systemctl --quiet is-failed slurmd && {fatal}", check=False).stdout.strip():
+                return f"slurmd of {node}: {said}"
+        return ""
+
+    def _downloads(self) -> list[str]:
+        """List what machines mount to train as test hosts do: the environment, uv's cache, and the way to packages."""
+        shared = run([str(HERE / "shared.sh")], seconds=1800).stdout.split()[-1]
+        wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
+        variables = {"SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES, "UV_FIND_LINKS": wheels,
+                     "UV_CACHE_DIR": "/shared/uv-cache", "PYTHONPYCACHEPREFIX": "/shared/pycache",
+                     "OMP_NUM_THREADS": "1"}  # fmt: skip
+        self.environment = "".join(f"{name}={value}\n" for name, value in variables.items())
+        return [f"{shared}:/shared", *(f"{path}:{path}:ro" for path in (CERTIFICATES, wheels) if path)]
+
+    def _configure(self, plugin: str, why: str) -> None:
+        """Write what the machines mount, with new keys; ``why`` there is no plugin, where there is none."""
         for folder in (self.home, self.conf):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o755)
-        if plugin:
-            (self.conf / "without_cgroup").write_text("")
+        (self.conf / "without_cgroup").write_text("" if plugin else f"Slurm keeps jobs by process ids here: {why}")
+        (self.conf / "environment").write_text(self.environment)
         (self.conf / "slurm.conf").write_text(configuration(bool(plugin), self.settings))
         (self.conf / "gres.conf").write_text(GRES)
         (self.conf / "cgroup.conf").write_text(
@@ -192,7 +233,7 @@ class Cluster:
             f" IdentitiesOnly yes\n UserKnownHostsFile {self.state}/known_hosts\n LogLevel ERROR\n"
         )
 
-    def _command(self, machine: str, image: str) -> list[str]:
+    def _command(self, machine: str, image: str, volumes: list[str]) -> list[str]:
         """Return the command that starts a machine."""
         addresses = {name: f"10.88.{200 + self.number // 64}.{self.number % 64 * 4 + at}"
                      for at, name in enumerate(MACHINES, 1)}  # fmt: skip
@@ -201,9 +242,9 @@ class Cluster:
         options += [f"--add-host={name}:{address}" for name, address in addresses.items()]
         folders = (f"{self.home}:/home", f"{self.conf}:/etc/slurm:ro", f"{HERE}/slurm_node.sh:/slurm_node.sh:ro",
                    f"{ROOT}/tests/fakes/nvidia-smi:/usr/bin/nvidia-smi:ro")  # fmt: skip
-        options += [f"--volume={volume}" for volume in (*folders, *self.volumes)]
+        options += [f"--volume={volume}" for volume in (*folders, *volumes)]
         role = "login" if machine == "login" else "node"
-        return ["podman", "run", "--detach", "--quiet", "--systemd=always", "--stop-timeout=5", *CAPABILITIES, *options,
+        return ["podman", "run", "--detach", "--quiet", "--systemd=always", "--stop-timeout=5", CAPABILITIES, *options,
                 image, "/slurm_node.sh", role]  # fmt: skip
 
     # What it is asked
@@ -262,13 +303,13 @@ class Cluster:
     def until_idle(self, *nodes: str, seconds: float = PATIENCE) -> None:
         """Wait until nodes, or all of them, are idle."""
 
-        def idle() -> bool:
-            with contextlib.suppress(Problem):  # the controller need not be there yet
-                found = self.nodes()
-                return all(found[node][0] == "idle" for node in nodes or NODES)
-            return False
+        eventually(lambda: self._idle(nodes or NODES), f"{' and '.join(nodes or NODES)} are idle", seconds=seconds)
 
-        eventually(idle, f"{' and '.join(nodes or NODES)} are idle", seconds=seconds)
+    def _idle(self, nodes: Iterable[str]) -> bool:
+        with contextlib.suppress(Problem, KeyError):  # the controller need not be there yet
+            found = self.nodes()
+            return all(found[node][0] == "idle" for node in nodes)
+        return False
 
     def boot_id(self, machine: str) -> str:
         """Return the boot id that programs of a machine see."""
@@ -292,7 +333,7 @@ class Cluster:
     # What befalls it
 
     def kill(self, machine: str, daemon: str) -> None:
-        """Kill slurmctld, slurmd or munge by SIGKILL; jobs of slurmd go on."""
+        """Kill slurmctld or slurmd by SIGKILL; jobs go on. (munge would come back at once: :meth:`stop` it.)"""
         self.sh(machine, f"systemctl kill --kill-whom=main --signal=KILL {daemon}")
         eventually(lambda: not self.active(machine, daemon), f"{daemon} of {machine} is gone")
 
@@ -354,9 +395,6 @@ class Cluster:
     def start_now(self, job: int | str) -> None:
         """Let a requeued job start at once, when it has left its node."""
         self.sh("login", f"scontrol update JobId={job} StartTime=now")
-
-
-CAPABILITIES = ("--cap-add=SYS_ADMIN,SYS_NICE,SYS_RESOURCE,MKNOD",)
 
 
 def place() -> tuple[str, int, int]:
@@ -439,12 +477,13 @@ def podman(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def main(words: list[str]) -> int:
     """Make or remove a cluster by hand, or call a method of it."""
-    usage = "usage: slurm.py up | down | METHOD WORD…, where METHOD is one of\n  "
+    usage = "usage: slurm.py up [--trains] | down | METHOD WORD…, where METHOD is one of\n  "
     methods = [name for name, value in vars(Cluster).items() if inspect.isfunction(value) and name[0] != "_"]
     if not words or words[0] not in methods:
         sys.exit(usage + " ".join(methods))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    cluster = Cluster()
+    cluster = Cluster(trains=words[1:] == ["--trains"])
+    words = words[:1] if cluster.trains else words
     try:
         found = getattr(cluster, words[0])(*(int(word) if word.isdecimal() else word for word in words[1:]))
     except (Problem, TypeError) as error:

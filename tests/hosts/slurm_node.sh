@@ -8,6 +8,7 @@ mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
 
 install -o munge -g munge -m 400 /etc/slurm/munge.key /etc/munge/munge.key
 install -d -o slurm -g slurm /var/lib/slurm /var/lib/slurm/slurmctld /var/log/slurm
+cat /etc/slurm/environment >/etc/environment
 services="munge slurmd"
 if [ "$1" = login ]; then
   services="munge slurmctld ssh"

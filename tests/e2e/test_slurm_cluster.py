@@ -43,6 +43,7 @@ def test_what_slurm_refuses_is_told(cluster: slurm.Cluster) -> None:
 def test_a_job_outlives_its_daemon_and_the_controller(cluster: slurm.Cluster) -> None:
     job = cluster.sbatch("until [ -e go ]; do sleep 0.1; done; echo done >said", "--nodelist=c1")
     cluster.wait(job, "RUNNING")
+    cluster.until_saved(job)
     cluster.kill("c1", "slurmd")
     cluster.kill("login", "slurmctld")
     with pytest.raises(slurm.Problem, match="Unable to contact slurm controller"):

@@ -295,6 +295,16 @@ class Cluster:
 
         return eventually(there, f"job {job} is {' or '.join(states)}", lambda: f"{self.jobs().get(job)}", seconds)
 
+    def until_saved(self, job: int) -> None:
+        """Wait until slurmctld has on its disk what it knows of a job; it writes up to 5 s later.
+
+        Killed before that, it comes back with less: such a job is forgotten, or FAILED, and its node kills it.
+        """
+        word = secrets.token_hex(8)
+        self.sh("login", f"scontrol update JobId={job} AdminComment={word}")
+        saved = f"grep --quiet {word} /var/lib/slurm/slurmctld/job_state"
+        eventually(lambda: self.sh("login", saved, check=False).returncode == 0, f"job {job} is on slurmctld's disk")
+
     def nodes(self) -> dict[str, tuple[str, str]]:
         """Return the nodes' states and GPUs, as sinfo has them: ``{"c1": ("idle", "gpu:2"), …}``."""
         lines = self.sh("login", "sinfo --noheader --Node --partition=gpu --format='%N %t %G'").stdout.splitlines()

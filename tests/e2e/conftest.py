@@ -18,6 +18,7 @@ from typing import Any, Callable
 import pytest
 import rundir
 import sandbox
+import slurm
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,6 +44,7 @@ TOGETHER = (
     "test_learning.py",
     "test_recipes.py",
     "test_report.py",
+    "test_slurm_cluster.py",
     "test_templates.py",
 )
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
@@ -387,3 +389,17 @@ def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Call
             played.kill()
     for host in hosts.values():
         host.sh("pkill -9 -f '[s]upervisor.py'; pkill -9 -f '[a]xolotl.cli.train'", check=False)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[slurm.Cluster]:
+    """Provide a Slurm cluster of tests/hosts, made anew, and removed in the end."""
+    with slurm.Cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def slurm_cgroups(slurm_cluster: slurm.Cluster) -> None:
+    """Skip a test that is about how Slurm ends a job's processes where it has no cgroups to do so."""
+    if slurm_cluster.without_cgroup:
+        pytest.skip(slurm_cluster.without_cgroup)

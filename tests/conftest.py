@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 sys.path.insert(0, str(ROOT / "module_utils" / "lora_forge"))  # rundir, as the supervisor imports it
 sys.path.insert(0, str(ROOT / "roles" / "run" / "files"))
+sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 sys.path.insert(0, str(ROOT / "tests" / "fakes"))
 sys.path.insert(0, str(ROOT / "tests" / "fakes" / "runpod"))
 sys.path.insert(0, str(ROOT / "tests"))

@@ -5,7 +5,7 @@ missing=()
 PATH=$PATH:/usr/sbin:/usr/lib/podman # where these lie that nobody calls by hand
 browser=chromium
 if command -v google-chrome >/dev/null; then browser=google-chrome; fi # does as well
-for need in tmux rsync ssh:openssh-client podman runc conmon netavark aardvark-dns iptables mmdebstrap \
+for need in tmux rsync ssh:openssh-client podman runc conmon netavark aardvark-dns iptables ip:iproute2 mmdebstrap \
   "$browser" chromedriver:chromium-driver; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done

@@ -17,6 +17,7 @@ from typing import Any, Callable
 import pytest
 import rundir
 import sandbox
+import slurm
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -55,6 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 "test_report.py",
                 "test_bad_input.py",
                 "test_learning.py",
+                "test_slurm_cluster.py",
             )
             return file if file.endswith(together) else nodeid
 
@@ -368,6 +370,20 @@ def controllers(tmp_path: pathlib.Path, hosts: dict[str, Host]) -> Iterator[Call
             played.kill()
     for host in hosts.values():
         host.sh("pkill -9 -f '[s]upervisor.py'; pkill -9 -f '[a]xolotl.cli.train'", check=False)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[slurm.Cluster]:
+    """Provide a Slurm cluster of tests/hosts, made anew, and removed in the end."""
+    with slurm.Cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def slurm_cgroups(slurm_cluster: slurm.Cluster) -> None:
+    """Skip a test that is about how Slurm ends a job's processes where it has no cgroups to do so."""
+    if slurm_cluster.without_cgroup:
+        pytest.skip(slurm_cluster.without_cgroup)
 
 
 Seen = Callable[[str, str, str], None]

@@ -1,10 +1,12 @@
 #!/bin/bash
-# Make an image of Debian 13 unless it is there, and print its name: image.sh [hosts|newcomer].
+# Make an image of Debian 13 unless it is there, and print its name: image.sh [hosts|newcomer|slurm].
 # hosts: what the test hosts are made of: systemd, sshd, sudo, Python, tmux, rsync. Trainings get a thread each (units here,
 # sessions by /etc/environment): several that take all cores spin in each other's way, ten times slower. A user's manager
 # gets a second to end: under cgroup v1 no container hears that a group is empty, and the user's next login would wait out
 # the two minutes of Debian's unit.
 # newcomer: the machine of somebody who has installed what the README asks for, and nothing else.
+# slurm: those of hosts with Slurm and munge, for login node and compute nodes alike. Nothing of it starts by itself: each
+# of the machines gets its links when it has a configuration (slurm_node.sh).
 # No image registry is asked; the packages come from Debian's mirrors.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,6 +30,12 @@ hosts=(
     printf "[Manager]\nDefaultEnvironment=OMP_NUM_THREADS=1\n" >"$1"/etc/systemd/$manager.conf.d/threads.conf; done'
   --customize-hook='mkdir "$1"/etc/systemd/system/user@.service.d
     printf "[Service]\nTimeoutStopSec=1\n" >"$1"/etc/systemd/system/user@.service.d/stop.conf'
+)
+slurm=(
+  "${hosts[@]}"
+  --include=slurmctld,slurmd,slurm-client,munge
+  --customize-hook='cd "$1"/etc && rm -f munge/munge.key && cd systemd/system/multi-user.target.wants &&
+    rm slurmctld.service slurmd.service munge.service ssh.service'
 )
 newcomer=(--include=python3-venv,make,git,tmux,rsync)
 if ! podman image exists "$image"; then

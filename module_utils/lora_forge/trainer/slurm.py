@@ -51,7 +51,7 @@ KEYS = {
 }
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
-_GPUS = re.compile(r"(?:^|,)gpu(?::[^,:=()]+)?(?:[:=](\d+))?(?=$|,|\()")
+_GPUS = re.compile(r"(?:^|,)gpu(?:[:=][^\d,:=()][^,:=()]*)?(?:[:=](\d+))?(?=$|,|\()")  # gpu, gpu:2, gpu:a100:2(S:0)
 _FIELDS = ("%i", "%j", "%T", "%r", "%S", "%N")  # id, name, state, reason, expected or actual start, nodes
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})

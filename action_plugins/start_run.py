@@ -66,6 +66,8 @@ class ActionModule(ForgeAction):
             return answer
         seen = Observation.from_dict(answer)
         before = {"changed": False, "state": seen.state}
+        if seen.state == "unknown":
+            return {"failed": True, "msg": f"{run.run_id} is not started; nobody knows whether it runs: {seen.detail}"}
         if seen.state in run_state.LIVING:
             tell(f"  {self.host}: {run.run_id} is {seen.state} already; attached to it", host=self.host)
         if seen.state in (*run_state.LIVING, "finished"):

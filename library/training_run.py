@@ -35,7 +35,7 @@ options:
   backend:
     description: What keeps the supervisor running.
     type: str
-    choices: [auto, systemd, tmux, process]
+    choices: [auto, systemd, tmux, process, slurm]
     default: auto
   environment:
     description: Environment variables of the trainer process.
@@ -65,6 +65,15 @@ options:
     description: What is known of the run, kept in run.json for people and later questions.
     type: dict
     default: {}
+  slurm:
+    description: With Slurm what a job asks for, as run_slurm of the role run has it.
+    type: dict
+    default: {}
+  gate:
+    description: With Slurm a command line that must end well on the node before the training starts there.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Predicts whether the run would be started, stopped or removed.
@@ -113,7 +122,7 @@ ARGUMENTS = {
     "command": {"type": "list", "elements": "str", "default": []},
     "lane": {"type": "str", "default": "cpu"},
     "lane_dir": {"type": "path"},
-    "backend": {"type": "str", "choices": ["auto", "systemd", "tmux", "process"], "default": "auto"},
+    "backend": {"type": "str", "choices": ["auto", "systemd", "tmux", "process", "slurm"], "default": "auto"},
     "environment": {"type": "dict", "default": {}},
     "secrets": {"type": "dict", "default": {}, "no_log": True},
     "stop_timeout": {"type": "int", "default": 120},
@@ -121,6 +130,8 @@ ARGUMENTS = {
     "processes": {"type": "int", "default": 1},
     "answer_command": {"type": "list", "elements": "str", "default": []},
     "facts": {"type": "dict", "default": {}},
+    "slurm": {"type": "dict", "default": {}},
+    "gate": {"type": "list", "elements": "str", "default": []},
 }
 
 

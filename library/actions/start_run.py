@@ -70,8 +70,17 @@ options:
   backend:
     description: What keeps the supervisor running.
     type: str
-    choices: [auto, systemd, tmux, process]
+    choices: [auto, systemd, tmux, process, slurm]
     required: true
+  slurm:
+    description: With Slurm what a job asks for.
+    type: dict
+    default: {}
+  gpu_check:
+    description: With Slurm further options of the check of a node's GPU.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Predicts what would be brought, and whether the run would be started.

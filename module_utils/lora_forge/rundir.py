@@ -263,6 +263,23 @@ def uptime() -> float:
     return round(time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)), 3)
 
 
+def age(path: pathlib.Path) -> Optional[float]:
+    """Return the seconds since a file was written, by the clock of the file system that it is on; None without it.
+
+    Another machine may have written it, with a clock of its own: a file beside it is touched, for the time of now.
+    """
+    mark = path.with_name(".now")
+    try:
+        mark.touch()
+        now = mark.stat().st_mtime
+    except OSError:  # a full disk, or another user's: this machine's clock is what is left
+        now = time.time()
+    try:
+        return max(0.0, round(now - path.stat().st_mtime, 3))
+    except OSError:
+        return None
+
+
 def process_start(pid: int) -> Optional[int]:
     """Return when a process started, in clock ticks since boot; None when it is not there or only a zombie.
 

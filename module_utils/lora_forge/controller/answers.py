@@ -86,7 +86,7 @@ Figure = Annotated[
     Annotated[int, Field(ge=-(10**15), le=10**15)] | Number | Annotated[str, StringConstraints(max_length=40)],
     BeforeValidator(lambda value: _bounded(value)),
 ]
-State = Literal["absent", "queued", "running", "stalled", "stopped", "failed", "finished"]
+State = Literal["absent", "queued", "running", "stalled", "stopped", "failed", "finished", "unknown"]
 Sentences = Annotated[list[Shown], Field(max_length=1000)]
 
 
@@ -535,6 +535,10 @@ class RecipeCheck(Answer):
     left_out: Shown
 
 
+class SlurmCheck(Answer):
+    """``slurm_check``."""
+
+
 FORMS: dict[str, type[Answer]] = {
     "base_model": BaseModelState,
     "checkpoint_prune": CheckpointPrune,
@@ -544,6 +548,7 @@ FORMS: dict[str, type[Answer]] = {
     "lora_adapter_info": AdapterInfo,
     "pod_leash": PodLeash,
     "recipe_check": RecipeCheck,
+    "slurm_check": SlurmCheck,
     "trainer_environment": TrainerEnvironment,
     "trainer_info": TrainerInfo,
     "training_log": TrainingLog,

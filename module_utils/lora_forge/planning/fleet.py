@@ -15,14 +15,17 @@ from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
 from ansible.module_utils.lora_forge.text import nearest, short
+from ansible.module_utils.lora_forge.trainer import slurm
 
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
     "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
-    "run_lanes", "run_profile", "trainer_gpu_count", "trainer_machine", "trainer_root",
+    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "trainer_gpu_count", "trainer_machine",
+    "trainer_root",
 )  # fmt: skip
 
 OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
+JOBS = 100  # of a cluster at once, where the inventory does not say: Slurm queues what it cannot start
 
 # What the hosts of a gang must have in common, and the variables that say it.
 _ALIKE = {
@@ -160,6 +163,9 @@ def trainers_of(
         least = 0 if rehearsal else 1
         gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
         members, fitting = find_gang(host, size, groups)
+        in_slurm = known.get("run_backend") == "slurm"
+        if in_slurm:
+            _check_slurm(host, known, 0 if rehearsal else gpus, size)
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
         asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
         for name, path in (("datasets_dir", folder), ("eval_dir", asked)):
@@ -175,7 +181,7 @@ def trainers_of(
                 eval_dir=os.path.expanduser(asked),
                 agents=tuple(split_names(known.get("agents"))),
                 root=str(known.get("trainer_root", Trainer.root)),
-                lanes=_count_lanes(host, known, gpus),
+                lanes=_count(host, known, "run_slurm_jobs", 1, JOBS) if in_slurm else _count_lanes(host, known, gpus),
                 gpus=gpus,
                 hosts=size,
                 members=members,
@@ -197,8 +203,20 @@ def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
     return (named or _count(host, known, variable, 0)) // gpus
 
 
-def _count(host: str, known: Mapping[str, Any], variable: str, least: int) -> int:
-    value = known.get(variable, 1)
+def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> None:
+    """Refuse what a login node of Slurm cannot be told, before anything is asked of its cluster."""
+    wrong = slurm.problems(known.get("run_slurm") or {}, gpus)
+    for variable in ("run_lanes", "pod_gpus"):
+        if known.get(variable):
+            wrong.append(f"{variable} is not for run_backend slurm: Slurm gives a job its GPUs")
+    if hosts > 1:
+        wrong.append("run_hosts is not for run_backend slurm yet: a job has one node. run_gpus gives it several GPUs")
+    if wrong:
+        raise UserError(f"{host}: {'; '.join(wrong)}")
+
+
+def _count(host: str, known: Mapping[str, Any], variable: str, least: int, otherwise: int = 1) -> int:
+    value = known.get(variable, otherwise)
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -62,6 +62,9 @@ class TrainerOptions(JsonRecord):
         wandb_server: A W&B server of one's own; empty for W&B's.
         stop_timeout: Seconds that the trainer has for its checkpoint when it is stopped.
         lane_dir: Where lanes are locked; None for the usual folder.
+        backend: What keeps the supervisor running, or ``auto``.
+        slurm: What a job of Slurm asks for.
+        gpu_check: Further options of gpu_check.py, which a job of Slurm runs on its node.
     """
 
     root: str
@@ -78,6 +81,9 @@ class TrainerOptions(JsonRecord):
     wandb_server: str = ""
     stop_timeout: int = 120
     lane_dir: Optional[str] = None
+    backend: str = "auto"
+    slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gpu_check: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
@@ -109,19 +115,27 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
     Raises:
         ValueError: The host is none of the run's.
     """
-    lane = lane_name(run, options.lanes, options.gpus)
+    in_slurm = options.backend == "slurm"
+    # GPUs are Slurm's to give: it says by CUDA_VISIBLE_DEVICES which, and that they are there its node alone can tell.
+    lane = f"slurm {run.lane + 1}" if in_slurm else lane_name(run, options.lanes, options.gpus)
     asks = bool(run.evaluates)
+    environment = training_environment(
+        lane,
+        options.root,
+        "disabled" if asks else options.wandb,
+        options.wandb_server,
+        deepspeed=bool(run.recipe.get("deepspeed")),
+    )
+    gate = [options.python, f"{options.root}/gpu_check.py", *options.gpu_check]
+    if in_slurm:
+        del environment["CUDA_VISIBLE_DEVICES"]
     return Launch(
         command=[options.python, f"{rundir.PROGRAMS}/{ASKS}"] if asks else training_command(run, host, options),
         lane=lane,
         lane_dir=options.lane_dir,
-        environment=training_environment(
-            lane,
-            options.root,
-            "disabled" if asks else options.wandb,
-            options.wandb_server,
-            deepspeed=bool(run.recipe.get("deepspeed")),
-        ),
+        environment=environment,
+        slurm=options.slurm if in_slurm else {},
+        gate=gate if in_slurm and not run.rehearsal else [],
         stop_timeout=options.stop_timeout,
         prepared=None if asks else prepared_path(run, options.root),
         processes=len(run.hosts) * run.gpus,

@@ -1,7 +1,7 @@
-"""What keeps a supervisor running on a trainer: systemd, tmux, or a process of its own session.
+"""What keeps a supervisor running on a trainer: systemd, tmux, or a process of its own session; Slurm has slurm.py.
 
 One contract for all three: :func:`choose`, :func:`start`, :func:`remove_unit`. Whether a run is alive is asked of
-the run directory, never of the backend. Runs on trainers: Python 3.9 or newer.
+the run directory, never of them. Runs on trainers: Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.trainer import slurm
 
-_BACKENDS = ("systemd", "tmux", "process")
+_BACKENDS = ("systemd", "tmux", "process", "slurm")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
 
 _UNIT = """\
@@ -58,6 +59,8 @@ class Host:
         sudo: sudo works for this user without asking for a password.
         lingering: The user's own systemd instance runs without a login.
         tmux: tmux is installed.
+        login_node: Jobs of Slurm can be submitted here, and there is no GPU.
+        slurm: Jobs of Slurm can be submitted here.
     """
 
     systemd: bool
@@ -65,6 +68,8 @@ class Host:
     sudo: bool
     lingering: bool
     tmux: bool
+    login_node: bool = False
+    slurm: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,8 @@ def probe_host(run: Optional[_Runner] = None) -> Host:
         and (run or run_command)(["sudo", "-n", "true"])[0] == 0,
         lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
         tmux=shutil.which("tmux") is not None,
+        login_node=slurm.is_login_node(),
+        slurm=slurm.has_slurm(),
     )
 
 
@@ -127,6 +134,15 @@ def choose(wanted: str, host: Host) -> Choice:
     """
     scope = "system" if host.root or host.sudo else "user"
     can_systemd = host.systemd and (host.root or host.sudo or host.lingering)
+    if wanted == "auto" and host.login_node:
+        raise UserError(
+            "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to "
+            "what a job asks for; or run_backend: process, to train on this very host"
+        )
+    if wanted == "slurm":
+        if not host.slurm:
+            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+        return Choice("slurm", "", "Slurm starts it when its turn comes, and again after a preemption or a reboot")
     if wanted == "auto":
         wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"
     linger = f"an administrator can change that with: loginctl enable-linger {getpass.getuser()}"

@@ -12,9 +12,10 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
-LIVING = ("queued", "running", "stalled")  # some process of it is there
+LIVING = ("queued", "running", "stalled")  # some process of it is there, or will be
 EARLY = "early stopping"  # how the plugin words it
 LONGEST = 1e12  # seconds to go, whatever clocks and steps were noted
+NETWORK = 120.0  # seconds that a shared folder may show what is old: NFS keeps what it knows of a file for up to 60
 RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
 
 
@@ -74,7 +75,7 @@ class Observation(JsonRecord):
     """What is seen of a run on its trainer at one moment.
 
     Attributes:
-        state: absent, queued, running, stalled, stopped, failed or finished.
+        state: absent, queued, running, stalled, stopped, failed or finished; unknown where Slurm does not answer.
         detail: Why, in a sentence; empty where there is nothing to say.
         status: The supervisor's status.json; empty without one.
         alive: Whether a process of the run is there.
@@ -281,3 +282,54 @@ def conclude(
     if noted == "running" and step_age is not None and step_age > stall_timeout:
         return "stalled", f"no {'step' if trains else 'answer'} for {step_age:.0f} s"
     return ("queued", f"waits for lane {status.get('lane')}") if noted == "queued" else ("running", "")
+
+
+def conclude_job(
+    status: dict[str, Any],
+    done: Progress,
+    waits: str,
+    lives: bool,
+    heard: bool,
+    silence: str,
+    end: str,
+    heartbeat_age: Optional[float],
+    heartbeat_timeout: float,
+    stall_timeout: float,
+    defect: Optional[str] = None,
+    trains: bool = True,
+    flaw: str = "",
+) -> tuple[str, str]:
+    """Conclude the state of a run that Slurm has: what it came to its own files say, and the queue who may still write.
+
+    Args:
+        status: As in :func:`conclude`.
+        done: As there.
+        waits: What the queue says of a job that has yet to start; empty where it has.
+        lives: Whether the queue has a job that has not ended.
+        heard: Whether status.json is of the newest launch.
+        silence: Why the queue could not be asked; empty where it was.
+        end: What became of the job, in Slurm's words.
+        heartbeat_age: Seconds since the supervisor's last word, by the clock of the shared folder.
+        heartbeat_timeout: As in :func:`conclude`.
+        stall_timeout: As there.
+        defect: As there.
+        trains: As there.
+        flaw: As there.
+    """
+    over = heard and status.get("state") in rundir.FINAL_STATES
+    ours = (status, done)
+    ages = {"heartbeat_age": heartbeat_age, "heartbeat_timeout": heartbeat_timeout + NETWORK, "defect": defect}
+    ages |= {"step_age": None if heartbeat_age is None else heartbeat_age + status.get("idle", 0)}
+    ages |= {"stall_timeout": stall_timeout, "trains": trains, "flaw": flaw}
+    if over and (status["state"] != "stopped" or not (waits or silence)):
+        return conclude(*ours, supervisor_alive=lives, trainer_alive=lives, **ages)
+    if silence:
+        last = f"; its last word was {heartbeat_age:.0f} s ago" if heartbeat_age is not None and heard else ""
+        return "unknown", f"{silence}{last}"
+    if waits:
+        return "queued", waits
+    if lives and not heard:
+        return "queued", "its job begins"
+    if lives:
+        return conclude(*ours, supervisor_alive=True, trainer_alive=True, **ages)
+    return "stopped", f"{end}; the same command resumes"

@@ -19,7 +19,7 @@ from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.errors import UserError, error_message
 from ansible.module_utils.lora_forge.json_record import JsonRecord
-from ansible.module_utils.lora_forge.trainer import backend, run_state
+from ansible.module_utils.lora_forge.trainer import backend, run_state, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
@@ -34,7 +34,11 @@ _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as
 
 
 def observe(
-    run_dir: pathlib.Path, since: str = "", stall_timeout: float = 1800, heartbeat_timeout: float = _STALE_AFTER
+    run_dir: pathlib.Path,
+    since: str = "",
+    stall_timeout: float = 1800,
+    heartbeat_timeout: float = _STALE_AFTER,
+    queue: Optional[slurm.Queue] = None,
 ) -> Observation:
     """Look at everything that can be seen of a run at this moment.
 
@@ -43,6 +47,7 @@ def observe(
         since: The ``token`` of an earlier observation: only later events are returned.
         stall_timeout: Seconds without an event after which the training counts as stalled.
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
+        queue: Slurm's, as this process has seen it before; it is asked of a run that Slurm has.
     """
     status, flaw = rundir.read_status(run_dir)
     noted, other_flaw = rundir.read_run(run_dir)
@@ -51,30 +56,32 @@ def observe(
     offset = int(since.partition(":")[0] or 0) if since else 0
     fresh = rundir.read_events(metrics, offset)[0] if 0 < offset <= size else events
     done = run_state.progress(rundir.surviving_events(events))
-    silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
-    if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
-        silent = rundir.uptime()  # the host restarted; its last word was no later than that
-    supervisor_alive = rundir.is_alive(status.get("supervisor"))
-    trainer_alive = rundir.is_alive(status.get("trainer"))
     trains = not noted.get("evaluates")
-    comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
-    gone = not supervisor_alive and status.get("state") not in rundir.FINAL_STATES
-    fault = backend.restart_fault(run_dir.name) if comes_back and gone else ""
-    state, detail = run_state.conclude(
-        status,
-        done,
-        supervisor_alive,
-        trainer_alive,
-        heartbeat_age=silent,
-        step_age=None if silent is None else silent + status.get("idle", 0),
-        comes_back=comes_back,
-        fault=fault,
-        heartbeat_timeout=heartbeat_timeout,
-        stall_timeout=stall_timeout,
-        defect=weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" and trains else None,
-        trains=trains,
-        flaw=flaw,
-    )
+    defect = weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" and trains else None
+    limits: dict[str, Any] = {"heartbeat_timeout": heartbeat_timeout, "stall_timeout": stall_timeout}
+    limits |= {"defect": defect, "trains": trains, "flaw": flaw}
+    if noted.get("backend") == "slurm":
+        silent, alive, (state, detail) = _observe_job(run_dir, status, noted, done, limits, queue or slurm.Queue())
+    else:
+        silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
+        if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
+            silent = rundir.uptime()  # the host restarted; its last word was no later than that
+        supervisor_alive = rundir.is_alive(status.get("supervisor"))
+        trainer_alive = rundir.is_alive(status.get("trainer"))
+        alive = supervisor_alive or trainer_alive
+        comes_back = noted.get("backend") == "systemd" and not (run_dir / "stop").exists()
+        gone = not supervisor_alive and status.get("state") not in rundir.FINAL_STATES
+        state, detail = run_state.conclude(
+            status,
+            done,
+            supervisor_alive,
+            trainer_alive,
+            heartbeat_age=silent,
+            step_age=None if silent is None else silent + status.get("idle", 0),
+            comes_back=comes_back,
+            fault=backend.restart_fault(run_dir.name) if comes_back and gone else "",
+            **limits,
+        )
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
     holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
     detail = ": ".join(filter(None, (detail, holder)))
@@ -84,7 +91,7 @@ def observe(
         state=state,
         detail=detail,
         status=status,
-        alive=supervisor_alive or trainer_alive,
+        alive=alive,
         progress=done,
         eta_seconds=run_state.eta_seconds(done) if state == "running" else None,
         events=fresh,
@@ -94,6 +101,41 @@ def observe(
         silent_for=silent,
         log_tail=_log_tail(run_dir / "train.log") if state == "failed" else None,
     )
+
+
+def _observe_job(
+    run_dir: pathlib.Path,
+    status: dict[str, Any],
+    noted: dict[str, Any],
+    done: run_state.Progress,
+    limits: dict[str, Any],
+    queue: slurm.Queue,
+) -> tuple[Optional[float], bool, tuple[str, str]]:
+    """Conclude how a run is that Slurm has: pids, boot ids and uptimes in its files are another machine's.
+
+    Returns:
+        Seconds since its supervisor's last word, whether it lives, and its state and why.
+    """
+    job, silence = queue.job(run_dir)
+    heard = bool(status) and status.get("launch") == noted.get("launch")
+    silent = rundir.age(run_dir / "status.json") if status else None
+    if job is not None and job.state == "FAILED" and not heard and slurm.exit_status(job) == slurm.NOT_SHARED:
+        root = run_dir.parents[1]
+        end = f"{job.nodes} does not see {root} as this host does: trainer_root must be in a shared folder"
+    else:
+        end = slurm.end_of(job) if job is not None else "the queue does not know it any more"
+    concluded = run_state.conclude_job(
+        status,
+        done,
+        waits=job.words if job is not None and job.waits else "",
+        lives=job is not None and job.lives,
+        heard=heard,
+        silence=silence,
+        end=end,
+        heartbeat_age=silent,
+        **limits,
+    )
+    return silent, job is not None and job.lives, concluded
 
 
 def progress_of(run_dir: pathlib.Path) -> run_state.Progress:
@@ -126,12 +168,12 @@ def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: f
         gpus: From ``gpu.gpu_usage``.
         stall_timeout: As in :func:`observe`.
     """
-    listed = []
+    listed, queue = [], slurm.Queue()
     for path in sorted((root / "runs").glob("*/")):
         if not rundir.NAME.fullmatch(path.name):
             continue  # somebody else's
         try:
-            seen = observe(path, stall_timeout=stall_timeout)
+            seen = observe(path, stall_timeout=stall_timeout, queue=queue)
         except OSError as error:  # another user's: it costs no other run its row
             seen = Observation("failed", f"it cannot be looked at: {error_message(error)}", facts={"agent": None})
         if seen.state == "absent":
@@ -191,9 +233,9 @@ def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: f
         seconds: The longest wait.
         limits: ``stall_timeout`` and ``heartbeat_timeout`` of :func:`observe`.
     """
-    until = time.monotonic() + seconds
+    until, queue = time.monotonic() + seconds, slurm.Queue()
     while True:
-        seen = observe(run_dir, since, **limits)
+        seen = observe(run_dir, since, queue=queue, **limits)
         now = time.monotonic()
         if seen.token != since:
             until = min(until, now + SETTLE if seen.state in ("queued", "running") else now)
@@ -217,6 +259,8 @@ class Launch(JsonRecord):
         answer_command: What answers the agent's cases after that, in the run directory; empty where the training's own
             process does it, or another host.
         facts: What is known of the run, for people and later questions.
+        slurm: What Slurm is asked for: run_slurm; empty where Slurm does not keep the run.
+        gate: A command line that must end well on the node before the training starts there; empty for none.
     """
 
     command: list[str]
@@ -228,6 +272,8 @@ class Launch(JsonRecord):
     processes: int = 1
     answer_command: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gate: list[str] = dataclasses.field(default_factory=list)
 
     def run_json(self, run_id: str) -> dict[str, Any]:
         """Write it as run.json keeps it.
@@ -246,6 +292,7 @@ class Launch(JsonRecord):
             "answer_command": self.answer_command,
             "env": {name: str(value) for name, value in self.environment.items()},
             "stop_timeout": self.stop_timeout,
+            **({"gate": self.gate} if self.gate else {}),
         }
 
 
@@ -302,10 +349,13 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     before = observe(run_dir)
     deadline = time.monotonic() + 5 + launch.stop_timeout
     while before.alive and (before.state == "failed" or before.status.get("state") in ("stopped", "stopping")):
-        if check or time.monotonic() > deadline:
+        if check or time.monotonic() > deadline or before.state == "queued":
             break
-        time.sleep(0.05)  # its supervisor is about to go, or about to be told to stop
+        # Its supervisor is about to go, or about to be told to stop.
+        time.sleep(2 if before.facts.get("backend") == "slurm" else 0.05)
         before = observe(run_dir)
+    if before.state == "unknown":
+        raise UserError(f"{run_dir.name} is not started, as nobody knows whether it runs: {before.detail}")
     if before.state == "finished" or (before.alive and before.state != "stopped"):
         return {"changed": False, "message": "", **{key: before.facts[key] for key in ("backend", "attach_command")}}
     choice = backend.choose(wanted, backend.probe_host())
@@ -325,6 +375,8 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
         noted["turn"] = kept or _next_turn(run_dir.parent)
         rundir.write_json(run_dir / "run.json", noted)
     _write_secrets(run_dir / "env", secrets)
+    if choice.backend == "slurm":
+        return _submit(run_dir, launch, noted, choice)
     attach_command = backend.start(choice, run_dir.name, run_dir, int(launch.stop_timeout))
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command})
     deadline = time.monotonic() + 20
@@ -340,6 +392,34 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
     raise UserError(f"the supervisor of {run_dir.name} did not come up within 20 s ({choice.backend}). {text}")
+
+
+def _submit(run_dir: pathlib.Path, launch: Launch, noted: dict[str, Any], choice: backend.Choice) -> dict[str, Any]:
+    """Submit a run's job. Nobody waits for it to start: that may take days."""
+    # Not this module's Python, which is the login node's; a node needs the training's in any case.
+    command = [launch.command[0], str(run_dir / rundir.PROGRAMS / "supervisor.py"), str(run_dir)]
+    try:
+        after = _jobs_of_lane(run_dir, launch.lane)
+        number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after)
+    except UserError:
+        (run_dir / "env").unlink(missing_ok=True)
+        raise
+    attach_command = f"tail -f {run_dir}/supervisor.log"
+    rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command, "job": number})
+    message = f"job {number}; {choice.message}"
+    return {"changed": True, "backend": choice.backend, "attach_command": attach_command, "message": message}
+
+
+def _jobs_of_lane(run_dir: pathlib.Path, lane: str) -> list[str]:
+    """List the jobs that come before a run, as its lane is theirs: so many jobs as there are lanes run at once."""
+    queue = slurm.Queue()
+    found = []
+    for path in run_dir.parent.glob("*/run.json"):
+        noted = rundir.read_run(path.parent)[0]
+        if path.parent != run_dir and (noted.get("backend"), noted.get("lane")) == ("slurm", lane):
+            job, _ = queue.job(path.parent)
+            found += [job.number] if job is not None and job.lives else []
+    return found
 
 
 def _next_turn(folder: pathlib.Path) -> int:
@@ -368,6 +448,8 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
     Raises:
         UserError: It still lives after the time, and a margin for the supervisor; or a launch of it takes too long.
     """
+    if rundir.read_run(run_dir)[0].get("backend") == "slurm":
+        return _stop_job(run_dir, timeout, check)
     lock = run_dir / "launch.lock"
     try:
         # Who launches it has the lock until its supervisor is there: a look before that would say that nothing runs.
@@ -406,6 +488,45 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
                         os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
     raise UserError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
+
+
+def _stop_job(run_dir: pathlib.Path, timeout: float, check: bool) -> bool:
+    """Stop a run that Slurm has, as :func:`stop` does: its supervisor sees the file, and needs no signal."""
+    seen = observe(run_dir)
+    if seen.state == "unknown":
+        if not check:
+            (run_dir / "stop").touch()
+        raise UserError(f"{run_dir.name}: {seen.detail}. It is told to stop all the same; stop it once more to be sure")
+    if not seen.alive:
+        comes_back = bool(seen.status) and seen.state not in ("finished", "failed") and not (run_dir / "stop").exists()
+        if comes_back and not check:
+            (run_dir / "stop").touch()
+            (run_dir / "env").unlink(missing_ok=True)
+        return comes_back
+    if check:
+        return True
+    (run_dir / "stop").touch()
+    began = seen.status.get("launch") == rundir.read_run(run_dir)[0].get("launch")
+    deadline = time.monotonic() + (timeout + 30 if began and seen.state != "queued" else 0)
+    while rundir.read_status(run_dir)[0].get("state") not in rundir.FINAL_STATES and time.monotonic() < deadline:
+        time.sleep(0.5)
+    deadline, queue = time.monotonic() + 60, slurm.Queue()
+    while True:
+        job, silence = queue.job(run_dir, anew=True)
+        if job is None or not job.lives or (job.state == "COMPLETING" and not silence):
+            break
+        try:
+            if not silence:
+                slurm.cancel(run_dir)  # it waits, or did not listen
+        except slurm.Silent as error:
+            silence = str(error)
+        if time.monotonic() > deadline:
+            raise UserError(f"{run_dir.name}: its job {job.number} is still {job.state}. {silence}".rstrip())
+        time.sleep(1)
+    if silence:
+        raise UserError(f"{run_dir.name}: {silence}. It is told to stop all the same; stop it once more to be sure")
+    (run_dir / "env").unlink(missing_ok=True)
+    return True
 
 
 def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:

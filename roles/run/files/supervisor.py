@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
@@ -30,10 +32,14 @@ import rundir
 PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
+GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
+REQUEUE_WITHIN = 60.0  # seconds that Slurm may take to answer
+BEATS = 4  # heartbeats in which another copy of this supervisor shows that it lives, or sees that it has to go
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
 # just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
 PAUSES = (2.0, 4.0, 8.0, 16.0)
+IN_VAIN = 2  # jobs in a row that Slurm ended before they came to a checkpoint; the next one would end so, too
 TAIL = 64 * 1024  # bytes of train.log that are searched for the reason of a failure
 
 # What an ending looks like in Axolotl's log -> the kind of failure. The first match decides.
@@ -148,6 +154,7 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
         account: The environment of the supervisor.
     """
     env = {name: value for name, value in account.items() if not FOREIGN.fullmatch(name)}
+    env.setdefault("HOME", os.path.expanduser("~"))  # a job of Slurm's has none
     if not any(name in env for name in ALLOCATOR):
         env[ALLOCATOR[0]] = "expandable_segments:True"
     env.setdefault("XFORMERS_IGNORE_FLASH_VERSION_CHECK", "1")
@@ -160,14 +167,109 @@ def in_queue(run_dir: pathlib.Path) -> bool:
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
+class Superseded(Exception):
+    """Another supervisor has this run now: this one writes nothing more of it."""
+
+
+class Copies:
+    """Under Slurm a run may have two supervisors: a node that Slurm gives up may be alive, and go on.
+
+    The run belongs to whoever wrote ``claim.json`` last. A lock alone would not do: not every shared folder has locks
+    that reach from node to node. Whoever comes gives the other one time for its checkpoint first.
+
+    Args:
+        run_dir: The run directory.
+        env: The supervisor's environment, with Slurm's variables.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, env: Mapping[str, str]):
+        self.path = run_dir / "claim.json"
+        self.status = run_dir / "status.json"
+        self.lock = run_dir / "supervisor.lock"
+        self.mine = {
+            "job": env.get("SLURM_JOB_ID", ""),
+            "restart": env.get("SLURM_RESTART_COUNT", "0"),
+            "node": env.get("SLURMD_NODENAME") or os.uname().nodename,
+            "pid": os.getpid(),
+            "uptime": rundir.uptime(),
+        }
+
+    def heartbeat(self) -> Any:
+        """Return the last word of whoever writes status.json; None once it is over."""
+        status = rundir.read_status(self.status.parent)[0]
+        return None if status.get("state") in (None, *rundir.FINAL_STATES) else status.get("heartbeat")
+
+    def await_lock(self, handle: Any, seconds: float) -> bool:
+        """Wait for another copy to end: for its lock, and, where locks do not reach, for its heartbeat to stand still.
+
+        Args:
+            handle: The run's lock file.
+            seconds: At most.
+
+        Returns:
+            Whether this process has the lock, and no other one moves.
+        """
+        until = time.monotonic() + seconds
+        last, still, locked = self.heartbeat(), time.monotonic(), False
+        while True:
+            if not locked:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locked = True
+            now, beat = time.monotonic(), self.heartbeat()
+            if beat != last:
+                last, still = beat, now
+            if locked and (beat is None or now - still > BEATS * HEARTBEAT):
+                return True
+            if now > until:
+                return False
+            time.sleep(TICK)
+
+    def claim(self) -> None:
+        """Make the run this copy's."""
+        rundir.write_json(self.path, self.mine)
+
+    def check(self) -> None:
+        """See that it still is.
+
+        Raises:
+            Superseded: It is another's.
+        """
+        found = rundir.read_json(self.path)
+        if found and found != self.mine:
+            raise Superseded(f"job {found.get('job')} on {found.get('node')} has this run now")
+
+
+def in_slurm(run_dir: pathlib.Path) -> bool:
+    """Tell whether this process is a run's job."""
+    return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
+
+
+def requeue() -> str:
+    """Put this job back into the queue; returns why Slurm does not, empty where it does.
+
+    Slurm signals the job that it requeues, which is this process: it has done its work, and must only not die of that.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=REQUEUE_WITHIN, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"«{' '.join(command)}»: {type(error).__name__}"
+    return "" if done.returncode == 0 else " ".join(done.stdout.split())[:300] or f"exit code {done.returncode}"
+
+
 class Supervisor:
     """One run from its queueing to its final state.
 
     Args:
         run_dir: The run directory, with run.json and axolotl.yml in it.
+        copies: What else may have this run; None where nothing may.
     """
 
-    def __init__(self, run_dir: pathlib.Path):
+    def __init__(self, run_dir: pathlib.Path, copies: Optional[Copies] = None):
         self.run_dir = run_dir
         self.spec = rundir.read_run(run_dir)[0]
         self.output = run_dir / "output"
@@ -179,6 +281,7 @@ class Supervisor:
         self.holder = ""  # who has its lane
         self.looked = -1.0  # the heartbeat at which that was looked up
         self.asked, self.first = 0.0, list[pathlib.Path]()  # when it was seen which runs come first, and those
+        self.copies = copies
         self.lane: list[int] = []  # descriptors of the lane's locks, one for each of its GPUs
         self.doubted: list[tuple[pathlib.Path, pathlib.Path]] = []  # checkpoints set aside on suspicion: whence, where
         before = rundir.read_status(run_dir)[0]
@@ -218,6 +321,8 @@ class Supervisor:
     def write(self, **changes: Any) -> None:
         """Update status.json, heartbeat included. On a full disk the reserve makes room for the last word."""
         self.beat = time.monotonic()
+        if self.copies is not None:
+            self.copies.check()
         for lock in self.lane:
             with contextlib.suppress(OSError):
                 os.utime(lock)  # what tidies /tmp up takes old files only
@@ -595,13 +700,51 @@ class Supervisor:
             return self.end("failed", {"kind": "environment", "detail": detail})
         try:
             self.kill_leftovers()
-            if not self.take_lane():
+            if self.copies is not None:  # the node's GPUs are Slurm's to give, and nobody has looked at them yet
+                self.write(state="running")
+                fault = self.gate_fault()
+                if fault:
+                    return self.end("failed", {"kind": "environment", "detail": fault})
+            elif not self.take_lane():
                 return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
             return self.train()
+        except Superseded as error:
+            self.kill_group()
+            self.say(f"ends, as {error}")
+            return 0
         except OSError as error:
             if self.trainer is not None:  # with this process it is told to end, and the backend may start another one
                 raise
             return self.end("failed", {"kind": "environment", "detail": str(error)})
+
+    def gate_fault(self) -> str:
+        """Have the node's GPU compute; return what is wrong with it, empty where nothing is or was asked."""
+        gate = self.spec.get("gate")
+        if not gate:
+            return ""
+        node, until = os.uname().nodename, time.monotonic() + GATE_WITHIN
+        with tempfile.TemporaryFile() as out:
+            try:
+                process = subprocess.Popen(
+                    gate, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environment(),
+                    start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                return f"{node}: {gate[0]} cannot be started: {error.strerror}"
+            while process.poll() is None and time.monotonic() < until and not self.stop_wanted:
+                time.sleep(TICK)
+                if time.monotonic() - self.beat > HEARTBEAT:
+                    self.write()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+            out.seek(max(0, out.seek(0, os.SEEK_END) - TAIL))
+            said = out.read().decode("utf-8", "replace").strip()
+        if code == 0 or self.stop_wanted:
+            return ""
+        with contextlib.suppress(ValueError, IndexError, AttributeError):
+            said = json.loads(said.splitlines()[-1]).get("error") or said
+        return f"{node}: its GPU does not do: {said[-1500:] or f'no answer within {GATE_WITHIN:g} s'}"
 
     def train(self) -> int:
         """Start the training, again and again as long as that brings it further, until there is a final state."""
@@ -676,10 +819,36 @@ class Supervisor:
     def stopped(self, code: Optional[int]) -> int:
         """End a run that was told to stop: by a person, who wants no further start, or by a shutdown."""
         self.kill_leftovers()  # torchrun's processes are no group of its own
+        if self.copies is not None and not (self.run_dir / "stop").exists():
+            return self.interrupted(code)
         self.status["vain"] = max(0, self.status["vain"] - 1)  # nothing speaks against the last start
         by = "on request" if (self.run_dir / "stop").exists() else "by SIGTERM (a shutdown?)"
         detail = f"{by}; {self.place()}" if self.spec.get("evaluates") else f"{by}; checkpoint at {self.place()}"
         return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
+
+    def interrupted(self, code: Optional[int]) -> int:
+        """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
+
+        A second one in a row that brought no checkpoint is its last: the queue would be asked for the same again.
+        """
+        reached = rundir.last_complete(self.output)
+        if reached > self.status["highest"]:
+            self.status.update(vain=0, highest=reached)
+        if self.status["vain"] >= IN_VAIN:
+            detail = (
+                f"Slurm has ended its job {self.status['vain']} times before it came to a checkpoint after step "
+                f"{reached}. Give it more time (run_slurm: time), or have it save more often (saves_per_epoch); the "
+                "same command tries again"
+            )
+            return self.end("failed", {"kind": "time", "detail": detail}, code)
+        where = f"checkpoint at step {reached}"
+        back = {"kind": "stopped", "detail": f"by Slurm, which starts it again; {where}"}
+        self.end("stopped", back, code)  # first: from the moment of the requeue another job may begin
+        refused = requeue()
+        if refused:
+            detail = f"by Slurm, which does not take it back ({refused}); {where}"
+            return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
+        return 0
 
     def ended_well(self, code: int, events_from: int) -> int:
         """Exit code 0 is believed only with the planned steps, or a reason for fewer, told by this very start."""
@@ -700,12 +869,41 @@ class Supervisor:
         return self.end("finished", None, code)
 
 
+def take_over(run_dir: pathlib.Path, lock: Any) -> Optional[Copies]:
+    """Get a run from whatever other copy there may be, with time for its checkpoint; None where it cannot be had.
+
+    Args:
+        run_dir: The run directory.
+        lock: Its lock file.
+    """
+    copies = Copies(run_dir, os.environ)
+    patience = float(rundir.read_run(run_dir)[0].get("stop_timeout", 120)) + 30
+    if not copies.await_lock(lock, patience):
+        copies.claim()  # it had its time, and ends as soon as it sees this
+        if not copies.await_lock(lock, patience):
+            return None
+    copies.claim()
+    return copies
+
+
 def main() -> int:
     run_dir = pathlib.Path(sys.argv[1]).resolve()
     os.umask(0o077)  # what a training writes is its user's alone
     path = run_dir / "supervisor.lock"
     try:
         lock = path.open("a")  # closed at exec: the trainer does not hold it
+        if in_slurm(run_dir):
+            with lock:
+                if Supervisor(run_dir).is_over():
+                    return 0
+                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1 if requeue() else 0))
+                copies = take_over(run_dir, lock)
+                if copies is None:
+                    print("another copy of this run does not end", flush=True)
+                    return 1 if requeue() else 0
+                with contextlib.suppress(Superseded):
+                    return Supervisor(run_dir, copies).run()  # read anew: the other copy may have got further
+                return 0
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0  # another supervisor has this run

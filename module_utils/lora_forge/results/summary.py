@@ -90,6 +90,16 @@ def merit_lines(merit: Optional[Merit]) -> list[str]:
     return lines
 
 
+def delivered_text(promoted: bool, message: str) -> str:
+    """Say of a delivered adapter what a webhook is told.
+
+    Args:
+        promoted: Whether ``latest`` points to it.
+        message: What else is to be said of that; empty for nothing.
+    """
+    return ". ".join(filter(None, ("latest points to it" if promoted else "", message)))
+
+
 def decision_text(manifest: Manifest, message: str) -> str:
     """Say what somebody has to know who decides whether an adapter is promoted: scores, and the command.
 

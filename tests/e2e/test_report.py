@@ -251,10 +251,10 @@ def test_agents_that_are_meant_and_one_that_is_not_there(page, tmp_path):
     assert "6 adapters of polecat, witness: file:///" in said
     assert "/it%27s%20100%20%25%20%26%20more/report.html" in said
     assert f"! {output}/adapters/witness/witness-{{{{ 6 * 7 }}}}/manifest.json is missing" in " ".join(said.split())
-    assert "mayor" not in (output / "report.html").read_text()
+    assert "mayor-9a01c2d3e4f5" not in (output / "report.html").read_text()
     everything = play(output, "-e", "role=all")
     assert "changed=1" in everything
-    assert "mayor" in (output / "report.html").read_text()
+    assert "mayor-9a01c2d3e4f5" in (output / "report.html").read_text()
 
 
 def test_nothing_there_yet_and_a_wrong_name(tmp_path):

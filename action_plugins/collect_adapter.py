@@ -26,6 +26,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import INCOMING, leftovers  # noqa: E402
 from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
+from ansible.module_utils.lora_forge.results import summary  # noqa: E402
 
 load_actions("transfer", "lora_adapter")
 
@@ -133,8 +134,7 @@ class ActionModule(ForgeAction):
         output, progress = pathlib.Path(args["output"]), args["observed"]["progress"]
         if not answer.get("failed"):
             note(output, run, lambda record, now: dataclasses.replace(record, delivered_at=now))
-            promoted = "latest points to it" if answer["promoted"] else ""
-            told = ". ".join(filter(None, (promoted, answer["message"])))
+            told = summary.delivered_text(answer["promoted"], answer["message"])
             notify("finished", run, told, args["notify"], progress, since=run.planned_at)
             if answer["waits"]:  # once, whatever command delivers it again
                 notify("decision", run, answer["waits"], args["notify"], progress, since=0.0)

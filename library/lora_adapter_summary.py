@@ -11,7 +11,7 @@ description:
   - Reads manifests, and the records of runs, on the controller and words what there is, what it took, and what to do
     next.
   - A run that is ready, and on which the gate has not decided, as the command that delivered it died, is decided on.
-    What else that command has left is removed.
+    What else that command has left is removed, and what it has not told a webhook is returned.
   - With O(promote_best) the gate looks at the best run of a sweep, as M(lora_adapter_promotion) has it.
 options:
   detached:
@@ -67,9 +67,19 @@ lost:
   type: list
   elements: dict
   sample: []
+untold:
+  description:
+    - What no webhook was told of runs that are ready, since they were launched - that they finished, or that somebody
+      has to decide on them. The command that delivered them died before, or nobody had to decide then.
+    - For M(tell_late). Empty in check mode.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 from typing import Any, Callable
@@ -79,9 +89,9 @@ from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.errors import UserError, error_message, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import questions
-from ansible.module_utils.lora_forge.planning.run_record import leftovers, read_record
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, leftovers, read_record
 from ansible.module_utils.lora_forge.planning.turns import run_files
-from ansible.module_utils.lora_forge.results import leaderboard, summary
+from ansible.module_utils.lora_forge.results import leaderboard, notice, summary
 
 ARGUMENTS = {
     "output": {"type": "path", "required": True},
@@ -118,7 +128,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     late = False
     not_verified: list[str] = []
     lost: list[dict[str, Any]] = []
-    verified: set[str] = set()
+    verified: dict[str, tuple[PlannedRun, RunRecord]] = {}
     under_way = 0
     for run in runs:
         home = adapters / run.agent
@@ -126,7 +136,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         ready = run.state == "ready" or record.is_delivered(run.planned_at)  # a manifest alone may be a damaged one's
         manifest = store.read_manifest(home / run.run_id) if ready else None
         if manifest:
-            verified.add(run.run_id)
+            verified[run.run_id] = (run, record)
             moved = False
             try:
                 if not check_mode:
@@ -154,7 +164,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     best = {
         agent: board.rows[0].run_id
         for agent, board in boards.items()
-        if board.rows[0].place and verified.issuperset(row.run_id for row in board.rows)
+        if board.rows[0].place and verified.keys() >= {row.run_id for row in board.rows}
     }
     ranking = [f"  {agent}: {said}" for agent, board in boards.items() for said in board.ranking]
     moves = _promote_best(adapters, best, promotion.Gate.of(given), check_mode) if given["promote_best"] else {}
@@ -164,6 +174,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         "changed": late or any(moved for moved, _ in moves.values()),
         "not_verified": not_verified,
         "lost": lost,
+        "untold": [] if check_mode else [told for one in verified.values() if (told := _untold(adapters, *one))],
         "best": [{"agent": agent, "run_id": run_id} for agent, run_id in best.items()],
         "show": {
             "columns": leaderboard.COLUMNS if boards else [],
@@ -189,6 +200,20 @@ def _end(output: pathlib.Path, run: PlannedRun, gate: promotion.Gate, check: boo
         return False  # as for most of hundreds of agents: no lock, and nothing more to read
     # Of a sweep's runs only the best one, in the end, if that is wanted.
     return not run.variant and promotion.promote(home, run.run_id, gate, check=check)
+
+
+def _untold(adapters: pathlib.Path, run: PlannedRun, record: RunRecord) -> dict[str, Any]:
+    """Return what nobody told a webhook of a run that is ready; empty for most, of which nothing more is read then."""
+    home, run_id = adapters / run.agent, run.run_id
+    finished, waits = record.owes("finished"), record.owes("decision") and promotion.waits(home, run_id)
+    manifest = store.read_manifest(home / run_id) if finished or waits else None
+    if manifest is None or store.integrity_error(home / run_id):
+        return {}
+    said, promoted = promotion.message(home, run_id), promotion.points_to(home / promotion.LATEST) == run_id
+    events = {"finished": summary.delivered_text(promoted, said)} if finished else {}
+    events |= {"decision": summary.decision_text(manifest, said)} if waits else {}
+    trained = dataclasses.replace(run, trainer=record.trainer or run.trainer)
+    return {"run": trained.as_dict(), "events": events, "progress": notice.progress_of(manifest)}
 
 
 def _promote_best(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from ansible.module_utils.lora_forge.planning import conversation, staging
 from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 from delivered import GATE
+from hook import serving
 from planned import planned_run
 from safetensors.numpy import save_file
 
@@ -161,7 +163,8 @@ class Collection(Delivery):
 
     def __init__(self, folder: pathlib.Path):
         super().__init__(folder)
-        self.plugin = load("action_plugins/collect_adapter")
+        self.plugin, self.late = load("action_plugins/collect_adapter"), load("action_plugins/tell_late")
+        self.url = ""
         (folder / "runs").mkdir()
         (folder / "runs/witness-2").symlink_to(self.made)
         self.root = folder
@@ -170,15 +173,27 @@ class Collection(Delivery):
         """Collect it."""
         progress = Progress(step=2, planned=2, loss=1.0, eval_loss=1.0, eval_adapter=1.0).as_dict()
         observed = {"state": "finished", "detail": "", "status": {"exit_code": 0}, "progress": progress}
-        notify = {"output": str(output), "url": "", "form": "json", "timeout": 1, "events": [], "pods": ""}
         args = {"run": run.as_dict(), "observed": observed, "output": str(output), "lock": "trainer-cpu",
-                "root": str(self.root), "gpu": {}, "transfer": {}, "notify": notify}  # fmt: skip
+                "root": str(self.root), "gpu": {}, "transfer": {}, "notify": self.notify(output)}  # fmt: skip
         task = mock.Mock(args=args, check_mode=False, async_val=0)
         action = self.plugin.ActionModule(task, mock.Mock(transport="local"), *[mock.Mock()] * 4)
         defaults = {name: spec.get("default") for name, spec in self.deliver.ARGUMENTS.items()}
         action.run_module = lambda *about, **more: self.proof
         action.run_action = lambda name, given: self.deliver.answer({**defaults, **given, **changes}, False)
         return action.run(task_vars={"inventory_hostname": "here"})
+
+    def notify(self, output: pathlib.Path) -> dict[str, Any]:
+        """Return who is told of what."""
+        events = ["finished", "decision"]
+        return {"output": str(output), "url": self.url, "form": "json", "timeout": 60, "events": events, "pods": ""}
+
+    def summary(self, output: pathlib.Path) -> dict[str, Any]:
+        """Sum up, and tell what nobody told."""
+        made = super().summary(output)
+        for untold in made["untold"]:
+            task = mock.Mock(args=untold | {"notify": self.notify(output)}, check_mode=False, async_val=0)
+            self.late.ActionModule(task, *[mock.Mock()] * 5).run(task_vars={"inventory_hostname": "localhost"})
+        return made
 
 
 def test_an_adapter_that_somebody_has_to_promote_comes_with_the_command(
@@ -198,21 +213,31 @@ def test_an_adapter_that_somebody_has_to_promote_comes_with_the_command(
 
 def test_a_collection_that_dies_is_ended_by_the_next_command(tmp_path: pathlib.Path, seen: Seen) -> None:
     (tmp_path / "trainer").mkdir()
-    collection = Collection(tmp_path / "trainer")
-    for number in range(1, 1000):
-        output = tmp_path / str(number)
-        died = dies(lambda output=output: collection.command(output), number)
-        collection.command(output)
-        assert held(output) == "witness-2", number
-        if not died:
-            record = read_record(output, "witness-2")
-            assert (record.delivered_at > 1, record.is_settled("finished")) == (True, True)
-            break
+    collection, settled = Collection(tmp_path / "trainer"), set()
+    with serving() as hook:
+        for number in range(1, 1000):
+            output, collection.url = tmp_path / str(number), f"{hook.url}/at-{number}"
+            update_record(output, "witness-2", lambda record, now: record.ended("finished", "here", now))  # as watching
+            died = dies(lambda output=output: collection.command(output), number)
+            if read_record(output, "witness-2").is_settled("finished"):
+                settled.add(number)
+            collection.command(output)
+            assert held(output) == "witness-2", number
+            if not died:
+                record = read_record(output, "witness-2")
+                assert (record.delivered_at > 1, record.is_settled("finished")) == (True, True)
+                break
     assert number > 20
+    assert [told["event"] for told in hook.told] == ["finished"] * len(hook.told)
+    asked = collections.Counter(int(path.rpartition("-")[2]) for path in hook.paths)
+    assert max(asked.values()) == 1, "one was told twice"
+    untold = set(range(1, number + 1)) - asked.keys()
+    assert untold <= settled, "only one that dies when it is about to tell may leave that untold"
+    assert len(untold) < 10
     seen(
         "a command is killed at each writing call of a collection",
         "controller",
-        f"{number} calls: the next command delivered, noted and promoted it each time",
+        f"{number} calls: the next command delivered, noted, promoted and told it each time, and nothing twice",
     )
 
 

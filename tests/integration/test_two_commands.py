@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import pathlib
+import subprocess
 
-from ansible.module_utils.lora_forge.adapters import store
+import pytest
+import rundir
+from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.planning.turns import run_files
 from hook import serving
@@ -54,6 +57,55 @@ def test_both_find_the_run_delivered_and_it_is_told_once(tmp_path: pathlib.Path,
         "two commands deliver one run at once",
         "here",
         "one waits and says so; both succeed, `latest` moved and the webhook told once",
+    )
+
+
+def test_what_a_command_that_died_told_nobody_is_told_once_by_those_that_follow(
+    tmp_path: pathlib.Path, seen: Seen
+) -> None:
+    stage = Stage(tmp_path)
+    with serving() as hook, contextlib.ExitStack() as left:
+        stage.host("gpu", "witness", run_notify_url=hook.url)  # the trainer's own, and not this machine's
+        run_id = stage.finished("gpu", "witness").name
+        record, home = stage.output / f"runs/.{run_id}.lock", stage.output / "adapters/witness"
+        human = ("-e", "role=witness", "-e", "adapter_promote=human")
+
+        def start(name: str, command: str) -> tuple[pathlib.Path, subprocess.Popen[bytes]]:
+            log = tmp_path / name
+            process = stage.start(log, command, *human)
+            left.callback(stage.end, process)
+            return log, process
+
+        with contextlib.ExitStack() as held:
+            with run_files(stage.output, run_id):  # until it has seen that the training is over
+                log, dying = start("dies.txt", "train.yml")
+                eventually(lambda: dying.poll() is not None or "waiting for it" in log.read_text())
+                held.enter_context(rundir.locked(record))
+            # It delivers, and cannot note that yet.
+            eventually(lambda: dying.poll() is not None or promotion.waits(home, run_id))
+            assert dying.poll() is None, log.read_text()
+            stage.end(dying)
+        assert store.integrity_error(home / run_id, hashes=True) is None
+        assert hook.told == []
+        assert stage.play("train.yml", *human, "--check").code == 0
+        assert hook.told == []
+        with rundir.locked(record):  # until both have seen that nobody was told
+            both = [start(f"{number}.txt", command) for number, command in enumerate(COMMANDS)]
+            eventually(
+                lambda: all(one.poll() is not None or "is ready already" in log.read_text() for log, one in both)
+            )
+        assert [process.wait(PATIENCE) for _, process in both] == [0, 0], "\n".join(log.read_text() for log, _ in both)
+        told = {message["event"]: message for message in hook.told}
+        assert sorted(message["event"] for message in hook.told) == ["decision", "finished"]
+        assert {(message["run_id"], message["trainer"]) for message in hook.told} == {(run_id, "gpu")}
+        assert [told["finished"][key] for key in ("step", "planned", "loss")] == [12, 12, pytest.approx(1.8)]
+        assert told["decision"]["detail"].endswith(f"promote.yml -e role=witness -e run_id={run_id}")
+        assert stage.play("train.yml", *human).code == 0
+        assert len(hook.told) == 2
+    seen(
+        "a command is killed after it delivered an adapter, and before it told the webhook",
+        "controller",
+        "of the next two commands at once one tells, with the settings of the trainer; no further one does",
     )
 
 

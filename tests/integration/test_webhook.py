@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import pathlib
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,11 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.lora_forge.controller import notify, webhook
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from hook import SECRET, Hook, serving
+from lab import ROOT
 
 RUN = PlannedRun(
     run_id="witness-0", agent="witness", name="witness", fingerprint="f", trainer="pod-1", state="to train",
@@ -173,3 +177,35 @@ def test_an_event_is_told_once_since_a_time(hook: Hook, tell: Any) -> None:
     tell(hook.url, since=time.time() + 1)  # a later command, for which it is news
     tell(hook.url)
     assert len(hook.told) == 3
+
+
+def test_what_is_told_of_a_lost_trainer_goes_where_its_own_settings_say(hook: Hook, tmp_path: pathlib.Path) -> None:
+    hosts = {"gpu": {"run_notify_url": f"{hook.url}/its-own", "run_notify_on": ["failed"]}, "other": {}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    lost = [
+        {
+            "name": name,
+            "ansible.builtin.include_role": {"name": str(ROOT / "roles/run"), "tasks_from": "failed"},
+            "vars": {
+                "run_failed_runs": [
+                    dataclasses.replace(RUN, run_id=f"witness-{name}", trainer=name, hosts=(name,)).as_dict()
+                ],
+                "run_failed_host": name,
+                "run_failed_whole_trainer": True,
+                "run_failure": {"msg": f"{name} was lost on the way"},
+                "run_output": str(tmp_path / "output"),
+            },
+        }
+        for name in ("gpu", "other", "gone")
+    ]
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": lost}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")],
+        cwd=ROOT, env={**os.environ, "LORA_FORGE_NOTIFY_URL": f"{hook.url}/this-machine's"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    told = [(path.rpartition("/")[2], message["run_id"]) for path, message in zip(hook.paths, hook.told)]
+    here = "this-machine's"
+    assert told == [("its-own", "witness-gpu"), (here, "witness-other"), (here, "witness-gone")]

@@ -383,11 +383,11 @@ def test_scores_stand_beside_the_losses_and_what_turned_is_named(output):
     page = look(output, "polecat")
     newest, promoted = "polecat-a1b2c3d4e5f6", "polecat-77aa88bb99cc"
     assert page.table("One line")[0][3:5] == ["Score on cases", "Evaluation loss"]
-    assert page.row("One line", "polecat")[3] == "75 % 9 of 12 (47 to 91 %)"
-    assert page.row("Delivered runs of", newest)[2] == "83 % 10 of 12 (55 to 95 %)"
+    assert page.row("One line", "polecat")[3] == "75 % 9 of 12 47 to 91 %"
+    assert page.row("Delivered runs of", newest)[2] == "83 % 10 of 12 55 to 95 %"
     assert page.row("Delivered runs of", "polecat-11aa22bb33cc")[2] == "–"
     assert page.row("Right answers of", newest) == [
-        f"B {newest} real", "83 % 10 of 12 (55 to 95 %)", "25 % 3 of 12",
+        f"B {newest} real", "83 % 10 of 12 55 to 95 %", "25 % 3 of 12",
         f"cannot tell with 12 cases; about 222 would tell 10 points {promoted} 9 of 12",
         "asks the mayor when it is stuck", "rebases and tests before it pushes, 2",
     ]  # fmt: skip

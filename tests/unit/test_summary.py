@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils.lora_forge.adapters import promotion
+from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Dataset, Losses, Manifest, Merit, Steps
 from ansible.module_utils.lora_forge.evaluation import scores
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
@@ -197,6 +197,77 @@ def test_what_was_delivered_and_never_decided_on_goes_through_the_gate_and_what_
     assert (found["changed"], found["show"]["lines"][-1]) == (True, "  latest points to crew-1")
     assert (latest.readlink().name, [folder.exists() for folder in left]) == ("crew-1", [False] * 3)
     assert answer(given, False)["changed"] is False
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Leave runs as a command leaves them that dies between their delivery and its notification."""
+
+    def leave(*runs):
+        for run in runs:
+            if not (tmp_path / f"adapters/crew/{run.run_id}").exists():
+                deliver(tmp_path, "crew", run.run_id)
+            update_record(tmp_path, run.run_id, lambda known, now: known.launched("gpu-2", 0, now))
+            update_record(tmp_path, run.run_id, lambda known, now: known.ended("finished", "gpu-2", now))
+        return tmp_path
+
+    return leave
+
+
+def settle(output, run_id, *events):
+    for event in events:
+        update_record(output, run_id, lambda known, now, event=event: known.settled(event, now))
+
+
+def test_what_a_command_that_died_told_nobody_is_told_by_the_next_one(finished):
+    run = crew(state="ready", trainer="gpu-1")  # where it would be trained now
+    output = finished(run)
+    assert summed(output, [run], True)["untold"] == []
+    [untold] = summed(output, [run], False)["untold"]
+    assert (untold["run"]["run_id"], untold["run"]["trainer"]) == ("crew-1", "gpu-2")
+    assert untold["events"] == {"finished": "latest points to it"}
+    manifest = store.read_manifest(output / "adapters/crew/crew-1")
+    assert (untold["progress"]["step"], untold["progress"]["loss"]) == (manifest.steps.reached, manifest.loss.last)
+    settle(output, "crew-1", "finished")
+    assert summed(output, [run], False)["untold"] == []
+    finished(run)  # launched, and delivered, once more
+    assert len(summed(output, [run], False)["untold"]) == 1
+    lacks = json.dumps(manifest.as_dict() | {"files": [{"path": "train.log", "sha256": "a" * 64, "bytes": 1}]})
+    (output / "adapters/crew/crew-1/manifest.json").write_text(lacks)
+    assert summed(output, [run], False)["untold"] == []
+
+
+def test_an_adapter_that_nobody_noted_as_finished_here_owes_nothing(tmp_path):
+    deliver(tmp_path, "crew", "crew-1")
+    run = crew(state="ready")
+    assert summed(tmp_path, [run], False, promote_by="human")["untold"] == []
+    update_record(tmp_path, "crew-1", lambda known, now: known.launched("gpu-2", 0, now))
+    assert summed(tmp_path, [run], False, promote_by="human")["untold"] == []
+
+
+def test_that_somebody_has_to_decide_is_told_though_the_rest_was(finished):
+    run = crew(state="ready")
+    output = finished(run)
+    told = summed(output, [run], False, promote_by="human")["untold"][0]["events"]
+    assert list(told) == ["finished", "decision"]
+    settle(output, "crew-1", "finished")
+    assert summed(output, [run], False, promote_by="human")["untold"][0]["events"] == {"decision": told["decision"]}
+    assert told["decision"].endswith("playbooks/promote.yml -e role=crew -e run_id=crew-1")
+    promotion.promote_by_hand(output / "adapters/crew", "crew-1")
+    assert summed(output, [run], False, promote_by="human")["untold"] == []  # somebody has decided
+
+
+def test_that_somebody_has_to_decide_on_the_best_of_a_sweep_is_told(finished):
+    runs = [crew(f"crew-{rank}", variant={"lora_r": rank}, state="ready") for rank in (8, 16)]
+    output = finished(*runs)
+    for run in runs:
+        settle(output, run.run_id, "finished")
+    assert summed(output, runs, False, promote_by="human")["untold"] == []
+    found = summed(output, runs, False, promote_by="human", promote_best=True)
+    best = [one["run_id"] for one in found["best"]]
+    assert [(one["run"]["run_id"], list(one["events"])) for one in found["untold"]] == [(best[0], ["decision"])]
+    settle(output, best[0], "decision")
+    assert summed(output, runs, False, promote_by="human", promote_best=True)["untold"] == []
 
 
 def test_of_a_sweep_nothing_is_promoted_that_was_not_decided_on(tmp_path):

@@ -463,8 +463,10 @@ def waits(home: pathlib.Path, run_id: str) -> bool:
         home: output/adapters/<agent>.
         run_id: A delivered run.
     """
+    if points_to(home / LATEST) == run_id:
+        return False
     line: dict[str, Any] = next((line for line in reversed(history(home)) if line["run_id"] == run_id), {})
-    return line.get("why") == HUMAN and points_to(home / LATEST) != run_id
+    return line.get("why") == HUMAN
 
 
 def outcome(home: pathlib.Path, run_id: str, moved: bool, check: bool) -> str:

@@ -210,7 +210,11 @@ def whole_manifest(folder: pathlib.Path, hashes: bool = True) -> Manifest:
 
 
 def take_answers(
-    run: PlannedRun, sent: pathlib.Path, checkout: pathlib.Path, output: pathlib.Path
+    run: PlannedRun,
+    sent: pathlib.Path,
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    held: Optional[Candidate] = None,
 ) -> tuple[list[str], int]:
     """Keep the answers that a trainer has sent.
 
@@ -219,6 +223,7 @@ def take_answers(
         sent: Its answers.jsonl; there may be none.
         checkout: The project's folder.
         output: Where adapters and answers are kept.
+        held: Who was held against whom when it was asked; by default who is now.
 
     Returns:
         What was refused or cut of them, in sentences; and how many questions nobody has put to the adapter yet.
@@ -230,7 +235,7 @@ def take_answers(
     made, manifest = cases_of(run, checkout), store.read_manifest(home / run.adapter)
     if made is None or manifest is None:
         return [], 0
-    kept, candidate = kept_answers(output), delivered_candidate(run, manifest, home)
+    kept, candidate = kept_answers(output), held or delivered_candidate(run, manifest, home)
     limits = {case.key: case.max_new_tokens for case in made.cases}
     found, said = answers.read_sent(sent, limits, candidate.models)
     for who, given in found.items():
@@ -277,10 +282,10 @@ def evaluate_delivered(
     settled = known is not None and not known.unanswered and bool(known.than.cases or not candidate.than)
     if same and settled and known and not _has_news(known, judge):
         return []
-    said, _ = take_answers(run, folder / answers.FILE, checkout, output)
     if same and known and known.against and not candidate.promoted:
         held = store.read_manifest(home / known.against) or Manifest()
         candidate = dataclasses.replace(candidate, promoted=known.against, than=merit.weights_of(held))
+    said, _ = take_answers(run, folder / answers.FILE, checkout, output, candidate)
     made = cases_of(run, checkout)
     if made is None:
         return said

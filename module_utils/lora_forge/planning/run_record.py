@@ -124,6 +124,10 @@ class RunRecord(JsonRecord):
         at = self.notified.get(event)
         return isinstance(at, (int, float)) and at >= since
 
+    def owes(self, event: str) -> bool:
+        """Tell whether it finished, and nobody has settled an event since its launch: who should have, died."""
+        return self.state == "finished" and not self.is_settled(event)
+
     def failure(self, hosts: Iterable[str], since: float) -> str:
         """Return what went wrong on one of some hosts, at or after a time; empty where nothing did."""
         return next(iter(self.failures_of(hosts, since).values()), "")

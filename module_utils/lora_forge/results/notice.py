@@ -6,6 +6,7 @@ import time
 import urllib.parse
 from typing import Any
 
+from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 
 EVENTS = {  # how Slack's line begins after the agent's name
@@ -44,6 +45,23 @@ def notice(
         "url": (progress.get("wandb") or {}).get("url"),
         "cost_usd": usd,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+    }
+
+
+def progress_of(manifest: Manifest) -> dict[str, Any]:
+    """Return how far a delivered run came, as :func:`notice` takes it, where its trainer is not asked any more.
+
+    Args:
+        manifest: Its adapter's.
+    """
+    loss, steps = manifest.loss, manifest.steps
+    return {
+        "step": steps.reached,
+        "planned": steps.planned,
+        "loss": loss.last,
+        "eval_loss": loss.eval_last,
+        "eval_adapter": loss.eval_adapter,
+        "wandb": {"url": manifest.wandb.get("url")},
     }
 
 

@@ -34,7 +34,7 @@ from ansible.module_utils.lora_forge.results.report_pictures import (
     finite_number,
     picture,
 )
-from ansible.module_utils.lora_forge.results.summary import percent, scored, verdict
+from ansible.module_utils.lora_forge.results.summary import interval_of, percent, scored, verdict
 from ansible.module_utils.lora_forge.text import duration
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -349,8 +349,9 @@ def render(template: pathlib.Path, facts: dict[str, Any]) -> str:
 def _compiled(text: str) -> jinja2.Template:
     """Prepare a template to be filled in; that takes longer than to fill it in."""
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts, percent, scored, verdict, merit_of)
-    jinja.filters |= {function.__name__.lstrip("_"): function for function in filters}
+    filters = (figure, whole, _span, _when, usd, cost, dashes, link, _texts, merit_of)
+    words = (interval_of, percent, scored, verdict)
+    jinja.filters |= {function.__name__.lstrip("_"): function for function in (*filters, *words)}
     jinja.globals |= {"nothing": NOTHING, "own": OWN, "own_answers": report_cases.NAMES[ADAPTER]}
     return jinja.from_string(text)
 

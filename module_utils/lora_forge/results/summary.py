@@ -90,6 +90,16 @@ def merit_lines(merit: Optional[Merit]) -> list[str]:
     return lines
 
 
+def delivered_text(promoted: bool, message: str) -> str:
+    """Say of a delivered adapter what a webhook is told.
+
+    Args:
+        promoted: Whether ``latest`` points to it.
+        message: What else is to be said of that; empty for nothing.
+    """
+    return ". ".join(filter(None, ("latest points to it" if promoted else "", message)))
+
+
 def decision_text(manifest: Manifest, message: str) -> str:
     """Say what somebody has to know who decides whether an adapter is promoted: scores, and the command.
 
@@ -105,10 +115,17 @@ def decision_text(manifest: Manifest, message: str) -> str:
 
 def scored(score: Score, interval: bool = False) -> str:
     """Write a score, as «17 of 20 (64 to 95 %)»."""
-    if score.share is None or score.low is None or score.high is None:
+    ends = interval_of(score)
+    if not ends:
         return "–"
-    ends = f" ({100 * score.low:.0f} to {100 * score.high:.0f} %)" if interval else ""
-    return f"{score.right} of {score.cases}{ends}"
+    return f"{score.right} of {score.cases}" + (f" ({ends})" if interval else "")
+
+
+def interval_of(score: Score) -> str:
+    """Write the 95 % interval of a score, as «64 to 95 %»; empty where there is none."""
+    if score.share is None or score.low is None or score.high is None:
+        return ""
+    return f"{100 * score.low:.0f} to {100 * score.high:.0f} %"
 
 
 def percent(share: Optional[float]) -> str:

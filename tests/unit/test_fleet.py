@@ -135,6 +135,34 @@ def test_what_counts_nothing_is_refused_with_its_name(variables, words):
     assert said(fleet.trainers_of, ["a"], {"a": variables}, {}) == words
 
 
+ASKED = {"partition": "gpu", "gres": "gpu:1", "time": "12:00:00"}
+
+
+def test_a_login_node_has_as_many_lanes_as_jobs_may_run_at_once():
+    assert declared(run_backend="slurm", run_slurm=ASKED).lanes == fleet.JOBS
+    assert declared(run_backend="slurm", run_slurm=ASKED, run_slurm_jobs=3, trainer_gpu_count=8).lanes == 3
+    assert declared(run_slurm=ASKED).lanes == 1  # of a host that takes no jobs
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"run_slurm": {**ASKED, "partion": "gpu"}}, "run_slurm has no «partion»; did you mean «partition»? It takes"),
+        ({"run_slurm": {**ASKED, "gres": "gpu:2"}}, "run_slurm asks for 2 GPUs, and a run takes 1 (run_gpus)"),
+        ({"run_slurm": {}}, "run_slurm asks for no GPU, and a run takes 1 (run_gpus): set gres to 'gpu:1'"),
+        ({"run_slurm": [1]}, "run_slurm must be a mapping"),
+        ({"run_slurm": ASKED, "run_lanes": ["GPU-0"]}, "run_lanes is not for run_backend slurm"),
+        ({"run_slurm": ASKED, "pod_gpus": ["A100"]}, "pod_gpus is not for run_backend slurm"),
+        ({"run_slurm": ASKED, "run_hosts": 2}, "run_hosts is not for run_backend slurm yet: a job has one node"),
+        ({"run_slurm": ASKED, "run_slurm_jobs": 0}, "run_slurm_jobs of a is «0»; it must be a whole number, 1 or more"),
+    ],
+)
+def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
+    said_of_it = said(fleet.trainers_of, ["a"], {"a": {"run_backend": "slurm", **variables}}, {})
+    assert words in said_of_it
+    assert said_of_it.startswith("a: ") or " of a " in said_of_it
+
+
 def test_a_gang_is_the_group_that_holds_a_host_and_as_many_as_a_run_takes():
     groups = {"all": ["b", "a"], "ungrouped": ["b", "a"], "trainers": ["a", "b", "c"], "pair": ["b", "a"], "c": ["c"]}
     trainer = declared(groups, run_hosts=2)

@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.planning import options
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPECS = options.read_specs(ROOT)
-BACKENDS = "it takes auto, systemd, tmux, process"
+BACKENDS = "it takes auto, systemd, tmux, process, slurm"
 EVENTS = "it takes finished, failed, stalled, over_budget"
 OVER_BUDGET = "run_notify_on holds «money», which is called over_budget now"
 SECRET = "https://hooks.example.org/T0/verysecret"
@@ -31,7 +31,7 @@ def test_the_prefixes_are_those_of_the_roles_with_options():
 
 def test_all_entry_points_count():
     assert {"run_backend", "trainer_prune", "pod_gpus", "adapter_output", "run_id"} <= SPECS.keys()
-    assert SPECS["run_backend"]["choices"] == ["auto", "systemd", "tmux", "process"]
+    assert SPECS["run_backend"]["choices"] == ["auto", "systemd", "tmux", "process", "slurm"]
 
 
 @pytest.mark.parametrize(

@@ -141,20 +141,22 @@ def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
     [("slurm 24.11.5", False), ("slurm 23.02.0", False), ("slurm 22.05.11", True), ("slurm-wlm 21.08.5", True)],
 )
 def test_a_slurm_without_what_is_needed_is_refused(version, old):
-    cluster = Cluster(sbatch=[(0, version), (0, "sbatch: Job 3 to start at …")])
+    cluster = Cluster(sbatch=(0, version))
     if old:
         with pytest.raises(UserError, match=r"needs Slurm 23\.02"):
-            slurm.try_out(GIVEN, RUN_DIR, 120, cluster)
+            slurm.check_version(cluster)
     else:
-        assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
-        assert "--test-only" in cluster.asked[1][0]
+        assert slurm.check_version(cluster) == version
 
 
 def test_what_could_never_run_is_told_and_silence_is_no_refusal():
     refused = "allocation failure: Requested node configuration is not available"
-    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=[(0, "slurm 24.11.5"), (1, refused)])) == refused
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
+    cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
+    assert "--test-only" in cluster.asked[0][0]
     with pytest.raises(slurm.Silent):
-        slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=[(0, "slurm 24.11.5"), (1, SILENT)]))
+        slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, SILENT)))
 
 
 # The queue

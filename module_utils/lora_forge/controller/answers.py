@@ -536,6 +536,8 @@ class RecipeCheck(Answer):
 class SlurmCheck(Answer):
     """``slurm_check``."""
 
+    version: Shown
+
 
 FORMS: dict[str, type[Answer]] = {
     "base_model": BaseModelState,

@@ -266,8 +266,8 @@ def job_options(
     ]
 
 
-def check_version(run: _Runner = run_command) -> None:
-    """Refuse a Slurm that is too old.
+def check_version(run: _Runner = run_command) -> str:
+    """Return the version of Slurm, and refuse one that is too old.
 
     Raises:
         UserError: It is.
@@ -280,6 +280,7 @@ def check_version(run: _Runner = run_command) -> None:
     if tuple(map(int, found.groups())) < OLDEST:
         oldest = f"{OLDEST[0]}.{OLDEST[1]:02}"
         raise UserError(f"this is {text}, and lora-forge needs Slurm {oldest} or newer, whose sbatch has --export=NIL")
+    return text[:200]
 
 
 def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
@@ -296,9 +297,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
 
     Raises:
         Silent: Slurm has not answered.
-        UserError: It is too old.
     """
-    check_version(run)
     code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
     if code == 0:
         return ""

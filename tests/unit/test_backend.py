@@ -62,8 +62,8 @@ def test_choose(wanted, host, choice):
         ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
         ("slurm", BARE, "run_backend is slurm, but there is no sbatch here; name a login node of the cluster"),
         ("auto", LOGIN,
-         "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
-         "asks for; or run_backend: process, to train on this very host"),
+         "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what "
+         "a job asks for; or run_backend: process, to train on this very host"),
     ],
 )  # fmt: skip
 def test_choose_says_what_is_wrong(wanted, host, words):

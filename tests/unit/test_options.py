@@ -172,7 +172,13 @@ def test_what_the_project_ships_is_right():
         read(yaml.safe_load(path.read_text()), path.name)
         for commented in re.findall(r"^ *# ((?:pod|trainer|run)_\w+: .*)$", path.read_text(), re.MULTILINE):
             read(yaml.safe_load(commented), path.name)
-    assert {"local.yml", "runpod.example.yml", "ssh.example.yml", "this-gpu.example.yml"} <= given.keys()
+    assert {
+        "local.yml",
+        "runpod.example.yml",
+        "slurm.example.yml",
+        "ssh.example.yml",
+        "this-gpu.example.yml",
+    } <= given.keys()
     assert {"pod_max_usd", "pod_network_volume", "trainer_machine"} <= {name for own in given.values() for name in own}
     assert options.check_trainer_options(ROOT, given) == ([], [])
 

@@ -80,6 +80,16 @@ def test_what_a_job_may_not_ask_for(given, words):
     assert words in "; ".join(slurm.problems(given, 1))
 
 
+@pytest.mark.parametrize(
+    ("time", "hours"),
+    [("90", 1.5), ("90:36", 1.51), ("12:30:00", 12.5), ("2-00", 48), ("1-12:30", 36.5), ("1-00:00:36", 24.01),
+     ("UNLIMITED", None), (None, None)],
+)  # fmt: skip
+def test_what_a_time_comes_to(time, hours):
+    found = slurm.hours_of({"time": time} if time else {})
+    assert found == (None if hours is None else pytest.approx(hours))
+
+
 def test_a_rehearsal_needs_no_gpu():
     assert slurm.problems({}, 0) == []
     assert slurm.problems(GIVEN, 0) == []

@@ -205,6 +205,7 @@ class FactsForm(Form):
     rehearsal: Optional[bool] = None
     backend: Optional[Word] = None
     hosts: Optional[Annotated[list[Word], Field(max_length=1000)]] = None
+    processes: Optional[Count] = None
     attach_command: Optional[Attach] = None
 
 

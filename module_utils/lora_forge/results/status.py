@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, Manifest
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.json_record import JsonRecord
@@ -169,6 +169,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         step, planned = manifest.steps.reached, manifest.steps.planned
         loss, eval_loss = manifest.loss.last, manifest.adapter_loss
     alive = judged.state in run_state.LIVING
+    hours = run_state.gpu_hours(snapshot.get("facts") or {}, snapshot.get("status") or {})
     rehearsal = (snapshot.get("facts") or {}).get("rehearsal") if manifest.rehearsal is None else manifest.rehearsal
     return {
         "run_id": evidence.run_id,
@@ -189,7 +190,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "tokens_per_second": progress.get("tokens_per_second") if alive else None,
         "gpu": snapshot.get("gpu") if alive else None,
         "eta_seconds": snapshot.get("eta_seconds"),
-        "cost": manifest.cost.as_dict() or (None if usd is None else {"usd": usd}),
+        "cost": manifest.cost.as_dict() or Cost(usd=usd, gpu_hours=hours).as_dict() or None,
         "wandb": evidence.wandb,
         "logged": progress.get("wandb"),
         "began_at": (snapshot.get("status") or {}).get("first_started_at") or manifest.started_at,
@@ -209,7 +210,6 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
         gpu = row["gpu"] or {}
         usage = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
         usage += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
-        usd = (row["cost"] or {}).get("usd")
         cells.append([
             row["agent"],
             row["run_id"] + (" *" if row["promoted"] else ""),
@@ -221,7 +221,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(usage) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
-            f"${usd:.2f}" if usd else NOTHING,
+            Cost.from_dict(row["cost"] or {}).words or NOTHING,
         ])  # fmt: skip
     known = {row["trainer"] for row in rows}
     for trainer in silent:

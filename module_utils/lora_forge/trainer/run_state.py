@@ -173,6 +173,19 @@ def eta_seconds(done: Progress) -> Optional[float]:
     return min(max(0.0, (done.planned - done.step) * done.seconds_per_step), LONGEST)
 
 
+def gpu_hours(facts: dict[str, Any], status: dict[str, Any]) -> Optional[float]:
+    """Return the GPU hours that a run has had of a cluster; None where none are counted: elsewhere, or of a rehearsal.
+
+    Args:
+        facts: Of run.json.
+        status: status.json, whose seconds are those of all starts.
+    """
+    seconds = status.get("seconds")
+    if facts.get("backend") != "slurm" or facts.get("rehearsal") or not seconds:
+        return None
+    return float(round(seconds * (facts.get("processes") or 1) / 3600, 3))
+
+
 def finite(value: Any) -> bool:
     """Tell whether a logged figure is a finite number (NaN and infinity are logged as text)."""
     return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # a whole number may be larger

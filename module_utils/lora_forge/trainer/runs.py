@@ -24,7 +24,7 @@ from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observa
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
-_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # of run.json
+_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts", "processes")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip

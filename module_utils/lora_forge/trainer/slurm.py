@@ -151,6 +151,22 @@ def gpus_of(given: Mapping[str, Any]) -> int:
     return sum(int(count or 1) for count in _GPUS.findall(str(given.get("gres") or "")))
 
 
+def hours_of(given: Mapping[str, Any]) -> Optional[float]:
+    """Return the most hours that ``time`` lets a job take; None where nothing is said, or no end.
+
+    Args:
+        given: run_slurm, without :func:`problems`.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(given.get("time") or ""))
+    if not found:
+        return None
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    # 90 and 90:30 are minutes; three parts, or days before them, begin with hours.
+    hours, minutes, seconds = [*numbers, 0, 0][:3] if days is not None or len(numbers) == 3 else [0, *numbers, 0][:3]
+    return int(days or 0) * 24 + hours + minutes / 60 + seconds / 3600
+
+
 def problems(given: Any, gpus: int) -> list[str]:
     """Say what is wrong with run_slurm, before anything is asked of a cluster.
 

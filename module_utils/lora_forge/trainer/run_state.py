@@ -6,6 +6,7 @@ Runs on trainers: Python 3.9 or newer.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from typing import Any, Optional
 
@@ -171,6 +172,16 @@ def eta_seconds(done: Progress) -> Optional[float]:
     if not done.seconds_per_step or done.planned is None or done.step is None:
         return None
     return min(max(0.0, (done.planned - done.step) * done.seconds_per_step), LONGEST)
+
+
+def gist(detail: str) -> str:
+    """Return what of a sentence on a run is news when it changes: no ages, and no guesses at a time.
+
+    Args:
+        detail: Of an observation.
+    """
+    told = re.split(r" for |; its last word was ", detail, maxsplit=1)[0]
+    return re.sub(r", expected [-0-9: ]+", " ", told).strip()
 
 
 def gpu_hours(facts: dict[str, Any], status: dict[str, Any]) -> Optional[float]:

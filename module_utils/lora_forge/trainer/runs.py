@@ -84,7 +84,7 @@ def observe(
     holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
     detail = ": ".join(filter(None, (detail, holder)))
     detail = "; ".join(filter(None, [detail, flaw * (flaw not in detail), other_flaw, third_flaw]))
-    token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
+    token = hashlib.sha256(f"{state}|{run_state.gist(detail)}|{status.get('starts')}".encode()).hexdigest()[:12]
     return Observation(
         state=state,
         detail=detail,

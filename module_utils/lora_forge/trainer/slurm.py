@@ -31,7 +31,8 @@ from ansible.module_utils.lora_forge.text import nearest
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
 OLDEST = (23, 2)
 EVERY = 30.0  # seconds between two questions to the queue, by one process
-ANSWER_WITHIN = 60.0  # seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself
+# Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
+ANSWER_WITHIN = 40.0
 # What run_slurm may say, and which option of sbatch that is.
 KEYS = {
     "account": "account",

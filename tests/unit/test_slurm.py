@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import subprocess
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import run_state, slurm
+from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 
 RUN_DIR = pathlib.Path("/shared/ann/lora-forge/runs/witness-4038a6e2fc08")
@@ -264,3 +266,21 @@ def test_the_state_of_a_run_that_slurm_has(seen, state, words):
     found, detail = conclude(**seen)
     assert found == state
     assert words in detail
+
+
+def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, monkeypatch):
+    """By a pretended squeue on PATH, as a module on the login node finds it."""
+    folders = [tmp_path / f"runs/witness-{number:012x}" for number in range(200)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", slurm.job_name(folder))
+            for at, folder in enumerate(folders, 1)]  # fmt: skip
+    (tmp_path / "queue").write_text("\n".join(told))
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho >>{tmp_path}/asked\ncat {tmp_path}/queue\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    seen = runs.observe_all(tmp_path, [])
+    assert (tmp_path / "asked").read_text() == "\n"
+    assert [run.state for run in seen] == ["queued"] * 200
+    assert seen[6].detail == "Priority, expected 2026-12-01 14:20 (job 7)"

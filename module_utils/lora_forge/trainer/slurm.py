@@ -30,6 +30,10 @@ from ansible.module_utils.lora_forge.text import nearest
 
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
 OLDEST = (23, 2)
+LOGIN_NODE = (
+    "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
+    "asks for; or run_backend: process, to train on this very host"
+)
 EVERY = 30.0  # seconds between two questions to the queue, by one process
 # Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
 ANSWER_WITHIN = 40.0

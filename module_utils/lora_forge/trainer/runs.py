@@ -81,7 +81,9 @@ def observe(
             **limits,
         )
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
-    holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
+    # Every other run is read for it, which Slurm, whose reason stands there already, may have hundreds of.
+    in_lane = state == "queued" and noted.get("backend") != "slurm"
+    holder = rundir.lane_holder(run_dir, status.get("lane")) if in_lane else ""
     detail = ": ".join(filter(None, (detail, holder)))
     detail = "; ".join(filter(None, [detail, flaw * (flaw not in detail), other_flaw, third_flaw]))
     token = hashlib.sha256(f"{state}|{run_state.gist(detail)}|{status.get('starts')}".encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.planning.run_record import read_record  # n
 
 load_actions("watch", "collect_adapter", "collect_answers", "stop_run", "transfer", "lora_adapter")
 
-RANKS = {"running": 1, "queued": 2, None: 2}  # of runs to wait for: after all that have ended
+RANKS = {"running": 1, "queued": 2, "unknown": 2, None: 2}  # of runs to wait for: after all that have ended
 
 
 class ActionModule(ForgeAction):

@@ -62,13 +62,16 @@ def read_host_options(
     return values
 
 
-def read_host_variables(hostvars: Any, hosts: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def read_host_variables(
+    hostvars: Any, hosts: Iterable[str], names: Iterable[str], later: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Template some variables of hosts; one that is not set, or is nothing but another one that is not, is left out.
 
     Args:
         hostvars: Ansible's.
         hosts: Whose variables.
         names: Which; each other one costs time on hundreds of hosts, or cannot be templated yet.
+        later: Those of them that the host itself is asked about: with their expressions, where these have no value yet.
     """
     values: dict[str, dict[str, Any]] = {}
     for host in hosts:
@@ -79,7 +82,10 @@ def read_host_variables(hostvars: Any, hosts: Iterable[str], names: Iterable[str
                 try:
                     values[host][name] = known[name]
                 except AnsibleUndefinedVariable:
-                    if not isinstance(hostvars.raw_get(host)[name], str):  # a list would be shorter than was meant
+                    raw = hostvars.raw_get(host)[name]
+                    if name in later:
+                        values[host][name] = raw
+                    elif not isinstance(raw, str):  # a list would be shorter than was meant
                         raise
     return values
 
@@ -102,7 +108,7 @@ class ActionModule(ActionBase):
         if names := getattr(MODULE, "HOST_VARIABLES", ()):
             hostvars = task_vars["hostvars"]
             known = [host for host in given["hosts"] if host in hostvars]
-            variables = read_host_variables(hostvars, known, names)
+            variables = read_host_variables(hostvars, known, names, getattr(MODULE, "CHECKED_ON_HOSTS", ()))
             options = read_host_options(hostvars, known, MODULE.IS_HOST_OPTION, extra, MODULE.read_options(ROOT))
             given["host_variables"] |= json.loads(json.dumps(variables))
             given["host_options"] |= options

@@ -119,7 +119,7 @@ class ActionModule(ForgeAction):
             args: The task's.
             kept: The folder on the controller for what is fetched of it.
         """
-        since, told, refused = "", "", 0
+        since, told, refused, unheard = "", "", 0, math.inf
         budget = self.budget(args)
         clock, pace = Clock(), costs.Pace()
         self.leash_seen = clock.now()  # it was asked before anything was launched
@@ -135,6 +135,9 @@ class ActionModule(ForgeAction):
             del seen["events"]
             over = seen["state"] in FINAL or seen["state"] == "stalled"
             now, progress = clock.now(), seen["progress"]
+            unheard = min(unheard, now) if seen["state"] == "unknown" else math.inf
+            if now - unheard > float(args["unreachable_timeout"]):
+                return self.unreachable(f"nothing of it is known for {duration(now - unheard)}: {seen['detail']}")
             eta = seen["eta_seconds"] if progress["measured"] >= MEASURED else None
             if progress["measured"] >= MEASURED:
                 pace.see(now, progress["step"], progress["planned"])
@@ -182,9 +185,12 @@ class ActionModule(ForgeAction):
                 lambda words: tell(f"  {run.name}  {words}", host=self.host),
             )
         except AnsibleConnectionFailure as error:
-            words = f"no connection for {duration(timeout)}: {error}"
-            advice = "What runs there goes on; the same command attaches to it."
-            return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
+            return self.unreachable(f"no connection for {duration(timeout)}: {error}")
+
+    def unreachable(self, words: str) -> dict[str, Any]:
+        """Return the failure of a run of which nothing was heard for too long."""
+        advice = "What runs there goes on; the same command attaches to it."
+        return {"failed": True, "state": "unreachable", "msg": f"{words}\n{advice}"}
 
     def conclude(
         self, run: PlannedRun, args: dict[str, Any], seen: dict[str, Any], output: pathlib.Path
@@ -321,10 +327,11 @@ class ActionModule(ForgeAction):
 
     def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
         """Print what is new; return the last state that was shown."""
-        if seen["detail"] != said and seen["state"] in ("queued", "stalled", "running"):
-            if seen["detail"]:
+        gist = run_state.gist(seen["detail"])
+        if gist != said and seen["state"] in ("queued", "stalled", "running", "unknown"):
+            if gist:
                 tell(f"  {agent}  {seen['state']}: {seen['detail']}", host=self.host)
-            said = seen["detail"]
+            said = gist
         if seen["state"] == "running" and not since and not seen["events"]:
             wait = f"started; Axolotl takes about half a minute until its first {'answer' if self.asks else 'step'}"
             progress = 0, int(seen["progress"]["planned"] or 0)

@@ -123,6 +123,7 @@ from ansible.module_utils.lora_forge.planning.turns import run_files
 from ansible.module_utils.lora_forge.pods import claims, costs
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from ansible.module_utils.lora_forge.results import summary
+from ansible.module_utils.lora_forge.trainer.run_state import gpu_hours
 from ansible.module_utils.lora_forge.version import git_facts
 
 ARGUMENTS = {
@@ -196,7 +197,9 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool, say: Calla
             host=Host.from_dict(given["host"]),
             lock_sha256=given["lock_sha256"],
             evaluation=promotion.evaluation(run.recipe, run.datasets, observation["progress"]["eval_adapter"]),
-            cost=costs.usd_spent(budget, usd),
+            cost=costs.usd_spent(
+                budget, usd, gpu_hours(observation.get("facts") or {}, observation.get("status") or {})
+            ),
             git=git_facts(pathlib.Path(given["checkout"])),
         )
         source, replacing = pathlib.Path(given["source"]), partial(promotion.replacing, home, run_id)

@@ -16,6 +16,10 @@ options:
     description: What a job asks for, as run_slurm of the role run has it.
     type: dict
     default: {}
+  gpus:
+    description: How many GPUs a run takes; 0 for a rehearsal.
+    type: int
+    default: 0
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -29,11 +33,16 @@ extends_documentation_fragment: [lora_forge, lora_forge.root]
 EXAMPLES = r"""
 - name: Ask Slurm
   slurm_check:
-    root: /shared/ann/lora-forge
+    root: /scratch/lora-forge
     job: {partition: gpu, gres: 'gpu:1', time: '12:00:00'}
 """
 
 RETURN = r"""
+version:
+  description: Slurm's own word on its version.
+  returned: success
+  type: str
+  sample: slurm 24.11.5
 """
 
 import pathlib
@@ -45,6 +54,7 @@ from ansible.module_utils.lora_forge.trainer import slurm
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "job": {"type": "dict", "default": {}},
+    "gpus": {"type": "int", "default": 0},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -55,13 +65,16 @@ def main() -> None:
     with report_errors(module):
         if not slurm.has_slurm():
             raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+        if wrong := slurm.problems(given["job"], given["gpus"]):
+            raise UserError("; ".join(wrong))
         try:
+            version = slurm.check_version()
             refused = slurm.try_out(given["job"], pathlib.Path(given["root"]) / "runs" / "any", given["stop_timeout"])
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:
             raise UserError(f"Slurm would never start such a job: {refused}. See run_slurm in the inventory")
-        module.exit_json(changed=False)
+        module.exit_json(changed=False, version=version)
 
 
 if __name__ == "__main__":

@@ -239,6 +239,7 @@ ARGUMENTS = {
     "forks": {"type": "int"},
 }
 TELLS = True  # answer() takes what tells people what they wait for
+CHECKED_ON_HOSTS = ("run_slurm",)  # slurm_check sees them, with whatever is known by then
 HOST_VARIABLES = fleet.HOST_VARIABLES  # the action sets host_variables to these
 IS_HOST_OPTION = options.is_checked  # and host_options to those that it takes, with the values of
 read_options = options.read_specs  # these alone
@@ -314,7 +315,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         "columns": plan.COLUMNS,
         "rows": [(evaluations if run.evaluates else plan).table_row(run) for run in made.runs],
         "lines": [
-            *(f"  {queue}" for queue in fleet.describe_queues(made.runs)),
+            *(f"  {queue}" for queue in fleet.describe_queues(made.runs, trainers)),
             *(f"  {line}" for line in answering.describe(made.runs, {one.name: one.gpu_names for one in trainers})),
             *(f"  {line}" for line in made.data),
             *hooks.hook_lines({host: folders.get(host, "") for host in fleet.busy_hosts(made.runs)}),

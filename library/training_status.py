@@ -75,7 +75,8 @@ costs:
   sample: {witness-c6746a504464: 1.25}
 busy:
   description:
-    - The trainers on which a run is queued, running or stalled. What ran on one that does not answer is taken to go on.
+    - The trainers on which a run is queued, running or stalled. What ran on one that does not answer is taken to go on,
+      and so is what a cluster has whose Slurm does not.
   returned: success
   type: list
   elements: str

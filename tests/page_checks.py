@@ -35,7 +35,7 @@ ELLIPSIS = "…"  # what the reader is to fill in
 # Programs of others that a page may tell the reader to run. Of the project's own there is no list: they are looked for.
 OTHERS = frozenset(
     "apt cat cd cp curl docker export git grep head jq less ln loginctl ls mkdir mv nvidia-smi pip podman pyenv"
-    " python3 rm rsync scp sed source ssh ssh-keygen ssh-keyscan tail tar tmux touch uv xdg-open".split()
+    " python3 rm rsync scontrol scp sed source ssh ssh-keygen ssh-keyscan tail tar tmux touch uv xdg-open".split()
 )
 ANSIBLE = {
     "ansible": ("ansible.cli.adhoc", "AdHocCLI"),

@@ -122,6 +122,30 @@ def clock(
     return Taken(seconds, usage.ru_utime + usage.ru_stime, own, None, text, process.returncode)
 
 
+def furnish(root: pathlib.Path, libraries: str, stub: Optional[float]) -> None:
+    """Make the environment of the CPU lock, as far as :func:`environment.is_complete` and the trainings ask for it.
+
+    Args:
+        root: A trainer's root, as it is here.
+        libraries: Its packages, as they are on the trainer.
+        stub: Seconds a stub trains; None for real trainings with Axolotl.
+    """
+    home = root / "env" / environment.environment_name(LOCK)
+    (home / "bin").mkdir(parents=True)
+    (home / "lib").symlink_to(libraries)
+    (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    (home / "bin/python3").symlink_to("/usr/bin/python3")
+    if stub is None:
+        (home / "bin/python").symlink_to("python3")
+    else:
+        (home / "bin/python").write_text(WRAPPER.format(seconds=stub))
+        (home / "bin/python").chmod(0o755)
+        shutil.copy(STUB, home / "bin/stub.py")
+        shutil.copy(STUB.with_name("expecting.py"), home / "bin")
+        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", home / "bin")
+    (home / environment.COMPLETE).touch()
+
+
 class Hosts:
     """Containers that sshd makes trainers, each with a root of its own, in a temporary folder.
 
@@ -240,23 +264,7 @@ class Hosts:
         for number in range(self.count if count is None else count):
             for folder in self.disk(number).iterdir():
                 shutil.rmtree(folder, ignore_errors=True)
-            self.furnish(self.root(number) / "env" / environment.environment_name(LOCK))
-
-    def furnish(self, home: pathlib.Path) -> None:
-        """Make the environment of a lock, as far as :func:`environment.is_complete` and the trainings ask for it."""
-        (home / "bin").mkdir(parents=True)
-        (home / "lib").symlink_to(LIBRARIES)
-        (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
-        (home / "bin/python3").symlink_to("/usr/bin/python3")
-        if self.stub is None:
-            (home / "bin/python").symlink_to("python3")
-        else:
-            (home / "bin/python").write_text(WRAPPER.format(seconds=self.stub))
-            (home / "bin/python").chmod(0o755)
-            shutil.copy(STUB, home / "bin/stub.py")
-            shutil.copy(STUB.with_name("expecting.py"), home / "bin")
-            shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", home / "bin")
-        (home / environment.COMPLETE).touch()
+            furnish(self.root(number), LIBRARIES, self.stub)
 
     def used(self) -> Optional[float]:
         """Return the CPU seconds that all containers have used so far; None where the kernel does not tell."""

@@ -3,7 +3,8 @@
 Runs in the run directory, in the trainer's environment, where rundir.py and expecting.py are found:
 ``stub.py --seconds 1 axolotl.yml``.
 The adapter has a pair of matrices for every target module of the recipe, in the shapes of the base model, so that
-verification has the same to do as after a training. W&B is left out.
+verification has the same to do as after a training. W&B is left out. It waits while there is a file ``hold``, which may
+name the number of steps to do first. Told to stop, it writes a checkpoint, from which it goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import pathlib
 import shutil
+import signal
 import struct
 import time
 from typing import Any
@@ -63,7 +65,17 @@ def write_adapter(folder: pathlib.Path, recipe: dict[str, Any], tensors: dict[st
     (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}\n")
 
 
+def held(step: int) -> bool:
+    """Tell whether a test has the training wait after so many steps."""
+    try:
+        return step >= int(pathlib.Path("hold").read_text() or 0)
+    except FileNotFoundError:
+        return False
+
+
 def main() -> None:
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", type=pathlib.Path, help="axolotl.yml")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long all steps take together")
@@ -78,10 +90,11 @@ def main() -> None:
     floor = 7.0 + 1.0 / recipe["lora_r"] + 0.1 / recipe["lora_alpha"]  # so that variants of a recipe differ
     history: list[dict[str, Any]] = []
     rundir.append_event(metrics, "data", examples=45, tokens=65479, longer=0, dropped=0, untrainable=0)
-    rundir.append_event(metrics, "begin", step=0, planned=planned, epoch=0)
-    while pathlib.Path("hold").exists():  # a test says when it goes on
-        time.sleep(0.05)
-    for step in range(1, planned + 1):
+    first = rundir.last_complete(output)
+    rundir.append_event(metrics, "begin", step=first, planned=planned, epoch=first / planned)
+    for step in range(first + 1, planned + 1):
+        while held(step - 1) and not told:
+            time.sleep(0.05)
         time.sleep(given.seconds / planned)
         at = {"step": step, "planned": planned, "epoch": step / planned}
         loss = floor + 1.0 / step
@@ -90,7 +103,7 @@ def main() -> None:
         print(json.dumps(history[-1]), flush=True)
         if step % int(recipe["eval_steps"]) == 0 or step == planned:
             rundir.append_event(metrics, "eval", **at, eval_loss=loss + 0.05)
-        if step % int(recipe["save_steps"]) == 0 or step == planned:
+        if step % int(recipe["save_steps"]) == 0 or step == planned or told:
             checkpoint = output / f"checkpoint-{step}"
             write_adapter(checkpoint, recipe, tensors)
             weights = (checkpoint / "adapter_model.safetensors").stat().st_size
@@ -98,6 +111,8 @@ def main() -> None:
             (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": history}))
             rundir.mark_complete(checkpoint, step)
             rundir.append_event(metrics, "save", step=step, planned=planned, checkpoint=checkpoint.name)
+        if told:
+            return
     write_adapter(output, recipe, tensors)
     shutil.copyfile(model / "config.json", output / "config.json")
     expecting.leave(pathlib.Path(), tensors, recipe["base_model"])

@@ -247,6 +247,37 @@ class Cluster:
         return ["podman", "run", "--detach", "--quiet", "--systemd=always", "--stop-timeout=5", CAPABILITIES, *options,
                 image, "/slurm_node.sh", role]  # fmt: skip
 
+    def furnish(self, seconds: str = "1") -> None:
+        """Give ann a trainer root, ~/lora-forge, in whose environment a stand-in for Axolotl trains.
+
+        Args:
+            seconds: How long that takes.
+        """
+        sys.path.insert(0, str(HERE.parent / "fakes"))
+        import fleet_hosts  # needs Ansible, which nothing else here does
+
+        root = self.home / "ann/lora-forge"
+        libraries = f"/shared/env/{fleet_hosts.environment.environment_name(fleet_hosts.LOCK)}/lib"
+        fleet_hosts.furnish(root, libraries, float(seconds))
+        self.sh("login", "chown -hR ann: /home/ann/lora-forge && chmod 700 /home/ann/lora-forge")
+
+    def trainer(self, **changes: Any) -> dict[str, Any]:
+        """Return the variables of the login node as a trainer, for rehearsals of ann's; ``changes`` go before them."""
+        return {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": "ann",
+            "ansible_ssh_private_key_file": str(self.state / "key"),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.state}/known_hosts -o StrictHostKeyChecking=yes",
+            "trainer_root": "/home/ann/lora-forge",
+            "trainer_lock": "trainer-cpu",
+            "datasets_dir": "examples/datasets",
+            "run_profile": "rehearsal",
+            "run_backend": "slurm",
+            "run_slurm": {"partition": "gpu", "time": "0-1", "cpus": 3, "memory": "3G"},  # a run on each node
+            **changes,
+        }
+
     # What it is asked
 
     def container(self, machine: str) -> str:

@@ -73,6 +73,7 @@ def planned(tmp_path):
     [
         ("inventory/ssh.example.yml", "gpu-1.example.org"),
         ("inventory/this-gpu.example.yml", "localhost"),
+        ("inventory/slurm.example.yml", "cluster"),
         ("gpu.example.org,", "gpu.example.org"),
     ],
 )

@@ -78,6 +78,7 @@ REAL: dict[str, dict[str, Any]] = {
     "recipe_check": {"answers": [{"run_id": "witness-0", "problems": ["Can't load qlora in 8bit"], "refused": ["no"],
                                   "warnings": ["may not be meant"], "unknown": "", "tensors": 392,
                                   "parameters": 161480704}], "left_out": ""},
+    "slurm_check": {"version": "slurm 24.11.5"},
     "trainer_environment": {"python": "/e/bin/python", "adopted": False, "built_from": "trainer-cpu", "packages": 238,
                             "interpreter": "/usr/bin/python3.13", "seconds": 13.2},
     "trainer_info": {"runs": [LISTED], "gpus": [GPU]},

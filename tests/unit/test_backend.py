@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import os
 import shutil
@@ -15,6 +16,7 @@ from ansible.module_utils.lora_forge.trainer.backend import Choice, Host
 
 BY_ITSELF = "resumes by itself after a reboot"
 BY_COMMAND = "does not resume by itself after a reboot; the same command resumes it"
+BY_SLURM = "Slurm starts it when its turn comes, and again after a preemption or a reboot"
 LINGER = f"an administrator can change that with: loginctl enable-linger {getpass.getuser()}"
 ROOT_BOX = Host(systemd=True, root=True, sudo=False, lingering=False, tmux=True)
 LINGERING = Host(systemd=True, root=False, sudo=False, lingering=True, tmux=True)
@@ -22,6 +24,8 @@ SUDOER = Host(systemd=True, root=False, sudo=True, lingering=False, tmux=True)
 USER_BOX = Host(systemd=True, root=False, sudo=False, lingering=False, tmux=True)
 CONTAINER = Host(systemd=False, root=True, sudo=False, lingering=False, tmux=True)
 BARE = Host(systemd=False, root=True, sudo=False, lingering=False, tmux=False)
+LOGIN = dataclasses.replace(USER_BOX, slurm=True, login_node=True)
+GPU_AND_SLURM = dataclasses.replace(USER_BOX, slurm=True)  # a workstation that can submit, too
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,10 @@ BARE = Host(systemd=False, root=True, sudo=False, lingering=False, tmux=False)
         ("tmux", ROOT_BOX, Choice("tmux", "", BY_COMMAND)),
         ("process", ROOT_BOX, Choice("process", "", BY_COMMAND)),
         ("process", BARE, Choice("process", "", BY_COMMAND)),
+        ("process", LOGIN, Choice("process", "", f"{BY_COMMAND}; {LINGER}")),
+        ("auto", GPU_AND_SLURM, Choice("tmux", "", f"{BY_COMMAND}; {LINGER}")),
+        ("slurm", GPU_AND_SLURM, Choice("slurm", "", BY_SLURM)),
+        ("slurm", LOGIN, Choice("slurm", "", BY_SLURM)),
     ],
 )
 def test_choose(wanted, host, choice):
@@ -51,7 +59,11 @@ def test_choose(wanted, host, choice):
         ("systemd", USER_BOX,
          f"run_backend is systemd, but this user has neither root, sudo nor lingering; {LINGER}"),
         ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
-        ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process"),
+        ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
+        ("slurm", BARE, "run_backend is slurm, but there is no sbatch here; name a login node of the cluster"),
+        ("auto", LOGIN,
+         "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what "
+         "a job asks for; or run_backend: process, to train on this very host"),
     ],
 )  # fmt: skip
 def test_choose_says_what_is_wrong(wanted, host, words):

@@ -135,6 +135,55 @@ def test_what_counts_nothing_is_refused_with_its_name(variables, words):
     assert said(fleet.trainers_of, ["a"], {"a": variables}, {}) == words
 
 
+ASKED = {"partition": "gpu", "gres": "gpu:1", "time": "12:00:00"}
+
+
+def test_a_login_node_has_as_many_lanes_as_jobs_may_run_at_once():
+    assert declared(run_backend="slurm", run_slurm=ASKED).lanes == fleet.JOBS
+    assert declared(run_backend="slurm", run_slurm=ASKED, run_slurm_jobs=3, trainer_gpu_count=8).lanes == 3
+    assert declared(run_slurm=ASKED).lanes == 1  # of a host that takes no jobs
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"run_slurm": {**ASKED, "partion": "gpu"}}, "run_slurm has no «partion»; did you mean «partition»? It takes"),
+        ({"run_slurm": {**ASKED, "gres": "gpu:2"}}, "run_slurm asks for 2 GPUs, and a run takes 1 (run_gpus)"),
+        ({"run_slurm": {}}, "run_slurm asks for no GPU, and a run takes 1 (run_gpus): set gres to 'gpu:1'"),
+        ({"run_slurm": [1]}, "run_slurm must be a mapping"),
+        ({"run_slurm": ASKED, "run_lanes": ["GPU-0"]}, "run_lanes is not for run_backend slurm"),
+        ({"run_slurm": ASKED, "pod_gpus": ["A100"]}, "pod_gpus is not for run_backend slurm"),
+        ({"run_slurm": ASKED, "run_hosts": 2}, "run_hosts is not for run_backend slurm yet: a job has one node"),
+        (
+            {"run_slurm": ASKED, "run_slurm_max_gpu_hours": 10},
+            "a job may take 12 GPU hours (12 h on 1 GPUs), and run_slurm_max_gpu_hours is 10",
+        ),
+        ({"run_slurm": {**ASKED, "gres": "gpu:4"}, "run_gpus": 4, "run_slurm_max_gpu_hours": 47.5}, "48 GPU hours"),
+        ({"run_slurm": {"gres": "gpu:1"}, "run_slurm_max_gpu_hours": 8}, "set one, such as time: '8:00:00'"),
+        ({"run_slurm": {"gres": "gpu:1", "time": "UNLIMITED"}, "run_slurm_max_gpu_hours": 8}, "run_slurm says no time"),
+        ({"run_slurm": ASKED, "run_slurm_jobs": 0}, "run_slurm_jobs of a is «0»; it must be a whole number, 1 or more"),
+    ],
+)
+def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
+    said_of_it = said(fleet.trainers_of, ["a"], {"a": {"run_backend": "slurm", **variables}}, {})
+    assert words in said_of_it
+    assert said_of_it.startswith("a: ") or " of a " in said_of_it
+
+
+def test_what_is_within_the_cap_passes_and_is_known():
+    box = declared(run_backend="slurm", run_slurm={**ASKED, "gres": "gpu:2"}, run_gpus=2, run_slurm_max_gpu_hours=24)
+    assert (box.slurm, box.gpu_hours) == (True, 24)
+    assert declared(run_backend="slurm", run_slurm=ASKED, run_profile="rehearsal", run_slurm_max_gpu_hours=1).slurm
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["{{ of_this_cluster }}", {"gres": "{{ gpus_of_it }}", "partion": "x"}, {"gres": "gpu:1", "account": "{% raw %}"}],
+)
+def test_what_has_no_value_yet_is_left_to_the_host(asked):
+    assert declared(run_backend="slurm", run_slurm=asked, run_slurm_max_gpu_hours=1).gpu_hours is None
+
+
 def test_a_gang_is_the_group_that_holds_a_host_and_as_many_as_a_run_takes():
     groups = {"all": ["b", "a"], "ungrouped": ["b", "a"], "trainers": ["a", "b", "c"], "pair": ["b", "a"], "c": ["c"]}
     trainer = declared(groups, run_hosts=2)
@@ -366,6 +415,27 @@ def test_queues_name_lanes_where_a_trainer_has_several():
         "a: deacon, witness, one after the other; about 3.5 M tokens to train on",
         "b lane 1: mayor; about 1.0 M tokens to train on",
         "b lane 2: crew; about 1.0 M tokens to train on",
+    ]
+
+
+def test_a_cluster_has_one_line_however_many_jobs_it_has():
+    cluster = Trainer("cluster", lanes=3, slurm=True, gpu_hours=12.0)
+    runs = [planned(f"v{number}", "cluster", number % 3) for number in range(10)]
+    assert fleet.describe_queues(runs[:1], [cluster]) == [
+        "cluster: v0 (a job for Slurm); about 1.0 M tokens to train on; 12 GPU hours at most, unless it is requeued"
+    ]
+    assert fleet.describe_queues([*runs, planned("crew", "a")], [Trainer("a"), cluster]) == [
+        "a: crew; about 1.0 M tokens to train on",
+        "cluster: v0, v1, v2, v3, v4, v5, v6, v7 and 2 more (10 jobs for Slurm to start as it has room, 3 at once at "
+        "most); about 10 M tokens to train on; 12 GPU hours at most each, 120 in all, unless it is requeued",
+    ]
+    free = dataclasses.replace(cluster, gpu_hours=None)
+    assert fleet.describe_queues(runs[:2], [free])[0].endswith(
+        "no time in run_slurm: a job may take as long as its partition lets it"
+    )
+    rehearsals = [dataclasses.replace(run, rehearsal=True) for run in runs[:2]]
+    assert fleet.describe_queues(rehearsals, [free]) == [
+        "cluster: v0, v1 (2 jobs for Slurm to start as it has room); about 2.0 M tokens to train on"
     ]
 
 

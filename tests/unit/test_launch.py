@@ -80,6 +80,21 @@ def test_where_several_processes_train_one_of_the_first_host_answers():
     assert (answers(), answers("gpu-2", **gang), answers(gpus=2, cases={})) == ([], [], [])
 
 
+def test_slurm_gives_a_job_its_gpu_and_the_job_looks_at_it_first():
+    asked = {"partition": "gpu", "gres": "gpu:1"}
+    given = options(backend="slurm", slurm=asked, gpus=tuple(GPUS), gpu_check=("--seconds", "5"))
+    found = launch.plan_launch(plan(lane=2), "gpu-1", given)
+    assert "CUDA_VISIBLE_DEVICES" not in found.environment
+    assert (found.lane, found.slurm) == ("slurm 3", asked)
+    assert found.gate == ["/env/bin/python", "/r/gpu_check.py", "--seconds", "5"]
+    assert launch.plan_launch(plan(rehearsal=True), "gpu-1", given).gate == []
+
+
+def test_without_slurm_nothing_is_asked_of_it():
+    found = launch.plan_launch(plan(), "gpu-1", options(slurm={"gres": "gpu:1"}, gpus=tuple(GPUS)))
+    assert (found.slurm, found.gate, found.environment["CUDA_VISIBLE_DEVICES"]) == ({}, [], "GPU-0")
+
+
 def nobody(name: str) -> list[str]:
     return []
 

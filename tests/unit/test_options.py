@@ -12,7 +12,7 @@ from ansible.module_utils.lora_forge.planning import options
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPECS = options.read_specs(ROOT)
-BACKENDS = "it takes auto, systemd, tmux, process"
+BACKENDS = "it takes auto, systemd, tmux, process, slurm"
 EVENTS = "it takes finished, decision, failed, stalled, over_budget"
 OVER_BUDGET = "run_notify_on holds «money», which is called over_budget now"
 SECRET = "https://hooks.example.org/T0/verysecret"
@@ -31,7 +31,7 @@ def test_the_prefixes_are_those_of_the_roles_with_options():
 
 def test_all_entry_points_count():
     assert {"run_backend", "trainer_prune", "pod_gpus", "adapter_output", "run_id"} <= SPECS.keys()
-    assert SPECS["run_backend"]["choices"] == ["auto", "systemd", "tmux", "process"]
+    assert SPECS["run_backend"]["choices"] == ["auto", "systemd", "tmux", "process", "slurm"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,13 @@ def test_what_the_project_ships_is_right():
         read(yaml.safe_load(path.read_text()), path.name)
         for commented in re.findall(r"^ *# ((?:pod|trainer|run)_\w+: .*)$", path.read_text(), re.MULTILINE):
             read(yaml.safe_load(commented), path.name)
-    assert {"local.yml", "runpod.example.yml", "ssh.example.yml", "this-gpu.example.yml"} <= given.keys()
+    assert {
+        "local.yml",
+        "runpod.example.yml",
+        "slurm.example.yml",
+        "ssh.example.yml",
+        "this-gpu.example.yml",
+    } <= given.keys()
     assert {"pod_max_usd", "pod_network_volume", "trainer_machine"} <= {name for own in given.values() for name in own}
     assert options.check_trainer_options(ROOT, given) == ([], [])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import subprocess
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import run_state, slurm
+from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 
 RUN_DIR = pathlib.Path("/shared/ann/lora-forge/runs/witness-4038a6e2fc08")
@@ -80,6 +82,16 @@ def test_what_a_job_may_not_ask_for(given, words):
     assert words in "; ".join(slurm.problems(given, 1))
 
 
+@pytest.mark.parametrize(
+    ("time", "hours"),
+    [("90", 1.5), ("90:36", 1.51), ("12:30:00", 12.5), ("2-00", 48), ("1-12:30", 36.5), ("1-00:00:36", 24.01),
+     ("UNLIMITED", None), (None, None)],
+)  # fmt: skip
+def test_what_a_time_comes_to(time, hours):
+    found = slurm.hours_of({"time": time} if time else {})
+    assert found == (None if hours is None else pytest.approx(hours))
+
+
 def test_a_rehearsal_needs_no_gpu():
     assert slurm.problems({}, 0) == []
     assert slurm.problems(GIVEN, 0) == []
@@ -141,20 +153,22 @@ def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
     [("slurm 24.11.5", False), ("slurm 23.02.0", False), ("slurm 22.05.11", True), ("slurm-wlm 21.08.5", True)],
 )
 def test_a_slurm_without_what_is_needed_is_refused(version, old):
-    cluster = Cluster(sbatch=[(0, version), (0, "sbatch: Job 3 to start at …")])
+    cluster = Cluster(sbatch=(0, version))
     if old:
         with pytest.raises(UserError, match=r"needs Slurm 23\.02"):
-            slurm.try_out(GIVEN, RUN_DIR, 120, cluster)
+            slurm.check_version(cluster)
     else:
-        assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
-        assert "--test-only" in cluster.asked[1][0]
+        assert slurm.check_version(cluster) == version
 
 
 def test_what_could_never_run_is_told_and_silence_is_no_refusal():
     refused = "allocation failure: Requested node configuration is not available"
-    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=[(0, "slurm 24.11.5"), (1, refused)])) == refused
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
+    cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
+    assert "--test-only" in cluster.asked[0][0]
     with pytest.raises(slurm.Silent):
-        slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=[(0, "slurm 24.11.5"), (1, SILENT)]))
+        slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, SILENT)))
 
 
 # The queue
@@ -252,3 +266,22 @@ def test_the_state_of_a_run_that_slurm_has(seen, state, words):
     found, detail = conclude(**seen)
     assert found == state
     assert words in detail
+
+
+def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, monkeypatch):
+    """By a pretended squeue on PATH, as a module on the login node finds it."""
+    folders = [tmp_path / f"runs/witness-{number:012x}" for number in range(200)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", slurm.job_name(folder))
+            for at, folder in enumerate(folders, 1)]  # fmt: skip
+    (tmp_path / "queue").write_text("\n".join(told))
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho >>{tmp_path}/asked\ncat {tmp_path}/queue\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(runs.rundir, "lane_holder", None)  # which reads all runs for each of them
+    seen = runs.observe_all(tmp_path, [])
+    assert (tmp_path / "asked").read_text() == "\n"
+    assert [run.state for run in seen] == ["queued"] * 200
+    assert seen[6].detail == "Priority, expected 2026-12-01 14:20 (job 7)"

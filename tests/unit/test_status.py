@@ -267,6 +267,44 @@ def test_proven_runs_that_were_replaced_are_counted_only(tmp_path):
     assert "    and 1 earlier verified run" in status.status_lines(rows, {}, [])
 
 
+def test_what_a_cluster_has_is_shown_in_its_own_words_and_many_that_wait_are_counted(tmp_path):
+    waits = [seen("queued", f"witness-{number:012x}", detail=f"Priority (job {number})", gpu=None, eta_seconds=None,
+                  progress=run_state.Progress().as_dict()) for number in range(200)]  # fmt: skip
+    runs = [seen("running", "mayor-000000000000"), *waits]
+    rows = gathered(tmp_path, {"cluster": {"runs": runs}, "gpu-1": {"runs": [seen("queued", "crew-000000000000")]}})
+    table = status.table_rows(rows, {})
+    assert len(rows) == 202
+    assert [row[3] for row in table] == ["queued", "running", *["queued"] * 11]
+    assert table[-1] == ["–", "and 190 more", "cluster", "queued", *["–"] * 7]
+    lines = status.status_lines(rows, {}, [])
+    assert lines == [f"    witness-{number:012x}: Priority (job {number})" for number in range(10)]
+
+
+def test_where_slurm_does_not_answer_the_table_says_so_and_nothing_counts_as_over(tmp_path):
+    why = "Slurm does not answer: Unable to contact slurm controller"
+    snapshots = {"cluster": {"runs": [seen("unknown", detail=why)]}, "gpu-1": {"runs": [seen("stopped", "crew-1")]}}
+    rows = gathered(tmp_path, snapshots)
+    assert [row[3] for row in status.table_rows(rows, {})] == ["stopped", "unknown"]
+    assert status.status_lines(rows, {}, [])[-2:] == [
+        f"    {RUN}: {why}",
+        "      → the same command when Slurm answers on cluster again; what runs goes on",
+    ]
+    assert status.busy(rows, {}, []) == ["cluster"]
+
+
+def test_gpu_hours_stand_where_a_pod_has_dollars(tmp_path):
+    facts = {"run_id": RUN, "agent": "witness", "fingerprint": None, "rehearsal": False, "backend": "slurm"}
+    hours = {"exit_code": None, "first_started_at": 10.0, "seconds": 2700}
+    (row,) = gathered(tmp_path, {"cluster": {"runs": [seen(facts=facts | {"processes": 2}, status=hours)]}})
+    assert status.table_rows([row], {})[0][-1] == "1.5 GPUh"
+    (row,) = gathered(tmp_path, {"cluster": {"runs": [seen(facts=facts | {"rehearsal": True}, status=hours)]}})
+    assert status.table_rows([row], {})[0][-1] == "–"
+    deliver(tmp_path, cost={"usd": 0.0, "source": "own hardware", "gpu_hours": 4.25})
+    (row,) = gathered(tmp_path)
+    assert status.table_rows([row], {})[0][-1] == "4.2 GPUh"
+    assert report.cost(row["cost"]) == "4.2 GPUh"
+
+
 def test_what_ran_on_a_trainer_that_does_not_answer_is_taken_to_go_on(tmp_path):
     place(tmp_path, "mayor-0123456789ab", trainer="gpu-2", state="launched")
     place(tmp_path, "crew-0123456789ab", trainer="gpu-4", state="failed", final=True)

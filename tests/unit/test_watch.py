@@ -573,6 +573,28 @@ def test_a_connection_that_stays_lost_is_a_state_of_its_own(watch, quiet):
     assert 60 < task.clock.now() - Clock().now() < 120
 
 
+NO_WORD = "Slurm does not answer: Unable to contact slurm controller"
+
+
+def test_where_slurm_stays_silent_the_watching_ends_and_not_before_its_time(watch):
+    again = [
+        After(30, seen(10, state="unknown", detail=f"{NO_WORD}; its last word was {age} s ago")) for age in (9, 40)
+    ]
+    task = watch(*again, After(30, seen(12)), lambda: After(30, seen(12, state="unknown", detail=NO_WORD)))
+    found = task.run()
+    assert (found["failed"], found["state"]) == (True, "unreachable")
+    assert found["msg"].startswith(f"nothing of it is known for 1:30: {NO_WORD}\nWhat runs there goes on")
+    assert sum("unknown: " in line for line in task.told) == 2  # once for each silence, whatever the age is
+
+
+def test_a_place_in_the_queue_is_told_once_and_not_with_every_guess_of_slurm(watch):
+    waits = [seen(0, state="queued", detail=f"{why} (job 7)")
+             for why in ("Priority", "Priority, expected 14:20", "Priority, expected 14:50", "Resources")]  # fmt: skip
+    task = watch(*waits, FINISHED)
+    task.run()
+    assert [line.split(": ")[1] for line in task.told if "queued" in line] == ["Priority (job 7)", "Resources (job 7)"]
+
+
 def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
     assert runs.newest_checkpoint(tmp_path) == {"step": 0, "files": []}
     for number in (6, 12, 18):

@@ -139,6 +139,7 @@ class Cost(JsonRecord):
         source: Where ``usd`` is from, in words.
         pods: The ids of its pods.
         usd_by_clock: What ``usd`` was before the bill came.
+        gpu_hours: That a cluster has given it: its time of training × GPUs.
     """
 
     usd: Optional[float] = None
@@ -146,6 +147,12 @@ class Cost(JsonRecord):
     source: Optional[str] = None
     pods: Optional[tuple[str, ...]] = None
     usd_by_clock: Optional[float] = None
+    gpu_hours: Optional[float] = None
+
+    @property
+    def words(self) -> str:
+        """What it is in a table: ``$2.31`` or ``1.5 GPUh``; empty for nothing."""
+        return f"${self.usd:.2f}" if self.usd else f"{self.gpu_hours:.1f} GPUh" if self.gpu_hours else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Write it as JSON has it, without what does not apply."""

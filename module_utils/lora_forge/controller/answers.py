@@ -207,6 +207,7 @@ class FactsForm(Form):
     rehearsal: Optional[bool] = None
     backend: Optional[Word] = None
     hosts: Optional[Annotated[list[Word], Field(max_length=1000)]] = None
+    processes: Optional[Count] = None
     attach_command: Optional[Attach] = None
 
 
@@ -537,6 +538,8 @@ class RecipeCheck(Answer):
 
 class SlurmCheck(Answer):
     """``slurm_check``."""
+
+    version: Shown
 
 
 FORMS: dict[str, type[Answer]] = {

@@ -20,11 +20,12 @@ from ansible.module_utils.lora_forge.trainer import slurm
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
     "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
-    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "trainer_gpu_count", "trainer_machine",
-    "trainer_root",
+    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "run_slurm_max_gpu_hours",
+    "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
+NAMED = 8  # runs of a cluster that a line names
 JOBS = 100  # of a cluster at once, where the inventory does not say: Slurm queues what it cannot start
 
 # What the hosts of a gang must have in common, and the variables that say it.
@@ -59,6 +60,8 @@ class Trainer:
         groups: The groups of the inventory that may be its gang.
         rented: Whether it is a pod.
         gpu_names: The GPUs that it may have, as RunPod calls them; empty where the inventory does not say.
+        slurm: Whether it is the login node of a cluster, whose Slurm says which runs start when.
+        gpu_hours: The most that a job of it may take; None where nothing bounds it.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Trainer:
     groups: tuple[str, ...] = ()
     rented: bool = False
     gpu_names: tuple[str, ...] = ()
+    slurm: bool = False
+    gpu_hours: Optional[float] = None
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -164,8 +169,7 @@ def trainers_of(
         gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
         members, fitting = find_gang(host, size, groups)
         in_slurm = known.get("run_backend") == "slurm"
-        if in_slurm:
-            _check_slurm(host, known, 0 if rehearsal else gpus, size)
+        gpu_hours = _check_slurm(host, known, 0 if rehearsal else gpus, size) if in_slurm else None
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
         asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
         for name, path in (("datasets_dir", folder), ("eval_dir", asked)):
@@ -188,6 +192,8 @@ def trainers_of(
                 groups=fitting,
                 rented="pod_gpus" in known,
                 gpu_names=tuple(split_names(pod_gpus if isinstance(pod_gpus, list) else [pod_gpus])),
+                slurm=in_slurm,
+                gpu_hours=gpu_hours,
             )
         )
     return trainers
@@ -203,9 +209,24 @@ def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
     return (named or _count(host, known, variable, 0)) // gpus
 
 
-def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> None:
-    """Refuse what a login node of Slurm cannot be told, before anything is asked of its cluster."""
-    wrong = slurm.problems(known.get("run_slurm") or {}, gpus)
+def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> Optional[float]:
+    """Refuse what a login node of Slurm cannot be told; return the most GPU hours of a job, None where nothing says.
+
+    What has a value with a Jinja expression in it is held to the same once the host is there.
+    """
+    asked = known.get("run_slurm") or {}
+    open_ended = any(mark in str(asked) for mark in ("{{", "{%"))
+    wrong = [] if open_ended else slurm.problems(asked, gpus)
+    hours = None if open_ended or wrong else slurm.hours_of(asked)
+    most = known.get("run_slurm_max_gpu_hours") or 0
+    if not open_ended and not wrong and isinstance(most, (int, float)) and most and gpus:
+        cap = f"run_slurm_max_gpu_hours is {most:g}"
+        if hours is None:
+            wrong.append(
+                f"{cap}, and run_slurm says no time: set one, such as time: '{max(1, int(most / gpus))}:00:00'"
+            )
+        elif hours * gpus > most:
+            wrong.append(f"a job may take {hours * gpus:.4g} GPU hours ({hours:.4g} h on {gpus} GPUs), and {cap}")
     for variable in ("run_lanes", "pod_gpus"):
         if known.get(variable):
             wrong.append(f"{variable} is not for run_backend slurm: Slurm gives a job its GPUs")
@@ -213,6 +234,7 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> 
         wrong.append("run_hosts is not for run_backend slurm yet: a job has one node. run_gpus gives it several GPUs")
     if wrong:
         raise UserError(f"{host}: {'; '.join(wrong)}")
+    return None if hours is None or not gpus else hours * gpus
 
 
 def _count(host: str, known: Mapping[str, Any], variable: str, least: int, otherwise: int = 1) -> int:
@@ -432,21 +454,48 @@ def assign_lanes(
     return assigned
 
 
-def describe_queues(runs: Sequence[PlannedRun]) -> list[str]:
-    """Say who trains where, one line a lane; nothing where one run is alone."""
+def describe_queues(runs: Sequence[PlannedRun], trainers: Sequence[Trainer] = ()) -> list[str]:
+    """Say who trains where, one line a lane, or a cluster; of hosts of one's own nothing where one run is alone.
+
+    Args:
+        runs: The planned runs.
+        trainers: Where they train, for what Slurm decides.
+    """
+    clusters = {trainer.name: trainer for trainer in trainers if trainer.slurm}
+    jobs: dict[str, list[PlannedRun]] = {}
     queues: dict[Lane, list[PlannedRun]] = {}
     for run in runs:
-        if run.state != "ready":
+        if run.state != "ready" and run.trainer in clusters:
+            jobs.setdefault(run.trainer, []).append(run)
+        elif run.state != "ready":
             queues.setdefault(Lane.of(run), []).append(run)
-    if sum(map(len, queues.values())) < 2:
-        return []
+    said = [_describe_jobs(clusters[name], submitted) for name, submitted in jobs.items()]
+    if sum(map(len, queues.values())) + sum(map(len, jobs.values())) < 2:
+        return said
     with_several = {lane.trainer for lane in queues if lane.number}
     lines = []
     for lane, queue in sorted(queues.items()):
         where = f"{lane.trainer} lane {lane.number + 1}" if lane.trainer in with_several else lane.trainer
         names = ", ".join(run.name for run in queue) + (", one after the other" if len(queue) > 1 else "")
         lines.append(f"{where}: {names}; about {short(sum(run.estimate.work for run in queue))} tokens to train on")
-    return lines
+    return lines + said
+
+
+def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
+    """Say what Slurm is asked for, and the most that it may come to. It alone decides which runs start when."""
+    names = ", ".join(run.name for run in runs[:NAMED])
+    names += f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    together = f", {trainer.lanes} at once at most" if len(runs) > trainer.lanes else ""
+    jobs = f"{len(runs)} jobs for Slurm to start as it has room{together}" if len(runs) > 1 else "a job for Slurm"
+    work = f"about {short(sum(run.estimate.work for run in runs))} tokens to train on"
+    if all(run.rehearsal for run in runs):
+        most = ""
+    elif trainer.gpu_hours is None:
+        most = "; no time in run_slurm: a job may take as long as its partition lets it"
+    else:
+        each = f" each, {trainer.gpu_hours * len(runs):.4g} in all" if len(runs) > 1 else ""
+        most = f"; {trainer.gpu_hours:.4g} GPU hours at most{each}, unless it is requeued"
+    return f"{trainer.name}: {names} ({jobs}); {work}{most}"
 
 
 def busy_hosts(runs: Sequence[PlannedRun]) -> list[str]:

@@ -372,15 +372,16 @@ def budget_breach(budget: Budget, now: float, eta: Any) -> str:
     return ""
 
 
-def usd_spent(budget: Optional[Budget], usd: float = 0) -> Cost:
+def usd_spent(budget: Optional[Budget], usd: float = 0, gpu_hours: Optional[float] = None) -> Cost:
     """Return what a run has cost, for its manifest.
 
     Args:
         budget: Of the pod; None for a trainer of one's own.
         usd: What its pods have cost, and no other manifest accounts for: see ``claims.undelivered_costs``.
+        gpu_hours: What a cluster has given it, see ``run_state.gpu_hours``.
     """
     if not budget:
-        return Cost(usd=0.0, usd_per_hour=0.0, source="own hardware")
+        return Cost(usd=0.0, usd_per_hour=0.0, source="own hardware", gpu_hours=gpu_hours)
     return Cost(round(usd, 4), budget.usd_per_hour, "RunPod's price × time", tuple(budget.pods))
 
 

@@ -317,6 +317,8 @@ def usd(value: Any) -> str:
 def cost(noted: Any) -> str:
     """Write what a run cost, by its manifest or by the last status."""
     known = noted if isinstance(noted, Cost) else Cost.from_dict(noted)
+    if known.gpu_hours and not known.usd:
+        return known.words
     return OWN if known.source == OWN and not known.usd else usd(known.usd)
 
 

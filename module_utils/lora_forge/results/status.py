@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.adapters.manifest import Manifest
+from ansible.module_utils.lora_forge.adapters.manifest import Cost, Manifest
 from ansible.module_utils.lora_forge.adapters.merit import merit_of
 from ansible.module_utils.lora_forge.adapters.promotion import points_to
 from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
@@ -27,6 +27,7 @@ from ansible.module_utils.lora_forge.trainer import run_state
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "score", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
+QUEUED_SHOWN = 10  # runs of a trainer that wait, and are shown one by one
 GONE_SHOWN = 3  # agents without a file that are told of one by one
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
 WANDB_LIMIT = 30  # seconds for all of its projects, which trainers name
@@ -113,9 +114,10 @@ def collect_status(
         costs: USD by run, of those on pods that are not delivered: ``claims.cost_by_run``.
 
     Returns:
-        For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), detail, contradictions,
-        next, rehearsal, promoted, step, planned, loss, eval_loss, score, answered, asked, tokens_per_second, gpu,
-        eta_seconds, cost, wandb, seen_at}; see RETURN of library/training_status.py. By agent, newest last.
+        For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), unheard (its trainer
+        answers, and what keeps the run there does not), detail, contradictions, next, rehearsal, promoted, step,
+        planned, loss, eval_loss, score, answered, asked, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at};
+        see RETURN of library/training_status.py. By agent, newest last.
     """
     silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -177,6 +179,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
     alive = judged.state in run_state.LIVING
     answering = run_state.answering(run_state.Progress.from_dict(progress)) if alive else ""
     merit = merit_of(evidence.manifest)
+    hours = run_state.gpu_hours(snapshot.get("facts") or {}, snapshot.get("status") or {})
     rehearsal = (snapshot.get("facts") or {}).get("rehearsal") if manifest.rehearsal is None else manifest.rehearsal
     return {
         "run_id": evidence.run_id,
@@ -185,6 +188,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "verdict": judged.verdict,
         "state": judged.state,
         "ended": bool(evidence.placement.get("final")),
+        "unheard": snapshot.get("state") == "unknown",
         "detail": "; ".join(filter(None, [judged.detail, answering])),
         "contradictions": list(judged.contradictions),
         "next": verdict.next_step(agent, judged, evaluates=bool(evaluated_by(evidence.run_id))),
@@ -200,7 +204,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "tokens_per_second": progress.get("tokens_per_second") if alive else None,
         "gpu": snapshot.get("gpu") if alive else None,
         "eta_seconds": None if answering else snapshot.get("eta_seconds"),
-        "cost": manifest.cost.as_dict() or (None if usd is None else {"usd": usd}),
+        "cost": manifest.cost.as_dict() or Cost(usd=usd, gpu_hours=hours).as_dict() or None,
         "wandb": evidence.wandb,
         "logged": progress.get("wandb"),
         "began_at": (snapshot.get("status") or {}).get("first_started_at") or manifest.started_at,
@@ -211,16 +215,18 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
 def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
     """Lay out the table for :data:`COLUMNS`, without verified runs that something newer replaced.
 
+    Of the runs that wait for a trainer the first :data:`QUEUED_SHOWN` are shown, and how many more do.
+
     Args:
         rows: From :func:`collect_status`.
         silent: Trainers that did not answer; one without a run gets a row of its own.
     """
     cells = []
-    for row in current_rows(rows):
+    shown, more = _first_queued(current_rows(rows))
+    for row in shown:
         gpu = row["gpu"] or {}
         usage = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
         usage += [] if gpu.get("used_mib") is None else [f"{gpu['used_mib'] / 1024:.0f} GB"]
-        usd = (row["cost"] or {}).get("usd")
         cells.append([
             row["agent"],
             row["run_id"] + (" *" if row["promoted"] else ""),
@@ -233,8 +239,9 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(usage) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
-            f"${usd:.2f}" if usd else NOTHING,
+            Cost.from_dict(row["cost"] or {}).words or NOTHING,
         ])  # fmt: skip
+    cells += [[NOTHING, f"and {count} more", trainer, "queued", *[NOTHING] * 7] for trainer, count in more.items()]
     known = {row["trainer"] for row in rows}
     for trainer in silent:
         if trainer not in known:
@@ -253,18 +260,34 @@ def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _first_queued(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Leave out runs that wait where a trainer has many of them: a sweep would hide what runs.
+
+    Returns:
+        The rows that are shown, and by trainer how many are not.
+    """
+    shown, queued = [], collections.Counter[str]()
+    for row in rows:
+        if row["state"] == "queued" and not row["contradictions"]:
+            queued[row["trainer"]] += 1
+            if queued[row["trainer"]] > QUEUED_SHOWN:
+                continue
+        shown.append(row)
+    return shown, {trainer: count - QUEUED_SHOWN for trainer, count in queued.items() if count > QUEUED_SHOWN}
+
+
 def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) -> list[str]:
     """List the trainers on which something lives, as far as anybody knows.
 
-    What ran on a trainer that does not answer now is taken to go on; so is what was launched on one, and has no end
-    that was noted.
+    What ran on a trainer that does not answer now is taken to go on, and so does what a cluster has whose Slurm does
+    not; so is what was launched on one, and has no end that was noted.
 
     Args:
         rows: From :func:`collect_status`.
         silent: Trainers that did not answer.
         before: What this returned the last time.
     """
-    alive = {row["trainer"] for row in rows if row["state"] in run_state.LIVING}
+    alive = {row["trainer"] for row in rows if row["state"] in run_state.LIVING or row["unheard"]}
     unheard = {row["trainer"] for row in rows if row["state"] == "unknown" and not row["ended"]}
     return sorted(alive | (({*before} | unheard) & silent.keys()))
 
@@ -291,7 +314,7 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
         notes: What else is to be said, such as that W&B could not be asked.
     """
     lines = []
-    for row in current_rows(rows):
+    for row in _first_queued(current_rows(rows))[0]:
         warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
         sentences = [row["detail"]] if row["detail"] and row["state"] != "verified" else []
         sentences += ([warning] if warning else []) + row["contradictions"]

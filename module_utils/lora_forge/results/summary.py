@@ -42,7 +42,8 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
     if manifest.duration_s is not None:
         where = f" on {manifest.host.name}" if manifest.host.name else ""
         figures.append(f"trained in {duration(manifest.duration_s)}{where}")
-    figures.append(f"cost {manifest.cost.usd:.2f} USD" if manifest.cost.usd else "cost 0")
+    spent = manifest.cost
+    figures.append(f"cost {spent.usd:.2f} USD" if spent.usd else f"cost {spent.words or 0}")
     lines = ["", f"{agent} is ready   {at}", "  " + "   ".join(figures), *([f"  {message}"] if message else [])]
     if steps.adapter is not None and steps.reached is not None and steps.adapter < steps.reached:
         best = pair("eval", loss.eval_adapter, None)

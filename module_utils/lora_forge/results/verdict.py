@@ -211,6 +211,10 @@ def next_step(agent: str, verdict: _Verdict, evaluates: bool = False) -> str:
         return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else "train.yml again collects it"
     if verdict.state == "stalled":
         return f"{logs}; playbooks/stop.yml -e role={agent}, then {again}"
+    if (
+        verdict.state == "unknown" and verdict.snapshot.get("state") == "unknown"
+    ):  # its trainer answers, and knows no more
+        return f"the same command when Slurm answers on {verdict.trainer} again; what runs goes on"
     if verdict.state == "failed" and verdict.snapshot.get("state") == "finished":  # its adapter is no good
         return f"{logs}, then train.yml -e role={agent} -e fresh=true trains again{help_file}"
     return {"failed": f"{logs}, then {again}{help_file}", "stopped": again}.get(verdict.state, "")

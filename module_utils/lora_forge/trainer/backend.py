@@ -135,10 +135,7 @@ def choose(wanted: str, host: Host) -> Choice:
     scope = "system" if host.root or host.sudo else "user"
     can_systemd = host.systemd and (host.root or host.sudo or host.lingering)
     if wanted == "auto" and host.login_node:
-        raise UserError(
-            "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to "
-            "what a job asks for; or run_backend: process, to train on this very host"
-        )
+        raise UserError(slurm.LOGIN_NODE)
     if wanted == "slurm":
         if not host.slurm:
             raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")

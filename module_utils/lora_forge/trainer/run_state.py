@@ -6,6 +6,7 @@ Runs on trainers: Python 3.9 or newer.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from typing import Any, Optional
 
@@ -185,6 +186,29 @@ def eta_seconds(done: Progress) -> Optional[float]:
 def answering(done: Progress) -> str:
     """Say how far a run that is over has come with its agent's cases; empty where it does not answer any."""
     return f"answering: {done.answered} of {done.asked} questions" if done.ended and done.asked else ""
+
+
+def gist(detail: str) -> str:
+    """Return what of a sentence on a run is news when it changes: no ages, and no guesses at a time.
+
+    Args:
+        detail: Of an observation.
+    """
+    told = re.split(r" for |; its last word was ", detail, maxsplit=1)[0]
+    return re.sub(r", expected [-0-9: ]+", " ", told).strip()
+
+
+def gpu_hours(facts: dict[str, Any], status: dict[str, Any]) -> Optional[float]:
+    """Return the GPU hours that a run has had of a cluster; None where none are counted: elsewhere, or of a rehearsal.
+
+    Args:
+        facts: Of run.json.
+        status: status.json, whose seconds are those of all starts.
+    """
+    seconds = status.get("seconds")
+    if facts.get("backend") != "slurm" or facts.get("rehearsal") or not seconds:
+        return None
+    return float(round(seconds * (facts.get("processes") or 1) / 3600, 3))
 
 
 def finite(value: Any) -> bool:

@@ -25,7 +25,7 @@ from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observa
 LOG_TAIL = 4000  # characters of train.log that come along with a failure
 # One folder for everybody on the host, or two users would train on one lane. /run/lock is root's alone on many systems.
 LANE_DIR = "/tmp"
-_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts")  # of run.json
+_FACTS = ("run_id", "agent", "fingerprint", "rehearsal", "backend", "hosts", "processes")  # of run.json
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
@@ -83,10 +83,12 @@ def observe(
             **limits,
         )
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
-    holder = rundir.lane_holder(run_dir, status.get("lane")) if state == "queued" else ""
+    # Every other run is read for it, which Slurm, whose reason stands there already, may have hundreds of.
+    in_lane = state == "queued" and noted.get("backend") != "slurm"
+    holder = rundir.lane_holder(run_dir, status.get("lane")) if in_lane else ""
     detail = ": ".join(filter(None, (detail, holder)))
     detail = "; ".join(filter(None, [detail, flaw * (flaw not in detail), other_flaw, third_flaw]))
-    token = hashlib.sha256(f"{state}|{detail.split(' for ')[0]}|{status.get('starts')}".encode()).hexdigest()[:12]
+    token = hashlib.sha256(f"{state}|{run_state.gist(detail)}|{status.get('starts')}".encode()).hexdigest()[:12]
     return Observation(
         state=state,
         detail=detail,

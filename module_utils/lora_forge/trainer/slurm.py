@@ -30,8 +30,13 @@ from ansible.module_utils.lora_forge.text import nearest
 
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
 OLDEST = (23, 2)
+LOGIN_NODE = (
+    "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
+    "asks for; or run_backend: process, to train on this very host"
+)
 EVERY = 30.0  # seconds between two questions to the queue, by one process
-ANSWER_WITHIN = 60.0  # seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself
+# Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
+ANSWER_WITHIN = 40.0
 # What run_slurm may say, and which option of sbatch that is.
 KEYS = {
     "account": "account",
@@ -151,6 +156,22 @@ def gpus_of(given: Mapping[str, Any]) -> int:
     return sum(int(count or 1) for count in _GPUS.findall(str(given.get("gres") or "")))
 
 
+def hours_of(given: Mapping[str, Any]) -> Optional[float]:
+    """Return the most hours that ``time`` lets a job take; None where nothing is said, or no end.
+
+    Args:
+        given: run_slurm, without :func:`problems`.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(given.get("time") or ""))
+    if not found:
+        return None
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    # 90 and 90:30 are minutes; three parts, or days before them, begin with hours.
+    hours, minutes, seconds = [*numbers, 0, 0][:3] if days is not None or len(numbers) == 3 else [0, *numbers, 0][:3]
+    return int(days or 0) * 24 + hours + minutes / 60 + seconds / 3600
+
+
 def problems(given: Any, gpus: int) -> list[str]:
     """Say what is wrong with run_slurm, before anything is asked of a cluster.
 
@@ -266,8 +287,8 @@ def job_options(
     ]
 
 
-def check_version(run: _Runner = run_command) -> None:
-    """Refuse a Slurm that is too old.
+def check_version(run: _Runner = run_command) -> str:
+    """Return the version of Slurm, and refuse one that is too old.
 
     Raises:
         UserError: It is.
@@ -280,6 +301,7 @@ def check_version(run: _Runner = run_command) -> None:
     if tuple(map(int, found.groups())) < OLDEST:
         oldest = f"{OLDEST[0]}.{OLDEST[1]:02}"
         raise UserError(f"this is {text}, and lora-forge needs Slurm {oldest} or newer, whose sbatch has --export=NIL")
+    return text[:200]
 
 
 def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
@@ -296,9 +318,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
 
     Raises:
         Silent: Slurm has not answered.
-        UserError: It is too old.
     """
-    check_version(run)
     code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
     if code == 0:
         return ""

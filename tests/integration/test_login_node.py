@@ -1,0 +1,90 @@
+"""A login node of Slurm before anything is submitted to it: real Ansible, and a pretended sbatch on this machine."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from lab import ROOT
+
+PATIENCE = 300  # seconds; only what hangs takes them
+# Submits nothing: of whatever else it is asked the test hears.
+SBATCH = """#!/bin/sh
+case "$1" in
+  --version) echo slurm 24.11.5 ;;
+  --test-only) echo "$*" >>{home}/asked; cat {home}/refusal; [ ! -s {home}/refusal ] ;;
+  *) touch {home}/submitted ;;
+esac
+"""
+ASKED = {"partition": "gpu", "gres": "gpu:1", "time": "12:00:00"}
+
+
+class LoginNode:
+    """A trainer: this very machine, with sbatch on its PATH."""
+
+    def __init__(self, home: pathlib.Path):
+        self.home = home
+        (home / "bin").mkdir()
+        (home / "bin/sbatch").write_text(SBATCH.format(home=home))
+        (home / "bin/sbatch").chmod(0o755)
+        (home / "refusal").touch()
+
+    def train(self, **variables: Any) -> str:
+        """Try to train on it, for real; returns what was told."""
+        host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+                "trainer_root": str(self.home / "root"), **variables}  # fmt: skip
+        (self.home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"cluster": host}}}))
+        places = ["-e", f"datasets_dir={ROOT}/examples/datasets", "-e", f"output_dir={self.home}/output"]
+        command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(self.home / "hosts.yml"), "train.yml"]
+        env = {**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{self.home}/bin:{os.environ['PATH']}", "COLUMNS": "1000"}
+        done = subprocess.run(
+            [*command, "-e", "role=witness", *places], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert "Traceback" not in done.stdout
+        assert not (self.home / "submitted").exists()
+        assert not (self.home / "root/env").exists()  # nothing was installed either
+        return " ".join(done.stdout.split())
+
+
+@pytest.fixture
+def login_node(tmp_path: pathlib.Path) -> LoginNode:
+    return LoginNode(tmp_path)
+
+
+@pytest.mark.skipif(pathlib.Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_a_login_node_is_told_from_a_host_that_lacks_its_driver(login_node: LoginNode) -> None:
+    text = login_node.train()
+    assert "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm" in text
+
+
+def test_what_slurm_would_never_start_is_told_in_its_own_words(login_node: LoginNode) -> None:
+    (login_node.home / "refusal").write_text("sbatch: error: invalid partition specified: gpux\n"
+                                             "allocation failure: Invalid partition name specified\n")  # fmt: skip
+    text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
+    assert (
+        "Slurm would never start such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
+        "name specified. See run_slurm in the inventory"
+    ) in text
+    asked = (login_node.home / "asked").read_text()
+    assert {"--partition=gpux", "--gres=gpu:1", "--time=12:00:00", "--export=NIL"} <= set(asked.split())
+
+
+def test_what_the_plan_cannot_know_yet_is_checked_on_the_login_node(login_node: LoginNode) -> None:
+    late = "{{ {'gres': 'gpu:1', 'partion': 'gpu', 'comment': run_plans[0].agent} }}"
+    text = login_node.train(run_backend="slurm", run_slurm=late)
+    assert "witness-" in text  # it was planned
+    assert "run_slurm has no «partion»; did you mean «partition»? It takes account" in text
+    assert not (login_node.home / "asked").exists()
+
+
+def test_the_plan_names_the_host_of_a_key_that_nobody_knows(login_node: LoginNode) -> None:
+    text = login_node.train(run_backend="slurm", run_slurm={**ASKED, "partion": "gpu"})
+    assert "cluster: run_slurm has no «partion»; did you mean «partition»?" in text
+    assert not (login_node.home / "root").exists()

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 
 import pytest
+import supervisor
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
@@ -131,9 +132,11 @@ def test_what_slurm_refuses_is_told_in_its_own_words():
 def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
     lost = (1, "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)")
     assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(0, line(7)))) == "7"
-    for queue in ((0, ""), (0, line(7, "CANCELLED")), (0, line(7, name="lora-forge-other-1")), (1, SILENT)):
-        with pytest.raises(UserError, match="has not answered"):
+    for queue in ((0, ""), (0, line(7, "CANCELLED")), (0, line(7, name="lora-forge-other-1"))):
+        with pytest.raises(UserError, match="has not answered, and witness-4038a6e2fc08 is not in its queue"):
             slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=queue))
+    with pytest.raises(slurm.Unanswered, match="nobody knows whether it has the job of witness-4038a6e2fc08"):
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(1, SILENT)))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     queue = slurm.Queue(cluster)
     job, silence = queue.job(RUN_DIR)
     assert (job and job.number, silence) == ("4", "")
-    assert queue.job(other)[0].words == "Resources, expected 2026-11-30 10:02 (job 5)"
+    assert queue.job(other)[0].words == "Resources (job 5), expected 2026-11-30 10:02"
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
@@ -217,13 +220,16 @@ def test_the_exit_status_of_a_strangers_job_is_nobodys_business():
 # What follows
 
 
-def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, **status):
+def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", **status):
     given = {"state": noted, "exit_code": 0, **status} if noted else {}
     done = Progress(step=12, planned=12, loss=7.5)
     return run_state.conclude_job(
-        given, done, waits, lives, heard, silence, "its job 4 has ended as Slurm says: NODE_FAIL",
+        given, done, waits, lives, heard, silence, "its job 4 has ended as Slurm says: NODE_FAIL", fault=fault,
         heartbeat_age=age, heartbeat_timeout=60, stall_timeout=1800,
     )  # fmt: skip
+
+
+REQUEUED = {"noted": "stopped", "reason": {"kind": "requeued", "detail": "by Slurm, which starts it again"}}
 
 
 @pytest.mark.parametrize(
@@ -246,9 +252,33 @@ def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0,
         ({"noted": "stopped", "heard": False, "lives": True}, "queued", "its job begins"),  # of an earlier launch
         ({"noted": "stopped", "heard": False}, "stopped", "NODE_FAIL"),
         ({"noted": None, "heard": False}, "stopped", "NODE_FAIL"),
+        ({"noted": None, "heard": False, "fault": "c1 is odd"}, "failed", "environment: c1 is odd"),
+        (REQUEUED, "stopped", "NODE_FAIL; the same command resumes"),  # it has not come back
+        ({**REQUEUED, "lives": True}, "queued", "by Slurm, which starts it again"),  # COMPLETING, or begun anew
+        ({**REQUEUED, "lives": True, "waits": "BeginTime (job 4)"}, "queued", "BeginTime (job 4)"),
+        ({**REQUEUED, "silence": "Slurm does not answer: no"}, "unknown", "does not answer"),
     ],
 )
 def test_the_state_of_a_run_that_slurm_has(seen, state, words):
     found, detail = conclude(**seen)
     assert found == state
     assert words in detail
+
+
+# What a job that is told to end knows of itself
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("JobState=RUNNING Reason=None Restarts=1 PreemptTime=None", ""),  # a warning
+        ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=None", "cancelled"),
+        ("JobState=CANCELLED Reason=None Restarts=1 PreemptTime=None", "cancelled"),
+        ("JobState=COMPLETING Reason=None Restarts=2", "requeued"),
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=1 PreemptTime=None", ""),
+        ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=2026-11-30T10:27:06", ""),
+        ("Invalid job id specified", ""),
+    ],
+)
+def test_what_slurm_has_in_mind_with_a_job_that_it_tells_to_end(said, meant):
+    assert supervisor.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant

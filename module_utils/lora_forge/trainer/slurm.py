@@ -53,6 +53,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _GPUS = re.compile(r"(?:^|,)gpu(?:[:=][^\d,:=()][^,:=()]*)?(?:[:=](\d+))?(?=$|,|\()")  # gpu, gpu:2, gpu:a100:2(S:0)
 _FIELDS = ("%i", "%j", "%T", "%r", "%S", "%N")  # id, name, state, reason, expected or actual start, nodes
+EXPECTED = ", expected "  # what follows in words of a job that waits changes with every look, and is no news
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 # States after which nobody of the job writes any more. COMPLETING and STOPPED are none of them.
@@ -62,7 +63,7 @@ ENDED = frozenset(
 )  # fmt: skip
 
 # The job first holds a word of the root against that of the login node: a node may not have the folder, or another one
-# at its place, and Slurm would say nothing of it but «0:53». Its exit status is for :func:`end_of`.
+# at its place, and Slurm would say nothing of it but «0:53». Its exit status tells so.
 NOT_SHARED = 66
 _SCRIPT = """\
 #!/bin/sh
@@ -109,12 +110,16 @@ class Job:
     @property
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
-        expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        return f"{self.reason or self.state}{expected} (job {self.number})"
+        expected = f"{EXPECTED}{self.start.replace('T', ' ')[:16]}" if self.start else ""
+        return f"{self.reason or self.state} (job {self.number}){expected}"
 
 
 class Silent(Exception):
     """Slurm has not answered: nobody knows what is in the queue."""
+
+
+class Unanswered(UserError):
+    """Slurm may have a job, or may not: its answer was lost, and the queue is not told either."""
 
 
 def run_command(command: Sequence[str], given: str = "") -> tuple[int, str]:
@@ -327,6 +332,7 @@ def submit(
 
     Raises:
         UserError: Slurm refuses it, or has not answered and has no such job.
+        Unanswered: Nobody knows whether it has one.
     """
     programs = os.path.dirname(shutil.which("sbatch") or "/usr/bin/sbatch")
     script = job_script(run_dir, command, mark_root(run_dir.parents[1]), programs)
@@ -341,7 +347,10 @@ def submit(
         try:
             known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
         except Silent:
-            known = []
+            raise Unanswered(
+                f"Slurm has not answered, and nobody knows whether it has the job of {run_dir.name}: {_said(text)}. "
+                "Run it again when Slurm answers: that attaches to the job, or submits one"
+            ) from None
         if known:
             return known[-1].number
         raise UserError(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
@@ -425,9 +434,7 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 
 
 def end_of(job: Job) -> str:
-    """Say what Slurm's last word on a job means, where the run's own files have none."""
-    if "NonZeroExitCode" in job.reason and job.state == "FAILED":
-        return f"its job {job.number} ended at once on {job.nodes or 'its node'}: slurm.log in its folder says why"
+    """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
 
 

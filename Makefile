@@ -100,7 +100,7 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	@tests/system-packages.sh
-	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration -m "not soak")
+	$(BIN)/pytest -q --numprocesses 4 --dist loadgroup --durations 12 $(call named_or,tests/integration -m "not soak")
 
 hostile: $(VENV)/.dev ## A hostile trainer against real playbooks: what it answers, serves, names and keeps silent about; ARGS go to pytest
 	@tests/system-packages.sh
@@ -142,6 +142,7 @@ bench: $(VENV)/.dev ## Measure the control plane (an hour or so; as root, with p
 
 faults: ## The end-to-end tests, and docs/faults.md written from what they saw
 	@rm -f .seen.jsonl
+	LORA_FORGE_FAULTS=docs/faults.md $(MAKE) integration ARGS=tests/integration/test_slurm.py
 	LORA_FORGE_FAULTS=docs/faults.md $(MAKE) e2e ARGS=tests/e2e
 
 # The first three are spelt as the update bot reads them in the heads of the locks (.github/renovate.json).

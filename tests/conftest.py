@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
 import sys
+from typing import Callable
 
 import ansible.module_utils
 import pytest
@@ -21,6 +23,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import sandbox  # noqa: E402
 
+Seen = Callable[[str, str, str], None]
+SEEN = ROOT / ".seen.jsonl"  # what tests saw since `make faults` began, from all their processes
 SANDBOX = pytest.StashKey[sandbox.Sandbox]()
 
 
@@ -40,6 +44,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if SANDBOX in session.config.stash and (left := session.config.stash[SANDBOX].close()):
         sys.stderr.write(f"\n{left}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Seen:
+    """Provide a way to note what a test saw of a fault: fault, host, words; tests/e2e/conftest.py makes the table."""
+
+    def note(fault: str, where: str, words: str) -> None:
+        if not os.environ.get("LORA_FORGE_FAULTS"):
+            return
+        with SEEN.open("a") as file:
+            file.write(json.dumps([*request.node.location[:2], fault, where, words]) + "\n")
+
+    return note
 
 
 @pytest.fixture

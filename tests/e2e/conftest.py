@@ -20,6 +20,8 @@ import sandbox
 import slurm
 import yaml
 
+from ..conftest import SEEN, Seen  # noqa: F401
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 # In this order; those of pods wait long, and leave the processor to others.
@@ -386,32 +388,18 @@ def slurm_cgroups(slurm_cluster: slurm.Cluster) -> None:
         pytest.skip(slurm_cluster.without_cgroup)
 
 
-Seen = Callable[[str, str, str], None]
-SEEN = ROOT / ".seen.jsonl"  # what tests saw since `make faults` began, from all their processes
 TABLE_HEAD = """\
 # Faults
 
 What was done to a training, on which host, and what was seen. Written by the tests themselves (`make faults`, from
-`tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are containers, and RunPod is simulated. In
-every case: no step was lost beyond the last whole checkpoint, no run was trained twice at a time, nothing was promoted
-that was not verified, and no pod was left rented that its checkout did not know of.
+`tests/e2e/`), with real Axolotl, SSH, systemd, tmux and rsync; the hosts are containers, and RunPod is simulated. Slurm
+is a real one in containers, with a stand-in for Axolotl (`tests/integration/test_slurm.py`). In every case: no step was
+lost beyond the last whole checkpoint, no run was trained twice at a time, nothing was promoted that was not verified,
+and no pod was left rented that its checkout did not know of.
 
 | fault | where | what was seen |
 |---|---|---|
 """
-
-
-@pytest.fixture
-def seen(request: pytest.FixtureRequest) -> Seen:
-    """Provide a way to note what a test saw of a fault: fault, host, words. :func:`table` writes docs/faults.md."""
-
-    def note(fault: str, where: str, words: str) -> None:
-        if not os.environ.get("LORA_FORGE_FAULTS"):
-            return
-        with SEEN.open("a") as file:
-            file.write(json.dumps([*request.node.location[:2], fault, where, words]) + "\n")
-
-    return note
 
 
 def table() -> str:

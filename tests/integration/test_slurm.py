@@ -401,6 +401,7 @@ def test_what_slurm_tells_to_end_goes_back_into_the_queue_and_resumes(site: Site
     seen("Slurm warns a job of its end", "Slurm", words)
 
 
+@pytest.mark.soak
 def test_a_run_that_slurm_ends_twice_before_its_checkpoint_has_too_little_time(site: Site, seen: Seen) -> None:
     run = site.stage()
     site.start(run, hang_at=2, ignore_term=1, stop_timeout=1)

@@ -52,6 +52,9 @@ def root(monkeypatch):
         {"gres": "gpu:1(S:0-1)"},
         {**GIVEN, "time": "2-12"},
         {**GIVEN, "time": "90"},
+        {**GIVEN, "time": "3:01"},
+        {**GIVEN, "time": "0"},
+        {**GIVEN, "time": "UNLIMITED"},
         {**GIVEN, "cpus": 8, "memory": "64G", "constraint": "a100|h100&nvlink", "nodelist": "c[1-2,7]"},
     ],
 )
@@ -71,6 +74,8 @@ def test_what_a_job_may_ask_for(given):
         ({**GIVEN, "account": "lab\n#SBATCH"}, "account is"),
         ({**GIVEN, "time": 43200}, "must stand in quotes"),  # YAML 1.1 reads 12:00:00 so
         ({**GIVEN, "time": "noon"}, "time is «noon»"),
+        ({**GIVEN, "time": "3"}, "time is «3», and a job is told to end 180 s before"),
+        ({**GIVEN, "time": "00:02:59"}, "it would come to nothing"),
         ({**GIVEN, "cpus": True}, "cpus must be text or a whole number"),
         ({**GIVEN, "cpus": ["8"]}, "cpus must be text or a whole number"),
         ({"partition": "gpu"}, "asks for no GPU, and a run takes 1 (run_gpus): set gres to 'gpu:1'"),
@@ -84,6 +89,15 @@ def test_what_a_job_may_not_ask_for(given, words):
 def test_a_rehearsal_needs_no_gpu():
     assert slurm.problems({}, 0) == []
     assert slurm.problems(GIVEN, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("90", 5400), ("1:30", 90), ("12:00:00", 43200), ("2-12", 216000), ("1-0:30", 88200), ("1-0:0:5", 86405),
+     ("0", None), ("INFINITE", None)],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
+    assert slurm.seconds_of(limit) == seconds
 
 
 # The job
@@ -171,6 +185,8 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     assert (job and job.number, silence) == ("4", "")
     assert queue.job(other)[0].words == "Resources (job 5), expected 2026-11-30 10:02"
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
+    held = slurm.Job("6", NAME, "PENDING", "JobHeldUser")
+    assert held.words == "JobHeldUser (job 6); scontrol release 6 lets it go on"
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2

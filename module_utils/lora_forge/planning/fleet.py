@@ -20,8 +20,8 @@ from ansible.module_utils.lora_forge.trainer import slurm
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
     "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
-    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "trainer_gpu_count", "trainer_machine",
-    "trainer_root",
+    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "run_stop_timeout", "trainer_gpu_count",
+    "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 JOBS = 100  # of a cluster at once, where the inventory does not say: Slurm queues what it cannot start
@@ -197,7 +197,8 @@ def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
 
 def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> None:
     """Refuse what a login node of Slurm cannot be told, before anything is asked of its cluster."""
-    wrong = slurm.problems(known.get("run_slurm") or {}, gpus)
+    stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
+    wrong = slurm.problems(known.get("run_slurm") or {}, gpus, stop_timeout)
     for variable in ("run_lanes", "pod_gpus"):
         if known.get(variable):
             wrong.append(f"{variable} is not for run_backend slurm: Slurm gives a job its GPUs")

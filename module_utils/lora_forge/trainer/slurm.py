@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import getpass
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -111,7 +112,8 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f"{EXPECTED}{self.start.replace('T', ' ')[:16]}" if self.start else ""
-        return f"{self.reason or self.state} (job {self.number}){expected}"
+        held = f"; scontrol release {self.number} lets it go on" if self.reason.startswith("JobHeldUser") else ""
+        return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
 class Silent(Exception):
@@ -156,12 +158,38 @@ def gpus_of(given: Mapping[str, Any]) -> int:
     return sum(int(count or 1) for count in _GPUS.findall(str(given.get("gres") or "")))
 
 
-def problems(given: Any, gpus: int) -> list[str]:
+def told_before(stop_timeout: int) -> int:
+    """Return how many seconds before the end of its time a job is told to end: Slurm may be late by a minute.
+
+    Args:
+        stop_timeout: Seconds that the training has for its checkpoint.
+    """
+    return min(_LONGEST_SIGNAL, stop_timeout + 60)
+
+
+def seconds_of(limit: str) -> Optional[int]:
+    """Return a time limit as Slurm reads it in seconds; None where there is none.
+
+    Args:
+        limit: Such as ``90`` (minutes), ``90:00``, ``12:00:00``, ``2-12``, ``2-12:00:00``, ``UNLIMITED`` or ``0``.
+    """
+    days, _, rest = limit.rpartition("-")
+    if not rest.replace(":", "").isdecimal():
+        return None
+    parts = [int(part) for part in rest.split(":")]
+    if not days and len(parts) < 3:
+        parts = [0, *parts]  # it begins with minutes
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return (((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds) or None
+
+
+def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     """Say what is wrong with run_slurm, before anything is asked of a cluster.
 
     Args:
         given: What the inventory says.
         gpus: How many GPUs a run takes; 0 where it is a rehearsal.
+        stop_timeout: Seconds that the training has for its checkpoint.
 
     Returns:
         Sentences; empty where nothing is.
@@ -181,6 +209,11 @@ def problems(given: Any, gpus: int) -> list[str]:
             found.append(f"run_slurm: time must stand in quotes, such as '12:00:00'; YAML has read it as {value}")
         elif key == "time" and not _TIME.fullmatch(str(value)):
             found.append(f"run_slurm: time is «{value}»; write 'hours:minutes:seconds' or 'days-hours'")
+        elif key == "time" and (seconds_of(value) or math.inf) <= told_before(stop_timeout):
+            found.append(
+                f"run_slurm: time is «{value}», and a job is told to end {told_before(stop_timeout)} s before (a "
+                "minute and run_stop_timeout): it would come to nothing"
+            )
     asked = gpus_of(given)
     if not found and gpus and asked != gpus:
         wrong = f"asks for {asked} GPUs" if asked else "asks for no GPU"
@@ -253,7 +286,6 @@ def job_options(
         after: Ids of jobs that come first.
     """
     first = "".join(f",afterany:{number}" for number in after)
-    told = min(_LONGEST_SIGNAL, stop_timeout + 60)  # Slurm may be late by a minute
     return [
         "--parsable",
         f"--job-name={job_name(run_dir)}",
@@ -266,7 +298,7 @@ def job_options(
         "--nodes=1",
         "--ntasks-per-node=1",
         # B: to the job's first process, which is the supervisor, and to no other.
-        f"--signal=B:TERM@{told}",
+        f"--signal=B:TERM@{told_before(stop_timeout)}",
         *(f"--{KEYS[key]}={value}" for key, value in given.items()),
     ]
 

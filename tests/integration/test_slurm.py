@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -156,7 +157,8 @@ class Site(Lab):
 
         def back() -> bool:
             for job in self.jobs(run):
-                if job["job_state"] == ["PENDING"] and job["state_reason"] == "BeginTime":
+                late = job["start_time"]["number"] > time.time() + 10
+                if job["job_state"] == ["PENDING"] and job["state_reason"] == "BeginTime" and late:
                     with contextlib.suppress(slurm.Problem):  # it may have begun by itself
                         self.cluster.start_now(job["job_id"])
             return len(starts(run)) >= begins
@@ -165,6 +167,7 @@ class Site(Lab):
 
     def whole(self, run: pathlib.Path) -> None:
         """See that a run has come to its end, each step once, and never two trainings at a time."""
+        eventually(lambda: status(run).get("launch") == rundir.read_json(run / "run.json")["launch"])
         until(run, "finished", "failed")
         assert status(run)["state"] == "finished", status(run)
         assert counted_steps(run) == list(range(1, events(run, "end")[-1]["planned"] + 1))

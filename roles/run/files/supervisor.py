@@ -275,7 +275,7 @@ def fate(said: str, restarts: str) -> str:
     found = dict(re.findall(r"\b(JobState|Reason|Restarts|PreemptTime)=(\S+)", said))
     if found.get("JobState") not in ("COMPLETING", "CANCELLED"):
         return ""
-    if found.get("Restarts") != restarts:
+    if found.get("Restarts", restarts) != restarts:
         return REQUEUED
     return "cancelled" if found.get("Reason") == "None" == found.get("PreemptTime", "None") else ""
 
@@ -307,7 +307,10 @@ def requeue() -> str:
 
 def leave() -> int:
     """Give up a job that has not begun to train; returns its exit status."""
-    return 1 if not own_fate() and requeue() else 0
+    refused = "" if own_fate() else requeue()
+    if refused:
+        print(f"Slurm does not take this job back: {refused}", flush=True)
+    return 1 if refused else 0
 
 
 class Supervisor:
@@ -841,9 +844,8 @@ class Supervisor:
     def interrupted(self, code: Optional[int]) -> int:
         """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
 
-        Unless somebody has cancelled it: that is a wish like any other stop.
-
-        A second one in a row that brought no checkpoint is its last: the queue would be asked for the same again.
+        Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that brought
+        no checkpoint: the queue would be asked for the same again.
         """
         reached = rundir.last_complete(self.output)
         where, meant = f"checkpoint at step {reached}", own_fate()

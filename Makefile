@@ -100,7 +100,7 @@ unit: $(VENV)/.dev ## Unit tests: no host, no training, no process that lasts; A
 
 integration: $(VENV)/.dev ## The same with real processes, sockets and clients, and real Ansible; ARGS go to pytest
 	@tests/system-packages.sh
-	$(BIN)/pytest -q --numprocesses 4 --durations 12 $(call named_or,tests/integration -m "not soak")
+	$(BIN)/pytest -q --numprocesses 4 --dist loadgroup --durations 12 $(call named_or,tests/integration -m "not soak")
 
 hostile: $(VENV)/.dev ## A hostile trainer against real playbooks: what it answers, serves, names and keeps silent about; ARGS go to pytest
 	@tests/system-packages.sh

@@ -84,7 +84,8 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
 # What the code reads of the environment that no user sets for it: the system's, Ansible's, torchrun's, our processes'.
 NOT_THE_USERS = frozenset(
     "PATH HOME RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES "
-    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM ANSIBLE_CONFIG SLURM_JOB_ID".split()
+    "HF_HUB_OFFLINE TRITON_CACHE_DIR TERM ANSIBLE_CONFIG SLURM_JOB_ID "
+    "SLURM_RESTART_COUNT".split()
 )
 
 

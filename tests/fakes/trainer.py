@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "STEPS": 8,  # planned steps
     "DELAY": 0.03,  # seconds a step takes
     "SAVE_EVERY": 2,
+    "SAVE_TAKES": 0.0,  # seconds
     "EVAL_EVERY": 2,
     "SAY": "",  # printed to the log at the start
     "CRASH_AT": 0,  # exit 1 when this step would end
@@ -105,6 +106,7 @@ class Trainer:
             raise SystemExit("RuntimeError: DataLoader worker is killed by signal: Terminated")
         path = OUTPUT / f"checkpoint-{self.step}"
         path.mkdir(parents=True, exist_ok=True)
+        time.sleep(self.set["SAVE_TAKES"])
         (path / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
         (path / "adapter_model.safetensors").write_bytes(WEIGHTS)
         if self.set["FILL"]:

@@ -143,6 +143,7 @@ def test_everything_that_is_seen_of_a_run(run, clock):
             "backend": "tmux",
             "attach_command": None,
             "hosts": None,
+            "processes": None,
         },
         "silent_for": 10.0,
     }

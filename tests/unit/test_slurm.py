@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 
 import pytest
+import supervisor
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
@@ -53,6 +54,9 @@ def root(monkeypatch):
         {"gres": "gpu:1(S:0-1)"},
         {**GIVEN, "time": "2-12"},
         {**GIVEN, "time": "90"},
+        {**GIVEN, "time": "3:01"},
+        {**GIVEN, "time": "0"},
+        {**GIVEN, "time": "UNLIMITED"},
         {**GIVEN, "cpus": 8, "memory": "64G", "constraint": "a100|h100&nvlink", "nodelist": "c[1-2,7]"},
     ],
 )
@@ -72,6 +76,8 @@ def test_what_a_job_may_ask_for(given):
         ({**GIVEN, "account": "lab\n#SBATCH"}, "account is"),
         ({**GIVEN, "time": 43200}, "must stand in quotes"),  # YAML 1.1 reads 12:00:00 so
         ({**GIVEN, "time": "noon"}, "time is «noon»"),
+        ({**GIVEN, "time": "3"}, "time is «3», and a job is told to end 180 s before"),
+        ({**GIVEN, "time": "00:02:59"}, "it would come to nothing"),
         ({**GIVEN, "cpus": True}, "cpus must be text or a whole number"),
         ({**GIVEN, "cpus": ["8"]}, "cpus must be text or a whole number"),
         ({"partition": "gpu"}, "asks for no GPU, and a run takes 1 (run_gpus): set gres to 'gpu:1'"),
@@ -95,6 +101,15 @@ def test_what_a_time_comes_to(time, hours):
 def test_a_rehearsal_needs_no_gpu():
     assert slurm.problems({}, 0) == []
     assert slurm.problems(GIVEN, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("90", 5400), ("1:30", 90), ("12:00:00", 43200), ("2-12", 216000), ("1-0:30", 88200), ("1-0:0:5", 86405),
+     ("0", None), ("INFINITE", None)],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
+    assert slurm.seconds_of(limit) == seconds
 
 
 # The job
@@ -143,9 +158,11 @@ def test_what_slurm_refuses_is_told_in_its_own_words():
 def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
     lost = (1, "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)")
     assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(0, line(7)))) == "7"
-    for queue in ((0, ""), (0, line(7, "CANCELLED")), (0, line(7, name="lora-forge-other-1")), (1, SILENT)):
-        with pytest.raises(UserError, match="has not answered"):
+    for queue in ((0, ""), (0, line(7, "CANCELLED")), (0, line(7, name="lora-forge-other-1"))):
+        with pytest.raises(UserError, match="has not answered, and witness-4038a6e2fc08 is not in its queue"):
             slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=queue))
+    with pytest.raises(slurm.Unanswered, match="nobody knows whether it has the job of witness-4038a6e2fc08"):
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(1, SILENT)))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +197,10 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     queue = slurm.Queue(cluster)
     job, silence = queue.job(RUN_DIR)
     assert (job and job.number, silence) == ("4", "")
-    assert queue.job(other)[0].words == "Resources, expected 2026-11-30 10:02 (job 5)"
+    assert queue.job(other)[0].words == "Resources (job 5), expected 2026-11-30 10:02"
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
+    held = slurm.Job("6", NAME, "PENDING", "JobHeldUser")
+    assert held.words == "JobHeldUser (job 6); scontrol release 6 lets it go on"
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -231,13 +250,16 @@ def test_the_exit_status_of_a_strangers_job_is_nobodys_business():
 # What follows
 
 
-def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, **status):
+def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", **status):
     given = {"state": noted, "exit_code": 0, **status} if noted else {}
     done = Progress(step=12, planned=12, loss=7.5)
     return run_state.conclude_job(
-        given, done, waits, lives, heard, silence, "its job 4 has ended as Slurm says: NODE_FAIL",
+        given, done, waits, lives, heard, silence, "its job 4 has ended as Slurm says: NODE_FAIL", fault=fault,
         heartbeat_age=age, heartbeat_timeout=60, stall_timeout=1800,
     )  # fmt: skip
+
+
+REQUEUED = {"noted": "stopped", "reason": {"kind": "requeued", "detail": "by Slurm, which starts it again"}}
 
 
 @pytest.mark.parametrize(
@@ -260,6 +282,11 @@ def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0,
         ({"noted": "stopped", "heard": False, "lives": True}, "queued", "its job begins"),  # of an earlier launch
         ({"noted": "stopped", "heard": False}, "stopped", "NODE_FAIL"),
         ({"noted": None, "heard": False}, "stopped", "NODE_FAIL"),
+        ({"noted": None, "heard": False, "fault": "c1 is odd"}, "failed", "environment: c1 is odd"),
+        (REQUEUED, "stopped", "NODE_FAIL; the same command resumes"),  # it has not come back
+        ({**REQUEUED, "lives": True}, "queued", "by Slurm, which starts it again"),  # COMPLETING, or begun anew
+        ({**REQUEUED, "lives": True, "waits": "BeginTime (job 4)"}, "queued", "BeginTime (job 4)"),
+        ({**REQUEUED, "silence": "Slurm does not answer: no"}, "unknown", "does not answer"),
     ],
 )
 def test_the_state_of_a_run_that_slurm_has(seen, state, words):
@@ -284,4 +311,23 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
     seen = runs.observe_all(tmp_path, [])
     assert (tmp_path / "asked").read_text() == "\n"
     assert [run.state for run in seen] == ["queued"] * 200
-    assert seen[6].detail == "Priority, expected 2026-12-01 14:20 (job 7)"
+    assert seen[6].detail == "Priority (job 7), expected 2026-12-01 14:20"
+
+
+# What a job that is told to end knows of itself
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("JobState=RUNNING Reason=None Restarts=1 PreemptTime=None", ""),  # a warning
+        ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=None", "cancelled"),
+        ("JobState=CANCELLED Reason=None Restarts=1 PreemptTime=None", "cancelled"),
+        ("JobState=COMPLETING Reason=None Restarts=2", "requeued"),
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=1 PreemptTime=None", ""),
+        ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=2026-11-30T10:27:06", ""),
+        ("Invalid job id specified", ""),
+    ],
+)
+def test_what_slurm_has_in_mind_with_a_job_that_it_tells_to_end(said, meant):
+    assert supervisor.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant

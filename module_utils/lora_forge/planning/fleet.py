@@ -21,7 +21,7 @@ from ansible.module_utils.lora_forge.trainer import slurm
 HOST_VARIABLES = (
     "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
     "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "run_slurm_max_gpu_hours",
-    "trainer_gpu_count", "trainer_machine", "trainer_root",
+    "run_stop_timeout", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
@@ -216,7 +216,8 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> 
     """
     asked = known.get("run_slurm") or {}
     open_ended = any(mark in str(asked) for mark in ("{{", "{%"))
-    wrong = [] if open_ended else slurm.problems(asked, gpus)
+    stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
+    wrong = [] if open_ended else slurm.problems(asked, gpus, stop_timeout)
     hours = None if open_ended or wrong else slurm.hours_of(asked)
     most = known.get("run_slurm_max_gpu_hours") or 0
     if not open_ended and not wrong and isinstance(most, (int, float)) and most and gpus:

@@ -321,6 +321,7 @@ def conclude_job(
     stall_timeout: float,
     defect: Optional[str] = None,
     trains: bool = True,
+    fault: str = "",
     flaw: str = "",
 ) -> tuple[str, str]:
     """Conclude the state of a run that Slurm has: what it came to its own files say, and the queue who may still write.
@@ -338,22 +339,26 @@ def conclude_job(
         stall_timeout: As there.
         defect: As there.
         trains: As there.
+        fault: Why its job could not even begin; empty where it could, or nobody knows.
         flaw: As there.
     """
     over = heard and status.get("state") in rundir.FINAL_STATES
+    requeued = heard and (status.get("reason") or {}).get("kind") == "requeued"
     ours = (status, done)
     ages: dict[str, Any] = {"heartbeat_age": heartbeat_age, "heartbeat_timeout": heartbeat_timeout + NETWORK}
     ages |= {"step_age": None if heartbeat_age is None else heartbeat_age + status.get("idle", 0), "defect": defect}
     ages |= {"stall_timeout": stall_timeout, "trains": trains, "flaw": flaw}
-    if over and (status["state"] != "stopped" or not (waits or silence)):
+    if over and not requeued and (status["state"] != "stopped" or not (waits or silence)):
         return conclude(*ours, supervisor_alive=lives, trainer_alive=lives, **ages)
     if silence:
         last = f"; its last word was {heartbeat_age:.0f} s ago" if heartbeat_age is not None and heard else ""
         return "unknown", f"{silence}{last}"
     if waits:
         return "queued", waits
+    if lives and requeued:  # its job ends, or has begun again and not said so yet
+        return "queued", str(status["reason"].get("detail", ""))
     if lives and not heard:
         return "queued", "its job begins"
     if lives:
         return conclude(*ours, supervisor_alive=True, trainer_alive=True, **ages)
-    return "stopped", f"{end}; the same command resumes"
+    return ("failed", f"environment: {fault}") if fault else ("stopped", f"{end}; the same command resumes")

@@ -30,6 +30,7 @@ WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 32 * paths.MIB  # of a safetensors file; a hundred thousand matrices take less than half of it
 SETTLE = 2.0  # seconds in which news of a run that goes on are gathered: each answer costs a round trip
 _LAUNCH = 60.0  # seconds beyond a run's stop timeout that a launch may take, which a stop lets come to its end
+_TIDY = 10.0  # seconds that a job's node is given to tidy up after it; some take long, and nobody trains there then
 _STALE_AFTER = 60.0  # seconds without a heartbeat before a supervisor counts as silent; it beats every 5
 
 
@@ -119,13 +120,17 @@ def _observe_job(
         Seconds since its supervisor's last word, whether it lives, and its state and why.
     """
     job, silence = queue.job(run_dir)
+    node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None
-    if job is not None and job.state == "FAILED" and not heard and slurm.exit_status(job) == slurm.NOT_SHARED:
+    end, fault = slurm.end_of(job) if job is not None else "the queue does not know it any more", ""
+    code = slurm.exit_status(job) if job is not None and job.state == "FAILED" and not heard else None
+    if code == slurm.NOT_SHARED:
         root = run_dir.parents[1]
-        end = f"{job.nodes} does not see {root} as this host does: trainer_root must be in a shared folder"
-    else:
-        end = slurm.end_of(job) if job is not None else "the queue does not know it any more"
+        fault = f"{node} does not see {root} as this host does: trainer_root must be in a shared folder"
+    elif code:
+        said = (_log_tail(run_dir / "slurm.log") or "").strip().rpartition("\n")[2]
+        fault = f"its job ended at once on {node} with exit code {code}: {said[-1000:] or 'without a word'}"
     concluded = run_state.conclude_job(
         status,
         done,
@@ -134,6 +139,7 @@ def _observe_job(
         heard=heard,
         silence=silence,
         end=end,
+        fault=fault,
         heartbeat_age=silent,
         **limits,
     )
@@ -403,8 +409,9 @@ def _submit(run_dir: pathlib.Path, launch: Launch, noted: dict[str, Any], choice
     try:
         after = _jobs_of_lane(run_dir, launch.lane)
         number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after)
-    except UserError:
-        (run_dir / "env").unlink(missing_ok=True)
+    except UserError as error:
+        if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
+            (run_dir / "env").unlink(missing_ok=True)
         raise
     attach_command = f"tail -f {run_dir}/supervisor.log"
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command, "job": number})
@@ -450,28 +457,42 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
     Raises:
         UserError: It still lives after the time, and a margin for the supervisor; or a launch of it takes too long.
     """
-    if rundir.read_run(run_dir)[0].get("backend") == "slurm":
-        return _stop_job(run_dir, timeout, check)
     lock = run_dir / "launch.lock"
     try:
-        # Who launches it has the lock until its supervisor is there: a look before that would say that nothing runs.
+        # Who launches it has the lock until its supervisor, or its job, is there: a look before that would say that
+        # nothing runs.
         with contextlib.nullcontext() if check or not lock.exists() else rundir.locked(lock, timeout + _LAUNCH):
-            status = rundir.read_status(run_dir)[0]
-            if not (rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir)):
-                if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
-                    if not check:
-                        (run_dir / "stop").touch()  # systemd must not start it again at the next boot
-                        (run_dir / "env").unlink(missing_ok=True)
-                    return True
-                return False
-            if check:
-                return True
-            (run_dir / "stop").touch()
+            in_slurm = rundir.read_run(run_dir)[0].get("backend") == "slurm"
+            decided = _tell_job(run_dir, check) if in_slurm else _tell_processes(run_dir, check)
     except BlockingIOError:
         raise UserError(
             f"a launch of {run_dir.name} has been under way for {timeout + _LAUNCH:.0f} s; stop it once more when it "
             "has come to its end"
         ) from None
+    if decided is None:
+        (_await_job if in_slurm else _await_processes)(run_dir, timeout)
+    return decided is not False
+
+
+def _tell_processes(run_dir: pathlib.Path, check: bool) -> Optional[bool]:
+    """Tell a run to stop; return whether that changes anything, None where its end is still to come."""
+    status = rundir.read_status(run_dir)[0]
+    if rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir):
+        if check:
+            return True
+        (run_dir / "stop").touch()
+        return None
+    if status and not (run_dir / "stop").exists() and status.get("state") not in ("finished", "failed"):
+        if not check:
+            (run_dir / "stop").touch()  # systemd must not start it again at the next boot
+            (run_dir / "env").unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _await_processes(run_dir: pathlib.Path, timeout: float) -> None:
+    """Wait for the end of a run that was told to stop, and kill what does not come to it."""
+    status = rundir.read_status(run_dir)[0]
     if rundir.is_alive(status.get("supervisor")):
         os.kill(status["supervisor"]["pid"], signal.SIGTERM)
     elif rundir.is_alive(status.get("trainer")):
@@ -483,7 +504,7 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
             left = rundir.run_processes(run_dir)
             if not left:
                 (run_dir / "env").unlink(missing_ok=True)  # a killed supervisor left the secrets behind
-                return True
+                return
             if not rundir.is_alive(now.get("trainer")) or time.monotonic() > deadline - 30:
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
@@ -492,8 +513,8 @@ def stop(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
     raise UserError(f"{run_dir.name} still runs {timeout + 30:.0f} s after it was told to stop")
 
 
-def _stop_job(run_dir: pathlib.Path, timeout: float, check: bool) -> bool:
-    """Stop a run that Slurm has, as :func:`stop` does: its supervisor sees the file, and needs no signal."""
+def _tell_job(run_dir: pathlib.Path, check: bool) -> Optional[bool]:
+    """Tell a run that Slurm has, as :func:`_tell_processes` does: its supervisor sees the file, and needs no signal."""
     seen = observe(run_dir)
     if seen.state == "unknown":
         if not check:
@@ -508,18 +529,27 @@ def _stop_job(run_dir: pathlib.Path, timeout: float, check: bool) -> bool:
     if check:
         return True
     (run_dir / "stop").touch()
+    return None
+
+
+def _await_job(run_dir: pathlib.Path, timeout: float) -> None:
+    """Wait for the end of a run that was told to stop; cancel its job where it waits, or does not listen."""
+    seen = observe(run_dir)
     began = seen.status.get("launch") == rundir.read_run(run_dir)[0].get("launch")
     deadline = time.monotonic() + (timeout + 30 if began and seen.state != "queued" else 0)
     while rundir.read_status(run_dir)[0].get("state") not in rundir.FINAL_STATES and time.monotonic() < deadline:
         time.sleep(0.5)
-    deadline, queue = time.monotonic() + 60, slurm.Queue()
+    deadline, tidied, queue = time.monotonic() + 60, time.monotonic() + _TIDY, slurm.Queue()
     while True:
         job, silence = queue.job(run_dir, anew=True)
-        if job is None or not job.lives or (job.state == "COMPLETING" and not silence):
+        if job is None or not job.lives:
+            break
+        ends = job.state == "COMPLETING"  # it may go back into the queue, where Slurm was about to end it as well
+        if ends and time.monotonic() > tidied:
             break
         try:
-            if not silence:
-                slurm.cancel(run_dir)  # it waits, or did not listen
+            if not silence and not ends:
+                slurm.cancel(run_dir)
         except slurm.Silent as error:
             silence = str(error)
         if time.monotonic() > deadline:
@@ -528,7 +558,6 @@ def _stop_job(run_dir: pathlib.Path, timeout: float, check: bool) -> bool:
     if silence:
         raise UserError(f"{run_dir.name}: {silence}. It is told to stop all the same; stop it once more to be sure")
     (run_dir / "env").unlink(missing_ok=True)
-    return True
 
 
 def remove(run_dir: pathlib.Path, timeout: float, check: bool = False) -> bool:
@@ -556,7 +585,14 @@ def prune_plan(run_dir: pathlib.Path, keep: int) -> tuple[list[dict[str, Any]], 
         A list of {path, step, eval_loss, bytes, keep, why}, and a reason not to touch the run at all.
     """
     status = rundir.read_status(run_dir)[0]
-    if rundir.is_alive(status.get("supervisor")) or rundir.run_processes(run_dir):
+    if rundir.read_run(run_dir)[0].get("backend") == "slurm":  # its processes are another machine's
+        seen = observe(run_dir)
+        if seen.state == "unknown":
+            return [], f"nobody knows whether it is alive: {seen.detail}"
+        living = seen.alive
+    else:
+        living = rundir.is_alive(status.get("supervisor")) or bool(rundir.run_processes(run_dir))
+    if living:
         return [], "it is alive"
     events, _ = rundir.read_events(run_dir / "metrics.jsonl")
     losses = [

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import getpass
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -67,7 +68,7 @@ ENDED = frozenset(
 )  # fmt: skip
 
 # The job first holds a word of the root against that of the login node: a node may not have the folder, or another one
-# at its place, and Slurm would say nothing of it but «0:53». Its exit status is for :func:`end_of`.
+# at its place, and Slurm would say nothing of it but «0:53». Its exit status tells so.
 NOT_SHARED = 66
 _SCRIPT = """\
 #!/bin/sh
@@ -115,11 +116,16 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        return f"{self.reason or self.state}{expected} (job {self.number})"
+        held = f"; scontrol release {self.number} lets it go on" if self.reason.startswith("JobHeldUser") else ""
+        return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
 class Silent(Exception):
     """Slurm has not answered: nobody knows what is in the queue."""
+
+
+class Unanswered(UserError):
+    """Slurm may have a job, or may not: its answer was lost, and the queue is not told either."""
 
 
 def run_command(command: Sequence[str], given: str = "") -> tuple[int, str]:
@@ -156,28 +162,48 @@ def gpus_of(given: Mapping[str, Any]) -> int:
     return sum(int(count or 1) for count in _GPUS.findall(str(given.get("gres") or "")))
 
 
+def told_before(stop_timeout: int) -> int:
+    """Return how many seconds before the end of its time a job is told to end: Slurm may be late by a minute.
+
+    Args:
+        stop_timeout: Seconds that the training has for its checkpoint.
+    """
+    return min(_LONGEST_SIGNAL, stop_timeout + 60)
+
+
+def seconds_of(limit: str) -> Optional[int]:
+    """Return a time limit as Slurm reads it in seconds; None where there is none.
+
+    Args:
+        limit: Such as ``90`` (minutes), ``90:00``, ``12:00:00``, ``2-12``, ``2-12:00:00``, ``UNLIMITED`` or ``0``.
+    """
+    days, _, rest = limit.rpartition("-")
+    if not rest.replace(":", "").isdecimal():
+        return None
+    parts = [int(part) for part in rest.split(":")]
+    if not days and len(parts) < 3:
+        parts = [0, *parts]  # it begins with minutes
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return (((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds) or None
+
+
 def hours_of(given: Mapping[str, Any]) -> Optional[float]:
     """Return the most hours that ``time`` lets a job take; None where nothing is said, or no end.
 
     Args:
         given: run_slurm, without :func:`problems`.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(given.get("time") or ""))
-    if not found:
-        return None
-    days, *parts = found.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    # 90 and 90:30 are minutes; three parts, or days before them, begin with hours.
-    hours, minutes, seconds = [*numbers, 0, 0][:3] if days is not None or len(numbers) == 3 else [0, *numbers, 0][:3]
-    return int(days or 0) * 24 + hours + minutes / 60 + seconds / 3600
+    seconds = seconds_of(str(given.get("time") or ""))
+    return None if seconds is None else seconds / 3600
 
 
-def problems(given: Any, gpus: int) -> list[str]:
+def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     """Say what is wrong with run_slurm, before anything is asked of a cluster.
 
     Args:
         given: What the inventory says.
         gpus: How many GPUs a run takes; 0 where it is a rehearsal.
+        stop_timeout: Seconds that the training has for its checkpoint.
 
     Returns:
         Sentences; empty where nothing is.
@@ -197,6 +223,11 @@ def problems(given: Any, gpus: int) -> list[str]:
             found.append(f"run_slurm: time must stand in quotes, such as '12:00:00'; YAML has read it as {value}")
         elif key == "time" and not _TIME.fullmatch(str(value)):
             found.append(f"run_slurm: time is «{value}»; write 'hours:minutes:seconds' or 'days-hours'")
+        elif key == "time" and (seconds_of(str(value)) or math.inf) <= told_before(stop_timeout):
+            found.append(
+                f"run_slurm: time is «{value}», and a job is told to end {told_before(stop_timeout)} s before (a "
+                "minute and run_stop_timeout): it would come to nothing"
+            )
     asked = gpus_of(given)
     if not found and gpus and asked != gpus:
         wrong = f"asks for {asked} GPUs" if asked else "asks for no GPU"
@@ -269,7 +300,6 @@ def job_options(
         after: Ids of jobs that come first.
     """
     first = "".join(f",afterany:{number}" for number in after)
-    told = min(_LONGEST_SIGNAL, stop_timeout + 60)  # Slurm may be late by a minute
     return [
         "--parsable",
         f"--job-name={job_name(run_dir)}",
@@ -282,7 +312,7 @@ def job_options(
         "--nodes=1",
         "--ntasks-per-node=1",
         # B: to the job's first process, which is the supervisor, and to no other.
-        f"--signal=B:TERM@{told}",
+        f"--signal=B:TERM@{told_before(stop_timeout)}",
         *(f"--{KEYS[key]}={value}" for key, value in given.items()),
     ]
 
@@ -347,6 +377,7 @@ def submit(
 
     Raises:
         UserError: Slurm refuses it, or has not answered and has no such job.
+        Unanswered: Nobody knows whether it has one.
     """
     programs = os.path.dirname(shutil.which("sbatch") or "/usr/bin/sbatch")
     script = job_script(run_dir, command, mark_root(run_dir.parents[1]), programs)
@@ -361,7 +392,10 @@ def submit(
         try:
             known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
         except Silent:
-            known = []
+            raise Unanswered(
+                f"Slurm has not answered, and nobody knows whether it has the job of {run_dir.name}: {_said(text)}. "
+                "Run it again when Slurm answers: that attaches to the job, or submits one"
+            ) from None
         if known:
             return known[-1].number
         raise UserError(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
@@ -445,9 +479,7 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 
 
 def end_of(job: Job) -> str:
-    """Say what Slurm's last word on a job means, where the run's own files have none."""
-    if "NonZeroExitCode" in job.reason and job.state == "FAILED":
-        return f"its job {job.number} ended at once on {job.nodes or 'its node'}: slurm.log in its folder says why"
+    """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
 
 

@@ -34,6 +34,7 @@ HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
 REQUEUE_WITHIN = 60.0  # seconds that Slurm may take to answer
+REQUEUED = "requeued"  # the kind of end of a job that comes back
 BEATS = 4  # heartbeats in which another copy of this supervisor shows that it lives, or sees that it has to go
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
@@ -154,7 +155,6 @@ def inherited(account: Mapping[str, str]) -> dict[str, str]:
         account: The environment of the supervisor.
     """
     env = {name: value for name, value in account.items() if not FOREIGN.fullmatch(name)}
-    env.setdefault("HOME", os.path.expanduser("~"))  # a job of Slurm's has none
     if not any(name in env for name in ALLOCATOR):
         env[ALLOCATOR[0]] = "expandable_segments:True"
     env.setdefault("XFORMERS_IGNORE_FLASH_VERSION_CHECK", "1")
@@ -165,6 +165,10 @@ def in_queue(run_dir: pathlib.Path) -> bool:
     """Tell whether a run waits for its lane."""
     status = rundir.read_status(run_dir)[0]
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
+
+
+# Words of Slurm's commands that nobody has answered; all others are refusals.
+SILENCE = re.compile("Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable")
 
 
 class Superseded(Exception):
@@ -245,20 +249,67 @@ def in_slurm(run_dir: pathlib.Path) -> bool:
     return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
 
 
+def scontrol(*words: str) -> tuple[int, str]:
+    """Run Slurm's command; returns its exit status, and what it printed in one line."""
+    try:
+        done = subprocess.run(
+            ["scontrol", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            timeout=REQUEUE_WITHIN, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return 1, f"«scontrol {' '.join(words)}»: {type(error).__name__}"
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def fate(said: str, restarts: str) -> str:
+    """Tell what Slurm has in mind with a job that it has told to end: ``cancelled``, ``requeued``, or empty: nothing.
+
+    While a job ends Slurm calls it COMPLETING, whatever ended it. One that Slurm puts back itself has a restart more;
+    what else it ends by itself, it gives a reason for. Somebody's scancel has none.
+
+    Args:
+        said: What it says of the job (scontrol show job).
+        restarts: How often this copy of it was restarted.
+    """
+    found = dict(re.findall(r"\b(JobState|Reason|Restarts|PreemptTime)=(\S+)", said))
+    if found.get("JobState") not in ("COMPLETING", "CANCELLED"):
+        return ""
+    if found.get("Restarts", restarts) != restarts:
+        return REQUEUED
+    return "cancelled" if found.get("Reason") == "None" == found.get("PreemptTime", "None") else ""
+
+
+def own_fate() -> str:
+    """Tell what Slurm has in mind with the job that this process is; see :func:`fate`. Empty where it does not say."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end, and must not die before
+    code, said = scontrol("--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
+    return "" if code else fate(said, os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
 def requeue() -> str:
-    """Put this job back into the queue; returns why Slurm does not, empty where it does.
+    """Put this job back into the queue; returns why Slurm refuses to, empty where it does not, or says nothing.
 
     Slurm signals the job that it requeues, which is this process: it has done its work, and must only not die of that.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=REQUEUE_WITHIN, check=False
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"«{' '.join(command)}»: {type(error).__name__}"
-    return "" if done.returncode == 0 else " ".join(done.stdout.split())[:300] or f"exit code {done.returncode}"
+    until = time.monotonic() + REQUEUE_WITHIN
+    while True:
+        code, said = scontrol("requeue", os.environ["SLURM_JOB_ID"])
+        if code == 0:
+            return ""
+        if not SILENCE.search(said):
+            return said[:300] or f"exit code {code}"
+        if time.monotonic() > until:
+            return ""  # it may come back all the same, as after its node's reboot; if not, the queue shows that
+        time.sleep(1)
+
+
+def leave() -> int:
+    """Give up a job that has not begun to train; returns its exit status."""
+    refused = "" if own_fate() else requeue()
+    if refused:
+        print(f"Slurm does not take this job back: {refused}", flush=True)
+    return 1 if refused else 0
 
 
 class Supervisor:
@@ -518,7 +569,8 @@ class Supervisor:
 
     def environment(self) -> dict[str, str]:
         """Return the trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
-        env = {**inherited(os.environ), **self.spec.get("env", {})}
+        # A job of Slurm's has no HOME.
+        env = {"HOME": os.path.expanduser("~"), **inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():
             for line in secrets.read_text(encoding="utf-8").splitlines():
@@ -665,8 +717,11 @@ class Supervisor:
 
     def end(self, state: str, reason: Optional[dict[str, str]] = None, code: Optional[int] = None) -> int:
         """Write a final state; the secrets go with it."""
+        if self.copies is not None:
+            self.copies.check()  # else they are another copy's by now
         secrets = self.run_dir / "env"
-        if secrets.exists() and not self.resumable(state):
+        comes_back = self.resumable(state) if self.copies is None else (reason or {}).get("kind") == REQUEUED
+        if secrets.exists() and not comes_back:
             secrets.unlink()
         self.write(state=state, reason=reason, exit_code=code, finished_at=round(time.time(), 3))
         with contextlib.suppress(OSError):
@@ -829,9 +884,14 @@ class Supervisor:
     def interrupted(self, code: Optional[int]) -> int:
         """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
 
-        A second one in a row that brought no checkpoint is its last: the queue would be asked for the same again.
+        Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that
+        brought no checkpoint: the queue would be asked for the same again.
         """
         reached = rundir.last_complete(self.output)
+        where, meant = f"checkpoint at step {reached}", own_fate()
+        if meant == "cancelled":
+            self.status["vain"] = max(0, self.status["vain"] - 1)
+            return self.end("stopped", {"kind": "stopped", "detail": f"its job was cancelled; {where}"}, code)
         if reached > self.status["highest"]:
             self.status.update(vain=0, highest=reached)
         if self.status["vain"] >= IN_VAIN:
@@ -841,10 +901,9 @@ class Supervisor:
                 "same command tries again"
             )
             return self.end("failed", {"kind": "time", "detail": detail}, code)
-        where = f"checkpoint at step {reached}"
-        back = {"kind": "stopped", "detail": f"by Slurm, which starts it again; {where}"}
-        self.end("stopped", back, code)  # first: from the moment of the requeue another job may begin
-        refused = requeue()
+        # First: from the moment of the requeue another job may begin.
+        self.end("stopped", {"kind": REQUEUED, "detail": f"by Slurm, which starts it again; {where}"}, code)
+        refused = "" if meant else requeue()
         if refused:
             detail = f"by Slurm, which does not take it back ({refused}); {where}"
             return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
@@ -896,11 +955,11 @@ def main() -> int:
             with lock:
                 if Supervisor(run_dir).is_over():
                     return 0
-                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1 if requeue() else 0))
+                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(leave()))
                 copies = take_over(run_dir, lock)
                 if copies is None:
                     print("another copy of this run does not end", flush=True)
-                    return 1 if requeue() else 0
+                    return leave()
                 with contextlib.suppress(Superseded):
                     return Supervisor(run_dir, copies).run()  # read anew: the other copy may have got further
                 return 0

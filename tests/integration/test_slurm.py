@@ -1,0 +1,797 @@
+"""Runs that Slurm has, on a real cluster of containers (tests/hosts/slurm.py), and what befalls them there.
+
+The login node runs the project's own ``runs``, over SSH; the training is the stand-in of tests/fakes. Their folder is
+looked at from here, past all machines. In the end of each: never two trainings of a run, and no step counted twice.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import pytest
+import rundir
+import slurm
+from ansible.module_utils.lora_forge.trainer.slurm import job_name
+from lab import FAKE, ROOT, Lab, counted_steps, events, eventually, go_on, reached, starts, status, until
+
+Seen = Callable[[str, str, str], None]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("podman") is None, reason="the cluster wants root and podman"),
+    pytest.mark.xdist_group("slurm"),  # one process has the cluster
+]
+NUMBERS = itertools.count(1)
+HOME = pathlib.PurePosixPath("/home/ann")
+# Runs on the login node; prints what was returned, or the sentence that a user reads.
+DRIVER = """
+import json, pathlib, sys, time
+from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.trainer import runs
+given = json.load(sys.stdin)
+run_dir = pathlib.Path(given["run_dir"])
+try:
+    if given["do"] == "start":
+        answer = runs.start(run_dir, runs.Launch.from_dict(given["launch"]), given["secrets"], "slurm")
+    elif given["do"] == "observe":
+        answer = runs.observe(run_dir).as_dict()
+    elif given["do"] == "watch":
+        answer, last = [], False
+        while not last:
+            last = (run_dir / "watched").exists()
+            seen = runs.observe(run_dir)
+            answer += [[seen.state, seen.detail]] * ([seen.state, seen.detail] not in answer[-1:])
+            time.sleep(0.1)
+    else:
+        answer = getattr(runs, given["do"])(run_dir, given["timeout"])
+except (UserError, OSError) as error:
+    answer = {"error": str(error)}
+print(json.dumps({"answer": answer}))
+"""
+
+
+class Site(Lab):
+    """A trainer's root on the cluster.
+
+    Args:
+        cluster: The cluster.
+        here: The folder in which it lies, as this machine sees it; ann's home by default.
+        there: The same as the cluster's machines see it.
+    """
+
+    def __init__(self, cluster: slurm.Cluster, here: pathlib.Path | None = None, there: pathlib.PurePosixPath = HOME):
+        self.here, self.there = here or cluster.home / "ann", there
+        super().__init__(self.here / "lora-forge/runs")
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.cluster = cluster
+        self.python = "/usr/bin/python3"
+        self.owner = (cluster.home / "ann").stat().st_uid
+        shutil.copy(FAKE, cluster.home / "ann/trainer.py")
+
+    def seen_there(self, run: pathlib.Path) -> str:
+        """Return a run's folder as the machines name it."""
+        return str(self.there / run.relative_to(self.here))
+
+    def spec(self, run_id: str, **settings: Any) -> dict[str, Any]:
+        return {**super().spec(run_id, **settings), "command": [self.python, str(HOME / "trainer.py")]}
+
+    def stage(self, run_id: str = "", where: pathlib.Path | None = None) -> pathlib.Path:
+        run = super().stage(run_id or f"witness-{next(NUMBERS)}", where)  # jobs are known by the run
+        self.own()
+        return run
+
+    def own(self) -> None:
+        """Let ann have what was made here."""
+        for path in [self.root.parent, *self.root.parent.rglob("*")]:
+            os.chown(path, self.owner, self.owner, follow_symlinks=False)
+
+    def ask(self, do: str, run: pathlib.Path, user: str = "ann", before: str = "", **given: Any) -> Any:
+        """Have the login node do something with a run; returns what came of it.
+
+        Args:
+            do: A function of ``runs``.
+            run: The run.
+            user: Who asks.
+            before: Words before the command, in a shell.
+            given: Further things for DRIVER.
+        """
+        question = json.dumps({"do": do, "run_dir": self.seen_there(run), **given})
+        command = f"{before} PYTHONPATH=/product/tests/imports exec python3 -c '{DRIVER}'"
+        ssh = ["ssh", "-F", str(self.cluster.state / "ssh_config"), "-l", user, "login", command]
+        return json.loads(slurm.run(ssh, question, seconds=5 * slurm.PATIENCE).stdout)["answer"]
+
+    def start(
+        self, run: pathlib.Path, secrets: dict[str, str] | None = None, before: str = "",
+        slurm: dict[str, Any] | None = None, gate: list[str] | None = None, stop_timeout: int = 20, **fake: Any,
+    ) -> Any:  # fmt: skip
+        """Launch a run, as ``train`` does; ``fake`` are settings of the stand-in."""
+        launch = self.launch(run.name, stop_timeout=stop_timeout, **fake)
+        given = {"gres": "gpu:1", "cpus": 1, "memory": "100M", **(slurm or {})}
+        fields = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None}
+        return self.ask("start", run, before=before, launch=fields, secrets=secrets or {})
+
+    def observe(self, run: pathlib.Path) -> tuple[str, str]:
+        """Return a run's state and why, as the login node concludes them."""
+        seen = self.ask("observe", run)
+        return seen["state"], seen["detail"]
+
+    @contextlib.contextmanager
+    def watched(self, run: pathlib.Path) -> Iterator[list[tuple[str, str]]]:
+        """Observe a run without a pause; in the end the list holds what was seen of it, each change once."""
+        found: list[tuple[str, str]] = []
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(self.ask, "watch", run)
+            try:
+                yield found
+            finally:
+                (run / "watched").touch()
+                found += [(state, words) for state, words in seen.result()]
+                (run / "watched").unlink()
+
+    def stop(self, run: pathlib.Path, timeout: int = 20) -> Any:
+        """Stop a run, as a person does."""
+        return self.ask("stop", run, timeout=timeout)
+
+    def jobs(self, run: pathlib.Path) -> list[dict[str, Any]]:
+        """Return all jobs that a run has or had, the oldest first."""
+        name = job_name(pathlib.Path(self.seen_there(run)))
+        return [job for _, job in sorted(self.cluster.jobs().items()) if job["name"] == name]
+
+    def states(self, run: pathlib.Path) -> list[list[str]]:
+        """Return the states of these jobs."""
+        return [job["job_state"] for job in self.jobs(run)]
+
+    def number(self, run: pathlib.Path) -> int:
+        """Return the newest job's id."""
+        return self.jobs(run)[-1]["job_id"]
+
+    def let_come_back(self, run: pathlib.Path, begins: int = 2) -> None:
+        """Spare a run the two minutes that Slurm has a job wait that was put back; returns when it trains again."""
+
+        def back() -> bool:
+            for job in self.jobs(run):
+                late = job["start_time"]["number"] > time.time() + 10
+                if job["job_state"] == ["PENDING"] and job["state_reason"] == "BeginTime" and late:
+                    with contextlib.suppress(slurm.Problem):  # it may have begun by itself
+                        self.cluster.start_now(job["job_id"])
+            return len(starts(run)) >= begins
+
+        eventually(back)
+
+    def whole(self, run: pathlib.Path) -> None:
+        """See that a run has come to its end, each step once, and never two trainings at a time."""
+        eventually(lambda: status(run).get("launch") == rundir.read_json(run / "run.json")["launch"])
+        until(run, "finished", "failed")
+        assert status(run)["state"] == "finished", status(run)
+        assert counted_steps(run) == list(range(1, events(run, "end")[-1]["planned"] + 1))
+        assert not (run / "overlap").exists()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    small = tmp_path_factory.mktemp("small")
+    made = slurm.Cluster({"KillWait": "10"}, volumes=[f"{ROOT}:/product:ro", f"{small}:/small"])
+    slurm.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "small", str(small)])
+    try:
+        made.up()
+    finally:  # the machines have it now, until they boot again
+        slurm.run(["umount", "--lazy", str(small)])
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def site(cluster: slurm.Cluster) -> Iterator[Site]:
+    made = Site(cluster)
+    yield made
+    for machine in slurm.MACHINES:
+        services = f"munge {slurm.DAEMONS[machine]}"
+        cluster.sh(machine, f"for one in {services}; do systemctl -q is-active $one || systemctl restart $one; done")
+    cluster.sh("login", "scontrol update PartitionName=gpu GraceTime=20 State=UP")
+    for node, (state, _) in cluster.nodes().items():
+        if state.rstrip("*") in ("down", "drain", "drng"):
+            cluster.resume(node)
+    cluster.clear()
+    shutil.rmtree(made.root)
+
+
+def at_once(*calls: Any) -> list[Any]:
+    """Call functions in the same moment; returns their answers."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+# --- a launch, and what is seen of it from another machine ------------------------------------------------------------
+
+
+def test_a_run_is_a_job_and_is_seen_rightly_from_another_machine(site: Site) -> None:
+    run = site.stage()
+    began = site.start(run, stay_at=3)
+    assert began["changed"], began
+    reached(run, 3)
+    noted = status(run)["supervisor"]
+    assert noted["boot"] in map(site.cluster.boot_id, slurm.NODES)
+    assert site.observe(run) == ("running", "")
+    assert site.start(run, stay_at=3)["changed"] is False
+    assert len(site.jobs(run)) == 1
+    assert site.ask("prune_plan", run, timeout=1) == [[], "it is alive"]
+    go_on(run)
+    site.whole(run)
+    assert site.observe(run) == ("finished", "")
+    assert site.start(run)["changed"] is False
+    assert len(site.jobs(run)) == 1
+
+
+def test_two_controllers_launch_in_the_same_second(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    answers = at_once(*[lambda: site.start(run, stay_at=3)] * 3)
+    assert sorted(answer["changed"] for answer in answers) == [False, False, True]
+    reached(run, 3)
+    assert len(site.jobs(run)) == 1
+    go_on(run)
+    site.whole(run)
+    seen("two commands launch a run in the same second", "Slurm", "one job, one training; the others attached to it")
+
+
+# --- it is to end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_person_stops_a_run_and_it_stays_stopped(site: Site) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    assert site.stop(run) is True
+    site.cluster.wait(site.number(run), "COMPLETED", "CANCELLED")
+    assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+    assert site.stop(run) is False
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [0]
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    assert starts(run) == [0, 3]
+
+
+@pytest.mark.soak
+def test_a_run_that_waits_is_stopped(site: Site) -> None:
+    for node in slurm.NODES:
+        site.cluster.drain(node)
+    run = site.stage()
+    site.start(run)
+    state, words = site.observe(run)
+    assert (state, f"(job {site.number(run)})" in words) == ("queued", True)
+    assert site.stop(run) is True
+    assert site.states(run) == [["CANCELLED"]]
+    state, words = site.observe(run)
+    assert (state, words.partition(";")[2]) == ("stopped", " the same command resumes")
+    assert starts(run) == []
+
+
+@pytest.mark.soak
+def test_a_launch_and_a_stop_in_the_same_second(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    answer, stopped = at_once(lambda: site.start(run, stay_at=3), lambda: site.stop(run))
+    assert answer["changed"] is True
+    if not stopped:  # it came first
+        assert site.stop(run) is True
+    assert site.observe(run)[0] == "stopped"
+    eventually(lambda: site.states(run)[0] in (["COMPLETED"], ["CANCELLED"]))
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    seen("a launch and a stop in the same second", "Slurm", "the stop waited for the launch, and ended it")
+
+
+@pytest.mark.soak
+def test_a_training_that_does_not_listen_is_killed_and_not_put_back(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, hang_at=3, ignore_term=1, stop_timeout=2)
+    reached(run, 2)
+    assert site.stop(run, 2) is True
+    site.cluster.wait(site.number(run), "COMPLETED", "CANCELLED")
+    assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 2")
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [0]
+    seen("a stop of a training that does not listen", "Slurm", "killed after its time, not put back into the queue")
+
+
+@pytest.mark.soak
+def test_a_job_that_completes_is_stopped_for_good(site: Site) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3, save_takes=3)
+    reached(run, 3)
+    site.cluster.ssh(f"scancel {site.number(run)}")
+    eventually(lambda: "COMPLETING" in site.states(run)[0])
+    assert site.stop(run) is True
+    eventually(lambda: "COMPLETING" not in site.states(run)[0])
+    assert [(job["restart_cnt"], job["job_state"]) for job in site.jobs(run)] == [(0, ["CANCELLED"])]
+    assert rundir.last_complete(run / "output") == 3
+
+
+def test_scancel_is_no_preemption(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    with site.watched(run) as shown:
+        site.cluster.ssh(f"scancel {site.number(run)}")
+        until(run, "stopped")
+        eventually(lambda: site.states(run) == [["CANCELLED"]])
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [0]
+    assert site.observe(run) == ("stopped", "stopped: its job was cancelled; checkpoint at step 3")
+    assert {state for state, _ in shown} == {"running", "stopped"}, shown
+    seen("scancel of a run's job", "Slurm", "checkpoint; stopped, not put back into the queue; Slurm said CANCELLED")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["pending", "running", "completing"])
+def test_a_launch_in_the_second_of_a_scancel(site: Site, how: str, seen: Seen) -> None:
+    if how == "pending":
+        for node in slurm.NODES:
+            site.cluster.drain(node)
+    run = site.stage()
+    site.start(run, stay_at=3, save_takes=3)
+    number = site.number(run)
+    if how != "pending":
+        reached(run, 3)
+    if how == "completing":
+        site.cluster.ssh(f"scancel {number}")
+    if how == "pending":
+        for node in slurm.NODES:
+            site.cluster.resume(node)
+    answer, _ = at_once(lambda: site.start(run, stay_at=3), lambda: site.cluster.ssh(f"scancel {number}", check=False))
+    go_on(run)
+    if "error" in answer or not answer["changed"]:
+        eventually(lambda: site.observe(run)[0] in ("stopped", "finished"))
+        site.start(run)
+    site.whole(run)
+    assert len(starts(run)) >= 1
+    words = "one training at a time; started at once, or the same command started it"
+    seen(f"a launch in the second of a scancel, the job {how}", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_launch_waits_for_the_checkpoint_of_the_job_that_was_cancelled(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3, save_takes=8)
+    reached(run, 3)
+    site.cluster.ssh(f"scancel {site.number(run)}")
+    eventually(lambda: "COMPLETING" in site.states(run)[0])
+    go_on(run)
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    assert starts(run) == [0, 3]
+    assert len(site.jobs(run)) == 2
+    seen("a launch while a cancelled job saves its checkpoint", "Slurm", "waited for it, and resumed from it")
+
+
+@pytest.mark.soak
+def test_the_shared_folder_is_full(cluster: slurm.Cluster, site: Site, seen: Seen) -> None:
+    # Before any test that reboots a node: the small folder is there until then.
+    pid = slurm.podman("inspect", "--format", "{{.State.Pid}}", cluster.container("login")).stdout.strip()
+    small = Site(cluster, pathlib.Path(f"/proc/{pid}/root/small"), pathlib.PurePosixPath("/small"))
+    run = small.stage()
+    small.start(run, fill=1)
+    until(run, "failed")
+    state, words = small.observe(run)
+    assert (state, words.partition(":")[0]) == ("failed", "disk full"), words
+    shutil.rmtree(run / "output")
+    assert small.start(run)["changed"] is True
+    small.whole(run)
+    seen("the shared folder is full", "Slurm", "failed: disk full; with room again the same command finished it")
+
+
+# --- Slurm ends it, and takes it back ---------------------------------------------------------------------------------
+
+
+def test_what_slurm_tells_to_end_goes_back_into_the_queue_and_resumes(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    with site.watched(run) as shown:
+        site.cluster.sh("login", f"scancel --signal=TERM --batch {site.number(run)}")  # as before the end of its time
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 3]
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [1]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    words = "checkpoint, back in the queue by itself, resumed from it; queued meanwhile, never stopped"
+    seen("Slurm warns a job of its end", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_run_that_slurm_ends_twice_before_its_checkpoint_has_too_little_time(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, hang_at=2, ignore_term=1, stop_timeout=1)
+    for begins in (1, 2):
+        site.let_come_back(run, begins)
+        reached(run, 1)
+        eventually(lambda: status(run)["state"] == "running")
+        site.cluster.sh("login", f"scancel --signal=TERM --batch {site.number(run)}")
+    until(run, "failed")
+    state, words = site.observe(run)
+    assert state == "failed"
+    assert "Give it more time (run_slurm: time)" in words
+    eventually(lambda: site.states(run) == [["COMPLETED"]])
+    words = "failed: more time (run_slurm: time), or more saves"
+    seen("Slurm ends a job twice before its first checkpoint", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_the_time_of_a_job_ends(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, slurm={"time": "1"}, stay_at=3, stop_timeout=5)
+    reached(run, 3)
+    with site.watched(run) as shown:
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 3]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    seen(
+        "the time of its job is over", "Slurm", "checkpoint, back in the queue by itself, resumed from step 3, finished"
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("grace", [20, 0])
+def test_a_preemption(site: Site, grace: int, seen: Seen) -> None:
+    site.cluster.sh("login", f"scontrol update PartitionName=gpu GraceTime={grace}")
+    run = site.stage()
+    site.start(run, steps=4, save_every=4, stay_at=3, save_takes=2)
+    reached(run, 3)
+    node = site.jobs(run)[-1]["nodes"]
+    with site.watched(run) as shown:
+        site.cluster.sbatch("sleep 600", "--partition=urgent", "--gres=gpu:2", f"--nodelist={node}", user="lin")
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 3]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    words = "checkpoint, resumed from it on the other node; queued meanwhile, never stopped"
+    seen(f"a preemption, {grace} s of grace", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_the_node_reboots(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    with site.watched(run) as shown:
+        site.cluster.reboot(site.jobs(run)[-1]["nodes"], 20)
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 3]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    seen("the node reboots", "Slurm", "checkpoint, requeued, resumed from it; queued meanwhile, never stopped")
+
+
+# --- Slurm does not answer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_with_the_controller_away_nobody_knows_and_nothing_is_started(site: Site, seen: Seen) -> None:
+    cluster, run, new = site.cluster, site.stage(), site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    cluster.kill("login", "slurmctld")
+    answer = site.start(new)
+    assert "Slurm has not answered" in answer["error"], answer
+    assert "Unable to contact slurm controller" in answer["error"]
+    assert site.observe(new)[0] == "unknown"
+    state, words = site.observe(run)
+    assert state == "unknown"
+    assert "Unable to contact slurm controller" in words
+    assert "its last word was" in words
+    assert "is not started, as nobody knows whether it runs" in site.start(run)["error"]
+    stopped = site.stop(run)
+    assert "It is told to stop all the same" in stopped["error"]
+    until(run, "stopped")  # it needs no Slurm for that
+    cluster.start("login", "slurmctld")
+    site.stop(run)  # as it was told to: who knows what Slurm kept of the job when it was killed
+    assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+    assert site.observe(new) == ("stopped", "the queue does not know it any more; the same command resumes")
+    assert not site.jobs(new)
+    for one in (run, new):
+        assert site.start(one)["changed"] is True
+        site.whole(one)
+    assert starts(run) == [0, 3]
+    words = "unknown, with Slurm's words; nothing was started; told to stop, the training did"
+    seen("slurmctld is killed during launch, watch and stop", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_without_munge_nobody_knows_and_nothing_is_started(site: Site, seen: Seen) -> None:
+    cluster, run, new = site.cluster, site.stage(), site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    cluster.stop("login", "munge")
+    answer = site.start(new)
+    assert "Slurm has not answered" in answer["error"], answer
+    state, words = site.observe(run)
+    assert state == "unknown"
+    assert "auth" in words.lower()
+    assert "nobody knows whether it runs" in site.start(run)["error"]
+    cluster.start("login", "munge")
+    eventually(lambda: site.observe(run) == ("running", ""))
+    assert not site.jobs(new)
+    go_on(run)
+    site.whole(run)
+    seen("munge is stopped", "Slurm", "unknown, with Slurm's words; nothing was started; afterwards all went on")
+
+
+@pytest.mark.soak
+def test_a_nodes_daemon_dies_and_is_back_at_once(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    node = site.jobs(run)[0]["nodes"]
+    site.cluster.kill(node, "slurmd")
+    site.cluster.start(node, "slurmd")
+    assert site.observe(run) == ("running", "")
+    go_on(run)
+    site.whole(run)
+    eventually(lambda: site.states(run) == [["COMPLETED"]])
+    assert starts(run) == [0]
+    seen("slurmd is killed, and is back at once", "Slurm", "the training went on")
+
+
+def down(site: Site, node: str) -> bool:
+    """Tell whether Slurm has given a node up."""
+    return site.cluster.nodes()[node][0].startswith("down")
+
+
+@pytest.mark.soak
+def test_a_nodes_daemon_dies_and_is_back_when_the_node_is_down(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    node = site.jobs(run)[0]["nodes"]
+    with site.watched(run) as shown:
+        site.cluster.kill(node, "slurmd")
+        eventually(lambda: down(site, node))
+        site.cluster.start(node, "slurmd")
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 2]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    words = "requeued; the old training was gone; resumed from its last checkpoint"
+    seen("slurmd is killed, and is back when the node is down", "Slurm", words)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_a_node_is_cut_off_and_trains_on(site: Site, locks: str, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3, stop_timeout=5)
+    reached(run, 3)
+    node = site.jobs(run)[0]["nodes"]
+    site.cluster.cut(node)
+    try:
+        with site.watched(run) as shown:
+            eventually(lambda: down(site, node))
+            if locks == "no locks":  # as on a shared folder whose locks are each node's own
+                (run / "supervisor.lock").unlink()
+            site.let_come_back(run)
+            go_on(run)
+            site.whole(run)
+    finally:
+        site.cluster.mend(node)
+    site.cluster.resume(node)
+    site.cluster.until_idle()
+    assert starts(run) == [0, 2]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    assert rundir.read_json(run / "claim.json")["node"] != node
+    assert site.observe(run) == ("finished", "")
+    assert len(site.jobs(run)) == 1
+    words = "the new job waited, claimed the run, and resumed; the old training ended as it saw that"
+    seen(f"a node is cut off and trains on, its folder there, {locks}", "Slurm", words)
+
+
+# --- the node is not as the login node --------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lies", ["empty", "another root"])
+def test_a_node_without_the_folder(site: Site, lies: str, seen: Seen) -> None:
+    run, root = site.stage(), "/home/ann/lora-forge"
+    another = f"; mkdir -p {root}/runs; echo {'0' * 32} >{root}/.lora-forge-root; chown -R ann: {root}"
+    site.cluster.sh("c1", f"mount -t tmpfs none {root}" + (another if lies == "another root" else ""))
+    try:
+        site.start(run, slurm={"nodelist": "c1"})
+        eventually(lambda: site.states(run) == [["FAILED"]])
+        state, words = site.observe(run)
+        assert state == "failed", words
+        assert words.startswith(f"environment: c1 does not see {root} as this host does: trainer_root must be"), words
+    finally:
+        site.cluster.sh("c1", f"umount {root}")
+    assert site.start(run, slurm={"nodelist": "c1"})["changed"] is True
+    site.whole(run)
+    words = "failed: the node and trainer_root were named; nothing was trained"
+    seen(f"the node has not the shared folder: {lies}", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_node_without_the_python(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.cluster.sh("c1", "cp /usr/bin/python3 /tmp/python")
+    site.python = "/tmp/none/python"
+    site.start(run, slurm={"nodelist": "c1"})
+    eventually(lambda: site.states(run) == [["FAILED"]])
+    state, words = site.observe(run)
+    assert (state, "on c1" in words, "/tmp/none/python" in words) == ("failed", True, True), words
+    site.python = "/usr/bin/python3"
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    seen("the node has not the training's Python", "Slurm", "failed, in the shell's own words")
+
+
+# --- what others may see ----------------------------------------------------------------------------------------------
+
+
+def test_no_secret_leaves_its_file(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    secrets = {"HF_TOKEN": "planted-in-secrets-1"}
+    before = "export HF_TOKEN=planted-in-shell-1 WANDB_API_KEY=planted-in-shell-2 SBATCH_EXPORT=ALL;"
+    site.start(run, secrets, before, stay_at=3)
+    reached(run, 3)
+    number, node, noted = site.number(run), site.jobs(run)[0]["nodes"], status(run)
+
+    def environment(name: str) -> str:
+        return site.cluster.sh(node, f"tr '\\0' '\\n' </proc/{noted[name]['pid']}/environ").stdout
+
+    told = [
+        site.cluster.sh("login", "squeue --json; scontrol --details show job; squeue --Format=ALL", check=False).stdout,
+        site.cluster.sh("login", f"scontrol write batch_script {number} -").stdout,
+        site.cluster.sh("login", "grep -r planted /var/lib/slurm /var/log/slurm /home/ann", check=False).stdout,
+        site.cluster.sh(node, "grep -r planted /var/lib/slurm /var/log/slurm /tmp", check=False).stdout,
+        site.cluster.sh(node, "grep -ha planted /proc/[0-9]*/cmdline", check=False).stdout,
+        environment("supervisor"),
+    ]
+    assert "lora-forge" in told[0]
+    assert "supervisor.py" in told[1]
+    found = [line for line in "\n".join(told).splitlines() if "planted" in line and "planted /proc" not in line]
+    # The stand-in prints its token.
+    there = site.seen_there(run)
+    token = secrets["HF_TOKEN"]
+    assert sorted(found) == [f"{there}/env:HF_TOKEN={token}", f"{there}/train.log: token: {token}"]
+    assert (run / "env").stat().st_mode & 0o777 == 0o600
+    assert "HF_TOKEN=planted-in-secrets-1" in environment("trainer")
+    go_on(run)
+    site.whole(run)
+    assert not (run / "env").exists()
+    seen("secrets looked for in Slurm's files, words and jobs", "Slurm", "in the run's file of mode 0600 alone")
+
+
+@pytest.mark.soak
+def test_two_jobs_of_a_node_have_the_gpus_that_slurm_gave_them_and_train_at_once(site: Site, seen: Seen) -> None:
+    runs = [site.stage(), site.stage()]
+    for number, run in enumerate(runs):
+        site.start(run, slurm={"nodelist": "c1"}, stay_at=3, lane=f"slurm {number}")
+    for run in runs:
+        reached(run, 3)
+    assert [site.observe(run) for run in runs] == [("running", "")] * 2
+    given = {site.cluster.sh("c1", f"tr '\\0' '\\n' </proc/{status(run)['trainer']['pid']}/environ | "
+                                   "grep ^CUDA_VISIBLE_DEVICES=").stdout.strip() for run in runs}  # fmt: skip
+    assert given == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    for run in runs:
+        go_on(run)
+        site.whole(run)
+    seen("two jobs on one node", "Slurm", "trained at once, each on the GPU that Slurm gave it")
+
+
+# --- the queue --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_what_keeps_a_job_in_the_queue_is_told_in_slurms_words(site: Site, seen: Seen) -> None:
+    cluster, run = site.cluster, site.stage()
+    for node in slurm.NODES:
+        cluster.drain(node, "a fan")
+    site.start(run)
+    number = site.number(run)
+    with site.watched(run) as shown:
+
+        def told(words: str) -> None:
+            eventually(lambda: words in site.observe(run)[1])
+
+        told("DRAINED or reserved")
+        cluster.hold(number)
+        told("JobHeldAdmin")
+        cluster.release(number)
+        cluster.sh("login", "scontrol update PartitionName=gpu State=DOWN")
+        told("PartitionDown")
+        cluster.sh("login", "scontrol update PartitionName=gpu State=UP")
+        theirs = cluster.sbatch("exit 1", "--partition=urgent")
+        cluster.sh("login", f"scontrol update JobId={number} Dependency=afterany:{theirs}")
+        told("Dependency")
+        cluster.sh("login", f"scontrol update JobId={number} Dependency=")
+        for node in slurm.NODES:
+            cluster.resume(node)
+        site.whole(run)
+    assert {state for state, _ in shown} <= {"queued", "running", "finished"}
+    words = "queued, with Slurm's reason"
+    seen("a job is held, its node drained, its partition down, its dependency open", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_strangers_job_of_the_same_name_is_nobodys_business(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    name = job_name(pathlib.Path(site.seen_there(run)))
+    theirs = site.cluster.sbatch("sleep 600", f"--job-name={name}", user="lin")
+    site.cluster.wait(theirs, "RUNNING")
+    assert site.observe(run)[0] == "absent"
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    assert site.stop(run) is True
+    assert site.stop(run) is False
+    assert site.cluster.jobs()[theirs]["job_state"] == ["RUNNING"]
+    assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+    seen("another user's job of the same name", "Slurm", "not shown, not cancelled")
+
+
+@pytest.mark.soak
+def test_a_job_that_slurm_has_forgotten_and_whose_id_is_anothers_now(site: Site, seen: Seen) -> None:
+    cluster, run = site.cluster, site.stage()
+    conf = cluster.conf / "slurm.conf"
+    before = conf.read_text()
+    for node in slurm.NODES:
+        cluster.drain(node)
+    site.start(run)
+    number = site.number(run)
+    try:
+        lines = f"\nFirstJobId={number}\nMaxJobId={number + 2}\n"
+        conf.write_text(before.replace("MinJobAge=300", "MinJobAge=2") + lines)
+        cluster.sh("login", f"scancel {number}; scontrol reconfigure")
+        eventually(lambda: number not in cluster.jobs())
+        state, words = site.observe(run)
+        assert state == "stopped"
+        for _ in range(3):
+            theirs = cluster.sbatch("sleep 600", user="lin")
+            if theirs == number:
+                break
+        assert theirs == number
+        assert site.observe(run) == (state, words)
+        assert site.stop(run) in (True, False)
+        assert cluster.jobs()[number]["job_state"] == ["PENDING"]
+    finally:
+        conf.write_text(before)
+        cluster.sh("login", "scontrol reconfigure")
+    for node in slurm.NODES:
+        cluster.resume(node)
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    words = "the stranger's was not shown, and not cancelled; launched anew"
+    seen("Slurm forgets a job, and gives its id to another user's", "Slurm", words)
+
+
+@pytest.mark.parametrize("lost", ["answer", pytest.param("command", marks=pytest.mark.soak)])
+def test_the_answer_of_sbatch_is_lost(site: Site, lost: str, seen: Seen) -> None:
+    run, folder = site.stage(), site.cluster.home / "ann/bin"
+    folder.mkdir(exist_ok=True)
+    ends = "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2; exit 1"
+    ending = ends if lost == "answer" else "kill -9 $PPID"
+    (folder / "sbatch").write_text(f'#!/bin/sh\n/usr/bin/sbatch "$@" >/dev/null\n{ending}\n')
+    (folder / "sbatch").chmod(0o755)
+    secrets = {"HF_TOKEN": "planted"}
+    if lost == "answer":
+        assert site.start(run, secrets, "export PATH=/home/ann/bin:$PATH;", stay_at=3)["changed"] is True
+    else:
+        with pytest.raises(slurm.Problem):
+            site.start(run, secrets, "export PATH=/home/ann/bin:$PATH;", stay_at=3)
+    reached(run, 3)
+    assert site.start(run, secrets, stay_at=3)["changed"] is False
+    assert len(site.jobs(run)) == 1
+    go_on(run)
+    site.whole(run)
+    assert "token: planted" in (run / "train.log").read_text()
+    assert not (run / "env").exists()
+    words = "one job, with its secrets; the next launch attached to it"
+    seen(f"sbatch's {lost} is lost after the submission", "Slurm", words)

@@ -130,7 +130,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             moved = False
             try:
                 if not check_mode:
-                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge)
+                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge, say)
                     manifest = store.read_manifest(home / run.run_id) or manifest
                 moved = _end(output, run, promotion.Gate.of(given), check_mode)
             except (UserError, OSError) as error:

@@ -427,7 +427,11 @@ def describe_queues(runs: Sequence[PlannedRun]) -> list[str]:
     for lane, queue in sorted(queues.items()):
         where = f"{lane.trainer} lane {lane.number + 1}" if lane.trainer in with_several else lane.trainer
         names = ", ".join(run.name for run in queue) + (", one after the other" if len(queue) > 1 else "")
-        lines.append(f"{where}: {names}; about {short(sum(run.estimate.work for run in queue))} tokens to train on")
+        if queue[0].evaluates:  # as all are then
+            size = f"{sum(run.estimate.steps for run in queue)} answers"
+        else:
+            size = f"about {short(sum(run.estimate.work for run in queue))} tokens to train on"
+        lines.append(f"{where}: {names}; {size}")
     return lines
 
 

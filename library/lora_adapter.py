@@ -116,7 +116,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Host
-from ansible.module_utils.lora_forge.errors import UserError, report_errors
+from ansible.module_utils.lora_forge.errors import UserError, error_message, report_errors
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import questions
 from ansible.module_utils.lora_forge.planning.turns import run_files
@@ -206,9 +206,8 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool, say: Calla
         store.deliver(source, home, verification["files"], manifest, replacing)
     for folder in given["discard"]:
         shutil.rmtree(folder, ignore_errors=True)  # a copy; what stays of it is in nobody's way
-    judge = questions.judge_of(given, home.parents[1], say)
-    refused = questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), home.parents[1], judge)
-    moved = given["promote"] and promotion.promote(home, run_id, promotion.Gate.of(given))
+    refused, evaluated = _evaluate(given, run, home, say)
+    moved = evaluated and given["promote"] and promotion.promote(home, run_id, promotion.Gate.of(given))
     made, said = store.read_manifest(home / run_id), promotion.message(home, run_id)
     return {
         "changed": moved or not whole,
@@ -218,6 +217,27 @@ def _answer(given: dict[str, Any], run: PlannedRun, check_mode: bool, say: Calla
         "message": ". ".join(filter(None, [said, *refused])),
         "manifest": rundir.read_json(home / run_id / store.MANIFEST),
     }
+
+
+def _evaluate(
+    given: dict[str, Any], run: PlannedRun, home: pathlib.Path, say: Callable[[str], None]
+) -> tuple[list[str], bool]:
+    """Evaluate what is delivered; return sentences for people, and whether the gate can decide now.
+
+    What is wrong with the cases costs no adapter: they may have been changed since the run was planned. The gate
+    decides once, so that it has to wait until they can be read: the next command has it decide.
+    """
+    judge, said = questions.judge_of(given, home.parents[1], say), list[str]()
+    try:
+        for _ in range(3):  # a judge takes minutes, in which another run may be promoted
+            held = promotion.points_to(home / promotion.LATEST)
+            said += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), home.parents[1], judge)
+            if promotion.points_to(home / promotion.LATEST) == held:
+                break
+    except (UserError, OSError) as error:
+        why = f"{run.run_id} is delivered, and not evaluated: {error_message(error)}"
+        return [f"{why}. Once that is right, the next command evaluates it, and decides whether latest moves"], False
+    return said, True
 
 
 def main() -> None:

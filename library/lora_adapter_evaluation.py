@@ -62,6 +62,7 @@ show:
   sample: {lines: ["witness-c6746a504464 (latest)", "  cases  31 of 40 (62 to 88 %)"]}
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any, Callable, Optional
@@ -143,7 +144,7 @@ def _evaluate(
     """Evaluate one adapter; return its merit, whether anything changed, and lines for people."""
     output, checkout = pathlib.Path(given["output"]), pathlib.Path(given["checkout"])
     home = output / "adapters" / run.agent
-    with run_files(output, run.evaluates):
+    with contextlib.nullcontext() if check else run_files(output, run.evaluates):
         manifest = questions.whole_manifest(home / run.evaluates, hashes=False)  # of hundreds that would take minutes
         before = merit.read(home / run.evaluates)
         if not run.against and not check:

@@ -125,7 +125,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     judge = questions.judge_of(given, output, say)  # one for all: where it does not answer it is asked no more
     lines: list[str] = []
     warnings: list[str] = []
-    late = False
+    changed = False
     not_verified: list[str] = []
     lost: list[dict[str, Any]] = []
     verified: dict[str, tuple[PlannedRun, RunRecord]] = {}
@@ -140,8 +140,9 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             moved = False
             try:
                 if not check_mode:
-                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge)
-                    manifest = store.read_manifest(home / run.run_id) or manifest
+                    warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge, say)
+                    before, manifest = manifest.merit, store.read_manifest(home / run.run_id) or manifest
+                    changed = changed or manifest.merit != before
                 moved = _end(output, run, promotion.Gate.of(given), check_mode)
             except (UserError, OSError) as error:
                 warnings.append(error_message(error))
@@ -149,7 +150,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
                 promoted = promotion.points_to(home / promotion.LATEST) == run.run_id
                 lines += summary.ready_lines(run, manifest, home, promoted, promotion.message(home, run.run_id))
                 lines += [f"  {promotion.outcome(home, run.run_id, moved, check_mode)}"] if moved else []
-            late = late or moved
+            changed = changed or moved
         elif check_mode:
             lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
         elif given["detached"] and summary.is_under_way(run, record):
@@ -171,7 +172,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     if given["promote_best"] and not best:
         lines.append("  latest was left alone: not every variant is verified, so the best one is not known")
     return {
-        "changed": late or any(moved for moved, _ in moves.values()),
+        "changed": changed or any(moved for moved, _ in moves.values()),
         "not_verified": not_verified,
         "lost": lost,
         "untold": [] if check_mode else [told for one in verified.values() if (told := _untold(adapters, *one))],

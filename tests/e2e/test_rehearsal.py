@@ -17,6 +17,8 @@ from seen import Seen
 from .conftest import Checkout, eventually, hold, release
 
 WITNESS = ("-e", "role=witness")
+ASKED = ("-e", "eval_dir=examples/eval")
+LONGEST = 60.0  # seconds that a rehearsal may answer for, on a busy machine; alone it takes two or three
 # A third of the time, where steps are not the point.
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 QUICK = ("-e", json.dumps({"recipe": SHORT}), "-e", "run_wandb=disabled")
@@ -52,7 +54,7 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert [path.name for path in checkout.trainer.iterdir()] == ["env"], "check mode changed the trainer"
     assert not (checkout.home / "output").exists(), "check mode changed the controller"
 
-    text = train(checkout)
+    text = train(checkout, *ASKED)
     run_id = checkout.plan()["run_id"]
     manifest = checkout.manifest()
     assert os.readlink(checkout.latest()) == run_id
@@ -68,9 +70,17 @@ def test_one_command_and_once_more(checkout: Checkout) -> None:
     assert re.search(rf"witness is ready +output/adapters/witness/latest → {run_id}", text), text
     assert "12 of 12 steps" in text
     assert "cut at sequence_len" in text
+    # Its cases are a part of the rehearsal: answered by the process that has trained, and scored here.
+    merit = manifest["merit"]
+    assert (merit["cases"], merit["unanswered"], merit["score"]["cases"], merit["base"]["cases"]) == (2, 0, 2, 2)
+    assert re.search(r"^  cases  \d of 2 \(\d+ to \d+ %\)   base \d of 2$", text, re.M), text
+    (ended,) = [one for one in events if one["event"] == "end"]
+    answered = [one for one in events if one["event"] == "answers"][-1]
+    assert (answered["answered"], answered["asked"]) == (4, 4)
+    assert answered["time"] - ended["time"] < LONGEST
 
     before = tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters")
-    text = train(checkout, "-v")
+    text = train(checkout, *ASKED, "-v")
     assert "witness is ready already" in text
     assert changed(text) == 0
     assert tree(checkout.trainer / "runs") | tree(checkout.home / "output/adapters") == before

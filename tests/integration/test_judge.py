@@ -111,8 +111,9 @@ def test_the_summary_names_the_judge_and_check_mode_asks_nobody(for_a_judge):
         given |= {"judge_url": f"{endpoint.url}/", "judge_model": "m-1"}
         module.answer(given, True, told.append)
         assert (endpoint.asked, told) == ([], [])
-        lines = module.answer(given, False, told.append)["show"]["lines"]
-    assert "  cases  2 of 2 (34 to 100 %)   base 2 of 2" in lines
+        first = module.answer(given, False, told.append)
+    assert "  cases  2 of 2 (34 to 100 %)   base 2 of 2" in first["show"]["lines"]
+    assert first["changed"], "there is a merit now"
     assert told == [f"  m-1 at 127.0.0.1:{endpoint.server_port} judges 4 answers"]
     before = len(endpoint.asked)
     again = module.answer(given, False, told.append)

@@ -61,14 +61,14 @@ def test_each_token_reads_all_weights_and_starts_all_kernels():
 
 
 def test_what_is_slower_takes_longer():
-    def seconds(gpu: str = "NVIDIA L40S", several: bool = False, **recipe: Any) -> float:
-        found = answering.seconds({**RECIPE, **recipe}, MANY, gpu, several)
+    def seconds(gpu: str = "NVIDIA L40S", by_itself: bool = False, **recipe: Any) -> float:
+        found = answering.seconds({**RECIPE, **recipe}, MANY, gpu, by_itself)
         assert found is not None
         return found
 
     assert seconds("NVIDIA L4") > seconds() > seconds("NVIDIA H100 80GB HBM3")
     assert seconds() > seconds(adapter="lora", load_in_4bit=False)
-    assert seconds(several=True) == seconds() + 300
+    assert seconds(by_itself=True) == seconds() + 300
     assert seconds(base_model="Qwen/Qwen2.5-14B-Instruct") > seconds()
 
 
@@ -97,6 +97,8 @@ def test_the_plan_says_it_in_words():
     assert line == f"witness: {words}; how long that takes is not known"
     (line,) = answering.describe([planned(rehearsal=True, answers=PlannedAnswers(4, 64, 90))], {})
     assert line == "witness: answers its cases at the end, 4 answers, a few seconds"
+    (line,) = answering.describe([planned(evaluates="witness-1")], pods)
+    assert line == f"witness: 120 answers, {minutes + 5:.0f} min at most on NVIDIA L40S", "it loads the model first"
     assert answering.describe([planned(state="ready"), planned(answers=PlannedAnswers())], pods) == []
 
 
@@ -115,6 +117,8 @@ class Tokenizer:
     added_tokens_decoder: tuple[int, ...] = ()
 
     def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        if messages[-1]["content"] == "odd":
+            raise ValueError("Conversation roles must alternate")
         return str(messages[-1]["content"])
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
@@ -189,6 +193,28 @@ def test_a_question_that_is_too_long_is_noted_and_costs_no_other_one(site):
     assert (found["1"]["text"], found["1"]["tokens"], found["2"]["text"]) == ("", 0, "c")
     assert made.mosts == [8]
     assert told()[-1] == (3, 3)
+
+
+def test_a_question_that_the_chat_template_refuses_is_noted_and_costs_no_other_one(site, capsys):
+    found = site().ask(["a", "odd", "c"])
+    assert [found[key].get("error") for key in "012"] == [None, answer_cases.REFUSED, None]
+    assert "ValueError: Conversation roles must alternate" in capsys.readouterr().err
+    assert told()[-1] == (3, 3)
+
+
+def test_the_adapter_itself_is_asked_first():
+    noted = {"schema": 1, "ask": {"base": ["k"], "promoted": ["k"], "adapter": ["k"]}}
+    assert [*answer_cases.open_questions(noted, {("base", "k")})] == ["adapter", "base", "promoted"]
+
+
+def test_before_anything_is_loaded_to_answer_it_is_said_that_the_adapter_is_saved(site, monkeypatch):
+    made = site()
+    for name in ("peft", "transformers", "safetensors", "safetensors.torch"):  # the process dies on the first one used
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    pathlib.Path("questions.json").write_text(json.dumps({"schema": 1, "ask": {"adapter": ["0", "1"]}}))
+    with pytest.raises(AttributeError):
+        answer_cases.answer_after_training(pathlib.Path("output"), made.model, lambda: False)
+    assert told() == [(0, 2)]
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(site):

@@ -231,6 +231,10 @@ def test_answers_to_cases_are_part_of_the_hours():
     assert costs.answering_seconds({**asked, "hosts": ["a", "b"]}, "NVIDIA L40S") == seconds + 300
     assert costs.answering_seconds(alone, "NVIDIA L40S") == costs.answering_seconds(asked, "AMD Instinct") == 0
     assert costs.answering_seconds({**asked, "rehearsal": True}, "NVIDIA L40S") == 0
+    # An evaluation trains nothing, and loads the model first.
+    evaluation = {**asked, "evaluates": "witness-1", "estimate": {"work": 0, "answers": ANSWERS}}
+    hours = pure(costs.training_hours(evaluation, "NVIDIA L40S"))
+    assert hours == pytest.approx((seconds + 300) / 3600, abs=1e-3)
 
 
 def test_gpus_share_a_run_and_lanes_a_pod():

@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import Answer
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import evaluations, launch, plan, questions
+from ansible.module_utils.lora_forge.planning import evaluations, fleet, launch, plan, questions
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.launch import TrainerOptions
@@ -140,6 +140,18 @@ def test_of_all_agents_those_are_left_out_that_have_nothing(desk):
         desk.plan("witness,mayor")
 
 
+def test_what_is_matched_by_words_alone_is_said_once(desk):
+    desk.deliver(OLD)
+    desk.promote(OLD)
+    desk.deliver(NEW, at=1)
+    row = {"system": "x", "user": "y", "expected_behaviors": ["escalates to the mayor"], "scenario": "stuck"}
+    (desk.home / "eval/witness.jsonl").write_text(json.dumps(row) + "\n")
+    made = evaluations.make(desk.home, desk.output, "witness", desk.trainers, Agents(desk.home))
+    (warning,) = made.warnings
+    assert len(made.runs) == 2
+    assert "matched by its words alone, which proves little (stuck)" in warning
+
+
 def test_a_damaged_adapter_is_not_asked(desk):
     folder = desk.deliver(NEW)
     (folder / store.WEIGHTS).write_text(NEW[::-1])
@@ -222,6 +234,14 @@ def test_where_the_one_that_trained_it_is_gone_any_other_one_asks(desk):
     assert desk.plan(trainers=desk.trainers[1:])[0].trainer == "gpu-2"
 
 
+def test_a_trainer_of_other_agents_asks_where_nobody_else_is_left(desk):
+    desk.deliver(NEW, host=Host("elsewhere"))
+    others = [dataclasses.replace(trainer, agents=("mayor",)) for trainer in desk.trainers]
+    assert states(desk.plan(trainers=others)) == [(NEW, "to evaluate", 16)]
+    own = dataclasses.replace(others[1], agents=("witness",))
+    assert desk.plan(trainers=[others[0], own])[0].trainer == "gpu-2"
+
+
 def test_an_evaluation_takes_one_gpu_where_trainings_take_several_hosts(desk):
     members = ("gpu-1", "gpu-2")
     gang = [Trainer(name, eval_dir=str(desk.home / "eval"), gpus=4, lanes=1, hosts=2, members=members, groups=("g",))
@@ -267,6 +287,18 @@ def test_a_variant_of_a_sweep_is_evaluated_where_it_is_named_or_promoted(desk):
     desk.answer(run, adapter="yes", base="no")
     desk.evaluate(*desk.plan(run_id=NEW))
     assert desk.latest == "", "of a sweep only the best one is looked at by the gate"
+
+
+def test_its_answers_are_priced_and_bounded_as_those_of_a_training_and_said_in_words(desk):
+    desk.deliver(OLD)
+    desk.deliver(NEW, at=1)
+    (one,), (other,) = desk.plan(run_id=OLD), desk.plan(run_id=NEW)
+    assert (one.estimate.work, one.estimate.answers.count, one.estimate.answers.steps) == (0, 16, 2 * 64)
+    assert 0.3 < (costs.training_hours(one.as_dict(), "NVIDIA L40S") or 0) < 0.5
+    assert fleet.describe_queues([one, other]) == [f"gpu-1: {OLD}, {NEW}, one after the other; 32 answers"]
+    # Its steps are its answers: what is left goes by their pace alone.
+    assert costs.answering_after([one.as_dict(), other.as_dict()], "NVIDIA L40S") == 0
+    assert costs.answering_after([dataclasses.replace(one, evaluates="").as_dict()], "NVIDIA L40S") > 60
 
 
 # --- what its trainer gets
@@ -325,7 +357,7 @@ def test_what_a_trainer_sends_is_held_to_what_was_asked(desk):
     assert sorted(words.split(": ")[0] for words in said) == [
         "1 answers are by nobody who was asked", "1 answers are longer than their tokens can be, and cut",
         "1 answers are no text", "1 answers are of other weights",
-        "1 answers are to questions that were not asked"]  # fmt: skip
+        "1 answers are to questions that are not among its cases"]  # fmt: skip
     assert missing == 7
     assert len(questions.kept_answers(desk.output).read(weights)[case.key].text) == 64 * 24
 
@@ -407,6 +439,65 @@ def test_one_of_another_base_model_is_asked_by_a_run_of_its_own(desk):
     desk.answer(promoted, adapter="no", base="no")
     desk.evaluate(*desk.plan())
     assert desk.latest == NEW, "they are compared by the answers that each gave"
+
+
+def collected(desk: Desk, run: PlannedRun) -> dict[str, Any]:
+    """Collect a training's adapter, as another command has brought it here."""
+    trained = dataclasses.replace(run, run_id=run.evaluates, evaluates="", state="to train")
+    given = {"source": "", "adapters": str(desk.output / "adapters"), "checkout": str(desk.home), "delivered": {},
+             "run": trained.as_dict(), "observed": {}, "budget": {}, "promote": True, "discard": [],
+             **GATE}  # fmt: skip
+    answer: dict[str, Any] = load("library/lora_adapter").answer(given, False)
+    return answer
+
+
+def test_cases_that_were_spoilt_meanwhile_cost_no_adapter_and_the_gate_waits_for_them(desk):
+    desk.deliver(OLD)
+    desk.promote(OLD)
+    desk.deliver(NEW, at=1)
+    run = desk.plan()[0]
+    desk.answer(run, adapter="yes", base="no", promoted="no")
+    path = desk.home / "eval/witness.jsonl"
+    whole = path.read_text()
+    for spoilt in (lambda: path.write_text("{}\n"), path.unlink):
+        spoilt()
+        found = collected(desk, run)
+        assert found["message"].startswith("latest stays at witness-00000000aaaa"), found["message"]
+        assert f"{NEW} is delivered, and not evaluated: " in found["message"]
+        assert "eval/witness.jsonl" in found["message"]
+        assert NEW not in [line["run_id"] for line in promotion.history(desk.adapters)], "it is not decided on"
+    path.write_text(whole)
+    assert collected(desk, run)["promoted"]
+    assert promotion.history(desk.adapters)[-1]["why"].startswith("better on its cases")
+
+
+def test_where_another_one_is_promoted_while_a_judge_thinks_it_is_held_against_that_one(desk, monkeypatch):
+    between = "witness-00000000abab"
+    for at, run_id in enumerate((OLD, between, NEW)):
+        desk.deliver(run_id, at=at)
+    desk.promote(OLD)
+    (run,), (middle,) = desk.plan(run_id=NEW), desk.plan(run_id=between)
+    desk.answer(run, adapter="yes", base="no", promoted="no")
+    desk.answer(middle, adapter="no", base="no")
+    evaluate = questions.evaluate_delivered
+
+    def slowly(*args: Any) -> list[str]:
+        said = evaluate(*args)
+        if desk.latest == OLD:
+            promotion.promote_by_hand(desk.adapters, between)
+        return said
+
+    monkeypatch.setattr(questions, "evaluate_delivered", slowly)
+    assert collected(desk, run)["promoted"]
+    assert promotion.history(desk.adapters)[-1]["why"] == f"better on its cases: 8 of 8 against 0 of 8 of {between}"
+
+
+def test_check_mode_leaves_not_even_a_lock(desk):
+    desk.deliver(NEW)
+    desk.answer(desk.plan()[0], adapter="yes", base="no")
+    before = sorted(desk.output.rglob("*"))
+    desk.evaluate(*desk.plan(), check=True)
+    assert sorted(desk.output.rglob("*")) == before
 
 
 def test_what_is_not_answered_is_no_score(desk):

@@ -123,7 +123,7 @@ def test_answers_are_read_by_who_gave_them(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (row("k3"), "were not asked"),
+        (row("k3"), "are not among its cases"),
         (row(who="judge"), "by nobody who was asked"),
         (row(text=["yes"]), "are no text"),
         (row(text=None), "are no text"),
@@ -137,6 +137,14 @@ def test_what_a_hostile_trainer_answers_is_refused_or_cut_by_name(tmp_path, line
     assert words in said[0]
     assert found["adapter"]["k2"].text == "yes"
     assert len(found["adapter"].get("k1", Answer("", "")).text) <= 240
+
+
+def test_nothing_else_that_is_kept_of_an_answer_is_long(tmp_path):
+    odd = {"template": "t" * 9999, "error": "e\x1b" * 9999, "tokens": 10**99, "ended": "no"}
+    (answer,) = sent(tmp_path, row() | odd)[0]["adapter"].values()
+    assert (len(answer.template), answer.tokens, answer.ended) == (64, 0, True)
+    assert len(answer.error) < 1000
+    assert answer.error.isprintable()
 
 
 def test_the_first_answer_counts_and_rubbish_is_passed_over(tmp_path):
@@ -294,6 +302,7 @@ OTHER_BASE = dataclasses.replace(PROMOTED, evaluation=Evaluation("file", "s", 64
         ("nyyyy", "yyyyy", 0.5, OTHER_DATA, False, "cannot tell with 5 cases"),
         ("yyyyyyyyf", "nnnnnnnnn", 0.5, PROMOTED, False, "it does what is forbidden in «case 8»"),
         ("f", "n", 0.5, None, False, "it does what is forbidden in «case 0»"),
+        ("f-", "nn", 0.5, PROMOTED, False, "it does what is forbidden in «case 0»"),  # whatever it has not answered
         ("yyy", "nnn", 0.5, None, True, "nothing was promoted"),
     ],
 )
@@ -362,6 +371,17 @@ def test_by_loss_and_by_hand_cases_do_not_count(tmp_path):
     assert not promotion.decide(better, PROMOTED, True, promotion.Gate("loss")).move
     by_hand = promotion.decide(better, None, True, promotion.Gate("human"))
     assert (by_hand.move, by_hand.why) == (False, "adapter_promote is human: somebody decides")
+
+
+def test_where_answers_are_missing_it_is_said_who_asks_for_them(tmp_path):
+    ours = promotion.decide(judged(tmp_path, "y-y", "yyy"), OTHER_DATA, True, promotion.Gate())
+    assert ours.why.endswith("It has not answered 1 of 3 cases: playbooks/evaluate.yml -e run_id=witness-new asks it")
+    theirs = promotion.decide(judged(tmp_path / "x", "yyy", "---"), OTHER_BASE, True, promotion.Gate())
+    assert theirs.why.endswith(
+        "witness-old has not answered these cases: playbooks/evaluate.yml -e run_id=witness-old asks it"
+    )
+    assert not ours.move
+    assert not theirs.move
 
 
 def test_a_score_against_another_than_the_promoted_one_decides_nothing(tmp_path):

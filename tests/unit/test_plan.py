@@ -144,6 +144,33 @@ def test_the_same_data_gives_the_same_run_and_other_data_another(make, data):
     assert one(make()).run_id != first
 
 
+def test_cases_are_read_by_the_plan_and_change_no_run(make, data, tmp_path):
+    data()
+    where = [Trainer("here", datasets_dir=str(data.folder), eval_dir=str(tmp_path / "eval"))]
+    without = make(trainers=where)
+    assert one(without).cases.count == one(without).estimate.answers.count == 0
+    assert f"eval_dir is «{tmp_path / 'eval'}», and there is no such folder: no cases are asked" in without.warnings[-1]
+    (tmp_path / "eval").mkdir()
+    path = tmp_path / "eval/witness.jsonl"
+    made = []
+    for said in ("something else that is asked", "witness train 3 and all that"):
+        path.write_text(json.dumps({"messages": [{"role": "user", "content": said}], "expect": [{"contains": "x"}]}))
+        made.append(make(trainers=where))
+        assert one(made[-1]).cases.count == 1
+        assert one(made[-1]).estimate.answers.count == 2, "of the adapter and its base model"
+        assert not [warning for warning in made[-1].warnings if "eval_dir" in warning]
+    assert {one(result).run_id for result in made} == {one(without).run_id}
+    assert one(made[0]).cases.sha256 != one(made[1]).cases.sha256
+    trained = data()
+    trained.write_text(trained.read_text().replace("witness train 3", "witness train 3 and all that"))
+    known = make(trainers=where).warnings
+    assert f"witness: {path} asks what stands in the training data, too: case 1. That proves memory" in known
+    path.write_text(path.read_text().replace("expect", "expects"))
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}, line 1: .*did you mean «expect»"):
+        make(trainers=where)
+    assert one(make(trainers=where, by_record=True)).cases.count == 0, "a stop goes on"
+
+
 def test_unknown_profile_and_override_are_errors(make, data):
     data()
     with pytest.raises(UserError, match=r"run_profile is «rehersal», but configs/profiles holds: rehearsal"):

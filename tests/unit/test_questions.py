@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -101,8 +102,50 @@ def test_what_a_trainer_makes_up_is_told_and_counts_nothing(desk):
     desk.answer(folder, run, promoted=["yes"] * 3)
     said = questions.evaluate_delivered(run, desk.home, desk.output)
     assert [words.split(": ")[0] for words in said] == [
-        "1 answers are to questions that were not asked", "3 answers are of other weights"]  # fmt: skip
+        "1 answers are to questions that are not among its cases", "3 answers are of other weights"]  # fmt: skip
     assert merit.read(folder)[1].unanswered == 3
+
+
+def test_what_fits_no_more_is_no_fault_of_who_sent_it(desk):
+    desk.deliver("witness-old", THEIRS)
+    desk.promote("witness-old")
+    run, folder = desk.run(), desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes"] * 3, base=["no"] * 3, promoted=["no"] * 3)
+    assert questions.evaluate_delivered(run, desk.home, desk.output) == []
+    (desk.agent / "latest").unlink()
+    desk.promote("witness-new")  # so that nobody is promoted besides it
+    desk.write("yes", "no")
+    assert questions.evaluate_delivered(desk.run(), desk.home, desk.output) == []
+    found = merit.read(folder)[1]
+    assert (found.cases, found.score.right) == (2, 1)
+
+
+def test_for_the_promoted_one_of_another_base_nobody_answers(desk):
+    base = "Qwen/Qwen3-4B"
+    desk.deliver("witness-old", THEIRS, base_model=base, recipe={**RECIPE, "base_model": base})
+    desk.promote("witness-old")
+    run, folder = desk.run(), desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes"] * 3, base=["no"] * 3, promoted=["made up"] * 3)
+    said = questions.evaluate_delivered(run, desk.home, desk.output)
+    assert [words.split(": ")[0] for words in said] == ["3 answers are of other weights"]
+    assert questions.kept_answers(desk.output).tried(THEIRS) == {}
+
+
+def test_whoever_writes_into_an_adapters_folder_has_the_turn(desk, monkeypatch):
+    run, folder = desk.run(), desk.deliver("witness-new", OURS)
+    desk.answer(folder, run, adapter=["yes"] * 3, base=["no"] * 3)
+    turns: list[tuple[str, bool]] = []
+
+    @contextlib.contextmanager
+    def turn(output, run_id, say):
+        turns.append((run_id, merit.read(folder)[1] is None))
+        yield
+        turns.append((run_id, merit.read(folder)[1] is None))
+
+    monkeypatch.setattr(questions, "run_files", turn)
+    for _ in range(2):
+        questions.evaluate_delivered(run, desk.home, desk.output)
+    assert turns == [("witness-new", True), ("witness-new", False)], "where nothing is new nobody waits"
 
 
 def test_a_file_that_has_become_none_is_told(desk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
@@ -12,6 +13,7 @@ from ansible.module_utils.lora_forge.planning.run_record import RunRecord, updat
 from ansible.module_utils.lora_forge.results import summary
 from ansible.module_utils.lora_forge.text import short
 from delivered import GATE, deliver, planned
+from planned import planned_run
 from wire import load
 
 
@@ -337,3 +339,11 @@ def test_who_decides_reads_scores_and_the_command():
         "latest stays. By hand: …"
     )
     assert summary.decision_text(Manifest(), "By hand: …") == "it was asked no cases. By hand: …"
+
+
+def test_where_answers_are_missing_the_command_is_said_that_asks_for_them():
+    run, home = planned_run(state="ready"), pathlib.Path("output/adapters/witness")
+    missing = Manifest(merit=Merit(cases=3, unanswered=3))
+    lines = summary.ready_lines(run, missing, home, True, "")
+    assert lines[-1] == f"  to ask what is not answered: ansible-playbook playbooks/evaluate.yml -e run_id={run.run_id}"
+    assert summary.ready_lines(run, Manifest(merit=Merit(cases=3)), home, True, "")[1:] == ["  cases  –"]

@@ -177,8 +177,8 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
         return decision(False, f"its eval loss is {loss}", False)
     if gate.by == "human":
         return decision(False, HUMAN)
-    if gate.by == "score" and merit and merit.broken:
-        return decision(False, f"it does what is forbidden in {_named(merit.broken)}")
+    if gate.by == "score" and candidate.merit and candidate.merit.broken:  # whatever else it has not answered
+        return decision(False, f"it does what is forbidden in {_named(candidate.merit.broken)}")
     if promoted is None or promoted.is_rehearsal:
         if gate.by == "score" and merit and merit.over_base.verdict == "worse" and not candidate.is_rehearsal:
             return decision(False, f"it does worse than its base model: {scored(merit.score, merit.base)}")
@@ -201,7 +201,7 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
         why = f"not comparable with {promoted.run_id} ({incomparable})"
         if gate.unknown == "move":
             return decision(True, why, False)
-        return decision(False, f"{why}. {_COMPARABLE}", False)
+        return decision(False, f"{why}. {_advice(candidate, promoted, gate)}", False)
     comparison = said + compared(ours.eval_loss, theirs.eval_loss, str(promoted.run_id))
     if ours.eval_loss - theirs.eval_loss > gate.max_regression * abs(theirs.eval_loss):
         return decision(False, f"{comparison} (adapter_max_regression {100 * gate.max_regression:.3g} %)", True)
@@ -212,7 +212,18 @@ _COMPARABLE = (
     "Cases in eval/<agent>.jsonl compare any two, and a <agent>_val.jsonl of their own those of other data; "
     "-e adapter_promote_unknown=move lets it pass"
 )
+_ASKS = "playbooks/evaluate.yml -e run_id={} asks it"
 _LONGEST_LIST = 3
+
+
+def _advice(candidate: Manifest, promoted: Manifest, gate: Gate) -> str:
+    """Say how the two could be compared."""
+    merit = candidate.merit
+    if gate.by == "score" and merit and merit.unanswered:
+        return f"It has not answered {merit.unanswered} of {merit.cases} cases: {_ASKS.format(candidate.run_id)}"
+    if gate.by == "score" and merit and merit.against == promoted.run_id and not merit.than.cases:
+        return f"{promoted.run_id} has not answered these cases: {_ASKS.format(promoted.run_id)}"
+    return _COMPARABLE
 
 
 def _named(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ ADAPTER, BASE, PROMOTED = WHO = ("adapter", "base", "promoted")
 FILE = "answers.jsonl"  # beside the adapter's files, as its trainer wrote it
 _LETTERS = 24  # that a token may have; a longer answer than its tokens can be is cut
 _SHOWN = 3
+_DIGEST, _REASON = 64, 200  # letters of a hash in hex, and of a reason that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +61,14 @@ def read_sent(
         if who not in WHO or not isinstance(key, str):
             refused.setdefault("are by nobody who was asked", []).append(named)
         elif key not in asked:
-            refused.setdefault("are to questions that were not asked", []).append(named)
+            refused.setdefault("are to questions that are not among its cases", []).append(named)
         elif not isinstance(text, str):
             refused.setdefault("are no text", []).append(named)
         elif who != BASE and line.get("weights") != weights.get(who):
             refused.setdefault("are of other weights", []).append(named)
         elif key not in found[who]:
             answer = Answer.from_dict(line)
+            answer = dataclasses.replace(answer, template=answer.template[:_DIGEST], error=shown(answer.error, _REASON))
             most = asked[key] * _LETTERS
             if len(text) > most:
                 refused.setdefault("are longer than their tokens can be, and cut", []).append(named)

@@ -77,7 +77,7 @@ def _batches(lengths: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return made
 
 
-def seconds(recipe: dict[str, Any], answers: PlannedAnswers, gpu: str, several: bool = False) -> Optional[float]:
+def seconds(recipe: dict[str, Any], answers: PlannedAnswers, gpu: str, by_itself: bool = False) -> Optional[float]:
     """Estimate how long a GPU takes to answer, at most: as if each answer had all the tokens that it may have.
 
     For each token of a batch all weights are read once (Pope et al. 2022, «Efficiently Scaling Transformer Inference»,
@@ -88,7 +88,7 @@ def seconds(recipe: dict[str, Any], answers: PlannedAnswers, gpu: str, several: 
         recipe: The run's.
         answers: What there is to answer.
         gpu: Its name, or RunPod's id.
-        several: Whether several processes train, so that another one answers after them.
+        by_itself: See :func:`is_by_itself`.
 
     Returns:
         None where the model or the GPU is not known.
@@ -105,11 +105,22 @@ def seconds(recipe: dict[str, Any], answers: PlannedAnswers, gpu: str, several: 
     read = model.linear_weights() * of_weight + head * memory.BF16
     token = read / (gigabytes * 1e9 * _BANDWIDTH) + model.layers * _LAYER
     prompts = answers.prompts * 2 * (model.linear_weights() + head) / (teraflops * 1e12 * UTILISATION)
-    return answers.steps * token + prompts + _LOADING + _STARTING * several
+    return answers.steps * token + prompts + _LOADING + _STARTING * by_itself
+
+
+def is_by_itself(evaluates: str, gpus: int, hosts: int) -> bool:
+    """Tell whether a process of its own answers, which loads the base model: after several that train, or without any.
+
+    Args:
+        evaluates: The run whose adapter is asked; empty for a training.
+        gpus: That it takes of a host.
+        hosts: How many.
+    """
+    return bool(evaluates) or gpus * hosts > 1
 
 
 def describe(runs: Sequence[PlannedRun], gpus: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say which cases are asked at the end, and how long that takes at most: a line for all agents with the same.
+    """Say how many answers are wanted, and how long that takes at most: a line for all agents with the same.
 
     Args:
         runs: The planned runs.
@@ -124,12 +135,12 @@ def describe(runs: Sequence[PlannedRun], gpus: Mapping[str, Sequence[str]]) -> l
 
 def _described(run: PlannedRun, gpus: Sequence[str]) -> str:
     count = run.estimate.answers.count
-    words = f"answers its cases at the end, {count} answers"
+    words = f"{count} answers" if run.evaluates else f"answers its cases at the end, {count} answers"
     if run.rehearsal:
         return f"{words}, a few seconds"
     known = [gpu for gpu in gpus if card_of(gpu)] or [SLOWEST]
-    several = len(run.hosts) * run.gpus > 1
-    times = {gpu: seconds(run.recipe, run.estimate.answers, gpu, several) for gpu in known}
+    by_itself = is_by_itself(run.evaluates, run.gpus, len(run.hosts))
+    times = {gpu: seconds(run.recipe, run.estimate.answers, gpu, by_itself) for gpu in known}
     gpu, longest = max(times.items(), key=lambda one: one[1] or 0.0)
     if longest is None:
         return f"{words}; how long that takes is not known"

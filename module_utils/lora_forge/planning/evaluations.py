@@ -17,7 +17,7 @@ from ansible.module_utils.lora_forge.agents import agent_of, evaluation_of
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import WHO
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedCases, PlannedRun
-from ansible.module_utils.lora_forge.planning import cases, memory, questions, variants
+from ansible.module_utils.lora_forge.planning import answering, cases, memory, questions, variants
 from ansible.module_utils.lora_forge.planning.agents import Agents, everybody, kept_agents, listed, one_of
 from ansible.module_utils.lora_forge.planning.fleet import Fleet, Job, Lane, Trainer, assign_lanes, trainers_for
 from ansible.module_utils.lora_forge.planning.plan import REHEARSAL, Plan, check_trainers
@@ -29,8 +29,6 @@ _SPREADING = (
     "context_parallel_size", "deepspeed", "dp_replicate_size", "dp_shard_size", "fsdp", "fsdp_config", "fsdp_version",
     "tensor_parallel_size",
 )  # fmt: skip
-# Tokens of training that take a GPU as long as a token of an answer: that needs all weights read once, for a batch.
-_TOKENS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +39,13 @@ class Asked:
         run: Its evaluation, on the trainer that comes first into question.
         takers: The names of the trainers that come into question.
         count: How many answers are wanted of a trainer; none where all are known, or another run brings them.
+        warnings: What is to be said of its cases.
     """
 
     run: PlannedRun
     takers: tuple[str, ...]
     count: int
+    warnings: tuple[str, ...] = ()
 
 
 def make(
@@ -86,7 +86,6 @@ def make(
         one_of(named, wanted)
     asked: list[Asked] = []
     problems: list[str] = []
-    warnings: list[str] = []
     for agent in named or sorted(kept):
         try:
             asked += ask_agent(root, output, agent, fleet, run_id, against, verify)
@@ -96,6 +95,7 @@ def make(
         raise UserError("\n".join(problems))
     if not asked:
         raise UserError("nothing is delivered yet, so that there is nothing to evaluate; train.yml trains")
+    warnings = list(dict.fromkeys(warning for one in asked for warning in one.warnings))
     return Plan(tuple(place(asked, fleet, output)), warnings + problems)
 
 
@@ -169,21 +169,19 @@ def ask_agent(
         for who, keys in left.items():
             covered.setdefault(models[who], set()).update(keys)
         mark = canonical([[models.get(who, "") for who in WHO], sorted(case.key for case in made.cases)])
-        lengths = {case.key: case.max_new_tokens for case in made.cases}
-        count = sum(map(len, left.values()))
-        tokens = sum(lengths[key] for keys in left.values() for key in keys)
+        answers = answering.planned_answers(left, {case.key: case.question for case in made.cases})
         gib = None if run.rehearsal else memory.estimate(run.recipe)
         run = dataclasses.replace(
             run,
             run_id=evaluation_of(name, hashlib.sha256(mark.encode()).hexdigest()[:12]),
             estimate=Estimate(
-                steps=count,
-                work=_TOKENS * tokens,
+                steps=answers.count,
+                answers=answers,
                 memory_gib=gib,
                 memory_floor_gib=None if run.rehearsal else memory.floor(run.recipe),
             ),
         )
-        found.append(Asked(run, tuple(trainer.name for trainer in takers), count))
+        found.append(Asked(run, tuple(trainer.name for trainer in takers), answers.count, made.warnings))
     return found
 
 
@@ -288,8 +286,8 @@ def place(asked: Sequence[Asked], fleet: Fleet, output: pathlib.Path) -> list[Pl
     Raises:
         UserError: One was launched where this inventory cannot reach it.
     """
-    single = [
-        dataclasses.replace(trainer, lanes=trainer.lanes * trainer.gpus, gpus=1, hosts=1, members=())
+    single = [  # whom they train is of no account here: who may ask whom is known
+        dataclasses.replace(trainer, lanes=trainer.lanes * trainer.gpus, gpus=1, hosts=1, members=(), agents=())
         for trainer in fleet.remaining
     ]
     runs: dict[Job, PlannedRun] = {}

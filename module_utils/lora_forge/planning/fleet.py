@@ -478,7 +478,7 @@ def describe_queues(runs: Sequence[PlannedRun], trainers: Sequence[Trainer] = ()
     for lane, queue in sorted(queues.items()):
         where = f"{lane.trainer} lane {lane.number + 1}" if lane.trainer in with_several else lane.trainer
         names = ", ".join(run.name for run in queue) + (", one after the other" if len(queue) > 1 else "")
-        lines.append(f"{where}: {names}; about {short(sum(run.estimate.work for run in queue))} tokens to train on")
+        lines.append(f"{where}: {names}; {_size(queue)}")
     return lines + said
 
 
@@ -488,7 +488,6 @@ def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
     names += f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     together = f", {trainer.lanes} at once at most" if len(runs) > trainer.lanes else ""
     jobs = f"{len(runs)} jobs for Slurm to start as it has room{together}" if len(runs) > 1 else "a job for Slurm"
-    work = f"about {short(sum(run.estimate.work for run in runs))} tokens to train on"
     if all(run.rehearsal for run in runs):
         most = ""
     elif trainer.gpu_hours is None:
@@ -496,7 +495,14 @@ def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
     else:
         each = f" each, {trainer.gpu_hours * len(runs):.4g} in all" if len(runs) > 1 else ""
         most = f"; {trainer.gpu_hours:.4g} GPU hours at most{each}, unless it is requeued"
-    return f"{trainer.name}: {names} ({jobs}); {work}{most}"
+    return f"{trainer.name}: {names} ({jobs}); {_size(runs)}{most}"
+
+
+def _size(runs: Sequence[PlannedRun]) -> str:
+    """Say how much is to do; of evaluations, which are planned among themselves, in answers."""
+    if runs[0].evaluates:
+        return f"{sum(run.estimate.steps for run in runs)} answers"
+    return f"about {short(sum(run.estimate.work for run in runs))} tokens to train on"
 
 
 def busy_hosts(runs: Sequence[PlannedRun]) -> list[str]:

@@ -98,6 +98,7 @@ class Planner:
         verify: Hash the files of adapters that are there.
         say: Tells people what they wait for.
         agents: Those of the checkout, where they were read already.
+        by_record: Read no cases: what stops runs, or shows their logs, must not be kept from it by them.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class Planner:
         verify: bool = False,
         say: Callable[[str], None] = lambda _: None,
         agents: Optional[Agents] = None,
+        by_record: bool = False,
     ):
         self.root, self.output = root, output
+        self.asks = not by_record
         self.agents = agents or Agents(root)
         self.overrides = overrides
         self.warnings: list[str] = []
@@ -338,8 +341,12 @@ class Planner:
         Raises:
             UserError: What is no case in its file.
         """
-        path = cases.find_file(folder, agent)
+        path = cases.find_file(folder, agent) if self.asks else None
         if path is None:
+            if self.asks and not folder.is_dir() and str(folder) != Trainer.eval_dir:  # somebody has named it
+                self.warnings.append(
+                    f"{agent}: eval_dir is «{folder}», and there is no such folder: no cases are asked"
+                )
             return PlannedCases()
         if path not in self.cases:
             self.cases[path] = cases.read(path)
@@ -829,6 +836,7 @@ def make(
         keep: See :class:`Planner`.
         say: Tells people what they wait for.
         agents: Those of the checkout, where they were read already.
+        by_record: Read no cases: what stops runs, or shows their logs, must not be kept from it by them.
         by_record: Take an agent whose file is gone, with the runs that were noted of it. No recipe is known of them:
             they can be stopped and looked at, and not trained.
         outside: The hosts that a limit leaves out. Nothing is placed there, and what was launched there is left alone.
@@ -838,7 +846,7 @@ def make(
     """
     known = agents or Agents(root)
     fleet = check_trainers(trainers, known, move, output, outside)
-    planner = Planner(root, output, overrides, keep, fresh, verify, say, known)
+    planner = Planner(root, output, overrides, keep, fresh, verify, say, known, by_record)
     selected = known.select(wanted, kept_agents(output)) or default_agents(
         fleet.leaders, known, planner.warnings, fleet.left_out
     )

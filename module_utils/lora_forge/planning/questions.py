@@ -18,6 +18,7 @@ from ansible.module_utils.lora_forge.evaluation.case import Cases
 from ansible.module_utils.lora_forge.evaluation.judge import Judge, environment_key
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import cases
+from ansible.module_utils.lora_forge.planning.turns import run_files
 
 SCHEMA = 1  # of questions.json: answer_cases.py reads it
 REHEARSED, REHEARSED_TOKENS = 2, 32  # cases and tokens of an answer in a rehearsal, whose model says nothing
@@ -210,11 +211,7 @@ def whole_manifest(folder: pathlib.Path, hashes: bool = True) -> Manifest:
 
 
 def take_answers(
-    run: PlannedRun,
-    sent: pathlib.Path,
-    checkout: pathlib.Path,
-    output: pathlib.Path,
-    held: Optional[Candidate] = None,
+    run: PlannedRun, sent: pathlib.Path, checkout: pathlib.Path, output: pathlib.Path
 ) -> tuple[list[str], int]:
     """Keep the answers that a trainer has sent.
 
@@ -223,7 +220,6 @@ def take_answers(
         sent: Its answers.jsonl; there may be none.
         checkout: The project's folder.
         output: Where adapters and answers are kept.
-        held: Who was held against whom when it was asked; by default who is now.
 
     Returns:
         What was refused or cut of them, in sentences; and how many questions nobody has put to the adapter yet.
@@ -235,12 +231,14 @@ def take_answers(
     made, manifest = cases_of(run, checkout), store.read_manifest(home / run.adapter)
     if made is None or manifest is None:
         return [], 0
-    kept, candidate = kept_answers(output), held or delivered_candidate(run, manifest, home)
+    kept, candidate = kept_answers(output), delivered_candidate(run, manifest, home)
     limits = {case.key: case.max_new_tokens for case in made.cases}
-    found, said = answers.read_sent(sent, limits, candidate.models)
+    asked = open_questions(run, made, candidate, output)  # by whom, as of another base model nothing was asked
+    models = {who: model for who, model in candidate.models.items() if who in asked}
+    found, said = answers.read_sent(sent, limits, models)
     for who, given in found.items():
-        if given and who in candidate.models:
-            kept.add(candidate.models[who], given.values())
+        if given:
+            kept.add(models[who], given.values())
     return said, len(merit.open_questions(made, candidate, kept)[answers.ADAPTER])
 
 
@@ -249,7 +247,11 @@ def _holds_latest(home: pathlib.Path, run: PlannedRun) -> bool:
 
 
 def evaluate_delivered(
-    run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Optional[Judge] = None
+    run: PlannedRun,
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    judge: Optional[Judge] = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Evaluate a delivered adapter by the answers that are known: those that came with it, and those that are kept.
 
@@ -261,39 +263,58 @@ def evaluate_delivered(
         checkout: The project's folder.
         output: Where adapters and answers are kept.
         judge: Asked where a check is for one; None where nobody is.
+        say: Is told that another command has the adapter's files.
 
     Returns:
-        What was refused of the trainer's answers, in sentences.
+        What was refused of the trainer's answers, in sentences; told once.
 
     Raises:
-        UserError: The file of cases holds what is no case.
+        UserError: The file of cases holds what is no case, or another command has had the adapter's files for too long.
     """
-    home = output / "adapters" / run.agent
-    folder = home / run.adapter
-    manifest = store.read_manifest(folder) if run.cases.path else None  # of hundreds of agents most may have none
-    if manifest is None:
+    if not run.cases.path or _is_settled(run, output, judge):  # of hundreds of agents most have nothing new
         return []
-    candidate = delivered_candidate(run, manifest, home)
-    known = manifest.merit
+    with run_files(output, run.adapter, say):  # another command may write the same manifest
+        return [] if _is_settled(run, output, judge) else _evaluate_anew(run, checkout, output, judge)
+
+
+def _is_same(run: PlannedRun, known: Optional[Merit], candidate: Candidate, home: pathlib.Path) -> bool:
+    """Tell whether a merit is of the cases as they are, and against whom a run's adapter is held."""
     # Of the promoted one itself it stays known what it was better than.
     against = (candidate.promoted, known.against) if known and _holds_latest(home, run) else (candidate.promoted,)
-    same = known is not None and known.cases_sha256 == run.cases.sha256 and known.against in against
+    return known is not None and known.cases_sha256 == run.cases.sha256 and known.against in against
+
+
+def _is_settled(run: PlannedRun, output: pathlib.Path, judge: Optional[Judge]) -> bool:
+    """Tell whether nothing new can be said of a delivered adapter; also where there is none."""
+    home = output / "adapters" / run.agent
+    manifest = store.read_manifest(home / run.adapter)
+    if manifest is None:
+        return True
+    known, candidate = manifest.merit, delivered_candidate(run, manifest, home)
+    if known is None or known.unanswered or not _is_same(run, known, candidate, home):
+        return False
     # The promoted one may have answered since.
-    settled = known is not None and not known.unanswered and bool(known.than.cases or not candidate.than)
-    if same and settled and known and not _has_news(known, judge):
-        return []
+    return bool(known.than.cases or not candidate.than) and not _has_news(known, judge)
+
+
+def _evaluate_anew(run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Optional[Judge]) -> list[str]:
+    home = output / "adapters" / run.agent
+    folder = home / run.adapter
+    manifest = store.read_manifest(folder) or Manifest()
+    known, candidate = manifest.merit, delivered_candidate(run, manifest, home)
+    same = _is_same(run, known, candidate, home)
+    said, _ = take_answers(run, folder / answers.FILE, checkout, output)
     if same and known and known.against and not candidate.promoted:
         held = store.read_manifest(home / known.against) or Manifest()
         candidate = dataclasses.replace(candidate, promoted=known.against, than=merit.weights_of(held))
-    said, _ = take_answers(run, folder / answers.FILE, checkout, output, candidate)
     made = cases_of(run, checkout)
-    if made is None:
-        return said
+    assert made is not None
     rows, found = merit.evaluate(made, candidate, kept_answers(output), judge)
     fewer = same and known and not known.unanswered and found.unjudged > known.unjudged
     if not fewer and (rows, found) != merit.read(folder):
         merit.write(folder, rows, found)
-    return said
+    # Later the cases are others, or another one is promoted: that what it sent does not fit is nothing to complain of.
+    return said if known is None else []
 
 
 def _has_news(known: Merit, judge: Optional[Judge]) -> bool:

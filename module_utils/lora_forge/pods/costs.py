@@ -242,15 +242,27 @@ def training_hours(run: dict[str, Any], gpu: str) -> Optional[float]:
 
 
 def answering_seconds(run: dict[str, Any], gpu: str) -> float:
-    """Estimate how long a run answers its agent's cases after its training; 0 where that is not known.
+    """Estimate how long a run answers its agent's cases, after its training or alone; 0 where that is not known.
 
     Args:
         run: A run of the plan, or its like.
         gpu: RunPod's id.
     """
     answers = PlannedAnswers.from_dict(run.get("estimate", {}).get("answers"))
-    several = run.get("gpus", 1) * len(run.get("hosts") or "1") > 1
-    return 0.0 if run["rehearsal"] else answering.seconds(run["recipe"], answers, gpu, several) or 0.0
+    by_itself = answering.is_by_itself(run.get("evaluates", ""), run.get("gpus", 1), len(run.get("hosts") or "1"))
+    return 0.0 if run["rehearsal"] else answering.seconds(run["recipe"], answers, gpu, by_itself) or 0.0
+
+
+def answering_after(runs: list[dict[str, Any]], gpu: str) -> float:
+    """Return how many seconds one of several runs answers cases after its last step, at most.
+
+    The steps of an evaluation are its answers, so that its pace has them in it already.
+
+    Args:
+        runs: Runs of the plan.
+        gpu: RunPod's id.
+    """
+    return max((answering_seconds(run, gpu) for run in runs if not run.get("evaluates")), default=0.0)
 
 
 def pod_hours(runs: list[dict[str, Any]], gpu: str) -> Optional[float]:

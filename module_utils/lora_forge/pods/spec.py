@@ -44,7 +44,7 @@ class PodSpec:
         data_centers: Where it may be; empty for anywhere.
         request: What else the create request holds: image, disk, ports, mounts, args, env.
         estimate: The hours all its runs take on a GPU type; None where nothing is known.
-        answering: The seconds that one of them answers its agent's cases there, at most.
+        answering: The seconds that one of them answers its agent's cases there after its training, at most.
         order_timeout: Seconds to wait for capacity.
         boot_timeout: Seconds from the order until SSH must answer.
         attempts: How many pods may be ordered until one boots.
@@ -143,7 +143,7 @@ def pod_spec(
         data_centers=data_centers,
         request=request | ({"mounts": mounts} if mounts else {}),
         estimate=lambda gpu: costs.pod_hours(runs, gpu),
-        answering=lambda gpu: max((costs.answering_seconds(run, gpu) for run in runs), default=0.0),
+        answering=lambda gpu: costs.answering_after(runs, gpu),
         order_timeout=options["order_timeout"],
         boot_timeout=options["boot_timeout"],
         attempts=options["attempts"],

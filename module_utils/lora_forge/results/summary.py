@@ -32,6 +32,7 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
             "Nothing to do; -e fresh=true trains again.",
             *merit_lines(manifest.merit),
+            *_missing_lines(manifest.merit, run_id),
             *([] if promoted or not message else [f"  {message}"]),
         ]
     at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id}"
@@ -48,7 +49,7 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
     if steps.adapter is not None and steps.reached is not None and steps.adapter < steps.reached:
         best = pair("eval", loss.eval_adapter, None)
         lines.append(f"  the adapter is that of step {steps.adapter}, the best evaluated one: {best}")
-    lines += merit_lines(manifest.merit)
+    lines += merit_lines(manifest.merit) + _missing_lines(manifest.merit, run_id)
     counts = manifest.data
     if counts and (counts.longer or counts.dropped or counts.untrainable):
         cut = counts.longer - counts.dropped
@@ -99,6 +100,12 @@ def delivered_text(promoted: bool, message: str) -> str:
         message: What else is to be said of that; empty for nothing.
     """
     return ". ".join(filter(None, ("latest points to it" if promoted else "", message)))
+
+
+def _missing_lines(merit: Optional[Merit], run_id: str) -> list[str]:
+    if merit is None or not merit.unanswered:
+        return []
+    return [f"  to ask what is not answered: ansible-playbook playbooks/evaluate.yml -e run_id={run_id}"]
 
 
 def decision_text(manifest: Manifest, message: str) -> str:

@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import rundir
 
@@ -38,6 +38,7 @@ BATCH = 16  # conversations at once
 BATCH_TOKENS = 32_768  # of prompts and answers at once: what a GPU holds beside the weights
 PULSE = 60.0  # seconds between two signs of life while a batch is answered
 TOO_LONG = "the question is longer than the model takes"
+REFUSED = "the chat template does not take the question"
 
 
 class Interrupted(Exception):
@@ -45,7 +46,7 @@ class Interrupted(Exception):
 
 
 def open_questions(noted: dict[str, Any], answered: set[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return whom to ask what is not answered yet.
+    """Return whom to ask what is not answered yet, the adapter first: a pod may end in the midst of it.
 
     Args:
         noted: questions.json.
@@ -53,7 +54,7 @@ def open_questions(noted: dict[str, Any], answered: set[tuple[str, str]]) -> dic
     """
     asked = noted.get("ask") if noted.get("schema") == SCHEMA else None
     return {
-        who: [key for key in (asked or {}).get(who, ()) if (who, key) not in answered] for who in (BASE, OTHER, ADAPTER)
+        who: [key for key in (asked or {}).get(who, ()) if (who, key) not in answered] for who in (ADAPTER, BASE, OTHER)
     }
 
 
@@ -71,11 +72,15 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def render(tokenizer: Any, question: dict[str, Any]) -> list[int]:
-    """Return the tokens of a question as a server makes them: by the adapter's own template."""
-    text = tokenizer.apply_chat_template(
-        question["messages"], tools=question["tools"] or None, add_generation_prompt=True, tokenize=False
-    )
+def render(tokenizer: Any, question: dict[str, Any]) -> Optional[list[int]]:
+    """Return the tokens of a question as a server makes them, by the adapter's own template; None if that refuses."""
+    try:
+        text = tokenizer.apply_chat_template(
+            question["messages"], tools=question["tools"] or None, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # whatever a template raises: it costs this question, and no other one
+        print(f"{REFUSED}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -247,7 +252,8 @@ def answer_all(
     count = sum(map(len, left.values()))
     if not count:
         return 0
-    prompts = {key: render(tokenizer, noted["questions"][key]) for keys in left.values() for key in keys}
+    asked_keys = dict.fromkeys(key for keys in left.values() for key in keys)
+    prompts = {key: render(tokenizer, noted["questions"][key]) for key in asked_keys}
     takes = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
     ends = ending_tokens(model, tokenizer)
     template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
@@ -262,14 +268,17 @@ def answer_all(
                 continue
             limits = {key: int(noted["questions"][key]["max_new_tokens"]) for key in keys}
             common = {"who": who, "weights": weights[who], "template": template}
-            fitting = []
+            fitting, ready = [], dict[str, list[int]]()
             for key in keys:
-                if len(prompts[key]) >= takes:
-                    write(common | {"key": key, "text": "", "tokens": 0, "ended": False, "error": TOO_LONG})
+                prompt = prompts[key]
+                if prompt is None or len(prompt) >= takes:
+                    why = REFUSED if prompt is None else TOO_LONG
+                    write(common | {"key": key, "text": "", "tokens": 0, "ended": False, "error": why})
                     done += 1
                 else:
-                    limits[key] = min(limits[key], takes - len(prompts[key]))
-                    fitting.append((key, len(prompts[key]), limits[key]))
+                    limits[key] = min(limits[key], takes - len(prompt))
+                    fitting.append((key, len(prompt), limits[key]))
+                    ready[key] = prompt
             waiting = list(batches(fitting, widest))
             with asked(model, who):
                 while waiting:
@@ -279,7 +288,7 @@ def answer_all(
                     began, pulse = time.monotonic(), Pulse(stop, functools.partial(tell, done, count))
                     try:
                         most = max(limits[key] for key in batch)
-                        answers = generate(model, tokenizer, [prompts[key] for key in batch], most, ends, pulse)
+                        answers = generate(model, tokenizer, [ready[key] for key in batch], most, ends, pulse)
                     except torch.OutOfMemoryError:
                         if len(batch) == 1:
                             raise
@@ -314,6 +323,11 @@ def answer_after_training(output: pathlib.Path, model: Any, stop: Callable[[], b
 
     if stop() or not hasattr(model, "disable_adapter"):
         return
+    # Said first: from here on whatever ends this process, be it the host's memory, costs answers and not the adapter.
+    count = sum(map(len, open_questions(rundir.read_json(QUESTIONS), read_answered()).values()))
+    if not count:
+        return
+    tell(0, count)
     # What is delivered is what is saved, be it rounded or of an earlier step.
     peft.set_peft_model_state_dict(model, safetensors.torch.load_file(output / WEIGHTS, device=str(model.device)))
     with contextlib.suppress(Interrupted):

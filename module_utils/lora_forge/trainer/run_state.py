@@ -320,8 +320,8 @@ def conclude_job(
     """
     over = heard and status.get("state") in rundir.FINAL_STATES
     ours = (status, done)
-    ages = {"heartbeat_age": heartbeat_age, "heartbeat_timeout": heartbeat_timeout + NETWORK, "defect": defect}
-    ages |= {"step_age": None if heartbeat_age is None else heartbeat_age + status.get("idle", 0)}
+    ages: dict[str, Any] = {"heartbeat_age": heartbeat_age, "heartbeat_timeout": heartbeat_timeout + NETWORK}
+    ages |= {"defect": defect, "step_age": None if heartbeat_age is None else heartbeat_age + status.get("idle", 0)}
     ages |= {"stall_timeout": stall_timeout, "flaw": flaw}
     if over and (status["state"] != "stopped" or not (waits or silence)):
         return conclude(*ours, supervisor_alive=lives, trainer_alive=lives, **ages)

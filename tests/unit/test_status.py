@@ -282,11 +282,15 @@ def test_what_a_cluster_has_is_shown_in_its_own_words_and_many_that_wait_are_cou
 
 def test_where_slurm_does_not_answer_the_table_says_so_and_nothing_counts_as_over(tmp_path):
     why = "Slurm does not answer: Unable to contact slurm controller"
-    snapshots = {"cluster": {"runs": [seen("unknown", detail=why)]}, "gpu-1": {"runs": [seen("stopped", "crew-1")]}}
+    several = [
+        seen("unknown", RUN[:-2] + f"{age:02}", detail=f"{why}; its last word was {age} s ago") for age in range(12)
+    ]
+    snapshots = {"cluster": {"runs": several}, "gpu-1": {"runs": [seen("stopped", "crew-1")]}}
     rows = gathered(tmp_path, snapshots)
-    assert [row[3] for row in status.table_rows(rows, {})] == ["stopped", "unknown"]
-    assert status.status_lines(rows, {}, [])[-2:] == [
-        f"    {RUN}: {why}",
+    assert [row[3] for row in status.table_rows(rows, {})] == ["stopped", *["unknown"] * 11]
+    assert status.table_rows(rows, {})[-1][:4] == ["–", "and 2 more", "cluster", "unknown"]
+    assert status.status_lines(rows, {}, [])[1:] == [
+        f"    cluster: {why}",
         "      → the same command when Slurm answers on cluster again; what runs goes on",
     ]
     assert status.busy(rows, {}, []) == ["cluster"]

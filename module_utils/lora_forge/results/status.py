@@ -27,7 +27,7 @@ from ansible.module_utils.lora_forge.trainer import run_state
 
 COLUMNS = ["agent", "run", "trainer", "verdict", "step", "loss", "eval", "score", "tok/s", "gpu", "eta", "cost"]
 NOTHING = "–"
-QUEUED_SHOWN = 10  # runs of a trainer that wait, and are shown one by one
+WAITING_SHOWN = 10  # runs of a trainer that wait, or are not known of, and are shown one by one
 GONE_SHOWN = 3  # agents without a file that are told of one by one
 WANDB_TIMEOUT = 10  # seconds; it alone decides nothing, so nobody waits for it for long
 WANDB_LIMIT = 30  # seconds for all of its projects, which trainers name
@@ -215,14 +215,14 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
 def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[str]]:
     """Lay out the table for :data:`COLUMNS`, without verified runs that something newer replaced.
 
-    Of the runs that wait for a trainer the first :data:`QUEUED_SHOWN` are shown, and how many more do.
+    Of the runs that wait for a trainer the first :data:`WAITING_SHOWN` are shown, and how many more do.
 
     Args:
         rows: From :func:`collect_status`.
         silent: Trainers that did not answer; one without a run gets a row of its own.
     """
     cells = []
-    shown, more = _first_queued(current_rows(rows))
+    shown, more = _first_waiting(current_rows(rows))
     for row in shown:
         gpu = row["gpu"] or {}
         usage = [] if gpu.get("use") is None else [f"{gpu['use']}%"]
@@ -241,7 +241,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
             Cost.from_dict(row["cost"] or {}).words or NOTHING,
         ])  # fmt: skip
-    cells += [[NOTHING, f"and {count} more", trainer, "queued", *[NOTHING] * 7] for trainer, count in more.items()]
+    cells += [[NOTHING, f"and {count} more", *kind, *[NOTHING] * 7] for kind, count in more.items()]
     known = {row["trainer"] for row in rows}
     for trainer in silent:
         if trainer not in known:
@@ -260,20 +260,21 @@ def current_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _first_queued(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Leave out runs that wait where a trainer has many of them: a sweep would hide what runs.
+def _first_waiting(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[tuple[str, str], int]]:
+    """Leave out runs that wait, or are not known of, where a trainer has many of them: a sweep would hide what runs.
 
     Returns:
-        The rows that are shown, and by trainer how many are not.
+        The rows that are shown, and by trainer and state how many are not.
     """
-    shown, queued = [], collections.Counter[str]()
+    shown, waiting = [], collections.Counter[tuple[str, str]]()
     for row in rows:
-        if row["state"] == "queued" and not row["contradictions"]:
-            queued[row["trainer"]] += 1
-            if queued[row["trainer"]] > QUEUED_SHOWN:
+        if (row["state"] == "queued" or row["unheard"]) and not row["contradictions"]:
+            kind = (row["trainer"], row["state"])
+            waiting[kind] += 1
+            if waiting[kind] > WAITING_SHOWN:
                 continue
         shown.append(row)
-    return shown, {trainer: count - QUEUED_SHOWN for trainer, count in queued.items() if count > QUEUED_SHOWN}
+    return shown, {kind: count - WAITING_SHOWN for kind, count in waiting.items() if count > WAITING_SHOWN}
 
 
 def busy(rows: list[dict[str, Any]], silent: dict[str, str], before: list[str]) -> list[str]:
@@ -314,7 +315,13 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
         notes: What else is to be said, such as that W&B could not be asked.
     """
     lines = []
-    for row in _first_queued(current_rows(rows))[0]:
+    heard = set[tuple[str, str]]()  # what was said of a trainer that knows no more itself, for all of its runs
+    for row in _first_waiting(current_rows(rows))[0]:
+        if row["unheard"] and row["state"] == "unknown" and not row["contradictions"]:
+            told = row["trainer"], run_state.gist(row["detail"])
+            lines += [] if told in heard else [f"    {told[0]}: {told[1]}", f"      → {row['next']}"]
+            heard.add(told)
+            continue
         warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
         sentences = [row["detail"]] if row["detail"] and row["state"] != "verified" else []
         sentences += ([warning] if warning else []) + row["contradictions"]

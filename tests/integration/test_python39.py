@@ -408,6 +408,7 @@ ON_A_HOST: list[dict[str, Any]] = [
     {"name": "gpus", "gpu_info": {"lock": f"{ROOT}/requirements/trainer-cuda.txt", "count": 2}},
     {"name": "gpus_lacking", "gpu_info": {"count": 3}, **FAILS},
     {"name": "no_torch", "gpu_check": {"python": "{{ ansible_python_interpreter }}", "program": GPU_CHECK}, **FAILS},
+    {"name": "no_slurm", "slurm_check": {"root": "{{ root }}", "job": {"gres": "gpu:1"}, "gpus": 1}, **FAILS},
     {"name": "model_here", "base_model": {"model": "{{ root }}/model", "home": "{{ root }}/models"}},
     {
         "name": "no_axolotl",
@@ -549,6 +550,7 @@ def test_a_host_is_made_fit_to_train(play, tmp_path):
     assert (len(told["gpus"]["gpus"]), told["gpus"]["problems"]) == (2, [])
     assert "the environment is not whole (ModuleNotFoundError: No module named 'torch')" in told["no_torch"]["msg"]
     assert "ended with 1 and without an answer: ModuleNotFoundError" in told["no_axolotl"]["left_out"]
+    assert "there is no sbatch here; name a login node of the cluster" in told["no_slurm"]["msg"]
     assert told["gpus_lacking"]["failed"]
     assert told["gpus_lacking"]["msg"].startswith("1 problem(s) with the GPU of this host:\n")
 

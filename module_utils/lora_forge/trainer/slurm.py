@@ -209,7 +209,7 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
             found.append(f"run_slurm: time must stand in quotes, such as '12:00:00'; YAML has read it as {value}")
         elif key == "time" and not _TIME.fullmatch(str(value)):
             found.append(f"run_slurm: time is «{value}»; write 'hours:minutes:seconds' or 'days-hours'")
-        elif key == "time" and (seconds_of(value) or math.inf) <= told_before(stop_timeout):
+        elif key == "time" and (seconds_of(str(value)) or math.inf) <= told_before(stop_timeout):
             found.append(
                 f"run_slurm: time is «{value}», and a job is told to end {told_before(stop_timeout)} s before (a "
                 "minute and run_stop_timeout): it would come to nothing"

@@ -844,8 +844,8 @@ class Supervisor:
     def interrupted(self, code: Optional[int]) -> int:
         """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
 
-        Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that brought
-        no checkpoint: the queue would be asked for the same again.
+        Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that
+        brought no checkpoint: the queue would be asked for the same again.
         """
         reached = rundir.last_complete(self.output)
         where, meant = f"checkpoint at step {reached}", own_fate()

@@ -21,8 +21,6 @@ import sandbox
 import slurm
 import yaml
 
-from ..conftest import SEEN, Seen  # noqa: F401
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / ".venv/bin/ansible-playbook"
 # In this order; those of pods wait long, and leave the processor to others.

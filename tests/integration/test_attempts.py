@@ -142,7 +142,7 @@ def test_what_an_attempt_has_delivered_is_left_alone_by_the_next_one(pod: Pod) -
     assert pod.released == []
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_what_would_cost_too_much_is_released_where_it_is_kept(pod: Pod, kept: bool) -> None:
     breach = {"failed": True, "msg": "stopped at step 4", "state": "stopped", "breach": "it has come to 2 USD",
               "kept": kept, "run_id": "crew-0"}  # fmt: skip
@@ -160,7 +160,7 @@ def test_no_pod_at_all(pod: Pod) -> None:
     assert pod.told == [("failed", "crew", "no capacity for L40S"), ("failed", "witness", "no capacity for L40S")]
 
 
-@pytest.mark.parametrize(("changed", "released"), [(True, 3), (False, 0)])
+@pytest.mark.parametrize(("changed", "released"), [pytest.param(True, 3, marks=pytest.mark.soak), (False, 0)])
 def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
     pod: Pod, changed: bool, released: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
 MODEL = {"models": [{"model": "Acme/Tiny", "revision": ""}], "python": "/python"}
 
 
-@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_recipes_that_are_refused_release_a_new_pod_and_no_other_one_is_ordered(pod: Pod, changed: bool) -> None:
     refused = {"failed": True, "configuration": True, "msg": "PEFT refuses the LoRA keys", "refusals": {"crew-0": "x"}}
     code, text = pod.play(
@@ -203,7 +203,7 @@ def test_a_refused_run_beside_others_is_told_to_its_launch(pod: Pod) -> None:
     assert pod.failures("witness") == {}
 
 
-@pytest.mark.parametrize(("kind", "pods"), [("image", 1), ("machine", 3)])
+@pytest.mark.parametrize(("kind", "pods"), [("image", 1), pytest.param("machine", 3, marks=pytest.mark.soak)])
 def test_without_a_leash_nothing_is_launched_and_the_pod_is_released(pod: Pod, kind: str, pods: int) -> None:
     why = {"failed": True, "msg": "pod-1: its leash did not start", "unleashed": kind}
     code, text = pod.play("crew", await_leash=[why], runpod_pod_info=[{"pods": []}])

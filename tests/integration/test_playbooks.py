@@ -158,7 +158,7 @@ def test_options_that_a_launch_would_refuse_are_refused_by_the_plan(planned):
     wrong = ("-e", "run_backend=sysemd", "-e", "run_stop_timeout=soon")
     text, runs = planned({"trainers": trainers}, "-e", "role=witness", *wrong, code=2)
     assert not runs
-    assert "-e: run_backend is «sysemd»; it takes auto, systemd, tmux, process; did you mean «systemd»?" in text
+    assert "-e: run_backend is «sysemd»; it takes auto, systemd, tmux, process, slurm; did you mean «systemd»?" in text
     assert "-e: run_stop_timeout is «soon»; it takes a whole number" in text
     text, runs = planned({"trainers": trainers}, "-e", "role=witness", code=2)
     assert not runs

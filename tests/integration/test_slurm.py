@@ -15,15 +15,15 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import rundir
 import slurm
 from ansible.module_utils.lora_forge.trainer.slurm import job_name
 from lab import FAKE, ROOT, Lab, counted_steps, events, eventually, go_on, reached, starts, status, until
+from seen import Seen
 
-Seen = Callable[[str, str, str], None]
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("podman") is None, reason="the cluster wants root and podman"),
     pytest.mark.xdist_group("slurm"),  # one process has the cluster

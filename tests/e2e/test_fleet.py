@@ -164,7 +164,8 @@ def test_a_sweep_is_spread_ranked_and_free_the_second_time(fleet: Fleet) -> None
     code, text = fleet.play("playbooks/status.yml", "-e", "role=witness")
     assert code == 0, text
     assert "6 of 6 verified" in text
-    assert f"lora_r 32, lora_alpha 32  {best}" in next(line for line in text.splitlines() if "1.  eval " in line)
+    [first] = [line for line in text.splitlines() if line.split()[:2] == ["1", "eval"]]
+    assert f"lora_r 32, lora_alpha 32  {best}" in first
     code, text = fleet.play("playbooks/report.yml", "-e", "role=witness")
     assert code == 0, text
     page = (fleet.hosts.output / "report.html").read_text()

@@ -71,7 +71,7 @@ def snapshot(*folders: pathlib.Path, leave_out: Iterable[str] = ()) -> dict[str,
     for folder in folders:
         for top, names, files in os.walk(folder):
             names[:] = [name for name in names if name not in leave_out and not name.endswith("_cache")]
-            for name in (*names, *files):
+            for name in (*names, *(name for name in files if name not in leave_out)):
                 path = os.path.join(top, name)
                 with contextlib.suppress(FileNotFoundError):  # another test's, gone meanwhile
                     stat = os.lstat(path)

@@ -134,7 +134,7 @@ def test_the_score_stands_beside_the_loss(tmp_path):
     evaluate(folder, asked, answers(asked, "yyyyyyyn-"), answers(asked, "n"))
     (row,) = gathered(tmp_path)
     (cells,) = status.table_rows([row], {})
-    assert dict(zip(status.COLUMNS, cells))["score"] == "88 % of 8"
+    assert dict(zip(status.COLUMNS, cells))["score"] == "7/8"
     assert (row["score"]["right"], row["score"]["cases"], row["score"]["unanswered"]) == (7, 8, 1)
     assert row["score"]["low"] < row["score"]["share"] == 0.875 < row["score"]["high"]
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -21,7 +21,6 @@ from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planning import agents
 from ansible.module_utils.lora_forge.planning.run_record import read_placements
 from ansible.module_utils.lora_forge.results import verdict, wandb_client, wandb_query
-from ansible.module_utils.lora_forge.results.summary import share_of
 from ansible.module_utils.lora_forge.text import duration, short
 from ansible.module_utils.lora_forge.trainer import run_state
 
@@ -235,7 +234,7 @@ def table_rows(rows: list[dict[str, Any]], silent: dict[str, str]) -> list[list[
             NOTHING if row["step"] is None else f"{row['step']}/{row['planned']}",
             _figure(row["loss"]),
             _figure(row["eval_loss"]),
-            share_of(Score.from_dict(row["score"])),
+            _right(Score.from_dict(row["score"])),
             NOTHING if not row["tokens_per_second"] else short(row["tokens_per_second"]),
             " ".join(usage) or NOTHING,
             NOTHING if row["eta_seconds"] is None else duration(row["eta_seconds"]),
@@ -336,6 +335,11 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
     if any(row["promoted"] for row in rows):
         lines.append("    * promoted: output/adapters/<agent>/latest")
     return lines + [f"    {note}" for note in notes]
+
+
+def _right(score: Score) -> str:
+    """Write a score in as few letters as there are: the table is as wide as most terminals."""
+    return f"{score.right}/{score.cases}" if score.cases else NOTHING
 
 
 def _figure(value: Any) -> str:

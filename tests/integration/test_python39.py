@@ -358,6 +358,7 @@ def test_a_leash_asks_for_a_checkpoint_and_ends_its_pod(lab39, leash, runpod, py
     assert runpod.requests == []
     runpod.status = 403
     own = root / "leash" / f"{POD}.json"
+    brought(process, log, own.exists)  # it says its word before it makes the folder
     rundir.write_json(own.with_suffix(".renewed"), {"deadline": time.time() - 1})
     until(supervisor, run, "stopped")
     assert status(run)["reason"]["detail"] == f"on request; checkpoint at step {rundir.last_complete(run / 'output')}"

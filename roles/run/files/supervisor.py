@@ -189,7 +189,6 @@ class Copies:
     def __init__(self, run_dir: pathlib.Path, env: Mapping[str, str]):
         self.path = run_dir / "claim.json"
         self.status = run_dir / "status.json"
-        self.lock = run_dir / "supervisor.lock"
         self.mine = {
             "job": env.get("SLURM_JOB_ID", ""),
             "restart": env.get("SLURM_RESTART_COUNT", "0"),

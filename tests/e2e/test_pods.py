@@ -256,7 +256,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         r"did not answer SSH within 8 s.*image without sshd",
     ),
     "no host key in the log": (
-        {"no_host_keys_in_log": True}, {"pod_boot_timeout": 8, "pod_attempts": 1}, "its log shows no host key",
+        {"no_host_keys_in_log": True}, {"pod_boot_timeout": [8, 40, 200], "pod_attempts": 1},
+        "its log shows no host key",
     ),
     "a price above the catalogue's": ({"wrong_cost": {"factor": 4}}, {}, "released at once"),
     "an unknown GPU": ({}, {"pod_gpus": ["NVIDIA L40"]}, "did you mean «NVIDIA L40S»"),
@@ -281,17 +282,23 @@ def test_what_cannot_be_helped_costs_nothing(
         name: value.format(home=renter.home) if isinstance(value, str) else value for name, value in variables.items()
     }
     key = own.pop("api_key", KEY)
-    renter.declare({"pod-1": None}, **own)
     (renter.home / "bad").write_text("x")
     (renter.home / "bad.pub").write_text("ssh-ed25519 not-base64\n")
     runpod.faults(**faults)
     foreseen = not faults and "no-sshd" not in own.get("pod_image", "")
     what = ("playbooks/plan.yml", "-e", "role=witness") if foreseen else ("tests/e2e/order.yml",)
-    code, text = renter.play(*what, RUNPOD_API_KEY=key)
-    assert code != 0, text
-    assert re.search(said, " ".join(text.split())), text
-    assert "Traceback" not in text
-    assert KEY not in text
+    # What is told of a pod whose sshd answers is waited for: on a busy machine the first patience may be too short.
+    patience = own.pop("pod_boot_timeout", CONVERGE)
+    for seconds in patience if isinstance(patience, list) else [patience]:
+        renter.declare({"pod-1": None}, **own, pod_boot_timeout=seconds)
+        code, text = renter.play(*what, RUNPOD_API_KEY=key)
+        assert code != 0, text
+        assert "Traceback" not in text
+        assert KEY not in text
+        if re.search(said, " ".join(text.split())):
+            break
+    else:
+        raise AssertionError(text)
     runpod.ask("DELETE", "/sim/faults")
     assert not renter.rented()
     assert not [claim for claim in renter.claims() if not claim["released_at"]]

@@ -72,8 +72,18 @@ def left(folder: pathlib.Path) -> list[object]:
     return [*here, *sandbox.inhabitants(folder), *sandbox.containers(folder), *mounts]
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one process", "xdist"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+# The other three differ by how the signal comes, and end by the same code.
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        pytest.param(signal.SIGINT, (), id="interrupted, one process"),
+        pytest.param(signal.SIGTERM, ("-n", "1"), id="ended, xdist"),
+        pytest.param(signal.SIGKILL, ("-n", "1"), id="killed, xdist"),
+        pytest.param(signal.SIGINT, ("-n", "1"), id="interrupted, xdist", marks=pytest.mark.soak),
+        pytest.param(signal.SIGTERM, (), id="ended, one process", marks=pytest.mark.soak),
+        pytest.param(signal.SIGKILL, (), id="killed, one process", marks=pytest.mark.soak),
+    ],
+)
 def test_nothing_is_left(how: signal.Signals, options: tuple[str, ...], tmp_path: pathlib.Path) -> None:
     with hanging(tmp_path / "tests", *options) as (process, folder):
         assert sandbox.inhabitants(folder)

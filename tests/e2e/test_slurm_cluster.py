@@ -15,6 +15,8 @@ import slurm
 
 from .conftest import ROOT, eventually
 
+pytestmark = pytest.mark.soak  # what is made of it is proven by the tests that train on it
+
 
 @pytest.fixture
 def cluster(slurm_cluster: slurm.Cluster) -> Iterator[slurm.Cluster]:

@@ -93,8 +93,8 @@ def find(
         within = ["nothing is to be done within --limit"] if fleet.left_out and not errors else []
         raise UserError("\n".join([*within, *sentences, *errors.values()]))
     warnings += sentences
-    for agent, error in errors.items():
-        first = error.partition("\n")[0]
+    for agent, why in errors.items():
+        first = why.partition("\n")[0]
         warnings.append(f"{agent}: it cannot be planned, and its runs are those that were noted: {first}")
     if away := [f"{run.run_id} on {run.trainer}" for run in runs if not run.hosts]:
         limit = ", or its limit," if fleet.left_out else ""

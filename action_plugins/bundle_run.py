@@ -155,7 +155,9 @@ class ActionModule(ForgeAction):
         }
 
     def axolotl_yml(self, run: PlannedRun, args: dict[str, Any]) -> str:
-        """Render axolotl.yml as a launch would."""
+        """Render axolotl.yml as a launch would; nothing where the recipe is not known."""
+        if not run.recipe:
+            return ""
         template = (ROOT / "templates/axolotl.yml.j2").read_text(encoding="utf-8")
         variables = launch.template_variables(run, args["root"], args["wandb"])
         return str(self._templar.copy_with_new_env(available_variables=variables).template(trust_as_template(template)))
@@ -184,8 +186,10 @@ class ActionModule(ForgeAction):
         """Yield what the run is trained on, line by line.
 
         Raises:
-            UserError: A file of it cannot be read.
+            UserError: A file of it cannot be read, or its files are not known.
         """
+        if not run.datasets:  # it is ready, or nothing is known of it but what was noted
+            raise UserError(f"which files {run.run_id} was trained on is not known here")
 
         def lines(path: pathlib.Path) -> Iterator[bytes]:
             with jsonl.opened(path) as file:

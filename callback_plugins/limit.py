@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import Any, NoReturn
 
 import ansible.module_utils
 from ansible import context
@@ -12,6 +12,7 @@ from ansible.plugins.callback import CallbackBase
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(pathlib.Path(__file__).resolve().parents[1] / "module_utils"))
 from ansible.module_utils.lora_forge.controller import limits  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
 from ansible.module_utils.lora_forge.planning.fleet import OUTSIDE  # noqa: E402
 
 DOCUMENTATION = """
@@ -23,7 +24,8 @@ description:
     has localhost play all the same; every other host of the inventory that the limit leaves out stays out.
   - The hosts that are left out become the group C(outside_limit), by which the plan and others know them.
   - A limit that holds neither a trainer nor localhost ends the command with 4 and a sentence, as for no host that can
-    be reached.
+    be reached. So does one that leaves out a name which the inventory does not have.
+  - Any other name that the inventory does not have is a warning, as by Ansible's own default.
 """
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -54,6 +56,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             return
         inventory = plays[0].get_variable_manager()._inventory
         if self._outside is None:  # a later playbook of the same command finds another limit, our own
+            self._check_names(inventory)
             within = {host.name for host in inventory.get_hosts("all")}
             self._outside = [name for name in inventory.hosts if name not in within]
             self._names_localhost = bool(inventory.get_hosts("localhost"))
@@ -66,5 +69,18 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         groups = inventory.get_groups_dict()
         trainers = groups.get("trainers", list(inventory.hosts))
         if ours and (why := limits.problem(limit, trainers, self._outside, self._names_localhost)):
-            self._display.error(why)
-            raise SystemExit(UNREACHED)
+            self._refuse(why)
+
+    def _check_names(self, inventory: Any) -> None:
+        """Tell what the limit names that the inventory does not have."""
+        names = [*inventory.hosts, *inventory.groups]
+        warnings, errors = limits.unknown_names(
+            inventory._subset, names, lambda name: bool(inventory.get_hosts(name, ignore_limits=True))
+        )
+        show(warnings=warnings)
+        if errors:
+            self._refuse("\n".join(errors))
+
+    def _refuse(self, why: str) -> NoReturn:
+        self._display.error(why)
+        raise SystemExit(UNREACHED)

@@ -20,8 +20,9 @@ options:
     type: raw
   by_record:
     description:
-      - Take also an agent whose file in C(configs/agents/) is gone, with the runs that were noted of it. Their recipes
-        are not known, so that they can be stopped and looked at alone.
+      - Find runs to stop or to look at. Besides the run of an agent's recipe these are the others of it that were
+        launched and have not ended; of an agent whose recipe or data is broken or gone all that were noted.
+      - Of what is known from notes alone there is no recipe, so that it cannot be trained.
     type: bool
     default: false
   hosts:
@@ -204,6 +205,7 @@ from ansible.module_utils.lora_forge.planning import (
     answering,
     evaluations,
     fleet,
+    found_runs,
     options,
     plan,
     validation,
@@ -282,18 +284,13 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         named = {key: given[key] for key in ("move", "run_id", "against", "verify", "outside")}
         made = evaluations.make(root, output, given["agents"], trainers, known, **named)
     else:
-        made = plan.make(
-            root,
-            output,
-            given["agents"],
-            trainers,
-            given["recipe"],
-            **{key: given[key] for key in ("fresh", "move", "verify", "by_record", "outside")},
-            agents=known,
-            keep=given["keep_axolotl"],
-            say=say,
-            variants=[{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"]),
-        )
+        named = {key: given[key] for key in ("fresh", "move", "verify", "outside")}
+        named |= {"agents": known, "keep": given["keep_axolotl"], "say": say}
+        if given["by_record"]:
+            made = found_runs.find(root, output, given["agents"], trainers, given["recipe"], **named)
+        else:
+            grid = [{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"])
+            made = plan.make(root, output, given["agents"], trainers, given["recipe"], variants=grid, **named)
     warnings = [*wrong, *strange, *made.warnings]
     if given["validate"] and not given["evaluate"]:
         environment = given["axolotl_environment"]

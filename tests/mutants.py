@@ -35,6 +35,7 @@ TESTS = {
     "planning/templates": ("templates",),
     "planning/validation": ("validation",),
     "planning/plan": ("plan",),
+    "planning/found_runs": ("found_runs", "agents"),
     "planning/attempts": ("plan",),
     "planning/answering": ("answering", "costs"),
     "planning/evaluations": ("evaluations",),

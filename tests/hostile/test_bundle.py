@@ -18,7 +18,7 @@ from hostile import CONTROL, Played, Stage
 from lab import ROOT
 from seen import Seen
 
-AGENTS = {"good": "witness", "dead": "mayor", "liar": "deacon"}
+AGENTS = {"good": "witness", "dead": "mayor", "liar": "deacon", "lost": "polecat"}
 
 WORD = "ab" * 16  # by which the hosts of a gang find each other
 
@@ -99,7 +99,15 @@ def plant(stage: Stage, host: str, agent: str) -> Path:
 
 
 class Site(Stage):
-    """A stage whose agents learn what is said here."""
+    """A stage whose agents learn what is said here.
+
+    Attributes:
+        ids: The run of each host.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.ids: dict[str, str] = {}
 
     @property
     def data(self) -> Path:
@@ -123,11 +131,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def played(stage: Site) -> Played:
-    """Write archives of a run whose host answers, of one whose host is dead, and of one whose host lies."""
+    """Write archives of runs: the host answers, or is dead, or lies, or answers of data that is not here any more."""
     for name, agent in AGENTS.items():
         stage.host(name, agent, ansible_become_password=PASSWORD, **NESTED)
-    plant(stage, "good", "witness")
-    plant(stage, "liar", "deacon")
+        stage.ids[name] = stage.planned(agent, name).run_id
+    for name in ("good", "liar", "lost"):
+        plant(stage, name, AGENTS[name])
     stage.face("dead", "module", "close")
     stage.face(
         "liar", "module", "say", text=json.dumps({"changed": False, "train_log": "../../evil", "files": ["/etc/x"]})
@@ -137,6 +146,9 @@ def played(stage: Site) -> Played:
     (stage.output / "runs").mkdir(parents=True)
     record = {"failures": {"dead": failure}, "rendezvous": WORD, "trainer": "dead", "state": "launched"}
     rundir.write_json(stage.output / f"runs/{run.run_id}.json", record)
+    noted = {"trainer": "lost", "state": "failed", "final": True}
+    rundir.write_json(stage.output / f"runs/{stage.ids['lost']}.json", noted)
+    (stage.data / "polecat_train.jsonl").unlink()
     guard = stage.watch_over()
     names = f"role={','.join(AGENTS.values())}"
     done = stage.play(
@@ -148,7 +160,7 @@ def played(stage: Site) -> Played:
 
 def archive(stage: Site, name: str) -> dict[str, str]:
     """Return the files in the archive of a host's run, by name."""
-    run_id = stage.planned(AGENTS[name], name).run_id
+    run_id = stage.ids[name]
     path = stage.output / "bundles" / f"{run_id}.tar.gz"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_size < 1 << 20
@@ -162,7 +174,7 @@ def squashed(text: str) -> str:
     return "".join(letter for letter in text.lower() if letter.isalnum())
 
 
-@pytest.mark.parametrize("name", ["good", "dead", "liar"])
+@pytest.mark.parametrize("name", AGENTS)
 def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, name: str, seen: Seen) -> None:
     text = "\n".join(archive(stage, name).values())
     for key in (*KEYS.values(), *UNKNOWN, PASSWORD, *DEEP, WORD, "T0000/B0000"):
@@ -173,7 +185,12 @@ def test_no_key_and_nothing_of_the_data_is_in_it(stage: Site, played: Played, na
             piece = squashed("".join(words[at : at + 4]))
             assert piece not in squashed(text), piece
     assert "Ferrari" not in text
-    whose = {"good": "a host that answers", "dead": "a host that is dead", "liar": "a host that lies"}[name]
+    whose = {
+        "good": "a host that answers",
+        "dead": "a host that is dead",
+        "liar": "a host that lies",
+        "lost": "a host that answers, and the data is gone here",
+    }[name]
     seen(
         f"keys and sentences of the data stand in all files of a failed run, of which an archive is made: {whose}",
         "here",
@@ -224,12 +241,20 @@ def test_a_host_that_lies_costs_only_its_own_word(stage: Site, played: Played) -
     assert json.loads(files["plan.json"])["agent"] == "deacon"
 
 
+def test_without_the_data_only_what_is_short_is_in_it(stage: Site, played: Played) -> None:
+    files = archive(stage, "lost")
+    assert f"which files {stage.ids['lost']} was trained on is not known here" in " ".join(files["README.txt"].split())
+    assert json.loads(files["status.json"])["status"]["exit_code"] == 1
+    assert json.loads(files["record.json"])["state"] == "failed"
+
+
 def test_the_command_says_where_it_is_and_what_is_in_it(stage: Site, played: Played) -> None:
     assert played.code == 0, played.text
     assert CONTROL.findall(played.text) == []
     assert "Traceback" not in played.text
-    for name, agent in AGENTS.items():
-        assert f"bundles/{stage.planned(agent, name).run_id}.tar.gz is written" in played.text
+    for run_id in stage.ids.values():
+        assert f"bundles/{run_id}.tar.gz is written" in played.text
+    assert "its runs are those that were noted: no dataset for polecat" in played.text
     assert "train.log" in played.text
     assert "dead could not be asked" in played.text
     for word in (*KEYS.values(), *UNKNOWN, PASSWORD, *SAID):

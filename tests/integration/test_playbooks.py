@@ -11,8 +11,12 @@ import sys
 from typing import Any
 
 import pytest
+import simulator
 import yaml
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.planning.run_record import update_record
+from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.pods.runpod import RunPod
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 from delivered import deliver, events
 from lab import ROOT
@@ -101,6 +105,21 @@ def test_of_a_pod_that_cannot_be_found_an_archive_has_what_is_known_here(planned
     assert "as pod-1 could not be asked: RUNPOD_API_KEY is not set" in text
     text, _ = planned(pods, *asked, playbook="playbooks/logs.yml", code=2)  # a log is there or not
     assert "RUNPOD_API_KEY is not set" in text
+
+
+@pytest.mark.parametrize("playbook", ["stop", "prune"])
+def test_data_that_is_gone_keeps_nobody_from_a_run(planned, tmp_path, playbook):
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "trainer_root": str(tmp_path)}
+    trainers = {"trainers": {"hosts": {"a": {}, "b": {}}, "vars": here}}
+    run_id = "witness-0123456789ab"
+    update_record(tmp_path, run_id, lambda record, now: record.launched("b", 0, now))
+    gone = ("-e", "role=witness", "-e", f"datasets_dir={tmp_path}/none")
+    text, runs = planned(trainers, *gone, "-v", playbook=f"playbooks/{playbook}.yml")
+    assert "! witness: it cannot be planned, and its runs are those that were noted: no dataset for witness" in text
+    assert runs["witness"]["run_id"] == run_id
+    assert ("stop" in playbook) == (f"{run_id} does not run" in text)
+    assert "b : ok=" in text
+    assert "a : ok=" not in text
 
 
 def test_agents_lanes_and_forks(planned):
@@ -330,6 +349,14 @@ def test_a_file_of_hosts_is_a_limit_too(planned, fleet, tmp_path) -> None:
     assert runs["mayor"]["trainer"] == "gpu-2"
 
 
+def test_a_name_of_a_limit_that_is_nowhere_is_told_and_the_others_are_played(planned, fleet, tmp_path) -> None:
+    (tmp_path / "again").write_text("gpu-2\ngpu-33\n")
+    text, runs = planned(fleet, "-e", "role=witness", "-l", f"@{tmp_path}/again,web-1")
+    assert runs["witness"]["trainer"] == "gpu-2"
+    assert "! --limit: the inventory has no host or group «gpu-33»; did you mean «gpu-3»? It is passed over" in text
+    assert "! --limit: the inventory has no host or group «web-1»; did you mean «web»? It is passed over" in text
+
+
 @pytest.mark.parametrize("callback", ["lora_forge", "ansible.builtin.default"])
 @pytest.mark.parametrize(
     ("playbook", "limit", "code", "why"),
@@ -337,6 +364,7 @@ def test_a_file_of_hosts_is_a_limit_too(planned, fleet, tmp_path) -> None:
         ("train.yml", "web", 4, "--limit web names no trainer of the inventory, so that nothing would be done"),
         ("playbooks/reap.yml", "web", 4, "Trainers: gpu-1, gpu-2, gpu-3"),
         ("train.yml", "gpu-9", 1, "--limit leaves us with no hosts to target"),  # Ansible's own
+        ("train.yml", "all:!gpu-9", 4, "leaves out «gpu-9», and the inventory has no such host or group; did you mean"),
     ],
 )
 def test_a_limit_without_a_trainer_ends_before_anything_is_done(
@@ -445,3 +473,37 @@ def test_a_limit_releases_no_other_pod(tmp_path, monkeypatch) -> None:
     code, text = release("pod-1", "pod-2,pod-3")
     assert code == 2
     assert "--limit leaves out pod-1, so that nothing would be released" in text
+
+
+def test_reap_within_a_limit_lists_all_pods_and_releases_those_of_its_hosts_alone(tmp_path, monkeypatch) -> None:
+    claims = Claims(tmp_path / "pods")
+    pods = {"trainers": {"hosts": {f"pod-{number}": {"pod_gpus": ["NVIDIA A40"]} for number in (1, 2)}}}
+    (tmp_path / "pods.yml").write_text(yaml.safe_dump(pods))
+    with simulator.Simulator(tmp_path / "state", "none") as sim:
+        account, gpu = RunPod(sim.api.key, sim.url), {"id": "NVIDIA GeForce RTX 4090", "count": 1}
+        for host in ("pod-1", "pod-2", "pod-of-another-inventory"):
+            name = f"lora-forge-{claims.owner}-{host}-0a1b2c"
+            account.create_pod({"name": name, "image": "runpod/pytorch:1", "gpu": gpu, "ports": ["22/tcp"]})
+        monkeypatch.setenv("RUNPOD_API_KEY", sim.api.key)
+        monkeypatch.setenv("RUNPOD_API_URL", sim.url)
+        monkeypatch.setenv("LORA_FORGE_PODS", str(tmp_path / "pods"))
+
+        def reap(*options: str) -> tuple[str, int]:
+            """Return what is said, and how many pods there are then."""
+            words = ("-i", f"{tmp_path}/pods.yml", "-l", "pod-2", "playbooks/reap.yml", *options)
+            done = command("ansible-playbook", *words)
+            assert done.returncode == 0, done.stdout
+            return " ".join(done.stdout.split()), len(account.list_pods())
+
+        text, left = reap()
+        for host in ("pod-1", "pod-2", "pod-of-another-inventory"):
+            assert re.search(rf" {host} \S+ this checkout ", text), text
+        assert "for nothing: pod-2. To release: " in text
+        assert "--limit pod-2 playbooks/reap.yml -e confirm=true" in text
+        assert left == 3
+        assert reap("-e", "confirm=true", "--check")[1] == 3
+        text, left = reap("-e", "confirm=true")
+        assert left == 2
+        assert not re.search("released.*pod-(1|of)", text)
+        assert "for nothing" not in reap()[0]
+        assert sim.api.state()["violations"] == []

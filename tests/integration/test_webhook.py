@@ -21,7 +21,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from hook import SECRET, Hook, serving
-from lab import ROOT
+from lab import ROOT, eventually
 
 RUN = PlannedRun(
     run_id="witness-0", agent="witness", name="witness", fingerprint="f", trainer="pod-1", state="to train",
@@ -65,6 +65,7 @@ def test_json_after_an_error_of_the_server(hook: Hook, tell: Any, tmp_path: path
     assert tell(hook.url, pods=str(tmp_path / "pods")) == []
     first, second = hook.told
     message = dict(second)
+    assert first["id"] == message.pop("id"), "which is the same message"
     assert began <= datetime.datetime.fromisoformat(message.pop("at")) <= datetime.datetime.now(datetime.timezone.utc)
     assert 2.5 <= message.pop("cost_usd") < 3
     assert message == {
@@ -160,6 +161,51 @@ def test_a_clock_that_was_set_back_after_the_plan_makes_no_second_message(
     for _ in range(2):
         tell(hook.url, since=planned_at)
     assert len(hook.told) == 1
+
+
+def test_what_a_command_died_of_is_told_again_by_its_id_until_somebody_has_told_it(
+    hook: Hook, tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    def arrives_and_dies(*given: Any) -> str:
+        webhook.post(*given)
+        return dies()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(notify, "post", arrives_and_dies)
+        with pytest.raises(KeyboardInterrupt):
+            tell(hook.url, since=0.0)
+        patched.setattr(notify, "post", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tell(hook.url, silent=True)  # what is no news to this command
+    for _ in range(2):
+        tell(hook.url, silent=True)
+        tell(hook.url, since=0.0)
+    assert len(hook.told) == 2
+    assert len({message["id"] for message in hook.told}) == 1
+    tell(hook.url)
+    assert len({message["id"] for message in hook.told}) == 2, "another failure is another message"
+
+
+def test_of_two_commands_one_tells_and_the_other_waits_until_it_has(
+    hook: Hook, tell: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook.answers = [0, 200]
+    first = threading.Thread(target=tell, args=(hook.url,), kwargs={"since": 0.0})
+    first.start()
+    eventually(lambda: hook.told)
+    with monkeypatch.context() as patched:
+        patched.setattr(notify, "PATIENCE", 0.0)
+        tell(hook.url, since=0.0)  # it has no patience, and leaves it to the other one
+    second = threading.Thread(target=tell, args=(hook.url,), kwargs={"since": 0.0})
+    second.start()
+    hook.over.set()
+    for thread in (first, second):
+        thread.join()
+    assert len(hook.told) == 1
+    assert read_record(tmp_path, "witness-0").is_settled("failed")
 
 
 def test_that_somebody_has_to_decide_is_told_once_with_the_command(hook: Hook, tell: Any) -> None:

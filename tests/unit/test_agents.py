@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.lora_forge.agents import agent_of, name_problem
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import agents, plan
+from ansible.module_utils.lora_forge.planning import agents, found_runs, plan
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from wire import load
@@ -79,6 +79,17 @@ def make(checkout, tmp_path):
         return plan.make(checkout, tmp_path / "output", wanted, trainers, {}, **options)
 
     return maker
+
+
+@pytest.fixture
+def find(checkout, tmp_path):
+    """Find runs to stop or to look at, with trainers of these names."""
+
+    def finder(wanted: str, *names: str, **options: Any) -> plan.Plan:
+        trainers = [Trainer(name, datasets_dir=str(tmp_path / "data")) for name in names or ("here",)]
+        return found_runs.find(checkout, tmp_path / "output", wanted, trainers, {}, Agents(checkout), **options)
+
+    return finder
 
 
 def said(call: Any, *arguments: Any, **options: Any) -> str:
@@ -421,9 +432,9 @@ def test_an_agent_without_a_file_is_not_trained(gone, make):
     )
 
 
-def test_the_runs_of_an_agent_without_a_file_can_be_stopped_and_pruned(gone, make, data):
+def test_the_runs_of_an_agent_without_a_file_can_be_stopped_and_pruned(gone, find, data):
     data("witness")
-    made = make("boot,witness", by_record=True)
+    made = find("boot,witness")
     assert [(run.run_id, run.state, run.trainer, run.hosts) for run in made.runs if run.agent == "boot"] == [
         ("boot-0123456789ab", "ready", "here", ("here",)),
         ("boot-0123456789ab-2", "to attach", "here", ("here",)),
@@ -434,8 +445,16 @@ def test_the_runs_of_an_agent_without_a_file_can_be_stopped_and_pruned(gone, mak
     assert "boot-cccccccccccc is left alone: it is on elsewhere, which this inventory does not hold" in made.warnings
 
 
-def test_an_agent_without_a_file_and_without_a_run_here(tmp_path, make):
+def test_an_agent_without_a_file_is_left_alone_outside_a_limit(gone, find):
+    (run,) = find("boot", "here", "elsewhere", outside=["here"]).runs
+    assert run.trainer == "elsewhere"
+    made = find("boot", "here", "there", outside=["here"])
+    assert not made.runs
+    assert any("is left alone: it is on here, which --limit leaves out" in words for words in made.warnings)
+
+
+def test_an_agent_without_a_file_and_without_a_run_here(tmp_path, find):
     (tmp_path / "output/adapters/boot").mkdir(parents=True)
-    made = make("boot", by_record=True)
+    made = find("boot")
     assert made.runs == ()
     assert made.warnings[0].endswith("No run of it is on a host of this inventory")

@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import Answer
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import evaluations, fleet, launch, plan, questions
+from ansible.module_utils.lora_forge.planning import evaluations, fleet, found_runs, launch, questions
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.launch import TrainerOptions
@@ -531,11 +531,16 @@ def test_what_stops_runs_finds_evaluations_by_what_was_noted(desk):
     desk.deliver(NEW)
     run_id = desk.plan()[0].run_id
     update_record(desk.output, run_id, lambda record, now: record.launched("gpu-1", 0, now))
-    by_name = {trainer.name: trainer for trainer in desk.trainers}
-    (found,) = plan.evaluations_by_record(desk.output, ["witness"], [], by_name)
+
+    def find(agent: str, **options: Any) -> list[PlannedRun]:
+        known = Agents(desk.home)
+        return list(found_runs.find(desk.home, desk.output, agent, desk.trainers, {}, known, **options).runs)
+
+    (found,) = find("witness")
     assert (found.run_id, found.state, found.trainer, found.evaluates) == (run_id, "to attach", "gpu-1", NEW)
     assert evaluations.table_row(found)[-2:] == ("–", "to attach (an evaluation)")
-    assert plan.evaluations_by_record(desk.output, ["mayor"], [], by_name) == []
+    with pytest.raises(UserError, match="is missing; make it with"):  # and nothing was noted that could be asked
+        find("witness", outside=["gpu-1"])
 
 
 def test_the_status_shows_an_evaluation_until_its_answers_are_here(desk):

@@ -35,3 +35,29 @@ def test_a_limit_holds_a_trainer_or_localhost() -> None:
     nothing = "--limit web names no trainer of the inventory, so that nothing would be done"
     assert limits.problem("web", ["a", "b"], ["a", "b"], names_localhost=False) == f"{nothing}. Trainers: a, b"
     assert limits.problem("web", [], [], names_localhost=False) == f"{nothing}. It has none; -i … names another one"
+
+
+@pytest.mark.parametrize(
+    ("limit", "picked", "left_out"),
+    [
+        ("gpu-1,my gpu,~gpu", [], []),
+        ("gpu-1,gpu-9", ["«gpu-9»; did you mean «gpu-1»? It is passed over"], []),
+        ("all:&gpu-1:&rack", ["«rack». It is passed over"], []),
+        ("gpu-*,web-*", ["«web-*». It is passed over"], []),
+        ("gpu-*[0]:localhost:empty:!empty", [], []),
+        ("gpu-1,all[7:8]", ["«all[7:8]». It is passed over"], []),
+        ("all:!gpu-2:!rack", [], ["«gpu-2», and the inventory has no such host or group; did you mean", "«rack», and"]),
+    ],
+)
+def test_what_a_limit_names_and_the_inventory_lacks(inventory, limit, picked, left_out) -> None:
+    inventory.add_group("empty")
+    inventory.subset(limit)
+    names = [*inventory.hosts, *inventory.groups]
+    warnings, errors = limits.unknown_names(
+        inventory._subset, names, lambda name: bool(inventory.get_hosts(name, ignore_limits=True))
+    )
+    assert [sentence.removeprefix("--limit: the inventory has no host or group ") for sentence in warnings] == picked
+    assert len(errors) == len(left_out)
+    for sentence, words in zip(errors, left_out):
+        assert sentence.startswith(f"--limit leaves out {words}")
+        assert sentence.endswith("Correct it, or take it out of the limit")

@@ -16,19 +16,19 @@ DONE = {"step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25, "eval_adapte
 
 
 def told(event: str = "failed", detail: str = "no more", usd: float = 0.0, **progress: Any) -> dict[str, Any]:
-    return notice.notice(event, RUN, detail, DONE | progress, usd, 1_764_000_000.7)
+    return notice.notice(event, RUN, detail, DONE | progress, usd, 1_764_000_000.7, "0a1b")
 
 
 def test_all_that_is_known() -> None:
     assert told(usd=2.5, wandb={"url": "https://wandb.example/r"}) == {
-        "event": "failed", "agent": "witness", "run_id": "witness-0", "trainer": "pod-1", "detail": "no more",
-        "step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25, "url": "https://wandb.example/r", "cost_usd": 2.5,
-        "at": "2025-11-24T16:00:00Z",
+        "id": "0a1b", "event": "failed", "agent": "witness", "run_id": "witness-0", "trainer": "pod-1",
+        "detail": "no more", "step": 3, "planned": 12, "loss": "nan", "eval_loss": 1.25,
+        "url": "https://wandb.example/r", "cost_usd": 2.5, "at": "2025-11-24T16:00:00Z",
     }  # fmt: skip
 
 
 def test_where_nothing_is_known_nothing_is_said() -> None:
-    empty = notice.notice("failed", RUN, "no connection", {}, 0.0, 0)
+    empty = notice.notice("failed", RUN, "no connection", {}, 0.0, 0, "0a1b")
     assert {key for key, value in empty.items() if value is None} == {"step", "planned", "loss", "eval_loss", "url"}
     assert notice.slack_text(empty) == "witness failed: witness-0 on pod-1\nno connection"
 

@@ -226,7 +226,7 @@ RELEASED = CLAIM | {"pod_id": "p2", "released_at": NOW - 100, "billed_usd": 2.0}
 RECORD = {
     "trainer": "gpu", "lane": 0, "state": "launched", "final": False, "detail": "", "noted_at": NOW - 50,
     "hosts": {"gpu": {"at": NOW - 3, "started": True}}, "failures": {"gpu": {"at": NOW - 2, "message": "x"}},
-    "notified": {"failed": NOW - 1}, "delivered_at": 0.0, "rendezvous": "r",
+    "notified": {"failed": NOW - 1}, "telling": {"stalled": "0a1b"}, "delivered_at": 0.0, "rendezvous": "r",
 }  # fmt: skip
 LOGGED = {"mode": "offline", "run": "a/b/c", "url": "https://x"}
 NOTED = {"runs": [{"run_id": "witness-0", "trainer": "gpu", "agent": "witness", "logged": LOGGED}], "made_at": NOW}

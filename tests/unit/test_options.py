@@ -255,6 +255,7 @@ def test_what_nothing_reads_is_warned_of_unless_the_user_has_it(inventory, tmp_p
     assert on_command(tmp_path, **given) == ([], unread("whom"))  # a folder of inventories: all in it
     assert on_command(**given) == ([], unread(*given))
     assert on_command(tmp_path / "none.yml", pathlib.Path("a,b"), whom="x") == ([], unread("whom"))
+    assert on_command(awx_job_id=7, tower_user_name="me", whom="x") == ([], unread("whom"))  # a job of AWX's
 
 
 def test_a_variable_that_another_one_of_the_command_names_is_read(inventory):

@@ -168,7 +168,8 @@ def test_cases_are_read_by_the_plan_and_change_no_run(make, data, tmp_path):
     path.write_text(path.read_text().replace("expect", "expects"))
     with pytest.raises(UserError, match=rf"{re.escape(str(path))}, line 1: .*did you mean «expect»"):
         make(trainers=where)
-    assert one(make(trainers=where, by_record=True)).cases.count == 0, "a stop goes on"
+    planner = plan.Planner(ROOT, tmp_path / "output", {}, asks=False)
+    assert planner.find_cases("witness", path.parent, []).count == 0, "a stop goes on"
 
 
 def test_unknown_profile_and_override_are_errors(make, data):
@@ -407,15 +408,6 @@ def test_a_limit_leaves_alone_what_it_does_not_reach(make, note, deliver, data, 
     assert told(one(make("witness", three, outside=["b"])))[1] == "ready"
 
 
-def test_an_agent_whose_file_is_gone_is_left_alone_outside_a_limit(make, note, data):
-    note("boot-000000000000", "b", final=False)
-    here = trainers(data, "a", "b")
-    assert one(make("boot", here, by_record=True, outside=["a"])).trainer == "b"
-    made = make("boot", here, by_record=True, outside=["b"])
-    assert not made.runs
-    assert any("is left alone: it is on b, which --limit leaves out" in said for said in made.warnings)
-
-
 def test_whom_a_limit_has_trained(make, data):
     data("crew"), data("mayor")
     here = trainers(data, "a", "b", b=("mayor",))
@@ -652,10 +644,9 @@ def test_a_delivered_run_is_told_where_it_was_trained(make, data, note, monkeypa
     run_id = make(trainers=boxes).runs[0].run_id
     note(run_id, "two", state="finished", final=True)
     monkeypatch.setattr(plan.store, "integrity_error", lambda folder, verify=False: None)
-    (made,) = make(trainers=boxes).runs
-    assert (made.state, made.trainer) == ("ready", "two")
-    (made,) = make(trainers=boxes[:1]).runs
-    assert (made.state, made.trainer) == ("ready", "one")
+    for inventory, hosts in ((boxes, ("two",)), (boxes[:1], ())):
+        (made,) = make(trainers=inventory).runs
+        assert (made.state, made.trainer, made.hosts) == ("ready", "two", hosts)
 
 
 @pytest.mark.parametrize(
@@ -1098,7 +1089,7 @@ def test_a_delivered_run_is_not_moved_and_not_placed(make, note, deliver, data, 
     deliver(run_id)
     note(run_id, "pod-7", final=True, state="verified", lane=3)
     run = one(make(trainers=trainers(data, "a", "b"), move=True))
-    assert (run.state, run.why, run.placed, run.trainer) == ("ready", "", False, "a")
+    assert (run.state, run.why, run.placed, run.trainer) == ("ready", "", False, "pod-7")
 
 
 # --- attempts, closer

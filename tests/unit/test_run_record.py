@@ -133,6 +133,27 @@ def test_a_standstill_is_news_again_after_a_start_though_nobody_saw_how_the_last
     assert (note.record.is_settled("stalled"), note.record.is_settled("failed")) == (False, True)
 
 
+def test_a_message_keeps_its_id_until_its_event_is_settled_or_news_again(note: Note) -> None:
+    def tell(event: str, message: str) -> None:
+        update_record(note.output, RUN, lambda record, now: record.tells(event, message))
+
+    note("launched", "gpu-1", 0)
+    for message in ("one", "two"):  # the command that began with the first one has died
+        tell("failed", message)
+        tell("stalled", message)
+    assert note.record.telling == {"failed": "one", "stalled": "one"}
+    note("settled", "failed")
+    assert note.record.telling == {"stalled": "one"}
+    note("on_host", "gpu-1", False)
+    assert note.record.telling == {"stalled": "one"}
+    note("on_host", "gpu-1", True)
+    assert note.record.telling == {}
+    tell("failed", "three")
+    note("ended", "failed", "gpu-1")
+    note("launched", "gpu-1", 0)
+    assert note.record.telling == {}
+
+
 def test_a_delivery_is_of_this_command_or_of_an_earlier_one() -> None:
     assert not RunRecord(RUN).is_delivered(0)
     assert RunRecord(RUN, delivered_at=5.0).is_delivered(5.0)

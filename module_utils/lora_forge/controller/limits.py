@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Callable
 
 from ansible.module_utils.lora_forge.controller.hooks import pattern
 from ansible.module_utils.lora_forge.planning.agents import listed
+from ansible.module_utils.lora_forge.text import nearest
 
 
 def subset(outside: Sequence[str], besides: Sequence[str]) -> str:
@@ -31,3 +33,31 @@ def problem(limit: str, trainers: Sequence[str], outside: Collection[str], names
         return ""
     there = f"Trainers: {listed(trainers)}" if trainers else "It has none; -i … names another one"
     return f"--limit {limit} names no trainer of the inventory, so that nothing would be done. {there}"
+
+
+def unknown_names(
+    patterns: Sequence[str], names: Collection[str], is_matched: Callable[[str], bool]
+) -> tuple[list[str], list[str]]:
+    """Say what a limit names that is nowhere in the inventory, though it names others that are.
+
+    Args:
+        patterns: Those of the limit, as Ansible has split it; files are read already.
+        names: All hosts and groups of the inventory; a group may have no host at present.
+        is_matched: Tells whether Ansible finds a host by a pattern.
+
+    Returns:
+        Warnings, of what was to be picked: Ansible passes it over, too, and less is done than was meant, which can be
+        made good. Errors, of what was to be left out: it would not be, and what is done to a host stays done.
+    """
+    warnings, errors = [], []
+    for given in patterns:
+        name = given[1:] if given[:1] in ("!", "&") else given
+        if not name or name in names or is_matched(name):
+            continue
+        hint = nearest(name, names) or "."
+        if given.startswith("!"):
+            way_out = "Correct it, or take it out of the limit"
+            errors.append(f"--limit leaves out «{name}», and the inventory has no such host or group{hint} {way_out}")
+        else:
+            warnings.append(f"--limit: the inventory has no host or group «{name}»{hint} It is passed over")
+    return warnings, errors

@@ -31,6 +31,7 @@ RENAMED_VALUES = {"run_notify_on": {"money": "over_budget"}}
 INVENTORY_FACTS = ("pod_id", "pod_status", "pod_usd_per_hour")  # what inventory_plugins/runpod.py tells of a live pod
 _ALIKE = 0.75  # difflib's ratio from which on a name is a slip, and no variable of the user's own
 _MEANT = {"agent": "role"}  # what people call an option by, and difflib does not find
+_NOT_THE_USERS = ("ansible_", "awx_", "tower_")  # what Ansible sets, and AWX in each of its jobs
 _BESIDE = ("group_vars", "host_vars", "hooks")  # folders beside an inventory that are the user's own
 _MOST_FILES, _MOST_BYTES = 2000, 1 << 20  # of the user's that are looked through for a name
 _SHOWN = 3  # hosts that are named
@@ -239,7 +240,7 @@ def check_command_options(
     wrong = [f"-e: {sentence}" for sentence in option_errors(plain, specs)]
     if "role" in given and not split_names(given["role"]):  # -e role=$UNSET must not mean everybody
         wrong.append(f"-e: {NOBODY}")
-    unknown = [name for name in given if name not in {*specs, *options} and not name.startswith("ansible_")]
+    unknown = [name for name in given if name not in {*specs, *options} and not name.startswith(_NOT_THE_USERS)]
     keys = read_recipe_keys(checkout) if unknown else ()
     strange = []
     for name in unknown:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedAnswers, PlannedCases, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
@@ -30,7 +29,7 @@ from ansible.module_utils.lora_forge.planning import (
     steps,
     templates,
 )
-from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, gone_sentence, kept_agents, listed
+from ansible.module_utils.lora_forge.planning.agents import Agents, gone_sentence, kept_agents, listed
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import (
     Fleet,
@@ -47,7 +46,6 @@ from ansible.module_utils.lora_forge.planning.fleet import (
     trainers_for,
 )
 from ansible.module_utils.lora_forge.planning.recipe import Layer
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, noted_runs, read_record
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -98,7 +96,7 @@ class Planner:
         verify: Hash the files of adapters that are there.
         say: Tells people what they wait for.
         agents: Those of the checkout, where they were read already.
-        by_record: Read no cases: what stops runs, or shows their logs, must not be kept from it by them.
+        asks: Read cases. What stops runs, or shows their logs, must not be kept from it by them.
     """
 
     def __init__(
@@ -111,10 +109,10 @@ class Planner:
         verify: bool = False,
         say: Callable[[str], None] = lambda _: None,
         agents: Optional[Agents] = None,
-        by_record: bool = False,
+        asks: bool = True,
     ):
         self.root, self.output = root, output
-        self.asks = not by_record
+        self.asks = asks
         self.agents = agents or Agents(root)
         self.overrides = overrides
         self.warnings: list[str] = []
@@ -689,9 +687,26 @@ def _draft_run(planner: Planner, agent: str, variant: dict[str, Any], fleet: Fle
     if run.placed and run.trainer in by_name:  # where it is decides on its hosts, GPUs and machine keys
         there = planner.plan_run(agent, by_name[run.trainer], fleet.move, variant)
         run = dataclasses.replace(there, why=run.why)
-    if run.state == "ready" and run.trainer not in by_name:
-        run = dataclasses.replace(run, trainer=trainers[0].name)  # delivered; where it came from is gone
+    if run.state == "ready":  # it came from whichever trainer it was placed on, and not from the first one
+        run = dataclasses.replace(run, hosts=hosts_of(run.trainer, fleet))
     return Draft(run, frozenset(trainer.name for trainer in trainers) if has_history(run) else None)
+
+
+def hosts_of(trainer: str, fleet: Fleet) -> tuple[str, ...]:
+    """List the hosts on which the runs of a trainer lie, the leading one first; none where nobody may ask it.
+
+    A host that belongs to a gang by now has its earlier runs to itself.
+
+    Args:
+        trainer: Its name; the inventory may not hold it any more, or a limit leave it out.
+        fleet: The trainers.
+    """
+    for leader in fleet.leaders:
+        if trainer == leader.name:
+            return leader.members or (trainer,)
+        if trainer in leader.members:
+            return (trainer,)
+    return ()
 
 
 def draft_runs(
@@ -818,7 +833,6 @@ def make(
     keep: str = "",
     say: Callable[[str], None] = lambda _: None,
     agents: Optional[Agents] = None,
-    by_record: bool = False,
     outside: Collection[str] = (),
 ) -> Plan:
     """Plan everything.
@@ -836,9 +850,6 @@ def make(
         keep: See :class:`Planner`.
         say: Tells people what they wait for.
         agents: Those of the checkout, where they were read already.
-        by_record: Read no cases: what stops runs, or shows their logs, must not be kept from it by them.
-        by_record: Take an agent whose file is gone, with the runs that were noted of it. No recipe is known of them:
-            they can be stopped and looked at, and not trained.
         outside: The hosts that a limit leaves out. Nothing is placed there, and what was launched there is left alone.
 
     Raises:
@@ -846,85 +857,16 @@ def make(
     """
     known = agents or Agents(root)
     fleet = check_trainers(trainers, known, move, output, outside)
-    planner = Planner(root, output, overrides, keep, fresh, verify, say, known, by_record)
+    planner = Planner(root, output, overrides, keep, fresh, verify, say, known)
     selected = known.select(wanted, kept_agents(output)) or default_agents(
         fleet.leaders, known, planner.warnings, fleet.left_out
     )
     gone = [agent for agent in selected if agent not in known.names]
-    if gone and not by_record:
+    if gone:
         raise UserError(f"{gone_sentence(gone[0])}. To train it, write that file again; {{}} in it will do")
-    drafts = draft_runs(planner, [agent for agent in selected if agent not in gone], variants, fleet)
-    reached, sentences = leave_alone(drafts, fleet)
-    noted = [run for agent in gone for run in runs_by_record(output, agent, fleet, planner.warnings)]
-    noted += evaluations_by_record(output, selected, gone, fleet.by_name) if by_record else []
-    if sentences and not reached and not noted:
+    reached, sentences = leave_alone(draft_runs(planner, selected, variants, fleet), fleet)
+    if sentences and not reached:
         raise UserError("\n".join(["nothing is to be done within --limit", *sentences]))
     planner.warnings += sentences
     runs = place_runs(planner, reached, fleet)
-    return Plan((*runs, *noted), merge_warnings(planner.warnings, selected), planner.origins, tuple(planner.data))
-
-
-def _run_by_record(record: RunRecord, agent: str, why: str, members: Iterable[str] = ()) -> PlannedRun:
-    """Return a run of which nothing is known but what was noted."""
-    state = "to attach" if not record.final else "ready" if record.state == "finished" else "to resume"
-    return PlannedRun(
-        run_id=record.run_id,
-        agent=agent,
-        name=evaluated_by(record.run_id) or agent,
-        fingerprint="",
-        trainer=record.trainer,
-        placed=state != "ready",
-        lane=record.lane,
-        state=state,
-        why=why,
-        rehearsal=False,
-        recipe={},
-        recipe_sha256="",
-        axolotl="",
-        datasets=(),
-        hosts=tuple(dict.fromkeys([record.trainer, *members])),
-        evaluates=evaluated_by(record.run_id),
-    )
-
-
-def evaluations_by_record(
-    output: pathlib.Path, agents: Sequence[str], without: Sequence[str], trainers: Mapping[str, Trainer]
-) -> list[PlannedRun]:
-    """List evaluations that are not delivered: what stops runs, or shows their logs, finds them by what was noted.
-
-    Args:
-        output: Where placements are kept.
-        agents: Whose.
-        without: Agents of which all runs are listed already.
-        trainers: Those of the inventory, by their names.
-    """
-    noted = [run_id for run_id in noted_runs(output) if evaluated_by(run_id)]
-    asked = [run_id for run_id in noted if agent_of(run_id) in agents and agent_of(run_id) not in without]
-    records = [read_record(output, run_id) for run_id in asked]
-    open_ones = [record for record in records if record.trainer in trainers and not record.delivered_at]
-    return [_run_by_record(record, agent_of(record.run_id), "an evaluation") for record in open_ones]
-
-
-def runs_by_record(output: pathlib.Path, agent: str, fleet: Fleet, warnings: list[str]) -> list[PlannedRun]:
-    """List the runs of an agent whose file is gone, from what was noted of them.
-
-    Args:
-        output: Where adapters and placements are kept.
-        agent: The agent.
-        fleet: The trainers.
-        warnings: Gets a sentence on runs that are elsewhere.
-    """
-    runs, trainers = [], fleet.by_name
-    for run_id in noted_runs(output):
-        record = read_record(output, run_id)
-        if agent_of(run_id) != agent or not record.trainer:
-            continue
-        if record.trainer not in trainers:
-            where = "--limit leaves out" if record.trainer in fleet.untouched else "this inventory does not hold"
-            warnings.append(f"{run_id} is left alone: it is on {record.trainer}, which {where}")
-            continue
-        runs.append(_run_by_record(record, agent, f"no {FOLDER}/{agent}.yml", trainers[record.trainer].members))
-    if not runs:
-        limit = " within --limit" if fleet.left_out else ""
-        warnings.append(f"{agent}: {gone_sentence(agent)}. No run of it is on a host of this inventory{limit}")
-    return runs
+    return Plan(runs, merge_warnings(planner.warnings, selected), planner.origins, tuple(planner.data))

@@ -38,6 +38,7 @@ class RunRecord(JsonRecord):
         failures: Of each host where it went wrong: ``at``, ``message``, and ``refused`` where it was not even tried, as
             another host of its gang had failed.
         notified: When each event was settled: a webhook was told, or it was no news.
+        telling: Of each event that a command has begun to tell, and not settled, the id of its message.
         delivered_at: When its adapter was brought to the controller.
         rendezvous: By what word the hosts of a gang find each other, for this launch; nobody else is to know it.
     """
@@ -52,6 +53,7 @@ class RunRecord(JsonRecord):
     hosts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     notified: dict[str, float] = dataclasses.field(default_factory=dict)
+    telling: dict[str, str] = dataclasses.field(default_factory=dict)
     delivered_at: float = 0.0
     rendezvous: str = ""
 
@@ -73,7 +75,7 @@ class RunRecord(JsonRecord):
             return self if self.rendezvous or not rendezvous else dataclasses.replace(self, rendezvous=rendezvous)
         placed = dataclasses.replace(self, trainer=trainer, lane=lane, state="launched", final=False, detail="")
         placed = dataclasses.replace(placed, rendezvous=rendezvous)
-        return dataclasses.replace(placed, noted_at=now, notified={}, delivered_at=0.0)
+        return dataclasses.replace(placed, noted_at=now, notified={}, telling={}, delivered_at=0.0)
 
     def taken_by(self, trainer: str, since: float) -> str:
         """Return the other trainer on which a command has placed it at or after a time; empty where none has.
@@ -88,9 +90,15 @@ class RunRecord(JsonRecord):
     def on_host(self, host: str, started: bool, now: float) -> RunRecord:
         """Return it as one that a host launched, or attached to: what went wrong there before does not count."""
         hosts = {**self.hosts, host: {"at": now, "started": started}}
+        record = dataclasses.replace(self.without_failures(host), hosts=hosts)
         # It may be started again before anybody saw how it ended: a standstill is news again.
-        notified = {event: at for event, at in self.notified.items() if not started or event != "stalled"}
-        return dataclasses.replace(self.without_failures(host), hosts=hosts, notified=notified)
+        return record.without("stalled") if started else record
+
+    def without(self, event: str) -> RunRecord:
+        """Return it as if nobody had dealt with an event yet."""
+        notified = {name: at for name, at in self.notified.items() if name != event}
+        telling = {name: message for name, message in self.telling.items() if name != event}
+        return dataclasses.replace(self, notified=notified, telling=telling)
 
     def without_failures(self, host: str) -> RunRecord:
         """Return it without what went wrong on a host."""
@@ -117,7 +125,17 @@ class RunRecord(JsonRecord):
 
     def settled(self, event: str, now: float) -> RunRecord:
         """Return it with an event that nobody has to tell of any more."""
-        return dataclasses.replace(self, notified={**self.notified, event: now})
+        record = self.without(event)
+        return dataclasses.replace(record, notified={**record.notified, event: now})
+
+    def tells(self, event: str, message: str) -> RunRecord:
+        """Return it with an event that a command begins to tell; where one has died of that, with that one's message.
+
+        Args:
+            event: What happened.
+            message: The id of a new message.
+        """
+        return dataclasses.replace(self, telling={event: message, **self.telling})
 
     def is_settled(self, event: str, since: float = 0.0) -> bool:
         """Tell whether an event was settled at or after a time."""

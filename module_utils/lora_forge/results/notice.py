@@ -19,7 +19,7 @@ EVENTS = {  # how Slack's line begins after the agent's name
 
 
 def notice(
-    event: str, run: PlannedRun, detail: str, progress: dict[str, Any], usd: float, now: float
+    event: str, run: PlannedRun, detail: str, progress: dict[str, Any], usd: float, now: float, message: str
 ) -> dict[str, Any]:
     """Return what is sent as JSON. Figures that are not finite were logged as text, and stay so.
 
@@ -30,9 +30,11 @@ def notice(
         progress: How far the run is known to be; may be empty.
         usd: What it has cost so far.
         now: Epoch seconds.
+        message: Its id: another message has another one, and what is sent twice the same.
     """
     adapter_loss = progress.get("eval_adapter")
     return {
+        "id": message,
         "event": event,
         "agent": run.agent,
         "run_id": run.run_id,

@@ -64,7 +64,7 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         if not slurm.has_slurm():
-            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+            raise UserError(slurm.NO_SBATCH)
         if wrong := slurm.problems(given["job"], given["gpus"]):
             raise UserError("; ".join(wrong))
         try:

@@ -273,8 +273,26 @@ def test_a_slurm_without_what_is_needed_is_refused(version, old):
         assert slurm.check_version(cluster) == version
 
 
-def test_what_could_never_run_is_told_and_silence_is_no_refusal():
+@pytest.mark.parametrize(
+    ("nodes", "away"),
+    [
+        ("idle\nmix\nalloc\nresv\nplnd\nidle~\nmaint\ncomp", False),  # idle~: powered down, and started for a job
+        ("drain", True),
+        ("idle\ndown*", True),
+        ("mix\ndrng", True),
+        ("idle*", True),
+        ("", False),
+    ],
+)
+def test_a_job_that_no_node_can_run_now_may_wait_for_one_that_is_away(nodes, away):
     refused = "allocation failure: Requested node configuration is not available"
+    cluster = Cluster(sbatch=(1, refused), sinfo=(0, nodes))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ("" if away else refused)
+    assert "--partition=gpu" in cluster.asked[1][0]
+
+
+def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
+    refused = "allocation failure: Required partition not available (inactive or drain)"
     assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
     cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""

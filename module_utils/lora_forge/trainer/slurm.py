@@ -72,6 +72,8 @@ _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE
 _FIELDS = ("%i", "%j", "%T", "%S", "%N", "%r")
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 _EARLY = 60  # seconds by which it may be told before that
+_NO_NODE = "Requested node configuration is not available"
+_AWAY = re.compile(r"(down|drain|drng|fail|inval|unk)|\w+\*")  # as sinfo writes states; with a * it does not answer
 # What squeue calls a job: a flag of its state before the state itself. The list grows from version to version, and what
 # stands in neither of these is a job that lives. EXPEDITING: since 25.11.
 WAITING = frozenset(
@@ -417,7 +419,7 @@ def check_version(run: _Runner = run_command) -> str:
 
 
 def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
-    """Ask Slurm whether such a job could ever run; nothing is submitted.
+    """Ask Slurm whether it would take such a job; nothing is submitted.
 
     Args:
         given: run_slurm.
@@ -436,7 +438,16 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
         return ""
     if SILENCE.search(text):
         raise Silent(_said(text))
-    return _said(text)
+    # For this test a node that is down or drained is none, and the sentence the same as for a job that no node could
+    # run. A job that is submitted waits for such a node; where it could not run there either, sbatch says so.
+    return "" if _NO_NODE in text and _has_nodes_away(given, run) else _said(text)
+
+
+def _has_nodes_away(given: Mapping[str, Any], run: _Runner) -> bool:
+    """Tell whether a node for such jobs is down or drained at the moment."""
+    among = [f"--partition={given['partition']}"] if "partition" in given else []
+    code, text = run(["sinfo", "--noheader", "--all", "--format=%t", *among], "")
+    return code == 0 and any(_AWAY.match(state) for state in text.split())
 
 
 def submit(

@@ -123,9 +123,10 @@ def _observe_job(
     node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None
-    goes_on = heard and status.get("state") not in rundir.FINAL_STATES and silent is not None
-    if job is None and goes_on and not silence and silent < limits["heartbeat_timeout"] + run_state.NETWORK:
-        silence = "Slurm does not show its job, which is alive by its own word"  # one empty answer proves nothing
+    if job is None and heard and not silence and silent is not None:
+        speaks = silent < limits["heartbeat_timeout"] + run_state.NETWORK
+        if speaks and status.get("state") not in rundir.FINAL_STATES:  # one empty answer proves nothing
+            silence = "Slurm does not show its job, which is alive by its own word"
     end, fault = slurm.end_of(job) if job is not None else "the queue does not know it any more", ""
     code = slurm.exit_status(job) if job is not None and job.state == "FAILED" and not heard else None
     if code == slurm.NOT_SHARED:

@@ -422,6 +422,7 @@ def test_slurm_is_found_where_only_a_login_shell_has_it(login):
     assert slurm._folder() == f"{login}/slurm/bin"  # where the job looks for it, too
     assert slurm.run_command(["squeue"]) == (0, "/of/the/module  C")
     assert not slurm.is_login_node()  # which every host is asked, and is to cost nothing
+    assert slurm.is_login_node(thorough=True) is not pathlib.Path("/dev/nvidiactl").exists()
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")

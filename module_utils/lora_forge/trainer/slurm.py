@@ -333,9 +333,14 @@ def has_slurm() -> bool:
     return bool(_folder())
 
 
-def is_login_node() -> bool:
-    """Tell whether this host can submit jobs and has no GPU itself, as far as can be seen without a login shell."""
-    return shutil.which("sbatch") is not None and not pathlib.Path("/dev/nvidiactl").exists()
+def is_login_node(thorough: bool = False) -> bool:
+    """Tell whether this host can submit jobs and has no GPU itself.
+
+    Args:
+        thorough: Ask a login shell, too, which may take seconds.
+    """
+    submits = has_slurm() if thorough else shutil.which("sbatch") is not None
+    return submits and not pathlib.Path("/dev/nvidiactl").exists()
 
 
 def mark_root(root: pathlib.Path) -> str:

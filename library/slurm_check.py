@@ -1,15 +1,16 @@
 #!/usr/bin/python
-"""Ask Slurm whether a job could ever run."""
+"""Ask Slurm whether it would take a job."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: slurm_check
-short_description: Ask Slurm whether a job that asks for this could ever run
+short_description: Ask Slurm whether it would take a job that asks for this
 description:
-  - Submits nothing. Fails with Slurm's own sentence where a job could never run, as with an unknown partition or
+  - Submits nothing. Fails with Slurm's own sentence where a job would be refused, as with an unknown partition or
     account, more GPUs than a node has, or more time than is allowed; and where Slurm is too old.
+  - While nodes are down or drained, Slurm cannot tell what they have, and the job itself is refused or waits.
   - Fails, too, where Slurm does not answer.
 options:
   job:
@@ -64,7 +65,7 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         if not slurm.has_slurm():
-            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+            raise UserError(slurm.NO_SBATCH)
         if wrong := slurm.problems(given["job"], given["gpus"]):
             raise UserError("; ".join(wrong))
         try:
@@ -73,7 +74,7 @@ def main() -> None:
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:
-            raise UserError(f"Slurm would never start such a job: {refused}. See run_slurm in the inventory")
+            raise UserError(f"Slurm does not take such a job: {refused}. See run_slurm in the inventory")
         module.exit_json(changed=False, version=version)
 
 

@@ -64,12 +64,12 @@ def test_a_login_node_is_told_from_a_host_that_lacks_its_driver(login_node: Logi
     assert "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm" in text
 
 
-def test_what_slurm_would_never_start_is_told_in_its_own_words(login_node: LoginNode) -> None:
+def test_what_slurm_does_not_take_is_told_in_its_own_words(login_node: LoginNode) -> None:
     (login_node.home / "refusal").write_text("sbatch: error: invalid partition specified: gpux\n"
                                              "allocation failure: Invalid partition name specified\n")  # fmt: skip
     text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
     assert (
-        "Slurm would never start such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
+        "Slurm does not take such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
         "name specified. See run_slurm in the inventory"
     ) in text
     asked = (login_node.home / "asked").read_text()

@@ -795,3 +795,25 @@ def test_the_answer_of_sbatch_is_lost(site: Site, lost: str, seen: Seen) -> None
     assert not (run / "env").exists()
     words = "one job, with its secrets; the next launch attached to it"
     seen(f"sbatch's {lost} is lost after the submission", "Slurm", words)
+
+
+def test_a_hidden_partition_and_a_job_that_is_suspended(site: Site, seen: Seen) -> None:
+    cluster, run = site.cluster, site.stage()
+    cluster.sh("login", "scontrol create PartitionName=secret Nodes=c1,c2 Hidden=YES MaxTime=INFINITE State=UP")
+    try:
+        site.start(run, slurm={"partition": "secret"}, stay_at=3)
+        reached(run, 3)
+        assert site.cluster.ssh("squeue --noheader --me").stdout == ""  # what Slurm shows its owner
+        assert site.observe(run)[0] == "running"
+        assert site.start(run)["changed"] is False
+        number = site.number(run)
+        cluster.sh("login", f"scontrol suspend {number}")
+        assert site.observe(run) == ("stalled", f"Slurm has suspended its job {number}, and will let it go on")
+        cluster.sh("login", f"scontrol resume {number}")
+        assert site.stop(run) is True
+        assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+        assert len(site.jobs(run)) == 1
+    finally:
+        cluster.clear()
+        cluster.sh("login", "scontrol delete PartitionName=secret")
+    seen("a partition is hidden, and its job suspended", "Slurm", "one job, seen as what it is")

@@ -60,7 +60,9 @@ def test_choose(wanted, host, choice):
          f"run_backend is systemd, but this user has neither root, sudo nor lingering; {LINGER}"),
         ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
         ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
-        ("slurm", BARE, "run_backend is slurm, but there is no sbatch here; name a login node of the cluster"),
+        ("slurm", BARE,
+         "run_backend is slurm, but there is no sbatch here, for a login shell neither. Name a login node of the "
+         "cluster; where Slurm is a module, let ~/.bash_profile load it (module load slurm)"),
         ("auto", LOGIN,
          "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what "
          "a job asks for; or run_backend: process, to train on this very host"),
@@ -73,7 +75,7 @@ def test_choose_says_what_is_wrong(wanted, host, words):
 
 
 def test_look_finds_out():
-    found = backend.probe_host()
+    found = backend.probe_host("auto")
     assert found.root is (os.geteuid() == 0)
     assert found.tmux is (shutil.which("tmux") is not None)
 

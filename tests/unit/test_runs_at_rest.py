@@ -450,7 +450,7 @@ def supervisor(run, monkeypatch):
         say(run_dir, launch=noted["launch"], supervisor=GONE, trainer=GONE)
         return "tail -f it"
 
-    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
+    monkeypatch.setattr(backend, "probe_host", lambda wanted: backend.Host(False, False, False, False, False))
     monkeypatch.setattr(backend, "start", starter)
     return started
 
@@ -462,7 +462,7 @@ def launch(run: pathlib.Path, secrets: Any = None, check: bool = False, **change
 def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervisor):
     (run / "stop").touch()
     (run / "env").write_text("OLD=1\n")
-    message = backend.choose("process", backend.probe_host()).message
+    message = backend.choose("process", backend.probe_host("process")).message
     assert launch(run, {"WANDB_API_KEY": "k", "HF_TOKEN": "t"}, facts={"agent": "witness"}) == {
         "changed": True,
         "backend": "process",
@@ -566,7 +566,7 @@ def test_what_lives_or_is_done_is_attached_to(run, clock, supervisor, key):
 
 def test_a_prediction_names_the_backend_and_touches_nothing(run, clock, supervisor):
     (run / "stop").touch()
-    message = backend.choose("process", backend.probe_host()).message
+    message = backend.choose("process", backend.probe_host("process")).message
     predicted = {"changed": True, "backend": "process", "attach_command": "", "message": message}
     assert launch(run, {"A": "b"}, check=True) == predicted
     assert [path.name for path in run.iterdir()] == ["stop"]
@@ -657,7 +657,7 @@ def test_a_stop_during_a_launch_finds_what_was_launched(run, clock, monkeypatch,
         say(run, launch=rundir.read_json(run / "run.json")["launch"], supervisor=rundir.identity(told.pid))
         return "tail -f it"
 
-    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
+    monkeypatch.setattr(backend, "probe_host", lambda wanted: backend.Host(False, False, False, False, False))
     monkeypatch.setattr(backend, "start", starter)
     clock.then = lambda now: (told.pid, signal.SIGTERM) in sent and told.wait(60)
     launch(run)
@@ -678,7 +678,7 @@ def test_a_launch_that_does_not_end_is_named_to_who_would_stop_it(run, clock, mo
 )
 def test_a_launch_that_waits_for_another_one_names_it_and_comes_to_an_end(run, clock, monkeypatch, held, what):
     monkeypatch.setattr(runs, "_LAUNCH", -1e6)
-    monkeypatch.setattr(backend, "probe_host", lambda: backend.Host(False, False, False, False, False))
+    monkeypatch.setattr(backend, "probe_host", lambda wanted: backend.Host(False, False, False, False, False))
     lock = run.parent / held
     words = rf"^{what} has been under way for .* s, and holds {lock}\. «fuser {lock}» tells its process"
     with rundir.locked(lock), pytest.raises(UserError, match=words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -33,7 +34,7 @@ class Cluster:
 
 
 def line(number=2, state="RUNNING", reason="None", start="2026-11-30T10:02:30", nodes="c1", name=NAME) -> str:
-    return f"{number}|{name}|{state}|{reason}|{start}|{nodes}"
+    return f"{number}|{name}|{state}|{start}|{nodes}|{reason}"
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +52,16 @@ def root(monkeypatch):
         {"gres": "gpu:a100:1"},
         {"gres": "gpu:a100:1,shard:0"},
         {"gres": "gpu"},
-        {"gres": "gpu:1(S:0-1)"},
+        {"gres": "gpu:1(S:0-1,3)"},
+        {"gres": "gpu:2080ti:1"},
+        {"gres": "gpu:3090:1"},
+        {"gres": "gpu:1g.10gb:1"},
+        {"gres": "tmpdisk:3090,gpu:h100=1"},
+        {"gpus": 1},
+        {"gpus": "a100:1", "comment": "proj-7", "gres": "tmpdisk:100"},
         {**GIVEN, "time": "2-12"},
         {**GIVEN, "time": "90"},
-        {**GIVEN, "time": "3:01"},
+        {**GIVEN, "time": "4:01"},
         {**GIVEN, "time": "0"},
         {**GIVEN, "time": "UNLIMITED"},
         {**GIVEN, "cpus": 8, "memory": "64G", "constraint": "a100|h100&nvlink", "nodelist": "c[1-2,7]"},
@@ -74,9 +81,12 @@ def test_what_a_job_may_ask_for(given):
         ({**GIVEN, "account": "--help"}, "account is «--help»"),
         ({**GIVEN, "account": ""}, "account is «»"),
         ({**GIVEN, "account": "lab\n#SBATCH"}, "account is"),
+        ({**GIVEN, "gpus": 1}, "gres and gpus both ask for GPUs"),
+        ({"gpus": "a100:2"}, "asks for 2 GPUs, and a run takes 1"),
+        ({"gres": "gpu:3090"}, "asks for 3090 GPUs"),  # as Slurm reads it
         ({**GIVEN, "time": 43200}, "must stand in quotes"),  # YAML 1.1 reads 12:00:00 so
         ({**GIVEN, "time": "noon"}, "time is «noon»"),
-        ({**GIVEN, "time": "3"}, "time is «3», and a job is told to end 180 s before"),
+        ({**GIVEN, "time": "4"}, "time is «4», and a job is told to end 180 s before"),
         ({**GIVEN, "time": "00:02:59"}, "it would come to nothing"),
         ({**GIVEN, "cpus": True}, "cpus must be text or a whole number"),
         ({**GIVEN, "cpus": ["8"]}, "cpus must be text or a whole number"),
@@ -152,7 +162,85 @@ def test_what_slurm_refuses_is_told_in_its_own_words():
     with pytest.raises(
         UserError, match=r"refuses the job of witness-4038a6e2fc08: invalid partition specified: gpuu; "
     ):
-        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said)))
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said), squeue=(0, "")))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "12",
+        "12;gpucluster",
+        "sbatch: no partition specified, using default partition gpu\n12",
+        "--> Verifying access to desired queue (gpu)...OK\n12\nYour project has 340 hours left",
+        "Submitted batch job 12",
+        "Submitted batch job 12 on cluster slaking",
+    ],
+)
+def test_an_id_is_found_among_what_a_site_has_to_say(said):
+    assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(0, said))) == "12"
+
+
+def test_whatever_sbatch_said_a_job_in_the_queue_is_the_runs():
+    cluster = Cluster(sbatch=(1, "sbatch: error: job_submit/lua: thank you"), squeue=(0, line(7)))
+    assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=cluster) == "7"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unable to contact slurm controller (send failure)",
+        "Socket timed out on send/recv operation",
+        "Zero Bytes were transmitted or received",
+        "Unexpected missing socket error",
+        "Message receive failure",
+        "Insane message length",
+        "Rate limit exceeded, please retry momentarily",
+        "Slurm backup controller in standby mode",
+        "Invalid authentication credential",
+        'Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file or directory',
+        "Unable to create job record, try again",
+        "MaxJobCount limit reached",
+        "Slurm temporarily unable to accept job, sleeping and retrying",
+        "Job creation temporarily disabled, retrying",
+        "Slurm job queue full, sleeping and retrying",
+        "Resource temporarily unavailable",
+        "Transport endpoint is not connected",
+        "No route to host",
+        "Connection timed out",
+        "Connection timed out establishing",
+        "sbatch gave no answer within 40 s",
+        "Could not establish a configuration source",
+    ],
+)
+def test_nobody_has_answered(said):
+    with pytest.raises(slurm.Silent):
+        slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, f"allocation failure: {said}")))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Access/permission denied",
+        "Invalid account or account/partition combination specified",
+        "Invalid qos specification",
+        "Invalid generic resource (gres) specification",
+        "Invalid feature specification",
+        "Invalid partition name specified",
+        "Incompatible versions of client and server code",
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        "Memory specification can not be satisfied",
+        "Parameter --gres=gpu:1 no longer acceptable, please switch to --gpus=1",
+        "Requested GRES option unsupported by configured SelectType plugin",
+        "Requested operation is presently disabled",
+        "Requested time limit is invalid (missing or exceeds some limit)",
+        "Please set --account, and try again",
+        "System submissions disabled",
+        "Unspecified error",
+        "User's group not permitted to use this partition",
+    ],
+)
+def test_slurm_has_refused(said):
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, f"sbatch: error: {said}"))) == said
 
 
 def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
@@ -167,19 +255,44 @@ def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
 
 @pytest.mark.parametrize(
     ("version", "old"),
-    [("slurm 24.11.5", False), ("slurm 23.02.0", False), ("slurm 22.05.11", True), ("slurm-wlm 21.08.5", True)],
+    [
+        ("slurm 24.11.5", False),
+        ("slurm 23.02.3", False),
+        ("slurm 23.11.0-0rc1", False),
+        ("slurm 23.02.2", True),
+        ("slurm 22.05.7-Atos.1.1", True),
+        ("slurm-wlm 21.08.5", True),
+    ],
 )
 def test_a_slurm_without_what_is_needed_is_refused(version, old):
     cluster = Cluster(sbatch=(0, version))
     if old:
-        with pytest.raises(UserError, match=r"needs Slurm 23\.02"):
+        with pytest.raises(UserError, match=r"needs Slurm 23\.02\.3"):
             slurm.check_version(cluster)
     else:
         assert slurm.check_version(cluster) == version
 
 
-def test_what_could_never_run_is_told_and_silence_is_no_refusal():
+@pytest.mark.parametrize(
+    ("nodes", "away"),
+    [
+        ("idle\nmix\nalloc\nresv\nplnd\nidle~\nmaint\ncomp", False),  # idle~: powered down, and started for a job
+        ("drain", True),
+        ("idle\ndown*", True),
+        ("mix\ndrng", True),
+        ("idle*", True),
+        ("", False),
+    ],
+)
+def test_a_job_that_no_node_can_run_now_may_wait_for_one_that_is_away(nodes, away):
     refused = "allocation failure: Requested node configuration is not available"
+    cluster = Cluster(sbatch=(1, refused), sinfo=(0, nodes))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ("" if away else refused)
+    assert "--partition=gpu" in cluster.asked[1][0]
+
+
+def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
+    refused = "allocation failure: Required partition not available (inactive or drain)"
     assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
     cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
@@ -219,13 +332,48 @@ def test_of_several_jobs_the_one_that_lives_counts_and_of_those_the_one_that_run
 
 
 def test_lines_that_are_none_of_ours_are_passed_over():
-    odd = ["", "slurm_load_jobs warning", "x|y", line("4_[1-3]"), line(9, name="stranger"), f"a|{NAME}|RUNNING|b|c|d"]
+    odd = ["", "slurm_load_jobs warning", "x|y", line("4_[1-3]"), line("4+0"), line(9, name="stranger")]
+    odd += [f"a|{NAME}|RUNNING|b|c|d", "CLUSTER: gpu"]
     assert slurm.ask(Cluster(squeue=(0, "\n".join([*odd, line(4)])))) == {
         NAME: [slurm.Job("4", NAME, "RUNNING", "", "2026-11-30T10:02:30", "c1")]
     }
 
 
-@pytest.mark.parametrize("answer", [(1, SILENT), (1, "slurm_load_jobs error: Protocol authentication error"), (1, "")])
+def test_a_reason_may_be_an_administrators_words():
+    found = slurm.ask(Cluster(squeue=(0, line(4, "PENDING", "quota | ask help@example.org"))))
+    assert found[NAME][0].words == "quota | ask help@example.org (job 4), expected 2026-11-30 10:02"
+
+
+def test_jobs_in_hidden_partitions_are_asked_for_too():
+    cluster = Cluster(squeue=(0, ""))
+    slurm.ask(cluster)
+    assert "--all" in cluster.asked[0][0]
+
+
+@pytest.mark.parametrize(
+    ("state", "waits", "lives"),
+    [
+        *((state, True, True) for state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "EXPEDITING")),
+        *((state, False, True) for state in ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "REVOKED",
+                                             "SIGNALING", "RESIZING", "STAGE_OUT", "A_STATE_OF_2030")),
+        *((state, False, False) for state in ("COMPLETED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY",
+                                              "PREEMPTED", "BOOT_FAIL", "DEADLINE", "FAILED")),
+    ],
+)  # fmt: skip
+def test_the_states_of_a_job(state, waits, lives):
+    job = slurm.Job("4", NAME, state)
+    assert (job.waits, job.lives) == (waits, lives)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (1, SILENT),
+        (1, "slurm_load_jobs error: Protocol authentication error"),
+        (1, ""),
+        (0, "squeue: error: Invalid user: ann\n"),  # the directory of users is away; squeue calls that a success
+    ],
+)
 def test_an_error_is_silence_and_never_an_empty_queue(answer):
     job, silence = slurm.Queue(Cluster(squeue=answer)).job(RUN_DIR)
     assert job is None
@@ -247,7 +395,84 @@ def test_the_exit_status_of_a_strangers_job_is_nobodys_business():
     assert slurm.exit_status(job, Cluster(scontrol=(1, "slurm_load_jobs error: Invalid job id specified"))) is None
 
 
+# Where Slurm's commands are
+
+
+@pytest.fixture
+def login(tmp_path, monkeypatch):
+    """Provide a cluster whose profile alone knows where Slurm is, as a module or /etc/profile.d has it."""
+    (tmp_path / "slurm/bin").mkdir(parents=True)
+    for name in ("sbatch", "squeue"):
+        (tmp_path / "slurm/bin" / name).write_text('#!/bin/sh\necho "$SLURM_CONF $SQUEUE_FORMAT $LC_ALL"\n')
+        (tmp_path / "slurm/bin" / name).chmod(0o755)
+    (tmp_path / ".bash_profile").write_text(
+        f"echo Welcome to PATH=/nowhere\nexport PATH={tmp_path}/slurm/bin:$PATH SLURM_CONF=/of/the/module\n"
+        "export SQUEUE_FORMAT=%i\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    slurm._login_environment.cache_clear()
+    yield tmp_path
+    slurm._login_environment.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
+def test_slurm_is_found_where_only_a_login_shell_has_it(login):
+    assert slurm.has_slurm()
+    assert slurm._folder() == f"{login}/slurm/bin"  # where the job looks for it, too
+    assert slurm.run_command(["squeue"]) == (0, "/of/the/module  C")
+    assert not slurm.is_login_node()  # which every host is asked, and is to cost nothing
+    assert slurm.is_login_node(thorough=True) is not pathlib.Path("/dev/nvidiactl").exists()
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
+def test_a_host_without_slurm_has_none(login):
+    (login / ".bash_profile").write_text("exit 3\n")
+    assert not slurm.has_slurm()
+    with pytest.raises(slurm.Silent, match="squeue could not be run: No such file"):
+        slurm.run_command(["squeue"])
+
+
+def test_what_a_command_said_before_its_time_was_over_is_told(monkeypatch):
+    def hang(command, **_):
+        raise subprocess.TimeoutExpired(command, 40, output=b"sbatch: error: Slurm job queue full, sleeping\n")
+
+    monkeypatch.setattr(slurm.subprocess, "run", hang)
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(slurm.Silent, match=r"^sbatch gave no answer within 40 s: Slurm job queue full, sleeping$"):
+        slurm.run_command(["sbatch"])
+
+
 # What follows
+
+
+def observed(run_dir: pathlib.Path, queue: str, state: str = "running") -> tuple[str, str]:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "backend": "slurm", "launch": "1"}))
+    (run_dir / "status.json").write_text(json.dumps({"state": state, "launch": "1", "heartbeat": 1.0}))
+    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=(0, queue))))
+    return seen.state, seen.detail
+
+
+def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_path):
+    run_dir = tmp_path / "runs/witness-1"
+    state, words = observed(run_dir, "")
+    assert state == "unknown"
+    assert words.startswith("Slurm does not show its job, which is alive by its own word; its last word was ")
+    assert observed(run_dir, line(4, "CANCELLED", name=slurm.job_name(run_dir)))[0] == "stopped"
+    assert observed(run_dir, "", "stopped")[0] == "stopped"
+    observed(run_dir, "")
+    os.utime(run_dir / "status.json", (1, 1))
+    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=(0, ""))))
+    assert (seen.state, seen.detail) == ("stopped", "the queue does not know it any more; the same command resumes")
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "STOPPED"])
+def test_a_job_that_slurm_has_suspended(tmp_path, state):
+    run_dir = tmp_path / "runs/witness-1"
+    told = line(4, state, name=slurm.job_name(run_dir))
+    assert observed(run_dir, told) == ("stalled", "Slurm has suspended its job 4, and will let it go on")
+    assert observed(run_dir, told, "stopped")[0] == "stopped"
 
 
 def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", **status):

@@ -60,7 +60,7 @@ class Host:
         lingering: The user's own systemd instance runs without a login.
         tmux: tmux is installed.
         login_node: Jobs of Slurm can be submitted here, and there is no GPU.
-        slurm: Jobs of Slurm can be submitted here.
+        slurm: Jobs of Slurm can be submitted here; looked for where that is wanted.
     """
 
     systemd: bool
@@ -100,10 +100,11 @@ def run_command(command: list[str]) -> tuple[int, str]:
     return process.returncode, process.stdout.strip()
 
 
-def probe_host(run: Optional[_Runner] = None) -> Host:
+def probe_host(wanted: str, run: Optional[_Runner] = None) -> Host:
     """Find out what this host offers.
 
     Args:
+        wanted: As :func:`choose` takes it; what only one backend needs is looked for where that one is wanted.
         run: Runs a command; a parameter for tests.
     """
     user = getpass.getuser()
@@ -118,7 +119,7 @@ def probe_host(run: Optional[_Runner] = None) -> Host:
         lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
         tmux=shutil.which("tmux") is not None,
         login_node=slurm.is_login_node(),
-        slurm=slurm.has_slurm(),
+        slurm=wanted == "slurm" and slurm.has_slurm(),
     )
 
 
@@ -138,7 +139,7 @@ def choose(wanted: str, host: Host) -> Choice:
         raise UserError(slurm.LOGIN_NODE)
     if wanted == "slurm":
         if not host.slurm:
-            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+            raise UserError(slurm.NO_SBATCH)
         return Choice("slurm", "", "Slurm starts it when its turn comes, and again after a preemption or a reboot")
     if wanted == "auto":
         wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"

@@ -123,6 +123,10 @@ def _observe_job(
     node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None
+    if job is None and heard and not silence and silent is not None:
+        speaks = silent < limits["heartbeat_timeout"] + run_state.NETWORK
+        if speaks and status.get("state") not in rundir.FINAL_STATES:  # one empty answer proves nothing
+            silence = "Slurm does not show its job, which is alive by its own word"
     end, fault = slurm.end_of(job) if job is not None else "the queue does not know it any more", ""
     code = slurm.exit_status(job) if job is not None and job.state == "FAILED" and not heard else None
     if code == slurm.NOT_SHARED:
@@ -143,6 +147,8 @@ def _observe_job(
         heartbeat_age=silent,
         **limits,
     )
+    if job is not None and job.state in slurm.SUSPENDED and concluded[0] in run_state.LIVING:
+        concluded = "stalled", f"Slurm has suspended its job {job.number}, and will let it go on"
     return silent, job is not None and job.lives, concluded
 
 
@@ -366,7 +372,7 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
         raise UserError(f"{run_dir.name} is not started, as nobody knows whether it runs: {before.detail}")
     if before.state == "finished" or (before.alive and before.state != "stopped"):
         return {"changed": False, "message": "", **{key: before.facts[key] for key in ("backend", "attach_command")}}
-    choice = backend.choose(wanted, backend.probe_host())
+    choice = backend.choose(wanted, backend.probe_host(wanted))
     if check:
         return {"changed": True, "backend": choice.backend, "attach_command": "", "message": choice.message}
     (run_dir / "stop").unlink(missing_ok=True)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
+import functools
 import hashlib
 import math
 import os
 import pathlib
+import pwd
 import re
 import shlex
 import shutil
@@ -30,7 +31,11 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.text import nearest
 
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
-OLDEST = (23, 2)
+OLDEST = (23, 2, 3)
+NO_SBATCH = (
+    "run_backend is slurm, but there is no sbatch here, for a login shell neither. Name a login node of the cluster; "
+    "where Slurm is a module, let ~/.bash_profile load it (module load slurm)"
+)
 LOGIN_NODE = (
     "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
     "asks for; or run_backend: process, to train on this very host"
@@ -38,12 +43,18 @@ LOGIN_NODE = (
 EVERY = 30.0  # seconds between two questions to the queue, by one process
 # Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
 ANSWER_WITHIN = 40.0
+_LOGIN_WITHIN = 20.0  # seconds for a login shell to come up
+# What it is asked for: where Slurm's commands are, what they need, and of which cluster they are to speak.
+_OF_A_LOGIN = ("PATH", "LD_LIBRARY_PATH")
+_OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 # What run_slurm may say, and which option of sbatch that is.
 KEYS = {
     "account": "account",
+    "comment": "comment",
     "constraint": "constraint",
     "cpus": "cpus-per-task",
     "exclude": "exclude",
+    "gpus": "gpus",
     "gres": "gres",
     "licenses": "licenses",
     "memory": "mem",
@@ -57,15 +68,35 @@ KEYS = {
 }
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
-_GPUS = re.compile(r"(?:^|,)gpu(?:[:=][^\d,:=()][^,:=()]*)?(?:[:=](\d+))?(?=$|,|\()")  # gpu, gpu:2, gpu:a100:2(S:0)
-_FIELDS = ("%i", "%j", "%T", "%r", "%S", "%N")  # id, name, state, reason, expected or actual start, nodes
+# id, name, state, expected or actual start, nodes, reason. The last may be an administrator's words, with a | in them.
+_FIELDS = ("%i", "%j", "%T", "%S", "%N", "%r")
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
-WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
-# States after which nobody of the job writes any more. COMPLETING and STOPPED are none of them.
+_EARLY = 60  # seconds by which it may be told before that
+_NO_NODE = "Requested node configuration is not available"
+_AWAY = re.compile(r"(down|drain|drng|fail|inval|unk)|\w+\*")  # as sinfo writes states; with a * it does not answer
+# What squeue calls a job: a flag of its state before the state itself. The list grows from version to version, and what
+# stands in neither of these is a job that lives. EXPEDITING: since 25.11.
+WAITING = frozenset(
+    {"EXPEDITING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+)
+SUSPENDED = frozenset({"STOPPED", "SUSPENDED"})
+# States after which nobody of the job writes any more. COMPLETING and STOPPED are none of them; nor is REVOKED, which
+# says that another cluster of a federation has the job.
 ENDED = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
-     "TIMEOUT"}
-)  # fmt: skip
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+)
+# What Slurm's commands say where nobody has answered, or has no time for it now; all else is a refusal. In the order of
+# Slurm's slurm_errno.c, then the system's words, sbatch's own, and those of a command that has no configuration.
+SILENCE = re.compile(
+    "Unable to contact slurm controller|Communication (connection|shutdown) failure|Message (send|receive) failure|"
+    "Unexpected (message received|missing socket error)|Insane message length|Zero Bytes were transmitted|"
+    "Header lengths are longer|Rate limit exceeded|standby mode|Unable to create job record|MaxJobCount limit|"
+    "Job can not be altered now|Socket timed out|Protocol authentication|[Aa]uthentication credential|[Mm]unge|"
+    "Connection (refused|reset|rejected|forced closed|timed out)|Transport endpoint|No route to host|"
+    "Network is unreachable|Broken pipe|Resource temporarily unavailable|Temporary failure in name resolution|"
+    "temporarily unable to accept|Job creation temporarily disabled|job queue full|gave no answer|could not be run|"
+    "Could not establish a configuration source|DNS SRV lookup failed"
+)
 
 # The job first holds a word of the root against that of the login node: a node may not have the folder, or another one
 # at its place, and Slurm would say nothing of it but «0:53». Its exit status tells so.
@@ -140,26 +171,77 @@ def run_command(command: Sequence[str], given: str = "") -> tuple[int, str]:
     """
     # What the login's environment sets would go before ours: SBATCH_EXPORT, SQUEUE_FORMAT, SLURM_TIME_FORMAT.
     env = {name: value for name, value in os.environ.items() if not re.match(r"(SBATCH|SQUEUE|SCANCEL|SLURM)_", name)}
-    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CONF_SERVER") if name in os.environ}
+    kept = {name: os.environ[name] for name in _OF_SLURM if name in os.environ}
+    of_a_login = {} if shutil.which(command[0]) else _login_environment()
     try:
         done = subprocess.run(
-            [*command], input=given, env={**env, **kept, "LC_ALL": "C"}, stdout=subprocess.PIPE,
+            [*command], input=given, env={**env, **kept, **of_a_login, "LC_ALL": "C"}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", timeout=ANSWER_WITHIN, check=False,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Silent(f"{command[0]} gave no answer within {ANSWER_WITHIN:g} s") from None
+    except subprocess.TimeoutExpired as error:
+        said = os.fsdecode(error.output or b"").strip()  # such as «queue full, sleeping and retrying»
+        meanwhile = f": {_said(said)}" if said else ""
+        raise Silent(f"{command[0]} gave no answer within {ANSWER_WITHIN:g} s{meanwhile}") from None
     except OSError as error:
         raise Silent(f"{command[0]} could not be run: {error.strerror}") from None
     return done.returncode, done.stdout.strip()
 
 
+@functools.lru_cache(maxsize=1)
+def _login_environment() -> dict[str, str]:
+    """Ask a login shell what it has for Slurm's commands: on many clusters only who logs in has them on the PATH.
+
+    Returns:
+        Variables; none where there is no such shell, or it does not come up in time.
+    """
+    try:
+        # bash, as whoever has another shell has /etc/profile all the same. Profiles print things: ours begins with \0.
+        said = subprocess.run(
+            ["bash", "-lc", "printf '\\0'; env -0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, timeout=_LOGIN_WITHIN, check=False,
+        ).stdout  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        said = error.output or b""  # a profile may leave something running that holds the pipe
+    except OSError:
+        said = b""
+    found = dict(entry.partition("=")[::2] for entry in os.fsdecode(said).split("\0")[1:])
+    return {name: found[name] for name in (*_OF_A_LOGIN, *_OF_SLURM) if name in found}
+
+
+def _folder() -> str:
+    """Return the folder of Slurm's own commands; empty where they are not to be found."""
+    path = shutil.which("sbatch") or shutil.which("sbatch", path=_login_environment().get("PATH", ""))
+    return os.path.dirname(path or "")
+
+
+def _user() -> str:
+    """Return this user's name.
+
+    Raises:
+        Silent: Nobody knows it: squeue would then print an empty table, and call that a success.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise Silent(f"this host does not know the name of its user {os.getuid()} now") from None
+
+
 def gpus_of(given: Mapping[str, Any]) -> int:
-    """Return how many GPUs of a node ``gres`` asks for.
+    """Return how many GPUs ``gres`` asks for, or else ``gpus``.
 
     Args:
         given: run_slurm.
     """
-    return sum(int(count or 1) for count in _GPUS.findall(str(given.get("gres") or "")))
+    count = 0
+    # gpu, gpu:2, gpu:2080ti:1, gpu:a100:2(S:0-1,3): a last part that is a number is how many.
+    for asked in re.sub(r"\([^)]*\)", "", str(given.get("gres") or "")).split(","):
+        name, *rest = re.split("[:=]", asked)
+        if name == "gpu":
+            count += int(rest[-1]) if rest and rest[-1].isdecimal() else 1
+    if "gpus" in given:
+        parts = [asked.rpartition(":")[2] for asked in str(given["gpus"]).split(",")]
+        count += sum(int(part) if part.isdecimal() else 1 for part in parts)
+    return count
 
 
 def told_before(stop_timeout: int) -> int:
@@ -223,11 +305,13 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
             found.append(f"run_slurm: time must stand in quotes, such as '12:00:00'; YAML has read it as {value}")
         elif key == "time" and not _TIME.fullmatch(str(value)):
             found.append(f"run_slurm: time is «{value}»; write 'hours:minutes:seconds' or 'days-hours'")
-        elif key == "time" and (seconds_of(str(value)) or math.inf) <= told_before(stop_timeout):
+        elif key == "time" and (seconds_of(str(value)) or math.inf) <= told_before(stop_timeout) + _EARLY:
             found.append(
                 f"run_slurm: time is «{value}», and a job is told to end {told_before(stop_timeout)} s before (a "
-                "minute and run_stop_timeout): it would come to nothing"
+                f"minute and run_stop_timeout), or up to {_EARLY} s earlier: it would come to nothing"
             )
+    if "gpus" in given and gpus_of({"gres": given.get("gres")}):
+        found.append("run_slurm: gres and gpus both ask for GPUs; keep one of them")
     asked = gpus_of(given)
     if not found and gpus and asked != gpus:
         wrong = f"asks for {asked} GPUs" if asked else "asks for no GPU"
@@ -245,13 +329,18 @@ def job_name(run_dir: pathlib.Path) -> str:
 
 
 def has_slurm() -> bool:
-    """Tell whether jobs can be submitted here."""
-    return shutil.which("sbatch") is not None
+    """Tell whether jobs can be submitted here, by somebody who logs in at least."""
+    return bool(_folder())
 
 
-def is_login_node() -> bool:
-    """Tell whether this host can submit jobs and has no GPU itself."""
-    return has_slurm() and not pathlib.Path("/dev/nvidiactl").exists()
+def is_login_node(thorough: bool = False) -> bool:
+    """Tell whether this host can submit jobs and has no GPU itself.
+
+    Args:
+        thorough: Ask a login shell, too, which may take seconds.
+    """
+    submits = has_slurm() if thorough else shutil.which("sbatch") is not None
+    return submits and not pathlib.Path("/dev/nvidiactl").exists()
 
 
 def mark_root(root: pathlib.Path) -> str:
@@ -325,17 +414,17 @@ def check_version(run: _Runner = run_command) -> str:
         Silent: It has not said.
     """
     _, text = run(["sbatch", "--version"], "")
-    found = re.search(r"(\d+)\.(\d+)", text)
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
     if not found:
         raise Silent(f"sbatch --version said: {text[:200]}")
-    if tuple(map(int, found.groups())) < OLDEST:
-        oldest = f"{OLDEST[0]}.{OLDEST[1]:02}"
+    if tuple(int(part or 0) for part in found.groups()) < OLDEST:
+        oldest = f"{OLDEST[0]}.{OLDEST[1]:02}.{OLDEST[2]}"
         raise UserError(f"this is {text}, and lora-forge needs Slurm {oldest} or newer, whose sbatch has --export=NIL")
     return text[:200]
 
 
 def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
-    """Ask Slurm whether such a job could ever run; nothing is submitted.
+    """Ask Slurm whether it would take such a job; nothing is submitted.
 
     Args:
         given: run_slurm.
@@ -352,9 +441,18 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
     code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
     if code == 0:
         return ""
-    if _is_silence(text):
-        raise Silent(text)
-    return _said(text)
+    if SILENCE.search(text):
+        raise Silent(_said(text))
+    # For this test a node that is down or drained is none, and the sentence the same as for a job that no node could
+    # run. A job that is submitted waits for such a node; where it could not run there either, sbatch says so.
+    return "" if _NO_NODE in text and _has_nodes_away(given, run) else _said(text)
+
+
+def _has_nodes_away(given: Mapping[str, Any], run: _Runner) -> bool:
+    """Tell whether a node for such jobs is down or drained at the moment."""
+    among = [f"--partition={given['partition']}"] if "partition" in given else []
+    code, text = run(["sinfo", "--noheader", "--all", "--format=%t", *among], "")
+    return code == 0 and any(_AWAY.match(state) for state in text.split())
 
 
 def submit(
@@ -379,25 +477,25 @@ def submit(
         UserError: Slurm refuses it, or has not answered and has no such job.
         Unanswered: Nobody knows whether it has one.
     """
-    programs = os.path.dirname(shutil.which("sbatch") or "/usr/bin/sbatch")
-    script = job_script(run_dir, command, mark_root(run_dir.parents[1]), programs)
+    script = job_script(run_dir, command, mark_root(run_dir.parents[1]), _folder() or "/usr/bin")
     try:
         code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after)], script)
     except Silent as error:
         code, text = 1, str(error)
-    number = re.fullmatch(r"(\d+)(?:;.*)?", text.splitlines()[-1] if text else "")
+    # Sites put scripts of their own in sbatch's place, which say more than an id, or say it in the long form.
+    number = re.findall(r"^(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?$", text, re.MULTILINE)
     if code == 0 and number:
-        return number.group(1)
-    if code == 0 or _is_silence(text):  # it may have been taken all the same
-        try:
-            known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
-        except Silent:
-            raise Unanswered(
-                f"Slurm has not answered, and nobody knows whether it has the job of {run_dir.name}: {_said(text)}. "
-                "Run it again when Slurm answers: that attaches to the job, or submits one"
-            ) from None
-        if known:
-            return known[-1].number
+        return number[-1]
+    try:  # it may have been taken all the same, whatever was said
+        known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
+    except Silent:
+        raise Unanswered(
+            f"Slurm has not answered, and nobody knows whether it has the job of {run_dir.name}: {_said(text)}. "
+            "Run it again when Slurm answers: that attaches to the job, or submits one"
+        ) from None
+    if known:
+        return known[-1].number
+    if code == 0 or SILENCE.search(text):
         raise UserError(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
     raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. See run_slurm in the inventory")
 
@@ -411,17 +509,19 @@ def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
     Raises:
         Silent: Slurm has not answered. That is never the same as an empty queue.
     """
-    user = getpass.getuser()
-    code, text = run(["squeue", "--noheader", "--states=all", f"--user={user}", f"--format={'|'.join(_FIELDS)}"], "")
-    if code:
+    # Without --all nothing is told of a job in a hidden partition, its own user's neither.
+    form = f"--format={'|'.join(_FIELDS)}"
+    code, text = run(["squeue", "--noheader", "--all", "--states=all", f"--user={_user()}", form], "")
+    if code or "error: Invalid user" in text:  # which is a success for squeue, and an empty table
         raise Silent(_said(text))
     found: dict[str, list[Job]] = {}
     for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|")]
+        parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
         if len(parts) != len(_FIELDS) or not parts[0].isdigit() or not parts[1].startswith("lora-forge-"):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
-        found.setdefault(parts[1], []).append(Job(*parts))
+        number, name, state, start, nodes, reason = parts
+        found.setdefault(name, []).append(Job(number, name, state, reason, start, nodes))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
@@ -463,7 +563,7 @@ def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["scancel", f"--user={getpass.getuser()}", f"--name={job_name(run_dir)}"], "")
+    code, text = run(["scancel", f"--user={_user()}", f"--name={job_name(run_dir)}"], "")
     if code:
         raise Silent(_said(text))
 
@@ -481,18 +581,6 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 def end_of(job: Job) -> str:
     """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
-
-
-def _is_silence(text: str) -> bool:
-    """Tell whether a command failed as nobody answered it, and not as it was refused."""
-    return bool(
-        re.search(
-            "Unable to contact slurm controller|Protocol authentication error|Zero Bytes were transmitted|"
-            "Socket timed out|Connection refused|Connection reset|gave no answer|could not be run|"
-            "authentication|[Mm]unge|temporarily unable",
-            text,
-        )
-    )
 
 
 def _said(text: str) -> str:

@@ -21,6 +21,10 @@ class ActionModule(ForgeAction):
         """Fail, or not."""
         if "failure" in args:
             return {"changed": False, "msg": "it failed", **args["failure"], "failed": True}
+        if "failures" in args:
+            words = "\n".join(dict.fromkeys(str(one["msg"]) for one in args["failures"]))
+            failed = {"failed": True, "failures": args["failures"], "msg": words} if words else {}
+            return {"changed": False, **failed}
         output, refusals = pathlib.Path(args["output"]), args.get("refusals") or {}
         runs = list(map(PlannedRun.from_dict, args["runs"]))
         records = [(run, read_record(output, run.run_id)) for run in runs]

@@ -23,11 +23,15 @@ class ActionModule(ForgeAction):
     def act(self, args: dict[str, Any]) -> dict[str, Any]:
         """Note it of each run."""
         failure, host = args["failure"], args.get("host") or self.host
-        message = str(failure.get("msg") or "it failed")
+        each = {one["run_id"]: one for one in failure.get("failures") or ()}
         stop: list[dict[str, str]] = []
         for run in map(PlannedRun.from_dict, args["runs"]):
-            record = self.note(run, host, message, args)
-            stop += [{"host": other, "run_id": run.run_id} for other in self.waiting(run, record, host, args)]
+            if each and run.run_id not in each:
+                continue  # it did well
+            own = args | {"failure": each.get(run.run_id, failure)}
+            record = self.note(run, host, str(own["failure"].get("msg") or "it failed"), own)
+            stop += [{"host": other, "run_id": run.run_id} for other in self.waiting(run, record, host, own)]
+        message = str(failure.get("msg") or "it failed")
         ends = failure.get("state") == "unreachable" or bool(failure.get("breach"))
         return {"changed": False, "ends": ends, "stop": stop, "msg": message}
 

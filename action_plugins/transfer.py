@@ -29,7 +29,7 @@ class ActionModule(ForgeAction):
         try:
             return self.pull(args) if args.get("from") else self.push(args)
         except AnsibleConnectionFailure as error:  # the first contact: «unreachable» would not be noted as a failure
-            return {"failed": True, "msg": transfer.connection_error(self.host, str(error))}
+            return {"failed": True, "lost": True, "msg": transfer.connection_error(self.host, str(error))}
         except (UserError, OSError) as error:
             return {"failed": True, "msg": error_message(error)}
 

@@ -236,7 +236,10 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._is_verbose:
             super().v2_runner_on_failed(result, ignore_errors)
         elif not ignore_errors and not (result.task.loop and "results" in result.result):
-            self._fail(result)
+            # Of runs that were launched together each has its own error.
+            several = result.result.get("failures") if result.task.action == "fail_again" else None
+            for failure in several or [{}]:
+                self._fail(result, answer={**result.result, **failure})
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         if self._is_verbose:
@@ -310,9 +313,9 @@ class CallbackModule(Default):  # type: ignore[misc]
             text = message if isinstance(message, str) else self._dump_results(answer).strip()
             self._display.display(printable(text, lines.LONGEST))
 
-    def _fail(self, result: Any, item: str = "") -> None:
+    def _fail(self, result: Any, item: str = "", answer: dict[str, Any] | None = None) -> None:
         """Print an error; one that a rescue raises again, once."""
-        host, answer, task = result.host.name, result.result, result.task
+        host, answer, task = result.host.name, result.result if answer is None else answer, result.task
         self._handle_warnings(answer)
         if answer.get("told") and self._play.hosts == ["localhost"]:
             return  # the summary's lines say it already; no trainer's answer may say so
@@ -347,8 +350,9 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._terminal.forget(host)
             if action in ("deliver_run", "watch", "stop_run"):
                 self._watched = {key: None for key in self._watched if key[0] != host}
-        if action == "start_run" and answer.get("run_id") and answer.get("state") != "finished":
-            self._launched[answer["run_id"]] = answer["agent"], host
+        if action == "start_runs":
+            going = [run for run in answer.get("runs", ()) if run["state"] != "finished"]
+            self._launched |= {run["run_id"]: (run["agent"], host) for run in going}
         elif action == "deliver_run":
             self._launched.pop(answer.get("run_id"), None)
             self._tell(self._terminal.end(host))

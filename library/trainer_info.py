@@ -14,6 +14,16 @@ description:
 options:
   stall_timeout:
     default: 1800
+  only:
+    description: The names of the runs that are asked for, also where there is nothing of them. The GPUs are not asked
+      then.
+    type: list
+    elements: str
+  paths:
+    description: Files and folders of which it is told whether they are there.
+    type: list
+    elements: path
+    default: []
 extends_documentation_fragment: [lora_forge, lora_forge.reads_only, lora_forge.root, lora_forge.stall_timeout]
 """
 
@@ -37,6 +47,12 @@ gpus:
   type: list
   elements: dict
   sample: [{index: 0, memory_mib: 81920, name: NVIDIA A100-SXM4-80GB, used_mib: 41000, use: 97, uuid: GPU-5a1f}]
+missing:
+  description: Of O(paths) those that are not there.
+  returned: when O(paths) are given, and one is not
+  type: list
+  elements: str
+  sample: [/workspace/lora-forge/models/tiny-3f9a2c1b77e0/config.json]
 silent:
   description: Why the trainer did not answer.
   returned: when it did not
@@ -44,6 +60,7 @@ silent:
   sample: 'Failed to connect to the host via ssh: Connection refused'
 """
 
+import os
 import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
@@ -53,6 +70,8 @@ from ansible.module_utils.lora_forge.trainer import gpu, runs
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "stall_timeout": {"type": "float", "default": 1800},
+    "only": {"type": "list", "elements": "str"},
+    "paths": {"type": "list", "elements": "path", "default": []},
 }
 
 
@@ -60,9 +79,11 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with report_errors(module):
-        gpus = gpu.gpu_usage()
-        listed = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"])
-        module.exit_json(changed=False, runs=[run.as_dict() for run in listed], gpus=gpus)
+        gpus = gpu.gpu_usage() if given["only"] is None else []
+        listed = runs.observe_all(pathlib.Path(given["root"]), gpus, given["stall_timeout"], given["only"])
+        missing = [path for path in given["paths"] if not os.path.exists(path)]
+        told = {"missing": missing} if missing else {}
+        module.exit_json(changed=False, runs=[run.as_dict() for run in listed], gpus=gpus, **told)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ module: fail_again
 short_description: Fail because something failed before
 description:
   - Fails with all that a failed task returned, of which M(ansible.builtin.fail) would keep the sentence alone.
-  - Without O(failure) it fails if any of O(runs) is noted as failed on this host.
+  - With O(failures) it fails if there are any; they are told one by one.
+  - Without both it fails if any of O(runs) is noted as failed on this host.
 options:
   failure:
     description: What the failed task returned. Its C(msg) is what people read.
     type: dict
+  failures:
+    description: What M(start_runs) returned of the runs that failed.
+    type: list
+    elements: dict
   runs:
     description: The runs, as planned. Needed without O(failure).
     type: list
@@ -41,6 +46,12 @@ msg:
   returned: failure
   type: str
   sample: "witness-c6746a504464 is failed: out of memory"
+failures:
+  description: Those that were given.
+  returned: failure, with O(failures)
+  type: list
+  elements: dict
+  sample: [{run_id: witness-c6746a504464, msg: it is not started}]
 configuration:
   description: Whether another machine would do no better, and this one holds nothing.
   returned: failure, where it is so

@@ -9,7 +9,8 @@ description:
   - A run that is delivered, or noted as failed on this host already, is left alone.
 options:
   failure:
-    description: What the failed task returned. Read are C(msg), C(state), C(breach) and C(refused).
+    description: What the failed task returned. Read are C(msg), C(state), C(breach) and C(refused), and C(failures),
+      which has these of each run that failed, by its C(run_id); the others did well then.
     type: dict
     required: true
   host:

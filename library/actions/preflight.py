@@ -7,7 +7,7 @@ short_description: Hold the recipes of a trainer's runs against their base model
 description:
   - Asks M(recipe_check), once for all runs. A rehearsal is not asked about, as its model is made at its launch.
   - Where none of the runs can begin it fails with the sentences against them. Where some can, it tells the sentences
-    against the others, and returns them for M(start_run).
+    against the others, and returns them for M(start_runs).
   - Where the trainer cannot tell, it says why, and the training will.
 options:
   gpus:

@@ -23,6 +23,21 @@ def error_message(error: UserError | OSError) -> str:
     return f"{error.strerror or error}{where}.{advice if error.errno == errno.ENOSPC else ''}"
 
 
+def told_of(error: Exception) -> str:
+    """Return what a user is told of any error: one that is nobody's but ours says so, and where.
+
+    Args:
+        error: An error that was raised.
+    """
+    if isinstance(error, (UserError, OSError)):
+        return error_message(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({pathlib.Path(place.filename).name}, line {place.lineno}). This is a fault "
+        "of lora-forge, and nothing of yours; please report it"
+    )
+
+
 @contextlib.contextmanager
 def report_errors(module: Any) -> Iterator[None]:
     """Turn user errors and failing files into a module failure instead of a traceback; any other error is told as ours.
@@ -34,11 +49,5 @@ def report_errors(module: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, OSError) as error:
-        module.fail_json(msg=error_message(error))
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        module.fail_json(
-            msg=f"{type(error).__name__}: {error} ({pathlib.Path(place.filename).name}, line {place.lineno}). This is "
-            "a fault of lora-forge, and nothing of yours; please report it"
-        )
+        module.fail_json(msg=told_of(error))

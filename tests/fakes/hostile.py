@@ -155,8 +155,8 @@ class Stage:
             on: ``module:<name>``, ``module`` for all of them, ``rsync``, ``command`` or ``*``; behind a space, a word
                 of the command.
             do: ``say`` (``text``), ``add`` (``more`` over the honest answer, ``blur`` behind each of its sentences),
-                ``half`` (``text``, and then silence), ``hang``, ``endless``, ``close``, or ``serve`` (``new`` in the
-                place of ``old``).
+                ``half`` (``text``, and then silence), ``hang``, ``endless``, ``close``, ``lose`` (it does what it was
+                told, and closes), or ``serve`` (``new`` in the place of ``old``).
             rule: What belongs to it; ``after``, how often the host is honest before.
         """
         if "text" in rule:
@@ -189,7 +189,7 @@ class Stage:
     def model(self, name: str, agent: str) -> pathlib.Path:
         """Leave a rehearsal's model on a host, so that none is made."""
         path = pathlib.Path(launch.base_model_path(self.planned(agent, name), str(self.root(name))))
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps({"num_hidden_layers": 1}))
         return path
 

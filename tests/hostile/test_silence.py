@@ -89,8 +89,8 @@ class TestTrain:
             "files": ("command", "hang", patience(0.4)),
             "sync": ("rsync", "hang", QUICK),
             "installs": ("module:trainer_environment", "hang", patience(0.3)),  # three hours, by default
-            "asked": ("module:training_run_info", "hang", QUICK),
-            "starts": ("module:training_run", "half", patience(8.0, run_stop_timeout=5)),
+            "asked": ("module:trainer_info", "hang", QUICK),
+            "starts": ("module:training_runs", "half", patience(8.0, run_stop_timeout=5)),
             "frozen": ("module:trainer_environment", "hang", patience(20.0)),  # an hour, where ssh still answers
         })  # fmt: skip
         stage.face("frozen", "command exit", "hang")  # whether it is there at all

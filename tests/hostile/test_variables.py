@@ -102,7 +102,8 @@ def test_the_hosts_told_all_that(stage: Stage, commands: dict[str, Played]) -> N
     """Where no host is asked any more, nothing else here would fail."""
     asked = {name.removeprefix("module:") for host in HOSTS for name in stage.did(host)}
     assert asked >= {
-        "trainer_info", "trainer_environment", "gpu_info", "training_run_info", "training_run", "lora_adapter_info",
+        "trainer_info", "trainer_environment", "gpu_info", "training_run_info", "training_run", "training_runs",
+        "lora_adapter_info",
         "training_log", "checkpoint_prune", "environment_prune",
     }  # fmt: skip
 

@@ -65,7 +65,7 @@ class Pod:
         (self.output / "runs").mkdir(parents=True)
         (home / "actions").mkdir()
         for name in ("runpod_pod", "runpod_pod_info", "await_leash", "provision", "base_model", "preflight",
-                     "start_run", "deliver_run"):  # fmt: skip
+                     "start_runs", "deliver_run"):  # fmt: skip
             (home / f"actions/{name}.py").write_text(PREPARED.format(home=str(home)))
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "pod_gpus": ["L40S"],
                 "output_dir": str(self.output), "pod_state_dir": str(home / "pods"), "trainer_lock": "trainer-cpu",
@@ -74,7 +74,7 @@ class Pod:
 
     def play(self, *agents: str, entry: str = "main", **answers: list[dict[str, Any]]) -> tuple[int, str]:
         """Converge with prepared answers of actions; returns the exit code, and what was printed."""
-        known = {"provision": [{"models": [], "python": "/python"}], "start_run": [{"state": "absent"}],
+        known = {"provision": [{"models": [], "python": "/python"}], "start_runs": [{"runs": [], "failures": []}],
                  "runpod_pod": [READY], "runpod_pod_info": [LEFT]}  # fmt: skip
         (self.home / "answers.json").write_text(json.dumps(known | answers))
         role = {"ansible.builtin.include_role": {"name": "converge", "tasks_from": entry}}
@@ -149,7 +149,7 @@ def test_what_would_cost_too_much_is_released_where_it_is_kept(pod: Pod, kept: b
     code, text = pod.play("crew", "witness", deliver_run=[breach])
     assert code == 0, text
     assert pod.released == (["it has come to 2 USD"] if kept else [])
-    assert len(pod.asked("start_run")) == 2
+    assert len(pod.asked("start_runs")) == 1, "both runs at once"
     assert pod.told == [("failed", "crew", "stopped at step 4"), ("failed", "witness", "stopped at step 4")]
 
 
@@ -184,7 +184,7 @@ def test_recipes_that_are_refused_release_a_new_pod_and_no_other_one_is_ordered(
     assert code == 0, text
     assert pod.released == (["its recipes are refused"] if changed else []), "one that was there may hold something"
     assert len([asked for asked in pod.asked("runpod_pod") if asked.get("state") != "absent"]) == 1
-    assert pod.asked("start_run") == []
+    assert pod.asked("start_runs") == []
     assert pod.told == [("failed", "crew", "PEFT refuses the LoRA keys")]
 
 
@@ -193,10 +193,10 @@ def test_a_refused_run_beside_others_is_told_to_its_launch(pod: Pod) -> None:
     (pod.output / "runs/witness-0.json").write_text("{}")
     pod.play(
         "crew", "witness", provision=[MODEL], base_model=[{"state": "present"}], preflight=[{"refusals": why}],
-        start_run=[{"failed": True, "msg": why["crew-0"]}, {"state": "absent"}],
+        start_runs=[{"runs": [], "failures": [{"run_id": "crew-0", "msg": why["crew-0"]}]}],
         deliver_run=[{"changed": True, "delivered": ["witness-0"], "run_id": "witness-0"}],
     )  # fmt: skip
-    assert [asked["refusals"] for asked in pod.asked("start_run")] == [why, why]
+    assert [asked["refusals"] for asked in pod.asked("start_runs")] == [why]
     assert pod.released == ["its recipes are refused"], "nothing is left to do on it"
     assert len([asked for asked in pod.asked("runpod_pod") if asked.get("state") != "absent"]) == 1
     assert list(pod.failures("crew")) == ["pod-1"]
@@ -209,7 +209,7 @@ def test_without_a_leash_nothing_is_launched_and_the_pod_is_released(pod: Pod, k
     code, text = pod.play("crew", await_leash=[why], runpod_pod_info=[{"pods": []}])
     assert code == 0, text
     assert pod.released == ["nothing but a controller would end it"] * pods
-    assert pod.asked("start_run") == pod.asked("provision") == []
+    assert pod.asked("start_runs") == pod.asked("provision") == []
     assert pod.told == [("failed", "crew", "pod-1: its leash did not start")]
 
 

@@ -427,21 +427,22 @@ ENDLESS = {
     "FAKE_SAY": "a word – with a dash",
 }  # fmt: skip
 START = {
-    **RUN, "command": ["{{ ansible_python_interpreter }}", str(FAKE)], "backend": "process", "lane": GPU,
-    "lane_dir": "{{ root }}", "stop_timeout": 120, "secrets": {"HF_TOKEN": "hf_S3CR3T"}, "environment": ENDLESS,
-    "facts": {"agent": "mayor", "fingerprint": "0123456789ab"},
+    **RUN, "command": ["{{ ansible_python_interpreter }}", str(FAKE)], "lane": GPU, "lane_dir": "{{ root }}",
+    "stop_timeout": 120, "environment": ENDLESS, "facts": {"agent": "mayor", "fingerprint": "0123456789ab"},
 }  # fmt: skip
+GIVEN = {"secrets": {"mayor-0": {"HF_TOKEN": "hf_S3CR3T"}}, "backend": "process"}
 THREE_MORE = {**ENDLESS, "FAKE_STEPS": "{{ stopped_at.checkpoint.step + 3 }}", "FAKE_SAVE_EVERY": 1}
 ON_A_RUN: list[dict[str, Any]] = [
     {"name": "no_log", "training_log": RUN, **FAILS},
-    {"name": "would_start", "training_run": START, "check_mode": True},
-    {"name": "started", "training_run": START},
-    {"name": "attached", "training_run": START},
+    {"name": "would_start", "training_runs": {**GIVEN, "runs": [START]}, "check_mode": True},
+    {"name": "started", "training_runs": {**GIVEN, "runs": [START]}},
+    {"name": "attached", "training_runs": {**GIVEN, "runs": [START]}},
     {"name": "evaluated", "ansible.builtin.wait_for": {
         "path": f"{RUN['run_dir']}/metrics.jsonl", "search_regex": '"event": "eval"'}},
     {"name": "running", "training_run_info": RUN},
     {"name": "news", "training_run_info": {**RUN, "since": "{{ running.token }}", "wait": 120}},
     {"name": "trainer", "trainer_info": {"root": "{{ root }}"}},
+    {"name": "two", "trainer_info": {"root": "{{ root }}", "only": ["mayor-0", "crew-0"], "paths": ["/none", "/"]}},
     {"name": "log", "training_log": RUN},
     {"name": "evidence", "training_run_evidence": {**RUN, "home": "{{ root }}/env/none"}},
     {"name": "supervisor_log", "training_log": {**RUN, "log": "supervisor", "offset": 0, "wait": 120}},
@@ -450,7 +451,7 @@ ON_A_RUN: list[dict[str, Any]] = [
     {"name": "stopped", "training_run": STOP},
     {"name": "stopped_again", "training_run": STOP},
     {"name": "stopped_at", "training_run_info": RUN},
-    {"name": "resumed", "training_run": {**START, "environment": THREE_MORE}},
+    {"name": "resumed", "training_runs": {**GIVEN, "runs": [{**START, "environment": THREE_MORE}]}},
     {"name": "over", "training_run_info": RUN, "until": "not over.alive", "retries": 240, "delay": 0.5},
     {"name": "would_prune", "checkpoint_prune": {**RUN, "keep": 1}, "check_mode": True},
     {"name": "pruned", "checkpoint_prune": {**RUN, "keep": 1}},
@@ -570,7 +571,9 @@ def test_a_run_is_started_watched_stopped_resumed_pruned_and_removed(play, lab39
     assert "nothing was ever started in" in told["no_log"]["msg"]
 
     assert [told[name]["changed"] for name in ("would_start", "started", "attached")] == [True, True, False]
-    assert (told["started"]["backend"], told["attached"]["backend"]) == ("process", "process")
+    [started], [attached] = told["started"]["runs"], told["attached"]["runs"]
+    assert (started["backend"], attached["backend"]) == ("process", "process")
+    assert "hf_S3CR3T" not in str(told["started"])
     running, news = told["running"], told["news"]
     assert (running["state"], running["facts"]["agent"], running["alive"]) == ("running", "mayor", True)
     assert running["progress"]["step"] >= 1
@@ -580,6 +583,10 @@ def test_a_run_is_started_watched_stopped_resumed_pruned_and_removed(play, lab39
     (seen,) = told["trainer"]["runs"]
     assert (seen["run_id"], seen["state"], seen["gpu"]["uuid"]) == ("mayor-0", "running", GPU)
     assert len(told["trainer"]["gpus"]) == 2
+    assert [(seen["run_id"], seen["state"]) for seen in told["two"]["runs"]] == [
+        ("mayor-0", "running"), ("crew-0", "absent")
+    ]  # fmt: skip
+    assert (told["two"]["gpus"], told["two"]["missing"]) == ([], ["/none"])
     assert told["log"]["text"] == "a word – with a dash token: hf_S3CR3T\n"
     assert "trainer started, pid " in told["supervisor_log"]["text"]
     assert told["supervisor_log"]["offset"] > 0

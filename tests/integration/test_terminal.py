@@ -57,7 +57,7 @@ class Stage:
     def __init__(self, home: pathlib.Path):
         self.home = home
         (home / "actions").mkdir()
-        for name in ("deliver_run", "start_run", "training_plan"):
+        for name in ("deliver_run", "start_runs", "training_plan"):
             (home / "actions" / f"{name}.py").write_text(ACTION.format(root=ROOT))
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "ANSIBLE_NOCOLOR")},
@@ -287,11 +287,11 @@ def test_the_log_of_ones_own_has_the_recap(stage: Stage) -> None:
 
 
 def test_ctrl_c_says_what_goes_on_and_leaves_the_terminal_as_it_was(stage: Stage, on_screen: Any) -> None:
-    (stage.home / "actions/start_run.py").write_text(
+    (stage.home / "actions/start_runs.py").write_text(
         "from ansible.plugins.action import ActionBase\n\nclass ActionModule(ActionBase):\n    def run(self, tmp=None, "
-        'task_vars=None):\n        return {"state": "absent", "run_id": "witness-1", "agent": "witness"}\n'
+        'task_vars=None):\n        return {"runs": [{"state": "absent", "run_id": "witness-1", "agent": "witness"}]}\n'
     )
-    launching = {"name": "Launch | Start it", "start_run": {}}
+    launching = {"name": "Launch | Start it", "start_runs": {}}
     screen = on_screen([play(stage, launching, training(stage), hosts="gpu-1")])
     eventually(lambda: "1/3" in screen.text())
     os.killpg(screen.process.pid, signal.SIGINT)
@@ -373,13 +373,13 @@ def test_ctrl_c_while_a_pod_is_ordered_says_that_it_may_cost(
 
 
 def test_nothing_is_drawn_over_a_question(stage: Stage, on_screen: Any) -> None:
-    (stage.home / "actions/start_run.py").write_text(
+    (stage.home / "actions/start_runs.py").write_text(
         "from ansible.plugins.action import ActionBase\n\nclass ActionModule(ActionBase):\n    def run(self, tmp=None, "
         "task_vars=None):\n        return {}\n"
     )
     asking = play(stage, {"name": "Say", "ansible.builtin.fail": {"msg": "it is {{ colour }}"}}, hosts="gpu-1")
     asking["vars_prompt"] = [{"name": "colour", "prompt": "Which colour", "private": False}]
-    screen = on_screen([play(stage, {"name": "Launch | Start", "start_run": {}}, {"command": "sleep 1"}), asking])
+    screen = on_screen([play(stage, {"name": "Launch | Start", "start_runs": {}}, {"command": "sleep 1"}), asking])
     eventually(partial(screen.has, "Which colour"))
     os.write(screen.file, b"r")
     time.sleep(1.5)  # time in which it would be drawn

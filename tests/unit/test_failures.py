@@ -187,6 +187,19 @@ def test_that_recipes_alone_were_refused_is_said_once_nothing_else_is_left_to_do
     assert "configuration" not in desk.run("fail_again", runs=runs)
 
 
+def test_of_runs_that_were_launched_together_each_has_its_own_failure(desk):
+    failures = [{"run_id": "crew-1", "msg": "no GPU"}, {"run_id": "mayor-1", "msg": "it is on b", "refused": True}]
+    answer = desk.run("fail_again", failures=failures)
+    assert (answer["failed"], answer["msg"]) == (True, "no GPU\nit is on b")
+    assert not desk.run("fail_again", failures=[]).get("failed")
+    desk.note("crew-1", "on_host", "b", True)
+    noted = desk.fail(plan("crew-1", "a", "b"), plan("mayor-1"), plan("witness-1"), failure=answer)
+    assert (noted["ends"], noted["stop"]) == (False, [{"host": "b", "run_id": "crew-1"}])
+    assert desk.posts == [("crew-1", "no GPU")]
+    told = {name: desk.record(name).failures.get("a") for name in ("crew-1", "mayor-1", "witness-1")}
+    assert [told["crew-1"]["message"], told["mayor-1"]["refused"], told["witness-1"]] == ["no GPU", True, None]
+
+
 def test_options_that_tasks_share_come_together_and_a_tasks_own_go_before_them(desk):
     desk.note("crew-1", "failed_on", "a", "no GPU")
     shared = {"runs": [plan("crew-1")]}

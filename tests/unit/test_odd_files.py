@@ -112,7 +112,7 @@ def look(root: pathlib.Path) -> str:
     held = answers.hold("training_run_info", json.loads(json.dumps(seen)), "host")
     assert "msg" not in held, held["msg"]
     runs.prune_plan(odd, 1)
-    runs._next_turn(odd.parent)
+    runs._next_turn(runs._noted_runs(odd.parent).values())
     runs.stop(odd, 0, check=True)
     waiting = supervisor.Supervisor(root / "runs/good-0")
     waiting.spec["turn"] = 9

@@ -493,6 +493,62 @@ def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervis
     assert not (run / "stop").exists()
 
 
+def several(*paths: pathlib.Path, within: float = 30, check: bool = False) -> list[dict[str, Any]]:
+    asked = [{**LAUNCH, "run_dir": str(path)} for path in paths]
+    return runs.start_all(asked, {paths[0].name: {"HF_TOKEN": "t", "EMPTY": ""}}, "process", within, check)
+
+
+@pytest.fixture
+def three(run) -> list[pathlib.Path]:
+    made = [run.parent / name for name in ("c-1", "a-1", "b-1")]
+    for path in made:
+        path.mkdir()
+    return made
+
+
+def test_runs_that_are_started_together_have_turns_in_their_order(three, clock, supervisor):
+    assert [answer["changed"] for answer in several(*three, check=True)] == [True] * 3
+    assert supervisor == []
+    assert [(answer["run_id"], answer["changed"]) for answer in several(*three)] == [
+        ("c-1", True), ("a-1", True), ("b-1", True)
+    ]  # fmt: skip
+    assert [rundir.read_json(path / "run.json")["turn"] for path in three] == [1, 2, 3]
+    assert [(path / "env").exists() for path in three] == [True, False, False]
+    assert (three[0] / "env").read_text() == "HF_TOKEN=t\n"
+    for path in three:
+        say(path)
+    assert [answer["changed"] for answer in several(*three)] == [False] * 3
+
+
+def test_what_goes_wrong_with_one_keeps_no_other_from_its_start(three, clock, supervisor, monkeypatch):
+    (three[0] / "run.json").mkdir()
+    write = runs._write_secrets
+
+    def broken(path: pathlib.Path, secrets: Any) -> None:
+        if path.parent == three[1]:
+            raise KeyError("ours")
+        write(path, secrets)
+
+    monkeypatch.setattr(runs, "_write_secrets", broken)
+    first, second, third = several(*three)
+    assert (first["changed"], second["changed"], third["changed"]) == (False, False, True)
+    assert first["refused"].startswith("Is a directory")
+    assert "KeyError: 'ours' (test_runs_at_rest.py, line " in second["refused"]
+    assert "a fault of lora-forge" in second["refused"]
+    assert [one[1] for one in supervisor] == ["b-1"]
+
+
+def test_one_that_does_not_come_up_leaves_the_others_to_the_next_call(three, clock, supervisor, monkeypatch):
+    starter = backend.start
+    monkeypatch.setattr(
+        backend, "start", lambda choice, run_id, *rest: run_id == "c-1" or starter(choice, run_id, *rest)
+    )
+    told = several(*three, within=10)
+    assert [answer["run_id"] for answer in told] == ["c-1"]
+    assert "did not come up within 20 s" in told[0]["refused"]
+    assert [answer["changed"] for answer in several(*three[1:], within=0)] == [True], "the first one always is begun"
+
+
 def test_without_secrets_an_old_file_of_them_goes(run, clock, supervisor):
     (run / "env").write_text("OLD=1\n")
     launch(run, lane_dir="/elsewhere")

@@ -539,6 +539,63 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
     assert seen[6].detail == "Priority (job 7), expected 2026-12-01 14:20"
 
 
+def submitting(folder: pathlib.Path, monkeypatch) -> None:
+    """Put an sbatch and a squeue on PATH; a job is in the queue once it is submitted. Each call is noted."""
+    (folder / "sbatch").write_text(
+        f'#!/bin/sh\ncat >/dev/null\necho "sbatch $*" >>{folder}/asked\nn=$(grep -c sbatch {folder}/asked)\n'
+        f'for word in "$@"; do case "$word" in --job-name=*) name=${{word#*=}};; esac; done\n'
+        f'echo "$n|$name|PENDING|Priority|N/A|" >>{folder}/queue\necho $n\n'
+    )
+    (folder / "squeue").write_text(f"#!/bin/sh\necho squeue >>{folder}/asked\ncat {folder}/queue\n")
+    for name in ("sbatch", "squeue"):
+        (folder / name).chmod(0o755)
+    (folder / "queue").touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def asked(folder: pathlib.Path) -> list[str]:
+    """List what was called since the last look: squeue, or the jobs that come before a job."""
+    lines = (folder / "asked").read_text().splitlines()
+    (folder / "asked").write_text("".join(line + "\n" for line in lines if line.startswith("sbatch")))
+    return [line.partition("--dependency=singleton")[2].split(" ")[0] if "sbatch" in line else line for line in lines]
+
+
+def test_runs_that_are_submitted_together_look_at_the_queue_once(tmp_path, monkeypatch):
+    submitting(tmp_path, monkeypatch)
+    folders = [tmp_path / f"runs/witness-{number}" for number in range(4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    launches = [
+        {"run_dir": str(folder), "command": ["python"], "lane": f"slurm {1 + at % 2}", "slurm": GIVEN}
+        for at, folder in enumerate(folders)
+    ]
+    told = runs.start_all(launches, {}, "slurm", 30)
+    assert [answer.get("refused") for answer in told] == [None] * 4
+    assert [answer["message"].partition(";")[0] for answer in told] == ["job 1", "job 2", "job 3", "job 4"]
+    # Two lanes: the third run comes after the first, the fourth after the second.
+    assert asked(tmp_path) == ["", "", "squeue", ",afterany:1", ",afterany:2"]
+    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [False] * 4
+    assert asked(tmp_path)[4:] == ["squeue"]
+
+
+def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew(tmp_path, monkeypatch):
+    submitting(tmp_path, monkeypatch)
+    folders = [tmp_path / f"runs/witness-{number}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    launches = [{"run_dir": str(folder), "command": ["python"], "slurm": GIVEN} for folder in folders]
+    submit = slurm.submit
+
+    def rival(*given):
+        monkeypatch.setattr(slurm, "submit", submit)
+        runs.start(folders[1], runs.Launch.from_dict(launches[1]), {}, "slurm")
+        return submit(*given)
+
+    monkeypatch.setattr(slurm, "submit", rival)
+    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, False]
+    assert len((tmp_path / "queue").read_text().splitlines()) == 2, "one job a run"
+
+
 # What a job that is told to end knows of itself
 
 

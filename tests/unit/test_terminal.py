@@ -338,7 +338,7 @@ def test_a_file_that_is_not_there_is_the_reason():
 
 @pytest.mark.parametrize(
     ("action", "does"),
-    [("start_run", True), ("ansible.builtin.fail", True), ("ansible.builtin.command", False), ("a.b.c", False)],
+    [("start_runs", True), ("ansible.builtin.fail", True), ("ansible.builtin.command", False), ("a.b.c", False)],
 )
 def test_which_failures_need_the_name_of_their_task(action, does):
     assert explains_itself(action) == does

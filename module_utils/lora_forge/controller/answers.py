@@ -37,7 +37,9 @@ LIMITS = {
     "recipe_check": 360.0,  # the program has 300 s of its own
     "trainer_environment": 3 * 3600.0,  # 7.5 GB are fetched, perhaps after another controller's build
     "training_run_evidence": 300.0,  # nvidia-smi, and systemd or tmux
-    "training_run": 300.0,  # beyond twice the time for a checkpoint: a stop waits for a launch, which waits for a stop
+    # Beyond twice the time for a checkpoint: a stop waits for a launch, which waits for a stop.
+    "training_run": 300.0,
+    "training_runs": 300.0,
 }
 COMMAND = 600.0  # a command that is no module: the longest one makes a rehearsal's model, on a slow disk
 TRANSFER = 6 * 3600.0  # rsync ends by itself where no byte comes; this is for one that never ends
@@ -293,6 +295,7 @@ class TrainerInfo(Answer):
 
     runs: Annotated[list[ListedRunForm], Field(max_length=10_000)]
     gpus: Annotated[list[GpuUse], Field(max_length=1000)]
+    missing: Annotated[list[Path], Field(max_length=10_000)] = []
 
 
 class Gpu(GpuUse):
@@ -468,9 +471,22 @@ class TrainingRunEvidence(Answer):
 class TrainingRun(Answer):
     """``training_run``."""
 
+
+class StartedRun(Form):
+    """What came of the start of a run."""
+
+    run_id: Name
+    changed: bool = False
     backend: Optional[Word] = None
     attach_command: Optional[Attach] = None
     message: Optional[Shown] = None
+    refused: Optional[Shown] = None
+
+
+class TrainingRuns(Answer):
+    """``training_runs``."""
+
+    runs: Annotated[list[StartedRun], Field(max_length=1000)]
 
 
 class Leash(Form):
@@ -558,11 +574,14 @@ FORMS: dict[str, type[Answer]] = {
     "training_run": TrainingRun,
     "training_run_evidence": TrainingRunEvidence,
     "training_run_info": TrainingRunInfo,
+    "training_runs": TrainingRuns,
 }
 
 
 def limit(module: str, args: Mapping[str, Any], patience: float = QUESTION) -> float:
     """Return the seconds that one call of a module may take.
+
+    One that starts runs begins none after the seconds of its option ``within``: what follows is the start of one.
 
     Args:
         module: Its name.
@@ -570,8 +589,9 @@ def limit(module: str, args: Mapping[str, Any], patience: float = QUESTION) -> f
         patience: Seconds that a question may take; what takes longer by its nature has as many times more.
     """
     own = LIMITS.get(module, QUESTION) * patience / QUESTION
-    stop = 2 * float(args.get("stop_timeout") or 120) if module == "training_run" else 0.0
-    return own + float(args.get("wait") or 0) + stop
+    ended = {"training_run": [args], "training_runs": args.get("runs") or [{}]}.get(module, [])
+    stop = 2 * max((float(run.get("stop_timeout") or 120) for run in ended), default=0.0)
+    return own + float(args.get("wait") or args.get("within") or 0) + stop
 
 
 def hold(module: str, answer: Any, host: str) -> dict[str, Any]:

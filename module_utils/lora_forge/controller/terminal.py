@@ -24,7 +24,7 @@ STAGES = {
     "base_model": "Provision",
     "trainer_environment": "Provision",
     "fetch_model": "Provision",
-    "start_run": "Launch",
+    "start_runs": "Launch",
     "deliver_run": "Watch",
     "watch": "Watch",
     "stop_run": "Stop",

@@ -27,6 +27,12 @@ LEFT_FREE = 256 * paths.MIB  # bytes of the controller's disk that no fetch take
 SLOWEST = 20_000  # bytes per second, on average; less would keep a rented trainer waiting for ever
 GRACE = 3600.0  # seconds that every fetch has besides
 TOLD = 16 * paths.MIB  # bytes that rsync may print
+_COMMAND = 64_000  # letters of what a shell is told of files; Linux takes 128 KiB as one argument
+# Links the newest file of a name that lies by another content to where rsync looks for what was cut off.
+_LINK = (
+    'link() { [ -e "$1/$2" ] || { old=$(ls -t "${1%/*}"/*/"$2" 2>/dev/null | head -n 1); [ -n "$old" ] '
+    f'&& mkdir -p "$1/{PARTIAL}" && ln -f "$old" "$1/{PARTIAL}/"; }}; }}'
+)
 _LAST = 10.0  # seconds that rsync has to end
 _LOOK = 0.5  # seconds between two looks at what has arrived
 
@@ -86,16 +92,11 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
     folder = shlex.quote(to)
     command = f"umask 022; mkdir -p {parent} && umask 077 && mkdir -p {folder} && cd {folder}"
     close = f'for d in {" ".join(PRIVATE)}; do [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && chmod go-rwx "$d"; done'
-    links = []
-    for file in files:
-        place = pathlib.PurePath(file["path"])
-        if file.get("sha256"):
-            known = f"{shlex.quote(str(place.parents[1]))}/*/{shlex.quote(place.name)}"
-            part = shlex.quote(f"{place.parent}/{PARTIAL}")
-            newest = f'old=$(ls -t {known} 2>/dev/null | head -n 1); [ -n "$old" ]'
-            links.append(
-                f'[ -e {shlex.quote(str(place))} ] || {{ {newest} && mkdir -p {part} && ln -f "$old" {part}/; }}'
-            )
+    places = [pathlib.PurePath(file["path"]) for file in files if file.get("sha256")]
+    links, room = [_LINK] if places else [], _COMMAND
+    for words in (f"link {shlex.quote(str(place.parent))} {shlex.quote(place.name)}" for place in places):
+        room -= len(words)
+        links += [words] if room > 0 else []
     # Without it more goes over the wire, and nothing else.
     return f"{command} && {{ {'; '.join([close, *links])}; :; }} 2>/dev/null"
 

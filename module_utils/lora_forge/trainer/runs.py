@@ -12,12 +12,12 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import paths, rundir
 from ansible.module_utils.lora_forge.agents import agent_of
-from ansible.module_utils.lora_forge.errors import UserError, error_message
+from ansible.module_utils.lora_forge.errors import UserError, error_message, told_of
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.trainer import backend, run_state, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
@@ -174,23 +174,30 @@ def _log_tail(path: pathlib.Path) -> Optional[str]:
     return None
 
 
-def observe_all(root: pathlib.Path, gpus: list[dict[str, Any]], stall_timeout: float = 1800) -> list[ListedRun]:
+def observe_all(
+    root: pathlib.Path,
+    gpus: list[dict[str, Any]],
+    stall_timeout: float = 1800,
+    only: Optional[Sequence[str]] = None,
+) -> list[ListedRun]:
     """List every run of a trainer, by its name.
 
     Args:
         root: The trainer's root.
         gpus: From ``gpu.gpu_usage``.
         stall_timeout: As in :func:`observe`.
+        only: The names of those that are asked for; of these the absent ones are listed, too.
     """
     listed, queue = [], slurm.Queue()
-    for path in sorted((root / "runs").glob("*/")):
+    found = sorted((root / "runs").glob("*/")) if only is None else [root / "runs" / name for name in only]
+    for path in found:
         if not rundir.NAME.fullmatch(path.name):
             continue  # somebody else's
         try:
             seen = observe(path, stall_timeout=stall_timeout, queue=queue)
         except OSError as error:  # another user's: it costs no other run its row
             seen = Observation("failed", f"it cannot be looked at: {error_message(error)}", facts={"agent": None})
-        if seen.state == "absent":
+        if seen.state == "absent" and only is None:
             continue  # staged, or cleaned up; never started
         card = next((gpu for gpu in gpus if gpu["uuid"] in str(seen.status.get("lane")).split(",")), None)
         listed.append(
@@ -310,8 +317,53 @@ class Launch(JsonRecord):
         }
 
 
+def start_all(
+    asked: Sequence[Mapping[str, Any]],
+    secrets: Mapping[str, Mapping[str, Any]],
+    wanted: str,
+    within: float,
+    check: bool = False,
+) -> list[dict[str, Any]]:
+    """Start runs of this trainer one after the other, or attach to them; what goes wrong with one stops no other.
+
+    Slurm's queue is looked at once for all of them. Since then somebody else may have launched one of them, and then
+    its run.json is another one: it is looked at anew.
+
+    Args:
+        asked: Of each its ``run_dir``, and what :class:`Launch` has.
+        secrets: Of each run, by its name, environment variables for the trainer process alone.
+        wanted: The backend, or ``auto``.
+        within: Seconds after which no further one is begun.
+        check: Predict only.
+
+    Returns:
+        Of those that were begun, in their order, the ``run_id`` and what :func:`start` returns, or C(refused): why not.
+    """
+    dirs = [pathlib.Path(one["run_dir"]).resolve() for one in asked]
+    before = [rundir.read_run(run_dir)[0].get("launch") for run_dir in dirs]
+    queue, until = slurm.Queue(), time.monotonic() + within
+    answers: list[dict[str, Any]] = []
+    for run_dir, noted, one in zip(dirs, before, asked):
+        if answers and time.monotonic() >= until:
+            break
+        answer: dict[str, Any] = {"run_id": run_dir.name, "changed": False}
+        given = {name: str(value) for name, value in secrets.get(run_dir.name, {}).items() if value}
+        try:
+            answer |= start(run_dir, Launch.from_dict(dict(one)), given, wanted, check, queue, noted)
+        except Exception as error:
+            answer["refused"] = told_of(error)
+        answers.append(answer)
+    return answers
+
+
 def start(
-    run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool = False
+    run_dir: pathlib.Path,
+    launch: Launch,
+    secrets: dict[str, str],
+    wanted: str,
+    check: bool = False,
+    queue: Optional[slurm.Queue] = None,
+    noted: Optional[str] = None,
 ) -> dict[str, Any]:
     """Start a run, or attach to it when it is alive or finished.
 
@@ -321,6 +373,8 @@ def start(
         secrets: Environment variables for the trainer process alone.
         wanted: The backend, or ``auto``.
         check: Predict only.
+        queue: Slurm's, as it was seen before by who starts several runs.
+        noted: The launch that run.json held when that was.
 
     Returns:
         changed, backend, message (what the backend means for reboots), attach_command (which shows the run to a
@@ -330,10 +384,12 @@ def start(
         UserError: The supervisor did not come up, or another launch has been under way for too long.
     """
     if check:
-        return _start(run_dir, launch, secrets, wanted, check)
+        return _start(run_dir, launch, secrets, wanted, check, queue or slurm.Queue())
     # Two controllers in the same second: the other one attaches.
     with _turn(run_dir / "launch.lock", launch.stop_timeout + _LAUNCH, f"another launch of {run_dir.name}"):
-        return _start(run_dir, launch, secrets, wanted, check)
+        if queue is None or rundir.read_run(run_dir)[0].get("launch") != noted:
+            queue = slurm.Queue()
+        return _start(run_dir, launch, secrets, wanted, check, queue)
 
 
 @contextlib.contextmanager
@@ -359,8 +415,10 @@ def _turn(path: pathlib.Path, seconds: float, what: str) -> Iterator[None]:
         yield
 
 
-def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool) -> dict[str, Any]:
-    before = observe(run_dir)
+def _start(
+    run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wanted: str, check: bool, queue: slurm.Queue
+) -> dict[str, Any]:
+    before = observe(run_dir, queue=queue)
     deadline = time.monotonic() + 5 + launch.stop_timeout
     while before.alive and (before.state == "failed" or before.status.get("state") in ("stopped", "stopping")):
         if check or time.monotonic() > deadline or before.state == "queued":
@@ -384,13 +442,17 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     }
     # One launch at a time on a trainer, so that each gets a turn of its own.
     with _turn(run_dir.parent, _LAUNCH, "a launch of another run"):
+        known = _noted_runs(run_dir.parent)
         cut_off = before.status.get("state") in ("queued", "running")
-        kept = rundir.read_run(run_dir)[0].get("turn") if cut_off else None
-        noted["turn"] = kept or _next_turn(run_dir.parent)
+        kept = known.get(run_dir, {}).get("turn") if cut_off else None
+        noted["turn"] = kept or _next_turn(known.values())
         rundir.write_json(run_dir / "run.json", noted)
     _write_secrets(run_dir / "env", secrets)
     if choice.backend == "slurm":
-        return _submit(run_dir, launch, noted, choice)
+        lane = "slurm", launch.lane
+        alike = [path for path, its in known.items() if (its.get("backend"), its.get("lane")) == lane]
+        alike = [path for path in alike if path != run_dir]
+        return _submit(run_dir, launch, noted, choice, queue, alike)
     attach_command = backend.start(choice, run_dir.name, run_dir, int(launch.stop_timeout))
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command})
     deadline = time.monotonic() + 20
@@ -408,41 +470,46 @@ def _start(run_dir: pathlib.Path, launch: Launch, secrets: dict[str, str], wante
     raise UserError(f"the supervisor of {run_dir.name} did not come up within 20 s ({choice.backend}). {text}")
 
 
-def _submit(run_dir: pathlib.Path, launch: Launch, noted: dict[str, Any], choice: backend.Choice) -> dict[str, Any]:
-    """Submit a run's job. Nobody waits for it to start: that may take days."""
+def _submit(
+    run_dir: pathlib.Path,
+    launch: Launch,
+    noted: dict[str, Any],
+    choice: backend.Choice,
+    queue: slurm.Queue,
+    alike: Sequence[pathlib.Path],
+) -> dict[str, Any]:
+    """Submit a run's job, after those of the runs of its lane. Nobody waits for it to start: that may take days."""
     # Not this module's Python, which is the login node's; a node needs the training's in any case.
     command = [launch.command[0], str(run_dir / rundir.PROGRAMS / "supervisor.py"), str(run_dir)]
     try:
-        after = _jobs_of_lane(run_dir, launch.lane)
+        jobs = [queue.job(other)[0] for other in alike]  # so many jobs as there are lanes run at once
+        after = [job.number for job in jobs if job is not None and job.lives]
         number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after)
     except UserError as error:
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
             (run_dir / "env").unlink(missing_ok=True)
         raise
+    queue.add(run_dir, number)
     attach_command = f"tail -f {run_dir}/supervisor.log"
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command, "job": number})
     message = f"job {number}; {choice.message}"
     return {"changed": True, "backend": choice.backend, "attach_command": attach_command, "message": message}
 
 
-def _jobs_of_lane(run_dir: pathlib.Path, lane: str) -> list[str]:
-    """List the jobs that come before a run, as its lane is theirs: so many jobs as there are lanes run at once."""
-    queue = slurm.Queue()
-    found = []
-    for path in run_dir.parent.glob("*/run.json"):
-        noted = rundir.read_run(path.parent)[0]
-        if path.parent != run_dir and (noted.get("backend"), noted.get("lane")) == ("slurm", lane):
-            job, _ = queue.job(path.parent)
-            found += [job.number] if job is not None and job.lives else []
-    return found
+def _noted_runs(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+    """Return what run.json has of each run of a trainer, by the run directory."""
+    return {path.parent: rundir.read_run(path.parent)[0] for path in folder.glob("*/run.json")}
 
 
-def _next_turn(folder: pathlib.Path) -> int:
+def _next_turn(noted: Iterable[Mapping[str, Any]]) -> int:
     """Return the number of a launch among all of a trainer: who has the lower one comes first on a lane.
 
     No time: the wall clock may be set back, and the one since boot begins again.
+
+    Args:
+        noted: The run.json of each run of the trainer.
     """
-    return max((rundir.read_run(path.parent)[0].get("turn") or 0 for path in folder.glob("*/run.json")), default=0) + 1
+    return max((run.get("turn") or 0 for run in noted), default=0) + 1
 
 
 def _write_secrets(path: pathlib.Path, secrets: dict[str, str]) -> None:

@@ -556,6 +556,16 @@ class Queue:
         started = [job for job in living if not job.waits]
         return next(iter([*started, *living, *jobs[::-1]]), None), self._silence
 
+    def add(self, run_dir: pathlib.Path, number: str) -> None:
+        """Know of a job that was submitted since the queue was asked.
+
+        Args:
+            run_dir: The run directory.
+            number: The job's id.
+        """
+        name = job_name(run_dir)
+        self._jobs.setdefault(name, []).append(Job(number, name, "PENDING"))
+
 
 def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
     """Cancel whatever jobs a run has. They are named, and so is their user: an id may be another job's by now.

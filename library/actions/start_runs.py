@@ -2,11 +2,14 @@
 
 DOCUMENTATION = r"""
 ---
-module: start_run
-short_description: Start a run on its trainer, or attach to it
+module: start_runs
+short_description: Start the runs of a trainer, or attach to them
 description:
-  - Asks what is there, brings what is missing, and starts the supervisor by M(training_run). Whatever is alive or
-    finished is left alone.
+  - Asks once what is there, brings what is missing in one transfer, which has what several runs need once, and has
+    M(training_runs) start them in their order. Whatever is alive or finished is left alone.
+  - What goes wrong with one run is its own failure, which RV(failures) has, and the others go on. Where the transfer of
+    all fails, the files of each are sent by themselves. A connection that is lost ends what was not started until then.
+  - A run that takes a fetched checkpoint along has a transfer of its own.
   - A run of a gang is not started where another host has failed in this command, and stopped again where one fails
     meanwhile.
 options:
@@ -26,10 +29,6 @@ options:
     default: axolotl.cli.train
   address:
     description: The address under which the other hosts of a gang reach this one.
-    type: str
-    default: ''
-  leader:
-    description: The address under which this host reaches the first one of its gang.
     type: str
     default: ''
   port:
@@ -60,7 +59,7 @@ options:
     description: Where lanes are locked, a folder in which every user of the host may write; /tmp when left out.
     type: str
   secrets:
-    description: Secret environment variables of the trainer process, as M(training_run) takes them.
+    description: Secret environment variables of the trainer processes.
     type: dict
     required: true
   refusals:
@@ -83,11 +82,11 @@ options:
     default: []
 attributes:
   check_mode:
-    description: Predicts what would be brought, and whether the run would be started.
+    description: Predicts what would be brought, and which runs would be started.
 extends_documentation_fragment:
   - lora_forge
   - lora_forge.action
-  - lora_forge.run
+  - lora_forge.runs
   - lora_forge.root
   - lora_forge.output
   - lora_forge.lock
@@ -96,9 +95,9 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Start it, or attach to it
-  start_run:
-    run: "{{ run_plan }}"
+- name: Start them, or attach to them
+  start_runs:
+    runs: "{{ run_plans }}"
     root: /workspace/lora-forge
     output: output
     lock: trainer-cuda
@@ -108,24 +107,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-state:
-  description: What the run was before, as M(training_run_info) concludes it.
-  returned: success
-  type: str
-  sample: absent
-run_id:
-  description: Which run it is.
-  returned: when its trainer answered
-  type: str
-  sample: witness-3f9a2c1b77e0
-agent:
-  description: Whose.
-  returned: when its trainer answered
-  type: str
-  sample: witness
-refused:
-  description: Whether it was not started, or stopped again, because another host of its gang cannot take part.
-  returned: failure
-  type: bool
-  sample: true
+runs:
+  description: Of the runs that were started, would be in check mode, or need no start, the C(run_id), the C(agent),
+    whether it was C(changed), and the C(state) that it was in before, as M(training_run_info) concludes it.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{run_id: witness-3f9a2c1b77e0, agent: witness, changed: true, state: absent}]
+failures:
+  description: Of the others the C(run_id), the C(agent), and in C(msg) why. It is C(refused) where another command has
+    placed it elsewhere, or another host of its gang cannot take part.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{run_id: mayor-9a01c2d3e4f5, agent: mayor, msg: 'mayor-9a01c2d3e4f5 is not started: …', refused: true}]
 """

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import hashlib
 import math
 import os
@@ -58,7 +57,9 @@ KEYS = {
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _GPUS = re.compile(r"(?:^|,)gpu(?:[:=][^\d,:=()][^,:=()]*)?(?:[:=](\d+))?(?=$|,|\()")  # gpu, gpu:2, gpu:a100:2(S:0)
-_FIELDS = ("%i", "%j", "%T", "%r", "%S", "%N")  # id, name, state, reason, expected or actual start, nodes
+# What squeue is asked for of a job, by the fields of Job. The reason comes last: it may have any character in it.
+_FIELDS = {"number": "%i", "name": "%j", "state": "%T", "start": "%S", "nodes": "%N", "reason": "%r"}
+_HEAD = "JOBID|NAME|STATE|"  # how each of its answers begins, that of an empty queue as well
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 # States after which nobody of the job writes any more. COMPLETING and STOPPED are none of them.
@@ -74,6 +75,7 @@ _SCRIPT = """\
 #!/bin/sh
 PATH={path}; export PATH
 if [ "$(cat {mark} 2>/dev/null)" != {word} ]; then exit {not_shared}; fi
+true >>{log} || exit {unwritable}
 exec >>{log} 2>&1
 exec {command}
 """
@@ -116,7 +118,8 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        held = f"; scontrol release {self.number} lets it go on" if self.reason.startswith("JobHeldUser") else ""
+        ours = "held" in self.reason.lower() and not self.reason.startswith("JobHeldAdmin")
+        held = f"; scontrol release {self.number} lets it go on" if ours else ""
         return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
@@ -283,6 +286,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
         mark=shlex.quote(str(run_dir.parents[1] / MARK)),
         word=word,
         not_shared=NOT_SHARED,
+        unwritable=rundir.UNWRITABLE,
         log=shlex.quote(str(run_dir / "slurm.log")),
         command=shlex.join(command),
     )
@@ -325,7 +329,7 @@ def check_version(run: _Runner = run_command) -> str:
         Silent: It has not said.
     """
     _, text = run(["sbatch", "--version"], "")
-    found = re.search(r"(\d+)\.(\d+)", text)
+    found = re.search(r"\bslurm\S* (\d+)\.(\d+)", text)  # a site's wrapper may have words of its own before it
     if not found:
         raise Silent(f"sbatch --version said: {text[:200]}")
     if tuple(map(int, found.groups())) < OLDEST:
@@ -385,9 +389,10 @@ def submit(
         code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after)], script)
     except Silent as error:
         code, text = 1, str(error)
-    number = re.fullmatch(r"(\d+)(?:;.*)?", text.splitlines()[-1] if text else "")
-    if code == 0 and number:
-        return number.group(1)
+    # A site's own words may come before it, and after it.
+    numbers = [found.group(1) for found in map(re.compile(r"(\d+)(?:;.*)?").fullmatch, text.splitlines()) if found]
+    if code == 0 and numbers:
+        return numbers[-1]
     if code == 0 or _is_silence(text):  # it may have been taken all the same
         try:
             known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
@@ -398,7 +403,9 @@ def submit(
             ) from None
         if known:
             return known[-1].number
-        raise UserError(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
+        # A controller that was too slow may still have it before it.
+        kind = UserError if re.search("Unable to contact", text) else Unanswered
+        raise kind(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
     raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. See run_slurm in the inventory")
 
 
@@ -411,17 +418,16 @@ def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
     Raises:
         Silent: Slurm has not answered. That is never the same as an empty queue.
     """
-    user = getpass.getuser()
-    code, text = run(["squeue", "--noheader", "--states=all", f"--user={user}", f"--format={'|'.join(_FIELDS)}"], "")
-    if code:
+    code, text = run(["squeue", "--states=all", _whose(), f"--format={'|'.join(_FIELDS.values())}"], "")
+    if code or f"\n{_HEAD}" not in f"\n{text}":
         raise Silent(_said(text))
     found: dict[str, list[Job]] = {}
     for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|")]
+        parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
         if len(parts) != len(_FIELDS) or not parts[0].isdigit() or not parts[1].startswith("lora-forge-"):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
-        found.setdefault(parts[1], []).append(Job(*parts))
+        found.setdefault(parts[1], []).append(Job(**dict(zip(_FIELDS, parts))))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
@@ -463,7 +469,7 @@ def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["scancel", f"--user={getpass.getuser()}", f"--name={job_name(run_dir)}"], "")
+    code, text = run(["scancel", _whose(), f"--name={job_name(run_dir)}"], "")
     if code:
         raise Silent(_said(text))
 
@@ -481,6 +487,11 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 def end_of(job: Job) -> str:
     """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
+
+
+def _whose() -> str:
+    """Return the option that means this user's jobs: by the id, as a login may have another's name in LOGNAME."""
+    return f"--user={os.getuid()}"
 
 
 def _is_silence(text: str) -> bool:

@@ -500,7 +500,7 @@ def _is_silence(text: str) -> bool:
         re.search(
             "Unable to contact slurm controller|Protocol authentication error|Zero Bytes were transmitted|"
             "Socket timed out|Connection refused|Connection reset|gave no answer|could not be run|"
-            "authentication|[Mm]unge|temporarily unable",
+            "authentication|[Mm]unge|temporarily unable|Unexpected message",
             text,
         )
     )

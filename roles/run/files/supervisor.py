@@ -168,7 +168,9 @@ def in_queue(run_dir: pathlib.Path) -> bool:
 
 
 # Words of Slurm's commands that nobody has answered; all others are refusals.
-SILENCE = re.compile("Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable")
+SILENCE = re.compile(
+    "Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable|Unexpected message"
+)
 
 
 class Superseded(Exception):

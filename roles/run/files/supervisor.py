@@ -723,7 +723,8 @@ class Supervisor:
         kind = None if kind == "configuration" and code < 0 else kind
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
-            hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
+            whose = "on the host" if self.copies is None else "of its job (run_slurm: memory)"
+            hint = f"; out of memory {whose}, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
         return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(exceptions) or last_words(text)}"[:2000]}
 

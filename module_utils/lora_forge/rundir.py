@@ -40,6 +40,7 @@ EXPECTED = "expected.json"
 GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
 ANSWERS = "answers.jsonl"
+UNWRITABLE = 67  # exit status of a job that cannot write into its run directory, and so cannot say why it ended
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 64 << 20

@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "ADAPTER": "whole",  # or "empty": safetensors without a tensor; "none": no file
     "ANSWER": "",  # after its end it answers cases, and then "crash": exits 1; "kill": is killed; "hang": hears nothing
     "FILL": 0,  # 1: a checkpoint fills the disk
+    "EAT": 0,  # megabytes that it takes at its third step
 }
 METRICS = pathlib.Path("metrics.jsonl")
 OUTPUT = pathlib.Path("output")
@@ -121,6 +122,8 @@ class Trainer:
         if self.step == self.set["CRASH_AT"] and not (self.set["CRASH_ONCE"] and once.exists()):
             once.touch()
             raise SystemExit(self.set["CRASH_SAY"])
+        if self.step == 3:
+            _ = os.urandom(1 << 20) * self.set["EAT"]
         if self.step == self.set["EXIT0_AT"]:
             raise SystemExit(0)
         while self.step == self.set["HANG_AT"] and not GO.exists():

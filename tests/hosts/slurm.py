@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -219,7 +219,9 @@ class Cluster:
         (self.conf / "slurm.conf").write_text(configuration(bool(plugin), self.settings))
         (self.conf / "gres.conf").write_text(GRES)
         (self.conf / "cgroup.conf").write_text(
-            f"CgroupPlugin={plugin}\nCgroupMountpoint=/sys/fs/cgroup\n" if plugin else "CgroupPlugin=disabled\n"
+            f"CgroupPlugin={plugin}\nCgroupMountpoint=/sys/fs/cgroup\nConstrainRAMSpace=yes\n"
+            if plugin
+            else "CgroupPlugin=disabled\n"
         )
         (self.conf / "munge.key").write_bytes(secrets.token_bytes(128))
         (self.conf / "munge.key").chmod(0o400)
@@ -370,6 +372,21 @@ class Cluster:
         jobs = "squeue --noheader --format=%i | xargs --no-run-if-empty scancel"
         self.sh("login", f"{jobs} --signal=KILL --full; {jobs}")
         self.until_idle()
+
+    @contextlib.contextmanager
+    def configured(self, **settings: str) -> Iterator[None]:
+        """Have other lines in slurm.conf for a while, by their names; no job may run as that changes."""
+        path = self.conf / "slurm.conf"
+        before = path.read_text()
+        kept = [line for line in before.splitlines() if line.partition("=")[0] not in settings]
+        try:
+            path.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
+            self.sh("login", "scontrol reconfigure")
+            self.until_idle()
+            yield
+        finally:
+            path.write_text(before)
+            self.sh("login", "scontrol reconfigure")
 
     # What befalls it
 

@@ -24,7 +24,9 @@ if [ "$1" = login ]; then
 else
   install -d /var/lib/slurm/slurmd # root's, as slurmd is
   for gpu in 0 1; do mknod -m 666 /dev/fakegpu$gpu c 1 3; done # Slurm takes nothing but a device for a GPU
-  if grep -q 'cgroup/v1' /etc/slurm/cgroup.conf; then mount -o remount,rw,bind /sys/fs/cgroup/freezer; fi
+  if grep -q 'cgroup/v1' /etc/slurm/cgroup.conf; then
+    for controller in freezer memory; do mount -o remount,rw,bind /sys/fs/cgroup/$controller; done
+  fi
 fi
 for service in $services; do
   ln -sf /usr/lib/systemd/system/$service.service /etc/systemd/system/multi-user.target.wants/

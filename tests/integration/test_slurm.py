@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.xdist_group("slurm"),  # one process has the cluster
 ]
 NUMBERS = itertools.count(1)
+KILL_WAIT = 10  # seconds
 HOME = pathlib.PurePosixPath("/home/ann")
 # Runs on the login node; prints what was returned, or the sentence that a user reads.
 DRIVER = """
@@ -55,6 +56,8 @@ except (UserError, OSError) as error:
     answer = {"error": str(error)}
 print(json.dumps({"answer": answer}))
 """
+# A command of Slurm's that waits in the middle, until the test lets it go on.
+WAITS = "touch ~/waits; until [ -e ~/goes-on ]; do sleep 0.1; done"
 
 
 class Site(Lab):
@@ -64,7 +67,12 @@ class Site(Lab):
         cluster: The cluster.
         here: The folder in which it lies, as this machine sees it; ann's home by default.
         there: The same as the cluster's machines see it.
+
+    Attributes:
+        login: Words of a shell before each command that is run on the login node.
     """
+
+    login = ""
 
     def __init__(self, cluster: slurm.Cluster, here: pathlib.Path | None = None, there: pathlib.PurePosixPath = HOME):
         self.here, self.there = here or cluster.home / "ann", there
@@ -92,30 +100,63 @@ class Site(Lab):
         for path in [self.root.parent, *self.root.parent.rglob("*")]:
             os.chown(path, self.owner, self.owner, follow_symlinks=False)
 
-    def ask(self, do: str, run: pathlib.Path, user: str = "ann", before: str = "", **given: Any) -> Any:
+    def wrap(self, program: str, script: str) -> str:
+        """Put a program of ann's in the place of one of Slurm's; returns the words before a command that has it so."""
+        folder = self.cluster.home / "ann/bin"
+        folder.mkdir(exist_ok=True)
+        (folder / program).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / program).chmod(0o755)
+        return "export PATH=/home/ann/bin:$PATH;"
+
+    def asking(self, do: str, run: pathlib.Path, before: str = "", **given: Any) -> tuple[list[str], str]:
+        """Return a command that asks, and its standard input; see :meth:`ask`."""
+        question = json.dumps({"do": do, "run_dir": self.seen_there(run), **given})
+        command = f"{self.login} {before} PYTHONPATH=/product/tests/imports exec python3 -c '{DRIVER}'"
+        return ["ssh", "-F", str(self.cluster.state / "ssh_config"), "login", command], question
+
+    def ask(self, do: str, run: pathlib.Path, before: str = "", **given: Any) -> Any:
         """Have the login node do something with a run; returns what came of it.
 
         Args:
             do: A function of ``runs``.
             run: The run.
-            user: Who asks.
             before: Words before the command, in a shell.
             given: Further things for DRIVER.
         """
-        question = json.dumps({"do": do, "run_dir": self.seen_there(run), **given})
-        command = f"{before} PYTHONPATH=/product/tests/imports exec python3 -c '{DRIVER}'"
-        ssh = ["ssh", "-F", str(self.cluster.state / "ssh_config"), "-l", user, "login", command]
-        return json.loads(slurm.run(ssh, question, seconds=5 * slurm.PATIENCE).stdout)["answer"]
+        command, question = self.asking(do, run, before, **given)
+        return json.loads(slurm.run(command, question, seconds=5 * slurm.PATIENCE).stdout)["answer"]
 
-    def start(
-        self, run: pathlib.Path, secrets: dict[str, str] | None = None, before: str = "",
-        slurm: dict[str, Any] | None = None, gate: list[str] | None = None, stop_timeout: int = 20, **fake: Any,
-    ) -> Any:  # fmt: skip
-        """Launch a run, as ``train`` does; ``fake`` are settings of the stand-in."""
+    def starting(
+        self, run: pathlib.Path, secrets: dict[str, str] | None = None, slurm: dict[str, Any] | None = None,
+        gate: list[str] | None = None, stop_timeout: int = 20, **fake: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return what a launch is asked for with; see :meth:`start`."""
         launch = self.launch(run.name, stop_timeout=stop_timeout, **fake)
         given = {"gres": "gpu:1", "cpus": 1, "memory": "100M", **(slurm or {})}
         fields = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None}
-        return self.ask("start", run, before=before, launch=fields, secrets=secrets or {})
+        return {"launch": fields, "secrets": secrets or {}}
+
+    def start(self, run: pathlib.Path, secrets: dict[str, str] | None = None, before: str = "", **settings: Any) -> Any:
+        """Launch a run, as ``train`` does; the settings are those of :meth:`starting`, and of the stand-in."""
+        return self.ask("start", run, before, **self.starting(run, secrets, **settings))
+
+    @contextlib.contextmanager
+    def starts_and_waits(self, run: pathlib.Path, sbatch: str, **settings: Any) -> Iterator[Any]:
+        """Begin to launch a run; yields its process when the sbatch that is given has come to WAITS."""
+        command, question = self.asking("start", run, self.wrap("sbatch", sbatch), **self.starting(run, **settings))
+        with slurm.start(command) as process:
+            assert process.stdin is not None
+            try:
+                process.stdin.write(question)
+                process.stdin.close()
+                eventually((self.cluster.home / "ann/waits").exists)
+                yield process
+            finally:
+                process.kill()
+
+    def let_sbatch_go_on(self) -> None:
+        """Let an sbatch that waits go on."""
+        (self.cluster.home / "ann/goes-on").touch()
 
     def observe(self, run: pathlib.Path) -> tuple[str, str]:
         """Return a run's state and why, as the login node concludes them."""
@@ -177,7 +218,7 @@ class Site(Lab):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
     small = tmp_path_factory.mktemp("small")
-    made = slurm.Cluster({"KillWait": "10"}, volumes=[f"{ROOT}:/product:ro", f"{small}:/small"])
+    made = slurm.Cluster({"KillWait": str(KILL_WAIT)}, volumes=[f"{ROOT}:/product:ro", f"{small}:/small"])
     slurm.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "small", str(small)])
     try:
         made.up()
@@ -201,7 +242,18 @@ def site(cluster: slurm.Cluster) -> Iterator[Site]:
         if state.rstrip("*") in ("down", "drain", "drng"):
             cluster.resume(node)
     cluster.clear()
+    overlaps = list(made.root.glob("*/overlap"))
     shutil.rmtree(made.root)
+    shutil.rmtree(cluster.home / "ann/bin", ignore_errors=True)
+    for name in ("waits", "goes-on", "script"):
+        (cluster.home / "ann" / name).unlink(missing_ok=True)
+    assert not overlaps  # whatever befell them: never two trainings of a run at a time
+
+
+def small_site(cluster: slurm.Cluster) -> Site:
+    """Return a trainer's root in the small folder, which is there until a machine reboots."""
+    pid = slurm.podman("inspect", "--format", "{{.State.Pid}}", cluster.container("login")).stdout.strip()
+    return Site(cluster, pathlib.Path(f"/proc/{pid}/root/small"), pathlib.PurePosixPath("/small"))
 
 
 def at_once(*calls: Any) -> list[Any]:
@@ -240,6 +292,97 @@ def test_two_controllers_launch_in_the_same_second(site: Site, seen: Seen) -> No
     go_on(run)
     site.whole(run)
     seen("two commands launch a run in the same second", "Slurm", "one job, one training; the others attached to it")
+
+
+# What a login's own environment may say, and what a site's own programs may print before and after Slurm's answers.
+LOGIN = """
+export LOGNAME=lin USER=lin LANG=de_DE.UTF-8 LC_ALL=de_DE.UTF-8 SLURM_CLUSTERS=elsewhere SBATCH_CLUSTERS=elsewhere
+export SBATCH_PARTITION=none SBATCH_JOB_NAME=mine SBATCH_EXPORT=ALL SBATCH_TEST_ONLY=1 SQUEUE_FORMAT=%i SQUEUE_USERS=lin
+export SQUEUE_STATES=PENDING SQUEUE_PARTITION=none SCANCEL_PARTITION=none SLURM_TIME_FORMAT=relative
+"""
+BANNER = """
+echo 'Welcome! 7 of 1000 h are used'; echo 'site: 42 jobs|all|well' >&2
+/usr/bin/{program} "$@"; code=$?
+echo 'site: mind the quota' >&2; echo; echo 'Good bye.'; exit $code
+"""
+
+
+def test_a_login_has_settings_and_a_site_has_words_of_its_own(site: Site, seen: Seen) -> None:
+    run = site.stage(f"witness-{next(NUMBERS)}-".ljust(128, "x"))  # as long as a name of a run may be
+    site.login = LOGIN.replace("\n", ";")[1:]
+    for program in ("sbatch", "squeue", "scancel", "scontrol"):
+        site.login += site.wrap(program, BANNER.format(program=program))
+    assert site.start(run, stay_at=3)["changed"] is True
+    reached(run, 3)
+    assert site.observe(run) == ("running", "")
+    assert site.start(run, stay_at=3)["changed"] is False
+    assert len(site.jobs(run)) == 1
+    assert site.stop(run) is True
+    assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+    site.login = ""
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    words = "one job of the user's own, seen, stopped and resumed"
+    seen("LOGNAME is another's, SBATCH_*, SLURM_CLUSTERS are set, Slurm's commands have banners", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_site_has_a_say_in_what_is_submitted(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    plugin = """
+        function slurm_job_submit(job, partitions, user)
+          slurm.log_user("Welcome! 42|7 h are left")
+          if job.time_limit > 1000 then slurm.log_user("name a time, please") return slurm.ERROR end
+          return slurm.SUCCESS
+        end
+        function slurm_job_modify() return slurm.SUCCESS end
+    """
+    (site.cluster.conf / "job_submit.lua").write_text(plugin)
+    with site.cluster.configured(JobSubmitPlugins="lua"):
+        refused = site.start(run, stay_at=3)["error"]
+        assert f"Slurm refuses the job of {run.name}: " in refused
+        assert "name a time, please" in refused
+        assert site.start(run, slurm={"time": "10"}, stay_at=3)["changed"] is True
+        reached(run, 3)
+        assert site.observe(run) == ("running", "")
+        go_on(run)
+        site.whole(run)
+    words = f"«{refused.partition(': ')[2].partition('. See')[0]}»; with a time it trained"
+    seen("a site's plugin (job_submit/lua) refuses a job, and talks beside sbatch's answer", "Slurm", words)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("moment", "sbatch"),
+    [
+        ("before sbatch submits", f'{WAITS}; exec /usr/bin/sbatch "$@"'),
+        ("when sbatch has submitted", f'said=$(/usr/bin/sbatch "$@"); {WAITS}; echo "$said"'),
+        ("and sbatch lives on alone", f'cat >~/script; kill -9 $PPID; {WAITS}; exec /usr/bin/sbatch "$@" <~/script'),
+    ],
+)
+def test_the_connection_is_cut_in_the_middle_of_a_launch(site: Site, moment: str, sbatch: str, seen: Seen) -> None:
+    run, secrets, alone = site.stage(), {"HF_TOKEN": "planted"}, "alone" in moment
+    with site.starts_and_waits(run, sbatch, secrets=secrets, stay_at=3) as ssh:
+        ssh.kill()
+    if alone:  # nobody knows that it is there
+        assert site.start(run, secrets, stay_at=3)["changed"] is True
+        site.let_sbatch_go_on()
+        eventually(lambda: len(site.jobs(run)) == 2)
+    else:
+        attached, _ = at_once(lambda: site.start(run, secrets, stay_at=3), site.let_sbatch_go_on)
+        assert attached["changed"] is False
+    reached(run, 3)
+    assert [job["job_state"] for job in site.jobs(run)] == [["RUNNING"], ["PENDING"]][: 1 + alone]
+    assert site.observe(run) == ("running", "")
+    go_on(run)
+    site.whole(run)
+    eventually(lambda: site.states(run) == [["COMPLETED"]] * (1 + alone))
+    assert starts(run) == [0]
+    assert "token: planted" in (run / "train.log").read_text()
+    assert not (run / "env").exists()
+    words = "the same command attached to its job"
+    words = "a second job, which waited for the first one and had nothing left to do" if alone else words
+    seen(f"ssh is cut during a launch, {moment}", "Slurm", words)
 
 
 # --- it is to end -----------------------------------------------------------------------------------------------------
@@ -370,10 +513,26 @@ def test_a_launch_waits_for_the_checkpoint_of_the_job_that_was_cancelled(site: S
 
 
 @pytest.mark.soak
-def test_the_shared_folder_is_full(cluster: slurm.Cluster, site: Site, seen: Seen) -> None:
-    # Before any test that reboots a node: the small folder is there until then.
-    pid = slurm.podman("inspect", "--format", "{{.State.Pid}}", cluster.container("login")).stdout.strip()
-    small = Site(cluster, pathlib.Path(f"/proc/{pid}/root/small"), pathlib.PurePosixPath("/small"))
+def test_scancel_kills_a_checkpoint_that_takes_too_long(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3, save_takes=2 * KILL_WAIT)
+    reached(run, 3)
+    site.cluster.ssh(f"scancel {site.number(run)}")
+    site.cluster.wait(site.number(run), "CANCELLED")
+    eventually(lambda: "COMPLETING" not in site.states(run)[0])
+    state, words = site.observe(run)
+    assert (state, "as Slurm says: CANCELLED" in words) == ("stopped", True), words
+    go_on(run)
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    assert starts(run) == [0, 2]
+    words = "stopped, in Slurm's words; the same command resumed from the checkpoint before"
+    seen("scancel, and a checkpoint takes longer than KillWait", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_the_shared_folder_is_full(site: Site, seen: Seen) -> None:
+    small = small_site(site.cluster)
     run = small.stage()
     small.start(run, fill=1)
     until(run, "failed")
@@ -383,6 +542,31 @@ def test_the_shared_folder_is_full(cluster: slurm.Cluster, site: Site, seen: See
     assert small.start(run)["changed"] is True
     small.whole(run)
     seen("the shared folder is full", "Slurm", "failed: disk full; with room again the same command finished it")
+
+
+@pytest.mark.soak
+def test_the_shared_folder_is_full_when_a_job_begins(site: Site, seen: Seen) -> None:
+    small = small_site(site.cluster)
+    run, late = small.stage(), small.stage()
+    for node in slurm.NODES:
+        site.cluster.drain(node)
+    small.start(run)
+    site.cluster.sh("login", "dd if=/dev/zero of=/small/full bs=4096", check=False)
+    try:
+        assert "No space left on device" in small.start(late)["error"]
+        for node in slurm.NODES:
+            site.cluster.resume(node)
+        eventually(lambda: small.states(run) == [["FAILED"]])
+        state, words = small.observe(run)
+        assert (state, "cannot write into /small/lora-forge: it is full" in words) == ("failed", True), words
+    finally:
+        site.cluster.sh("login", "rm /small/full")
+    assert not small.jobs(late)
+    for one in (run, late):
+        assert small.start(one)["changed"] is True
+        small.whole(one)
+    words = "failed: the node and trainer_root were named; with room again the same command finished it"
+    seen("the shared folder is full when a job begins, and when one is launched", "Slurm", words)
 
 
 # --- Slurm ends it, and takes it back ---------------------------------------------------------------------------------
@@ -425,7 +609,7 @@ def test_a_run_that_slurm_ends_twice_before_its_checkpoint_has_too_little_time(s
 @pytest.mark.soak
 def test_the_time_of_a_job_ends(site: Site, seen: Seen) -> None:
     run = site.stage()
-    site.start(run, slurm={"time": "1"}, stay_at=3, stop_timeout=5)
+    site.start(run, slurm={"time": "2"}, steps=4, save_every=4, stay_at=3, save_takes=KILL_WAIT + 5)
     reached(run, 3)
     with site.watched(run) as shown:
         site.let_come_back(run)
@@ -433,17 +617,18 @@ def test_the_time_of_a_job_ends(site: Site, seen: Seen) -> None:
         site.whole(run)
     assert starts(run) == [0, 3]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
-    seen(
-        "the time of its job is over", "Slurm", "checkpoint, back in the queue by itself, resumed from step 3, finished"
-    )
+    words = "checkpoint, back in the queue by itself, resumed from it"
+    seen("the time of its job is over, and a checkpoint takes longer than KillWait", "Slurm", words)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("grace", [20, 0])
-def test_a_preemption(site: Site, grace: int, seen: Seen) -> None:
+@pytest.mark.parametrize(
+    ("grace", "save_every", "save_takes", "resumed"), [(20, 4, 2, 3), (0, 4, 2, 3), (0, 2, 2 * KILL_WAIT, 2)]
+)
+def test_a_preemption(site: Site, grace: int, save_every: int, save_takes: int, resumed: int, seen: Seen) -> None:
     site.cluster.sh("login", f"scontrol update PartitionName=gpu GraceTime={grace}")
     run = site.stage()
-    site.start(run, steps=4, save_every=4, stay_at=3, save_takes=2)
+    site.start(run, steps=4, save_every=save_every, stay_at=3, save_takes=save_takes, stop_timeout=60)
     reached(run, 3)
     node = site.jobs(run)[-1]["nodes"]
     with site.watched(run) as shown:
@@ -451,10 +636,12 @@ def test_a_preemption(site: Site, grace: int, seen: Seen) -> None:
         site.let_come_back(run)
         go_on(run)
         site.whole(run)
-    assert starts(run) == [0, 3]
+    assert starts(run) == [0, resumed]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
-    words = "checkpoint, resumed from it on the other node; queued meanwhile, never stopped"
-    seen(f"a preemption, {grace} s of grace", "Slurm", words)
+    late = save_takes > KILL_WAIT
+    which = "resumed from the checkpoint before" if late else "checkpoint, resumed from it"
+    words = f"{which}, on the other node; queued meanwhile, never stopped"
+    seen(f"a preemption, {grace} s of grace" + ", a checkpoint longer than KillWait" * late, "Slurm", words)
 
 
 @pytest.mark.soak
@@ -470,6 +657,25 @@ def test_the_node_reboots(site: Site, seen: Seen) -> None:
     assert starts(run) == [0, 3]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
     seen("the node reboots", "Slurm", "checkpoint, requeued, resumed from it; queued meanwhile, never stopped")
+
+
+@pytest.mark.soak
+def test_a_job_takes_more_memory_than_it_asked_for(site: Site, seen: Seen) -> None:
+    if site.cluster.without_cgroup:
+        pytest.skip(site.cluster.without_cgroup)
+    run = site.stage()
+    with site.cluster.configured(TaskPlugin="task/cgroup", SelectTypeParameters="CR_Core_Memory"):
+        site.start(run, slurm={"memory": "100M"}, eat=500)
+        site.cluster.wait(site.number(run), "OUT_OF_MEMORY")
+        words = "killed: ended by SIGKILL; out of memory of its job (run_slurm: memory), or by hand?"
+        assert site.observe(run) == ("failed", words)
+        assert site.start(run, slurm={"memory": "1G"}, eat=500)["changed"] is True
+        site.whole(run)
+        site.cluster.until_idle()
+    assert starts(run) == [0, 2, 2]
+    seen(
+        "a job takes more memory than it asked for", "Slurm", f"failed: {words}; with more the same command resumed it"
+    )
 
 
 # --- Slurm does not answer --------------------------------------------------------------------------------------------
@@ -507,6 +713,92 @@ def test_with_the_controller_away_nobody_knows_and_nothing_is_started(site: Site
 
 
 @pytest.mark.soak
+def test_the_controller_hangs_during_a_submission(site: Site, seen: Seen) -> None:
+    run, secrets, signal = site.stage(), {"HF_TOKEN": "planted"}, "systemctl kill --kill-whom=main --signal"
+    site.cluster.sh("login", f"{signal}=STOP slurmctld")  # the kernel takes what is sent to it all the same
+    try:
+        answer = site.start(run, secrets, stay_at=3)
+    finally:
+        site.cluster.sh("login", f"{signal}=CONT slurmctld")
+    assert "Slurm has not answered, and nobody knows whether it has the job" in answer["error"], answer
+    eventually(lambda: site.start(run, secrets, stay_at=3).get("changed") is not None)
+    reached(run, 3)
+    assert site.observe(run) == ("running", "")
+    go_on(run)
+    site.whole(run)
+    assert starts(run) == [0]
+    assert "token: planted" in (run / "train.log").read_text()
+    words = f"«{answer['error'].partition(': ')[2].partition('.')[0]}»; the same command attached, or submitted"
+    seen("slurmctld hangs while a job is submitted", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_the_controller_dies_as_a_job_is_submitted(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    sbatch = f'said=$(/usr/bin/sbatch "$@"); {WAITS}; echo "$said"'
+    with site.starts_and_waits(run, sbatch, stay_at=3) as ssh:
+        site.cluster.kill("login", "slurmctld")
+        site.let_sbatch_go_on()
+        assert json.loads(ssh.stdout.read())["answer"]["changed"] is True
+    assert site.observe(run)[0] == "unknown"
+    site.cluster.start("login", "slurmctld")
+    # It may have forgotten the job by now, have killed it, or hold it.
+    eventually(lambda: site.start(run, stay_at=3).get("changed") is not None)
+
+    def trains() -> bool:
+        state, words = site.observe(run)
+        if "held" in words:
+            site.cluster.release(site.number(run))
+        elif state == "stopped":
+            site.start(run, stay_at=3)
+        elif state == "queued" and starts(run):
+            site.let_come_back(run, len(starts(run)) + 1)
+        return state == "running" and status(run)["launch"] == rundir.read_json(run / "run.json")["launch"]
+
+    eventually(trains)
+    go_on(run)
+    site.whole(run)
+    words = "unknown; then what Slurm had kept of it, or the same command submitted it anew"
+    seen("slurmctld is killed in the second of a submission", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_the_controller_is_away_as_a_job_puts_itself_back(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3, save_takes=2)
+    reached(run, 3)
+    site.cluster.until_saved(site.number(run))
+    site.cluster.sh("login", f"scancel --signal=TERM --batch {site.number(run)}")
+    site.cluster.kill("login", "slurmctld")
+    until(run, "stopped")
+    assert site.observe(run)[0] == "unknown"
+    site.cluster.start("login", "slurmctld")
+    site.let_come_back(run)
+    go_on(run)
+    site.whole(run)
+    assert starts(run) == [0, 3]
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [1]
+    words = "unknown; the job asked until Slurm answered, was back in the queue, and resumed from its checkpoint"
+    seen("slurmctld is killed as a job puts itself back into the queue", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_an_empty_answer_is_no_empty_queue(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    site.login = site.wrap("squeue", "exit 0")
+    state, words = site.observe(run)
+    assert (state, words.partition(";")[0]) == ("unknown", "Slurm does not answer: it said nothing")
+    assert "nobody knows whether it runs" in site.start(run)["error"]
+    site.login = ""
+    assert len(site.jobs(run)) == 1
+    go_on(run)
+    site.whole(run)
+    seen("squeue answers with nothing, and no error", "Slurm", "unknown; nothing was started")
+
+
+@pytest.mark.soak
 def test_without_munge_nobody_knows_and_nothing_is_started(site: Site, seen: Seen) -> None:
     cluster, run, new = site.cluster, site.stage(), site.stage()
     site.start(run, stay_at=3)
@@ -524,6 +816,24 @@ def test_without_munge_nobody_knows_and_nothing_is_started(site: Site, seen: See
     go_on(run)
     site.whole(run)
     seen("munge is stopped", "Slurm", "unknown, with Slurm's words; nothing was started; afterwards all went on")
+
+
+@pytest.mark.soak
+def test_a_node_is_without_munge(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    node = site.jobs(run)[0]["nodes"]
+    with site.watched(run) as shown:
+        site.cluster.stop(node, "munge")
+        eventually(lambda: down(site, node))
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 3]
+    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+    words = "down for Slurm; the new job asked the old training for its checkpoint, and resumed from it"
+    seen("munge is stopped on a node", "Slurm", words)
 
 
 @pytest.mark.soak
@@ -570,7 +880,7 @@ def test_a_nodes_daemon_dies_and_is_back_when_the_node_is_down(site: Site, seen:
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
 def test_a_node_is_cut_off_and_trains_on(site: Site, locks: str, seen: Seen) -> None:
     run = site.stage()
-    site.start(run, stay_at=3, stop_timeout=5)
+    site.start(run, stay_at=3)
     reached(run, 3)
     node = site.jobs(run)[0]["nodes"]
     site.cluster.cut(node)
@@ -586,30 +896,61 @@ def test_a_node_is_cut_off_and_trains_on(site: Site, locks: str, seen: Seen) -> 
         site.cluster.mend(node)
     site.cluster.resume(node)
     site.cluster.until_idle()
-    assert starts(run) == [0, 2]
+    assert starts(run) == [0, 3]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
     assert rundir.read_json(run / "claim.json")["node"] != node
     assert site.observe(run) == ("finished", "")
     assert len(site.jobs(run)) == 1
-    words = "the new job waited, claimed the run, and resumed; the old training ended as it saw that"
+    words = "the new job asked the old training for its checkpoint, and resumed from it"
     seen(f"a node is cut off and trains on, its folder there, {locks}", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_node_is_cut_off_and_there_is_no_other(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.cluster.drain("c2")
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    site.cluster.cut("c1")
+    try:
+        eventually(lambda: down(site, "c1"))
+        eventually(lambda: site.observe(run)[0] == "queued")
+        assert site.start(run)["changed"] is False
+        go_on(run)
+        site.whole(run)
+        assert site.observe(run) == ("finished", "")
+    finally:
+        site.cluster.mend("c1")
+    for node in slurm.NODES:
+        site.cluster.resume(node)
+    site.cluster.until_idle()
+    site.cluster.start_now(site.number(run))
+    site.cluster.wait(site.number(run), "COMPLETED")
+    assert starts(run) == [0]
+    words = "it trained on, and finished; its job, back in the queue, had nothing left to do"
+    seen("a node is cut off and trains on, and there is no other node", "Slurm", words)
 
 
 # --- the node is not as the login node --------------------------------------------------------------------------------
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("lies", ["empty", "another root"])
+@pytest.mark.parametrize("lies", ["empty", "another root", "read-only"])
 def test_a_node_without_the_folder(site: Site, lies: str, seen: Seen) -> None:
     run, root = site.stage(), "/home/ann/lora-forge"
-    another = f"; mkdir -p {root}/runs; echo {'0' * 32} >{root}/.lora-forge-root; chown -R ann: {root}"
-    site.cluster.sh("c1", f"mount -t tmpfs none {root}" + (another if lies == "another root" else ""))
+    empty, told = f"mount -t tmpfs none {root}", f"c1 does not see {root} as this host does: trainer_root must be"
+    mounts = {
+        "empty": empty,
+        "another root": f"{empty}; mkdir {root}/runs; echo {'0' * 32} >{root}/.lora-forge-root; chown -R ann: {root}",
+        "read-only": f"mount --bind {root} {root}; mount -o remount,bind,ro {root}",
+    }
+    site.cluster.sh("c1", mounts[lies])
     try:
         site.start(run, slurm={"nodelist": "c1"})
         eventually(lambda: site.states(run) == [["FAILED"]])
         state, words = site.observe(run)
-        assert state == "failed", words
-        assert words.startswith(f"environment: c1 does not see {root} as this host does: trainer_root must be"), words
+        told = f"c1 cannot write into {root}: it is full, or read-only there" if lies == "read-only" else told
+        assert (state, words.startswith(f"environment: {told}")) == ("failed", True), words
     finally:
         site.cluster.sh("c1", f"umount {root}")
     assert site.start(run, slurm={"nodelist": "c1"})["changed"] is True
@@ -708,17 +1049,40 @@ def test_what_keeps_a_job_in_the_queue_is_told_in_slurms_words(site: Site, seen:
         cluster.release(number)
         cluster.sh("login", "scontrol update PartitionName=gpu State=DOWN")
         told("PartitionDown")
+        cluster.sh("login", "scontrol update PartitionName=gpu State=INACTIVE")
+        told("PartitionInactive")
         cluster.sh("login", "scontrol update PartitionName=gpu State=UP")
         theirs = cluster.sbatch("exit 1", "--partition=urgent")
         cluster.sh("login", f"scontrol update JobId={number} Dependency=afterany:{theirs}")
         told("Dependency")
+        theirs = cluster.sbatch("exit 1", "--partition=urgent", "--hold")
+        cluster.sh("login", f"scontrol update JobId={number} Dependency=afterok:{theirs}")
+        cluster.ssh(f"scancel {theirs}")
+        told("DependencyNeverSatisfied")
+        assert site.start(run)["changed"] is False
         cluster.sh("login", f"scontrol update JobId={number} Dependency=")
         for node in slurm.NODES:
             cluster.resume(node)
         site.whole(run)
     assert {state for state, _ in shown} <= {"queued", "running", "finished"}
-    words = "queued, with Slurm's reason"
-    seen("a job is held, its node drained, its partition down, its dependency open", "Slurm", words)
+    assert site.states(run) == [["COMPLETED"]]
+    words = "queued, with Slurm's reason, for as long as it took"
+    fault = "a job is held, its node drained, its partition down or inactive, its dependency open or impossible"
+    seen(fault, "Slurm", words)
+
+
+@pytest.mark.soak
+def test_a_partition_takes_no_more_jobs(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.cluster.sh("login", "scontrol update PartitionName=gpu State=DRAIN")
+    refused = site.start(run)["error"]
+    assert f"Slurm refuses the job of {run.name}: " in refused
+    assert "partition" in refused
+    site.cluster.sh("login", "scontrol update PartitionName=gpu State=UP")
+    assert site.start(run)["changed"] is True
+    site.whole(run)
+    words = f"«{refused.partition(': ')[2].partition('. See')[0]}»; afterwards the same command submitted it"
+    seen("a partition is drained", "Slurm", words)
 
 
 @pytest.mark.soak
@@ -774,18 +1138,16 @@ def test_a_job_that_slurm_has_forgotten_and_whose_id_is_anothers_now(site: Site,
 
 @pytest.mark.parametrize("lost", ["answer", pytest.param("command", marks=pytest.mark.soak)])
 def test_the_answer_of_sbatch_is_lost(site: Site, lost: str, seen: Seen) -> None:
-    run, folder = site.stage(), site.cluster.home / "ann/bin"
-    folder.mkdir(exist_ok=True)
+    run = site.stage()
     ends = "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2; exit 1"
     ending = ends if lost == "answer" else "kill -9 $PPID"
-    (folder / "sbatch").write_text(f'#!/bin/sh\n/usr/bin/sbatch "$@" >/dev/null\n{ending}\n')
-    (folder / "sbatch").chmod(0o755)
+    before = site.wrap("sbatch", f'/usr/bin/sbatch "$@" >/dev/null\n{ending}')
     secrets = {"HF_TOKEN": "planted"}
     if lost == "answer":
-        assert site.start(run, secrets, "export PATH=/home/ann/bin:$PATH;", stay_at=3)["changed"] is True
+        assert site.start(run, secrets, before, stay_at=3)["changed"] is True
     else:
         with pytest.raises(slurm.Problem):
-            site.start(run, secrets, "export PATH=/home/ann/bin:$PATH;", stay_at=3)
+            site.start(run, secrets, before, stay_at=3)
     reached(run, 3)
     assert site.start(run, secrets, stay_at=3)["changed"] is False
     assert len(site.jobs(run)) == 1
@@ -817,3 +1179,26 @@ def test_a_hidden_partition_and_a_job_that_is_suspended(site: Site, seen: Seen) 
         cluster.clear()
         cluster.sh("login", "scontrol delete PartitionName=secret")
     seen("a partition is hidden, and its job suspended", "Slurm", "one job, seen as what it is")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", ["before sbatch submits", "when sbatch has submitted"])
+def test_the_login_node_reboots_in_the_middle_of_a_launch(site: Site, moment: str, seen: Seen) -> None:
+    # The last one: the small folder goes with it.
+    run, secrets, submitted = site.stage(), {"HF_TOKEN": "planted"}, "has" in moment
+    sbatch = f'said=$(/usr/bin/sbatch "$@"); {WAITS}' if submitted else WAITS
+    with site.starts_and_waits(run, sbatch, secrets=secrets, stay_at=3):
+        if submitted:
+            site.cluster.until_saved(site.number(run))
+        site.cluster.reboot("login")
+    eventually(lambda: site.cluster.ssh("true", check=False).returncode == 0)
+    eventually(lambda: site.cluster.sh("login", "scontrol ping", check=False).returncode == 0)
+    assert site.start(run, secrets, stay_at=3)["changed"] is not submitted
+    reached(run, 3)
+    go_on(run)
+    site.whole(run)
+    assert starts(run) == [0]
+    assert len(site.jobs(run)) == 1
+    assert "token: planted" in (run / "train.log").read_text()
+    words = "the same command attached to its job" if submitted else "the same command submitted it"
+    seen(f"the login node reboots during a launch, {moment}", "Slurm", words)

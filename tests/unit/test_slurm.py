@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import pytest
+import rundir
 import supervisor
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
@@ -18,6 +19,7 @@ RUN_DIR = pathlib.Path("/shared/ann/lora-forge/runs/witness-4038a6e2fc08")
 NAME = slurm.job_name(RUN_DIR)
 GIVEN = {"partition": "gpu", "gres": "gpu:1", "time": "12:00:00"}
 SILENT = "squeue: error: Unable to contact slurm controller (connect failure)"
+HEAD = "JOBID|NAME|STATE|START_TIME|NODELIST|REASON"
 
 
 class Cluster:
@@ -35,6 +37,11 @@ class Cluster:
 
 def line(number=2, state="RUNNING", reason="None", start="2026-11-30T10:02:30", nodes="c1", name=NAME) -> str:
     return f"{number}|{name}|{state}|{start}|{nodes}|{reason}"
+
+
+def table(*lines: str) -> tuple[int, str]:
+    """Return what squeue answers with these jobs."""
+    return 0, "\n".join([HEAD, *lines])
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +156,22 @@ def test_the_script_becomes_the_supervisor_where_the_node_sees_the_same_folder(t
     assert (run_dir / "slurm.log").exists() == shared
 
 
-def test_an_answer_of_sbatch_is_the_id_with_or_without_its_cluster():
-    cluster = Cluster(sbatch=(0, "12;test"))
+def test_the_script_tells_by_its_exit_status_that_it_can_write_nothing(tmp_path):
+    run_dir = tmp_path / "runs" / "witness-1"
+    run_dir.mkdir(parents=True)
+    (tmp_path / slurm.MARK).write_text("right\n")
+    (run_dir / "slurm.log").mkdir()  # nobody can write there
+    script = slurm.job_script(run_dir, ["true"], "right", "/opt/slurm/bin")
+    done = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={}, timeout=60, check=False)
+    assert done.returncode == rundir.UNWRITABLE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["12", "12;test", "Welcome!\nsbatch: lua: 3 nodes\n12", "12;test\n\nThis month: 7 h left", "1.5 h left\n12"],
+)
+def test_an_answer_of_sbatch_is_the_id_whatever_a_site_says_beside_it(answer):
+    cluster = Cluster(sbatch=(0, answer))
     assert slurm.submit(GIVEN, RUN_DIR, ["python", "supervisor.py"], 120, run=cluster) == "12"
     command, script = cluster.asked[0]
     assert "supervisor.py" in script
@@ -162,7 +183,7 @@ def test_what_slurm_refuses_is_told_in_its_own_words():
     with pytest.raises(
         UserError, match=r"refuses the job of witness-4038a6e2fc08: invalid partition specified: gpuu; "
     ):
-        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said), squeue=(0, "")))
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said), squeue=table()))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +202,7 @@ def test_an_id_is_found_among_what_a_site_has_to_say(said):
 
 
 def test_whatever_sbatch_said_a_job_in_the_queue_is_the_runs():
-    cluster = Cluster(sbatch=(1, "sbatch: error: job_submit/lua: thank you"), squeue=(0, line(7)))
+    cluster = Cluster(sbatch=(1, "sbatch: error: job_submit/lua: thank you"), squeue=table(line(7)))
     assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=cluster) == "7"
 
 
@@ -245,10 +266,13 @@ def test_slurm_has_refused(said):
 
 def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
     lost = (1, "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)")
-    assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(0, line(7)))) == "7"
-    for queue in ((0, ""), (0, line(7, "CANCELLED")), (0, line(7, name="lora-forge-other-1"))):
+    assert slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=table(line(7)))) == "7"
+    for queue in (table(), table(line(7, "CANCELLED")), table(line(7, name="lora-forge-other-1"))):
         with pytest.raises(UserError, match="has not answered, and witness-4038a6e2fc08 is not in its queue"):
             slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=queue))
+    late = (1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    with pytest.raises(slurm.Unanswered, match="is not in its queue"):  # yet: what is on its way needs its secrets
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=late, squeue=table()))
     with pytest.raises(slurm.Unanswered, match="nobody knows whether it has the job of witness-4038a6e2fc08"):
         slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=lost, squeue=(1, SILENT)))
 
@@ -262,6 +286,7 @@ def test_where_the_answer_of_sbatch_is_lost_the_queue_is_asked():
         ("slurm 23.02.2", True),
         ("slurm 22.05.7-Atos.1.1", True),
         ("slurm-wlm 21.08.5", True),
+        ("Welcome to Tin 3.1!\nslurm 24.11.5", False),
     ],
 )
 def test_a_slurm_without_what_is_needed_is_refused(version, old):
@@ -306,14 +331,15 @@ def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
 
 def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     other = RUN_DIR.with_name("mayor-1")
-    cluster = Cluster(squeue=(0, "\n".join([line(4), line(5, "PENDING", "Resources", name=slurm.job_name(other))])))
+    cluster = Cluster(squeue=table(line(4), line(5, "PENDING", "Resources", name=slurm.job_name(other))))
     queue = slurm.Queue(cluster)
     job, silence = queue.job(RUN_DIR)
     assert (job and job.number, silence) == ("4", "")
     assert queue.job(other)[0].words == "Resources (job 5), expected 2026-11-30 10:02"
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
-    held = slurm.Job("6", NAME, "PENDING", "JobHeldUser")
-    assert held.words == "JobHeldUser (job 6); scontrol release 6 lets it go on"
+    for reason in ("JobHeldUser", "launch failed requeued held"):
+        assert slurm.Job("6", NAME, "PENDING", reason).words == f"{reason} (job 6); scontrol release 6 lets it go on"
+    assert slurm.Job("6", NAME, "PENDING", "JobHeldAdmin").words == "JobHeldAdmin (job 6)"  # which its owner cannot
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -321,7 +347,7 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
 
 def test_of_several_jobs_the_one_that_lives_counts_and_of_those_the_one_that_runs():
     def chosen(*lines: str) -> str | None:
-        job, _ = slurm.Queue(Cluster(squeue=(0, "\n".join(lines)))).job(RUN_DIR)
+        job, _ = slurm.Queue(Cluster(squeue=table(*lines))).job(RUN_DIR)
         return job and job.number
 
     assert chosen(line(1, "COMPLETED"), line(2, "PENDING")) == "2"
@@ -334,18 +360,27 @@ def test_of_several_jobs_the_one_that_lives_counts_and_of_those_the_one_that_run
 def test_lines_that_are_none_of_ours_are_passed_over():
     odd = ["", "slurm_load_jobs warning", "x|y", line("4_[1-3]"), line("4+0"), line(9, name="stranger")]
     odd += [f"a|{NAME}|RUNNING|b|c|d", "CLUSTER: gpu"]
-    assert slurm.ask(Cluster(squeue=(0, "\n".join([*odd, line(4)])))) == {
+    welcome = "Welcome to the cluster!\n"
+    assert slurm.ask(Cluster(squeue=(0, welcome + table(*odd, line(4))[1]))) == {
         NAME: [slurm.Job("4", NAME, "RUNNING", "", "2026-11-30T10:02:30", "c1")]
     }
 
 
-def test_a_reason_may_be_an_administrators_words():
-    found = slurm.ask(Cluster(squeue=(0, line(4, "PENDING", "quota | ask help@example.org"))))
-    assert found[NAME][0].words == "quota | ask help@example.org (job 4), expected 2026-11-30 10:02"
+def test_a_reason_may_have_any_character_in_it():
+    reason = "burst_buffer/lua: slurm_bb_data_in: a|b, c=d"
+    assert slurm.ask(Cluster(squeue=table(line(4, "PENDING", reason))))[NAME][0].reason == reason
+
+
+def test_jobs_are_asked_for_by_the_user_s_id_whatever_the_login_calls_him(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    cluster = Cluster(squeue=table(), scancel=(0, ""))
+    slurm.ask(cluster)
+    slurm.cancel(RUN_DIR, cluster)
+    assert [f"--user={os.getuid()}" in command for command, _ in cluster.asked] == [True, True]
 
 
 def test_jobs_in_hidden_partitions_are_asked_for_too():
-    cluster = Cluster(squeue=(0, ""))
+    cluster = Cluster(squeue=table())
     slurm.ask(cluster)
     assert "--all" in cluster.asked[0][0]
 
@@ -371,7 +406,9 @@ def test_the_states_of_a_job(state, waits, lives):
         (1, SILENT),
         (1, "slurm_load_jobs error: Protocol authentication error"),
         (1, ""),
-        (0, "squeue: error: Invalid user: ann\n"),  # the directory of users is away; squeue calls that a success
+        (0, ""),
+        (0, "Welcome!"),
+        (0, f"squeue: error: Invalid user: ann\n{HEAD}"),  # the directory of users is away; squeue calls that a success
     ],
 )
 def test_an_error_is_silence_and_never_an_empty_queue(answer):
@@ -450,7 +487,7 @@ def observed(run_dir: pathlib.Path, queue: str, state: str = "running") -> tuple
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "backend": "slurm", "launch": "1"}))
     (run_dir / "status.json").write_text(json.dumps({"state": state, "launch": "1", "heartbeat": 1.0}))
-    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=(0, queue))))
+    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=table(*queue.splitlines()))))
     return seen.state, seen.detail
 
 
@@ -458,12 +495,12 @@ def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_p
     run_dir = tmp_path / "runs/witness-1"
     state, words = observed(run_dir, "")
     assert state == "unknown"
-    assert words.startswith("Slurm does not show its job, which is alive by its own word; its last word was ")
+    assert words.startswith("the queue does not know it any more; its last word was ")
     assert observed(run_dir, line(4, "CANCELLED", name=slurm.job_name(run_dir)))[0] == "stopped"
     assert observed(run_dir, "", "stopped")[0] == "stopped"
     observed(run_dir, "")
     os.utime(run_dir / "status.json", (1, 1))
-    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=(0, ""))))
+    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=table())))
     assert (seen.state, seen.detail) == ("stopped", "the queue does not know it any more; the same command resumes")
 
 
@@ -475,12 +512,12 @@ def test_a_job_that_slurm_has_suspended(tmp_path, state):
     assert observed(run_dir, told, "stopped")[0] == "stopped"
 
 
-def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", **status):
+def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", gone=True, **status):
     given = {"state": noted, "exit_code": 0, **status} if noted else {}
     done = Progress(step=12, planned=12, loss=7.5)
     return run_state.conclude_job(
         given, done, waits, lives, heard, silence, "its job 4 has ended as Slurm says: NODE_FAIL", fault=fault,
-        heartbeat_age=age, heartbeat_timeout=60, stall_timeout=1800,
+        gone=gone, heartbeat_age=age, heartbeat_timeout=60, stall_timeout=1800,
     )  # fmt: skip
 
 
@@ -497,6 +534,10 @@ REQUEUED = {"noted": "stopped", "reason": {"kind": "requeued", "detail": "by Slu
         ({"noted": "running", "lives": True, "age": 100.0}, "running", ""),  # a shared folder shows what is old
         ({"noted": "running", "lives": True, "idle": 2000.0}, "stalled", "no step for 2003 s"),
         ({"noted": "running"}, "stopped", "NODE_FAIL; the same command resumes"),
+        ({"noted": "running", "gone": False}, "unknown", "NODE_FAIL; its last word was 3 s ago"),  # it may train on
+        ({"noted": "running", "gone": False, "age": 500.0}, "stopped", "NODE_FAIL; the same command resumes"),
+        ({"noted": "stopped", "gone": False}, "stopped", ""),  # by its own word
+        ({"noted": "running", "gone": False, "heard": False}, "stopped", ""),  # of an earlier launch
         ({"noted": "finished", "lives": True}, "finished", ""),  # COMPLETING
         ({"noted": "finished", "silence": "Slurm does not answer: no"}, "finished", ""),
         ({"noted": "failed", "reason": {"kind": "crashed", "detail": "x"}}, "failed", "crashed: x"),
@@ -528,7 +569,7 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
         (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
     told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", slurm.job_name(folder))
             for at, folder in enumerate(folders, 1)]  # fmt: skip
-    (tmp_path / "queue").write_text("\n".join(told))
+    (tmp_path / "queue").write_text(table(*told)[1])
     (tmp_path / "squeue").write_text(f"#!/bin/sh\necho >>{tmp_path}/asked\ncat {tmp_path}/queue\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -544,12 +585,12 @@ def submitting(folder: pathlib.Path, monkeypatch) -> None:
     (folder / "sbatch").write_text(
         f'#!/bin/sh\ncat >/dev/null\necho "sbatch $*" >>{folder}/asked\nn=$(grep -c sbatch {folder}/asked)\n'
         f'for word in "$@"; do case "$word" in --job-name=*) name=${{word#*=}};; esac; done\n'
-        f'echo "$n|$name|PENDING|Priority|N/A|" >>{folder}/queue\necho $n\n'
+        f'echo "$n|$name|PENDING|N/A||Priority" >>{folder}/queue\necho $n\n'
     )
     (folder / "squeue").write_text(f"#!/bin/sh\necho squeue >>{folder}/asked\ncat {folder}/queue\n")
     for name in ("sbatch", "squeue"):
         (folder / name).chmod(0o755)
-    (folder / "queue").touch()
+    (folder / "queue").write_text(f"{HEAD}\n")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
@@ -606,6 +647,8 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
         ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=None", "cancelled"),
         ("JobState=CANCELLED Reason=None Restarts=1 PreemptTime=None", "cancelled"),
         ("JobState=COMPLETING Reason=None Restarts=2", "requeued"),
+        ("JobState=RUNNING Reason=None Restarts=2 PreemptTime=None", "requeued"),  # another copy, on another node
+        ("JobState=PENDING Reason=BeginTime Restarts=2 PreemptTime=None", "requeued"),
         ("JobState=COMPLETING Reason=TimeLimit Restarts=1 PreemptTime=None", ""),
         ("JobState=COMPLETING Reason=None Restarts=1 PreemptTime=2026-11-30T10:27:06", ""),
         ("Invalid job id specified", ""),
@@ -613,3 +656,18 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
 )
 def test_what_slurm_has_in_mind_with_a_job_that_it_tells_to_end(said, meant):
     assert supervisor.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant
+
+
+def test_who_comes_asks_for_a_checkpoint_before_it_takes_the_run(tmp_path):
+    old, new = (supervisor.Copies(tmp_path, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": count}) for count in "01")
+    old.claim()
+    old.check()
+    assert not old.asked
+    new.ask()
+    old.check()
+    assert old.asked
+    new.claim()
+    with pytest.raises(supervisor.Superseded, match="job 9 on "):
+        old.check()
+    new.check()
+    assert not new.asked

@@ -590,9 +590,12 @@ def test_where_slurm_stays_silent_the_watching_ends_and_not_before_its_time(watc
 def test_a_place_in_the_queue_is_told_once_and_not_with_every_guess_of_slurm(watch):
     waits = [seen(0, state="queued", detail=f"{why} (job 7)")
              for why in ("Priority", "Priority, expected 14:20", "Priority, expected 14:50", "Resources")]  # fmt: skip
+    away = "ReqNodeNotAvail, UnavailableNodes"
+    waits += [seen(0, state="queued", detail=f"{away}:{nodes} (job 7)") for nodes in ("c1", "c[1-2]", "c[1,7]")]
     task = watch(*waits, FINISHED)
     task.run()
-    assert [line.split(": ")[1] for line in task.told if "queued" in line] == ["Priority (job 7)", "Resources (job 7)"]
+    told = [line.split(": ")[1] for line in task.told if "queued" in line]
+    assert told == ["Priority (job 7)", "Resources (job 7)", f"{away}:c1 (job 7)"]
 
 
 def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):

@@ -189,13 +189,13 @@ def answering(done: Progress) -> str:
 
 
 def gist(detail: str) -> str:
-    """Return what of a sentence on a run is news when it changes: no ages, and no guesses at a time.
+    """Return what of a sentence on a run is news when it changes: no ages, no guesses at a time, no list of all nodes.
 
     Args:
         detail: Of an observation.
     """
     told = re.split(r" for |; its last word was ", detail, maxsplit=1)[0]
-    return re.sub(r", expected [-0-9: ]+", " ", told).strip()
+    return re.sub(r", expected [-0-9: ]+|(?<=UnavailableNodes:)\S+", " ", told).strip()
 
 
 def gpu_hours(facts: dict[str, Any], status: dict[str, Any]) -> Optional[float]:
@@ -323,6 +323,7 @@ def conclude_job(
     trains: bool = True,
     fault: str = "",
     flaw: str = "",
+    gone: bool = True,
 ) -> tuple[str, str]:
     """Conclude the state of a run that Slurm has: what it came to its own files say, and the queue who may still write.
 
@@ -341,6 +342,8 @@ def conclude_job(
         trains: As there.
         fault: Why its job could not even begin; empty where it could, or nobody knows.
         flaw: As there.
+        gone: Whether the processes of a job that does not live are gone for sure: not where Slurm has lost its node,
+            or has no such job; then they may train on.
     """
     over = heard and status.get("state") in rundir.FINAL_STATES
     requeued = heard and (status.get("reason") or {}).get("kind") == "requeued"
@@ -361,4 +364,7 @@ def conclude_job(
         return "queued", "its job begins"
     if lives:
         return conclude(*ours, supervisor_alive=True, trainer_alive=True, **ages)
+    spoke = heard and heartbeat_age is not None and heartbeat_age < ages["heartbeat_timeout"]
+    if spoke and not gone and not over:
+        return "unknown", f"{end}; its last word was {heartbeat_age:.0f} s ago"
     return ("failed", f"environment: {fault}") if fault else ("stopped", f"{end}; the same command resumes")

@@ -123,14 +123,12 @@ def _observe_job(
     node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None
-    if job is None and heard and not silence and silent is not None:
-        speaks = silent < limits["heartbeat_timeout"] + run_state.NETWORK
-        if speaks and status.get("state") not in rundir.FINAL_STATES:  # one empty answer proves nothing
-            silence = "Slurm does not show its job, which is alive by its own word"
     end, fault = slurm.end_of(job) if job is not None else "the queue does not know it any more", ""
     code = slurm.exit_status(job) if job is not None and job.state == "FAILED" and not heard else None
-    if code == slurm.NOT_SHARED:
-        root = run_dir.parents[1]
+    root = run_dir.parents[1]
+    if code == rundir.UNWRITABLE:
+        fault = f"{node} cannot write into {root}: it is full, or read-only there"
+    elif code == slurm.NOT_SHARED:
         fault = f"{node} does not see {root} as this host does: trainer_root must be in a shared folder"
     elif code:
         said = (_log_tail(run_dir / "slurm.log") or "").strip().rpartition("\n")[2]
@@ -145,6 +143,7 @@ def _observe_job(
         end=end,
         fault=fault,
         heartbeat_age=silent,
+        gone=job is not None and job.state != "NODE_FAIL",
         **limits,
     )
     if job is not None and job.state in slurm.SUSPENDED and concluded[0] in run_state.LIVING:

@@ -17,7 +17,6 @@ import hashlib
 import math
 import os
 import pathlib
-import pwd
 import re
 import shlex
 import shutil
@@ -68,8 +67,9 @@ KEYS = {
 }
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
-# id, name, state, expected or actual start, nodes, reason. The last may be an administrator's words, with a | in them.
-_FIELDS = ("%i", "%j", "%T", "%S", "%N", "%r")
+# What squeue is asked for of a job, by the fields of Job. The reason comes last: it may have any character in it.
+_FIELDS = {"number": "%i", "name": "%j", "state": "%T", "start": "%S", "nodes": "%N", "reason": "%r"}
+_HEAD = "JOBID|NAME|STATE|"  # how each of its answers begins, that of an empty queue as well
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 _EARLY = 60  # seconds by which it may be told before that
 _NO_NODE = "Requested node configuration is not available"
@@ -105,6 +105,7 @@ _SCRIPT = """\
 #!/bin/sh
 PATH={path}; export PATH
 if [ "$(cat {mark} 2>/dev/null)" != {word} ]; then exit {not_shared}; fi
+true >>{log} || exit {unwritable}
 exec >>{log} 2>&1
 exec {command}
 """
@@ -147,7 +148,8 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        held = f"; scontrol release {self.number} lets it go on" if self.reason.startswith("JobHeldUser") else ""
+        ours = "held" in self.reason.lower() and not self.reason.startswith("JobHeldAdmin")
+        held = f"; scontrol release {self.number} lets it go on" if ours else ""
         return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
@@ -212,18 +214,6 @@ def _folder() -> str:
     """Return the folder of Slurm's own commands; empty where they are not to be found."""
     path = shutil.which("sbatch") or shutil.which("sbatch", path=_login_environment().get("PATH", ""))
     return os.path.dirname(path or "")
-
-
-def _user() -> str:
-    """Return this user's name.
-
-    Raises:
-        Silent: Nobody knows it: squeue would then print an empty table, and call that a success.
-    """
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        raise Silent(f"this host does not know the name of its user {os.getuid()} now") from None
 
 
 def gpus_of(given: Mapping[str, Any]) -> int:
@@ -372,6 +362,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
         mark=shlex.quote(str(run_dir.parents[1] / MARK)),
         word=word,
         not_shared=NOT_SHARED,
+        unwritable=rundir.UNWRITABLE,
         log=shlex.quote(str(run_dir / "slurm.log")),
         command=shlex.join(command),
     )
@@ -414,7 +405,8 @@ def check_version(run: _Runner = run_command) -> str:
         Silent: It has not said.
     """
     _, text = run(["sbatch", "--version"], "")
-    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    # A site's wrapper may have words of its own before it.
+    found = re.search(r"\bslurm\S* (\d+)\.(\d+)(?:\.(\d+))?", text)
     if not found:
         raise Silent(f"sbatch --version said: {text[:200]}")
     if tuple(int(part or 0) for part in found.groups()) < OLDEST:
@@ -496,7 +488,9 @@ def submit(
     if known:
         return known[-1].number
     if code == 0 or SILENCE.search(text):
-        raise UserError(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
+        # A controller that was too slow may still have it before it.
+        kind = UserError if "Unable to contact" in text else Unanswered
+        raise kind(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
     raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. See run_slurm in the inventory")
 
 
@@ -510,9 +504,10 @@ def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
         Silent: Slurm has not answered. That is never the same as an empty queue.
     """
     # Without --all nothing is told of a job in a hidden partition, its own user's neither.
-    form = f"--format={'|'.join(_FIELDS)}"
-    code, text = run(["squeue", "--noheader", "--all", "--states=all", f"--user={_user()}", form], "")
-    if code or "error: Invalid user" in text:  # which is a success for squeue, and an empty table
+    form = f"--format={'|'.join(_FIELDS.values())}"
+    code, text = run(["squeue", "--all", "--states=all", _whose(), form], "")
+    # An invalid user is a success for squeue, and an empty table.
+    if code or "error: Invalid user" in text or f"\n{_HEAD}" not in f"\n{text}":
         raise Silent(_said(text))
     found: dict[str, list[Job]] = {}
     for line in text.splitlines():
@@ -520,8 +515,7 @@ def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
         if len(parts) != len(_FIELDS) or not parts[0].isdigit() or not parts[1].startswith("lora-forge-"):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
-        number, name, state, start, nodes, reason = parts
-        found.setdefault(name, []).append(Job(number, name, state, reason, start, nodes))
+        found.setdefault(parts[1], []).append(Job(**dict(zip(_FIELDS, parts))))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
@@ -573,7 +567,7 @@ def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["scancel", f"--user={_user()}", f"--name={job_name(run_dir)}"], "")
+    code, text = run(["scancel", _whose(), f"--name={job_name(run_dir)}"], "")
     if code:
         raise Silent(_said(text))
 
@@ -591,6 +585,11 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 def end_of(job: Job) -> str:
     """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
+
+
+def _whose() -> str:
+    """Return the option that means this user's jobs: by the id, as a login may have another's name in LOGNAME."""
+    return f"--user={os.getuid()}"
 
 
 def _said(text: str) -> str:

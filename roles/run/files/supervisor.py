@@ -168,7 +168,9 @@ def in_queue(run_dir: pathlib.Path) -> bool:
 
 
 # Words of Slurm's commands that nobody has answered; all others are refusals.
-SILENCE = re.compile("Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable")
+SILENCE = re.compile(
+    "Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable|Unexpected message"
+)
 
 
 class Superseded(Exception):
@@ -179,17 +181,21 @@ class Copies:
     """Under Slurm a run may have two supervisors: a node that Slurm gives up may be alive, and go on.
 
     The run belongs to whoever wrote ``claim.json`` last. A lock alone would not do: not every shared folder has locks
-    that reach from node to node. Whoever comes gives the other one time for its checkpoint first.
+    that reach from node to node. Whoever comes asks the other one for a checkpoint first, and gives it time for that.
 
     Args:
         run_dir: The run directory.
         env: The supervisor's environment, with Slurm's variables.
+
+    Attributes:
+        asked: Whether another copy waits for this one to end.
     """
 
     def __init__(self, run_dir: pathlib.Path, env: Mapping[str, str]):
         self.path = run_dir / "claim.json"
         self.status = run_dir / "status.json"
-        self.mine = {
+        self.asked = False
+        self.mine: dict[str, Any] = {
             "job": env.get("SLURM_JOB_ID", ""),
             "restart": env.get("SLURM_RESTART_COUNT", "0"),
             "node": env.get("SLURMD_NODENAME") or os.uname().nodename,
@@ -228,18 +234,23 @@ class Copies:
                 return False
             time.sleep(TICK)
 
+    def ask(self) -> None:
+        """Ask another copy to end with a checkpoint."""
+        rundir.write_json(self.path, {**self.mine, "asks": True})
+
     def claim(self) -> None:
         """Make the run this copy's."""
         rundir.write_json(self.path, self.mine)
 
     def check(self) -> None:
-        """See that it still is.
+        """See that it still is, and whether another one asks for it.
 
         Raises:
             Superseded: It is another's.
         """
         found = rundir.read_json(self.path)
-        if found and found != self.mine:
+        self.asked = bool(found.get("asks"))
+        if found and found != self.mine and not self.asked:
             raise Superseded(f"job {found.get('job')} on {found.get('node')} has this run now")
 
 
@@ -271,10 +282,10 @@ def fate(said: str, restarts: str) -> str:
         restarts: How often this copy of it was restarted.
     """
     found = dict(re.findall(r"\b(JobState|Reason|Restarts|PreemptTime)=(\S+)", said))
+    if found.get("Restarts", restarts) != restarts:  # it may run by now, elsewhere: to put it back would end that one
+        return REQUEUED
     if found.get("JobState") not in ("COMPLETING", "CANCELLED"):
         return ""
-    if found.get("Restarts", restarts) != restarts:
-        return REQUEUED
     return "cancelled" if found.get("Reason") == "None" == found.get("PreemptTime", "None") else ""
 
 
@@ -373,6 +384,8 @@ class Supervisor:
         self.beat = time.monotonic()
         if self.copies is not None:
             self.copies.check()
+            if self.copies.asked:
+                self.on_sigterm(signal.SIGTERM, None)
         for lock in self.lane:
             with contextlib.suppress(OSError):
                 os.utime(lock)  # what tidies /tmp up takes old files only
@@ -710,7 +723,8 @@ class Supervisor:
         kind = None if kind == "configuration" and code < 0 else kind
         if code < 0 and kind is None:
             name = signal.Signals(-code).name
-            hint = "; out of memory on the host, or by hand?" if code == -signal.SIGKILL else ""
+            whose = "on the host" if self.copies is None else "of its job (run_slurm: memory)"
+            hint = f"; out of memory {whose}, or by hand?" if code == -signal.SIGKILL else ""
             return {"kind": "killed", "detail": f"ended by {name}{hint}"}
         return {"kind": kind or "crashed", "detail": f"exit code {code}: {told(exceptions) or last_words(text)}"[:2000]}
 
@@ -726,7 +740,9 @@ class Supervisor:
         with contextlib.suppress(OSError):
             (self.run_dir / ".reserve").unlink()
         self.say(f"{state}" + (f": {reason['kind']}: {reason['detail']}" if reason else ""))
-        return 0
+        # Slurm starts nothing again because of it, and is the only one who can still be told.
+        untold = self.spec.get("backend") == "slurm" and rundir.read_status(self.run_dir)[0].get("state") != state
+        return rundir.UNWRITABLE if untold else 0
 
     def resumable(self, state: str) -> bool:
         """Tell whether this host may start the run again by itself: a shutdown stopped it, not a person."""
@@ -887,7 +903,12 @@ class Supervisor:
         brought no checkpoint: the queue would be asked for the same again.
         """
         reached = rundir.last_complete(self.output)
-        where, meant = f"checkpoint at step {reached}", own_fate()
+        where = f"checkpoint at step {reached}"
+        if self.copies is not None and self.copies.asked:
+            self.status["vain"] = max(0, self.status["vain"] - 1)
+            detail = f"by Slurm, which has started it again elsewhere; {where}"
+            return self.end("stopped", {"kind": REQUEUED, "detail": detail}, code)
+        meant = own_fate()
         if meant == "cancelled":
             self.status["vain"] = max(0, self.status["vain"] - 1)
             return self.end("stopped", {"kind": "stopped", "detail": f"its job was cancelled; {where}"}, code)
@@ -936,6 +957,7 @@ def take_over(run_dir: pathlib.Path, lock: Any) -> Optional[Copies]:
     """
     copies = Copies(run_dir, os.environ)
     patience = float(rundir.read_run(run_dir)[0].get("stop_timeout", 120)) + 30
+    copies.ask()
     if not copies.await_lock(lock, patience):
         copies.claim()  # it had its time, and ends as soon as it sees this
         if not copies.await_lock(lock, patience):

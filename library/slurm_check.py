@@ -20,6 +20,10 @@ options:
     description: How many GPUs a run takes; 0 for a rehearsal.
     type: int
     default: 0
+  max_gpu_hours:
+    description: The most GPU hours that a job may take; 0 for no cap.
+    type: float
+    default: 0
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -55,6 +59,7 @@ ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "job": {"type": "dict", "default": {}},
     "gpus": {"type": "int", "default": 0},
+    "max_gpu_hours": {"type": "float", "default": 0},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -64,9 +69,11 @@ def main() -> None:
     given = module.params
     with report_errors(module):
         if not slurm.has_slurm():
-            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
-        if wrong := slurm.problems(given["job"], given["gpus"]):
+            raise UserError(slurm.NO_SBATCH)
+        if wrong := slurm.problems(given["job"], given["gpus"], given["stop_timeout"]):
             raise UserError("; ".join(wrong))
+        if capped := slurm.over_cap(given["job"], given["gpus"], given["max_gpu_hours"]):
+            raise UserError(capped)
         try:
             version = slurm.check_version()
             refused = slurm.try_out(given["job"], pathlib.Path(given["root"]) / "runs" / "any", given["stop_timeout"])

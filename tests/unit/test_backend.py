@@ -60,7 +60,10 @@ def test_choose(wanted, host, choice):
          f"run_backend is systemd, but this user has neither root, sudo nor lingering; {LINGER}"),
         ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
         ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
-        ("slurm", BARE, "run_backend is slurm, but there is no sbatch here; name a login node of the cluster"),
+        ("slurm", BARE,
+         "run_backend is slurm, and there is no sbatch on the PATH here. Name a login node of the cluster; where login "
+         "shells alone find it, put its folder on the PATH in the first lines of ~/.bashrc: «ssh HOST command -v "
+         "sbatch» must show it"),
         ("auto", LOGIN,
          "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what "
          "a job asks for; or run_backend: process, to train on this very host"),

@@ -70,6 +70,9 @@ def test_what_a_job_may_ask_for(given):
         ("gpu", "must be a mapping"),
         ({**GIVEN, "partiton": "gpu"}, "no «partiton»; did you mean «partition»"),
         ({**GIVEN, "wrap": "rm -rf /"}, "no «wrap»"),
+        ({**GIVEN, "cpus_per_task": 8}, "no «cpus_per_task»; did you mean «cpus»?"),  # as sbatch calls it
+        ({**GIVEN, "mem": "8G"}, "no «mem»; did you mean «memory»?"),
+        ({**GIVEN, "gpus": 1}, "no «gpus»; did you mean «gres»?"),
         ({**GIVEN, "account": "lab --wrap=x"}, "account is «lab --wrap=x»"),
         ({**GIVEN, "account": "--help"}, "account is «--help»"),
         ({**GIVEN, "account": ""}, "account is «»"),
@@ -201,6 +204,10 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
     held = slurm.Job("6", NAME, "PENDING", "JobHeldUser")
     assert held.words == "JobHeldUser (job 6); scontrol release 6 lets it go on"
+    failed = slurm.Job("6", NAME, "PENDING", "launch failed requeued held")
+    assert failed.words == "launch failed requeued held (job 6); scontrol release 6 lets it go on"
+    held = slurm.Job("6", NAME, "PENDING", "JobHeldAdmin")
+    assert held.words == "JobHeldAdmin (job 6); who runs the cluster has held it, and lets it go on"
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -312,6 +319,17 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
     assert (tmp_path / "asked").read_text() == "\n"
     assert [run.state for run in seen] == ["queued"] * 200
     assert seen[6].detail == "Priority (job 7), expected 2026-12-01 14:20"
+
+
+def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
+    """As /scratch/ann is, on many clusters; some modules see the path, others the folder behind it."""
+    folder = tmp_path / "disk/runs/witness-0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    (tmp_path / "scratch").symlink_to("disk")
+    told = line(state="PENDING", reason="Priority", start="", nodes="", name=slurm.job_name(folder))
+    monkeypatch.setattr(slurm, "ask", lambda run: {slurm.job_name(folder): [slurm.Job(*told.split("|"))]})
+    assert [run.detail for run in runs.observe_all(tmp_path / "scratch", [])] == ["Priority (job 2)"]
 
 
 # What a job that is told to end knows of itself

@@ -60,10 +60,12 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
     if manifest.starts and manifest.starts > 1:
         lines.append(f"  started {manifest.starts} times: it resumed from its checkpoints")
     if manifest.is_rehearsal:
-        lines.append(
-            "  This was a rehearsal with a tiny random model. For the real one, name your GPU host: "
-            f"ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
+        real = (
+            f"name your GPU host: ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
+            if run.trainer == "localhost"
+            else "run the same command without run_profile=rehearsal and trainer_lock=trainer-cpu"
         )
+        lines.append(f"  This was a rehearsal with a tiny random model. For the real one, {real}")
     return lines
 
 

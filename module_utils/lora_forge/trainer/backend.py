@@ -138,7 +138,7 @@ def choose(wanted: str, host: Host) -> Choice:
         raise UserError(slurm.LOGIN_NODE)
     if wanted == "slurm":
         if not host.slurm:
-            raise UserError("run_backend is slurm, but there is no sbatch here; name a login node of the cluster")
+            raise UserError(slurm.NO_SBATCH)
         return Choice("slurm", "", "Slurm starts it when its turn comes, and again after a preemption or a reboot")
     if wanted == "auto":
         wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"

@@ -35,6 +35,11 @@ LOGIN_NODE = (
     "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
     "asks for; or run_backend: process, to train on this very host"
 )
+NO_SBATCH = (
+    "run_backend is slurm, and there is no sbatch on the PATH here. Name a login node of the cluster; where login "
+    "shells alone find it, put its folder on the PATH in the first lines of ~/.bashrc: «ssh HOST command -v sbatch» "
+    "must show it"
+)
 EVERY = 30.0  # seconds between two questions to the queue, by one process
 # Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
 ANSWER_WITHIN = 40.0
@@ -116,7 +121,9 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        held = f"; scontrol release {self.number} lets it go on" if self.reason.startswith("JobHeldUser") else ""
+        held = f"; scontrol release {self.number} lets it go on" if "held" in self.reason.lower() else ""
+        if self.reason.startswith("JobHeldAdmin"):
+            held = "; who runs the cluster has held it, and lets it go on"
         return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
@@ -213,7 +220,7 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     found = []
     for key, value in given.items():
         if key not in KEYS:
-            found.append(f"run_slurm has no «{key}»{nearest(str(key), list(KEYS)) or '.'} It takes {', '.join(KEYS)}")
+            found.append(f"run_slurm has no «{key}»{_meant(str(key))} It takes {', '.join(KEYS)}")
         elif isinstance(value, bool) or not isinstance(value, (str, int)):
             found.append(f"run_slurm: {key} must be text or a whole number")
         elif str(value).startswith("-") or not _VALUE.fullmatch(str(value)):
@@ -235,13 +242,40 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     return found
 
 
+def _meant(key: str) -> str:
+    """Return which key was meant, as ``nearest`` does; sbatch's own words are known, too."""
+    word = key.lower().replace("_", "-")
+    known = next((name for name, option in KEYS.items() if option == word), "gres" if word.startswith("gpu") else "")
+    return f"; did you mean «{known}»?" if known else nearest(key, list(KEYS)) or "."
+
+
+def over_cap(given: Mapping[str, Any], gpus: int, most: float) -> str:
+    """Say that a job may take more GPU hours than it is to; empty where it may not.
+
+    Args:
+        given: run_slurm, without :func:`problems`.
+        gpus: How many GPUs a run takes; 0 where it is a rehearsal.
+        most: The cap (run_slurm_max_gpu_hours); 0 for none.
+    """
+    if not most or not gpus:
+        return ""
+    cap, hours = f"run_slurm_max_gpu_hours is {most:g}", hours_of(given)
+    if hours is None:
+        return f"{cap}, and run_slurm says no time: set one, such as time: '{max(1, int(most / gpus))}:00:00'"
+    if hours * gpus <= most:
+        return ""
+    on = f"{gpus} GPUs" if gpus > 1 else "a GPU"
+    return f"a job may take {hours * gpus:.4g} GPU hours ({hours:.4g} h on {on}), and {cap}"
+
+
 def job_name(run_dir: pathlib.Path) -> str:
     """Name the job of a run: by the run, and by its folder, as two checkouts of one user may train the same recipe.
 
     Args:
-        run_dir: The run directory.
+        run_dir: The run directory. Where a part of its path is a link, it is named as the folder behind that.
     """
-    return f"lora-forge-{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]}"
+    folder = os.path.realpath(run_dir)
+    return f"lora-forge-{run_dir.name}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
 
 
 def has_slurm() -> bool:

@@ -80,7 +80,12 @@ def main() -> None:
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:
-            raise UserError(f"Slurm would never start such a job: {refused}. See run_slurm in the inventory")
+            # Of what it was asked for too much it says «Requested node configuration is not available», and no more.
+            asked = ", ".join(f"{key} {value}" for key, value in given["job"].items()) or "nothing"
+            raise UserError(
+                f"Slurm would never start such a job: {refused}. run_slurm in the inventory asks for {asked}; "
+                "«sinfo -o '%P %G %c %m %l %f'» on the login node shows what there is"
+            )
         module.exit_json(changed=False, version=version)
 
 

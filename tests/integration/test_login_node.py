@@ -70,7 +70,7 @@ def test_what_slurm_would_never_start_is_told_in_its_own_words(login_node: Login
     text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
     assert (
         "Slurm would never start such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
-        "name specified. See run_slurm in the inventory"
+        "name specified. run_slurm in the inventory asks for partition gpux, gres gpu:1, time 12:00:00; «sinfo -o "
     ) in text
     asked = (login_node.home / "asked").read_text()
     assert {"--partition=gpux", "--gres=gpu:1", "--time=12:00:00", "--export=NIL"} <= set(asked.split())
@@ -98,7 +98,9 @@ def test_a_rehearsal_is_refused_before_its_environment_is_made(login_node: Login
     (login_node.home / "refusal").write_text("sbatch: error: Invalid account\n")
     rehearsal = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu"}
     text = login_node.train(run_backend="slurm", run_slurm={"account": "lap"}, **rehearsal)
-    assert "Slurm would never start such a job: Invalid account. See run_slurm in the inventory" in text
+    assert (
+        "Slurm would never start such a job: Invalid account. run_slurm in the inventory asks for account lap;" in text
+    )
 
 
 def test_the_plan_names_the_host_of_a_key_that_nobody_knows(login_node: LoginNode) -> None:

@@ -193,7 +193,7 @@ def test_a_run_that_was_never_launched_does_not_train(tmp_path):
     assert "gpu-2 was lost on the way" in said
     update_record(tmp_path, "crew-1", lambda known, now: known.on_host("gpu-2", True, now))
     assert answer(tmp_path, "to train", detached=True) == (
-        [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
+        [], "crew lora_r 8 is launched on gpu-2; train.yml with the same options watches and collects it",
     )  # fmt: skip
 
 

@@ -182,6 +182,12 @@ def is_under_way(run: PlannedRun, record: RunRecord) -> bool:
     return not failure_reason(run, record) and len(launched) == len(run.hosts)
 
 
+def under_way_line(run: PlannedRun) -> str:
+    """Say of a run that nobody waits for where it is, and how to come back to it. It may have yet to begin."""
+    again = "the same command without detach" if run.variant else "train.yml with the same options"  # of a sweep
+    return f"{run.name} is launched on {run.trainer}; {again} watches and collects it"
+
+
 def not_ready_lines(run: PlannedRun, record: RunRecord, wanted: str = "ready") -> list[str]:
     """Write the lines for a run that was wanted, and is not verified.
 

@@ -83,7 +83,7 @@ def main() -> None:
             # Of what it was asked for too much it says «Requested node configuration is not available», and no more.
             asked = ", ".join(f"{key} {value}" for key, value in given["job"].items()) or "nothing"
             raise UserError(
-                f"Slurm would never start such a job: {refused}. run_slurm in the inventory asks for {asked}; "
+                f"Slurm would never start such a job: {refused}\nrun_slurm in the inventory asks for {asked}; "
                 "«sinfo -o '%P %G %c %m %l %f'» on the login node shows what there is"
             )
         module.exit_json(changed=False, version=version)

@@ -70,7 +70,7 @@ def test_what_slurm_would_never_start_is_told_in_its_own_words(login_node: Login
     text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
     assert (
         "Slurm would never start such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
-        "name specified. run_slurm in the inventory asks for partition gpux, gres gpu:1, time 12:00:00; «sinfo -o "
+        "name specified run_slurm in the inventory asks for partition gpux, gres gpu:1, time 12:00:00; «sinfo -o "
     ) in text
     asked = (login_node.home / "asked").read_text()
     assert {"--partition=gpux", "--gres=gpu:1", "--time=12:00:00", "--export=NIL"} <= set(asked.split())
@@ -99,7 +99,7 @@ def test_a_rehearsal_is_refused_before_its_environment_is_made(login_node: Login
     rehearsal = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu"}
     text = login_node.train(run_backend="slurm", run_slurm={"account": "lap"}, **rehearsal)
     assert (
-        "Slurm would never start such a job: Invalid account. run_slurm in the inventory asks for account lap;" in text
+        "Slurm would never start such a job: Invalid account run_slurm in the inventory asks for account lap;" in text
     )
 
 

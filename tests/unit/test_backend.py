@@ -61,7 +61,7 @@ def test_choose(wanted, host, choice):
         ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
         ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
         ("slurm", BARE,
-         "run_backend is slurm, and there is no sbatch on the PATH here. Name a login node of the cluster; where login "
+         "run_backend is slurm, and there is no sbatch on the PATH here\nName a login node of the cluster; where login "
          "shells alone find it, put its folder on the PATH in the first lines of ~/.bashrc: «ssh HOST command -v "
          "sbatch» must show it"),
         ("auto", LOGIN,

@@ -183,7 +183,13 @@ def test_a_slurm_without_what_is_needed_is_refused(version, old):
 
 def test_what_could_never_run_is_told_and_silence_is_no_refusal():
     refused = "allocation failure: Requested node configuration is not available"
-    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused), sinfo=(0, "idle\nmixed"))) == refused
+    # Where nodes are in maintenance sbatch says the same of any job, and takes it all the same.
+    drained = Cluster(sbatch=(1, refused), sinfo=(0, "idle\ndrained"))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, drained) == ""
+    assert drained.asked[1][0][-1] == "--partition=gpu"
+    gone = Cluster(sbatch=(1, "Invalid partition name specified"), sinfo=(0, "down*"))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, gone) == "Invalid partition name specified"
     cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
     assert "--test-only" in cluster.asked[0][0]

@@ -36,7 +36,7 @@ LOGIN_NODE = (
     "asks for; or run_backend: process, to train on this very host"
 )
 NO_SBATCH = (
-    "run_backend is slurm, and there is no sbatch on the PATH here. Name a login node of the cluster; where login "
+    "run_backend is slurm, and there is no sbatch on the PATH here\nName a login node of the cluster; where login "
     "shells alone find it, put its folder on the PATH in the first lines of ~/.bashrc: «ssh HOST command -v sbatch» "
     "must show it"
 )
@@ -64,6 +64,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _GPUS = re.compile(r"(?:^|,)gpu(?:[:=][^\d,:=()][^,:=()]*)?(?:[:=](\d+))?(?=$|,|\()")  # gpu, gpu:2, gpu:a100:2(S:0)
 _FIELDS = ("%i", "%j", "%T", "%r", "%S", "%N")  # id, name, state, reason, expected or actual start, nodes
+_NOT_NOW = "Requested node configuration is not available"
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 # States after which nobody of the job writes any more. COMPLETING and STOPPED are none of them.
@@ -388,7 +389,19 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
         return ""
     if _is_silence(text):
         raise Silent(text)
-    return _said(text)
+    return "" if _NOT_NOW in text and _nodes_are_missing(given, run) else _said(text)
+
+
+def _nodes_are_missing(given: Mapping[str, Any], run: _Runner) -> bool:
+    """Tell whether nodes are drained, down or reserved: sbatch speaks of such a job as of one that fits no node.
+
+    When it is submitted it waits for them, and sbatch refuses what they could not run either.
+    """
+    where = [f"--partition={given['partition']}"] if given.get("partition") else []
+    with contextlib.suppress(Silent):
+        code, text = run(["sinfo", "--noheader", "--Node", "--format=%T", *where], "")
+        return code == 0 and not all(re.fullmatch("(idle|mixed|allocated|completing)", word) for word in text.split())
+    return False
 
 
 def submit(

@@ -70,7 +70,7 @@ def test_what_slurm_would_never_start_is_told_in_its_own_words(login_node: Login
     text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
     assert (
         "Slurm would never start such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
-        "name specified run_slurm in the inventory asks for partition gpux, gres gpu:1, time 12:00:00; «sinfo -o "
+        "name specified run_slurm in the inventory asks for gres gpu:1, partition gpux, time 12:00:00; «sinfo -o "
     ) in text
     asked = (login_node.home / "asked").read_text()
     assert {"--partition=gpux", "--gres=gpu:1", "--time=12:00:00", "--export=NIL"} <= set(asked.split())

@@ -155,7 +155,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             lines.append(f"{run.name} would be trained: {run.run_id} on {run.trainer}")
         elif given["detached"] and summary.is_under_way(run, record):
             under_way += 1
-            lines.append(f"{run.name} trains on {run.trainer}; the same command without detach watches it")
+            lines.append(summary.under_way_line(run))
         else:
             lines += summary.not_ready_lines(run, record)
             not_verified.append(run.run_id)

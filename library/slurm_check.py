@@ -21,6 +21,10 @@ options:
     description: How many GPUs a run takes; 0 for a rehearsal.
     type: int
     default: 0
+  max_gpu_hours:
+    description: The most GPU hours that a job may take; 0 for no cap.
+    type: float
+    default: 0
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -56,6 +60,7 @@ ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "job": {"type": "dict", "default": {}},
     "gpus": {"type": "int", "default": 0},
+    "max_gpu_hours": {"type": "float", "default": 0},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -66,15 +71,22 @@ def main() -> None:
     with report_errors(module):
         if not slurm.has_slurm():
             raise UserError(slurm.NO_SBATCH)
-        if wrong := slurm.problems(given["job"], given["gpus"]):
+        if wrong := slurm.problems(given["job"], given["gpus"], given["stop_timeout"]):
             raise UserError("; ".join(wrong))
+        if capped := slurm.over_cap(given["job"], given["gpus"], given["max_gpu_hours"]):
+            raise UserError(capped)
         try:
             version = slurm.check_version()
             refused = slurm.try_out(given["job"], pathlib.Path(given["root"]) / "runs" / "any", given["stop_timeout"])
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:
-            raise UserError(f"Slurm does not take such a job: {refused}. See run_slurm in the inventory")
+            # Of what it was asked for too much it says «Requested node configuration is not available», and no more.
+            asked = ", ".join(f"{key} {value}" for key, value in given["job"].items()) or "nothing"
+            raise UserError(
+                f"Slurm does not take such a job: {refused}\nrun_slurm in the inventory asks for {asked}; "
+                "«sinfo -o '%P %G %c %m %l %f'» on the login node shows what there is"
+            )
         module.exit_json(changed=False, version=version)
 
 

@@ -20,7 +20,7 @@ def error_message(error: UserError | OSError) -> str:
         return str(error)
     where = f" ({error.filename})" if error.filename else ""
     advice = " Free some space there and run the same command again; nothing that was complete is lost."
-    return f"{error.strerror or error}{where}.{advice if error.errno == errno.ENOSPC else ''}"
+    return f"{error.strerror or error}{where}.{advice if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}"
 
 
 def told_of(error: Exception) -> str:

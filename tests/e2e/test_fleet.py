@@ -186,7 +186,7 @@ def test_a_host_that_does_not_answer_any_more_is_given_up(fleet: Fleet) -> None:
     (run_dir / "hold").touch()
     code, text = fleet.play("playbooks/launch.yml", "-e", f"role={roles}")
     assert code == 0, text
-    assert text.count("the same command without detach watches it") == 3
+    assert text.count("with the same options watches and collects it") == 3
     eventually(lambda: begun(run_dir), "its first step")
 
     fleet.change(h1={"ansible_port": DEAD_PORT})

@@ -70,18 +70,37 @@ def test_what_slurm_does_not_take_is_told_in_its_own_words(login_node: LoginNode
     text = login_node.train(run_backend="slurm", run_slurm=ASKED | {"partition": "gpux"})
     assert (
         "Slurm does not take such a job: invalid partition specified: gpux; allocation failure: Invalid partition "
-        "name specified. See run_slurm in the inventory"
+        "name specified run_slurm in the inventory asks for gres gpu:1, partition gpux, time 12:00:00; «sinfo -o "
     ) in text
     asked = (login_node.home / "asked").read_text()
     assert {"--partition=gpux", "--gres=gpu:1", "--time=12:00:00", "--export=NIL"} <= set(asked.split())
 
 
-def test_what_the_plan_cannot_know_yet_is_checked_on_the_login_node(login_node: LoginNode) -> None:
-    late = "{{ {'gres': 'gpu:1', 'partion': 'gpu', 'comment': run_plans[0].agent} }}"
-    text = login_node.train(run_backend="slurm", run_slurm=late)
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("'partion': 'gpu'", "run_slurm has no «partion»; did you mean «partition»? It takes account"),
+        ("'time': '2-00'", "a job may take 48 GPU hours (48 h on a GPU), and run_slurm_max_gpu_hours is 24"),
+        ("'time': '5'", "time is «5», and a job is told to end 360 s before (a minute and run_stop_timeout)"),
+    ],
+)
+def test_what_the_plan_cannot_know_yet_is_checked_on_the_login_node(
+    login_node: LoginNode, more: str, words: str
+) -> None:
+    late = f"{{{{ {{'gres': 'gpu:1', 'account': run_plans[0].agent, {more}}} }}}}"
+    text = login_node.train(run_backend="slurm", run_slurm=late, run_slurm_max_gpu_hours=24, run_stop_timeout=300)
     assert "witness-" in text  # it was planned
-    assert "run_slurm has no «partion»; did you mean «partition»? It takes account" in text
+    assert words in text
     assert not (login_node.home / "asked").exists()
+
+
+def test_a_rehearsal_is_refused_before_its_environment_is_made(login_node: LoginNode) -> None:
+    (login_node.home / "refusal").write_text("sbatch: error: Invalid account\n")
+    rehearsal = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu"}
+    text = login_node.train(run_backend="slurm", run_slurm={"account": "lap"}, **rehearsal)
+    assert (
+        "Slurm would never start such a job: Invalid account run_slurm in the inventory asks for account lap;" in text
+    )
 
 
 def test_the_plan_names_the_host_of_a_key_that_nobody_knows(login_node: LoginNode) -> None:

@@ -552,7 +552,7 @@ def test_a_host_is_made_fit_to_train(play, tmp_path):
     assert (len(told["gpus"]["gpus"]), told["gpus"]["problems"]) == (2, [])
     assert "the environment is not whole (ModuleNotFoundError: No module named 'torch')" in told["no_torch"]["msg"]
     assert "ended with 1 and without an answer: ModuleNotFoundError" in told["no_axolotl"]["left_out"]
-    assert "there is no sbatch here, for a login shell neither. Name a login node" in told["no_slurm"]["msg"]
+    assert "there is no sbatch here, for a login shell neither\nName a login node" in told["no_slurm"]["msg"]
     assert told["gpus_lacking"]["failed"]
     assert told["gpus_lacking"]["msg"].startswith("1 problem(s) with the GPU of this host:\n")
 

@@ -61,7 +61,7 @@ def test_choose(wanted, host, choice):
         ("tmux", BARE, "run_backend is tmux, but tmux is not installed here. Install it, or use process or auto."),
         ("screen", BARE, "run_backend is «screen»; it is one of auto, systemd, tmux, process, slurm"),
         ("slurm", BARE,
-         "run_backend is slurm, but there is no sbatch here, for a login shell neither. Name a login node of the "
+         "run_backend is slurm, but there is no sbatch here, for a login shell neither\nName a login node of the "
          "cluster; where Slurm is a module, let ~/.bash_profile load it (module load slurm)"),
         ("auto", LOGIN,
          "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what "

@@ -165,6 +165,12 @@ def test_a_disk_that_fills_up_is_named(desk):
         desk.ensure(desk.cuda)
 
 
+def test_a_quota_that_is_used_up_is_named_and_where_the_cache_may_go(desk):
+    desk.fails(desk.cpu, "error: Failed to copy /home/ann/.cache/uv/x: Disk quota exceeded (os error 122)")
+    with pytest.raises(UserError, match=r"the disk quota of this user is used up.*UV_CACHE_DIR.*quota exceeded"):
+        desk.ensure(desk.cuda)
+
+
 def test_a_disk_that_is_too_full_is_told_before_anything_is_installed(desk, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2_000_000_000))
     with pytest.raises(UserError, match=r"trainer-cpu\.txt takes about 3\.7 GB, and the disk of .* has 2\.0 GB left"):

@@ -156,8 +156,10 @@ def test_a_login_node_has_as_many_lanes_as_jobs_may_run_at_once():
         ({"run_slurm": ASKED, "run_hosts": 2}, "run_hosts is not for run_backend slurm yet: a job has one node"),
         (
             {"run_slurm": ASKED, "run_slurm_max_gpu_hours": 10},
-            "a job may take 12 GPU hours (12 h on 1 GPUs), and run_slurm_max_gpu_hours is 10",
+            "a job may take 12 GPU hours (12 h on a GPU), and run_slurm_max_gpu_hours is 10",
         ),
+        ({"run_slurm": ASKED, "run_slurm_max_gpu_hours": "10"}, "and run_slurm_max_gpu_hours is 10"),  # by -e
+        ({"run_slurm": ASKED, "run_slurm_max_gpu_hours": "ten"}, "is «ten»; it must be a number, 0 for no cap"),
         ({"run_slurm": {**ASKED, "gres": "gpu:4"}, "run_gpus": 4, "run_slurm_max_gpu_hours": 47.5}, "48 GPU hours"),
         ({"run_slurm": {"gres": "gpu:1"}, "run_slurm_max_gpu_hours": 8}, "set one, such as time: '8:00:00'"),
         ({"run_slurm": {"gres": "gpu:1", "time": "UNLIMITED"}, "run_slurm_max_gpu_hours": 8}, "run_slurm says no time"),

@@ -84,6 +84,8 @@ def test_what_a_job_may_ask_for(given):
         ("gpu", "must be a mapping"),
         ({**GIVEN, "partiton": "gpu"}, "no «partiton»; did you mean «partition»"),
         ({**GIVEN, "wrap": "rm -rf /"}, "no «wrap»"),
+        ({**GIVEN, "cpus_per_task": 8}, "no «cpus_per_task»; did you mean «cpus»?"),  # as sbatch calls it
+        ({**GIVEN, "mem": "8G"}, "no «mem»; did you mean «memory»?"),
         ({**GIVEN, "account": "lab --wrap=x"}, "account is «lab --wrap=x»"),
         ({**GIVEN, "account": "--help"}, "account is «--help»"),
         ({**GIVEN, "account": ""}, "account is «»"),
@@ -319,6 +321,8 @@ def test_a_job_that_no_node_can_run_now_may_wait_for_one_that_is_away(nodes, awa
 def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
     refused = "allocation failure: Required partition not available (inactive or drain)"
     assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
+    gone = Cluster(sbatch=(1, "Invalid partition name specified"), sinfo=(0, "down*"))
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, gone) == "Invalid partition name specified"
     cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
     assert "--test-only" in cluster.asked[0][0]
@@ -339,7 +343,8 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
     for reason in ("JobHeldUser", "launch failed requeued held"):
         assert slurm.Job("6", NAME, "PENDING", reason).words == f"{reason} (job 6); scontrol release 6 lets it go on"
-    assert slurm.Job("6", NAME, "PENDING", "JobHeldAdmin").words == "JobHeldAdmin (job 6)"  # which its owner cannot
+    held = slurm.Job("6", NAME, "PENDING", "JobHeldAdmin")
+    assert held.words == "JobHeldAdmin (job 6); who runs the cluster has held it, and lets it go on"
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -634,7 +639,18 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
 
     monkeypatch.setattr(slurm, "submit", rival)
     assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, False]
-    assert len((tmp_path / "queue").read_text().splitlines()) == 2, "one job a run"
+    assert len((tmp_path / "queue").read_text().splitlines()) == 1 + 2, "one job a run"
+
+
+def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
+    """As /scratch/ann is, on many clusters; some modules see the path, others the folder behind it."""
+    folder = tmp_path / "disk/runs/witness-0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    (tmp_path / "scratch").symlink_to("disk")
+    job = slurm.Job("2", slurm.job_name(folder), "PENDING", "Priority")
+    monkeypatch.setattr(slurm, "ask", lambda run: {job.name: [job]})
+    assert [run.detail for run in runs.observe_all(tmp_path / "scratch", [])] == ["Priority (job 2)"]
 
 
 # What a job that is told to end knows of itself

@@ -175,13 +175,25 @@ def test_an_adapter_that_is_not_of_the_last_step_is_told(tmp_path, adapter, told
     assert ("  the adapter is that of step 6, the best evaluated one: eval 1.25" in lines) is told
 
 
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ("localhost", "name your GPU host: ansible-playbook -i inventory/ssh.yml train.yml -e role=crew"),
+        ("cluster", "run the same command without run_profile=rehearsal and trainer_lock=trainer-cpu"),  # it was named
+    ],
+)
+def test_how_a_rehearsal_becomes_a_training(tmp_path, trainer, words):
+    lines = summary.ready_lines(crew(trainer=trainer), Manifest(run_id="crew-1", rehearsal=True), tmp_path, True, "")
+    assert lines[-1] == f"  This was a rehearsal with a tiny random model. For the real one, {words}"
+
+
 def test_a_run_that_was_never_launched_does_not_train(tmp_path):
     not_verified, said = answer(tmp_path, "to train", detached=True)
     assert not_verified == ["crew-1"]
     assert "gpu-2 was lost on the way" in said
     update_record(tmp_path, "crew-1", lambda known, now: known.on_host("gpu-2", True, now))
     assert answer(tmp_path, "to train", detached=True) == (
-        [], "crew lora_r 8 trains on gpu-2; the same command without detach watches it",
+        [], "crew lora_r 8 is launched on gpu-2; train.yml with the same options watches and collects it",
     )  # fmt: skip
 
 

@@ -219,15 +219,15 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> 
     stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
     wrong = [] if open_ended else slurm.problems(asked, gpus, stop_timeout)
     hours = None if open_ended or wrong else slurm.hours_of(asked)
-    most = known.get("run_slurm_max_gpu_hours") or 0
-    if not open_ended and not wrong and isinstance(most, (int, float)) and most and gpus:
-        cap = f"run_slurm_max_gpu_hours is {most:g}"
-        if hours is None:
-            wrong.append(
-                f"{cap}, and run_slurm says no time: set one, such as time: '{max(1, int(most / gpus))}:00:00'"
-            )
-        elif hours * gpus > most:
-            wrong.append(f"a job may take {hours * gpus:.4g} GPU hours ({hours:.4g} h on {gpus} GPUs), and {cap}")
+    try:
+        most = float(known.get("run_slurm_max_gpu_hours") or 0)  # the command line's is text
+    except (TypeError, ValueError):
+        most = 0.0
+        wrong.append(
+            f"run_slurm_max_gpu_hours is «{known['run_slurm_max_gpu_hours']}»; it must be a number, 0 for no cap"
+        )
+    if not open_ended and not wrong and (capped := slurm.over_cap(asked, gpus, most)):
+        wrong.append(capped)
     for variable in ("run_lanes", "pod_gpus"):
         if known.get(variable):
             wrong.append(f"{variable} is not for run_backend slurm: Slurm gives a job its GPUs")

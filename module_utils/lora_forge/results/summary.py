@@ -60,10 +60,12 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
     if manifest.starts and manifest.starts > 1:
         lines.append(f"  started {manifest.starts} times: it resumed from its checkpoints")
     if manifest.is_rehearsal:
-        lines.append(
-            "  This was a rehearsal with a tiny random model. For the real one, name your GPU host: "
-            f"ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
+        real = (
+            f"name your GPU host: ansible-playbook -i inventory/ssh.yml train.yml -e role={agent}"
+            if run.trainer == "localhost"
+            else "run the same command without run_profile=rehearsal and trainer_lock=trainer-cpu"
         )
+        lines.append(f"  This was a rehearsal with a tiny random model. For the real one, {real}")
     return lines
 
 
@@ -178,6 +180,12 @@ def is_under_way(run: PlannedRun, record: RunRecord) -> bool:
     """
     launched = record.hosts_of(run.hosts, run.planned_at)
     return not failure_reason(run, record) and len(launched) == len(run.hosts)
+
+
+def under_way_line(run: PlannedRun) -> str:
+    """Say of a run that nobody waits for where it is, and how to come back to it. It may have yet to begin."""
+    again = "the same command without detach" if run.variant else "train.yml with the same options"  # of a sweep
+    return f"{run.name} is launched on {run.trainer}; {again} watches and collects it"
 
 
 def not_ready_lines(run: PlannedRun, record: RunRecord, wanted: str = "ready") -> list[str]:

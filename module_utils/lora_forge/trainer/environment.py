@@ -304,6 +304,11 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
         text = process.stdout.strip()
         if "No space left" in text:
             failure = "the disk is full. Free some space and run the same command again; " + failure
+        elif "quota exceeded" in text:  # of the home, mostly, where uv has its cache
+            failure = (
+                "the disk quota of this user is used up. Free some space, or put uv's cache elsewhere (export "
+                "UV_CACHE_DIR=… in the first lines of ~/.bashrc there), and run the same command again; " + failure
+            )
         raise (TorchUnreachableError if _TORCH.search(text) else UserError)(f"{failure}. uv says: {text[-1500:]}")
     return process.stdout
 

@@ -32,7 +32,7 @@ from ansible.module_utils.lora_forge.text import nearest
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
 OLDEST = (23, 2, 3)
 NO_SBATCH = (
-    "run_backend is slurm, but there is no sbatch here, for a login shell neither. Name a login node of the cluster; "
+    "run_backend is slurm, but there is no sbatch here, for a login shell neither\nName a login node of the cluster; "
     "where Slurm is a module, let ~/.bash_profile load it (module load slurm)"
 )
 LOGIN_NODE = (
@@ -73,7 +73,8 @@ _HEAD = "JOBID|NAME|STATE|"  # how each of its answers begins, that of an empty 
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 _EARLY = 60  # seconds by which it may be told before that
 _NO_NODE = "Requested node configuration is not available"
-_AWAY = re.compile(r"(down|drain|drng|fail|inval|unk)|\w+\*")  # as sinfo writes states; with a * it does not answer
+# As sinfo writes states of nodes; with a * one does not answer.
+_AWAY = re.compile(r"(down|drain|drng|fail|inval|unk)|\w+\*")
 # What squeue calls a job: a flag of its state before the state itself. The list grows from version to version, and what
 # stands in neither of these is a job that lives. EXPEDITING: since 25.11.
 WAITING = frozenset(
@@ -148,8 +149,9 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        ours = "held" in self.reason.lower() and not self.reason.startswith("JobHeldAdmin")
-        held = f"; scontrol release {self.number} lets it go on" if ours else ""
+        held = f"; scontrol release {self.number} lets it go on" if "held" in self.reason.lower() else ""
+        if self.reason.startswith("JobHeldAdmin"):
+            held = "; who runs the cluster has held it, and lets it go on"
         return f"{self.reason or self.state} (job {self.number}){held}{expected}"
 
 
@@ -285,7 +287,7 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     found = []
     for key, value in given.items():
         if key not in KEYS:
-            found.append(f"run_slurm has no «{key}»{nearest(str(key), list(KEYS)) or '.'} It takes {', '.join(KEYS)}")
+            found.append(f"run_slurm has no «{key}»{_meant(str(key))} It takes {', '.join(KEYS)}")
         elif isinstance(value, bool) or not isinstance(value, (str, int)):
             found.append(f"run_slurm: {key} must be text or a whole number")
         elif str(value).startswith("-") or not _VALUE.fullmatch(str(value)):
@@ -309,13 +311,40 @@ def problems(given: Any, gpus: int, stop_timeout: int = 120) -> list[str]:
     return found
 
 
+def _meant(key: str) -> str:
+    """Return which key was meant, as ``nearest`` does; sbatch's own words are known, too."""
+    word = key.lower().replace("_", "-")
+    known = next((name for name, option in KEYS.items() if option == word), "gres" if word.startswith("gpu") else "")
+    return f"; did you mean «{known}»?" if known else nearest(key, list(KEYS)) or "."
+
+
+def over_cap(given: Mapping[str, Any], gpus: int, most: float) -> str:
+    """Say that a job may take more GPU hours than it is to; empty where it may not.
+
+    Args:
+        given: run_slurm, without :func:`problems`.
+        gpus: How many GPUs a run takes; 0 where it is a rehearsal.
+        most: The cap (run_slurm_max_gpu_hours); 0 for none.
+    """
+    if not most or not gpus:
+        return ""
+    cap, hours = f"run_slurm_max_gpu_hours is {most:g}", hours_of(given)
+    if hours is None:
+        return f"{cap}, and run_slurm says no time: set one, such as time: '{max(1, int(most / gpus))}:00:00'"
+    if hours * gpus <= most:
+        return ""
+    on = f"{gpus} GPUs" if gpus > 1 else "a GPU"
+    return f"a job may take {hours * gpus:.4g} GPU hours ({hours:.4g} h on {on}), and {cap}"
+
+
 def job_name(run_dir: pathlib.Path) -> str:
     """Name the job of a run: by the run, and by its folder, as two checkouts of one user may train the same recipe.
 
     Args:
-        run_dir: The run directory.
+        run_dir: The run directory. Where a part of its path is a link, it is named as the folder behind that.
     """
-    return f"lora-forge-{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]}"
+    folder = os.path.realpath(run_dir)
+    return f"lora-forge-{run_dir.name}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
 
 
 def has_slurm() -> bool:

@@ -609,7 +609,7 @@ def test_a_run_that_slurm_ends_twice_before_its_checkpoint_has_too_little_time(s
 @pytest.mark.soak
 def test_the_time_of_a_job_ends(site: Site, seen: Seen) -> None:
     run = site.stage()
-    site.start(run, slurm={"time": "2"}, steps=4, save_every=4, stay_at=3, save_takes=KILL_WAIT + 5)
+    site.start(run, slurm={"time": "1"}, stay_at=3, stop_timeout=5)
     reached(run, 3)
     with site.watched(run) as shown:
         site.let_come_back(run)
@@ -617,8 +617,9 @@ def test_the_time_of_a_job_ends(site: Site, seen: Seen) -> None:
         site.whole(run)
     assert starts(run) == [0, 3]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
-    words = "checkpoint, back in the queue by itself, resumed from it"
-    seen("the time of its job is over, and a checkpoint takes longer than KillWait", "Slurm", words)
+    seen(
+        "the time of its job is over", "Slurm", "checkpoint, back in the queue by itself, resumed from step 3, finished"
+    )
 
 
 @pytest.mark.soak

@@ -71,7 +71,8 @@ class ActionModule(ForgeAction):
             files = bundle.compose(parts, missing, secrets, lambda: self.data(run), title)
         except UserError as error:
             missing = [*missing, f"{error}. So nothing could be held against the data: only what is short is there"]
-            files = bundle.compose(parts, missing, secrets, None, title)
+            unknown = "Its data is not known here, so that only what is short is in this archive"
+            files = bundle.compose(parts, missing, secrets, None, f"{title}. {unknown}")
         path = output / bundle.FOLDER / self.name(run)
         if not self._task.check_mode:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

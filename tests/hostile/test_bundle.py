@@ -243,7 +243,8 @@ def test_a_host_that_lies_costs_only_its_own_word(stage: Site, played: Played) -
 
 def test_without_the_data_only_what_is_short_is_in_it(stage: Site, played: Played) -> None:
     files = archive(stage, "lost")
-    assert f"which files {stage.ids['lost']} was trained on is not known here" in " ".join(files["README.txt"].split())
+    head = f"{stage.ids['lost']} on lost. Its data is not known here, so that only what is short is in this archive\n"
+    assert files["README.txt"].startswith(head)
     assert json.loads(files["status.json"])["status"]["exit_code"] == 1
     assert json.loads(files["record.json"])["state"] == "failed"
 

@@ -263,6 +263,7 @@ class TrainingRunInfo(Seen):
     token: Word
     log_tail: Optional[Shown] = None
     others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)]
+    over: Annotated[list[Name], Field(max_length=1000)]
 
 
 class GpuUse(Form):

@@ -12,6 +12,7 @@ word of the job's supervisor. ``--checkout`` names another checkout whose comman
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import yaml
 from hosts import ENVIRONMENT, ROOT, figures, machine
@@ -50,20 +52,22 @@ class Bench:
         host = cluster.trainer(run_slurm=asks, run_wandb="disabled", datasets_dir=data, output_dir=str(home / "output"))
         (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"login": host}}}))
 
-    def start(self, *words: str, seed: int = 0) -> subprocess.Popen[bytes]:
-        """Start a playbook; another seed makes another run."""
+    @contextlib.contextmanager
+    def playing(self, *words: str, seed: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a playbook, and interrupt it in the end; what it launched goes on. Another seed makes another run."""
         recipe = {"max_steps": STEPS, "save_steps": STEPS, "eval_steps": STEPS, "warmup_steps": 1, "seed": seed}
         command = ["ansible-playbook", "-i", str(self.home / "hosts.yml"), *words, "-e", json.dumps({"recipe": recipe})]
         env = {**ENVIRONMENT, "ANSIBLE_CONFIG": str(self.checkout / "ansible.cfg"), "PYTHONUNBUFFERED": "1"}
         env |= {"ANSIBLE_HOME": str(self.home / "ansible"), "LORA_FORGE_PODS": str(self.home / "pods")}
         with (self.home / "log.txt").open("wb") as log:
-            return subprocess.Popen(command, cwd=self.checkout, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-
-    def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Interrupt a playbook; what it launched goes on."""
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
+            process = subprocess.Popen(command, cwd=self.checkout, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            process.wait(60)
 
     def until(self, process: subprocess.Popen[bytes], words: str) -> None:
         """Wait until a playbook has printed something."""
@@ -74,28 +78,21 @@ class Bench:
         if process.poll() is not None:
             raise SystemExit(log.read_text())
 
-    def asked(self) -> int:
-        """Return how many requests of the user's Slurm has counted."""
-        by_user = self.cluster.sh("login", "sdiag").stdout.partition("statistics by user")[2]
-        found = re.search(r"ann\s+\(\s*\d+\) count:(\d+)", by_user)
-        return int(found[1]) if found else 0
-
     def rate(self, seconds: float) -> float:
         """Count for a while; return what an hour comes to."""
-        before, began = self.asked(), time.monotonic()
+        before, began = self.cluster.requests("ann"), time.monotonic()
         time.sleep(seconds)
-        return (self.asked() - before) * 3600 / (time.monotonic() - began)
+        return (self.cluster.requests("ann") - before) * 3600 / (time.monotonic() - began)
 
     def soon(self, number: int) -> tuple[float, float]:
         """Launch one more run; return the seconds until it is submitted, and until its supervisor says a word."""
         known, began = {*self.runs.iterdir()}, time.time()
-        process = self.start("train.yml", "-e", "role=witness", seed=number)
-        found = slurm.eventually(
-            lambda: [path for path in {*self.runs.iterdir()} - known if (path / "claim.json").exists()], "a job",
-            (self.home / "log.txt").read_text, 600,
-        )  # fmt: skip
-        submitted = (found[0] / "run.json").stat().st_mtime - began
-        self.end(process)
+        with self.playing("train.yml", "-e", "role=witness", seed=number):
+            found = slurm.eventually(
+                lambda: [path for path in {*self.runs.iterdir()} - known if (path / "claim.json").exists()], "a job",
+                (self.home / "log.txt").read_text, 600,
+            )  # fmt: skip
+            submitted = (found[0] / "run.json").stat().st_mtime - began
         return submitted, (found[0] / "claim.json").stat().st_mtime - began
 
 
@@ -111,15 +108,15 @@ def main() -> None:
         cluster.furnish(str(STEPS * 6))
         bench = Bench(cluster, pathlib.Path(folder), given.checkout.resolve())
         sweep = json.dumps({"sweep": {"lora_r": [8 * number for number in range(1, given.runs + 1)]}})
-        before, process = bench.asked(), bench.start("playbooks/sweep.yml", "-e", "role=witness", "-e", sweep)
-        bench.until(process, r"step +\d+/")
-        print(f"  {f'to launch {given.runs} runs':34} {bench.asked() - before:8} requests", flush=True)
-        print(figures("following them", [bench.rate(given.seconds)], "requests an hour", 0), flush=True)
-        bench.end(process)
-        process = bench.start("playbooks/status.yml", "-e", "watch=true")
-        bench.until(process, "running")
-        print(figures("status.yml -e watch=true", [bench.rate(given.seconds)], "requests an hour", 0), flush=True)
-        bench.end(process)
+        before = cluster.requests("ann")
+        with bench.playing("playbooks/sweep.yml", "-e", "role=witness", "-e", sweep) as process:
+            bench.until(process, r"step +\d+/")
+            asked = cluster.requests("ann") - before
+            print(figures(f"to launch {given.runs} runs", [asked], "requests", 0), flush=True)
+            print(figures("following them", [bench.rate(given.seconds)], "requests an hour", 0), flush=True)
+        with bench.playing("playbooks/status.yml", "-e", "watch=true") as process:
+            bench.until(process, "running")
+            print(figures("status.yml -e watch=true", [bench.rate(given.seconds)], "requests an hour", 0), flush=True)
         cluster.clear()
         times = [bench.soon(number) for number in range(1, given.rounds + 1)]
         print(figures("train.yml to the submission", [submitted for submitted, _ in times]))

@@ -258,7 +258,8 @@ def test_those_who_watch_ask_slurm_once_together_and_see_each_launch(site: Site)
         found = at_once(*[lambda: site.ask("list", run)] * 4)
         assert found == [[[run.name, "running"]]] * 4
     asked = site.cluster.requests("ann") - before
-    assert 1 <= asked <= 2 + (time.monotonic() - began) / 30
+    # Of eight looks. A question is two requests for Slurm, sometimes three.
+    assert 1 <= asked <= 3 * (1 + (time.monotonic() - began) // 30)
     assert site.stop(run) is True
     assert site.start(run, stay_at=4)["changed"] is True
     with site.watched(run, lately=True) as shown:  # of what was asked before, the job is not in it

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 role ?= witness
 ARGS ?=
-BENCH ?= fleet launches plan staging idle_gpu environment dataset_check
+BENCH ?= fleet launches plan staging idle_gpu environment dataset_check cluster
 
 # A folder of wheels (pip's variable) serves uv too; without one uv finds torch's CPU build by itself.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)

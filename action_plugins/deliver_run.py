@@ -26,28 +26,40 @@ class ActionModule(ForgeAction):
         """Choose a run, watch it to its end, and collect its adapter."""
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "msg": "there is nothing to deliver in check mode"}
-        plans = args.pop("runs")
-        plan = self.choose(plans, args)
-        if plan is None:
-            return {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
-        about = {"run_id": plan["run_id"]}
-        try:
-            others = [other for other in plans if other["run_id"] != plan["run_id"] and other["hosts"][0] == self.host]
-            return self.deliver(args | {"run": plan, "others": others}, bool(plan.get("evaluates"))) | about
-        except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
-            return {"failed": True, "msg": str(error) or type(error).__name__} | about
+        plans, wanted, looked = args.pop("runs"), None, set[str]()
+        while True:
+            left = self.left(plans, args)
+            plan = next((one for one in left if one["run_id"] == wanted), None) or self.choose(left, args)
+            if plan is None:
+                return {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
+            others = [one for one in left if one is not plan]
+            # A pod's costs are watched all the time. Of others each end is looked at once, whatever a host says of it.
+            awaited = [] if args.get("budget") else [one["run_id"] for one in others if one["run_id"] not in looked]
+            about = {"run_id": plan["run_id"]}
+            try:
+                asked = args | {"run": plan, "others": others, "awaited": awaited}
+                answer = self.deliver(asked, bool(plan.get("evaluates")))
+            except Exception as error:  # whatever it is, it is this run's, and not one of all that the trainer has
+                return {"failed": True, "msg": str(error) or type(error).__name__} | about
+            if "first" not in answer:
+                return answer | about
+            wanted = answer["first"]
+            looked.add(wanted)
 
     def deliver(self, args: dict[str, Any], asks: bool) -> dict[str, Any]:
-        """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer."""
+        """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer.
+
+        So is that of a watch that ended as another run has ended first.
+        """
         seen = self.run_action("watch", args)
-        if seen.get("failed"):
+        if seen.get("failed") or "first" in seen:
             return seen
         if asks:
             return self.run_action("collect_answers", args)
         return self.run_action("collect_adapter", args | {"observed": seen})
 
-    def choose(self, plans: list[dict[str, Any]], args: dict[str, Any]) -> Any:
-        """Choose the next run that this host leads; None where none is left."""
+    def left(self, plans: list[dict[str, Any]], args: dict[str, Any]) -> list[dict[str, Any]]:
+        """List the runs that this host leads and that are not dealt with."""
         left = []
         for plan in plans:
             run = PlannedRun.from_dict(plan)
@@ -55,6 +67,10 @@ class ActionModule(ForgeAction):
             over = record.is_delivered(run.planned_at) or record.failure([self.host], run.planned_at)
             if run.hosts[0] == self.host and not over:
                 left.append(plan)
+        return left
+
+    def choose(self, left: list[dict[str, Any]], args: dict[str, Any]) -> Any:
+        """Choose one of these runs; None where none is left."""
         if len(left) < 2:
             return left[0] if left else None
         try:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import ansible.module_utils
+from ansible import constants
 from ansible.errors import AnsibleConnectionFailure
 
 # The path in ansible.cfg serves modules only; a plugin has to name it.
@@ -93,6 +94,7 @@ class ActionModule(ForgeAction):
     """``watch``: library/actions/watch.py says what it takes and returns."""
 
     others: Sequence[PlannedRun] = ()  # what else this trainer has to do
+    awaited: Sequence[str] = ()  # which of them end this watch when they end, by their ids
     asks = False  # whether it is an evaluation, whose steps are answers
     warned = False  # whether the warning about the losses was shown
     answers = 0, 0  # of its cases: given, and asked for
@@ -106,20 +108,24 @@ class ActionModule(ForgeAction):
             return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         self.others = [PlannedRun.from_dict(other) for other in args.get("others") or ()]
+        self.awaited = list(args.get("awaited") or ())
         self.run_dir, self.asks = run_dir(run, args["root"]), bool(run.evaluates)
         seen = self.follow(run, args, output / "runs" / run.run_id)
+        if "first" in seen:
+            return {"changed": False, "first": seen["first"]}
         answer = self.conclude(run, args, seen, output)
         return {key: value for key, value in answer.items() if not answer.get("failed") or key not in LONG}
 
     def follow(self, run: PlannedRun, args: dict[str, Any], kept: pathlib.Path) -> dict[str, Any]:
-        """Watch until it is over, or over budget; each new checkpoint is fetched where that is wanted.
+        """Watch until it is over, over budget, or an awaited one is; each new checkpoint is fetched where wanted.
 
         Args:
             run: The planned run.
             args: The task's.
             kept: The folder on the controller for what is fetched of it.
         """
-        since, told, refused, unheard = "", "", 0, math.inf
+        since, told = self.take_up(run.run_id)
+        refused, unheard, goes_on = 0, math.inf, bool(since)
         budget = self.budget(args)
         clock, pace = Clock(), costs.Pace()
         self.leash_seen = clock.now()  # it was asked before anything was launched
@@ -130,6 +136,10 @@ class ActionModule(ForgeAction):
                 return seen
             seen["eta_seconds"] = costs.claimed_seconds(seen["eta_seconds"])
             self.tell_others(seen.pop("others", {}))
+            first = next((name for name in seen.pop("over", ()) if name in self.awaited), "")
+            if goes_on:  # what was told of another one since then took its place, where it is drawn
+                self.draw(run, seen["progress"])
+                goes_on = False
             told = self.tell(run.name, seen, since, told)
             since = seen["token"]
             del seen["events"]
@@ -157,7 +167,28 @@ class ActionModule(ForgeAction):
             if over or breach:
                 lived = bool(breach and budget and costs.budget_breach(budget, now, None))
                 return seen | ({"breach": breach, "lived": lived} if breach else {})
+            if first:
+                self.leave(run.run_id, since, told)
+                return {"first": first}
             self.renew(run.name, budget, pace, now, eta)
+
+    def left(self, run_id: str) -> pathlib.Path:
+        """Return where it lies what this command has told of a run that it left, for when it comes back to it."""
+        return pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "watched" / f"{run_id}.json"
+
+    def leave(self, run_id: str, since: str, told: str) -> None:
+        """Note what was told, so that it is not told again."""
+        self.left(run_id).parent.mkdir(exist_ok=True)
+        noted = {"since": since, "told": told, "warned": self.warned, "answers": self.answers}
+        rundir.write_json(self.left(run_id), noted)
+
+    def take_up(self, run_id: str) -> tuple[str, str]:
+        """Return the token and the state that were told last; empty where this command has told nothing yet."""
+        noted = rundir.read_json(self.left(run_id))
+        self.left(run_id).unlink(missing_ok=True)
+        if noted:
+            self.warned, self.answers = noted["warned"], tuple(noted["answers"])
+        return noted.get("since", ""), noted.get("told", "")
 
     def budget(self, args: dict[str, Any]) -> Budget | None:
         """Return what the pod may cost, with the deadline that it has by now: an earlier watch may have renewed it."""
@@ -175,6 +206,7 @@ class ActionModule(ForgeAction):
             "wait": WAIT if since else 0,
             "stall_timeout": args["stall_timeout"],
             "others": [run_dir(other, args["root"]) for other in self.others],
+            "awaited": [run_dir(other, args["root"]) for other in self.others if other.run_id in self.awaited],
         }
         timeout = float(args["unreachable_timeout"])
         try:
@@ -371,12 +403,13 @@ class ActionModule(ForgeAction):
     def tell_others(self, seen: dict[str, Any]) -> None:
         """Tell how far the other runs of the trainer are, where that is drawn; their turn to be watched comes."""
         for other in self.others:
-            done = seen.get(other.run_id) or {}
-            if done.get("step") is not None and done.get("planned"):
-                progress, figures = (int(done["step"]), int(done["planned"])), progress_figures(done, None)
-                tell(
-                    f"  {other.name}", host=self.host, run=other.name, progress=progress, figures=figures, passing=True
-                )
+            self.draw(other, seen.get(other.run_id) or {})
+
+    def draw(self, run: PlannedRun, done: dict[str, Any]) -> None:
+        """Tell how far a run is, where that is drawn, and nowhere else."""
+        if done.get("step") is not None and done.get("planned"):
+            progress, figures = (int(done["step"]), int(done["planned"])), progress_figures(done, None)
+            tell(f"  {run.name}", host=self.host, run=run.name, progress=progress, figures=figures, passing=True)
 
     def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
         """Return what is wrong with a run that did not finish, and what to do about it."""

@@ -24,6 +24,13 @@ options:
     type: list
     elements: path
     default: []
+  awaited:
+    description:
+      - Run directories of other runs of this trainer whose end ends O(wait), too. It is read from their own files; no
+        queue is asked for it.
+    type: list
+    elements: path
+    default: []
 extends_documentation_fragment:
   - lora_forge
   - lora_forge.reads_only
@@ -96,6 +103,12 @@ others:
   returned: success
   type: dict
   sample: {mayor-9a01c2d3e4f5: {loss: 7.6, planned: 12, step: 4}}
+over:
+  description: Which of O(awaited) have come to an end, by the folder's name.
+  returned: success
+  type: list
+  elements: str
+  sample: [mayor-9a01c2d3e4f5]
 token:
   description: What to pass as O(since) next.
   returned: success
@@ -121,6 +134,7 @@ ARGUMENTS = {
     "stall_timeout": {"type": "float", "default": 1800},
     "heartbeat_timeout": {"type": "float", "default": 60},
     "others": {"type": "list", "elements": "path", "default": []},
+    "awaited": {"type": "list", "elements": "path", "default": []},
 }
 
 
@@ -130,9 +144,11 @@ def main() -> None:
     limits = {name: given[name] for name in ("stall_timeout", "heartbeat_timeout")}
     with report_errors(module):
         run_dir = pathlib.Path(given["run_dir"]).resolve()
-        observation = runs.wait_for_news(run_dir, given["since"], given["wait"], **limits)
+        awaited = [pathlib.Path(path) for path in given["awaited"]]
+        observation = runs.wait_for_news(run_dir, given["since"], given["wait"], awaited, **limits)
         others = {path.name: runs.progress_of(path).as_dict() for path in map(pathlib.Path, given["others"])}
-        module.exit_json(changed=False, others=others, **observation.as_dict())
+        over = [path.name for path in awaited if runs.is_over(path)]
+        module.exit_json(changed=False, others=others, over=over, **observation.as_dict())
 
 
 if __name__ == "__main__":

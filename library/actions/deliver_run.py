@@ -8,6 +8,9 @@ description:
   - Takes the run that has ended first, or else one that trains, of those that this host leads and that are not dealt
     with. Follows it to its end by M(watch), and brings its adapter here by M(collect_adapter), or the answers of an
     evaluation by M(collect_answers).
+  - Whatever ends first is delivered first. When another run ends meanwhile, be it well or not, that one is dealt with,
+    and the next call comes back to the one that trains. On a pod the run that was taken is followed to its end, as its
+    costs are watched.
 options:
   gpu:
     description: What M(gpu_info) returned of the trainer, for the manifest; empty where it was not asked.

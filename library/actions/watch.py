@@ -10,6 +10,7 @@ description:
     steps go by since the last renewal, and the rest fits into the caps at their pace. How long a host says that it
     needs adds to what was spent, and takes nothing from it.
   - Every end but V(finished) is a failure.
+  - When it comes back to a run that it left for another one, it goes on telling from there.
   - Every five minutes it asks the pod's leash, too. Where that has not been able to end the pod for a quarter of an
     hour, the run is stopped, as for its costs.
 options:
@@ -19,6 +20,11 @@ options:
     description: Planned runs that the trainer has besides; how far they are is drawn, too.
     type: list
     elements: dict
+    default: []
+  awaited:
+    description: The run_ids of those O(others) whose end ends this watch, too; RV(first) says which it was.
+    type: list
+    elements: str
     default: []
 attributes:
   check_mode:
@@ -58,9 +64,14 @@ RETURN = r"""
 state:
   description: How it ended, as M(training_run_info) concludes it, beside what else that returns. V(unreachable) where
     the connection stays lost.
-  returned: always
+  returned: unless RV(first) is
   type: str
   sample: finished
+first:
+  description: Which of O(awaited) has ended while this run goes on.
+  returned: when one has
+  type: str
+  sample: mayor-9a01c2d3e4f5
 breach:
   description: Which cap it would have broken, or what is wrong with the leash, in words.
   returned: when it was stopped for that

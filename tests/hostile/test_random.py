@@ -35,6 +35,7 @@ PROGRESS = {
 SEEN = {
     "changed": False, "state": "stopped", "detail": "by hand", "status": {"state": "stopped", "starts": 1},
     "alive": False, "progress": PROGRESS, "eta_seconds": None, "token": "1:a", "silent_for": 1.0, "others": {},
+    "over": [],
     "events": [{"event": "log", "time": 1.0, "step": 3, "planned": 9, "loss": 1.5, "epoch": 0.3}],
     "checkpoint": {"step": 2, "files": ["output/checkpoint-2/trainer_state.json", "output/checkpoint-2/complete.json"]},
     "facts": {"run_id": RUN.run_id, "agent": "mayor", "hosts": ["evil"], "rehearsal": True},

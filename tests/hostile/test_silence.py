@@ -121,7 +121,7 @@ class TestCollect:
             "fetched": ("rsync", "hang", patience(20.0, watch_unreachable_timeout=60)),
         }, left=("watched", "verifies", "fetched"))  # fmt: skip
         [run_dir] = (stage.root("verifies") / "runs").iterdir()
-        answer = json.dumps({"changed": False, "others": {}, **runs.observe(run_dir).as_dict()})
+        answer = json.dumps({"changed": False, "others": {}, "over": [], **runs.observe(run_dir).as_dict()})
         stage.face("verifies", "module:training_run_info", "say", text=answer)  # at once, however busy the machine is
         guard = stage.watch_over()
         roles = "role=mayor,deacon,polecat,witness"

@@ -319,6 +319,13 @@ class Cluster:
         said = self.sh("login", "squeue --all --states=all --json").stdout
         return {job["job_id"]: job for job in json.loads(said)["jobs"]}
 
+    def requests(self, user: str) -> int:
+        """Return how many requests of a user's the controller has counted (``sdiag``)."""
+        by_user = self.sh("login", "sdiag").stdout.partition("statistics by user")[2]
+        return sum(
+            int(line.split("count:")[1].split()[0]) for line in by_user.splitlines() if line.split()[:1] == [user]
+        )
+
     def wait(self, job: int, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """Wait until a job is in one of some states (``RUNNING``, ``COMPLETED`` …); returns what squeue says of it."""
 

@@ -213,3 +213,28 @@ def test_all_runs_of_a_trainer(lab):
     assert (found.run_id, found.agent, found.state) == (run.name, "witness", "finished")
     assert "events" not in found.as_dict()
     assert (found.gpu, found.gpu_busy) == (None, None)
+
+
+# --- other runs of the trainer ------------------------------------------------------------------------------------
+
+
+def test_a_long_poll_ends_when_another_run_of_the_trainer_is_over(lab):
+    """One on a lane of its own trains on meanwhile."""
+    first, second = lab.stage("witness-1"), lab.stage("mayor-1")
+    start(lab, first, stay_at=3)
+    start(lab, second, stay_at=2, lane="cpu 2")
+    for run, step in ((first, 3), (second, 2)):
+        reached(run, step)
+    limits = {"stall_timeout": 1800.0, "heartbeat_timeout": PATIENCE}
+    token = eventually(lambda: runs.observe(first).token)
+    assert not runs.is_over(second)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(runs.wait_for_news, first, token, 10 * PATIENCE, [second, lab.root / "none-1"], **limits)
+        go_on(second)
+        seen = poll.result(PATIENCE)
+    assert (seen.state, seen.token) == ("running", token)
+    assert runs.is_over(second)
+    rundir.write_json(second / "run.json", {**rundir.read_json(second / "run.json"), "launch": "another"})
+    assert not runs.is_over(second)  # the status is still that of the launch before
+    go_on(first)
+    until(first, "finished")

@@ -91,7 +91,7 @@ REAL: dict[str, dict[str, Any]] = {
         "host": {"kernel": "Linux 6.12 x86_64", "distribution": "Debian", "python": "3.13.5", "cpus": 2,
                  "memory_bytes": 9, "memory_free_bytes": None, "disk_bytes": 9, "disk_free_bytes": 3},
         "environment": {"name": "trainer-cpu-0", "packages": {"axolotl": "0.21.0"}}},
-    "training_run_info": {**SEEN.as_dict(), "others": {"mayor-0": SEEN.progress.as_dict()}},
+    "training_run_info": {**SEEN.as_dict(), "others": {"mayor-0": SEEN.progress.as_dict()}, "over": ["mayor-0"]},
     "training_runs": {"runs": [{"run_id": "witness-0", "changed": True, "backend": "tmux", "message": "no reboot …",
                                 "attach_command": "tmux attach -t w"},
                                {"run_id": "crew-0", "changed": False, "refused": "no sudo"}]},
@@ -235,6 +235,7 @@ def changed(name: str, *path: Any, to: Any) -> dict[str, Any]:
         ("training_run_info", changed("training_run_info", "events", 0, "step", to=None), "events.0"),
         ("training_run_info", changed("training_run_info", "state", to="unreachable"), "state"),
         ("training_run_info", changed("training_run_info", "others", to={"../x": {}}), "others.../x"),
+        ("training_run_info", changed("training_run_info", "over", to=["../x"]), "over.0"),
         ("training_run_info", changed("training_run_info", "checkpoint", "files", to=["../x"]), "checkpoint.files.0"),
         ("training_run_info", changed("training_run_info", "checkpoint", "files", to=["/etc/x"]), "checkpoint.files.0"),
         ("training_run_info", changed("training_run_info", "checkpoint", "files", to=["a\nb"]), "checkpoint.files.0"),
@@ -413,12 +414,12 @@ def test_what_another_host_noted_of_a_run_spoils_no_answer(
     rundir.write_json(tmp_path / "status.json", {
         "state": state, "supervisor": rundir.identity(os.getpid()), "heartbeat": rundir.uptime(), "idle": 0,
     })  # fmt: skip
-    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}}))
+    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}, "over": []}))
     held = answers.hold("training_run_info", seen, "good")
     assert held.get("msg") is None
     assert held["state"] == state
     rundir.append_event(tmp_path / "metrics.jsonl", "log", step=2, planned=2, loss=1e20)
-    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}}))
+    seen = json.loads(json.dumps(runs.observe(tmp_path).as_dict() | {"changed": False, "others": {}, "over": []}))
     assert answers.hold("training_run_info", seen, "good")["progress"]["loss"] == "1e+20"
 
 

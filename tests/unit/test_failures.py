@@ -75,7 +75,7 @@ def test_a_failure_is_noted_and_told_once(desk):
 
 def test_a_stop_that_died_before_it_was_noted_is_noted_by_the_next_one(desk):
     desk.note("witness-1", "launched", "a", 0)
-    desk.answer = {"changed": False, **Observation(state="stopped").as_dict(), "others": {}}
+    desk.answer = {"changed": False, **Observation(state="stopped").as_dict(), "others": {}, "over": []}
     for check, noted in ((True, "launched"), (False, "stopped")):
         found = desk.run("stop_run", check=check, run=plan(), root="/r", stop_timeout=1, pull=False, transfer={})
         assert not found.get("failed"), found
@@ -210,7 +210,8 @@ def test_options_that_tasks_share_come_together_and_a_tasks_own_go_before_them(d
 def chosen(desk, *plans: dict[str, Any], host: str = "a") -> Any:
     plugin, _ = desk.action("deliver_run", host, False)
     plugin.host = host
-    found = plugin.choose(list(plans), plugin._task.args | {"root": "/r", "stall_timeout": 9})
+    args = plugin._task.args | {"root": "/r", "stall_timeout": 9}
+    found = plugin.choose(plugin.left(list(plans), args), args)
     return found and found["run_id"]
 
 

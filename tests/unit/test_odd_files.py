@@ -108,7 +108,7 @@ def look(root: pathlib.Path) -> str:
     found = told(root)
     assert found["good-0"]["detail"] == "crashed: exit code 1"
     others = {"odd-0": runs.progress_of(odd).as_dict()}
-    seen = {"changed": False, "others": others, **runs.observe(odd, "1:x").as_dict()}
+    seen = {"changed": False, "others": others, "over": [], **runs.observe(odd, "1:x").as_dict()}
     held = answers.hold("training_run_info", json.loads(json.dumps(seen)), "host")
     assert "msg" not in held, held["msg"]
     runs.prune_plan(odd, 1)

@@ -166,7 +166,7 @@ def handed_on(tree: ast.AST) -> Iterator[str]:
             continue
         if node.func.attr == "run_action":
             assert isinstance(node.args[0], ast.Constant)
-            yield from documented(node.args[0].value).keys() - added - {"run", "others"}
+            yield from documented(node.args[0].value).keys() - added - {"run", "others", "awaited"}
         elif node.func.attr == "from_dict":
             yield from launch.TrainerOptions.__dataclass_fields__.keys() - added
 

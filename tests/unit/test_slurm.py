@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
+import threading
 
 import pytest
-import rundir
 import supervisor
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
@@ -422,6 +424,201 @@ def test_an_error_is_silence_and_never_an_empty_queue(answer):
     assert silence.startswith("Slurm does not answer: ")
 
 
+# What the queue answered last, kept for whoever asks next
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Make the run directory of a run that was launched."""
+    path = tmp_path / "runs/witness-1"
+    path.mkdir(parents=True)
+    rundir.write_json(path / "run.json", {"run_id": path.name, "backend": "slurm", "launch": "1"})
+    return path
+
+
+def answering(run_dir: pathlib.Path, state: str = "RUNNING", **answers) -> Cluster:
+    """Return a cluster that has a job of a run."""
+    return Cluster(squeue=table(line(4, state, name=slurm.job_name(run_dir))), **answers)
+
+
+def test_all_who_watch_ask_the_queue_once_in_half_a_minute(run_dir, clock):
+    cluster, began = answering(run_dir), clock.now()
+    other = run_dir.with_name("mayor-1")
+    while clock.now() < began + 3600:  # ten commands, each in a process of its own, as a long poll is
+        for watched in [run_dir, other] * 5:
+            job, silence = slurm.Queue(cluster).job(watched)
+            assert (job is not None, silence) == (watched == run_dir, "")
+        clock.sleep(2)
+    assert len(cluster.asked) == 3600 / slurm.EVERY
+    kept = run_dir.parents[1] / slurm.KEPT
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_who_launches_stops_or_deletes_asks_anew_and_leaves_the_answer_to_others(run_dir, clock):
+    cluster = Cluster(squeue=[table(line(4, name=slurm.job_name(run_dir))), table()])
+    assert slurm.Queue(cluster).job(run_dir)[0] is not None
+    clock.sleep(1)
+    assert slurm.Queue(cluster).job(run_dir, anew=True)[0] is None
+    assert slurm.Queue(cluster).job(run_dir)[0] is None
+    assert len(cluster.asked) == 2
+
+
+@pytest.mark.parametrize("name", ["run.json", "claim.json"])
+def test_a_run_that_was_launched_or_began_since_the_question_is_asked_for_anew(run_dir, clock, name):
+    """A job that the table cannot have yet is not one that «the queue does not know any more»."""
+    other = run_dir.with_name("mayor-1")
+    cluster = Cluster(squeue=[table(), table(line(4, name=slurm.job_name(run_dir)))])
+    watching = slurm.Queue(cluster)
+    assert watching.job(run_dir)[0] is None
+    rundir.write_json(run_dir / name, {"run_id": run_dir.name, "backend": "slurm", "launch": "2"})
+    for queue in (slurm.Queue(cluster), watching):
+        job, _ = queue.job(run_dir)
+        assert job is not None
+    assert watching.job(other) == (None, "")
+    assert len(cluster.asked) == 2
+
+
+@pytest.mark.parametrize("whose", ["another", "its own"])
+def test_a_job_is_never_missing_between_its_submission_and_the_next_question(run_dir, clock, whose):
+    """The queue is asked in the very moment in which sbatch takes the job, by another run's watcher or by its own."""
+    told = Cluster(squeue=[table(), table(line(4, name=slurm.job_name(run_dir)))])
+
+    def meanwhile(command, given):
+        if not told.asked:
+            rundir.write_json(run_dir / "run.json", {"run_id": run_dir.name, "launch": "1", "job": "4"})
+        return told(command, given)
+
+    watched = run_dir.with_name("mayor-1") if whose == "another" else run_dir
+    job, _ = slurm.Queue(meanwhile).job(watched)
+    assert (job is None) == (whose == "another")
+    job, _ = slurm.Queue(meanwhile).job(run_dir)
+    assert job is not None
+    assert len(told.asked) == 2
+
+
+def test_silence_is_kept_too_and_not_for_as_long(run_dir, clock):
+    cluster = Cluster(squeue=[(1, SILENT), table(line(4, name=slurm.job_name(run_dir)))])
+    for _ in range(9):
+        job, silence = slurm.Queue(cluster).job(run_dir)
+        assert (job, silence) == (None, "Slurm does not answer: Unable to contact slurm controller (connect failure)")
+        clock.sleep(1)
+    assert len(cluster.asked) == 1
+    clock.sleep(1)
+    assert slurm.Queue(cluster).job(run_dir)[1] == ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: "", lambda kept: "{", lambda kept: "[]", lambda kept: "\0" * 40,
+        lambda kept: json.dumps(kept | {"user": kept["user"] + 1}), lambda kept: json.dumps(kept | {"boot": "another"}),
+        lambda kept: json.dumps(kept | {"at": kept["at"] + 60}), lambda kept: json.dumps(kept | {"at": "now"}),
+        lambda kept: json.dumps(kept | {"at": float("nan")}), lambda kept: json.dumps(kept | {"stamps": [1]}),
+        lambda kept: json.dumps(kept | {"stamps": {"witness-1": 5}}),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_damaged_or_anothers_is_none(run_dir, clock, damage):
+    cluster, path = answering(run_dir), run_dir.parents[1] / slurm.KEPT
+    slurm.Queue(cluster).job(run_dir)
+    path.write_text(damage(json.loads(path.read_text())))
+    assert slurm.Queue(cluster).job(run_dir)[0] is not None
+    assert len(cluster.asked) == 2
+    slurm.Queue(cluster).job(run_dir)
+    assert len(cluster.asked) == 2  # it is whole again
+
+
+def test_two_who_ask_at_once_ask_once(run_dir):
+    asks, answers, cluster = threading.Event(), threading.Event(), answering(run_dir)
+
+    def slow(command, given):
+        asks.set()
+        assert answers.wait(60)
+        return cluster(command, given)
+
+    both = [threading.Thread(target=lambda: slurm.Queue(slow).job(run_dir)) for _ in range(2)]
+    both[0].start()
+    assert asks.wait(60)
+    both[1].start()
+    answers.set()
+    for one in both:
+        one.join(60)
+    assert len(cluster.asked) == 1
+
+
+@pytest.mark.parametrize("fault", ["held", "no locks", "no room"])
+def test_what_keeps_from_taking_turns_keeps_nobody_from_asking(run_dir, monkeypatch, fault):
+    cluster, lock = answering(run_dir), run_dir.parents[1] / f"{slurm.KEPT}.lock"
+    monkeypatch.setattr(slurm, "TURN_WITHIN", 0.0)
+
+    def refuse(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    if fault != "held":
+        monkeypatch.setattr(rundir, "write_json" if fault == "no room" else "locked", refuse)
+    with rundir.locked(lock) if fault == "held" else open(os.devnull):
+        queue = slurm.Queue(cluster)
+        assert [queue.job(run_dir)[0] is not None for _ in range(3)] == [True] * 3
+    assert len(cluster.asked) == 1
+
+
+def test_the_exit_status_of_a_job_is_asked_for_once_by_all(run_dir, clock):
+    known = f"JobId=4 JobName={slurm.job_name(run_dir)} JobState=FAILED ExitCode=66:0"
+    cluster, codes = answering(run_dir, "FAILED", scontrol=(0, known)), []
+    for _ in range(40):
+        queue = slurm.Queue(cluster)
+        codes.append(queue.exit_status(run_dir, queue.job(run_dir)[0]))
+        clock.sleep(3)
+    asked = [command[0] for command, _ in cluster.asked]
+    assert (set(codes), asked.count("scontrol"), asked.count("squeue")) == ({66}, 1, 4)
+
+
+class Commands:
+    """Slurm's commands on PATH, as a module on a login node finds them; they note that they were called."""
+
+    def __init__(self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder = folder / "commands"
+        self.folder.mkdir()
+        monkeypatch.setenv("PATH", f"{self.folder}:{os.environ['PATH']}")
+
+    def say(self, name: str, text: str) -> None:
+        (self.folder / f"{name}.txt").write_text(f"{HEAD}\n{text}\n" if name == "squeue" else f"{text}\n")
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\necho {name} >>{self.folder}/asked\ncat {self.folder}/{name}.txt\n")
+        path.chmod(0o755)
+
+    @property
+    def asked(self) -> list[str]:
+        path = self.folder / "asked"
+        return path.read_text().split() if path.exists() else []
+
+
+def test_a_long_poll_asks_the_queue_once_in_half_a_minute_and_a_first_look_anew(run_dir, clock, tmp_path, monkeypatch):
+    commands = Commands(tmp_path, monkeypatch)
+    commands.say("squeue", line(4, name=slurm.job_name(run_dir)))
+    rundir.write_json(run_dir / "status.json", {"state": "running", "launch": "1"})
+    monkeypatch.setattr(rundir, "age", lambda path: 1.0)
+    limits = {"heartbeat_timeout": 60.0, "stall_timeout": 1800.0}
+    token = runs.wait_for_news(run_dir, "", 0, **limits).token
+    assert commands.asked == ["squeue"]
+    for _ in range(4):
+        assert runs.wait_for_news(run_dir, token, 30, **limits).token == token
+    assert commands.asked == ["squeue"] * 5
+    clock.sleep(1)
+    runs.wait_for_news(run_dir, "", 0, **limits)
+    assert commands.asked == ["squeue"] * 6
+
+
+def test_a_job_that_failed_unheard_is_looked_at_once_however_long_it_is_watched(run_dir, clock, tmp_path, monkeypatch):
+    commands = Commands(tmp_path, monkeypatch)
+    commands.say("squeue", line(4, "FAILED", name=slurm.job_name(run_dir)))
+    commands.say("scontrol", f"JobId=4 JobName={slurm.job_name(run_dir)} ExitCode=66:0")
+    for _ in range(20):
+        [seen] = runs.observe_all(tmp_path, [])
+        assert (seen.state, "trainer_root must be in a shared folder" in seen.detail) == ("failed", True)
+        clock.sleep(5)
+    assert [commands.asked.count(name) for name in ("squeue", "scontrol")] == [4, 1]
+
+
 def test_jobs_are_cancelled_by_name_and_user():
     cluster = Cluster(scancel=(0, ""))
     slurm.cancel(RUN_DIR, cluster)
@@ -574,13 +771,11 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
         (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
     told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", slurm.job_name(folder))
             for at, folder in enumerate(folders, 1)]  # fmt: skip
-    (tmp_path / "queue").write_text(table(*told)[1])
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho >>{tmp_path}/asked\ncat {tmp_path}/queue\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands = Commands(tmp_path, monkeypatch)
+    commands.say("squeue", "\n".join(told))
     monkeypatch.setattr(runs.rundir, "lane_holder", None)  # which reads all runs for each of them
     seen = runs.observe_all(tmp_path, [])
-    assert (tmp_path / "asked").read_text() == "\n"
+    assert commands.asked == ["squeue"]
     assert [run.state for run in seen] == ["queued"] * 200
     assert seen[6].detail == "Priority (job 7), expected 2026-12-01 14:20"
 
@@ -648,8 +843,8 @@ def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
     (tmp_path / "scratch").symlink_to("disk")
-    job = slurm.Job("2", slurm.job_name(folder), "PENDING", "Priority")
-    monkeypatch.setattr(slurm, "ask", lambda run: {job.name: [job]})
+    told = line(state="PENDING", reason="Priority", start="", nodes="", name=slurm.job_name(folder))
+    Commands(tmp_path, monkeypatch).say("squeue", told)
     assert [run.detail for run in runs.observe_all(tmp_path / "scratch", [])] == ["Priority (job 2)"]
 
 

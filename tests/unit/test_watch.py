@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import rundir
+from ansible import constants
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.controller import retry
@@ -144,7 +145,7 @@ def seen(step: int = 0, seconds: float = 10.0, begin: int = 0, checkpoint: int =
     return {"changed": False, "state": "running", "detail": "", "status": {}, "progress": done.as_dict(),
             "token": f"t{step}", "eta_seconds": run_state.eta_seconds(done), "events": events,
             "checkpoint": {"step": checkpoint, "files": []}, "alive": True, "facts": {}, "silent_for": None,
-            "others": {}, **changes}  # fmt: skip
+            "others": {}, "over": [], **changes}  # fmt: skip
 
 
 WELL = {"alive": True, "state": "waiting", "status": 200, "answer": "200 OK", "lacks": "", "beat_age": 4.0}
@@ -541,6 +542,92 @@ def test_where_the_watching_went_on_it_asks_for_news_alone(watch):
     task = watch(seen(10), FINISHED)
     task.run()
     assert [(asked["since"], asked["wait"]) for _, asked in task.asked] == [("", 0), ("t10", task.plugin.WAIT)]
+
+
+OTHERS = [PLAN | {"run_id": f"{agent}-1", "agent": agent, "name": agent} for agent in ("mayor", "crew")]
+
+
+def test_when_an_awaited_run_ends_the_watch_ends_and_goes_on_later_without_a_word_twice(watch, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DEFAULT_LOCAL_TMP", str(tmp_path))
+
+    def bad(step, **changes):
+        found = seen(step, state="running", detail="slow for 9 s", **changes)
+        found["progress"]["loss"] = "nan"
+        return found
+
+    first = watch(
+        seen(0, state="queued", detail="Priority (job 7)"), bad(3), bad(3, events=[], over=["mayor-1"]),
+        others=OTHERS, awaited=["mayor-1"],
+    )  # fmt: skip
+    assert first.run() == {"changed": False, "first": "mayor-1"}
+    assert [asked["awaited"] for _, asked in first.asked] == [["/r/runs/mayor-1"]] * 3
+    begins = ["queued: Pri", "running: sl", "its loss is", "step   3/10"]
+    assert [line.removeprefix("  witness  ")[:11] for line in first.told] == begins
+    second = watch(bad(3, events=[]), bad(3, events=[]), FINISHED, others=OTHERS, awaited=["crew-1"])
+    assert second.run()["state"] == "finished"
+    assert [(asked["since"], asked["wait"]) for _, asked in second.asked][:1] == [("t3", second.plugin.WAIT)]
+    assert [line.removeprefix("  witness  ")[:11] for line in second.told] == ["step 100/10"]
+    third = watch(bad(3), FINISHED)  # another command has told nothing of it
+    third.run()
+    assert [asked["since"] for _, asked in third.asked] == ["", "t3"]
+
+
+def test_a_run_that_ends_together_with_an_awaited_one_is_the_one_that_is_dealt_with(watch):
+    task = watch(seen(10), FINISHED | {"over": ["mayor-1"]}, others=OTHERS, awaited=["mayor-1"])
+    assert task.run()["state"] == "finished"
+
+
+def test_a_run_that_is_not_awaited_ends_no_watch(watch):
+    task = watch(seen(10, over=["crew-1", "nobody-1"]), FINISHED, others=OTHERS, awaited=["mayor-1"])
+    assert task.run()["state"] == "finished"
+
+
+@pytest.fixture
+def deliver(monkeypatch, tmp_path):
+    """Provide deliver_run over three runs, with prepared ends of what it watches; it lists what that was."""
+
+    def make(*ends: dict[str, Any], **args: Any) -> tuple[dict[str, Any], list[tuple[str, list[str]]]]:
+        watched: list[tuple[str, list[str]]] = []
+        left = list(ends)
+
+        def call(action, name, asked):
+            if name == "watch":
+                watched.append((asked["run"]["run_id"], asked["awaited"]))
+                return left.pop(0)
+            return {"changed": True}
+
+        states = [{"run_id": plan["run_id"], "state": "running"} for plan in (PLAN, *OTHERS)]
+        monkeypatch.setattr(ForgeAction, "run_module", lambda action, name, asked: {"runs": states})
+        monkeypatch.setattr(ForgeAction, "run_action", call)
+        given = {"runs": [PLAN, *OTHERS], "root": "/r", "output": str(tmp_path), "stall_timeout": 900, **args}
+        task = mock.Mock(args=given, check_mode=False, async_val=0)
+        loaders = types.SimpleNamespace(action_loader=action_loader)
+        action = load("action_plugins/deliver_run").ActionModule(task, *[mock.Mock()] * 4, shared_loader_obj=loaders)
+        found = action.run(task_vars={"inventory_hostname": "pod-1"})
+        assert not left
+        return found, watched
+
+    return make
+
+
+def test_what_ends_first_is_delivered_first(deliver):
+    found, watched = deliver({"first": "crew-1"}, {"state": "finished"})
+    assert (found["run_id"], found["changed"]) == ("crew-1", True)
+    assert watched == [("witness-1", ["mayor-1", "crew-1"]), ("crew-1", ["witness-1", "mayor-1"])]
+    found, watched = deliver({"first": "mayor-1"}, {"failed": True, "msg": "mayor-1 is failed: crashed"})
+    assert (found["run_id"], found["failed"]) == ("mayor-1", True)
+
+
+def test_a_host_that_calls_everything_over_is_heard_once_of_each_run(deliver):
+    ends = [{"first": name} for name in ("crew-1", "mayor-1", "witness-1")]
+    _, watched = deliver(*ends, {"state": "finished"})
+    assert [run_id for run_id, _ in watched] == ["witness-1", "crew-1", "mayor-1", "witness-1"]
+    assert watched[-1][1] == []
+
+
+def test_on_a_pod_the_run_that_costs_is_followed_to_its_end(deliver):
+    _, watched = deliver({"state": "finished"}, budget={"usd_per_hour": 1.0})
+    assert watched == [("witness-1", [])]
 
 
 def test_losses_that_will_not_do_are_told_once_and_so_is_a_start_without_w_and_b(watch):

@@ -50,7 +50,7 @@ LARGEST = 32 * 1024 * 1024  # letters of an answer as it came: a training of 100
 _LOG = 512 * 1024  # letters of a log; a module sends half of that at most
 
 _FINITE = 1e15
-_ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -f) [\w./~+@:][\w./~+@:, -]{0,1000}( -f)?")
+_ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -[fF]) [\w./~+@:][\w./~+@:, -]{0,1000}( -f)?")
 
 
 def _inside(path: str) -> str:
@@ -265,6 +265,7 @@ class TrainingRunInfo(Seen):
     token: Word
     log_tail: Optional[Shown] = None
     others: Annotated[dict[Name, ProgressForm], Field(max_length=1000)]
+    over: Annotated[list[Name], Field(max_length=1000)]
 
 
 class GpuUse(Form):

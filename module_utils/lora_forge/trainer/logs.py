@@ -10,10 +10,11 @@ from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import runs, slurm
 
 CHUNK = 256 * 1024  # bytes of a log that are read at once
 OVER = (*rundir.FINAL_STATES, "absent")  # no log grows after these
+LAST_LINE = 2.0  # seconds after the final state within which a job's supervisor has written its last line
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and the cursor's moves between progress bars
 
 
@@ -43,15 +44,17 @@ def read_log(
         raise UserError(f"lines is {lines}; it must be 0 or more")
     path = run_dir / f"{log}.log"
     deadline = time.monotonic() + seconds
-    gathered = seconds == 0
+    gathered, queue = seconds == 0, slurm.Queue()
     while True:
-        seen = runs.observe(run_dir)  # before the log is read: what a run that is over wrote is all there
+        seen = runs.observe(run_dir, queue=queue)  # before the log is read: what a run that is over wrote is all there
         if offset < 0 and seen.state == "absent" and not path.exists():
             raise UserError(
                 f"there is no log of {run_dir.name}: nothing was ever started in {run_dir} on this trainer. "
                 "train.yml starts it; if it was trained elsewhere, its log is there"
             )
-        ended = seen.state in OVER and not seen.alive
+        # Slurm may say for a while yet that a job is there.
+        quiet = seen.facts.get("backend") == "slurm" and (seen.silent_for or 0.0) > LAST_LINE
+        ended = seen.state in OVER and (quiet or not seen.alive)
         late = time.monotonic() >= deadline
         rows, end, more = _read_rows(path, offset, lines, unfinished=ended or late)
         if rows and not (gathered or ended or late or more):

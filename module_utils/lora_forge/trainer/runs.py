@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -48,7 +49,7 @@ def observe(
         since: The ``token`` of an earlier observation: only later events are returned.
         stall_timeout: Seconds without an event after which the training counts as stalled.
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
-        queue: Slurm's, as this process has seen it before; it is asked of a run that Slurm has.
+        queue: Slurm's, which who only watches hands on; without one it is asked anew of a run that Slurm has.
     """
     status, flaw = rundir.read_status(run_dir)
     noted, other_flaw = rundir.read_run(run_dir)
@@ -62,7 +63,7 @@ def observe(
     limits: dict[str, Any] = {"heartbeat_timeout": heartbeat_timeout, "stall_timeout": stall_timeout}
     limits |= {"defect": defect, "trains": trains, "flaw": flaw}
     if noted.get("backend") == "slurm":
-        silent, alive, (state, detail) = _observe_job(run_dir, status, noted, done, limits, queue or slurm.Queue())
+        silent, alive, (state, detail) = _observe_job(run_dir, status, noted, done, limits, queue)
     else:
         silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
         if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
@@ -112,19 +113,20 @@ def _observe_job(
     noted: dict[str, Any],
     done: run_state.Progress,
     limits: dict[str, Any],
-    queue: slurm.Queue,
+    known: Optional[slurm.Queue],
 ) -> tuple[Optional[float], bool, tuple[str, str]]:
     """Conclude how a run is that Slurm has: pids, boot ids and uptimes in its files are another machine's.
 
     Returns:
         Seconds since its supervisor's last word, whether it lives, and its state and why.
     """
-    job, silence = queue.job(run_dir)
+    queue = known or slurm.Queue()
+    job, silence = queue.job(run_dir, anew=known is None)
     node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None
     end, fault = slurm.end_of(job) if job is not None else "the queue does not know it any more", ""
-    code = slurm.exit_status(job) if job is not None and job.state == "FAILED" and not heard else None
+    code = queue.exit_status(run_dir, job) if job is not None and job.state == "FAILED" and not heard else None
     root = run_dir.parents[1]
     if code == rundir.UNWRITABLE:
         fault = f"{node} cannot write into {root}: it is full, or read-only there"
@@ -244,24 +246,42 @@ def newest_checkpoint(run_dir: pathlib.Path) -> dict[str, Any]:
     return {"step": step, "files": [f"{folder}/{name}" for name in names] if step else []}
 
 
-def wait_for_news(run_dir: pathlib.Path, since: str, seconds: float, **limits: float) -> Observation:
+def wait_for_news(
+    run_dir: pathlib.Path, since: str, seconds: float, awaited: Sequence[pathlib.Path] = (), **limits: float
+) -> Observation:
     """Observe until something differs from the token, or the time is up; of a run that goes on, with what follows soon.
 
     Args:
         run_dir: The run directory.
-        since: The token of the last observation.
+        since: The token of the last observation; without one Slurm's queue is asked anew.
         seconds: The longest wait.
+        awaited: Run directories of other runs of the trainer, whose end is news as well; see :func:`is_over`.
         limits: ``stall_timeout`` and ``heartbeat_timeout`` of :func:`observe`.
     """
-    until, queue = time.monotonic() + seconds, slurm.Queue()
+    until, look = time.monotonic() + seconds, -math.inf
+    queue = slurm.Queue() if since else None
     while True:
         seen = observe(run_dir, since, queue=queue, **limits)
+        queue = queue or slurm.Queue()
         now = time.monotonic()
         if seen.token != since:
             until = min(until, now + SETTLE if seen.state in ("queued", "running") else now)
+        if now >= look:  # there may be hundreds
+            until, look = now if any(map(is_over, awaited)) else until, now + SETTLE
         if now >= until:
             return seen
         time.sleep(0.5)
+
+
+def is_over(run_dir: pathlib.Path) -> bool:
+    """Tell by its own files alone whether a run has come to its end, and does not come back.
+
+    Args:
+        run_dir: The run directory; there may be none.
+    """
+    status = rundir.read_status(run_dir)[0]
+    ended = status.get("state") in rundir.FINAL_STATES and (status.get("reason") or {}).get("kind") != "requeued"
+    return ended and status.get("launch") == rundir.read_run(run_dir)[0].get("launch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +360,7 @@ def start_all(
     """
     dirs = [pathlib.Path(one["run_dir"]).resolve() for one in asked]
     before = [rundir.read_run(run_dir)[0].get("launch") for run_dir in dirs]
-    queue, until = slurm.Queue(), time.monotonic() + within
+    queue, until = slurm.Queue(anew=True), time.monotonic() + within
     answers: list[dict[str, Any]] = []
     for run_dir, noted, one in zip(dirs, before, asked):
         if answers and time.monotonic() >= until:
@@ -383,11 +403,11 @@ def start(
         UserError: The supervisor did not come up, or another launch has been under way for too long.
     """
     if check:
-        return _start(run_dir, launch, secrets, wanted, check, queue or slurm.Queue())
+        return _start(run_dir, launch, secrets, wanted, check, queue or slurm.Queue(anew=True))
     # Two controllers in the same second: the other one attaches.
     with _turn(run_dir / "launch.lock", launch.stop_timeout + _LAUNCH, f"another launch of {run_dir.name}"):
         if queue is None or rundir.read_run(run_dir)[0].get("launch") != noted:
-            queue = slurm.Queue()
+            queue = slurm.Queue(anew=True)
         return _start(run_dir, launch, secrets, wanted, check, queue)
 
 
@@ -488,9 +508,9 @@ def _submit(
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
             (run_dir / "env").unlink(missing_ok=True)
         raise
-    queue.add(run_dir, number)
-    attach_command = f"tail -f {run_dir}/supervisor.log"
+    attach_command = f"tail -F {run_dir}/supervisor.log"  # which is there once the job begins
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command, "job": number})
+    queue.add(run_dir, number)
     message = f"job {number}; {choice.message}"
     return {"changed": True, "backend": choice.backend, "attach_command": attach_command, "message": message}
 

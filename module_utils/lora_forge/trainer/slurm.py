@@ -21,12 +21,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.text import nearest
 
 # The first whose sbatch knows --export=NIL: a job without the submitter's environment, and the tokens in it.
@@ -39,7 +39,9 @@ LOGIN_NODE = (
     "this host has Slurm's sbatch and no GPU, as a login node has. Set run_backend: slurm, and run_slurm to what a job "
     "asks for; or run_backend: process, to train on this very host"
 )
-EVERY = 30.0  # seconds between two questions to the queue, by one process
+EVERY = 30.0  # seconds between two questions to the queue by all who only watch: commands, and each of their looks
+SILENT_FOR = 10.0  # seconds for which Slurm counts as silent after a question that it did not answer
+TURN_WITHIN = 10.0  # seconds that another one's question is waited for; with one's own, less than a host has to answer
 # Seconds for a command; with Slurm's controller away it fails after 9 to 18 s by itself. A question to a host has 60 s.
 ANSWER_WITHIN = 40.0
 _LOGIN_WITHIN = 20.0  # seconds for a login shell to come up
@@ -111,6 +113,7 @@ exec >>{log} 2>&1
 exec {command}
 """
 MARK = ".lora-forge-root"  # in the root: a word that only this folder has
+KEPT = ".lora-forge-queue"  # there, too: what the queue answered last
 
 _Runner = Callable[[Sequence[str], str], "tuple[int, str]"]
 
@@ -532,55 +535,171 @@ def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
     Raises:
         Silent: Slurm has not answered. That is never the same as an empty queue.
     """
+    return _jobs_in(_table(run))
+
+
+def _table(run: _Runner) -> str:
+    """Ask for the table of this user's jobs; see :func:`ask`."""
     # Without --all nothing is told of a job in a hidden partition, its own user's neither.
     form = f"--format={'|'.join(_FIELDS.values())}"
     code, text = run(["squeue", "--all", "--states=all", _whose(), form], "")
     # An invalid user is a success for squeue, and an empty table.
     if code or "error: Invalid user" in text or f"\n{_HEAD}" not in f"\n{text}":
         raise Silent(_said(text))
+    return text
+
+
+def _jobs_in(table: str) -> dict[str, list[Job]]:
+    """Read the lines of a table that are jobs of runs; whatever else stands there is passed over."""
     found: dict[str, list[Job]] = {}
-    for line in text.splitlines():
+    for line in table.splitlines():
         parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
-        if len(parts) != len(_FIELDS) or not parts[0].isdigit() or not parts[1].startswith("lora-forge-"):
+        if len(parts) != len(_FIELDS) or not parts[0].isdecimal() or not parts[1].startswith("lora-forge-"):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
         found.setdefault(parts[1], []).append(Job(**dict(zip(_FIELDS, parts))))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Answer(JsonRecord):
+    """What the queue answered, or did not, as the trainer's root keeps it for whoever asks next.
+
+    Attributes:
+        user: Whose jobs they are, by the id; -1 for nobody's.
+        boot: Of which machine ``at`` is.
+        at: When it was asked, in seconds since boot, which nobody can set; of silence, when that was certain.
+        table: As ``squeue`` printed it.
+        silence: Why nobody knows; empty where it answered.
+        stamps: Of each run its :func:`_stamp` from before the question.
+        exits: The exit status of jobs that were asked for, by id and name; None where Slurm does not know.
+    """
+
+    user: int = -1
+    boot: str = ""
+    at: float = -math.inf
+    table: str = ""
+    silence: str = ""
+    stamps: dict[str, Any] = dataclasses.field(default_factory=dict)
+    exits: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def serves(self, run_dir: pathlib.Path, since: float) -> bool:
+        """Tell whether it still says how the job of a run is.
+
+        Args:
+            run_dir: The run directory.
+            since: Seconds since boot, after which it must have been asked.
+        """
+        age = rundir.uptime() - self.at
+        is_new = self.at > since and 0 <= age < (SILENT_FOR if self.silence else EVERY)
+        return is_new and self.stamps.get(run_dir.name, "") == _stamp(run_dir)
+
+
+def _stamp(run_dir: pathlib.Path) -> str:
+    """Return what is another one when a run was launched, or its job began, since: these files are replaced then."""
+    found = []
+    for name in ("run.json", "claim.json"):
+        with contextlib.suppress(OSError):
+            stat = (run_dir / name).stat()
+            found.append(f"{name} {stat.st_ino} {stat.st_mtime_ns}")
+    return " ".join(found)
+
+
 class Queue:
-    """The queue as a process sees it, asked no more often than every :data:`EVERY` seconds.
+    """The queue of a trainer, asked once every :data:`EVERY` seconds by all who watch runs of it, in whatever process.
+
+    The last answer lies in the trainer's root. It says nothing of a run that was launched, or whose job began, since
+    the question: of that one it is asked anew, so that a job that Slurm has is never missing.
 
     Args:
         run: Runs a command; a parameter for tests.
+        anew: Go by no answer from before this moment: who launches must know how it is now.
     """
 
-    def __init__(self, run: _Runner = run_command):
+    def __init__(self, run: _Runner = run_command, anew: bool = False):
         self._run = run
-        self._asked = -EVERY
+        self._since = rundir.uptime() if anew else 0.0
+        self._answer = _Answer()
         self._jobs: dict[str, list[Job]] = {}
-        self._silence = ""
 
     def job(self, run_dir: pathlib.Path, anew: bool = False) -> tuple[Optional[Job], str]:
         """Return the job of a run that counts: one that lives, or else the last one; and why nobody knows it.
 
         Args:
             run_dir: The run directory.
-            anew: Ask, however lately that was done.
+            anew: Ask, however lately that was done: who launches, stops or deletes must know how it is now.
         """
-        if anew or time.monotonic() - self._asked >= EVERY:
-            try:
-                self._jobs, self._silence = ask(self._run), ""
-            except Silent as error:
-                self._jobs, self._silence = {}, f"Slurm does not answer: {error}"
-            self._asked = time.monotonic()
+        self._learn(run_dir, rundir.uptime() if anew else self._since)
         jobs = self._jobs.get(job_name(run_dir), [])
         living = [job for job in jobs if job.lives]
         started = [job for job in living if not job.waits]
-        return next(iter([*started, *living, *jobs[::-1]]), None), self._silence
+        return next(iter([*started, *living, *jobs[::-1]]), None), self._answer.silence
+
+    def exit_status(self, run_dir: pathlib.Path, job: Job) -> Optional[int]:
+        """Return the exit status of a job of the last answer, for which Slurm is asked once; see :func:`exit_status`.
+
+        Args:
+            run_dir: The run directory.
+            job: Its job, which has ended.
+        """
+        key = f"{job.number} {job.name}"
+        if key not in self._answer.exits:
+            exits = {**self._answer.exits, key: exit_status(job, self._run)}
+            self._keep(run_dir.parents[1], dataclasses.replace(self._answer, exits=exits))
+        code = self._answer.exits[key]
+        return code if type(code) is int else None
+
+    def _learn(self, run_dir: pathlib.Path, since: float) -> None:
+        """Have an answer that serves, asking for one only where nobody else has."""
+        if self._answer.serves(run_dir, since):
+            return
+        root = run_dir.parents[1]
+        with contextlib.ExitStack() as held:
+            if not (kept := self._kept(root)).serves(run_dir, since):
+                # One question at a time. Where that takes too long, or the folder has no locks, everybody asks.
+                with contextlib.suppress(OSError):
+                    held.enter_context(rundir.locked(root / f"{KEPT}.lock", TURN_WITHIN))
+                    kept = self._kept(root)
+            if kept.serves(run_dir, since):
+                self._take(kept)
+                return
+            for _ in range(2):  # once more where the run was launched in that very moment
+                self._keep(root, self._ask(run_dir, kept.exits))
+                if self._answer.stamps[run_dir.name] == _stamp(run_dir):
+                    break
+
+    def _ask(self, run_dir: pathlib.Path, exits: Mapping[str, Any]) -> _Answer:
+        """Ask the queue; what was known of exit codes stays known."""
+        stamps = {path.name: _stamp(path) for path in (run_dir, *run_dir.parent.glob("*/"))}
+        made = _Answer(os.getuid(), rundir.boot_id(), rundir.uptime(), stamps=stamps)
+        try:
+            table = _table(self._run)
+        except Silent as error:
+            silence = f"Slurm does not answer: {error}"
+            return dataclasses.replace(made, at=rundir.uptime(), silence=silence, exits=dict(exits))
+        there = {f"{job.number} {job.name}" for jobs in _jobs_in(table).values() for job in jobs}
+        known = {key: code for key, code in exits.items() if key in there and code is not None}
+        return dataclasses.replace(made, table=table, exits=known)
+
+    def _kept(self, root: pathlib.Path) -> _Answer:
+        """Read the answer that lies in the root; one that serves nobody where it is missing, damaged or another's."""
+        answer = _Answer.from_dict(rundir.read_json(root / KEPT))
+        here = (os.getuid(), rundir.boot_id())
+        ours = (answer.user, answer.boot) == here and here[1] and answer.at <= rundir.uptime()
+        return answer if ours else _Answer()
+
+    def _keep(self, root: pathlib.Path, answer: _Answer) -> None:
+        """Go by an answer, and leave it for others, unless there is a newer one."""
+        self._take(answer)
+        if self._kept(root).at <= answer.at:
+            with contextlib.suppress(OSError):  # another one asks for itself then
+                rundir.write_json(root / KEPT, answer.as_dict(), 0o600)
+
+    def _take(self, answer: _Answer) -> None:
+        self._answer, self._jobs = answer, _jobs_in(answer.table)
 
     def add(self, run_dir: pathlib.Path, number: str) -> None:
-        """Know of a job that was submitted since the queue was asked.
+        """Know of a job that was submitted since the queue was asked, and whose run.json is written.
 
         Args:
             run_dir: The run directory.
@@ -588,6 +707,7 @@ class Queue:
         """
         name = job_name(run_dir)
         self._jobs.setdefault(name, []).append(Job(number, name, "PENDING"))
+        self._answer.stamps[run_dir.name] = _stamp(run_dir)
 
 
 def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:

@@ -76,6 +76,11 @@ _RUN: dict[str, Any] = {
     "run_id": NAME, "agent": NAME, "evaluates": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200,
     "hosts": [200], "attach_command": 2000, "look": 2000, "lane": 1000, "turn": _COUNT, "launch": 200,
 }  # fmt: skip
+# Words of a command of Slurm's that nobody has answered; all others of one that failed are refusals.
+SLURM_SILENT = re.compile(
+    r"Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re(?:fused|set)|gave no answer|"
+    r"could not be run|temporarily un(?:able|available)"
+)
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 

@@ -179,6 +179,7 @@ def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
     found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried, DATA)]
     programs = [
         "supervisor.py",
+        "slurm_job.py",
         "lora_forge_axolotl.py",
         "answer_cases.py",
         "expected_adapter.py",

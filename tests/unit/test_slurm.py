@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 
 import pytest
-import supervisor
+import slurm_job
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
@@ -330,4 +330,4 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
     ],
 )
 def test_what_slurm_has_in_mind_with_a_job_that_it_tells_to_end(said, meant):
-    assert supervisor.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant
+    assert slurm_job.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant

@@ -22,6 +22,7 @@ from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = (
     "supervisor.py",
+    "slurm_job.py",
     "lora_forge_axolotl.py",
     "answer_cases.py",
     "expected_adapter.py",

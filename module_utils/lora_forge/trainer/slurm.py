@@ -352,7 +352,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
     code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
     if code == 0:
         return ""
-    if _is_silence(text):
+    if rundir.SLURM_SILENT.search(text):
         raise Silent(text)
     return _said(text)
 
@@ -388,7 +388,7 @@ def submit(
     number = re.fullmatch(r"(\d+)(?:;.*)?", text.splitlines()[-1] if text else "")
     if code == 0 and number:
         return number.group(1)
-    if code == 0 or _is_silence(text):  # it may have been taken all the same
+    if code == 0 or rundir.SLURM_SILENT.search(text):  # it may have been taken all the same
         try:
             known = [job for job in ask(run).get(job_name(run_dir), []) if job.lives]
         except Silent:
@@ -481,18 +481,6 @@ def exit_status(job: Job, run: _Runner = run_command) -> Optional[int]:
 def end_of(job: Job) -> str:
     """Say what Slurm's last word on a job is, where the run's own files have none."""
     return f"its job {job.number} has ended as Slurm says: {job.state}" + (f" ({job.reason})" if job.reason else "")
-
-
-def _is_silence(text: str) -> bool:
-    """Tell whether a command failed as nobody answered it, and not as it was refused."""
-    return bool(
-        re.search(
-            "Unable to contact slurm controller|Protocol authentication error|Zero Bytes were transmitted|"
-            "Socket timed out|Connection refused|Connection reset|gave no answer|could not be run|"
-            "authentication|[Mm]unge|temporarily unable",
-            text,
-        )
-    )
 
 
 def _said(text: str) -> str:

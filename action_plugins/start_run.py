@@ -85,7 +85,8 @@ class ActionModule(ForgeAction):
         if staged.get("failed"):
             return staged
         check = self._task.check_mode
-        word = secrets.token_hex(16) if others else ""
+        meets = bool(others) or run.nodes > 1
+        word = secrets.token_hex(16) if meets else ""
 
         def place(record: RunRecord, now: float) -> RunRecord:
             self.check_place(run, record)
@@ -93,7 +94,7 @@ class ActionModule(ForgeAction):
 
         _, record = update_record(output, run.run_id, place, check)
         asked = launch.plan_launch(run, self.host, options).as_dict()
-        meeting = {launch.RENDEZVOUS: record.rendezvous} if others else {}
+        meeting = {launch.RENDEZVOUS: record.rendezvous} if meets else {}
         theirs = {} if run.evaluates else args["secrets"]  # an evaluation logs nothing at W&B
         asked |= {"run_dir": run_dir, "backend": args["backend"], "secrets": {**theirs, **meeting}}
         started = self.run_module("training_run", asked)

@@ -20,6 +20,10 @@ options:
     description: How many GPUs a run takes; 0 for a rehearsal.
     type: int
     default: 0
+  nodes:
+    description: How many nodes a run takes.
+    type: int
+    default: 1
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -55,6 +59,7 @@ ARGUMENTS = {
     "root": {"type": "path", "required": True},
     "job": {"type": "dict", "default": {}},
     "gpus": {"type": "int", "default": 0},
+    "nodes": {"type": "int", "default": 1},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -69,7 +74,8 @@ def main() -> None:
             raise UserError("; ".join(wrong))
         try:
             version = slurm.check_version()
-            refused = slurm.try_out(given["job"], pathlib.Path(given["root"]) / "runs" / "any", given["stop_timeout"])
+            anything = pathlib.Path(given["root"]) / "runs" / "any"
+            refused = slurm.try_out(given["job"], anything, given["stop_timeout"], nodes=given["nodes"])
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:

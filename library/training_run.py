@@ -70,10 +70,18 @@ options:
     type: dict
     default: {}
   gate:
-    description: With Slurm a command line that must end well on the node before the training starts there.
+    description: With Slurm a command line that must end well on each node before the training starts there.
     type: list
     elements: str
     default: []
+  nodes:
+    description: With Slurm how many nodes a job takes.
+    type: int
+    default: 1
+  port:
+    description: With several nodes the first one of the ports on which they meet; the job's id decides which.
+    type: int
+    default: 0
 attributes:
   check_mode:
     description: Predicts whether the run would be started, stopped or removed.
@@ -132,6 +140,8 @@ ARGUMENTS = {
     "facts": {"type": "dict", "default": {}},
     "slurm": {"type": "dict", "default": {}},
     "gate": {"type": "list", "elements": "str", "default": []},
+    "nodes": {"type": "int", "default": 1},
+    "port": {"type": "int", "default": 0},
 }
 
 

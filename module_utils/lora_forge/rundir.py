@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
 STOPPING = "stopping"
+ROOT_MARK = ".lora-forge-root"  # in the root of a trainer that Slurm has: a word that only this folder has
+ONE_FOLDER = "LORA_FORGE_ONE_FOLDER"  # in the environment of a training on several nodes: all see one run directory
 EXPECTED = "expected.json"
 GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
@@ -350,6 +352,14 @@ def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
             if wanted in variables and process_start(int(entry.name)) is not None:
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def writes() -> bool:
+    """Tell whether this process of a training writes into the run directory: of each host the first one does.
+
+    Nodes of a cluster see one run directory, and of all their processes the first one writes.
+    """
+    return os.environ.get("RANK" if ONE_FOLDER in os.environ else "LOCAL_RANK", "0") == "0"
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:

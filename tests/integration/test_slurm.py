@@ -109,13 +109,14 @@ class Site(Lab):
 
     def start(
         self, run: pathlib.Path, secrets: dict[str, str] | None = None, before: str = "",
-        slurm: dict[str, Any] | None = None, gate: list[str] | None = None, stop_timeout: int = 20, **fake: Any,
+        slurm: dict[str, Any] | None = None, gate: list[str] | None = None, stop_timeout: int = 20,
+        fields: dict[str, Any] | None = None, **fake: Any,
     ) -> Any:  # fmt: skip
-        """Launch a run, as ``train`` does; ``fake`` are settings of the stand-in."""
+        """Launch a run, as ``train`` does; ``fields`` are further ones of Launch, ``fake`` settings of the stand-in."""
         launch = self.launch(run.name, stop_timeout=stop_timeout, **fake)
         given = {"gres": "gpu:1", "cpus": 1, "memory": "100M", **(slurm or {})}
-        fields = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None}
-        return self.ask("start", run, before=before, launch=fields, secrets=secrets or {})
+        told = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None, **(fields or {})}
+        return self.ask("start", run, before=before, launch=told, secrets=secrets or {})
 
     def observe(self, run: pathlib.Path) -> tuple[str, str]:
         """Return a run's state and why, as the login node concludes them."""

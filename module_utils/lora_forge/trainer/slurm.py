@@ -77,7 +77,6 @@ if [ "$(cat {mark} 2>/dev/null)" != {word} ]; then exit {not_shared}; fi
 exec >>{log} 2>&1
 exec {command}
 """
-MARK = ".lora-forge-root"  # in the root: a word that only this folder has
 
 _Runner = Callable[[Sequence[str], str], "tuple[int, str]"]
 
@@ -260,7 +259,7 @@ def mark_root(root: pathlib.Path) -> str:
     Args:
         root: The trainer's root.
     """
-    path = root / MARK
+    path = root / rundir.ROOT_MARK
     with rundir.locked(root):
         word = path.read_text(encoding="ascii").strip() if path.exists() else ""
         if not re.fullmatch("[0-9a-f]{32}", word):
@@ -280,7 +279,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
     """
     return _SCRIPT.format(
         path=shlex.quote(f"{programs}:/usr/local/bin:/usr/bin:/bin"),
-        mark=shlex.quote(str(run_dir.parents[1] / MARK)),
+        mark=shlex.quote(str(run_dir.parents[1] / rundir.ROOT_MARK)),
         word=word,
         not_shared=NOT_SHARED,
         log=shlex.quote(str(run_dir / "slurm.log")),
@@ -289,7 +288,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
 
 
 def job_options(
-    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, after: Sequence[str] = ()
+    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, after: Sequence[str] = (), nodes: int = 1
 ) -> list[str]:
     """List the words that sbatch is called with.
 
@@ -298,6 +297,7 @@ def job_options(
         run_dir: The run directory.
         stop_timeout: Seconds that the training has for its checkpoint: so long before the end of its time it is told.
         after: Ids of jobs that come first.
+        nodes: How many nodes it takes.
     """
     first = "".join(f",afterany:{number}" for number in after)
     return [
@@ -309,7 +309,7 @@ def job_options(
         "--export=NIL",
         "--output=/dev/null",
         "--chdir=/",
-        "--nodes=1",
+        f"--nodes={nodes}",
         "--ntasks-per-node=1",
         # B: to the job's first process, which is the supervisor, and to no other.
         f"--signal=B:TERM@{told_before(stop_timeout)}",
@@ -334,7 +334,9 @@ def check_version(run: _Runner = run_command) -> str:
     return text[:200]
 
 
-def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
+def try_out(
+    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command, nodes: int = 1
+) -> str:
     """Ask Slurm whether such a job could ever run; nothing is submitted.
 
     Args:
@@ -342,6 +344,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
         run_dir: The run directory, of whatever run; it need not be there.
         stop_timeout: Seconds that the training has for its checkpoint.
         run: Runs a command; a parameter for tests.
+        nodes: How many nodes it takes.
 
     Returns:
         What Slurm has against it; empty for nothing.
@@ -349,7 +352,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
+    code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout, nodes=nodes)], "#!/bin/sh\n")
     if code == 0:
         return ""
     if rundir.SLURM_SILENT.search(text):
@@ -364,6 +367,7 @@ def submit(
     stop_timeout: int,
     after: Sequence[str] = (),
     run: _Runner = run_command,
+    nodes: int = 1,
 ) -> str:
     """Submit the job of a run; return its id.
 
@@ -374,6 +378,7 @@ def submit(
         stop_timeout: Seconds that the training has for its checkpoint.
         after: Ids of jobs that come first.
         run: Runs a command; a parameter for tests.
+        nodes: How many nodes it takes.
 
     Raises:
         UserError: Slurm refuses it, or has not answered and has no such job.
@@ -382,7 +387,7 @@ def submit(
     programs = os.path.dirname(shutil.which("sbatch") or "/usr/bin/sbatch")
     script = job_script(run_dir, command, mark_root(run_dir.parents[1]), programs)
     try:
-        code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after)], script)
+        code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after, nodes)], script)
     except Silent as error:
         code, text = 1, str(error)
     number = re.fullmatch(r"(\d+)(?:;.*)?", text.splitlines()[-1] if text else "")

@@ -1,4 +1,5 @@
-"""Slurm's part of a supervisor, which is a job of Slurm's: to whom the run belongs, and whether the job comes back.
+"""Slurm's part of a supervisor, which is a job of Slurm's: to whom the run belongs, whether its nodes will do, and
+whether the job comes back.
 
 Standard library only, Python 3.9 or newer; ``rundir.py`` lies beside it.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -23,6 +25,20 @@ BEATS = 4  # heartbeats in which another copy of this supervisor shows that it l
 IN_VAIN = 2  # jobs in a row that Slurm ended before they came to a checkpoint; the next one would end so, too
 REQUEUED = "requeued"  # the kind of end of a job that comes back
 TICK = 0.2  # seconds between two looks at another copy
+PORTS = 1000  # how many a job's id decides among: jobs on one node at a time must not meet on the same one
+UNFIT = "its GPU does not do: "
+# Seconds after the first one has ended in which those on the other nodes may end by themselves: where all are told to,
+# torchrun gives a checkpoint half a minute.
+ALL_END_WITHIN = 45
+# Run on each node. Only what is wrong is said, with the node's name; what Slurm says beside it begins otherwise.
+CHECK = f"""\
+node=${{SLURMD_NODENAME:-$(hostname)}}
+if [ "$(cat "$1" 2>/dev/null)" != "$2" ]; then
+  echo "@$node: does not see ${{1%/*}} as the login node does: trainer_root must be in a shared folder"; exit 1
+fi
+shift 2
+[ $# = 0 ] || said=$("$@" 2>&1) || {{ echo "@$node: {UNFIT}$(echo "$said" | tail -n 1)"; exit 1; }}
+"""
 
 
 class Superseded(Exception):
@@ -122,6 +138,65 @@ def in_slurm(run_dir: pathlib.Path) -> bool:
     return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
 
 
+def on_nodes(spec: Mapping[str, Any], *options: str) -> list[str]:
+    """Return the words that go before a command which each node of a job has to run; none where it has one node.
+
+    Args:
+        spec: run.json.
+        options: Further ones of srun.
+    """
+    nodes = spec.get("nodes", 1)
+    if nodes == 1:
+        return []
+    # The job itself has no environment (--export=NIL), which would be handed on. A step that asks for no cores has all
+    # of the job, and may use them; MPI's variables would be taken for another launcher's.
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL", "--cpu-bind=none",
+            "--mpi=none", "--kill-on-bad-exit=0", *options]  # fmt: skip
+
+
+def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which the processes of several nodes meet, and know that all see one run directory.
+
+    Args:
+        spec: run.json.
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    if spec.get("nodes", 1) == 1:
+        return {}
+    port = spec.get("port", 0) + int(env["SLURM_JOB_ID"]) % PORTS
+    return {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:{port}", rundir.ONE_FOLDER: "1"}
+
+
+def check_command(run_dir: pathlib.Path, spec: Mapping[str, Any]) -> list[str]:
+    """Return the command that looks at each node of the job; empty where there is nothing to look at.
+
+    Args:
+        run_dir: The run directory. That the first node has the right one is known already.
+        spec: run.json.
+    """
+    gate = spec.get("gate") or []
+    if not gate and spec.get("nodes", 1) == 1:
+        return []
+    mark = run_dir.parents[1] / rundir.ROOT_MARK
+    return [*on_nodes(spec), "/bin/sh", "-c", CHECK, "sh", str(mark), mark.read_text().strip(),
+            *gate]  # fmt: skip
+
+
+def faults(said: str) -> str:
+    """Tell in a sentence which nodes are no good, and why.
+
+    Args:
+        said: What :func:`check_command` printed.
+    """
+    found = []
+    for line in sorted({line for line in said.splitlines() if line.startswith("@")}):
+        node, unfit, why = line[1:].partition(UNFIT)
+        with contextlib.suppress(ValueError, AttributeError):
+            why = json.loads(why).get("error") or why
+        found.append((node + unfit + (why or "it said nothing" if unfit else ""))[:1500])
+    return "; ".join(found) or said[-1500:]
+
+
 def scontrol(*words: str) -> tuple[int, str]:
     """Run Slurm's command; returns its exit status, and what it printed in one line."""
     try:
@@ -159,6 +234,19 @@ def own_fate() -> str:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end, and must not die before
     code, said = scontrol("--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
     return "" if code else fate(said, os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def is_ending() -> bool:
+    """Tell whether Slurm is about to end this job: of a preemption its steps may hear, and its first process not."""
+    code, said = scontrol("--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
+    return code == 0 and is_told(said)
+
+
+def is_told(said: str) -> bool:
+    """Tell whether a job is about to end by what Slurm says of it (scontrol show job)."""
+    found = dict(re.findall(r"\b(JobState|StartTime|PreemptTime)=(\S+)", said))
+    preempted = found.get("PreemptTime", "None")
+    return found.get("JobState") != "RUNNING" or (preempted != "None" and preempted >= found.get("StartTime", ""))
 
 
 def requeue() -> str:

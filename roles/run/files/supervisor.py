@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -34,6 +33,7 @@ PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
+NODES_WITHIN = 120.0  # seconds in which each node of a job is to run a command that does nothing
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
 # just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
@@ -435,6 +435,7 @@ class Supervisor:
         env["PYTHONSAFEPATH"] = "1"
         env["PYTHONUNBUFFERED"] = "1"
         env[rundir.MARKER] = str(self.run_dir)
+        env.update({} if self.copies is None else slurm_job.meeting(self.spec, os.environ))
         return env
 
     def start_trainer(self, command: list[str], env: dict[str, str]) -> None:
@@ -625,19 +626,34 @@ class Supervisor:
             return self.end("failed", {"kind": "environment", "detail": str(error)})
 
     def gate_fault(self) -> str:
-        """Have the node's GPU compute; return what is wrong with it, empty where nothing is or was asked."""
-        gate = self.spec.get("gate")
-        if not gate:
+        """Have each node's GPU compute; return what is wrong with them, empty where nothing is or was asked."""
+        command = slurm_job.check_command(self.run_dir, self.spec)
+        if not command:
             return ""
-        node, until = os.uname().nodename, time.monotonic() + GATE_WITHIN
+        try:
+            code, said = self.ask(command, GATE_WITHIN)
+        except OSError as error:
+            return f"{os.uname().nodename}: {command[0]} cannot be started: {error.strerror}"
+        if code == 0 or self.stop_wanted:
+            return ""
+        return slurm_job.faults(said) or f"no answer of its nodes within {GATE_WITHIN:g} s"
+
+    def ask(self, command: list[str], seconds: float) -> tuple[int, str]:
+        """Run a command with a pulse; return its exit status, negative for a signal, and the end of what it said.
+
+        Args:
+            command: Its words.
+            seconds: After which it is killed.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        until = time.monotonic() + seconds
         with tempfile.TemporaryFile() as out:
-            try:
-                process = subprocess.Popen(
-                    gate, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environment(),
-                    start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                return f"{node}: {gate[0]} cannot be started: {error.strerror}"
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environment(),
+                start_new_session=True,
+            )  # fmt: skip
             while process.poll() is None and time.monotonic() < until and not self.stop_wanted:
                 time.sleep(TICK)
                 if time.monotonic() - self.beat > HEARTBEAT:
@@ -646,12 +662,14 @@ class Supervisor:
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
             out.seek(max(0, out.seek(0, os.SEEK_END) - TAIL))
-            said = out.read().decode("utf-8", "replace").strip()
-        if code == 0 or self.stop_wanted:
-            return ""
-        with contextlib.suppress(ValueError, IndexError, AttributeError):
-            said = json.loads(said.splitlines()[-1]).get("error") or said
-        return f"{node}: its GPU does not do: {said[-1500:] or f'no answer within {GATE_WITHIN:g} s'}"
+            return code, out.read().decode("utf-8", "replace").strip()
+
+    def lost_nodes(self) -> Optional[str]:
+        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node."""
+        if self.spec.get("nodes", 1) == 1 or self.copies is None:
+            return None
+        code, said = self.ask([*slurm_job.on_nodes(self.spec, "--overlap"), "true"], NODES_WITHIN)
+        return "" if code == 0 or self.stop_wanted else said[-500:] or "no answer"
 
     def train(self) -> int:
         """Start the training, again and again as long as that brings it further, until there is a final state."""
@@ -678,7 +696,8 @@ class Supervisor:
             log_from = log.stat().st_size if log.exists() else 0
             _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
             try:
-                self.start_trainer(self.spec["command"], self.environment())
+                launcher = slurm_job.on_nodes(self.spec, f"--wait={slurm_job.ALL_END_WITHIN}")
+                self.start_trainer([*launcher, *self.spec["command"]], self.environment())
             except OSError as error:
                 return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
             assert self.trainer is not None
@@ -708,6 +727,11 @@ class Supervisor:
             if code == 0:
                 return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
+            lost = self.lost_nodes()
+            if self.stop_wanted or (lost is not None and slurm_job.is_ending()):
+                return self.stopped(code)
+            if lost:
+                return self.interrupted(code, f", as a node of it does not answer ({lost})")
             helps = reached > resumed_from or reason["kind"] == "closed meeting"
             if not (helps or self.doubt(resumed_from, reason["kind"], events_from)):
                 self.take_back()
@@ -733,11 +757,15 @@ class Supervisor:
         detail = f"{by}; {self.place()}" if self.spec.get("evaluates") else f"{by}; checkpoint at {self.place()}"
         return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
 
-    def interrupted(self, code: Optional[int]) -> int:
+    def interrupted(self, code: Optional[int], cause: str = "") -> int:
         """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
 
         Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that
         brought no checkpoint: the queue would be asked for the same again.
+
+        Args:
+            code: The exit code of its training.
+            cause: Why it ends, where Slurm has not told it to.
         """
         reached = rundir.last_complete(self.output)
         where, meant = f"checkpoint at step {reached}", slurm_job.own_fate()
@@ -749,15 +777,16 @@ class Supervisor:
         if self.status["vain"] >= slurm_job.IN_VAIN:
             detail = (
                 f"Slurm has ended its job {self.status['vain']} times before it came to a checkpoint after step "
-                f"{reached}. Give it more time (run_slurm: time), or have it save more often (saves_per_epoch); the "
-                "same command tries again"
+                f"{reached}{cause}. Give it more time (run_slurm: time), or have it save more often (saves_per_epoch); "
+                "the same command tries again"
             )
             return self.end("failed", {"kind": "time", "detail": detail}, code)
         # First: from the moment of the requeue another job may begin.
-        self.end("stopped", {"kind": slurm_job.REQUEUED, "detail": f"by Slurm, which starts it again; {where}"}, code)
+        detail = f"by Slurm, which starts it again{cause}; {where}"
+        self.end("stopped", {"kind": slurm_job.REQUEUED, "detail": detail}, code)
         refused = "" if meant else slurm_job.requeue()
         if refused:
-            detail = f"by Slurm, which does not take it back ({refused}); {where}"
+            detail = f"by Slurm, which does not take it back ({refused}){cause}; {where}"
             return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
         return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path
     """By torchrun on gloo, in steps of one job; both nodes see one run directory, and one process writes into it."""
     with slurm.Cluster(trains=True) as cluster:
         cluster.ssh("mkdir -m 700 lora-forge && ln -s /shared/env lora-forge/env")
-        given = {"login": cluster.trainer(run_hosts=2)}
+        given = {"login": cluster.trainer(run_hosts=2, run_module="cpu_pair")}
         controller = Controller(tmp_path, given, {**RECIPE, "plugins": ["hold.Hold"]})
         run_id = controller.plan("witness")
         run_dir = cluster.home / "ann/lora-forge/runs" / run_id
@@ -49,6 +50,7 @@ def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path
             return [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == kind]
 
         hold(run_dir, 2)
+        shutil.copy(pathlib.Path(__file__).with_name("cpu_pair.py"), run_dir / rundir.PROGRAMS)
         cluster.sh("login", "chown -R ann: /home/ann/lora-forge/runs")
         for playbook in ("provision", "launch"):
             code, text = controller.play("-e", "role=witness", playbook=f"playbooks/{playbook}.yml")

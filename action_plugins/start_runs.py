@@ -77,6 +77,11 @@ class Turn:
         return [host for host in self.run.hosts if host != self.host]
 
     @property
+    def meets(self) -> bool:
+        """Whether processes of several machines meet to train it, by a word that nobody can guess."""
+        return bool(self.others) or self.run.nodes > 1
+
+    @property
     def model(self) -> str:
         """The folder of a rehearsal's model, which is made where it trains; empty without one."""
         return launch.base_model_path(self.run, self.options.root) if self.run.rehearsal else ""
@@ -353,7 +358,7 @@ class ActionModule(ForgeAction):
                 planned = launch.plan_launch(run, self.host, turn.options)
                 asked[run.run_id] = {**planned.as_dict(), "run_dir": turn.run_dir}
                 theirs = {} if run.evaluates else self.args["secrets"]  # an evaluation logs nothing at W&B
-                meeting = {launch.RENDEZVOUS: record.rendezvous} if turn.others else {}
+                meeting = {launch.RENDEZVOUS: record.rendezvous} if turn.meets else {}
                 given[run.run_id] = {**theirs, **meeting}
         while left := still_open(turns):
             names = [turn.run.run_id for turn in left]
@@ -377,7 +382,7 @@ class ActionModule(ForgeAction):
         Raises:
             Refused: Another command has placed it elsewhere.
         """
-        run, word = turn.run, secrets.token_hex(16) if turn.others else ""
+        run, word = turn.run, secrets.token_hex(16) if turn.meets else ""
 
         def change(record: RunRecord, now: float) -> RunRecord:
             self.check_place(run, record)
@@ -397,7 +402,8 @@ class ActionModule(ForgeAction):
         if not self._task.check_mode:
             if started:
                 how = f"({answer['backend']}; attach: {answer['attach_command']})\n    {answer['message']}"
-                tell(f"  {self.host}: {run.run_id} started {how}", host=self.host, ends=True)
+                done = "submitted" if answer["backend"] == "slurm" else "started"
+                tell(f"  {self.host}: {run.run_id} {done} {how}", host=self.host, ends=True)
             # All hosts of a gang train, or none. Whichever fails from now on finds this noted, and stops the run here.
             record = self.note(turn, started)
             refused = record.failure(turn.others, run.planned_at) if started else ""

@@ -25,6 +25,10 @@ options:
     description: The most GPU hours that a job may take; 0 for no cap.
     type: float
     default: 0
+  nodes:
+    description: How many nodes a run takes.
+    type: int
+    default: 1
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -61,6 +65,7 @@ ARGUMENTS = {
     "job": {"type": "dict", "default": {}},
     "gpus": {"type": "int", "default": 0},
     "max_gpu_hours": {"type": "float", "default": 0},
+    "nodes": {"type": "int", "default": 1},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -73,11 +78,12 @@ def main() -> None:
             raise UserError(slurm.NO_SBATCH)
         if wrong := slurm.problems(given["job"], given["gpus"], given["stop_timeout"]):
             raise UserError("; ".join(wrong))
-        if capped := slurm.over_cap(given["job"], given["gpus"], given["max_gpu_hours"]):
+        if capped := slurm.over_cap(given["job"], given["gpus"] * given["nodes"], given["max_gpu_hours"]):
             raise UserError(capped)
         try:
             version = slurm.check_version()
-            refused = slurm.try_out(given["job"], pathlib.Path(given["root"]) / "runs" / "any", given["stop_timeout"])
+            anything = pathlib.Path(given["root"]) / "runs" / "any"
+            refused = slurm.try_out(given["job"], anything, given["stop_timeout"], nodes=given["nodes"])
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:

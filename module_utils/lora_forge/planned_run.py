@@ -112,6 +112,7 @@ class PlannedRun(JsonRecord):
         cases: What its adapter is asked; no part of the fingerprint.
         gpus: How many GPUs of a host it takes.
         hosts: Those that train it, the leading one first.
+        nodes: How many nodes of a cluster its job takes; its GPUs are those of one.
         estimate: What it is thought to take.
         planned_at: When it was planned, in epoch seconds; what is noted of it from then on is this command's.
         evaluates: The run whose delivered adapter is asked its agent's cases; empty for a training.
@@ -137,6 +138,7 @@ class PlannedRun(JsonRecord):
     lane: int = 0
     why: str = ""
     gpus: int = 1
+    nodes: int = 1
     estimate: Estimate = dataclasses.field(default_factory=Estimate)
     planned_at: float = 0.0
     evaluates: str = ""
@@ -146,3 +148,8 @@ class PlannedRun(JsonRecord):
     def adapter(self) -> str:
         """The run that makes, or has made, the adapter that it is about."""
         return self.evaluates or self.run_id
+
+    @property
+    def processes(self) -> int:
+        """How many processes train it, one a GPU, on all hosts and nodes."""
+        return len(self.hosts) * self.nodes * self.gpus

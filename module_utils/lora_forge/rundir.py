@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 MARKER = "LORA_FORGE_RUN_DIR"  # in the environment of every process of a run
 COMPLETE = "complete.json"  # written into a checkpoint last: step, and the size of every file
 STOPPING = "stopping"
+ROOT_MARK = ".lora-forge-root"  # in the root of a trainer that Slurm has: a word that only this folder has
+ONE_FOLDER = "LORA_FORGE_ONE_FOLDER"  # in the environment of a training on several nodes: all see one run directory
 EXPECTED = "expected.json"
 GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
@@ -77,6 +79,18 @@ _RUN: dict[str, Any] = {
     "run_id": NAME, "agent": NAME, "evaluates": NAME, "fingerprint": 200, "rehearsal": bool, "backend": 200,
     "hosts": [200], "attach_command": 2000, "look": 2000, "lane": 1000, "turn": _COUNT, "launch": 200,
 }  # fmt: skip
+# What Slurm's commands say where nobody has answered, or has no time for it now; all else is a refusal. In the order of
+# Slurm's slurm_errno.c, then the system's words, sbatch's own, and those of a command that has no configuration.
+SLURM_SILENT = re.compile(
+    "Unable to contact slurm controller|Communication (connection|shutdown) failure|Message (send|receive) failure|"
+    "Unexpected (message received|missing socket error)|Insane message length|Zero Bytes were transmitted|"
+    "Header lengths are longer|Rate limit exceeded|standby mode|Unable to create job record|MaxJobCount limit|"
+    "Job can not be altered now|Socket timed out|Protocol authentication|[Aa]uthentication credential|[Mm]unge|"
+    "Connection (refused|reset|rejected|forced closed|timed out)|Transport endpoint|No route to host|"
+    "Network is unreachable|Broken pipe|Resource temporarily unavailable|Temporary failure in name resolution|"
+    "temporarily unable to accept|Job creation temporarily disabled|job queue full|gave no answer|could not be run|"
+    "Could not establish a configuration source|DNS SRV lookup failed"
+)
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{1,12})$")
 
 
@@ -346,6 +360,14 @@ def run_processes(run_dir: pathlib.Path, marker: str = MARKER) -> list[int]:
             if wanted in variables and process_start(int(entry.name)) is not None:
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def writes() -> bool:
+    """Tell whether this process of a training writes into the run directory: of each host the first one does.
+
+    Nodes of a cluster see one run directory, and of all their processes the first one writes.
+    """
+    return os.environ.get("RANK" if ONE_FOLDER in os.environ else "LOCAL_RANK", "0") == "0"
 
 
 def append_event(path: pathlib.Path, event: str, **values: Any) -> None:

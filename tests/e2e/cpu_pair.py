@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import torch
 
+os.environ["ACCELERATE_USE_CPU"] = "true"
 torch.cuda.can_device_access_peer = lambda *devices: True  # before Axolotl is imported, which asks for it
 
 from axolotl.cli import config, train  # noqa: E402

@@ -92,7 +92,7 @@ def test_several_processes_train_and_one_answers_after_them(bench: Bench) -> Non
     shutil.copy(bench.folders["taught"] / "questions.json", folder)
     programs = folder / rundir.PROGRAMS
     programs.mkdir()
-    for name in (*PROGRAMS, "supervisor.py"):
+    for name in (*PROGRAMS, "supervisor.py", "slurm_job.py"):
         shutil.copy(ROOT / "roles/run/files" / name, programs)
     shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", programs)
     shutil.copy(ROOT / "tests/e2e/cpu_pair.py", programs)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
+from typing import Any
 
 import pytest
 import rundir
 import slurm
+from seen import Seen
 
-from .conftest import Controller
+from .conftest import Controller, eventually, hold, release
 
 RECIPE = {"max_steps": 4, "save_steps": 2, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 
@@ -31,3 +34,47 @@ def test_a_rehearsal_runs_as_a_job_to_a_proven_adapter(tmp_path: pathlib.Path) -
         assert code == 0, text
         assert "witness is ready already" in text
         assert not re.search(r"changed=[1-9]", text)
+
+
+@pytest.mark.soak
+def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path: pathlib.Path, seen: Seen) -> None:
+    """By torchrun on gloo, in steps of one job; both nodes see one run directory, and one process writes into it."""
+    with slurm.Cluster(trains=True) as cluster:
+        cluster.ssh("mkdir -m 700 lora-forge && ln -s /shared/env lora-forge/env")
+        given = {"login": cluster.trainer(run_hosts=2, run_module="cpu_pair")}
+        controller = Controller(tmp_path, given, {**RECIPE, "plugins": ["hold.Hold"]})
+        run_id = controller.plan("witness")
+        run_dir = cluster.home / "ann/lora-forge/runs" / run_id
+
+        def events(kind: str) -> list[dict[str, Any]]:
+            return [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == kind]
+
+        hold(run_dir, 2)
+        shutil.copy(pathlib.Path(__file__).with_name("cpu_pair.py"), run_dir / rundir.PROGRAMS)
+        cluster.sh("login", "chown -R ann: /home/ann/lora-forge/runs")
+        for playbook in ("provision", "launch"):
+            code, text = controller.play("-e", "role=witness", playbook=f"playbooks/{playbook}.yml")
+            assert code == 0, text
+        eventually(lambda: [event["step"] for event in events("log")][-1:] == [2], lambda: log(run_dir))
+        assert [job["nodes"] for job in cluster.jobs().values()] == ["c[1-2]"]
+        code, text = controller.play("-e", "role=witness", playbook="playbooks/stop.yml")
+        assert code == 0, text
+        assert rundir.last_complete(run_dir / "output") == 3
+        release(run_dir)
+        code, text = controller.play("-e", "role=witness")
+        assert code == 0, text + log(run_dir)
+        manifest = controller.manifest("witness")
+        assert (manifest["verdict"], manifest["steps"]["reached"], manifest["host"]["name"]) == ("verified", 4, "login")
+        assert "2 processes start from step 3" in log(run_dir)
+        assert [event["step"] for event in events("begin")] == [0, 3]
+        assert [event["step"] for event in events("log")] == [1, 2, 3, 4]
+        assert [event["step"] for event in events("save")] == [2, 3, 4]
+        assert [len(events(kind)) for kind in ("stop", "end")] == [1, 2]
+        assert not list((run_dir / "output").glob("incomplete-*"))
+        seen("a rehearsal over two nodes is stopped", "Slurm", "one checkpoint, resumed on both; one verified adapter")
+
+
+def log(run_dir: pathlib.Path) -> str:
+    """Return what the run's training and its supervisor said."""
+    files = [run_dir / name for name in ("slurm.log", "supervisor.log", "train.log")]
+    return "\n".join(path.read_text(errors="replace")[-5000:] for path in files if path.exists())

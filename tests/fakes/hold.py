@@ -36,8 +36,9 @@ class Waiting(TrainerCallback):
             time.sleep(0.05)
 
     def stopping(self) -> bool:
-        """Tell whether lora_forge_axolotl was told to stop."""
-        return any(getattr(callback, "stop_wanted", False) for callback in self.trainer.callback_handler.callbacks)
+        """Tell whether lora_forge_axolotl was told to stop, or the processes of a gang are."""
+        told = any(getattr(callback, "stop_wanted", False) for callback in self.trainer.callback_handler.callbacks)
+        return told or (FILE.parent / "stopping").exists()
 
 
 class Hold(BasePlugin):

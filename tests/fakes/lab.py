@@ -73,7 +73,7 @@ class Lab:
         return runs.Launch.from_dict(spec | {"environment": spec["env"], "facts": facts or {}})
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
-        """Make a run directory with supervisor.py (of a faster pulse) and rundir.py in it."""
+        """Make a run directory with supervisor.py (of a faster pulse), and what it imports, in it."""
         run_dir = (where or self.root) / run_id
         programs = run_dir / rundir.PROGRAMS
         programs.mkdir(parents=True)
@@ -86,7 +86,8 @@ class Lab:
             assert old in text
             text = text.replace(old, new)
         (programs / "supervisor.py").write_text(text)
-        shutil.copy(ROOT / "module_utils/lora_forge/rundir.py", programs)
+        for beside in ("roles/run/files/slurm_job.py", "module_utils/lora_forge/rundir.py"):
+            shutil.copy(ROOT / beside, programs)
         self.made.append(run_dir)
         return run_dir
 

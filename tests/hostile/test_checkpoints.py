@@ -38,6 +38,7 @@ MADE_THERE = {
 OURS = {
     "axolotl.yml",
     "supervisor.py",
+    "slurm_job.py",
     "lora_forge_axolotl.py",
     "answer_cases.py",
     "expected_adapter.py",

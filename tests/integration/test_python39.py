@@ -30,7 +30,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The one list of these modules is for people, and stands in docs/contributing.md.
 LISTED = re.findall(r"`(\w+)`", re.search(r"^- What runs on a trainer's own Python .*? and what they import",
                                           (ROOT / "docs/contributing.md").read_text(), re.MULTILINE)[0])  # fmt: skip
-PROGRAMS = ("roles/run/files/supervisor.py", "roles/pod/files/leash.py", "module_utils/lora_forge/rundir.py")
+PROGRAMS = (
+    "roles/run/files/supervisor.py",
+    "roles/run/files/slurm_job.py",
+    "roles/pod/files/leash.py",
+    "module_utils/lora_forge/rundir.py",
+)
 PATIENCE = 120.0  # seconds for what takes one or two; only a test that fails waits so long
 GPU = "GPU-5a1f0c3e-8a5b-4f0e-9a57-3d1c2b4e6f70"  # the first one of the fake nvidia-smi
 POD, KEY = "7h9k2m4n6p", "rpa_S3CR3T"
@@ -195,7 +200,7 @@ def test_programs_import_the_standard_library_alone(python39, path):
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    } - {"rundir"}
+    } - {"rundir", "slurm_job"}
     command = [python39, "-I", "-S", "-c", f"import {', '.join(sorted(names - {'__future__'}))}"]  # -S: no packages
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

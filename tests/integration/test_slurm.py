@@ -130,13 +130,13 @@ class Site(Lab):
 
     def starting(
         self, run: pathlib.Path, secrets: dict[str, str] | None = None, slurm: dict[str, Any] | None = None,
-        gate: list[str] | None = None, stop_timeout: int = 20, **fake: Any,
+        gate: list[str] | None = None, stop_timeout: int = 20, fields: dict[str, Any] | None = None, **fake: Any,
     ) -> dict[str, Any]:  # fmt: skip
-        """Return what a launch is asked for with; see :meth:`start`."""
+        """Return what a launch is asked for with, see :meth:`start`; ``fields`` are further ones of Launch."""
         launch = self.launch(run.name, stop_timeout=stop_timeout, **fake)
         given = {"gres": "gpu:1", "cpus": 1, "memory": "100M", **(slurm or {})}
-        fields = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None}
-        return {"launch": fields, "secrets": secrets or {}}
+        told = {**vars(launch), "slurm": given, "gate": gate or [], "lane_dir": None, **(fields or {})}
+        return {"launch": told, "secrets": secrets or {}}
 
     def start(self, run: pathlib.Path, secrets: dict[str, str] | None = None, before: str = "", **settings: Any) -> Any:
         """Launch a run, as ``train`` does; the settings are those of :meth:`starting`, and of the stand-in."""

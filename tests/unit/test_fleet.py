@@ -153,7 +153,6 @@ def test_a_login_node_has_as_many_lanes_as_jobs_may_run_at_once():
         ({"run_slurm": [1]}, "run_slurm must be a mapping"),
         ({"run_slurm": ASKED, "run_lanes": ["GPU-0"]}, "run_lanes is not for run_backend slurm"),
         ({"run_slurm": ASKED, "pod_gpus": ["A100"]}, "pod_gpus is not for run_backend slurm"),
-        ({"run_slurm": ASKED, "run_hosts": 2}, "run_hosts is not for run_backend slurm yet: a job has one node"),
         (
             {"run_slurm": ASKED, "run_slurm_max_gpu_hours": 10},
             "a job may take 12 GPU hours (12 h on a GPU), and run_slurm_max_gpu_hours is 10",
@@ -170,6 +169,18 @@ def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
     said_of_it = said(fleet.trainers_of, ["a"], {"a": {"run_backend": "slurm", **variables}}, {})
     assert words in said_of_it
     assert said_of_it.startswith("a: ") or " of a " in said_of_it
+
+
+def test_a_run_over_nodes_of_a_cluster_needs_no_group_of_hosts():
+    box = declared({"pair": ["a", "b"]}, run_backend="slurm", run_slurm=ASKED, run_hosts=2)
+    assert (box.nodes, box.hosts, box.members, box.processes, box.gpu_hours) == (2, 1, (), 2, 24)
+    assert fleet.check_gangs([box]) == [box]
+    wrong = {"run_backend": "slurm", "run_slurm": {**ASKED, "gres": "gpu:4"}, "run_gpus": 4, "run_hosts": 2}
+    words = said(fleet.trainers_of, ["a"], {"a": {**wrong, "run_slurm_max_gpu_hours": 95}}, {})
+    assert words == "a: a job may take 96 GPU hours (12 h on 8 GPUs), and run_slurm_max_gpu_hours is 95"
+    timeless = {**wrong, "run_slurm": {"gres": "gpu:4"}, "run_slurm_max_gpu_hours": 95}
+    assert "set one, such as time: '11:00:00'" in said(fleet.trainers_of, ["a"], {"a": timeless}, {})
+    assert declared(run_backend="slurm", run_slurm=ASKED, run_profile="rehearsal", run_hosts=0).nodes == 1
 
 
 def test_what_is_within_the_cap_passes_and_is_known():
@@ -435,6 +446,17 @@ def test_a_cluster_has_one_line_however_many_jobs_it_has():
     assert fleet.describe_queues(runs[:2], [free])[0].endswith(
         "no time in run_slurm: a job may take as long as its partition lets it"
     )
+    pair = dataclasses.replace(cluster, nodes=2, gpu_hours=24.0)
+    over_two = [dataclasses.replace(run, nodes=2) for run in runs]
+    assert fleet.describe_queues(over_two[:1], [pair]) == [
+        "cluster: v0 (a job of 2 nodes for Slurm); about 1.0 M tokens to train on; 24 GPU hours at most, unless it is "
+        "requeued"
+    ]
+    [said] = fleet.describe_queues(over_two, [pair])
+    assert "(10 jobs of 2 nodes for Slurm to start as it has room, 3 at once at most)" in said
+    assert said.endswith("; 24 GPU hours at most each, 240 in all, unless it is requeued")
+    asks = dataclasses.replace(runs[0], evaluates="v9")
+    assert fleet.describe_queues([asks], [pair])[0].endswith("; 12 GPU hours at most, unless it is requeued")
     rehearsals = [dataclasses.replace(run, rehearsal=True) for run in runs[:2]]
     assert fleet.describe_queues(rehearsals, [free]) == [
         "cluster: v0, v1 (2 jobs for Slurm to start as it has room); about 2.0 M tokens to train on"

@@ -90,6 +90,23 @@ def test_slurm_gives_a_job_its_gpu_and_the_job_looks_at_it_first():
     assert launch.plan_launch(plan(rehearsal=True), "gpu-1", given).gate == []
 
 
+def test_a_run_over_nodes_of_a_cluster_is_one_job_whose_nodes_meet_where_it_says():
+    given = options(backend="slurm", slurm={"gres": "gpu:4"}, port=30000)
+    found = launch.plan_launch(plan(nodes=2, gpus=4, lane=3, cases={"path": "x", "count": 1}), "gpu-1", given)
+    assert found.command == [
+        "/env/bin/python", "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2",
+        "--rdzv-backend", "c10d", "--rdzv-conf", "join_timeout=900,read_timeout=900",
+        "programs/gang.py", "axolotl.cli.train", "axolotl.yml",
+    ]  # fmt: skip
+    assert (found.nodes, found.port, found.processes) == (2, 30000, 8)
+    assert found.answer_command == ["/env/bin/python", "programs/answer_cases.py"]
+    kept = found.run_json("crew-0")
+    assert (kept["nodes"], kept["port"], kept["processes"]) == (2, 30000, 8)
+    assert not {"nodes", "port"} & set(launch.plan_launch(plan(), "gpu-1", given).run_json("crew-0"))
+    public = launch.TrainerOptions(root="/r", python="/p", address="8.8.8.8", leader="8.8.8.8", backend="slurm")
+    launch.check_rendezvous(plan(nodes=2), public, nobody)
+
+
 def test_without_slurm_nothing_is_asked_of_it():
     found = launch.plan_launch(plan(), "gpu-1", options(slurm={"gres": "gpu:1"}, gpus=tuple(GPUS)))
     assert (found.slurm, found.gate, found.environment["CUDA_VISIBLE_DEVICES"]) == ({}, [], "GPU-0")
@@ -179,6 +196,7 @@ def test_programs_have_a_folder_of_their_own_and_nothing_else_is_laid_into_it():
     found = [one["path"] for one in launch.input_files(plan(), ROOT, "text", kept, carried, DATA)]
     programs = [
         "supervisor.py",
+        "slurm_job.py",
         "lora_forge_axolotl.py",
         "answer_cases.py",
         "expected_adapter.py",

@@ -447,6 +447,9 @@ def test_gpus_share_a_run_and_it_stays_the_same_run(make, data):
     [shared] = make(trainers=[Trainer("here", datasets_dir=str(data.folder), gpus=4)]).runs
     assert (shared.run_id, shared.gpus, shared.estimate) == (alone.run_id, 4, alone.estimate)
     assert (shared.recipe["micro_batch_size"], shared.recipe["gradient_accumulation_steps"]) == (2, 1)
+    [over_nodes] = make(trainers=[Trainer("here", datasets_dir=str(data.folder), gpus=2, nodes=2, slurm=True)]).runs
+    assert (over_nodes.run_id, over_nodes.recipe, over_nodes.estimate) == (alone.run_id, shared.recipe, alone.estimate)
+    assert (over_nodes.hosts, over_nodes.nodes, over_nodes.processes) == (("here",), 2, 4)
 
 
 def test_deepspeed_needs_its_package_and_its_file_is_read_here(make, data, tmp_path, monkeypatch):
@@ -985,6 +988,7 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
             },
         ],
         "gpus": 2,
+        "nodes": 1,
         "hosts": ["here"],
         "estimate": {
             "tokens": tokens,

@@ -11,7 +11,7 @@ import subprocess
 import threading
 
 import pytest
-import supervisor
+import slurm_job
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
@@ -145,6 +145,15 @@ def test_a_job_carries_nothing_of_who_submits_it_and_signals_its_first_process_a
     assert "--signal=B:TERM@65535" in slurm.job_options({}, RUN_DIR, stop_timeout=10**6)
 
 
+def test_a_job_has_as_many_nodes_as_a_run_takes():
+    assert "--nodes=1" in slurm.job_options(GIVEN, RUN_DIR, 120)
+    assert "--nodes=3" in slurm.job_options(GIVEN, RUN_DIR, 120, nodes=3)
+    cluster = Cluster(sbatch=(0, "12"))
+    slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=cluster, nodes=2)
+    slurm.try_out(GIVEN, RUN_DIR, 120, cluster, nodes=2)
+    assert ["--nodes=2" in command for command, _ in cluster.asked] == [True, True]
+
+
 def test_two_roots_have_two_names():
     assert slurm.job_name(RUN_DIR) != slurm.job_name(pathlib.Path("/shared/ann/other/runs") / RUN_DIR.name)
 
@@ -153,7 +162,7 @@ def test_two_roots_have_two_names():
 def test_the_script_becomes_the_supervisor_where_the_node_sees_the_same_folder(tmp_path, shared):
     run_dir = tmp_path / "it's a root" / "runs" / "witness-1"
     run_dir.mkdir(parents=True)
-    (run_dir.parents[1] / slurm.MARK).write_text("right\n" if shared else "another\n")
+    (run_dir.parents[1] / rundir.ROOT_MARK).write_text("right\n" if shared else "another\n")
     script = slurm.job_script(run_dir, ["sh", "-c", "echo $PPID $$; exit 7"], "right", "/opt/slurm/bin")
     done = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={}, timeout=60, check=False)
     assert done.returncode == (7 if shared else slurm.NOT_SHARED)
@@ -163,7 +172,7 @@ def test_the_script_becomes_the_supervisor_where_the_node_sees_the_same_folder(t
 def test_the_script_tells_by_its_exit_status_that_it_can_write_nothing(tmp_path):
     run_dir = tmp_path / "runs" / "witness-1"
     run_dir.mkdir(parents=True)
-    (tmp_path / slurm.MARK).write_text("right\n")
+    (tmp_path / rundir.ROOT_MARK).write_text("right\n")
     (run_dir / "slurm.log").mkdir()  # nobody can write there
     script = slurm.job_script(run_dir, ["true"], "right", "/opt/slurm/bin")
     done = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={}, timeout=60, check=False)
@@ -866,11 +875,11 @@ def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
     ],
 )
 def test_what_slurm_has_in_mind_with_a_job_that_it_tells_to_end(said, meant):
-    assert supervisor.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant
+    assert slurm_job.fate(f"JobId=9 JobName=x {said} ExitCode=0:0", restarts="1") == meant
 
 
 def test_who_comes_asks_for_a_checkpoint_before_it_takes_the_run(tmp_path):
-    old, new = (supervisor.Copies(tmp_path, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": count}) for count in "01")
+    old, new = (slurm_job.Copies(tmp_path, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": count}, 5.0) for count in "01")
     old.claim()
     old.check()
     assert not old.asked
@@ -878,7 +887,110 @@ def test_who_comes_asks_for_a_checkpoint_before_it_takes_the_run(tmp_path):
     old.check()
     assert old.asked
     new.claim()
-    with pytest.raises(supervisor.Superseded, match="job 9 on "):
+    with pytest.raises(slurm_job.Superseded, match="job 9 on "):
         old.check()
     new.check()
     assert not new.asked
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("JobState=RUNNING StartTime=2026-11-30T10:00:00 PreemptTime=None", False),
+        ("JobState=RUNNING StartTime=2026-11-30T10:00:00 PreemptTime=2026-11-30T09:00:00", False),  # the time before
+        ("JobState=RUNNING StartTime=2026-11-30T10:00:00 PreemptTime=2026-11-30T10:27:06", True),  # its grace
+        ("JobState=COMPLETING StartTime=2026-11-30T10:00:00", True),
+    ],
+)
+def test_a_job_that_slurm_is_about_to_end(said, told):
+    assert slurm_job.is_told(f"JobId=9 {said} EndTime=x") is told
+
+
+# A job of several nodes
+
+
+SPEC = {"nodes": 2, "port": 29400}
+
+
+def test_what_each_node_runs_is_a_step_of_the_job():
+    assert slurm_job.on_nodes({}, "--overlap") == []
+    words = slurm_job.on_nodes(SPEC, "--overlap")
+    assert (words[0], words[-1]) == ("srun", "--overlap")
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"} <= set(words)
+
+
+def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():
+    assert slurm_job.meeting({}, {"SLURM_JOB_ID": "4711"}) == {}
+    found = slurm_job.meeting(SPEC, {"SLURM_JOB_ID": "4711"})
+    assert found == {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:30111", rundir.ONE_FOLDER: "1"}
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Return a function that runs the check of a node, as srun does; it returns its exit status and what it printed."""
+    run_dir = tmp_path / "runs/witness-1"
+    run_dir.mkdir(parents=True)
+    (tmp_path / rundir.ROOT_MARK).write_text("right\n")
+
+    def run(gate: list[str], node: str = "c2", sees: str = "right") -> tuple[int, str]:
+        command = slurm_job.check_command(run_dir, {**SPEC, "gate": gate})
+        (tmp_path / rundir.ROOT_MARK).write_text(f"{sees}\n")
+        env = {"PATH": os.environ["PATH"], "SLURMD_NODENAME": node}
+        done = subprocess.run(command[command.index("/bin/sh") :], env=env, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_a_node_that_will_do_says_nothing(check):
+    assert check([]) == (0, "")
+    assert check(["sh", "-c", "echo fine"]) == (0, "")
+
+
+def test_a_node_without_the_folder_is_named(check, tmp_path):
+    code, said = check(["true"], sees="another")
+    words = f"c2: does not see {tmp_path} as the login node does: trainer_root must be in a shared folder"
+    assert (code, slurm_job.faults(said)) == (1, words)
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ('echo noise; echo \'{"ok": false, "error": "CUDA is old"}\'; exit 1', "CUDA is old"),
+        ("echo noise; echo ImportError: torch >&2; exit 7", "ImportError: torch"),
+        ("exit 1", "it said nothing"),
+    ],
+)
+def test_what_is_wrong_with_a_nodes_gpu_is_told_with_its_name(check, gate, words):
+    code, said = check(["sh", "-c", gate])
+    assert (code, slurm_job.faults(said)) == (1, f"c2: its GPU does not do: {words}")
+
+
+def test_all_nodes_that_will_not_do_are_told_and_where_none_speaks_slurm_does():
+    beside = "srun: error: c2: task 1: Exited with exit code 1\n"
+    assert slurm_job.faults(f"@c3: its GPU does not do: b\n{beside}@c2: its GPU does not do: a\n") == (
+        "c2: its GPU does not do: a; c3: its GPU does not do: b"
+    )
+    assert slurm_job.faults("srun: error: Unable to create step") == "srun: error: Unable to create step"
+
+
+def test_one_node_without_a_gate_is_not_looked_at(tmp_path):
+    assert slurm_job.check_command(tmp_path / "runs/witness-1", {}) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "writes"),
+    [
+        ({}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, True),  # the first one of another host, with a folder of its own
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "4", "LOCAL_RANK": "0", rundir.ONE_FOLDER: "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", rundir.ONE_FOLDER: "1"}, True),
+    ],
+)
+def test_who_writes_into_a_run_directory(env, writes, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", rundir.ONE_FOLDER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert rundir.writes() is writes

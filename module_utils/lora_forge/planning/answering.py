@@ -108,15 +108,14 @@ def seconds(recipe: dict[str, Any], answers: PlannedAnswers, gpu: str, by_itself
     return answers.steps * token + prompts + _LOADING + _STARTING * by_itself
 
 
-def is_by_itself(evaluates: str, gpus: int, hosts: int) -> bool:
+def is_by_itself(evaluates: str, processes: int) -> bool:
     """Tell whether a process of its own answers, which loads the base model: after several that train, or without any.
 
     Args:
         evaluates: The run whose adapter is asked; empty for a training.
-        gpus: That it takes of a host.
-        hosts: How many.
+        processes: How many train it.
     """
-    return bool(evaluates) or gpus * hosts > 1
+    return bool(evaluates) or processes > 1
 
 
 def describe(runs: Sequence[PlannedRun], gpus: Mapping[str, Sequence[str]]) -> list[str]:
@@ -139,7 +138,7 @@ def _described(run: PlannedRun, gpus: Sequence[str]) -> str:
     if run.rehearsal:
         return f"{words}, a few seconds"
     known = [gpu for gpu in gpus if card_of(gpu)] or [SLOWEST]
-    by_itself = is_by_itself(run.evaluates, run.gpus, len(run.hosts))
+    by_itself = is_by_itself(run.evaluates, run.processes)
     times = {gpu: seconds(run.recipe, run.estimate.answers, gpu, by_itself) for gpu in known}
     gpu, longest = max(times.items(), key=lambda one: one[1] or 0.0)
     if longest is None:

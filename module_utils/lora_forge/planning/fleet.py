@@ -54,8 +54,9 @@ class Trainer:
         agents: The agents it is meant for; empty for any.
         root: Where everything lies on it.
         lanes: How many runs it trains at once.
-        gpus: How many GPUs a run takes there.
+        gpus: How many GPUs a run takes there, of each host or node.
         hosts: How many hosts a run takes.
+        nodes: How many nodes a run takes, where it is the login node of a cluster.
         members: The hosts of its gang, itself among them; empty where a run takes one.
         groups: The groups of the inventory that may be its gang.
         rented: Whether it is a pod.
@@ -74,12 +75,18 @@ class Trainer:
     lanes: int = 1
     gpus: int = 1
     hosts: int = 1
+    nodes: int = 1
     members: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     rented: bool = False
     gpu_names: tuple[str, ...] = ()
     slurm: bool = False
     gpu_hours: Optional[float] = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes train a run there, one a GPU."""
+        return self.gpus * self.hosts * self.nodes
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -167,9 +174,10 @@ def trainers_of(
         rehearsal = known.get("run_profile") == "rehearsal"
         least = 0 if rehearsal else 1
         gpus, size = _count(host, known, "run_gpus", least), _count(host, known, "run_hosts", least)
-        members, fitting = find_gang(host, size, groups)
         in_slurm = known.get("run_backend") == "slurm"
-        gpu_hours = _check_slurm(host, known, 0 if rehearsal else gpus, size) if in_slurm else None
+        nodes, size = (max(1, size), 1) if in_slurm else (1, size)  # of a cluster the inventory knows no nodes
+        members, fitting = find_gang(host, size, groups)
+        gpu_hours = _check_slurm(host, known, 0 if rehearsal else gpus, nodes) if in_slurm else None
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
         asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
         for name, path in (("datasets_dir", folder), ("eval_dir", asked)):
@@ -188,6 +196,7 @@ def trainers_of(
                 lanes=_count(host, known, "run_slurm_jobs", 1, JOBS) if in_slurm else _count_lanes(host, known, gpus),
                 gpus=gpus,
                 hosts=size,
+                nodes=nodes,
                 members=members,
                 groups=fitting,
                 rented="pod_gpus" in known,
@@ -209,7 +218,7 @@ def _count_lanes(host: str, known: Mapping[str, Any], gpus: int) -> int:
     return (named or _count(host, known, variable, 0)) // gpus
 
 
-def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> Optional[float]:
+def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, nodes: int) -> Optional[float]:
     """Refuse what a login node of Slurm cannot be told; return the most GPU hours of a job, None where nothing says.
 
     What has a value with a Jinja expression in it is held to the same once the host is there.
@@ -219,6 +228,7 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> 
     stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
     wrong = [] if open_ended else slurm.problems(asked, gpus, stop_timeout)
     hours = None if open_ended or wrong else slurm.hours_of(asked)
+    cards = gpus * nodes
     try:
         most = float(known.get("run_slurm_max_gpu_hours") or 0)  # the command line's is text
     except (TypeError, ValueError):
@@ -226,16 +236,14 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, hosts: int) -> 
         wrong.append(
             f"run_slurm_max_gpu_hours is «{known['run_slurm_max_gpu_hours']}»; it must be a number, 0 for no cap"
         )
-    if not open_ended and not wrong and (capped := slurm.over_cap(asked, gpus, most)):
+    if not open_ended and not wrong and (capped := slurm.over_cap(asked, cards, most)):
         wrong.append(capped)
     for variable in ("run_lanes", "pod_gpus"):
         if known.get(variable):
             wrong.append(f"{variable} is not for run_backend slurm: Slurm gives a job its GPUs")
-    if hosts > 1:
-        wrong.append("run_hosts is not for run_backend slurm yet: a job has one node. run_gpus gives it several GPUs")
     if wrong:
         raise UserError(f"{host}: {'; '.join(wrong)}")
-    return None if hours is None or not gpus else hours * gpus
+    return None if hours is None or not cards else hours * cards
 
 
 def _count(host: str, known: Mapping[str, Any], variable: str, least: int, otherwise: int = 1) -> int:
@@ -487,14 +495,18 @@ def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
     names = ", ".join(run.name for run in runs[:NAMED])
     names += f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     together = f", {trainer.lanes} at once at most" if len(runs) > trainer.lanes else ""
-    jobs = f"{len(runs)} jobs for Slurm to start as it has room{together}" if len(runs) > 1 else "a job for Slurm"
+    nodes = runs[0].nodes
+    size = f" of {nodes} nodes" if nodes > 1 else ""
+    several = f"{len(runs)} jobs{size} for Slurm to start as it has room{together}"
+    jobs = several if len(runs) > 1 else f"a job{size} for Slurm"
     if all(run.rehearsal for run in runs):
         most = ""
     elif trainer.gpu_hours is None:
         most = "; no time in run_slurm: a job may take as long as its partition lets it"
     else:
-        each = f" each, {trainer.gpu_hours * len(runs):.4g} in all" if len(runs) > 1 else ""
-        most = f"; {trainer.gpu_hours:.4g} GPU hours at most{each}, unless it is requeued"
+        hours = trainer.gpu_hours * nodes / trainer.nodes  # an evaluation takes one, wherever trainings take several
+        each = f" each, {hours * len(runs):.4g} in all" if len(runs) > 1 else ""
+        most = f"; {hours:.4g} GPU hours at most{each}, unless it is requeued"
     return f"{trainer.name}: {names} ({jobs}); {_size(runs)}{most}"
 
 

@@ -22,6 +22,7 @@ from ansible.module_utils.lora_forge.trainer.runs import Launch
 
 _RUN_FILES = (
     "supervisor.py",
+    "slurm_job.py",
     "lora_forge_axolotl.py",
     "answer_cases.py",
     "expected_adapter.py",
@@ -55,7 +56,8 @@ class TrainerOptions(JsonRecord):
         gpus: The UUIDs of the GPUs that it has.
         address: Under which the other hosts of a gang reach it.
         leader: Under which it reaches the first host of a gang.
-        port: Where the hosts of a gang meet; each lane has the next one, as lanes train at once.
+        port: Where the hosts of a gang meet; each lane has the next one, as lanes train at once. Where the nodes of a
+            job meet, the job's id decides.
         timeout: Seconds that the hosts of a gang wait for each other.
         public: Whether they may meet at a public address.
         wandb: ``online``, ``offline`` or ``disabled``.
@@ -138,7 +140,9 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         gate=gate if in_slurm and not run.rehearsal else [],
         stop_timeout=options.stop_timeout,
         prepared=None if asks else prepared_path(run, options.root),
-        processes=len(run.hosts) * run.gpus,
+        processes=run.processes,
+        nodes=run.nodes,
+        port=options.port if run.nodes > 1 else 0,
         answer_command=answer_command(run, host, options),
         facts=run_facts(run, host),
     )
@@ -293,19 +297,26 @@ def training_command(run: PlannedRun, host: str, options: TrainerOptions) -> lis
     Raises:
         ValueError: The host is none of the run's.
     """
-    if len(run.hosts) * run.gpus == 1:
+    if run.processes == 1:
         return [options.python, "-m", options.module, "axolotl.yml"]
     meet: list[Any] = ["--standalone"]
-    if len(run.hosts) > 1:
+    settings: dict[str, Any] = {"join_timeout": options.timeout, "read_timeout": options.timeout}
+    if run.nodes > 1:  # where is known when the job has its nodes; its supervisor says so
+        meet = ["--nnodes", run.nodes, "--rdzv-backend", "c10d", "--rdzv-conf", _listed(settings)]
+    elif len(run.hosts) > 1:
         rank = run.hosts.index(host)
-        settings = {"is_host": rank == 0, "join_timeout": options.timeout, "read_timeout": options.timeout}
+        settings = {"is_host": rank == 0, **settings}
         # Not its id: whoever is on the host reads a command line. It comes by RENDEZVOUS, among the secrets.
         meet = ["--nnodes", len(run.hosts), "--node-rank", rank, "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", f"{options.leader}:{options.port + run.lane}",
-                "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
+                "--rdzv-conf", _listed(settings),
                 "--local-addr", options.address]  # fmt: skip
     launcher = [options.python, "-m", "torch.distributed.run", "--nproc-per-node", run.gpus]
     return [str(word) for word in (*launcher, *meet, f"{rundir.PROGRAMS}/gang.py", options.module, "axolotl.yml")]
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items())
 
 
 def answer_command(run: PlannedRun, host: str, options: TrainerOptions) -> list[str]:
@@ -320,7 +331,7 @@ def answer_command(run: PlannedRun, host: str, options: TrainerOptions) -> list[
         host: The host's name in the inventory.
         options: Its options.
     """
-    if len(run.hosts) * run.gpus == 1 or not run.cases.path or host != run.hosts[0]:
+    if run.processes == 1 or not run.cases.path or host != run.hosts[0]:
         return []
     return [options.python, f"{rundir.PROGRAMS}/answer_cases.py"]
 

@@ -453,7 +453,7 @@ class Planner:
         )
         if trainer.profile == REHEARSAL:
             return estimate
-        share = recipe.split_batch(keys, trainer.gpus * trainer.hosts)
+        share = recipe.split_batch(keys, trainer.processes)
         needed = memory.estimate(share)
         return dataclasses.replace(
             estimate,
@@ -477,7 +477,7 @@ class Planner:
         for path in sorted((self.root / "configs/machines").glob("*.yml")):
             with contextlib.suppress(UserError):  # in a class that nobody takes
                 keys = self.merged_recipe(agent, "", path.stem, variant)
-                size = memory.estimate(recipe.split_batch(keys, trainer.gpus * trainer.hosts))
+                size = memory.estimate(recipe.split_batch(keys, trainer.processes))
                 sizes |= {} if size is None else {path.stem: size}
         return sizes
 
@@ -524,7 +524,7 @@ class Planner:
         attempt = attempt.settle(trainer.name, move)
         estimate = self.estimate_run(agent, keys, files, trainer, variant)
         if not is_rehearsal:
-            keys = recipe.split_batch(keys, trainer.gpus * trainer.hosts)
+            keys = recipe.split_batch(keys, trainer.processes)
             if attempt.state != "ready":
                 self.warn_about_memory(agent, keys, trainer, estimate)
         keys = recipe.with_plugins(keys)
@@ -553,6 +553,7 @@ class Planner:
             datasets=datasets,
             cases=self.find_cases(agent, pathlib.Path(trainer.eval_dir), files),
             gpus=1 if is_rehearsal else trainer.gpus,
+            nodes=trainer.nodes,
             hosts=trainer.members or (trainer.name,),
             estimate=estimate,
         )

@@ -77,7 +77,7 @@ def capabilities(run: PlannedRun, names: Sequence[str]) -> dict[str, Any]:
         "bf16": _as_numbers(capability) >= (8, 0),
         "fp8": _as_numbers(capability) >= (9, 0),
         "tf32": _as_numbers(capability) >= (8, 0),
-        "n_gpu": run.gpus * len(run.hosts),
+        "n_gpu": run.processes,
         "compute_capability": f"sm_{capability.replace('.', '')}",
     }
 

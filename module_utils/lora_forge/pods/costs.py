@@ -249,7 +249,7 @@ def answering_seconds(run: dict[str, Any], gpu: str) -> float:
         gpu: RunPod's id.
     """
     answers = PlannedAnswers.from_dict(run.get("estimate", {}).get("answers"))
-    by_itself = answering.is_by_itself(run.get("evaluates", ""), run.get("gpus", 1), len(run.get("hosts") or "1"))
+    by_itself = answering.is_by_itself(run.get("evaluates", ""), run.get("gpus", 1) * len(run.get("hosts") or "1"))
     return 0.0 if run["rehearsal"] else answering.seconds(run["recipe"], answers, gpu, by_itself) or 0.0
 
 

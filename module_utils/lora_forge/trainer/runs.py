@@ -300,7 +300,9 @@ class Launch(JsonRecord):
             process does it, or another host.
         facts: What is known of the run, for people and later questions.
         slurm: What Slurm is asked for: run_slurm; empty where Slurm does not keep the run.
-        gate: A command line that must end well on the node before the training starts there; empty for none.
+        gate: A command line that must end well on each node before the training starts there; empty for none.
+        nodes: How many nodes Slurm is asked for.
+        port: With several of them the first one of those on which they meet.
     """
 
     command: list[str]
@@ -314,6 +316,8 @@ class Launch(JsonRecord):
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
     gate: list[str] = dataclasses.field(default_factory=list)
+    nodes: int = 1
+    port: int = 0
 
     def run_json(self, run_id: str) -> dict[str, Any]:
         """Write it as run.json keeps it.
@@ -333,6 +337,7 @@ class Launch(JsonRecord):
             "env": {name: str(value) for name, value in self.environment.items()},
             "stop_timeout": self.stop_timeout,
             **({"gate": self.gate} if self.gate else {}),
+            **({"nodes": self.nodes, "port": self.port} if self.nodes > 1 else {}),
         }
 
 
@@ -503,7 +508,7 @@ def _submit(
     try:
         jobs = [queue.job(other)[0] for other in alike]  # so many jobs as there are lanes run at once
         after = [job.number for job in jobs if job is not None and job.lives]
-        number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after)
+        number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after, nodes=launch.nodes)
     except UserError as error:
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
             (run_dir / "env").unlink(missing_ok=True)

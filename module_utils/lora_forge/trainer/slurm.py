@@ -88,18 +88,6 @@ SUSPENDED = frozenset({"STOPPED", "SUSPENDED"})
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
-# What Slurm's commands say where nobody has answered, or has no time for it now; all else is a refusal. In the order of
-# Slurm's slurm_errno.c, then the system's words, sbatch's own, and those of a command that has no configuration.
-SILENCE = re.compile(
-    "Unable to contact slurm controller|Communication (connection|shutdown) failure|Message (send|receive) failure|"
-    "Unexpected (message received|missing socket error)|Insane message length|Zero Bytes were transmitted|"
-    "Header lengths are longer|Rate limit exceeded|standby mode|Unable to create job record|MaxJobCount limit|"
-    "Job can not be altered now|Socket timed out|Protocol authentication|[Aa]uthentication credential|[Mm]unge|"
-    "Connection (refused|reset|rejected|forced closed|timed out)|Transport endpoint|No route to host|"
-    "Network is unreachable|Broken pipe|Resource temporarily unavailable|Temporary failure in name resolution|"
-    "temporarily unable to accept|Job creation temporarily disabled|job queue full|gave no answer|could not be run|"
-    "Could not establish a configuration source|DNS SRV lookup failed"
-)
 
 # The job first holds a word of the root against that of the login node: a node may not have the folder, or another one
 # at its place, and Slurm would say nothing of it but «0:53». Its exit status tells so.
@@ -112,8 +100,7 @@ true >>{log} || exit {unwritable}
 exec >>{log} 2>&1
 exec {command}
 """
-MARK = ".lora-forge-root"  # in the root: a word that only this folder has
-KEPT = ".lora-forge-queue"  # there, too: what the queue answered last
+KEPT = ".lora-forge-queue"  # in the root: what the queue answered last
 
 _Runner = Callable[[Sequence[str], str], "tuple[int, str]"]
 
@@ -371,7 +358,7 @@ def mark_root(root: pathlib.Path) -> str:
     Args:
         root: The trainer's root.
     """
-    path = root / MARK
+    path = root / rundir.ROOT_MARK
     with rundir.locked(root):
         word = path.read_text(encoding="ascii").strip() if path.exists() else ""
         if not re.fullmatch("[0-9a-f]{32}", word):
@@ -391,7 +378,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
     """
     return _SCRIPT.format(
         path=shlex.quote(f"{programs}:/usr/local/bin:/usr/bin:/bin"),
-        mark=shlex.quote(str(run_dir.parents[1] / MARK)),
+        mark=shlex.quote(str(run_dir.parents[1] / rundir.ROOT_MARK)),
         word=word,
         not_shared=NOT_SHARED,
         unwritable=rundir.UNWRITABLE,
@@ -401,7 +388,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
 
 
 def job_options(
-    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, after: Sequence[str] = ()
+    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, after: Sequence[str] = (), nodes: int = 1
 ) -> list[str]:
     """List the words that sbatch is called with.
 
@@ -410,6 +397,7 @@ def job_options(
         run_dir: The run directory.
         stop_timeout: Seconds that the training has for its checkpoint: so long before the end of its time it is told.
         after: Ids of jobs that come first.
+        nodes: How many nodes it takes.
     """
     first = "".join(f",afterany:{number}" for number in after)
     return [
@@ -421,7 +409,7 @@ def job_options(
         "--export=NIL",
         "--output=/dev/null",
         "--chdir=/",
-        "--nodes=1",
+        f"--nodes={nodes}",
         "--ntasks-per-node=1",
         # B: to the job's first process, which is the supervisor, and to no other.
         f"--signal=B:TERM@{told_before(stop_timeout)}",
@@ -447,7 +435,9 @@ def check_version(run: _Runner = run_command) -> str:
     return text[:200]
 
 
-def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command) -> str:
+def try_out(
+    given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, run: _Runner = run_command, nodes: int = 1
+) -> str:
     """Ask Slurm whether it would take such a job; nothing is submitted.
 
     Args:
@@ -455,6 +445,7 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
         run_dir: The run directory, of whatever run; it need not be there.
         stop_timeout: Seconds that the training has for its checkpoint.
         run: Runs a command; a parameter for tests.
+        nodes: How many nodes it takes.
 
     Returns:
         What Slurm has against it; empty for nothing.
@@ -462,10 +453,10 @@ def try_out(given: Mapping[str, Any], run_dir: pathlib.Path, stop_timeout: int, 
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout)], "#!/bin/sh\n")
+    code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout, nodes=nodes)], "#!/bin/sh\n")
     if code == 0:
         return ""
-    if SILENCE.search(text):
+    if rundir.SLURM_SILENT.search(text):
         raise Silent(_said(text))
     # For this test a node that is down or drained is none, and the sentence the same as for a job that no node could
     # run. A job that is submitted waits for such a node; where it could not run there either, sbatch says so.
@@ -486,6 +477,7 @@ def submit(
     stop_timeout: int,
     after: Sequence[str] = (),
     run: _Runner = run_command,
+    nodes: int = 1,
 ) -> str:
     """Submit the job of a run; return its id.
 
@@ -496,6 +488,7 @@ def submit(
         stop_timeout: Seconds that the training has for its checkpoint.
         after: Ids of jobs that come first.
         run: Runs a command; a parameter for tests.
+        nodes: How many nodes it takes.
 
     Raises:
         UserError: Slurm refuses it, or has not answered and has no such job.
@@ -503,7 +496,7 @@ def submit(
     """
     script = job_script(run_dir, command, mark_root(run_dir.parents[1]), _folder() or "/usr/bin")
     try:
-        code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after)], script)
+        code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after, nodes)], script)
     except Silent as error:
         code, text = 1, str(error)
     # Sites put scripts of their own in sbatch's place, which say more than an id, or say it in the long form.
@@ -519,7 +512,7 @@ def submit(
         ) from None
     if known:
         return known[-1].number
-    if code == 0 or SILENCE.search(text):
+    if code == 0 or rundir.SLURM_SILENT.search(text):
         # A controller that was too slow may still have it before it.
         kind = UserError if "Unable to contact" in text else Unanswered
         raise kind(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")

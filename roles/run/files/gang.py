@@ -1,4 +1,4 @@
-"""The processes of a run on several GPUs, or on several hosts: they start from one checkpoint, and stop at one step.
+"""The processes of a run on several GPUs, hosts or nodes: they start from one checkpoint, and stop at one step.
 
 torchrun starts it in each process: ``gang.py <module> <arguments…>``. It runs in the trainer's environment with the run
 directory as working directory; ``rundir.py`` lies beside it, in the folder that PYTHONPATH names.
@@ -11,6 +11,7 @@ import os
 import pathlib
 import runpy
 import sys
+import time
 from typing import Any
 
 import rundir
@@ -19,6 +20,7 @@ from torch import distributed
 
 OUTPUT = pathlib.Path("output")
 STOP = pathlib.Path(rundir.STOPPING)
+SEEN_WITHIN = 90.0  # seconds in which a node is to see what another one wrote: shared folders may show what is old
 TIMEOUT = datetime.timedelta(minutes=5)  # to agree; what loads models and data has its own
 
 
@@ -59,9 +61,14 @@ def common_checkpoint(output: pathlib.Path, store: Any, rank: int, world: int) -
     Returns:
         Its step; 0 where there is none.
     """
-    store.set(f"step {rank}", str(rundir.last_complete(output)))
+    step = rundir.last_complete(output)
+    if rank and rundir.ONE_FOLDER in os.environ:
+        newest, until = int(store.get("step 0")), time.monotonic() + SEEN_WITHIN
+        while (step := rundir.last_complete(output)) < newest and time.monotonic() < until:
+            time.sleep(0.5)
+    store.set(f"step {rank}", str(step))
     common = min(int(store.get(f"step {other}")) for other in range(world))
-    if int(os.environ["LOCAL_RANK"]) == 0:
+    if rundir.writes():
         for number, path in rundir.checkpoints(output):
             if number > common:
                 path.rename(path.with_name(f"incomplete-{path.name}-{os.getpid()}"))

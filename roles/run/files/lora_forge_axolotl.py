@@ -47,7 +47,7 @@ class RunCallback(TrainerCallback):
         self.tokens = 0.0  # seen by the model until the last report
 
     def report(self, event: str, state: Any, **values: Any) -> None:
-        if state.is_local_process_zero:  # on each host of a gang: its supervisor reads what its own disk holds
+        if rundir.writes():  # on each host of a gang: its supervisor reads what its own disk holds
             rundir.append_event(METRICS, event, step=state.global_step, planned=state.max_steps, **values)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -57,7 +57,7 @@ class RunCallback(TrainerCallback):
             # What a checkpoint is worth is known; once more would count against early stopping's patience.
             args.eval_on_start = False
             self.judge_anew(args, state)
-        if state.is_local_process_zero and self.prepared.is_dir():
+        if rundir.writes() and self.prepared.is_dir():
             rundir.write_json(self.prepared / rundir.COMPLETE, {})  # the tokenised data is whole
         self.report("begin", state, epoch=state.epoch)
 
@@ -129,13 +129,13 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
         gang.barrier()  # of a sharded one each process writes its part
-        if state.is_local_process_zero and checkpoint.is_dir():
+        if rundir.writes() and checkpoint.is_dir():
             rundir.mark_complete(checkpoint, state.global_step)
             self.report("save", state, checkpoint=checkpoint.name)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = not self.stop_wanted and state.global_step < state.max_steps
-        if state.is_local_process_zero:
+        if rundir.writes():
             state.save_to_json(str(pathlib.Path(args.output_dir) / "trainer_state.json"))
         best = args.load_best_model_at_end and state.best_model_checkpoint  # it has just been loaded
         self.report(
@@ -170,14 +170,14 @@ class GradientCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_local_process_zero and checkpoint.is_dir():
+        if rundir.writes() and checkpoint.is_dir():
             rundir.write_json(checkpoint / rundir.GRADIENTS, {"never": sorted(self.waiting)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         note: dict[str, Any] = {"never": sorted(self.waiting)}
         if args.load_best_model_at_end and state.best_model_checkpoint:  # it has just been loaded
             note = rundir.read_json(pathlib.Path(state.best_model_checkpoint) / rundir.GRADIENTS) or note
-        if state.is_local_process_zero:
+        if rundir.writes():
             rundir.write_json(pathlib.Path(args.output_dir) / rundir.GRADIENTS, note)
 
 
@@ -208,7 +208,7 @@ def expect(cfg: Any) -> None:
     path = pathlib.Path(rundir.EXPECTED)
     noted = rundir.read_json(path)
     known = (noted.get("schema"), noted.get("base_model")) == (expected_adapter.SCHEMA, cfg.base_model)
-    if os.environ.get("LOCAL_RANK", "0") != "0" or (known and noted.get("revision")):
+    if not rundir.writes() or (known and noted.get("revision")):
         return
     from axolotl.loaders import load_tokenizer
 
@@ -279,7 +279,7 @@ def note_templates(cfg: Any, tokenizer: Any) -> None:
     """
     from axolotl.utils.chat_templates import get_chat_template_from_config
 
-    if os.environ.get("LOCAL_RANK", "0") != "0" or cfg.tokenizer_use_mistral_common:
+    if not rundir.writes() or cfg.tokenizer_use_mistral_common:
         return
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     texts = {str(get_chat_template_from_config(cfg, entry, tokenizer)) for entry in cfg.datasets or []}
@@ -304,7 +304,7 @@ def make_weights(folder: pathlib.Path, seed: int = 0) -> None:
         if (folder / WEIGHTS).exists():
             return
         config = transformers.AutoConfig.from_pretrained(folder)
-        made = folder / f"partial.{os.getpid()}"
+        made = folder / f"partial.{os.uname().nodename}.{os.getpid()}"  # other nodes may see the same folder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = getattr(transformers, config.architectures[0])(config).float()
@@ -372,7 +372,7 @@ class LoraForgePlugin(BasePlugin):
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """On several hosts each keeps its own checkpoints, as each resumes from its own disk."""
         several = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
-        return {"save_on_each_node": True} if several else {}
+        return {"save_on_each_node": True} if several and rundir.ONE_FOLDER not in os.environ else {}
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Count examples that are truncated or dropped, while Axolotl itself loads the data."""
@@ -389,8 +389,7 @@ class LoraForgePlugin(BasePlugin):
         def counting(dataset: Any, sequence_len: int, cfg: Any) -> Any:
             lengths = [len(ids) for ids in dataset["input_ids"]]
             kept = original(dataset, sequence_len, cfg)
-            if os.environ.get("LOCAL_RANK", "0") != "0":
-                return kept
+            # No question of who writes: one process prepares the data in a folder, and all others wait for it.
             rundir.append_event(
                 METRICS,
                 "data",
@@ -418,6 +417,8 @@ class LoraForgePlugin(BasePlugin):
             trainer.args.metric_for_best_model = "loss"  # what promotion compares; rules.py refuses any other
             trainer.args.greater_is_better = False
         note_templates(cfg, trainer.processing_class)
+        if rundir.ONE_FOLDER in os.environ:  # Axolotl's own sign of who saves the adapter: the first one of each host
+            cfg.local_rank = int(os.environ["RANK"])
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         self.running = RunCallback(trainer, pathlib.Path(cfg.dataset_prepared_path))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -28,19 +27,17 @@ from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import rundir
+import slurm_job
 
 PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
-REQUEUE_WITHIN = 60.0  # seconds that Slurm may take to answer
-REQUEUED = "requeued"  # the kind of end of a job that comes back
-BEATS = 4  # heartbeats in which another copy of this supervisor shows that it lives, or sees that it has to go
+NODES_WITHIN = 120.0  # seconds in which each node of a job is to run a command that does nothing
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
 # just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
 PAUSES = (2.0, 4.0, 8.0, 16.0)
-IN_VAIN = 2  # jobs in a row that Slurm ended before they came to a checkpoint; the next one would end so, too
 TAIL = 64 * 1024  # bytes of train.log that are searched for the reason of a failure
 
 # What an ending looks like in Axolotl's log -> the kind of failure. The first match decides.
@@ -167,161 +164,6 @@ def in_queue(run_dir: pathlib.Path) -> bool:
     return status.get("state") == "queued" and rundir.is_alive(status.get("supervisor"))
 
 
-# Words of Slurm's commands that nobody has answered; all others are refusals.
-SILENCE = re.compile(
-    "Unable to contact|uthentication|[Mm]unge|timed out|Zero Bytes|Connection re|Timeout|unavailable|Unexpected message"
-)
-
-
-class Superseded(Exception):
-    """Another supervisor has this run now: this one writes nothing more of it."""
-
-
-class Copies:
-    """Under Slurm a run may have two supervisors: a node that Slurm gives up may be alive, and go on.
-
-    The run belongs to whoever wrote ``claim.json`` last. A lock alone would not do: not every shared folder has locks
-    that reach from node to node. Whoever comes asks the other one for a checkpoint first, and gives it time for that.
-
-    Args:
-        run_dir: The run directory.
-        env: The supervisor's environment, with Slurm's variables.
-
-    Attributes:
-        asked: Whether another copy waits for this one to end.
-    """
-
-    def __init__(self, run_dir: pathlib.Path, env: Mapping[str, str]):
-        self.path = run_dir / "claim.json"
-        self.status = run_dir / "status.json"
-        self.asked = False
-        self.mine: dict[str, Any] = {
-            "job": env.get("SLURM_JOB_ID", ""),
-            "restart": env.get("SLURM_RESTART_COUNT", "0"),
-            "node": env.get("SLURMD_NODENAME") or os.uname().nodename,
-            "pid": os.getpid(),
-            "uptime": rundir.uptime(),
-        }
-
-    def heartbeat(self) -> Any:
-        """Return the last word of whoever writes status.json; None once it is over."""
-        status = rundir.read_status(self.status.parent)[0]
-        return None if status.get("state") in (None, *rundir.FINAL_STATES) else status.get("heartbeat")
-
-    def await_lock(self, handle: Any, seconds: float) -> bool:
-        """Wait for another copy to end: for its lock, and, where locks do not reach, for its heartbeat to stand still.
-
-        Args:
-            handle: The run's lock file.
-            seconds: At most.
-
-        Returns:
-            Whether this process has the lock, and no other one moves.
-        """
-        until = time.monotonic() + seconds
-        last, still, locked = self.heartbeat(), time.monotonic(), False
-        while True:
-            if not locked:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    locked = True
-            now, beat = time.monotonic(), self.heartbeat()
-            if beat != last:
-                last, still = beat, now
-            if locked and (beat is None or now - still > BEATS * HEARTBEAT):
-                return True
-            if now > until:
-                return False
-            time.sleep(TICK)
-
-    def ask(self) -> None:
-        """Ask another copy to end with a checkpoint."""
-        rundir.write_json(self.path, {**self.mine, "asks": True})
-
-    def claim(self) -> None:
-        """Make the run this copy's."""
-        rundir.write_json(self.path, self.mine)
-
-    def check(self) -> None:
-        """See that it still is, and whether another one asks for it.
-
-        Raises:
-            Superseded: It is another's.
-        """
-        found = rundir.read_json(self.path)
-        self.asked = bool(found.get("asks"))
-        if found and found != self.mine and not self.asked:
-            raise Superseded(f"job {found.get('job')} on {found.get('node')} has this run now")
-
-
-def in_slurm(run_dir: pathlib.Path) -> bool:
-    """Tell whether this process is a run's job."""
-    return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
-
-
-def scontrol(*words: str) -> tuple[int, str]:
-    """Run Slurm's command; returns its exit status, and what it printed in one line."""
-    try:
-        done = subprocess.run(
-            ["scontrol", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            timeout=REQUEUE_WITHIN, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        return 1, f"«scontrol {' '.join(words)}»: {type(error).__name__}"
-    return done.returncode, " ".join(done.stdout.split())
-
-
-def fate(said: str, restarts: str) -> str:
-    """Tell what Slurm has in mind with a job that it has told to end: ``cancelled``, ``requeued``, or empty: nothing.
-
-    While a job ends Slurm calls it COMPLETING, whatever ended it. One that Slurm puts back itself has a restart more;
-    what else it ends by itself, it gives a reason for. Somebody's scancel has none.
-
-    Args:
-        said: What it says of the job (scontrol show job).
-        restarts: How often this copy of it was restarted.
-    """
-    found = dict(re.findall(r"\b(JobState|Reason|Restarts|PreemptTime)=(\S+)", said))
-    if found.get("Restarts", restarts) != restarts:  # it may run by now, elsewhere: to put it back would end that one
-        return REQUEUED
-    if found.get("JobState") not in ("COMPLETING", "CANCELLED"):
-        return ""
-    return "cancelled" if found.get("Reason") == "None" == found.get("PreemptTime", "None") else ""
-
-
-def own_fate() -> str:
-    """Tell what Slurm has in mind with the job that this process is; see :func:`fate`. Empty where it does not say."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end, and must not die before
-    code, said = scontrol("--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
-    return "" if code else fate(said, os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def requeue() -> str:
-    """Put this job back into the queue; returns why Slurm refuses to, empty where it does not, or says nothing.
-
-    Slurm signals the job that it requeues, which is this process: it has done its work, and must only not die of that.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    until = time.monotonic() + REQUEUE_WITHIN
-    while True:
-        code, said = scontrol("requeue", os.environ["SLURM_JOB_ID"])
-        if code == 0:
-            return ""
-        if not SILENCE.search(said):
-            return said[:300] or f"exit code {code}"
-        if time.monotonic() > until:
-            return ""  # it may come back all the same, as after its node's reboot; if not, the queue shows that
-        time.sleep(1)
-
-
-def leave() -> int:
-    """Give up a job that has not begun to train; returns its exit status."""
-    refused = "" if own_fate() else requeue()
-    if refused:
-        print(f"Slurm does not take this job back: {refused}", flush=True)
-    return 1 if refused else 0
-
-
 class Supervisor:
     """One run from its queueing to its final state.
 
@@ -330,7 +172,7 @@ class Supervisor:
         copies: What else may have this run; None where nothing may.
     """
 
-    def __init__(self, run_dir: pathlib.Path, copies: Optional[Copies] = None):
+    def __init__(self, run_dir: pathlib.Path, copies: Optional[slurm_job.Copies] = None):
         self.run_dir = run_dir
         self.spec = rundir.read_run(run_dir)[0]
         self.output = run_dir / "output"
@@ -595,6 +437,7 @@ class Supervisor:
         env["PYTHONSAFEPATH"] = "1"
         env["PYTHONUNBUFFERED"] = "1"
         env[rundir.MARKER] = str(self.run_dir)
+        env.update({} if self.copies is None else slurm_job.meeting(self.spec, os.environ))
         return env
 
     def start_trainer(self, command: list[str], env: dict[str, str]) -> None:
@@ -733,7 +576,7 @@ class Supervisor:
         if self.copies is not None:
             self.copies.check()  # else they are another copy's by now
         secrets = self.run_dir / "env"
-        comes_back = self.resumable(state) if self.copies is None else (reason or {}).get("kind") == REQUEUED
+        comes_back = self.resumable(state) if self.copies is None else (reason or {}).get("kind") == slurm_job.REQUEUED
         if secrets.exists() and not comes_back:
             secrets.unlink()
         self.write(state=state, reason=reason, exit_code=code, finished_at=round(time.time(), 3))
@@ -778,7 +621,7 @@ class Supervisor:
             elif not self.take_lane():
                 return self.end("stopped", {"kind": "stopped", "detail": "while it waited for its lane"})
             return self.train()
-        except Superseded as error:
+        except slurm_job.Superseded as error:
             self.kill_group()
             self.say(f"ends, as {error}")
             return 0
@@ -788,19 +631,34 @@ class Supervisor:
             return self.end("failed", {"kind": "environment", "detail": str(error)})
 
     def gate_fault(self) -> str:
-        """Have the node's GPU compute; return what is wrong with it, empty where nothing is or was asked."""
-        gate = self.spec.get("gate")
-        if not gate:
+        """Have each node's GPU compute; return what is wrong with them, empty where nothing is or was asked."""
+        command = slurm_job.check_command(self.run_dir, self.spec)
+        if not command:
             return ""
-        node, until = os.uname().nodename, time.monotonic() + GATE_WITHIN
+        try:
+            code, said = self.ask(command, GATE_WITHIN)
+        except OSError as error:
+            return f"{os.uname().nodename}: {command[0]} cannot be started: {error.strerror}"
+        if code == 0 or self.stop_wanted:
+            return ""
+        return slurm_job.faults(said) or f"no answer of its nodes within {GATE_WITHIN:g} s"
+
+    def ask(self, command: list[str], seconds: float) -> tuple[int, str]:
+        """Run a command with a pulse; return its exit status, negative for a signal, and the end of what it said.
+
+        Args:
+            command: Its words.
+            seconds: After which it is killed.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        until = time.monotonic() + seconds
         with tempfile.TemporaryFile() as out:
-            try:
-                process = subprocess.Popen(
-                    gate, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environment(),
-                    start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                return f"{node}: {gate[0]} cannot be started: {error.strerror}"
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environment(),
+                start_new_session=True,
+            )  # fmt: skip
             while process.poll() is None and time.monotonic() < until and not self.stop_wanted:
                 time.sleep(TICK)
                 if time.monotonic() - self.beat > HEARTBEAT:
@@ -809,12 +667,14 @@ class Supervisor:
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
             out.seek(max(0, out.seek(0, os.SEEK_END) - TAIL))
-            said = out.read().decode("utf-8", "replace").strip()
-        if code == 0 or self.stop_wanted:
-            return ""
-        with contextlib.suppress(ValueError, IndexError, AttributeError):
-            said = json.loads(said.splitlines()[-1]).get("error") or said
-        return f"{node}: its GPU does not do: {said[-1500:] or f'no answer within {GATE_WITHIN:g} s'}"
+            return code, out.read().decode("utf-8", "replace").strip()
+
+    def lost_nodes(self) -> Optional[str]:
+        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node."""
+        if self.spec.get("nodes", 1) == 1 or self.copies is None:
+            return None
+        code, said = self.ask([*slurm_job.on_nodes(self.spec, "--overlap"), "true"], NODES_WITHIN)
+        return "" if code == 0 or self.stop_wanted else said[-500:] or "no answer"
 
     def train(self) -> int:
         """Start the training, again and again as long as that brings it further, until there is a final state."""
@@ -841,7 +701,8 @@ class Supervisor:
             log_from = log.stat().st_size if log.exists() else 0
             _, events_from = rundir.read_events(self.run_dir / "metrics.jsonl")
             try:
-                self.start_trainer(self.spec["command"], self.environment())
+                launcher = slurm_job.on_nodes(self.spec, f"--wait={slurm_job.ALL_END_WITHIN}")
+                self.start_trainer([*launcher, *self.spec["command"]], self.environment())
             except OSError as error:
                 return self.end("failed", {"kind": "environment", "detail": f"{self.spec['command'][0]}: {error}"})
             assert self.trainer is not None
@@ -871,6 +732,11 @@ class Supervisor:
             if code == 0:
                 return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
+            lost = self.lost_nodes()
+            if self.stop_wanted or (lost is not None and slurm_job.is_ending()):
+                return self.stopped(code)
+            if lost:
+                return self.interrupted(code, f", as a node of it does not answer ({lost})")
             helps = reached > resumed_from or reason["kind"] == "closed meeting"
             if not (helps or self.doubt(resumed_from, reason["kind"], events_from)):
                 self.take_back()
@@ -896,36 +762,41 @@ class Supervisor:
         detail = f"{by}; {self.place()}" if self.spec.get("evaluates") else f"{by}; checkpoint at {self.place()}"
         return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
 
-    def interrupted(self, code: Optional[int]) -> int:
+    def interrupted(self, code: Optional[int], cause: str = "") -> int:
         """End a job that Slurm has told to: at the end of its time, for a preemption or a reboot. It comes back.
 
         Not where somebody has cancelled it: that is a wish, like any other stop. Nor at a second end in a row that
         brought no checkpoint: the queue would be asked for the same again.
+
+        Args:
+            code: The exit code of its training.
+            cause: Why it ends, where Slurm has not told it to.
         """
         reached = rundir.last_complete(self.output)
         where = f"checkpoint at step {reached}"
         if self.copies is not None and self.copies.asked:
             self.status["vain"] = max(0, self.status["vain"] - 1)
             detail = f"by Slurm, which has started it again elsewhere; {where}"
-            return self.end("stopped", {"kind": REQUEUED, "detail": detail}, code)
-        meant = own_fate()
+            return self.end("stopped", {"kind": slurm_job.REQUEUED, "detail": detail}, code)
+        meant = slurm_job.own_fate()
         if meant == "cancelled":
             self.status["vain"] = max(0, self.status["vain"] - 1)
             return self.end("stopped", {"kind": "stopped", "detail": f"its job was cancelled; {where}"}, code)
         if reached > self.status["highest"]:
             self.status.update(vain=0, highest=reached)
-        if self.status["vain"] >= IN_VAIN:
+        if self.status["vain"] >= slurm_job.IN_VAIN:
             detail = (
                 f"Slurm has ended its job {self.status['vain']} times before it came to a checkpoint after step "
-                f"{reached}. Give it more time (run_slurm: time), or have it save more often (saves_per_epoch); the "
-                "same command tries again"
+                f"{reached}{cause}. Give it more time (run_slurm: time), or have it save more often (saves_per_epoch); "
+                "the same command tries again"
             )
             return self.end("failed", {"kind": "time", "detail": detail}, code)
         # First: from the moment of the requeue another job may begin.
-        self.end("stopped", {"kind": REQUEUED, "detail": f"by Slurm, which starts it again; {where}"}, code)
-        refused = "" if meant else requeue()
+        detail = f"by Slurm, which starts it again{cause}; {where}"
+        self.end("stopped", {"kind": slurm_job.REQUEUED, "detail": detail}, code)
+        refused = "" if meant else slurm_job.requeue()
         if refused:
-            detail = f"by Slurm, which does not take it back ({refused}); {where}"
+            detail = f"by Slurm, which does not take it back ({refused}){cause}; {where}"
             return self.end("stopped", {"kind": "stopped", "detail": detail}, code)
         return 0
 
@@ -948,40 +819,22 @@ class Supervisor:
         return self.end("finished", None, code)
 
 
-def take_over(run_dir: pathlib.Path, lock: Any) -> Optional[Copies]:
-    """Get a run from whatever other copy there may be, with time for its checkpoint; None where it cannot be had.
-
-    Args:
-        run_dir: The run directory.
-        lock: Its lock file.
-    """
-    copies = Copies(run_dir, os.environ)
-    patience = float(rundir.read_run(run_dir)[0].get("stop_timeout", 120)) + 30
-    copies.ask()
-    if not copies.await_lock(lock, patience):
-        copies.claim()  # it had its time, and ends as soon as it sees this
-        if not copies.await_lock(lock, patience):
-            return None
-    copies.claim()
-    return copies
-
-
 def main() -> int:
     run_dir = pathlib.Path(sys.argv[1]).resolve()
     os.umask(0o077)  # what a training writes is its user's alone
     path = run_dir / "supervisor.lock"
     try:
         lock = path.open("a")  # closed at exec: the trainer does not hold it
-        if in_slurm(run_dir):
+        if slurm_job.in_slurm(run_dir):
             with lock:
                 if Supervisor(run_dir).is_over():
                     return 0
-                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(leave()))
-                copies = take_over(run_dir, lock)
+                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(slurm_job.leave()))
+                copies = slurm_job.take_over(run_dir, lock, HEARTBEAT)
                 if copies is None:
                     print("another copy of this run does not end", flush=True)
-                    return leave()
-                with contextlib.suppress(Superseded):
+                    return slurm_job.leave()
+                with contextlib.suppress(slurm_job.Superseded):
                     return Supervisor(run_dir, copies).run()  # read anew: the other copy may have got further
                 return 0
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

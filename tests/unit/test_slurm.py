@@ -836,10 +836,10 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
     launches = [{"run_dir": str(folder), "command": ["python"], "slurm": GIVEN} for folder in folders]
     submit = slurm.submit
 
-    def rival(*given):
+    def rival(*given, **more):
         monkeypatch.setattr(slurm, "submit", submit)
         runs.start(folders[1], runs.Launch.from_dict(launches[1]), {}, "slurm")
-        return submit(*given)
+        return submit(*given, **more)
 
     monkeypatch.setattr(slurm, "submit", rival)
     assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, False]

@@ -26,7 +26,7 @@ options:
         C(answer_command) answers the agent's cases then. C(facts) are kept in run.json for people and later questions.
       - With Slurm C(slurm) is what a job asks for, as run_slurm of the role run has it, and C(gate) a command line that
         must end well on each node before the training starts there; C(nodes) says how many it takes, and C(port) is the
-        first one of those on which several meet: the job's id decides which.
+        first one of the ports on which several may meet; the id of the job decides which.
     type: list
     elements: dict
     required: true

@@ -26,7 +26,8 @@ options:
         C(answer_command) answers the agent's cases then. C(facts) are kept in run.json for people and later questions.
       - With Slurm C(slurm) is what a job asks for, as run_slurm of the role run has it, and C(gate) a command line that
         must end well on each node before the training starts there; C(nodes) says how many it takes, and C(port) is the
-        first one of the ports on which several may meet; the id of the job decides which.
+        first one of the ports on which several may meet; the id of the job decides which. C(at_once) is how many jobs
+        of the trainer Slurm may run at once; 0 for any number.
     type: list
     elements: dict
     required: true

@@ -75,6 +75,10 @@ options:
     description: With Slurm what a job asks for.
     type: dict
     default: {}
+  slurm_jobs:
+    description: With Slurm how many jobs of the trainer run at once; 0 for any number.
+    type: int
+    default: 0
   gpu_check:
     description: With Slurm further options of the check of a node's GPU.
     type: list

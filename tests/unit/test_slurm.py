@@ -141,7 +141,7 @@ def test_a_job_carries_nothing_of_who_submits_it_and_signals_its_first_process_a
     assert {"--export=NIL", "--requeue", "--dependency=singleton", "--signal=B:TERM@180"} <= set(options)
     assert {"--partition=gpu", "--gres=gpu:1", "--time=12:00:00", "--output=/dev/null"} <= set(options)
     assert f"--comment={RUN_DIR.name}" in options
-    assert slurm.job_options(GIVEN, RUN_DIR, 120, ["7", "9"])[3] == "--dependency=singleton,afterany:7,afterany:9"
+    assert slurm.job_options(GIVEN, RUN_DIR, 120, ["7", "9"])[3] == "--dependency=singleton,afterany:7:9"
     assert "--signal=B:TERM@65535" in slurm.job_options({}, RUN_DIR, stop_timeout=10**6)
 
 
@@ -816,14 +816,14 @@ def test_runs_that_are_submitted_together_look_at_the_queue_once(tmp_path, monke
     for folder in folders:
         folder.mkdir(parents=True)
     launches = [
-        {"run_dir": str(folder), "command": ["python"], "lane": f"slurm {1 + at % 2}", "slurm": GIVEN}
+        {"run_dir": str(folder), "command": ["python"], "lane": f"slurm {1 + at}", "slurm": GIVEN, "at_once": 2}
         for at, folder in enumerate(folders)
     ]
     told = runs.start_all(launches, {}, "slurm", 30)
     assert [answer.get("refused") for answer in told] == [None] * 4
     assert [answer["message"].partition(";")[0] for answer in told] == ["job 1", "job 2", "job 3", "job 4"]
-    # Two lanes: the third run comes after the first, the fourth after the second.
-    assert asked(tmp_path) == ["", "", "squeue", ",afterany:1", ",afterany:2"]
+    # Two at once: the third comes after the first, the fourth after all but the third.
+    assert asked(tmp_path) == ["", "squeue", "", ",afterany:1", ",afterany:1:2"]
     assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [False] * 4
     assert asked(tmp_path)[4:] == ["squeue"]
 

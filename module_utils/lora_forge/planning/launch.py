@@ -66,6 +66,7 @@ class TrainerOptions(JsonRecord):
         lane_dir: Where lanes are locked; None for the usual folder.
         backend: What keeps the supervisor running, or ``auto``.
         slurm: What a job of Slurm asks for.
+        slurm_jobs: How many of its jobs run at once.
         gpu_check: Further options of gpu_check.py, which a job of Slurm runs on its node.
     """
 
@@ -85,12 +86,13 @@ class TrainerOptions(JsonRecord):
     lane_dir: Optional[str] = None
     backend: str = "auto"
     slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
+    slurm_jobs: int = 0
     gpu_check: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
         """Read them from the options of a task, where any value may be text, and ``lanes`` a text with commas."""
-        numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout") if name in data}
+        numbers = {name: int(data[name]) for name in ("port", "timeout", "stop_timeout", "slurm_jobs") if name in data}
         lanes = data.get("lanes") or []
         lanes = [str(lane).strip() for lane in (lanes.split(",") if isinstance(lanes, str) else lanes)]
         # Ansible's own reading of a flag is not at hand where the benchmarks import this.
@@ -137,6 +139,7 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         lane_dir=options.lane_dir,
         environment=environment,
         slurm=options.slurm if in_slurm else {},
+        at_once=options.slurm_jobs if in_slurm else 0,
         gate=gate if in_slurm and not run.rehearsal else [],
         stop_timeout=options.stop_timeout,
         prepared=None if asks else prepared_path(run, options.root),

@@ -187,9 +187,10 @@ def observe_all(
         root: The trainer's root.
         gpus: From ``gpu.gpu_usage``.
         stall_timeout: As in :func:`observe`.
-        only: The names of those that are asked for; of these the absent ones are listed, too.
+        only: The names of those that are asked for, as they are to be launched: of these the absent ones are listed,
+            too, and Slurm's queue is asked anew.
     """
-    listed, queue = [], slurm.Queue()
+    listed, queue = [], slurm.Queue(anew=only is not None)
     found = sorted((root / "runs").glob("*/")) if only is None else [root / "runs" / name for name in only]
     for path in found:
         if not rundir.NAME.fullmatch(path.name):
@@ -303,6 +304,7 @@ class Launch(JsonRecord):
         gate: A command line that must end well on each node before the training starts there; empty for none.
         nodes: How many nodes Slurm is asked for.
         port: With several of them the first one of those on which they meet.
+        at_once: How many jobs of the trainer Slurm may run at once; 0 for any number.
     """
 
     command: list[str]
@@ -318,6 +320,7 @@ class Launch(JsonRecord):
     gate: list[str] = dataclasses.field(default_factory=list)
     nodes: int = 1
     port: int = 0
+    at_once: int = 0
 
     def run_json(self, run_id: str) -> dict[str, Any]:
         """Write it as run.json keeps it.
@@ -473,10 +476,8 @@ def _start(
         rundir.write_json(run_dir / "run.json", noted)
     _write_secrets(run_dir / "env", secrets)
     if choice.backend == "slurm":
-        lane = "slurm", launch.lane
-        alike = [path for path, its in known.items() if (its.get("backend"), its.get("lane")) == lane]
-        alike = [path for path in alike if path != run_dir]
-        return _submit(run_dir, launch, noted, choice, queue, alike)
+        others = [path for path, its in known.items() if its.get("backend") == "slurm" and path != run_dir]
+        return _submit(run_dir, launch, noted, choice, queue, others)
     attach_command = backend.start(choice, run_dir.name, run_dir, int(launch.stop_timeout))
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command})
     deadline = time.monotonic() + 20
@@ -500,14 +501,16 @@ def _submit(
     noted: dict[str, Any],
     choice: backend.Choice,
     queue: slurm.Queue,
-    alike: Sequence[pathlib.Path],
+    others: Sequence[pathlib.Path],
 ) -> dict[str, Any]:
-    """Submit a run's job, after those of the runs of its lane. Nobody waits for it to start: that may take days."""
+    """Submit a run's job, after as many others as leave room for it. Nobody waits for its start: that may take days."""
     # Not this module's Python, which is the login node's; a node needs the training's in any case.
     command = [launch.command[0], str(run_dir / rundir.PROGRAMS / "supervisor.py"), str(run_dir)]
     try:
-        jobs = [queue.job(other)[0] for other in alike]  # so many jobs as there are lanes run at once
-        after = [job.number for job in jobs if job is not None and job.lives]
+        jobs = [queue.job(other)[0] for other in others] if launch.at_once else []
+        living = sorted((job.number for job in jobs if job is not None and job.lives), key=int)
+        # All but the newest: of two that would do, somebody may cancel the one that is named.
+        after = living[: max(0, len(living) - launch.at_once + 1)]
         number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after, nodes=launch.nodes)
     except UserError as error:
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them

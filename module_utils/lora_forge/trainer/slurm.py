@@ -399,7 +399,7 @@ def job_options(
         after: Ids of jobs that come first.
         nodes: How many nodes it takes.
     """
-    first = "".join(f",afterany:{number}" for number in after)
+    first = f",afterany:{':'.join(after)}" if after else ""
     return [
         "--parsable",
         f"--job-name={job_name(run_dir)}",

@@ -111,7 +111,7 @@ mutants: $(VENV)/.dev ## Mutation testing of what decides (slow, not part of tes
 
 e2e: $(VENV)/.dev ## Real rehearsals with real Axolotl, and faults; ARGS go to pytest
 	@tests/system-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 5 --dist loadscope --durations 20 $(call named_or,tests/e2e -m "not soak and not models")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses 5 --dist loadgroup --durations 20 $(call named_or,tests/e2e -m "not soak and not models")
 
 models: $(VENV)/.dev ## Every family of base models, trained by real Axolotl on the CPU; writes the table of docs/base-models.md
 	LORA_FORGE_MODELS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations 5 tests/e2e/test_base_models.py $(ARGS)

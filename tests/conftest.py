@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import ansible.module_utils
 import pytest
@@ -25,6 +26,23 @@ import seen as faults  # noqa: E402
 
 SANDBOX = pytest.StashKey[sandbox.Sandbox]()
 PASSED = pytest.StashKey[bool]()
+# Their tests look at what one start of something slow has made: of hosts, a cluster, a browser, trainings, or Axolotl.
+# In several processes each of these would start it anew. By file; those of one name share it.
+TOGETHER = {
+    "e2e/test_bad_input.py": "bad input",
+    "e2e/test_base_models.py": "base models",
+    "e2e/test_expected.py": "expected",
+    "e2e/test_faults.py": "hosts",
+    "e2e/test_fleet.py": "fleet",
+    "e2e/test_gang.py": "hosts",
+    "e2e/test_learning.py": "learning",
+    "e2e/test_recipes.py": "recipes",
+    "e2e/test_report.py": "report",
+    "e2e/test_slurm_cluster.py": "cluster",
+    "e2e/test_templates.py": "templates",
+    "integration/test_slurm.py": "slurm",
+    "integration/test_slurm_gang.py": "slurm",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +63,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         quiet = [item for item in items if "seen" not in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=quiet)
         items[:] = [item for item in items if item not in quiet]
+    items.sort(key=lambda item: "/integration/test_slurm" not in str(item.path))  # one process has all of these
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadgroup keep tests that share something slow in one process; others go wherever there is room.
+
+    (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
+    """
+    if config.option.dist != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = "/".join(nodeid.partition("::")[0].split("/")[-2:])
+            return TOGETHER.get(file, nodeid)
+
+    config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)

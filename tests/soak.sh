@@ -7,5 +7,5 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 for _ in $(seq "${LOOPS:-4}"); do (while :; do :; done) & done
 for round in $(seq "${TIMES:-1}"); do
   echo "round $round of ${TIMES:-1}"
-  OMP_NUM_THREADS=1 .venv/bin/pytest -q --numprocesses 4 --dist loadscope -m soak "$@" tests/e2e tests/integration
+  OMP_NUM_THREADS=1 .venv/bin/pytest -q --numprocesses 4 --dist loadgroup -m soak "$@" tests/e2e tests/integration
 done

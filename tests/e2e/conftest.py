@@ -34,38 +34,7 @@ LONGEST = (
     "test_wandb.py",
     "test_pods.py",
 )
-# Their tests look at what one start of something slow has made: of hosts, a browser, trainings, or Axolotl. In several
-# processes each of these would start it anew.
-TOGETHER = (
-    "test_bad_input.py",
-    "test_base_models.py",
-    "test_expected.py",
-    "test_fleet.py",
-    "test_learning.py",
-    "test_recipes.py",
-    "test_report.py",
-    "test_slurm_cluster.py",
-    "test_templates.py",
-)
 CONVERGE = 600  # seconds that anything may take, on a slow machine and beside others
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests that share something slow in one process; all others go wherever there is room.
-
-    (xdist's own groups do not work with this version of pytest: it writes a name that pytest no longer reads.)
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            if file.endswith(("test_faults.py", "test_gang.py")):
-                return "hosts"
-            return file if file.endswith(TOGETHER) else nodeid
-
-    config.option.loadscopereorder = False  # or what has the most tests, and not what takes longest, comes first
-    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

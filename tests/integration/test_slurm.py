@@ -26,7 +26,6 @@ from seen import Seen
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("podman") is None, reason="the cluster wants root and podman"),
-    pytest.mark.xdist_group("slurm"),  # one process has the cluster
 ]
 NUMBERS = itertools.count(1)
 KILL_WAIT = 10  # seconds

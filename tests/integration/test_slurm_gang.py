@@ -26,7 +26,6 @@ Site, cluster, site = test_slurm.Site, test_slurm.cluster, test_slurm.site  # it
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("podman") is None, reason="the cluster wants root and podman"),
-    pytest.mark.xdist_group("slurm"),  # one process has the cluster
 ]
 ID = "planted-meeting-1"
 

@@ -324,7 +324,7 @@ def test_those_who_watch_ask_slurm_once_together_and_see_each_launch(site: Site)
 
 # What a login's own environment may say, and what a site's own programs may print before and after Slurm's answers.
 LOGIN = """
-export LOGNAME=lin USER=lin LANG=de_DE.UTF-8 LC_ALL=de_DE.UTF-8 SLURM_CLUSTERS=elsewhere SBATCH_CLUSTERS=elsewhere
+export LOGNAME=lin USER=lin LANG=de_DE.UTF-8 LC_ALL=de_DE.UTF-8 SBATCH_CLUSTERS=elsewhere
 export SBATCH_PARTITION=none SBATCH_JOB_NAME=mine SBATCH_EXPORT=ALL SBATCH_TEST_ONLY=1 SQUEUE_FORMAT=%i SQUEUE_USERS=lin
 export SQUEUE_STATES=PENDING SQUEUE_PARTITION=none SCANCEL_PARTITION=none SLURM_TIME_FORMAT=relative
 """
@@ -351,7 +351,7 @@ def test_a_login_has_settings_and_a_site_has_words_of_its_own(site: Site, seen: 
     assert site.start(run)["changed"] is True
     site.whole(run)
     words = "one job of the user's own, seen, stopped and resumed"
-    seen("LOGNAME is another's, SBATCH_*, SLURM_CLUSTERS are set, Slurm's commands have banners", "Slurm", words)
+    seen("LOGNAME is another's, SBATCH_* and SQUEUE_* are set, Slurm's commands have banners", "Slurm", words)
 
 
 @pytest.mark.soak
@@ -716,6 +716,7 @@ def test_with_the_controller_away_nobody_knows_and_nothing_is_started(site: Site
     cluster, run, new = site.cluster, site.stage(), site.stage()
     site.start(run, stay_at=3)
     reached(run, 3)
+    cluster.until_saved(site.number(run))  # else it takes the job for one that waits, and its node for a faulty one
     cluster.kill("login", "slurmctld")
     answer = site.start(new)
     assert "Slurm has not answered" in answer["error"], answer

@@ -612,9 +612,23 @@ def test_what_slurm_tells_to_end_goes_back_into_the_queue_and_resumes(site: Site
     assert starts(run) == [0, 3]
     assert [job["restart_cnt"] for job in site.jobs(run)] == [1]
     for states in ({state for state, _ in shown}, {state for state, _ in late}):
-        assert states == {"running", "queued", "finished"}, (shown, late)
+        assert {"queued", "finished"} <= states <= {"running", "queued", "finished"}, (shown, late)
     words = "checkpoint, back in the queue by itself, resumed from it; queued meanwhile, never stopped"
     seen("Slurm warns a job of its end", "Slurm", words)
+
+
+@pytest.mark.soak
+def test_slurm_warns_a_job_of_its_end_as_it_comes_to_its_own(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, steps=4, save_every=4, save_takes=4)
+    eventually((run / "output/checkpoint-4").exists)
+    site.cluster.sh("login", f"scancel --signal=TERM --batch {site.number(run)}")
+    site.whole(run)
+    eventually(lambda: site.states(run) == [["COMPLETED"]])
+    assert (starts(run), site.observe(run)) == ([0], ("finished", ""))
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [0]
+    words = "finished, and not put back into the queue"
+    seen("Slurm warns a job of its end while its last checkpoint is saved", "Slurm", words)
 
 
 @pytest.mark.soak
@@ -687,6 +701,26 @@ def test_the_node_reboots(site: Site, seen: Seen) -> None:
     assert starts(run) == [0, 3]
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
     seen("the node reboots", "Slurm", "checkpoint, requeued, resumed from it; queued meanwhile, never stopped")
+
+
+@pytest.mark.soak
+def test_a_node_loses_its_power_and_is_back_at_once(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    site.start(run, stay_at=3)
+    reached(run, 3)
+    number, node = site.number(run), site.jobs(run)[-1]["nodes"]
+    # Slurm takes no younger job for one that its node has lost (BatchStartTimeout, 10 s, and 10 s more for messages).
+    eventually(lambda: site.cluster.jobs()[number]["start_time"]["number"] < time.time() - 25)
+    with site.watched(run) as shown:
+        site.cluster.lose_power(node)
+        site.let_come_back(run)
+        go_on(run)
+        site.whole(run)
+    assert starts(run) == [0, 2]
+    assert [(job["job_id"], job["restart_cnt"]) for job in site.jobs(run)] == [(number, 1)]
+    assert {state for state, _ in shown} <= {"running", "stalled", "queued", "finished"}, shown
+    words = "requeued as the node was there again; resumed from the last checkpoint"
+    seen("a node loses its power, and is back at once", "Slurm", words)
 
 
 @pytest.mark.soak

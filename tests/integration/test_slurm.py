@@ -709,7 +709,8 @@ def test_a_node_loses_its_power_and_is_back_at_once(site: Site, seen: Seen) -> N
     site.start(run, stay_at=3)
     reached(run, 3)
     number, node = site.number(run), site.jobs(run)[-1]["nodes"]
-    # Slurm takes no younger job for one that its node has lost (BatchStartTimeout, 10 s, and 10 s more for messages).
+    # A job must be older than BatchStartTimeout and MessageTimeout, 10 s each, for Slurm to miss it as its node reports
+    # for work; a younger one it misses when it asks the node again, two minutes later here.
     eventually(lambda: site.cluster.jobs()[number]["start_time"]["number"] < time.time() - 25)
     with site.watched(run) as shown:
         site.cluster.lose_power(node)

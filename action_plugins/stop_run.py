@@ -31,11 +31,10 @@ class ActionModule(ForgeAction):
         stopped = self.run_module("training_run", asked)
         if stopped.get("failed"):
             return stopped
-        observed = self.run_module("training_run_info", {"run_dir": folder})
-        late = observed.get("state") == "finished"  # it has come to its end before it could be stopped
-        if stopped["changed"] and not late:
+        if stopped["changed"]:
             leader = run.hosts[0]
             note(output, run, lambda record, now: record.ended("stopped", leader, now), check)
+        observed = self.run_module("training_run_info", {"run_dir": folder})
         if observed.get("failed"):
             return observed
         if observed["state"] == "stopped" and not stopped["changed"]:  # by a command that died before it noted that
@@ -43,6 +42,7 @@ class ActionModule(ForgeAction):
         checkpoint, kept = observed["checkpoint"], output / "runs" / run.run_id
         if args["pull"] and checkpoint["step"] > 0 and not check:
             fetch_checkpoint(self, run, checkpoint, folder, kept, args["transfer"])
+        late = observed["state"] == "finished"  # it had come to its end before it could be stopped
         word, how = ("finished", "collects") if late else ("stopped", "resumes")
         goes_on = "playbooks/evaluate.yml goes on" if run.evaluates else f"train.yml {how} it"
         told = f"{word}; {goes_on}" if stopped["changed"] else "does not run"

@@ -157,7 +157,7 @@ class Trainer:
             loss = "nan" if self.step == self.set["NAN_AT"] else 2.0 / self.step
             self.report("log", epoch=self.step / steps, loss=loss, tokens_per_second=100.0)
             self.stay()
-            if self.stop_wanted:
+            if self.stop_wanted and self.step < steps:
                 self.report("stop", reason="SIGTERM")
             if self.step % self.set["EVAL_EVERY"] == 0 or self.step == steps:
                 self.report("eval", epoch=self.step / steps, eval_loss=2.1 / self.step)

@@ -14,6 +14,7 @@ import sys
 import pytest
 import rundir
 import supervisor
+from ansible.module_utils.lora_forge.trainer import runs
 from lab import FAKE, PATIENCE, alive, events, eventually, reached, status, until
 
 # --- stopping and secrets ------------------------------------------------------------------------------------
@@ -39,6 +40,34 @@ def test_the_stop_file_alone_is_enough(lab):
     reached(run, 2)
     (run / "stop").touch()
     until(run, "stopped")
+
+
+@pytest.mark.parametrize("by", ["request", "shutdown"])
+@pytest.mark.parametrize("settings", [{"steps": 3}, {"early_stop_at": 3}, {"steps": 3, "processes": 2}])
+def test_a_stop_that_comes_as_the_last_checkpoint_is_saved_leaves_a_finished_run(lab, by, settings):
+    run = lab.make(save_every=3, save_takes=0.5, **settings)
+    process = lab.supervise(run)
+    eventually((run / "output/checkpoint-3").exists)
+    if by == "request":
+        (run / "stop").touch()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    end = status(run)
+    assert (end["state"], end["reason"], end["exit_code"], end["starts"]) == ("finished", None, 0, 1)
+    seen = runs.observe(run)
+    assert (seen.state, seen.detail) == ("finished", "")
+    assert runs.stop(run, PATIENCE) is False
+    assert lab.supervise(run).wait(PATIENCE) == 0
+    assert status(run) == end
+
+
+def test_a_stop_in_the_last_step_lets_it_come_to_its_end(lab):
+    run = lab.make(steps=3, stay_at=3)
+    lab.supervise(run)
+    reached(run, 3)
+    assert runs.stop(run, PATIENCE) is True
+    assert status(run)["state"] == "finished"
+    assert not events(run, "stop")
 
 
 def test_the_group_is_killed_after_the_stop_timeout(lab):

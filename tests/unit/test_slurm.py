@@ -715,6 +715,21 @@ def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_p
     assert (seen.state, seen.detail) == ("stopped", "the queue does not know it any more; the same command resumes")
 
 
+def test_a_run_that_ends_while_the_queue_is_asked_is_what_its_files_say_by_then(tmp_path):
+    run_dir = tmp_path / "runs/witness-1"
+    run_dir.mkdir(parents=True)
+    rundir.write_json(run_dir / "run.json", {"backend": "slurm", "launch": "a"})
+    rundir.write_json(run_dir / "status.json", {"state": "running", "launch": "a"})
+
+    def squeue(command, given):
+        end = {"state": "failed", "reason": {"kind": "diverged", "detail": "the last loss is nan"}}
+        rundir.write_json(run_dir / "status.json", {**end, "launch": "a"})
+        return table(line(4, "COMPLETED", name=slurm.job_name(run_dir)))
+
+    seen = runs.observe(run_dir, queue=slurm.Queue(squeue))
+    assert (seen.state, seen.detail) == ("failed", "diverged: the last loss is nan")
+
+
 @pytest.mark.parametrize("state", ["SUSPENDED", "STOPPED"])
 def test_a_job_that_slurm_has_suspended(tmp_path, state):
     run_dir = tmp_path / "runs/witness-1"

@@ -51,8 +51,13 @@ def observe(
         heartbeat_timeout: Seconds of silence after which the supervisor counts as stalled.
         queue: Slurm's, which who only watches hands on; without one it is asked anew of a run that Slurm has.
     """
-    status, flaw = rundir.read_status(run_dir)
+    asked: Optional[tuple[slurm.Queue, Optional[slurm.Job], str]] = None
+    if rundir.read_run(run_dir)[0].get("backend") == "slurm":
+        # Before the files are read: of a job that has ended by then, they have the last word.
+        known = queue or slurm.Queue()
+        asked = (known, *known.job(run_dir, anew=queue is None))
     noted, other_flaw = rundir.read_run(run_dir)
+    status, flaw = rundir.read_status(run_dir)
     metrics = run_dir / "metrics.jsonl"
     events, size = rundir.read_events(metrics)
     offset = int(since.partition(":")[0] or 0) if since else 0
@@ -62,8 +67,8 @@ def observe(
     defect = weights_defect(run_dir / "output" / WEIGHTS) if status.get("state") == "finished" and trains else None
     limits: dict[str, Any] = {"heartbeat_timeout": heartbeat_timeout, "stall_timeout": stall_timeout}
     limits |= {"defect": defect, "trains": trains, "flaw": flaw}
-    if noted.get("backend") == "slurm":
-        silent, alive, (state, detail) = _observe_job(run_dir, status, noted, done, limits, queue)
+    if asked is not None:
+        silent, alive, (state, detail) = _observe_job(run_dir, status, noted, done, limits, *asked)
     else:
         silent = rundir.uptime() - status["heartbeat"] if "heartbeat" in status else None
         if silent is not None and (status.get("supervisor") or {}).get("boot") != rundir.boot_id():
@@ -113,15 +118,15 @@ def _observe_job(
     noted: dict[str, Any],
     done: run_state.Progress,
     limits: dict[str, Any],
-    known: Optional[slurm.Queue],
+    queue: slurm.Queue,
+    job: Optional[slurm.Job],
+    silence: str,
 ) -> tuple[Optional[float], bool, tuple[str, str]]:
     """Conclude how a run is that Slurm has: pids, boot ids and uptimes in its files are another machine's.
 
     Returns:
         Seconds since its supervisor's last word, whether it lives, and its state and why.
     """
-    queue = known or slurm.Queue()
-    job, silence = queue.job(run_dir, anew=known is None)
     node = (job.nodes if job is not None else "") or "its node"
     heard = bool(status) and status.get("launch") == noted.get("launch")
     silent = rundir.age(run_dir / "status.json") if status else None

@@ -41,6 +41,7 @@ class RunCallback(TrainerCallback):
         self.trainer = trainer
         self.prepared = prepared
         self.stop_wanted = False
+        self.stops = False  # whether it ends because of that, before its time
         self.trains = False  # whether it was reported that what it resumes from was read
         self.step_began = 0.0
         self.seconds = 0.0  # spent in training steps since the last report, evaluations left out
@@ -90,7 +91,9 @@ class RunCallback(TrainerCallback):
         self.seconds += time.monotonic() - self.step_began
         # Whoever was told, all processes stop at the same step, or they would wait for each other for ever.
         self.stop_wanted = gang.agreed(self.stop_wanted or gang.stop_wanted(), args.device)
-        if self.stop_wanted:
+        # In its last step it has nothing left to go on with, and a start from there would not evaluate any more.
+        self.stops = self.stop_wanted and state.global_step < state.max_steps
+        if self.stops:
             # It goes on from here: nothing is delivered, and transformers must not tidy this checkpoint away.
             args.load_best_model_at_end = False
             args.save_total_limit = max(args.save_total_limit, 2) if args.save_total_limit else None
@@ -134,7 +137,7 @@ class RunCallback(TrainerCallback):
             self.report("save", state, checkpoint=checkpoint.name)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        early = not self.stop_wanted and state.global_step < state.max_steps
+        early = not self.stops and state.global_step < state.max_steps
         if rundir.writes():
             state.save_to_json(str(pathlib.Path(args.output_dir) / "trainer_state.json"))
         best = args.load_best_model_at_end and state.best_model_checkpoint  # it has just been loaded

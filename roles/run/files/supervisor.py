@@ -499,6 +499,16 @@ class Supervisor:
             reason = self.reason(code, log_from)
             self.say(f"it ended while it answered cases: {reason['kind']}: {reason['detail']}")
 
+    def its_end(self, events_from: int) -> Optional[dict[str, Any]]:
+        """Return what this start has told of its end; None where it has told none."""
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
+        return next((event for event in reversed(events) if event.get("event") == "end"), None)
+
+    def is_done(self, events_from: int) -> bool:
+        """Tell whether this start has come to the end that was planned, or to one that it has a reason for."""
+        end = self.its_end(events_from)
+        return end is not None and bool(end["step"] >= end["planned"] or end.get("reason"))
+
     def was_answering(self, events_from: int) -> bool:
         """Tell whether this start has trained to its end and went on to the agent's cases."""
         events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
@@ -727,10 +737,10 @@ class Supervisor:
                     self.say(f"it ended while it answered cases, with exit code {code}")
                 self.kill_leftovers()
                 return self.ended_well(0, events_from)
+            if code == 0 and (self.is_done(events_from) or not self.stop_wanted):  # a stop that comes too late is none
+                return self.ended_well(code, events_from)
             if self.stop_wanted:
                 return self.stopped(code)
-            if code == 0:
-                return self.ended_well(code, events_from)
             reason = self.reason(code, log_from)
             lost = self.lost_nodes()
             if self.stop_wanted or (lost is not None and slurm_job.is_ending()):
@@ -802,13 +812,13 @@ class Supervisor:
 
     def ended_well(self, code: int, events_from: int) -> int:
         """Exit code 0 is believed only with the planned steps, or a reason for fewer, told by this very start."""
-        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
-        last = next((event for event in reversed(events) if event.get("event") == "end"), None)
+        last = self.its_end(events_from)
         if last is None:
             return self.end("failed", {"kind": "crashed", "detail": "exit code 0, but the training never ended"}, code)
-        if last["step"] < last["planned"] and not last.get("reason"):
+        if not self.is_done(events_from):
             detail = f"at step {last['step']} of {last['planned']}, by somebody else's signal"
             return self.end("stopped", {"kind": "interrupted", "detail": detail}, code)
+        events, _ = rundir.read_events(self.run_dir / "metrics.jsonl", events_from)
         loss = next((event["loss"] for event in reversed(events) if event.get("event") == "log"), None)
         if isinstance(loss, str):  # the plugin writes NaN and infinity as text
             return self.end("failed", {"kind": "diverged", "detail": f"the last loss is {loss}"}, code)

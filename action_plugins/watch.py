@@ -412,18 +412,20 @@ class ActionModule(ForgeAction):
             tell(f"  {run.name}", host=self.host, run=run.name, progress=progress, figures=figures, passing=True)
 
     def trouble(self, run: PlannedRun, seen: dict[str, Any]) -> str:
-        """Return what is wrong with a run that did not finish, and what to do about it."""
+        """Return what is wrong with a run that did not finish, and what to do about it, unless that is said already."""
         state, detail = seen["state"], seen["detail"]
         log = f"{self.run_dir}/train.log"
+        # What was wrong with the host itself kept the training from its first word: its log has nothing of that.
+        look = "" if detail.startswith("environment: ") else f"Look at {log} on the trainer. "
         advice = {
             "stalled": f"Look at {log}; stop it with playbooks/stop.yml, then the same command resumes it.",
-            "stopped": "The same command resumes it.",
-            "failed": f"Look at {log} on the trainer. When the cause is gone, the same command resumes it.",
+            "stopped": "" if "the same command" in detail else "The same command resumes it.",
+            "failed": f"{look}When the cause is gone, the same command resumes it.",
             "absent": "The same command starts it again.",
         }
         if "configuration" in detail:
             advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
-        if state == "failed":
-            archive = f"playbooks/logs.yml -e role={run.agent} -e bundle=true"
-            advice["failed"] += f"\n{archive} makes a file for whoever helps, without keys and without the data."
-        return f"{run.run_id} is {state}: {detail}\n{advice.get(state, '')}"
+        archive = f"playbooks/logs.yml -e role={run.agent} -e bundle=true"
+        helped = f"{archive} makes a file for whoever helps, without keys and without the data."
+        said = [f"{run.run_id} is {state}: {detail}", advice.get(state, ""), helped if state == "failed" else ""]
+        return "\n".join(filter(None, said))

@@ -259,9 +259,11 @@ class Hosts:
         (self.home / name).write_text(yaml.safe_dump(made))
 
     def reset(self, count: Optional[int] = None) -> None:
-        """Empty the roots of the first hosts but for the environment, and the output folder."""
+        """Empty the roots of the first hosts but for the environment, and the output folder; what trains is ended."""
         shutil.rmtree(self.output, ignore_errors=True)
         for number in range(self.count if count is None else count):
+            # All but sshd, which is process 1: a training would outlive the folder of its run.
+            sh("podman", "exec", container(number), "sh", "-c", "kill -KILL -1 2>/dev/null || true")
             for folder in self.disk(number).iterdir():
                 shutil.rmtree(folder, ignore_errors=True)
             furnish(self.root(number), LIBRARIES, self.stub)

@@ -475,6 +475,16 @@ def test_a_limit_releases_no_other_pod(tmp_path, monkeypatch) -> None:
     assert "--limit leaves out pod-1, so that nothing would be released" in text
 
 
+def test_a_host_that_is_no_pod_is_not_released_and_no_key_is_asked_for(tmp_path) -> None:
+    hosts = {"trainers": {"hosts": {"cluster": {}, "pod-1": {"pod_gpus": ["NVIDIA A40"]}}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    words = ("-i", f"{tmp_path}/hosts.yml", "playbooks/release.yml", "-e", "pod=cluster,pod-1")
+    done = command("ansible-playbook", *words)
+    assert done.returncode == 2
+    assert "cluster: no pod, and nothing of RunPod's is to be released there" in done.stdout
+    assert "RUNPOD_API_KEY" not in done.stdout
+
+
 def test_reap_within_a_limit_lists_all_pods_and_releases_those_of_its_hosts_alone(tmp_path, monkeypatch) -> None:
     claims = Claims(tmp_path / "pods")
     pods = {"trainers": {"hosts": {f"pod-{number}": {"pod_gpus": ["NVIDIA A40"]} for number in (1, 2)}}}

@@ -457,6 +457,18 @@ def test_a_cluster_has_one_line_however_many_jobs_it_has():
     assert said.endswith("; 24 GPU hours at most each, 240 in all, unless it is requeued")
     asks = dataclasses.replace(runs[0], evaluates="v9")
     assert fleet.describe_queues([asks], [pair])[0].endswith("; 12 GPU hours at most, unless it is requeued")
+    there = [dataclasses.replace(run, state="to attach") for run in runs]
+    assert fleet.describe_queues(there[:1], [cluster]) == [
+        "cluster: v0 (launched before); about 1.0 M tokens to train on"
+    ]
+    [said] = fleet.describe_queues([*there[:8], *runs[8:9]], [cluster])
+    assert said.endswith(
+        "(a job for Slurm; 8 launched before); about 9.0 M tokens to train on; 12 GPU hours at most, unless it is "
+        "requeued"
+    )
+    [said] = fleet.describe_queues([*there[:7], *runs[7:]], [cluster])
+    assert "(3 jobs for Slurm to start as it has room, 3 at once at most; 7 launched before)" in said
+    assert said.endswith("; 12 GPU hours at most each, 36 in all, unless it is requeued")
     rehearsals = [dataclasses.replace(run, rehearsal=True) for run in runs[:2]]
     assert fleet.describe_queues(rehearsals, [free]) == [
         "cluster: v0, v1 (2 jobs for Slurm to start as it has room); about 2.0 M tokens to train on"

@@ -356,6 +356,10 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
         assert slurm.Job("6", NAME, "PENDING", reason).words == f"{reason} (job 6); scontrol release 6 lets it go on"
     held = slurm.Job("6", NAME, "PENDING", "JobHeldAdmin")
     assert held.words == "JobHeldAdmin (job 6); who runs the cluster has held it, and lets it go on"
+    after = slurm.Job("6", NAME, "PENDING", "Dependency")
+    assert after.words == "Dependency (job 6); another run comes first"
+    never = slurm.Job("6", NAME, "PENDING", "DependencyNeverSatisfied")
+    assert never.words == "DependencyNeverSatisfied (job 6)"
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -736,6 +740,27 @@ def test_a_job_that_slurm_has_suspended(tmp_path, state):
     told = line(4, state, name=slurm.job_name(run_dir))
     assert observed(run_dir, told) == ("stalled", "Slurm has suspended its job 4, and will let it go on")
     assert observed(run_dir, told, "stopped")[0] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("", "without a word"),
+        ("env: python: not found\n", "env: python: not found"),
+        ("Loading cuda\nenv: python: not found\n", "env: python: not found; {}/slurm.log has all of it"),
+    ],
+)
+def test_a_job_that_ended_before_its_supervisor_said_a_word(tmp_path, printed, told):
+    run_dir = tmp_path / "runs/witness-1"
+    run_dir.mkdir(parents=True)
+    (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "backend": "slurm", "launch": "1"}))
+    (run_dir / "slurm.log").write_text(printed)
+    name = slurm.job_name(run_dir)
+    known = f"JobId=4 JobName={name} UserId=ann(1001) ExitCode=127:0 Reason=NonZeroExitCode"
+    cluster = Cluster(squeue=table(line(4, "FAILED", "NonZeroExitCode", name=name)), scontrol=(0, known))
+    seen = runs.observe(run_dir, queue=slurm.Queue(cluster))
+    words = f"environment: its job ended at once on c1 with exit code 127: {told.format(run_dir)}"
+    assert (seen.state, seen.detail) == ("failed", words)
 
 
 def conclude(noted=None, waits="", lives=False, heard=True, silence="", age=3.0, fault="", gone=True, **status):

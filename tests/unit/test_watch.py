@@ -224,6 +224,24 @@ def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble)
     assert [post["event"] for post in task.posts] == ["over_budget"]
 
 
+@pytest.mark.parametrize(
+    ("state", "detail", "advice"),
+    [
+        ("stopped", "stopped: on request; checkpoint at step 3", ["The same command resumes it."]),
+        ("stopped", "the queue does not know it any more; the same command resumes", []),
+        ("failed", "crashed: ValueError: odd",
+         ["Look at /r/runs/witness-1/train.log on the trainer. When the cause is gone, the same command resumes it."]),
+        ("failed", "environment: c1 does not see /r as this host does: trainer_root must be in a shared folder",
+         ["When the cause is gone, the same command resumes it."]),  # there is no such log
+        ("absent", "there is no such run on this trainer", ["The same command starts it again."]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_comes_with_what_to_do_said_once(watch, state, detail, advice):
+    said = watch(seen(state=state, detail=detail)).run()["msg"].splitlines()
+    assert said[: len(advice) + 1] == [f"witness-1 is {state}: {detail}", *advice]
+    assert ["bundle=true" in words for words in said[len(advice) + 1 :]] == [True] * (state == "failed")
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_cannot_be_stopped_though_a_cap_is_reached_gives_its_pod_up(watch, trouble):
     task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})

@@ -491,23 +491,29 @@ def describe_queues(runs: Sequence[PlannedRun], trainers: Sequence[Trainer] = ()
 
 
 def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
-    """Say what Slurm is asked for, and the most that it may come to. It alone decides which runs start when."""
+    """Say what Slurm is asked for, and the most that it may come to. It alone decides which runs start when.
+
+    A run that is attached to has its job, and is asked for no more.
+    """
     names = ", ".join(run.name for run in runs[:NAMED])
     names += f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
     together = f", {trainer.lanes} at once at most" if len(runs) > trainer.lanes else ""
     nodes = runs[0].nodes
     size = f" of {nodes} nodes" if nodes > 1 else ""
-    several = f"{len(runs)} jobs{size} for Slurm to start as it has room{together}"
-    jobs = several if len(runs) > 1 else f"a job{size} for Slurm"
-    if all(run.rehearsal for run in runs):
+    new = [run for run in runs if run.state != "to attach"]
+    several = f"{len(new)} jobs{size} for Slurm to start as it has room{together}"
+    jobs = [several] if len(new) > 1 else [f"a job{size} for Slurm" for _ in new]
+    if len(new) < len(runs):
+        jobs.append(f"{len(runs) - len(new)} launched before" if new else "launched before")
+    if all(run.rehearsal for run in new):
         most = ""
     elif trainer.gpu_hours is None:
         most = "; no time in run_slurm: a job may take as long as its partition lets it"
     else:
         hours = trainer.gpu_hours * nodes / trainer.nodes  # an evaluation takes one, wherever trainings take several
-        each = f" each, {hours * len(runs):.4g} in all" if len(runs) > 1 else ""
+        each = f" each, {hours * len(new):.4g} in all" if len(new) > 1 else ""
         most = f"; {hours:.4g} GPU hours at most{each}, unless it is requeued"
-    return f"{trainer.name}: {names} ({jobs}); {_size(runs)}{most}"
+    return f"{trainer.name}: {names} ({'; '.join(jobs)}); {_size(runs)}{most}"
 
 
 def _size(runs: Sequence[PlannedRun]) -> str:

@@ -138,8 +138,9 @@ def _observe_job(
     elif code == slurm.NOT_SHARED:
         fault = f"{node} does not see {root} as this host does: trainer_root must be in a shared folder"
     elif code:
-        said = (_log_tail(run_dir / "slurm.log") or "").strip().rpartition("\n")[2]
+        before, _, said = (_log_tail(run_dir / "slurm.log") or "").strip().rpartition("\n")
         fault = f"its job ended at once on {node} with exit code {code}: {said[-1000:] or 'without a word'}"
+        fault += f"; {run_dir}/slurm.log has all of it" if before else ""
     concluded = run_state.conclude_job(
         status,
         done,

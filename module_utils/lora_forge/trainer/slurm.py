@@ -139,10 +139,12 @@ class Job:
     def words(self) -> str:
         """What Slurm says of a job that waits, for people."""
         expected = f", expected {self.start.replace('T', ' ')[:16]}" if self.start else ""
-        held = f"; scontrol release {self.number} lets it go on" if "held" in self.reason.lower() else ""
+        means = f"; scontrol release {self.number} lets it go on" if "held" in self.reason.lower() else ""
         if self.reason.startswith("JobHeldAdmin"):
-            held = "; who runs the cluster has held it, and lets it go on"
-        return f"{self.reason or self.state} (job {self.number}){held}{expected}"
+            means = "; who runs the cluster has held it, and lets it go on"
+        elif self.reason == "Dependency":
+            means = "; another run comes first"
+        return f"{self.reason or self.state} (job {self.number}){means}{expected}"
 
 
 class Silent(Exception):

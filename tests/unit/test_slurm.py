@@ -828,6 +828,23 @@ def test_runs_that_are_submitted_together_look_at_the_queue_once(tmp_path, monke
     assert asked(tmp_path)[4:] == ["squeue"]
 
 
+def test_a_job_that_was_just_submitted_is_known_after_a_look_at_how_an_earlier_one_ended(tmp_path, monkeypatch):
+    """By the runs that are launched after it, which wait for it, and by whoever watches meanwhile."""
+    submitting(tmp_path, monkeypatch)
+    folders = [tmp_path / f"runs/witness-{number}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    failed = slurm.job_name(folders[1])
+    (tmp_path / "queue").write_text(f"{HEAD}\n90|{failed}|FAILED|N/A|c1|NonZeroExitCode\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=90 JobName={failed} JobState=FAILED ExitCode=1:0\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    launches = [{"run_dir": str(folder), "command": ["python"], "slurm": GIVEN, "at_once": 1} for folder in folders]
+    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, True]
+    assert asked(tmp_path) == ["squeue", "", ",afterany:1"]
+    assert [run.state for run in runs.observe_all(tmp_path, [])] == ["queued"] * 2
+
+
 def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew(tmp_path, monkeypatch):
     submitting(tmp_path, monkeypatch)
     folders = [tmp_path / f"runs/witness-{number}" for number in range(2)]

@@ -611,7 +611,8 @@ class Queue:
 
     def __init__(self, run: _Runner = run_command, anew: bool = False):
         self._run = run
-        self._since = rundir.uptime() - 0.001 if anew else 0.0  # its own first question may come in the same millisecond
+        # Its own first question may come in the same millisecond.
+        self._since = rundir.uptime() - 0.001 if anew else 0.0
         self._answer = _Answer()
         self._jobs: dict[str, list[Job]] = {}
 

@@ -940,6 +940,10 @@ def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():
     assert slurm_job.meeting({}, {"SLURM_JOB_ID": "4711"}) == {}
     found = slurm_job.meeting(SPEC, {"SLURM_JOB_ID": "4711"})
     assert found == {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:30111", rundir.ONE_FOLDER: "1"}
+    for first in (64_537, 65_000, 65_535):
+        ends = (slurm_job.meeting({**SPEC, "port": first}, {"SLURM_JOB_ID": str(job)}) for job in range(4000, 5000))
+        ports = {int(end["PET_RDZV_ENDPOINT"].rpartition(":")[2]) for end in ends}
+        assert (min(ports), max(ports)) == (first, 65_535), "a port that there is"
 
 
 @pytest.fixture

@@ -863,6 +863,20 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
     assert len((tmp_path / "queue").read_text().splitlines()) == 1 + 2, "one job a run"
 
 
+def test_what_was_not_submitted_leaves_no_secrets(tmp_path, monkeypatch):
+    def refuse(root):
+        raise OSError(28, "No space left on device", str(root))
+
+    submitting(tmp_path, monkeypatch)
+    monkeypatch.setattr(slurm, "mark_root", refuse)
+    folder = tmp_path / "runs/witness-0"
+    folder.mkdir(parents=True)
+    launch = {"run_dir": str(folder), "command": ["python"], "slurm": GIVEN}
+    [answer] = runs.start_all([launch], {folder.name: {"WANDB_API_KEY": "k"}}, "slurm", 30)
+    assert answer["refused"].startswith("No space left on device")
+    assert not (folder / "env").exists()
+
+
 def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
     """As /scratch/ann is, on many clusters; some modules see the path, others the folder behind it."""
     folder = tmp_path / "disk/runs/witness-0"

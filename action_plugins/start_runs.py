@@ -108,7 +108,8 @@ def own_failure(turn: Turn) -> Iterator[None]:
     except AnsibleConnectionFailure:
         raise
     except Exception as error:  # whatever it is, it keeps no other run from its start
-        turn.fail(told_of(error), isinstance(error, Refused))
+        reason = str(error) if isinstance(error, AnsibleError) else told_of(error)
+        turn.fail(reason, isinstance(error, Refused))
 
 
 class ActionModule(ForgeAction):
@@ -401,8 +402,9 @@ class ActionModule(ForgeAction):
             raise UserError(answer["refused"])
         if not self._task.check_mode:
             if started:
-                how = f"({answer['backend']}; attach: {answer['attach_command']})\n    {answer['message']}"
-                done = "submitted" if answer["backend"] == "slurm" else "started"
+                backend, attach, message = (answer.get(key) or "?" for key in ("backend", "attach_command", "message"))
+                how = f"({backend}; attach: {attach})\n    {message}"
+                done = "submitted" if backend == "slurm" else "started"
                 tell(f"  {self.host}: {run.run_id} {done} {how}", host=self.host, ends=True)
             # All hosts of a gang train, or none. Whichever fails from now on finds this noted, and stops the run here.
             record = self.note(turn, started)

@@ -868,6 +868,23 @@ def test_runs_that_are_submitted_together_look_at_the_queue_once(tmp_path, monke
     assert asked(tmp_path)[4:] == ["squeue"]
 
 
+def test_a_job_that_was_just_submitted_is_known_after_a_look_at_how_an_earlier_one_ended(tmp_path, monkeypatch):
+    """By the runs that are launched after it, which wait for it, and by whoever watches meanwhile."""
+    submitting(tmp_path, monkeypatch)
+    folders = [tmp_path / f"runs/witness-{number}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
+    failed = slurm.job_name(folders[1])
+    (tmp_path / "queue").write_text(f"{HEAD}\n90|{failed}|FAILED|N/A|c1|NonZeroExitCode\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=90 JobName={failed} JobState=FAILED ExitCode=1:0\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    launches = [{"run_dir": str(folder), "command": ["python"], "slurm": GIVEN, "at_once": 1} for folder in folders]
+    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, True]
+    assert asked(tmp_path) == ["squeue", "", ",afterany:1"]
+    assert [run.state for run in runs.observe_all(tmp_path, [])] == ["queued"] * 2
+
+
 def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew(tmp_path, monkeypatch):
     submitting(tmp_path, monkeypatch)
     folders = [tmp_path / f"runs/witness-{number}" for number in range(2)]
@@ -884,6 +901,20 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
     monkeypatch.setattr(slurm, "submit", rival)
     assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, False]
     assert len((tmp_path / "queue").read_text().splitlines()) == 1 + 2, "one job a run"
+
+
+def test_what_was_not_submitted_leaves_no_secrets(tmp_path, monkeypatch):
+    def refuse(root):
+        raise OSError(28, "No space left on device", str(root))
+
+    submitting(tmp_path, monkeypatch)
+    monkeypatch.setattr(slurm, "mark_root", refuse)
+    folder = tmp_path / "runs/witness-0"
+    folder.mkdir(parents=True)
+    launch = {"run_dir": str(folder), "command": ["python"], "slurm": GIVEN}
+    [answer] = runs.start_all([launch], {folder.name: {"WANDB_API_KEY": "k"}}, "slurm", 30)
+    assert answer["refused"].startswith("No space left on device")
+    assert not (folder / "env").exists()
 
 
 def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
@@ -963,6 +994,10 @@ def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():
     assert slurm_job.meeting({}, {"SLURM_JOB_ID": "4711"}) == {}
     found = slurm_job.meeting(SPEC, {"SLURM_JOB_ID": "4711"})
     assert found == {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:30111", rundir.ONE_FOLDER: "1"}
+    for first in (64_537, 65_000, 65_535):
+        ends = (slurm_job.meeting({**SPEC, "port": first}, {"SLURM_JOB_ID": str(job)}) for job in range(4000, 5000))
+        ports = {int(end["PET_RDZV_ENDPOINT"].rpartition(":")[2]) for end in ends}
+        assert (min(ports), max(ports)) == (first, 65_535), "a port that there is"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.lora_forge.controller import answers
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun
@@ -193,6 +193,27 @@ def test_an_answer_that_says_nothing_of_any_ends_it(desk: Desk) -> None:
     assert {one["msg"] for one in desk.launch(*RUNS)["failures"]} == {
         f"gpu-1: its answer to training_runs says nothing of {NAMES[0]}"
     }
+
+
+@pytest.mark.parametrize(
+    "call", [pytest.param("a start", id="answer without words"), pytest.param("training_run", id="stop that cannot be")]
+)
+def test_what_a_host_does_is_no_fault_of_ours(desk: Desk, monkeypatch, call: str) -> None:
+    def module(name: str, args: dict[str, Any]) -> dict[str, Any]:
+        if name == call:
+            raise AnsibleError("Missing sudo password")
+        if name != "training_runs":
+            return Desk.module(desk, name, args)
+        if call == "training_run":  # so that it is stopped again
+            desk.note("crew-0", "failed_on", "a", "no GPU")
+            return Desk.module(desk, name, args)
+        return answers.hold(name, {"changed": True, "runs": [{"run_id": "crew-0", "changed": True}]}, "gpu-1")
+
+    monkeypatch.setattr(desk, "module", module)
+    answer = desk.launch(run("crew-0", trainer="a", hosts=("a", "gpu-1")))
+    assert "fault of lora-forge" not in str(answer)
+    assert [one["msg"] for one in answer["failures"]] == (["Missing sudo password"] if call == "training_run" else [])
+    assert desk.record("crew-0").hosts["gpu-1"]["started"] is True
 
 
 def test_the_model_of_several_rehearsals_is_made_once(desk: Desk) -> None:

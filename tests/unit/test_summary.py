@@ -80,6 +80,7 @@ def test_what_nobody_waits_for_trains_where_it_was_launched_and_not_elsewhere():
     assert summary.is_under_way(RUN, record(["gpu-2"]))
     assert not summary.is_under_way(RUN, record())
     assert not summary.is_under_way(crew(planned_at=2.0), record(["gpu-2"]))
+    assert not summary.is_under_way(crew(hosts=()), record()), "delivered by a host that this inventory has not"
 
 
 def summed(output, runs, check, **given):

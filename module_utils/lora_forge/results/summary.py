@@ -179,7 +179,7 @@ def is_under_way(run: PlannedRun, record: RunRecord) -> bool:
         record: What is noted of it.
     """
     launched = record.hosts_of(run.hosts, run.planned_at)
-    return not failure_reason(run, record) and len(launched) == len(run.hosts)
+    return not failure_reason(run, record) and 0 < len(launched) == len(run.hosts)
 
 
 def under_way_line(run: PlannedRun) -> str:

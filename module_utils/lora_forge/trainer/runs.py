@@ -518,7 +518,7 @@ def _submit(
         # All but the newest: of two that would do, somebody may cancel the one that is named.
         after = living[: max(0, len(living) - launch.at_once + 1)]
         number = slurm.submit(launch.slurm, run_dir, command, int(launch.stop_timeout), after, nodes=launch.nodes)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
             (run_dir / "env").unlink(missing_ok=True)
         raise

@@ -613,7 +613,8 @@ class Queue:
 
     def __init__(self, run: _Runner = run_command, anew: bool = False):
         self._run = run
-        self._since = rundir.uptime() if anew else 0.0
+        # Its own first question may come in the same millisecond.
+        self._since = rundir.uptime() - 0.001 if anew else 0.0
         self._answer = _Answer()
         self._jobs: dict[str, list[Job]] = {}
 
@@ -700,9 +701,10 @@ class Queue:
             run_dir: The run directory.
             number: The job's id.
         """
-        name = job_name(run_dir)
-        self._jobs.setdefault(name, []).append(Job(number, name, "PENDING"))
-        self._answer.stamps[run_dir.name] = _stamp(run_dir)
+        answer = self._answer  # table and stamps in one: whoever keeps this answer keeps the job
+        known = "|".join(vars(Job(number, job_name(run_dir), "PENDING")).values())
+        stamps = {**answer.stamps, run_dir.name: _stamp(run_dir)}
+        self._take(dataclasses.replace(answer, table=f"{answer.table}\n{known}", stamps=stamps))
 
 
 def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:

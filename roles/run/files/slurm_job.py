@@ -173,7 +173,8 @@ def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     """
     if spec.get("nodes", 1) == 1:
         return {}
-    port = spec.get("port", 0) + int(env["SLURM_JOB_ID"]) % PORTS
+    first = spec.get("port", 0)
+    port = first + int(env["SLURM_JOB_ID"]) % min(PORTS, 65_536 - first)
     return {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:{port}", rundir.ONE_FOLDER: "1"}
 
 

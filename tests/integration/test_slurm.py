@@ -339,7 +339,8 @@ def test_a_login_has_settings_and_a_site_has_words_of_its_own(site: Site, seen: 
     site.login = LOGIN.replace("\n", ";")[1:]
     for program in ("sbatch", "squeue", "scancel", "scontrol"):
         site.login += site.wrap(program, BANNER.format(program=program))
-    assert site.start(run, stay_at=3)["changed"] is True
+    answer = site.start(run, stay_at=3)
+    assert answer.get("changed") is True, answer
     reached(run, 3)
     assert site.observe(run) == ("running", "")
     assert site.start(run, stay_at=3)["changed"] is False

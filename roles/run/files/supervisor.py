@@ -83,6 +83,12 @@ TRACEBACK = "Traceback (most recent call last):"
 BESIDE = ("Exception ignored in", "Exception in thread", "Error in atexit", "--- Logging error ---",
           "Task exception was never retrieved", "future: ", "Process ")  # fmt: skip
 AFTER = ("wandb: ", "nanobind: ", '  File "')  # what is no part of the message of an exception before it
+# What a process of a gang dies of when another one has: torchrun's meeting is gone with whoever was its host, launchers
+# end who is left, and who talked to the dead one over gloo or NCCL is cut off.
+AFTERMATH = re.compile(
+    r"RendezvousConnectionError|elastic\S*\.SignalException|/gloo/transport/\S* Connection (closed|reset) by peer|"
+    r"a remote process exiting prematurely"
+)
 MESSAGE = 12  # lines of an exception that are told
 EXCEPTION = re.compile(r"\S*(Error|Warning|Exception)\b")
 NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
@@ -90,6 +96,8 @@ NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
 
 def failures(text: str) -> list[str]:
     """Find the exception that ended a training, and before it, in this order, what led to it.
+
+    What other processes died of in its wake is passed over, unless it is all that there is.
 
     Args:
         text: The end of its log.
@@ -119,7 +127,8 @@ def failures(text: str) -> list[str]:
             chains = chains if linked and chains else [*chains, []]
             chains[-1].append("\n".join(message).rstrip())
         linked = False
-    return chains[-1][::-1] if chains else []
+    causes = [chain for chain in chains if not AFTERMATH.search(chain[-1])]
+    return (causes or chains)[-1][::-1] if chains else []
 
 
 def ends(line: str) -> bool:

@@ -148,6 +148,17 @@ def in_slurm(run_dir: pathlib.Path) -> bool:
     return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
 
 
+def place(env: Mapping[str, str]) -> str:
+    """Say which job this is and which nodes it has, in Slurm's words.
+
+    Args:
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    again = f", restart {restarts}," if restarts != "0" else ""
+    return f"job {env['SLURM_JOB_ID']}{again} on {env.get('SLURM_JOB_NODELIST') or os.uname().nodename}"
+
+
 def on_nodes(spec: Mapping[str, Any], *options: str) -> list[str]:
     """Return the words that go before a command which each node of a job has to run; none where it has one node.
 

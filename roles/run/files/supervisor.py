@@ -616,6 +616,8 @@ class Supervisor:
                 part.unlink()
         if self.is_over():
             return 0
+        if self.copies is not None:
+            self.say(f"{slurm_job.place(os.environ)}, pid {os.getpid()}")
         self.write()
         if "command" not in self.spec:
             detail = "its run.json is empty or damaged, as a power cut leaves files; the same command writes it anew"

@@ -423,6 +423,15 @@ class Cluster:
         eventually(lambda: self.active(machine, DAEMONS[machine]), f"{machine} is back", self.logs)
         assert self.boot_id(machine) != before
 
+    def switch_off(self, machine: str) -> None:
+        """Take a machine its power."""
+        podman("kill", self.container(machine))
+
+    def switch_on(self, machine: str) -> None:
+        """Let a machine that was switched off boot. Returns when its daemon is there."""
+        podman("start", self.container(machine))
+        eventually(lambda: self.active(machine, DAEMONS[machine]), f"{machine} is back", self.logs)
+
     def cut(self, machine: str) -> None:
         """Cut a machine off the network. /home is there all the same, as it is a folder of this machine."""
         self._ip(machine, "link", "set", "eth0", "down")

@@ -913,10 +913,17 @@ SPEC = {"nodes": 2, "port": 29400}
 
 
 def test_what_each_node_runs_is_a_step_of_the_job():
-    assert slurm_job.on_nodes({}, "--overlap") == []
-    words = slurm_job.on_nodes(SPEC, "--overlap")
-    assert (words[0], words[-1]) == ("srun", "--overlap")
-    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"} <= set(words)
+    assert slurm_job.on_nodes({}, "--wait=1") == []
+    words = slurm_job.on_nodes(SPEC, "--wait=1")
+    assert (words[0], words[-1]) == ("srun", "--wait=1")
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL", "--overlap"} <= set(words)
+
+
+def test_a_job_names_itself_and_its_nodes():
+    env = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "c[1-2]"}
+    assert slurm_job.place(env) == "job 4711 on c[1-2]"
+    assert slurm_job.place({**env, "SLURM_RESTART_COUNT": "2"}) == "job 4711, restart 2, on c[1-2]"
+    assert slurm_job.place({"SLURM_JOB_ID": "4711"}) == f"job 4711 on {os.uname().nodename}"
 
 
 def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():

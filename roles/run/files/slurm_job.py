@@ -170,9 +170,10 @@ def on_nodes(spec: Mapping[str, Any], *options: str) -> list[str]:
     if nodes == 1:
         return []
     # The job itself has no environment (--export=NIL), which would be handed on. A step that asks for no cores has all
-    # of the job, and may use them; MPI's variables would be taken for another launcher's.
+    # of the job, and may use them; MPI's variables would be taken for another launcher's. And one whose node was away
+    # for a moment may never end for Slurm: without --overlap the next one would wait for it as long as the job lasts.
     return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL", "--cpu-bind=none",
-            "--mpi=none", "--kill-on-bad-exit=0", *options]  # fmt: skip
+            "--mpi=none", "--kill-on-bad-exit=0", "--overlap", *options]  # fmt: skip
 
 
 def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:

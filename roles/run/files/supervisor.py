@@ -684,7 +684,7 @@ class Supervisor:
         """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node."""
         if self.spec.get("nodes", 1) == 1 or self.copies is None:
             return None
-        code, said = self.ask([*slurm_job.on_nodes(self.spec, "--overlap"), "true"], NODES_WITHIN)
+        code, said = self.ask([*slurm_job.on_nodes(self.spec), "true"], NODES_WITHIN)
         return "" if code == 0 or self.stop_wanted else said[-500:] or "no answer"
 
     def train(self) -> int:

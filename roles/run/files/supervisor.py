@@ -33,7 +33,7 @@ PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
-NODES_WITHIN = 120.0  # seconds in which each node of a job is to run a command that does nothing
+NODES_WITHIN = 120.0  # seconds in which each node of a job is to answer
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
 # just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
@@ -681,10 +681,13 @@ class Supervisor:
             return code, out.read().decode("utf-8", "replace").strip()
 
     def lost_nodes(self) -> Optional[str]:
-        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node."""
+        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node.
+
+        Those that answer have ended what the last start left there.
+        """
         if self.spec.get("nodes", 1) == 1 or self.copies is None:
             return None
-        code, said = self.ask([*slurm_job.on_nodes(self.spec), "true"], NODES_WITHIN)
+        code, said = self.ask(slurm_job.end_earlier(self.run_dir, self.spec), NODES_WITHIN)
         return "" if code == 0 or self.stop_wanted else said[-500:] or "no answer"
 
     def train(self) -> int:

@@ -110,6 +110,7 @@ def test_several_processes_train_and_one_answers_after_them(bench: Bench) -> Non
     assert (status["state"], status["starts"]) == ("finished", 1), log[-5000:]
     kinds = [event["event"] for event in rundir.read_events(folder / "metrics.jsonl")[0]]
     assert kinds.index("end") < kinds.index("answers")
+    assert kinds.count("data") == len(bench.events("taught", "data")) > 0  # by whichever process prepares it
     assert "2 processes start from step 0" in log
     assert right(texts(folder, "adapter")) == SENTENCES
     assert texts(folder, "base") == texts(bench.folders["taught"], "base")

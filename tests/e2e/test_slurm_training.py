@@ -57,6 +57,12 @@ def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path
             assert code == 0, text
         eventually(lambda: [event["step"] for event in events("log")][-1:] == [2], lambda: log(run_dir))
         assert [job["nodes"] for job in cluster.jobs().values()] == ["c[1-2]"]
+        secrets = dict(line.partition("=")[::2] for line in (run_dir / "env").read_text().splitlines())
+        shown = [cluster.sh("login", "squeue --json; scontrol -d show job; scontrol show step").stdout]
+        shown += [cluster.sh(node, "cat /proc/[0-9]*/cmdline", check=False).stdout for node in slurm.NODES]
+        assert "torch.distributed.run" in shown[1]
+        assert "torch.distributed.run" in shown[2]
+        assert not [text for text in shown if secrets["PET_RDZV_ID"] in text]
         code, text = controller.play("-e", "role=witness", playbook="playbooks/stop.yml")
         assert code == 0, text
         assert rundir.last_complete(run_dir / "output") == 3
@@ -65,11 +71,14 @@ def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path
         assert code == 0, text + log(run_dir)
         manifest = controller.manifest("witness")
         assert (manifest["verdict"], manifest["steps"]["reached"], manifest["host"]["name"]) == ("verified", 4, "login")
-        assert "2 processes start from step 3" in log(run_dir)
+        said = (run_dir / "train.log").read_text(errors="replace")
+        assert re.findall("2 processes start from step ([0-9]+)", said) == ["0", "3"]
         assert [event["step"] for event in events("begin")] == [0, 3]
         assert [event["step"] for event in events("log")] == [1, 2, 3, 4]
         assert [event["step"] for event in events("save")] == [2, 3, 4]
-        assert [len(events(kind)) for kind in ("stop", "end")] == [1, 2]
+        # Data is prepared once, to train and to evaluate; all else is said by one process of each start.
+        counted = {kind: len(events(kind)) for kind in ("data", "template", "stop", "end")}
+        assert counted == {"data": 2, "template": 2, "stop": 1, "end": 2}
         assert not list((run_dir / "output").glob("incomplete-*"))
         seen("a rehearsal over two nodes is stopped", "Slurm", "one checkpoint, resumed on both; one verified adapter")
 

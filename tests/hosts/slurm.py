@@ -423,12 +423,20 @@ class Cluster:
         eventually(lambda: self.active(machine, DAEMONS[machine]), f"{machine} is back", self.logs)
         assert self.boot_id(machine) != before
 
+    def switch_off(self, machine: str) -> None:
+        """Take a machine its power."""
+        podman("kill", self.container(machine))
+
+    def switch_on(self, machine: str) -> None:
+        """Let a machine that was switched off boot. Returns when its daemon is there."""
+        podman("start", self.container(machine))
+        eventually(lambda: self.active(machine, DAEMONS[machine]), f"{machine} is back", self.logs)
+
     def lose_power(self, machine: str) -> None:
         """Kill a machine and boot it at once; nobody on it is told. Returns when its daemon is there again."""
         before = self.boot_id(machine)
-        podman("kill", self.container(machine))
-        podman("start", self.container(machine))
-        eventually(lambda: self.active(machine, DAEMONS[machine]), f"{machine} is back", self.logs)
+        self.switch_off(machine)
+        self.switch_on(machine)
         assert self.boot_id(machine) != before
 
     def cut(self, machine: str) -> None:

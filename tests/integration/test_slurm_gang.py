@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 from typing import Any
@@ -28,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("podman") is None, reason="the cluster wants root and podman"),
 ]
 ID = "planted-meeting-1"
+LOST = 360.0  # seconds in which the loss of a node is seen: srun's own, the supervisor's, and Slurm's, one by one
 
 
 def launch(site: Site, run: pathlib.Path, **settings: Any) -> Any:
@@ -63,6 +65,9 @@ def test_a_run_over_two_nodes_is_one_job_that_is_warned_and_comes_back(site: Sit
         site.whole(run)
     assert starts(run) == [0, 3]
     assert [job["restart_cnt"] for job in site.jobs(run)] == [1]
+    said, job = (run / "supervisor.log").read_text().splitlines(), site.number(run)
+    assert re.fullmatch(rf"\S+ \S+ job {job} on c\[1-2\], pid \d+", said[0]), said
+    assert any(f" job {job}, restart 1, on c[1-2], pid " in line for line in said[1:]), said
     assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
     words = "one checkpoint, back in the queue by itself, resumed on both nodes from it"
     seen("Slurm warns a job of two nodes of its end", "Slurm", words)
@@ -136,19 +141,51 @@ def test_srun_is_killed(site: Site, seen: Seen) -> None:
 
 
 @pytest.mark.soak
-def test_the_second_node_is_lost(site: Site, seen: Seen) -> None:
+def test_the_second_node_is_back_before_slurm_has_missed_it(site: Site, seen: Seen) -> None:
     run = site.stage()
     launch(site, run, stay_at=3)
     reached(run, 3)
-    second = next(one["node"] for one in nodes(run) if one["rank"] == 1)
     with site.watched(run) as shown:
-        site.cluster.reboot(second, 0)
-        site.let_come_back(run)
+        site.cluster.reboot(second_node(run), 0)
+        eventually(lambda: len(starts(run)) == 2, LOST)
         go_on(run)
         site.whole(run)
-    assert starts(run)[-1] == 2
-    assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
-    seen("the second of two nodes is lost", "Slurm", "back in the queue, resumed on both from the last checkpoint")
+    assert starts(run) == [0, 2]
+    assert [job["restart_cnt"] for job in site.jobs(run)] == [0]
+    assert {state for state, _ in shown} == {"running", "finished"}, shown
+    words = "resumed on both from the last checkpoint, in the same job"
+    seen("the second of two nodes reboots before Slurm misses it", "Slurm", words)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", ["Slurm", "the supervisor"])
+def test_the_second_node_is_lost(site: Site, first: str, seen: Seen) -> None:
+    """Whoever sees it first, by how long Slurm waits for a node to answer."""
+    with site.cluster.configured(**{} if first == "Slurm" else {"SlurmdTimeout": "300"}):
+        run = site.stage()
+        launch(site, run, stay_at=3)
+        reached(run, 3)
+        second = second_node(run)
+        with site.watched(run) as shown:
+            site.cluster.switch_off(second)
+            try:
+                eventually(lambda: "PENDING" in site.states(run)[-1], LOST)
+            finally:
+                site.cluster.switch_on(second)
+            site.let_come_back(run)
+            go_on(run)
+            site.whole(run)
+        assert starts(run) == [0, 2]
+        assert {state for state, _ in shown} == {"running", "queued", "finished"}, shown
+        assert ("does not answer" in (run / "supervisor.log").read_text()) is (first == "the supervisor")
+        site.cluster.clear()
+    words = "back in the queue, resumed on both from the last checkpoint"
+    seen(f"the second of two nodes is lost, and {first} sees it first", "Slurm", words)
+
+
+def second_node(run: pathlib.Path) -> str:
+    """Return the node on which the second process is."""
+    return next(one["node"] for one in nodes(run) if one["rank"] == 1)
 
 
 @pytest.mark.soak

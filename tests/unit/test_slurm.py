@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import stat
 import subprocess
 import threading
@@ -984,10 +985,37 @@ SPEC = {"nodes": 2, "port": 29400}
 
 
 def test_what_each_node_runs_is_a_step_of_the_job():
-    assert slurm_job.on_nodes({}, "--overlap") == []
-    words = slurm_job.on_nodes(SPEC, "--overlap")
-    assert (words[0], words[-1]) == ("srun", "--overlap")
-    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"} <= set(words)
+    assert slurm_job.on_nodes({}, "--wait=1") == []
+    words = slurm_job.on_nodes(SPEC, "--wait=1")
+    assert (words[0], words[-1]) == ("srun", "--wait=1")
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL", "--overlap"} <= set(words)
+
+
+def test_a_job_names_itself_and_its_nodes():
+    env = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "c[1-2]"}
+    assert slurm_job.place(env) == "job 4711 on c[1-2]"
+    assert slurm_job.place({**env, "SLURM_RESTART_COUNT": "2"}) == "job 4711, restart 2, on c[1-2]"
+    assert slurm_job.place({"SLURM_JOB_ID": "4711"}) == f"job 4711 on {os.uname().nodename}"
+
+
+def test_what_an_earlier_step_left_on_a_node_is_ended_and_nothing_else(tmp_path):
+    def left(run_dir: pathlib.Path, **env: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "600"], env={"PATH": "/bin:/usr/bin", rundir.MARKER: str(run_dir), **env})
+
+    mine, other = tmp_path / "runs/witness-1", tmp_path / "runs/witness-10"
+    old = left(mine, SLURM_STEP_ID="1")
+    kept = [left(other, SLURM_STEP_ID="1"), left(mine), left(mine, SLURM_STEP_ID="4294967291")]
+    try:
+        kept.append(left(mine, SLURM_STEP_ID="2"))
+        shell = slurm_job.end_earlier(mine, SPEC)
+        env = {"PATH": "/bin:/usr/bin", rundir.MARKER: str(mine), "SLURM_STEP_ID": "2"}
+        subprocess.run(shell[shell.index("/bin/sh") :], env=env, check=True, timeout=60)
+        assert old.wait(60) == -signal.SIGKILL
+        assert [one.poll() for one in kept] == [None] * 4
+    finally:
+        for one in (old, *kept):
+            one.kill()
+            one.wait()
 
 
 def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():

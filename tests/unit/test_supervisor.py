@@ -65,6 +65,38 @@ def test_what_did_not_end_the_training_is_not_told(aside: str) -> None:
     assert told(f"{FRAME}RuntimeError: why\n{aside}\n") == "RuntimeError: why"
 
 
+CHILD = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n====\nprograms/gang.py FAILED\n"
+AFTERMATH = {
+    "the meeting was on the node of the one that failed": (
+        'Traceback (most recent call last):\n  File "/env/torch/c10d_rendezvous_backend.py"'
+        ", line 114, in _call_store\n    return getattr(self._store, store_op)(*args, **kwargs)\n"
+        "torch.distributed.DistNetworkError: failed to recv, got 0 bytes"
+        f"{CAUSED}{FRAME}torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: "
+        "The connection to the C10d store has failed. See inner exception for details."
+    ),
+    "srun has ended who was left": (
+        f"{FRAME}torch.distributed.elastic.multiprocessing.api.SignalException: Process 4711 got signal: 15"
+    ),
+    "gloo": (
+        f"{FRAME}RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+        "Connection closed by peer [10.88.3.4]:41822"
+    ),
+    "NCCL": (
+        f"{FRAME}torch.distributed.DistBackendError: NCCL error in: /pytorch/NCCLUtils.cpp:93, remote process "
+        "exited or there was a network error, NCCL version 2.27.5\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+    ),
+}
+
+
+@pytest.mark.parametrize("after", AFTERMATH.values(), ids=AFTERMATH)
+def test_what_a_failure_brought_upon_others_is_told_only_where_nothing_else_is(after: str) -> None:
+    assert told(f"{FRAME}RuntimeError: why\n{FRAME}{CHILD}{after}\n{FRAME}{CHILD}") == "RuntimeError: why"
+    assert told(f"{after}\n{FRAME}RuntimeError: why\n") == "RuntimeError: why"
+    alone = told(f"{after}\n")
+    assert alone.partition(" (because")[0].split("\n")[0] in after.splitlines()
+
+
 def test_of_two_failures_the_later_one_counts() -> None:
     assert told(f"{FRAME}ImportError: no kernel, going on\nLoading\n{FRAME}RuntimeError: why") == "RuntimeError: why"
 

@@ -39,6 +39,16 @@ fi
 shift 2
 [ $# = 0 ] || said=$("$@" 2>&1) || {{ echo "@$node: {UNFIT}$(echo "$said" | tail -n 1)"; exit 1; }}
 """
+# Run on each node before a further start: ends what an earlier step of this job has left of the run there, as when its
+# srun was killed. Steps are numbered in their order; what the batch script has started has none, or the highest.
+END_EARLIER = f"""\
+for one in $(grep -slzxF "{rundir.MARKER}=$1" /proc/[0-9]*/environ); do
+  step=$(tr '\\0' '\\n' 2>/dev/null <"$one" | sed -n 's/^SLURM_STEP_ID=//p')
+  [ "$step" -lt "$SLURM_STEP_ID" ] 2>/dev/null || continue
+  pid=${{one#/proc/}} && pid=${{pid%/environ}}
+  while kill -9 "$pid" 2>/dev/null && grep -q . "$one" 2>/dev/null; do sleep 0.1; done
+done
+"""
 
 
 class Superseded(Exception):
@@ -148,6 +158,17 @@ def in_slurm(run_dir: pathlib.Path) -> bool:
     return rundir.read_run(run_dir)[0].get("backend") == "slurm" and "SLURM_JOB_ID" in os.environ
 
 
+def place(env: Mapping[str, str]) -> str:
+    """Say which job this is and which nodes it has, in Slurm's words.
+
+    Args:
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    again = f", restart {restarts}," if restarts != "0" else ""
+    return f"job {env['SLURM_JOB_ID']}{again} on {env.get('SLURM_JOB_NODELIST') or os.uname().nodename}"
+
+
 def on_nodes(spec: Mapping[str, Any], *options: str) -> list[str]:
     """Return the words that go before a command which each node of a job has to run; none where it has one node.
 
@@ -159,9 +180,20 @@ def on_nodes(spec: Mapping[str, Any], *options: str) -> list[str]:
     if nodes == 1:
         return []
     # The job itself has no environment (--export=NIL), which would be handed on. A step that asks for no cores has all
-    # of the job, and may use them; MPI's variables would be taken for another launcher's.
+    # of the job, and may use them; MPI's variables would be taken for another launcher's. And one whose node was away
+    # for a moment may never end for Slurm: without --overlap the next one would wait for it as long as the job lasts.
     return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--export=ALL", "--cpu-bind=none",
-            "--mpi=none", "--kill-on-bad-exit=0", *options]  # fmt: skip
+            "--mpi=none", "--kill-on-bad-exit=0", "--overlap", *options]  # fmt: skip
+
+
+def end_earlier(run_dir: pathlib.Path, spec: Mapping[str, Any]) -> list[str]:
+    """Return the command that has each node answer, with nothing of an earlier start left on it.
+
+    Args:
+        run_dir: The run directory.
+        spec: run.json.
+    """
+    return [*on_nodes(spec), "/bin/sh", "-c", END_EARLIER, "sh", str(run_dir)]
 
 
 def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ PROGRAMS = pathlib.Path(__file__).resolve().parent
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 TICK = 0.2  # seconds between two looks at the trainer process
 GATE_WITHIN = 900.0  # seconds that the check of a node's GPU may take
-NODES_WITHIN = 120.0  # seconds in which each node of a job is to run a command that does nothing
+NODES_WITHIN = 120.0  # seconds in which each node of a job is to answer
 RESERVE = 64 * 1024  # bytes kept back so that the final state can be written to a full disk
 # Seconds before each further start that may help although the last one brought nothing: a gang is met again that was
 # just breaking up, or went back to an earlier checkpoint, or an older checkpoint is tried. Then the run has failed.
@@ -83,6 +83,12 @@ TRACEBACK = "Traceback (most recent call last):"
 BESIDE = ("Exception ignored in", "Exception in thread", "Error in atexit", "--- Logging error ---",
           "Task exception was never retrieved", "future: ", "Process ")  # fmt: skip
 AFTER = ("wandb: ", "nanobind: ", '  File "')  # what is no part of the message of an exception before it
+# What a process of a gang dies of when another one has: torchrun's meeting is gone with whoever was its host, launchers
+# end who is left, and who talked to the dead one over gloo or NCCL is cut off.
+AFTERMATH = re.compile(
+    r"RendezvousConnectionError|elastic\S*\.SignalException|/gloo/transport/\S* Connection (closed|reset) by peer|"
+    r"a remote process exiting prematurely"
+)
 MESSAGE = 12  # lines of an exception that are told
 EXCEPTION = re.compile(r"\S*(Error|Warning|Exception)\b")
 NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
@@ -90,6 +96,8 @@ NOISE = re.compile(r"wandb:|nanobind: |\s*- leaked |\s*$")
 
 def failures(text: str) -> list[str]:
     """Find the exception that ended a training, and before it, in this order, what led to it.
+
+    What other processes died of in its wake is passed over, unless it is all that there is.
 
     Args:
         text: The end of its log.
@@ -119,7 +127,8 @@ def failures(text: str) -> list[str]:
             chains = chains if linked and chains else [*chains, []]
             chains[-1].append("\n".join(message).rstrip())
         linked = False
-    return chains[-1][::-1] if chains else []
+    causes = [chain for chain in chains if not AFTERMATH.search(chain[-1])]
+    return (causes or chains)[-1][::-1] if chains else []
 
 
 def ends(line: str) -> bool:
@@ -617,6 +626,8 @@ class Supervisor:
                 part.unlink()
         if self.is_over():
             return 0
+        if self.copies is not None:
+            self.say(f"{slurm_job.place(os.environ)}, pid {os.getpid()}")
         self.write()
         if "command" not in self.spec:
             detail = "its run.json is empty or damaged, as a power cut leaves files; the same command writes it anew"
@@ -680,10 +691,13 @@ class Supervisor:
             return code, out.read().decode("utf-8", "replace").strip()
 
     def lost_nodes(self) -> Optional[str]:
-        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node."""
+        """Say which of several nodes answer no more, in Slurm's words; empty where all do, None for one node.
+
+        Those that answer have ended what the last start left there.
+        """
         if self.spec.get("nodes", 1) == 1 or self.copies is None:
             return None
-        code, said = self.ask([*slurm_job.on_nodes(self.spec, "--overlap"), "true"], NODES_WITHIN)
+        code, said = self.ask(slurm_job.end_earlier(self.run_dir, self.spec), NODES_WITHIN)
         return "" if code == 0 or self.stop_wanted else said[-500:] or "no answer"
 
     def train(self) -> int:

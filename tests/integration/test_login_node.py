@@ -98,9 +98,7 @@ def test_a_rehearsal_is_refused_before_its_environment_is_made(login_node: Login
     (login_node.home / "refusal").write_text("sbatch: error: Invalid account\n")
     rehearsal = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu"}
     text = login_node.train(run_backend="slurm", run_slurm={"account": "lap"}, **rehearsal)
-    assert (
-        "Slurm would never start such a job: Invalid account run_slurm in the inventory asks for account lap;" in text
-    )
+    assert "Slurm does not take such a job: Invalid account run_slurm in the inventory asks for account lap;" in text
 
 
 def test_the_plan_names_the_host_of_a_key_that_nobody_knows(login_node: LoginNode) -> None:

@@ -177,7 +177,7 @@ def test_a_launch_that_fails_is_told_once_and_on_a_pod_by_whoever_gives_up(
     desk: Desk, hook: Hook, attempt: dict[str, Any]
 ) -> None:
     plan = PLAN | {"recipe": {}, "datasets": [{"path": "/nowhere", "use": "train", "sha256": "d" * 64, "examples": 1}]}
-    code, text = desk.role(hook.url, "converge", "launch", run_plan=plan, **attempt)  # its data are not there
+    code, text = desk.role(hook.url, "converge", "launch", converge_lot=[plan], **attempt)  # its data are not there
     assert code == 0, text
     assert [one["event"] for one in hook.told] == ([] if attempt else ["failed"])
 

@@ -89,6 +89,8 @@ def test_several_processes_train_and_one_answers_after_them(bench: Bench) -> Non
     """Through torchrun and the supervisor; what the base says is what it said to the training of one process."""
     bench.lay("pair", TAUGHT | {"micro_batch_size": 5})
     folder = bench.folders["pair"]
+    config = (folder / "axolotl.yml").read_text()  # with data that nobody has prepared yet, as a run has
+    (folder / "axolotl.yml").write_text(config.replace(f"{bench.root}/prepared", f"{bench.root}/prepared-pair"))
     shutil.copy(bench.folders["taught"] / "questions.json", folder)
     programs = folder / rundir.PROGRAMS
     programs.mkdir()

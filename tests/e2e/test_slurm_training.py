@@ -29,7 +29,7 @@ def test_a_rehearsal_runs_as_a_job_to_a_proven_adapter(tmp_path: pathlib.Path) -
         assert (manifest["verdict"], manifest["steps"]["reached"], manifest["host"]["name"]) == ("verified", 4, "login")
         run_dir = cluster.home / "ann/lora-forge/runs" / manifest["run_id"]
         assert rundir.read_json(run_dir / "claim.json")["node"] in slurm.NODES
-        assert re.search(r"witness-\w+ started \(slurm; .*\n\s+job \d+; Slurm starts it", text)
+        assert re.search(r"witness-\w+ submitted \(slurm; .*\n\s+job \d+; Slurm starts it", text)
         code, text = controller.play("-e", "role=witness", "-v")
         assert code == 0, text
         assert "witness is ready already" in text

@@ -46,6 +46,7 @@ def test_a_limit_holds_a_trainer_or_localhost() -> None:
         ("gpu-*,web-*", ["«web-*». It is passed over"], []),
         ("gpu-*[0]:localhost:empty:!empty", [], []),
         ("gpu-1,all[7:8]", ["«all[7:8]». It is passed over"], []),
+        ("all:!*.old:!~old-.*", [], []),  # a pattern may well match nothing at present
         ("all:!gpu-2:!rack", [], ["«gpu-2», and the inventory has no such host or group; did you mean", "«rack», and"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Callable
 
@@ -55,9 +56,9 @@ def unknown_names(
         if not name or name in names or is_matched(name):
             continue
         hint = nearest(name, names) or "."
-        if given.startswith("!"):
+        if given.startswith("!") and not re.search(r"[*?\[~]", name):  # a pattern may well match nothing at present
             way_out = "Correct it, or take it out of the limit"
             errors.append(f"--limit leaves out «{name}», and the inventory has no such host or group{hint} {way_out}")
-        else:
+        elif not given.startswith("!"):
             warnings.append(f"--limit: the inventory has no host or group «{name}»{hint} It is passed over")
     return warnings, errors

@@ -1,6 +1,6 @@
 """Every family of base models: planned as a rehearsal, shrunk, trained by real Axolotl on the CPU, and proven.
 
-``make models`` trains all of them and writes the table of docs/base-models.md; ``make test`` trains the quick ones.
+``make models`` trains all of them and writes the table of docs/base-models.md; ``make soak`` trains the quick ones.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ QUICK = tuple(name for name in FAMILIES if FAMILIES[name].quick)
 
 
 def each(quick: tuple[str, ...] = QUICK) -> Any:
-    marks = {name: [] if name in quick else [pytest.mark.models] for name in FAMILIES}
+    marks = {name: [pytest.mark.soak if name in quick else pytest.mark.models] for name in FAMILIES}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 

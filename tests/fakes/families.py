@@ -13,7 +13,7 @@ class Family:
     Attributes:
         example: One of them, by its name on the hub.
         config: What matters of its config.json; widths are shrunk anyway.
-        quick: Whether ``make test`` trains it, too.
+        quick: Whether ``make soak`` trains it, too.
         targets: ``lora_target_modules``, where the seven names of configs/base.yml do not suit it.
         watch: What to watch for, for docs/base-models.md.
     """

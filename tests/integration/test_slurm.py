@@ -47,7 +47,10 @@ try:
         while not last:
             last = (run_dir / "watched").exists()
             seen = runs.observe(run_dir, queue=slurm.Queue() if given["lately"] else None)
-            answer += [[seen.state, seen.detail]] * ([seen.state, seen.detail] not in answer[-1:])
+            if [seen.state, seen.detail] not in answer[-1:]:
+                answer.append([seen.state, seen.detail])
+                with open(given["seen"], "a") as seen_so_far:
+                    print(seen.state, file=seen_so_far)
             time.sleep(0.1)
     elif given["do"] == "list":
         answer = [[run.run_id, run.state] for run in runs.observe_all(run_dir.parents[1], [])]
@@ -81,6 +84,7 @@ class Site(Lab):
         self.root.mkdir(parents=True, exist_ok=True)
         self.cluster = cluster
         self.python = "/usr/bin/python3"
+        self.seen: list[pathlib.Path] = []  # the states that those who watch now have seen so far
         self.owner = (cluster.home / "ann").stat().st_uid
         shutil.copy(FAKE, cluster.home / "ann/trainer.py")
 
@@ -166,18 +170,22 @@ class Site(Lab):
 
     @contextlib.contextmanager
     def watched(self, run: pathlib.Path, lately: bool = False) -> Iterator[list[tuple[str, str]]]:
-        """Observe a run without a pause; in the end the list holds what was seen of it, each change once.
+        """Observe a run without a pause, from before what follows; in the end the list holds each change, once.
 
         Args:
             run: The run.
             lately: Whether by what the queue answered to whoever asked last, as those do that only watch.
         """
         found: list[tuple[str, str]] = []
+        states = self.cluster.home / "ann" / f"seen-{next(NUMBERS)}"
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            seen = pool.submit(self.ask, "watch", run, lately=lately)
+            seen = pool.submit(self.ask, "watch", run, lately=lately, seen=str(HOME / states.name))
             try:
+                eventually(lambda: seen.done() or states.exists())
+                self.seen.append(states)
                 yield found
             finally:
+                self.seen.clear()
                 (run / "watched").touch()
                 found += [(state, words) for state, words in seen.result()]
                 (run / "watched").unlink(missing_ok=True)
@@ -205,7 +213,8 @@ class Site(Lab):
         def back() -> bool:
             for job in self.jobs(run):
                 late = job["start_time"]["number"] > time.time() + 10
-                if job["job_state"] == ["PENDING"] and job["state_reason"] == "BeginTime" and late:
+                known = all("queued" in states.read_text() for states in self.seen)  # else it may be over before
+                if job["job_state"] == ["PENDING"] and job["state_reason"] == "BeginTime" and late and known:
                     with contextlib.suppress(slurm.Problem):  # it may have begun by itself
                         self.cluster.start_now(job["job_id"])
             return len(starts(run)) >= begins

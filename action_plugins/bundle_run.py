@@ -24,9 +24,10 @@ from ansible.module_utils.lora_forge import rundir  # noqa: E402
 from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import show  # noqa: E402
+from ansible.module_utils.lora_forge.data import jsonl  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import jsonl, launch, provisioning  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import read_record  # noqa: E402
 from ansible.module_utils.lora_forge.pods.claims import Claims  # noqa: E402
 from ansible.module_utils.lora_forge.results import bundle  # noqa: E402

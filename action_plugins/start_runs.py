@@ -29,9 +29,10 @@ from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load
 from ansible.module_utils.lora_forge.controller.checkpoints import carried_files  # noqa: E402
 from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
+from ansible.module_utils.lora_forge.data import staging  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, told_of  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import launch, provisioning, questions, staging  # noqa: E402
+from ansible.module_utils.lora_forge.planning import launch, provisioning, questions  # noqa: E402
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
 from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402

@@ -21,7 +21,7 @@ import time
 from hosts import figures, machine
 from staging import WORDS
 
-from ansible.module_utils.lora_forge.planning import dataset, staging  # isort: skip  (hosts makes it importable)
+from ansible.module_utils.lora_forge.data import dataset, staging  # isort: skip  (hosts makes it importable)
 
 
 def write(path: pathlib.Path, size: int, length: int) -> int:

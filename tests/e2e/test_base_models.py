@@ -20,8 +20,9 @@ import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.data import staging
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import launch, memory, plan, staging
+from ansible.module_utils.lora_forge.planning import launch, memory, plan
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from families import FAMILIES
 from safetensors.numpy import load_file, save_file

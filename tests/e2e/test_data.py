@@ -8,8 +8,8 @@ import pathlib
 import subprocess
 from typing import Any
 
+from ansible.module_utils.lora_forge.data import dataset, staging
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
-from ansible.module_utils.lora_forge.planning import dataset, staging
 
 from .conftest import CONVERGE, ROOT
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import rundir
 import yaml
-from ansible.module_utils.lora_forge.planning import launch, plan, recipe, staging
+from ansible.module_utils.lora_forge.data import staging
+from ansible.module_utils.lora_forge.planning import launch, plan, recipe
 
 from .conftest import CONVERGE, ROOT
 

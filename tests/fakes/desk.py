@@ -9,9 +9,10 @@ from typing import Any
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import DeliveredFile, Manifest
+from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.planned_run import PlannedCases, PlannedRun
-from ansible.module_utils.lora_forge.planning import cases, questions
+from ansible.module_utils.lora_forge.planning import questions
 from planned import planned_run
 
 RECIPE = {"base_model": "Qwen/Qwen3-8B", "model_revision": "c0ffee", "load_in_4bit": True}

@@ -17,8 +17,8 @@ import expecting
 import numpy as np
 import pytest
 from ansible.module_utils.lora_forge.adapters import promotion, store
+from ansible.module_utils.lora_forge.data import conversation, staging
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
-from ansible.module_utils.lora_forge.planning import conversation, staging
 from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 from delivered import GATE

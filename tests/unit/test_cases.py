@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.checks import LOOSE, Check
-from ansible.module_utils.lora_forge.planning import cases
 
 ASKED = [{"role": "user", "content": "A polecat is stuck."}]
 PLAIN = {"messages": ASKED, "expect": [{"contains": "gt peek"}]}

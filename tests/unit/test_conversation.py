@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.planning import conversation
-from ansible.module_utils.lora_forge.planning.conversation import Conversation, Flaw, Keys
+from ansible.module_utils.lora_forge.data import conversation
+from ansible.module_utils.lora_forge.data.conversation import Conversation, Flaw, Keys
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 CALL = {"type": "function", "function": {"name": "ls", "arguments": {"path": "/", "all": True}}}

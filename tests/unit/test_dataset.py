@@ -11,8 +11,8 @@ import pathlib
 from typing import Any
 
 import pytest
+from ansible.module_utils.lora_forge.data import conversation, dataset, jsonl
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import conversation, dataset, jsonl
 
 ENTRY = {"ds_type": "json", "type": "chat_template", "field_messages": "messages"}
 

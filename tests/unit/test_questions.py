@@ -10,11 +10,12 @@ import pathlib
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
+from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.evaluation.answers import Answer
 from ansible.module_utils.lora_forge.planned_run import PlannedCases
-from ansible.module_utils.lora_forge.planning import cases, questions
+from ansible.module_utils.lora_forge.planning import questions
 from desk import OURS, RECIPE, THEIRS, Desk
 
 

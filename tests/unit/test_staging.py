@@ -8,9 +8,9 @@ import pathlib
 
 import pytest
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.data import dataset, staging
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
-from ansible.module_utils.lora_forge.planning import dataset, staging
 
 NOW, DAY = 1_800_000_000.0, 24 * 3600
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import template_check
-from ansible.module_utils.lora_forge.planning import conversation
+from ansible.module_utils.lora_forge.data import conversation
 
 TEXT = "{{ messages }}"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.lora_forge.data import dataset
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import dataset, launch, validation
+from ansible.module_utils.lora_forge.planning import launch, validation
 from ansible.module_utils.lora_forge.text import short
 
 END = "Nothing of it was trained. Correct the recipe, and run the same command again."

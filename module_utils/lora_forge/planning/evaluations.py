@@ -14,10 +14,11 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge.adapters import promotion
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest
 from ansible.module_utils.lora_forge.agents import agent_of, evaluation_of
+from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import WHO
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedCases, PlannedRun
-from ansible.module_utils.lora_forge.planning import answering, cases, memory, questions, variants
+from ansible.module_utils.lora_forge.planning import answering, memory, questions, variants
 from ansible.module_utils.lora_forge.planning.agents import Agents, everybody, kept_agents, listed, one_of
 from ansible.module_utils.lora_forge.planning.fleet import Fleet, Job, Lane, Trainer, assign_lanes, trainers_for
 from ansible.module_utils.lora_forge.planning.plan import REHEARSAL, Plan, check_trainers

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.data import dataset
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
-from ansible.module_utils.lora_forge.planning import dataset
 from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
 from ansible.module_utils.lora_forge.text import nearest, short
 from ansible.module_utils.lora_forge.trainer import slurm

@@ -12,13 +12,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.data import cases, dataset, jsonl
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedAnswers, PlannedCases, PlannedRun
 from ansible.module_utils.lora_forge.planning import (
     answering,
-    cases,
-    dataset,
-    jsonl,
     launch,
     memory,
     questions,

@@ -11,13 +11,13 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
 from ansible.module_utils.lora_forge.adapters.merit import Candidate
+from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.evaluation.answers import PROMOTED, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Cases
 from ansible.module_utils.lora_forge.evaluation.judge import Judge, environment_key
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import cases
 from ansible.module_utils.lora_forge.planning.turns import run_files
 
 SCHEMA = 1  # of questions.json: answer_cases.py reads it

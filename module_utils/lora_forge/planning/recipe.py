@@ -13,8 +13,8 @@ from typing import Any, Callable, Optional
 
 import jsonschema
 import yaml
+from ansible.module_utils.lora_forge.data import conversation
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import conversation
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
 # The one place that tells the two kinds of keys apart. Machine keys decide only how fast; they may stand in

@@ -8,7 +8,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from ansible.module_utils.lora_forge.planning import dataset, recipe
+from ansible.module_utils.lora_forge.data import dataset
+from ansible.module_utils.lora_forge.planning import recipe
 
 _BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
 _EXACT = 1000  # conversations that are packed one by one to count the rows

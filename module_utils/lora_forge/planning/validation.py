@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.data import dataset
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import dataset, launch, memory, recipe
+from ansible.module_utils.lora_forge.planning import launch, memory, recipe
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.plan import Plan
 from ansible.module_utils.lora_forge.text import canonical

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from ansible.module_utils.lora_forge.planning.dataset import SECRETS
+from ansible.module_utils.lora_forge.data.dataset import SECRETS
 from ansible.module_utils.lora_forge.text import printable
 
 SECRET = "«secret»"

@@ -12,9 +12,9 @@ from typing import Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.data import conversation, jsonl
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
-from ansible.module_utils.lora_forge.planning import conversation, jsonl
 
 STAGED = "staged"  # below the output folder: canonical files, by their content
 _UNUSED = 7 * 24 * 3600  # seconds after which one of them goes

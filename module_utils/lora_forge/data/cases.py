@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
+from ansible.module_utils.lora_forge.data import conversation, jsonl
+from ansible.module_utils.lora_forge.data.conversation import Flaw, Keys
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.case import MAX_NEW_TOKENS, Case, Cases
 from ansible.module_utils.lora_forge.evaluation.checks import LOOSE, Check, check_of
-from ansible.module_utils.lora_forge.planning import conversation, jsonl
-from ansible.module_utils.lora_forge.planning.conversation import Flaw, Keys
 from ansible.module_utils.lora_forge.text import canonical, nearest, shown
 
 LONGEST_ANSWER = 32_768  # tokens

@@ -19,10 +19,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
+from ansible.module_utils.lora_forge.data import conversation, jsonl
+from ansible.module_utils.lora_forge.data.conversation import Conversation, Flaw, Keys
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset
-from ansible.module_utils.lora_forge.planning import conversation, jsonl
-from ansible.module_utils.lora_forge.planning.conversation import Conversation, Flaw, Keys
 
 _CHARS_PER_TOKEN = 3.5  # an estimate for mixed prose, code and tool output; the trainer counts real tokens
 _TURN_TOKENS = 4  # what a template puts around a turn

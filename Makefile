@@ -20,7 +20,7 @@ UV := $(BIN)/uv
 unexport PYTHONDONTWRITEBYTECODE
 
 LINTERS := lint-ansible lint-mypy lint-yaml lint-ruff lint-format lint-imports lint-github # the slowest first
-# The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_plan.py -k lane'
+# The paths that ARGS names, or else a default: make unit ARGS='tests/unit/test_placement.py -k lane'
 named_or = $(if $(filter tests/%,$(ARGS)),,$(1)) $(ARGS)
 
 .PHONY: help version setup train image rehearse-runpod plan test check docs docs-serve lint $(LINTERS) unit integration mutants e2e models molecule soak faults lock schema reference pictures clean bench

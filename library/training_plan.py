@@ -201,6 +201,7 @@ from ansible.module_utils.lora_forge.controller import hooks
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
 from ansible.module_utils.lora_forge.evaluation import judge
 from ansible.module_utils.lora_forge.planning import (
+    agent_recipes,
     agents,
     answering,
     evaluations,
@@ -208,6 +209,7 @@ from ansible.module_utils.lora_forge.planning import (
     found_runs,
     options,
     plan,
+    plan_table,
     validation,
     variants,
 )
@@ -295,10 +297,10 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     if given["validate"] and not given["evaluate"]:
         environment = given["axolotl_environment"]
         warnings += validation.check(
-            made, trainers, root, output, plan.LOCKS, named=environment, remember=not check_mode, say=say
+            made, trainers, root, output, agent_recipes.LOCKS, named=environment, remember=not check_mode, say=say
         )
     if given["forks"]:
-        warnings += fleet.fork_limit_warning(made.runs, given["forks"])
+        warnings += plan_table.fork_limit_warning(made.runs, given["forks"])
     planned_at = round(time.time(), 3)
     runs = [run.as_dict() | {"planned_at": planned_at} for run in made.runs]
     version = full_version(git_facts(root))
@@ -309,13 +311,13 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             variants.write_sweeps(output, made.runs)
     folders = {host: str(known.get("inventory_dir") or "") for host, known in given["host_variables"].items()}
     shown = {
-        "columns": plan.COLUMNS,
-        "rows": [(evaluations if run.evaluates else plan).table_row(run) for run in made.runs],
+        "columns": plan_table.COLUMNS,
+        "rows": [plan_table.table_row(run) for run in made.runs],
         "lines": [
-            *(f"  {queue}" for queue in fleet.describe_queues(made.runs, trainers)),
+            *(f"  {queue}" for queue in plan_table.describe_queues(made.runs, trainers)),
             *(f"  {line}" for line in answering.describe(made.runs, {one.name: one.gpu_names for one in trainers})),
             *(f"  {line}" for line in made.data),
-            *hooks.hook_lines({host: folders.get(host, "") for host in fleet.busy_hosts(made.runs)}),
+            *hooks.hook_lines({host: folders.get(host, "") for host in plan_table.busy_hosts(made.runs)}),
         ],
         "warnings": warnings,
     }

@@ -36,7 +36,8 @@ from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.data import staging  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import fleet, launch, memory, plan, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import fleet, launch, memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning.planner import Planner  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
@@ -61,18 +62,18 @@ class Proof:
             "here", profile="rehearsal" if tiny else "", datasets_dir=str(ROOT / "examples/datasets")
         )
         overrides = {"base_model": str(self.model), "max_steps": max_steps}
-        planner = plan.Planner(ROOT, work / "output", overrides)
+        planner = Planner(ROOT, work / "output", overrides)
         self.plan = planner.plan_run(agent, trainer, fleet.Move()).as_dict()
         self.untouched(planner, agent, trainer)
         self.run_dir = work / "runs" / self.plan["run_id"]
         self.notes = load(work / "notes.json")
 
-    def untouched(self, planner: plan.Planner, agent: str, trainer: fleet.Trainer) -> None:
+    def untouched(self, planner: Planner, agent: str, trainer: fleet.Trainer) -> None:
         """Make sure that nothing else differs from the recipe as it stands in configs/, but what every plan adapts."""
         names = ["configs/base.yml", f"configs/agents/{agent}.yml"]
         if trainer.profile:
             names.append(f"configs/profiles/{trainer.profile}.yml")
-        production = recipe.merge(planner.read_layer(name) for name in names)[0]
+        production = recipe.merge(planner.recipes.read_layer(name) for name in names)[0]
         planned = self.plan["recipe"]
         self.changed = {
             key: [production.get(key), planned.get(key)]

@@ -17,7 +17,7 @@ import pytest
 import rundir
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import plan
+from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.trainer import base_model, environment
 from hub import Hub, Model, tiny_model
 
@@ -424,7 +424,7 @@ def bringing(
     data = ROOT / "examples/datasets/witness_train.jsonl"
     subprocess.run([str(environment), str(ROOT / "roles/run/files/tiny_model.py"), str(made), str(data)], check=True)
     stub = tmp_path / "python"
-    stub.write_text(TAKES_ALL.format(python=sys.executable, axolotl=plan.recipe.pinned_version(LOCK, "axolotl")))
+    stub.write_text(TAKES_ALL.format(python=sys.executable, axolotl=recipe.pinned_version(LOCK, "axolotl")))
     stub.chmod(0o755)
     one = Bringing(checkout, made, stub)
     monkeypatch.setenv("HF_ENDPOINT", one.hub.url)

@@ -14,6 +14,7 @@ import rundir
 import yaml
 from ansible.module_utils.lora_forge.data import staging
 from ansible.module_utils.lora_forge.planning import launch, plan, recipe
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
 
 from .conftest import CONVERGE, ROOT
 
@@ -51,7 +52,7 @@ class Bench:
             agent: Whose data it has.
             halt: The step at which it is told to stop.
         """
-        trainer = plan.Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
+        trainer = Trainer("here", "rehearsal", datasets_dir=str(self.datasets))
         planned = plan.make(ROOT, self.root / "output", agent, [trainer], keys).runs[0]
         run, data = planned.as_dict(), [launch.dataset_path(str(self.root), one) for one in planned.datasets]
         with staging.staged(planned.datasets, ROOT, self.root / "output") as places:

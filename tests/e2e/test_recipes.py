@@ -10,7 +10,9 @@ import sys
 from typing import Any
 
 import pytest
-from ansible.module_utils.lora_forge.planning import plan, recipe, validation
+from ansible.module_utils.lora_forge.planning import recipe, validation
+from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from brought import brought
 from planned import planned_run
 
@@ -29,8 +31,8 @@ def validate(environment: pathlib.Path, recipes: list[dict[str, Any]]) -> list[s
 
 def own(home: pathlib.Path) -> list[dict[str, Any]]:
     """Return the recipes of the seven agents, and two that are wrong."""
-    planner = plan.Planner(ROOT, ROOT / "output", {})
-    recipes = [planner.merged_recipe(agent, "", "") | PATHS for agent in planner.agents.names]
+    merged = AgentRecipes(ROOT, Agents(ROOT), {})
+    recipes = [merged.merged_recipe(agent, "", "") | PATHS for agent in merged.agents.names]
     wrong = recipes[0] | {"load_in_8bit": True, "load_in_4bit": False}
     misspelt = recipes[0] | {"plugins": ["axolotl.integrations.ligr.LigerPlugin"]}
     return [*recipes, wrong, misspelt]
@@ -55,8 +57,8 @@ MACHINES = sorted(path.stem for path in (ROOT / "configs/machines").glob("*.yml"
 
 def machines(home: pathlib.Path) -> list[dict[str, Any]]:
     """Return a recipe on every machine class, as a run is given it: with the plugins that its keys need."""
-    planner = plan.Planner(ROOT, ROOT / "output", {})
-    return [recipe.with_plugins(planner.merged_recipe("witness", "", name)) | PATHS for name in MACHINES]
+    merged = AgentRecipes(ROOT, Agents(ROOT), {})
+    return [recipe.with_plugins(merged.merged_recipe("witness", "", name)) | PATHS for name in MACHINES]
 
 
 @pytest.fixture(scope="module")

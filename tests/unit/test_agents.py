@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.lora_forge.agents import agent_of, name_problem
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import agents, found_runs, plan
+from ansible.module_utils.lora_forge.planning import agents, found_runs, plan, plan_table
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from wire import load
@@ -441,7 +441,7 @@ def test_the_runs_of_an_agent_without_a_file_can_be_stopped_and_pruned(gone, fin
         ("boot-bbbbbbbbbbbb", "to resume", "here", ("here",)),
     ]
     assert [run.agent for run in made.runs if run.agent != "boot"] == ["witness"]
-    assert all(PlannedRun.from_dict(run.as_dict()) == run and plan.table_row(run) for run in made.runs)
+    assert all(PlannedRun.from_dict(run.as_dict()) == run and plan_table.table_row(run) for run in made.runs)
     assert "boot-cccccccccccc is left alone: it is on elsewhere, which this inventory does not hold" in made.warnings
 
 

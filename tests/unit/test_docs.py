@@ -214,7 +214,7 @@ def test_a_bad_command_is_found(command, sentence):
     [
         "make",
         "make PYTHON=python3.12 train role=witness,mayor ARGS='-e fresh=true'",
-        "make unit ARGS='tests/unit/test_plan.py -k lane'",
+        "make unit ARGS='tests/unit/test_placement.py -k lane'",
         "make mutants MODULE=planning/recipe ARGS='--keep /tmp/m --show'",
         "export RUNPOD_API_KEY=… && make setup",
         ".venv/bin/ansible-playbook -i gpu-1.example.org, train.yml -e role=all  # one host's",

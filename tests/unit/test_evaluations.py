@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import Answer
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import evaluations, fleet, found_runs, launch, questions
+from ansible.module_utils.lora_forge.planning import evaluations, found_runs, launch, plan_table, questions
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.launch import TrainerOptions
@@ -165,7 +165,7 @@ def test_the_newest_is_asked_with_the_promoted_one_and_that_one_not_again(desk):
     desk.deliver(NEW, at=1)
     newest, promoted = desk.plan()
     assert states([newest, promoted]) == [(NEW, "to evaluate", 24), (OLD, "ready", 0)]
-    shown = [evaluations.table_row(run)[-1] for run in (newest, promoted)]
+    shown = [plan_table.table_row(run)[-1] for run in (newest, promoted)]
     assert shown == ["to evaluate: 24 answers", "all answers are known"]
     assert (newest.trainer, newest.hosts, newest.gpus, newest.adapter) == ("gpu-1", ("gpu-1",), 1, NEW)
     desk.answer(newest, adapter="yes", base="no", promoted="no")
@@ -295,7 +295,7 @@ def test_its_answers_are_priced_and_bounded_as_those_of_a_training_and_said_in_w
     (one,), (other,) = desk.plan(run_id=OLD), desk.plan(run_id=NEW)
     assert (one.estimate.work, one.estimate.answers.count, one.estimate.answers.steps) == (0, 16, 2 * 64)
     assert 0.3 < (costs.training_hours(one.as_dict(), "NVIDIA L40S") or 0) < 0.5
-    assert fleet.describe_queues([one, other]) == [f"gpu-1: {OLD}, {NEW}, one after the other; 32 answers"]
+    assert plan_table.describe_queues([one, other]) == [f"gpu-1: {OLD}, {NEW}, one after the other; 32 answers"]
     # Its steps are its answers: what is left goes by their pace alone.
     assert costs.answering_after([one.as_dict(), other.as_dict()], "NVIDIA L40S") == 0
     assert costs.answering_after([dataclasses.replace(one, evaluates="").as_dict()], "NVIDIA L40S") > 60
@@ -538,7 +538,7 @@ def test_what_stops_runs_finds_evaluations_by_what_was_noted(desk):
 
     (found,) = find("witness")
     assert (found.run_id, found.state, found.trainer, found.evaluates) == (run_id, "to attach", "gpu-1", NEW)
-    assert evaluations.table_row(found)[-2:] == ("–", "to attach (an evaluation)")
+    assert plan_table.table_row(found)[-2:] == ("–", "to attach (an evaluation)")
     with pytest.raises(UserError, match="is missing; make it with"):  # and nothing was noted that could be asked
         find("witness", outside=["gpu-1"])
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedRun
 from ansible.module_utils.lora_forge.planning import agents, fleet
-from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
-from planned import planned_run
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
 
 KNOWN = agents.Agents(pathlib.Path(__file__).resolve().parents[2])
 AGENTS = KNOWN.names
@@ -314,6 +312,14 @@ def test_a_trainer_that_only_placements_remember_may_be_given_up(tmp_path):
     )
 
 
+def test_who_is_given_up_gets_nothing_but_still_says_whom_the_inventory_trains(tmp_path):
+    first, second, alone = (Trainer(name, hosts=hosts, members=members) for name, hosts, members in
+                            (("a", 2, ("a", "b")), ("b", 2, ("a", "b")), ("c", 1, ())))  # fmt: skip
+    checked = fleet.check_trainers([first, second, alone], KNOWN, "b", tmp_path)
+    assert (checked.leaders, checked.remaining) == ([first, alone], [alone])
+    assert [checked.move.lets_go(name) for name in "abc"] == [True, True, False]
+
+
 # --- who takes whom
 
 
@@ -363,154 +369,6 @@ def test_an_inventory_without_any_data_trains_all_so_that_each_is_told(files):
     assert warnings == []
     assert default_agents([files(*AGENTS)], warnings) == list(AGENTS)
     assert warnings == []
-
-
-# --- lanes
-
-
-def test_the_heaviest_comes_first_onto_the_lane_with_the_least():
-    weight = {("crew", 0): 5, ("mayor", 0): 3, ("deacon", 0): 3, ("polecat", 0): 1}
-    boxes = [Trainer("a"), Trainer("b")]
-    assert fleet.assign_lanes(boxes, weight, {}) == {
-        ("crew", 0): Lane("a"),
-        ("deacon", 0): Lane("b"),
-        ("mayor", 0): Lane("b"),
-        ("polecat", 0): Lane("a"),
-    }
-
-
-def test_variants_of_an_agent_are_jobs_of_their_own():
-    weight = {("crew", 0): 2, ("crew", 1): 2, ("crew", 2): 2}
-    placed = {("crew", 2): Lane("a", 0)}
-    chosen = fleet.assign_lanes([Trainer("a", lanes=2), Trainer("b")], weight, placed)
-    assert chosen == {("crew", 2): Lane("a", 0), ("crew", 0): Lane("b", 0), ("crew", 1): Lane("a", 1)}
-
-
-def test_a_placed_run_stays_even_where_its_trainer_declares_others():
-    boxes = [Trainer("a", agents=("mayor",)), Trainer("b")]
-    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {("crew", 0): Lane("a", 0)}) == {("crew", 0): Lane("a", 0)}
-    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {("crew", 0): Lane("gone", 0)}) == {("crew", 0): Lane("b", 0)}
-
-
-def test_only_some_trainers_come_into_question():
-    boxes = [Trainer("a"), Trainer("b"), Trainer("c")]
-    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}, {("crew", 0): {"c"}}) == {("crew", 0): Lane("c")}
-    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}, {("mayor", 0): {"c"}}) == {("crew", 0): Lane("a")}
-
-
-def test_when_no_trainer_takes_an_agent():
-    boxes = [Trainer("a", agents=("mayor",))]
-    assert said(fleet.assign_lanes, boxes, {("crew", 0): 1}, {}) == (
-        "no trainer takes crew: every one declares other agents; add it to one of them"
-    )
-    assert said(fleet.assign_lanes, boxes, {("crew", 0): 1}, {}, {}, ["b", "c"]) == (
-        "no trainer takes crew: every one that is left without b, c declares other agents; add it to one of them; or "
-        "name others with -e role=…"
-    )
-
-
-# --- in words
-
-
-def planned(name: str, trainer: str, lane: int = 0, work: int = 1_000_000, **values: Any) -> PlannedRun:
-    return planned_run(name=name, trainer=trainer, lane=lane, estimate=Estimate(work=work), **values)
-
-
-def test_queues_name_lanes_where_a_trainer_has_several():
-    runs = [
-        planned("crew", "b", 1),
-        planned("mayor", "b"),
-        planned("deacon", "a"),
-        planned("witness", "a", work=2_500_000),
-        planned("gone", "c", state="ready"),
-    ]
-    assert fleet.describe_queues(runs) == [
-        "a: deacon, witness, one after the other; about 3.5 M tokens to train on",
-        "b lane 1: mayor; about 1.0 M tokens to train on",
-        "b lane 2: crew; about 1.0 M tokens to train on",
-    ]
-
-
-def test_a_cluster_has_one_line_however_many_jobs_it_has():
-    cluster = Trainer("cluster", lanes=3, slurm=True, gpu_hours=12.0)
-    runs = [planned(f"v{number}", "cluster", number % 3) for number in range(10)]
-    assert fleet.describe_queues(runs[:1], [cluster]) == [
-        "cluster: v0 (a job for Slurm); about 1.0 M tokens to train on; 12 GPU hours at most, unless it is requeued"
-    ]
-    assert fleet.describe_queues([*runs, planned("crew", "a")], [Trainer("a"), cluster]) == [
-        "a: crew; about 1.0 M tokens to train on",
-        "cluster: v0, v1, v2, v3, v4, v5, v6, v7 and 2 more (10 jobs for Slurm to start as it has room, 3 at once at "
-        "most); about 10 M tokens to train on; 12 GPU hours at most each, 120 in all, unless it is requeued",
-    ]
-    free = dataclasses.replace(cluster, gpu_hours=None)
-    assert fleet.describe_queues(runs[:2], [free])[0].endswith(
-        "no time in run_slurm: a job may take as long as its partition lets it"
-    )
-    pair = dataclasses.replace(cluster, nodes=2, gpu_hours=24.0)
-    over_two = [dataclasses.replace(run, nodes=2) for run in runs]
-    assert fleet.describe_queues(over_two[:1], [pair]) == [
-        "cluster: v0 (a job of 2 nodes for Slurm); about 1.0 M tokens to train on; 24 GPU hours at most, unless it is "
-        "requeued"
-    ]
-    [said] = fleet.describe_queues(over_two, [pair])
-    assert "(10 jobs of 2 nodes for Slurm to start as it has room, 3 at once at most)" in said
-    assert said.endswith("; 24 GPU hours at most each, 240 in all, unless it is requeued")
-    asks = dataclasses.replace(runs[0], evaluates="v9")
-    assert fleet.describe_queues([asks], [pair])[0].endswith("; 12 GPU hours at most, unless it is requeued")
-    there = [dataclasses.replace(run, state="to attach") for run in runs]
-    assert fleet.describe_queues(there[:1], [cluster]) == [
-        "cluster: v0 (launched before); about 1.0 M tokens to train on"
-    ]
-    [said] = fleet.describe_queues([*there[:8], *runs[8:9]], [cluster])
-    assert said.endswith(
-        "(a job for Slurm; 8 launched before); about 9.0 M tokens to train on; 12 GPU hours at most, unless it is "
-        "requeued"
-    )
-    [said] = fleet.describe_queues([*there[:7], *runs[7:]], [cluster])
-    assert "(3 jobs for Slurm to start as it has room, 3 at once at most; 7 launched before)" in said
-    assert said.endswith("; 12 GPU hours at most each, 36 in all, unless it is requeued")
-    rehearsals = [dataclasses.replace(run, rehearsal=True) for run in runs[:2]]
-    assert fleet.describe_queues(rehearsals, [free]) == [
-        "cluster: v0, v1 (2 jobs for Slurm to start as it has room); about 2.0 M tokens to train on"
-    ]
-
-
-def test_one_run_makes_no_queue():
-    assert fleet.describe_queues([]) == []
-    assert fleet.describe_queues([planned("crew", "a"), planned("mayor", "b", state="ready")]) == []
-    assert len(fleet.describe_queues([planned("crew", "a"), planned("mayor", "a")])) == 1
-
-
-def test_hosts_that_ansible_does_not_get_to_are_named():
-    runs = [planned("x", name) for name in "abcdef"] + [planned("y", "a"), planned("z", "g", state="ready")]
-    assert fleet.fork_limit_warning(runs, 6) == []
-    assert fleet.fork_limit_warning(runs, 5) == [
-        "6 hosts have work, and Ansible works on 5 at once: nothing is launched on f before others are done. -f 6 "
-        "works on all of them; -e detach=true launches and does not wait"
-    ]
-    assert "is launched on d, e, f before" in fleet.fork_limit_warning(runs, 3)[0]
-    assert "is launched on b, c, d and 2 more before" in fleet.fork_limit_warning(runs, 1)[0]
-    runs[0] = planned("x", "a", hosts=("a", "h"))
-    assert fleet.fork_limit_warning(runs, 6)[0].startswith("7 hosts have work")
-
-
-def test_a_job_goes_to_the_trainer_that_declares_its_agent():
-    boxes = [Trainer("a"), Trainer("b", agents=("crew",))]
-    assert fleet.assign_lanes(boxes, {("crew", 0): 1}, {}) == {("crew", 0): Lane("b")}
-
-
-def test_a_run_keeps_its_very_lane_and_gets_another_one_there_where_that_is_gone():
-    boxes = [Trainer("a"), Trainer("b", lanes=3)]
-    weight = {("crew", 0): 5, ("mayor", 0): 1}
-    held = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 2)}
-    assert fleet.assign_lanes(boxes, weight, held) == held
-    lost = {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 7)}
-    assert fleet.assign_lanes(boxes, weight, lost) == {("crew", 0): Lane("b", 2), ("mayor", 0): Lane("b", 0)}
-
-
-def test_one_more_than_three_is_counted():
-    runs = [planned("x", name) for name in "abcde"]
-    assert "is launched on b, c, d and 1 more before" in fleet.fork_limit_warning(runs, 1)[0]
 
 
 def test_a_tilde_is_the_home_of_whoever_plans(monkeypatch):

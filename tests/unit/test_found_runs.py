@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import plan
+from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
 from wire import load
 
@@ -208,4 +209,4 @@ def test_a_plan_of_what_starts_something_is_kept_from_it(site):
     site.launched()
     site.recipe.write_text("lorar: 1\n")
     with pytest.raises(UserError, match="Axolotl knows no key «lorar»"):
-        plan.make(site.root, site.output, "witness", [plan.Trainer("a", datasets_dir=str(site.data))], {})
+        plan.make(site.root, site.output, "witness", [Trainer("a", datasets_dir=str(site.data))], {})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import plan, recipe
+from ansible.module_utils.lora_forge.planning import recipe
+from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
@@ -32,8 +33,8 @@ def read(tmp_path):
 
 
 @pytest.fixture
-def planner(tmp_path):
-    return plan.Planner(ROOT, tmp_path, {})
+def recipes():
+    return AgentRecipes(ROOT, Agents(ROOT), {})
 
 
 def check(*layers: recipe.Layer) -> list[str]:
@@ -129,10 +130,10 @@ def test_a_file_of_a_megabyte_is_no_recipe(read):
         read(f"wandb_name: {'x' * (1 << 20)}\n")
 
 
-def test_a_strange_value_of_the_command_line_is_told_as_one_of_a_file(tmp_path):
+def test_a_strange_value_of_the_command_line_is_told_as_one_of_a_file():
     for value in (float("nan"), float("inf"), 1e308, 10**400, [[[float("nan")]]]):
         with pytest.raises(UserError, match=r"^-e '{\"recipe\": …}': «micro_batch_size» holds "):
-            plan.Planner(ROOT, tmp_path, {"micro_batch_size": value}).merged_recipe("witness", "", "")
+            AgentRecipes(ROOT, Agents(ROOT), {"micro_batch_size": value}).merged_recipe("witness", "", "")
 
 
 def test_numbers_that_are_keys_are_written_as_json_writes_them(read):
@@ -343,13 +344,13 @@ def test_machine_file_with_a_batch_that_is_no_number(tmp_path):
         copy.write_bytes(path.read_bytes())
     (root / "configs/machines/odd.yml").write_text("micro_batch_size: two\n")
     with pytest.raises(UserError, match=r'odd\.yml, line 1: «micro_batch_size: "two"» does not fit'):
-        plan.Planner(root, tmp_path, {}).merged_recipe("witness", "", "odd")
+        AgentRecipes(root, Agents(root), {}).merged_recipe("witness", "", "odd")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/machines").glob("*.yml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("agent", AGENTS)
-def test_shipped_machine_files_keep_the_fingerprint(planner, path, agent):
-    plain, tuned = planner.merged_recipe(agent, "", ""), planner.merged_recipe(agent, "", path.stem)
+def test_shipped_machine_files_keep_the_fingerprint(recipes, path, agent):
+    plain, tuned = recipes.merged_recipe(agent, "", ""), recipes.merged_recipe(agent, "", path.stem)
     assert recipe.fingerprint(plain, False, [], "0.19.0") == recipe.fingerprint(tuned, False, [], "0.19.0")
     assert plain != tuned
 
@@ -390,8 +391,8 @@ def test_fingerprint_ignores_the_patch_version():
     assert mark(axolotl="0.19.7") == mark(axolotl="0.19.0+cu128") == mark()
 
 
-def test_every_training_key_changes_the_fingerprint(planner):
-    keys = planner.merged_recipe("witness", "", "")
+def test_every_training_key_changes_the_fingerprint(recipes):
+    keys = recipes.merged_recipe("witness", "", "")
     base = recipe.fingerprint(keys, False, SETS, "0.19.0")
     training = [key for key in keys if key not in recipe.MACHINE_KEYS | recipe.RECORD_KEYS]
     assert len(training) > 20
@@ -443,8 +444,8 @@ SCHEDULE = {"gastown": (3, 100, 100), "polecat": (4, 30, 25)}
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_the_users_table(planner, agent):
-    keys = planner.merged_recipe(agent, "", "")
+def test_the_users_table(recipes, agent):
+    keys = recipes.merged_recipe(agent, "", "")
     assert {key: keys.get(key) for key in TABLE} == TABLE
     assert (keys["num_epochs"], keys["warmup_steps"], keys["eval_steps"]) == SCHEDULE.get(agent, (3, 50, 50))
     assert "lora_target_linear" not in keys
@@ -457,9 +458,9 @@ def test_the_base_schedule():
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_rehearsal_changes_only_what_its_profile_lists(planner, agent):
+def test_a_rehearsal_changes_only_what_its_profile_lists(recipes, agent):
     listed = yaml.safe_load((ROOT / "configs/profiles/rehearsal.yml").read_text(encoding="utf-8"))
-    real, rehearsed = planner.merged_recipe(agent, "", ""), planner.merged_recipe(agent, "rehearsal", "")
+    real, rehearsed = recipes.merged_recipe(agent, "", ""), recipes.merged_recipe(agent, "rehearsal", "")
     for key in real.keys() | rehearsed.keys():
         assert rehearsed.get(key) == (listed[key] if key in listed else real.get(key)), key
 

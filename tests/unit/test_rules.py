@@ -10,6 +10,8 @@ import pytest
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import plan, recipe, rules
+from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
+from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.planning.recipe import Layer
 from brought import Brought, brought
@@ -241,7 +243,7 @@ def test_a_recipe_without_rivals_is_what_it_was():
     names = ["configs/base.yml", "configs/agents/polecat.yml"]
     read = [recipe.read_layer(ROOT / name, name) for name in names]
     plainly = {**yaml.safe_load((ROOT / names[0]).read_text()), **yaml.safe_load((ROOT / names[1]).read_text())}
-    merged = plan.Planner(ROOT, ROOT / "output", {}).merged_recipe("polecat", "", "")
+    merged = AgentRecipes(ROOT, Agents(ROOT), {}).merged_recipe("polecat", "", "")
     assert recipe.merge(read)[0] == merged == plainly
     assert mark(merged) == mark(plainly)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import memory, plan, validation
+from ansible.module_utils.lora_forge.planning import memory, plan, recipe, validation
+from ansible.module_utils.lora_forge.planning.agent_recipes import LOCKS
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.trainer import environment
 from planned import planned_run
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
 GPU = Trainer("gpu-1", datasets_dir=EXAMPLES)
 REHEARSAL = Trainer("cpu", profile="rehearsal", datasets_dir=EXAMPLES)
-AXOLOTL = plan.recipe.pinned_version(ROOT / plan.LOCKS[0], "axolotl")
+AXOLOTL = recipe.pinned_version(ROOT / LOCKS[0], "axolotl")
 ANSWER = {"problems": [], "refused": [], "warnings": [], "unknown": "", "tensors": 0, "parameters": 0}
 LEFT_OUT = "Axolotl's own check of the recipes was left out: "
 
@@ -74,7 +75,7 @@ def check(tmp_path):
         output = tmp_path / "output"
         made = plan.make(ROOT, output, agents, trainers, recipe or {})
         checker.made = made
-        return validation.check(made, trainers, ROOT, output, plan.LOCKS, say=checker.said.append, **options)
+        return validation.check(made, trainers, ROOT, output, LOCKS, say=checker.said.append, **options)
 
     checker.said = []
     return checker
@@ -87,7 +88,7 @@ def check(tmp_path):
 def checkout(tmp_path):
     folder = tmp_path / "checkout"
     (folder / "requirements").mkdir(parents=True)
-    for lock in plan.LOCKS:
+    for lock in LOCKS:
         (folder / lock).write_text(lock)
     return folder
 
@@ -105,39 +106,39 @@ def test_the_checkouts_own_environment_goes_before_a_trainers(checkout, tmp_path
     monkeypatch.setattr(environment, "IMAGE", tmp_path / "image")
 
     def found() -> pathlib.Path | None:
-        return validation.find_environment(checkout, ["/nowhere", str(tmp_path / "data")], plan.LOCKS, "")
+        return validation.find_environment(checkout, ["/nowhere", str(tmp_path / "data")], LOCKS, "")
 
-    build(checkout / ".trainer", checkout / plan.LOCKS[0], whole=False)
+    build(checkout / ".trainer", checkout / LOCKS[0], whole=False)
     assert found() is None
-    in_image = build(tmp_path / "image", checkout / plan.LOCKS[1])
+    in_image = build(tmp_path / "image", checkout / LOCKS[1])
     assert found() == in_image
-    theirs = build(tmp_path / "data", checkout / plan.LOCKS[1])
+    theirs = build(tmp_path / "data", checkout / LOCKS[1])
     assert found() == theirs
-    ours = build(checkout / ".trainer", checkout / plan.LOCKS[1])
+    ours = build(checkout / ".trainer", checkout / LOCKS[1])
     assert found() == ours
-    (checkout / plan.LOCKS[1]).write_text("made anew")
+    (checkout / LOCKS[1]).write_text("made anew")
     assert found() is None
 
 
 def test_an_environment_of_somebody_elses_is_not_started(checkout, tmp_path, monkeypatch):
     """A trainer's root, /workspace/lora-forge, may be a folder that anybody of this machine could make."""
-    home = build(tmp_path / "data", checkout / plan.LOCKS[1]).parents[1]
+    home = build(tmp_path / "data", checkout / LOCKS[1]).parents[1]
     monkeypatch.setattr(environment, "IMAGE", tmp_path / "image")
-    assert validation.find_environment(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is not None
+    assert validation.find_environment(checkout, [str(tmp_path / "data")], LOCKS, "") is not None
     if os.getuid():
         monkeypatch.setattr(os, "getuid", lambda: 4321)
     else:
         os.chown(home, 4321, -1)
-    assert validation.find_environment(checkout, [str(tmp_path / "data")], plan.LOCKS, "") is None
+    assert validation.find_environment(checkout, [str(tmp_path / "data")], LOCKS, "") is None
 
 
 def test_one_that_is_named_goes_before_all(checkout, tmp_path):
-    python = build(tmp_path / "mine", checkout / plan.LOCKS[0])
+    python = build(tmp_path / "mine", checkout / LOCKS[0])
     for named in (python, python.parents[1]):
-        assert validation.find_environment(checkout, [], plan.LOCKS, str(named)) == python
+        assert validation.find_environment(checkout, [], LOCKS, str(named)) == python
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(UserError, match=r"axolotl_environment is .*; name an environment, or its Python"):
-            validation.find_environment(checkout, [], plan.LOCKS, str(wrong))
+            validation.find_environment(checkout, [], LOCKS, str(wrong))
 
 
 # --- which GPU

@@ -18,10 +18,11 @@ from ansible.module_utils.lora_forge.data import cases
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation.answers import WHO
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedCases, PlannedRun
-from ansible.module_utils.lora_forge.planning import answering, memory, questions, variants
+from ansible.module_utils.lora_forge.planning import answering, memory, questions, rehearsal, variants
 from ansible.module_utils.lora_forge.planning.agents import Agents, everybody, kept_agents, listed, one_of
-from ansible.module_utils.lora_forge.planning.fleet import Fleet, Job, Lane, Trainer, assign_lanes, trainers_for
-from ansible.module_utils.lora_forge.planning.plan import REHEARSAL, Plan, check_trainers
+from ansible.module_utils.lora_forge.planning.fleet import Fleet, Lane, Trainer, check_trainers, trainers_for
+from ansible.module_utils.lora_forge.planning.placement import Job, assign_lanes
+from ansible.module_utils.lora_forge.planning.plan import Plan
 from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.text import canonical, nearest
 
@@ -231,7 +232,7 @@ def takers_of(agent: str, run_id: str, manifest: Manifest, fleet: Fleet) -> list
         UserError: There is none.
     """
     takers = trainers_for(fleet.remaining, agent) or fleet.remaining
-    takers = [trainer for trainer in takers if (trainer.profile == REHEARSAL) == manifest.is_rehearsal]
+    takers = [trainer for trainer in takers if (trainer.profile == rehearsal.PROFILE) == manifest.is_rehearsal]
     if not takers:
         raise UserError(
             f"{run_id} is a rehearsal, and no trainer of this inventory rehearses; use the one it was trained with"
@@ -325,14 +326,3 @@ def _settle(run: PlannedRun, fleet: Fleet, output: pathlib.Path) -> tuple[Planne
         )
     state, why = ("to resume", f"{record.state} before") if ended else ("to attach", "launched before")
     return dataclasses.replace(run, state=state, why=why, placed=True), Lane(record.trainer, record.lane)
-
-
-def table_row(run: PlannedRun) -> tuple[str, ...]:
-    """Show an evaluation under ``plan.COLUMNS``."""
-    gib, count = run.estimate.memory_gib, run.estimate.steps
-    # Of what stops runs, and shows their logs, nothing is known of one but what was noted.
-    gpu = "–" if run.rehearsal or not run.recipe else "?" if gib is None else f"{gib} GiB"
-    why = f" ({run.why})" if run.why else ""
-    state = f"{run.state}: {count} answers{why}" if count else f"{run.state}{why}"
-    state = "all answers are known" if run.state == "ready" else state
-    return (run.agent, run.run_id, run.trainer, "–", "–", "–", gpu, state)

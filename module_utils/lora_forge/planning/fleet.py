@@ -1,4 +1,4 @@
-"""The fleet: trainers, their gangs and lanes, and who trains on which."""
+"""The fleet: the trainers of an inventory, their gangs and lanes, and whom they take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
@@ -14,7 +13,7 @@ from ansible.module_utils.lora_forge.data import dataset
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
-from ansible.module_utils.lora_forge.text import nearest, short
+from ansible.module_utils.lora_forge.text import nearest
 from ansible.module_utils.lora_forge.trainer import slurm
 
 # What :func:`trainers_of` reads of a host.
@@ -25,7 +24,6 @@ HOST_VARIABLES = (
 )  # fmt: skip
 
 OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
-NAMED = 8  # runs of a cluster that a line names
 JOBS = 100  # of a cluster at once, where the inventory does not say: Slurm queues what it cannot start
 
 # What the hosts of a gang must have in common, and the variables that say it.
@@ -144,9 +142,6 @@ class Fleet:
     def untouched(self) -> frozenset[str]:
         """The names of all hosts that a limit leaves out."""
         return frozenset(name for trainer in self.left_out for name in (trainer.name, *trainer.members))
-
-
-Job = tuple[str, int]  # an agent, and which variant of its recipe; 0 where there is no sweep
 
 
 def trainers_of(
@@ -356,6 +351,67 @@ def parse_move(move: Any, trainers: Sequence[Trainer], output: pathlib.Path) -> 
     return Move(trainers=tuple(dict.fromkeys(named + gang)))
 
 
+def check_trainers(
+    trainers: Sequence[Trainer], agents: Agents, move: Any, output: pathlib.Path, outside: Collection[str] = ()
+) -> Fleet:
+    """Check the trainers of an inventory, and set those aside that are given up, or that a limit leaves out.
+
+    Args:
+        trainers: All of them.
+        agents: Those of the checkout.
+        move: What ``-e move=…`` says.
+        output: Where placements are kept.
+        outside: The hosts that a limit leaves out; a gang that holds one of them is left out with it.
+
+    Raises:
+        UserError: One of them cannot train, they make no gang, or none is left.
+    """
+    if not trainers:
+        raise UserError("the inventory holds no host to train on. See inventory/local.yml for the smallest one")
+    checked = [check_agents(trainer, agents) for trainer in trainers]
+    for trainer in checked:
+        if not trainer.root.startswith("/"):
+            raise UserError(
+                f"trainer_root of {trainer.name} is «{trainer.root}»; it must be an absolute path on that host"
+            )
+        if trainer.lanes < 1:
+            raise UserError(f"{trainer.name} has no lane: it has fewer GPUs than run_gpus asks for")
+    leaders = check_gangs(checked)
+    let_go = parse_move(move, checked, output)
+    left_out = tuple(trainer for trainer in leaders if {trainer.name, *trainer.members}.intersection(outside))
+    within = [trainer for trainer in leaders if trainer not in left_out]
+    if not within:
+        whole = "; a gang trains with all of its hosts" if any(trainer.members for trainer in left_out) else ""
+        raise UserError(
+            f"--limit leaves no host to train on{whole}. Trainers: {listed([trainer.name for trainer in checked])}"
+        )
+    remaining = [trainer for trainer in within if trainer.name not in let_go.trainers]
+    if not remaining:
+        limit = " within --limit" if left_out else ""
+        raise UserError(
+            f"-e move={','.join(let_go.trainers)} leaves no host to train on{limit}; add one to the inventory"
+            + (", or to the limit" if limit else "")
+        )
+    return Fleet(within, remaining, let_go, left_out)
+
+
+def hosts_of(trainer: str, fleet: Fleet) -> tuple[str, ...]:
+    """List the hosts on which the runs of a trainer lie, the leading one first; none where nobody may ask it.
+
+    A host that belongs to a gang by now has its earlier runs to itself.
+
+    Args:
+        trainer: Its name; the inventory may not hold it any more, or a limit leave it out.
+        fleet: The trainers.
+    """
+    for leader in fleet.leaders:
+        if trainer == leader.name:
+            return leader.members or (trainer,)
+        if trainer in leader.members:
+            return (trainer,)
+    return ()
+
+
 def trainers_for(trainers: list[Trainer], agent: str) -> list[Trainer]:
     """List the trainers that take an agent: those that declare it, or else those that declare none."""
     declaring = [trainer for trainer in trainers if agent in trainer.agents]
@@ -408,143 +464,3 @@ def default_agents(
     if lacking and taken:
         warnings.append(f"left out: {listed(lacking)}; there is no such file as {folder}/{lacking[0]}_train.jsonl")
     return [agent for agent in agents.names if agent in taken] or list(agents.names)
-
-
-def assign_lanes(
-    trainers: list[Trainer],
-    weight: dict[Job, int],
-    placed: dict[Job, Lane],
-    only: Mapping[Job, Collection[str]] = MappingProxyType({}),
-    given_up: Sequence[str] = (),
-) -> dict[Job, Lane]:
-    """Spread jobs over lanes: where they are already, then where they are declared, then by load.
-
-    Longest first onto the least loaded lane (Graham 1969, «Bounds on multiprocessing timing anomalies»: at most 4/3 of
-    the best that there is).
-
-    Args:
-        trainers: At least one.
-        weight: What is to be trained, and its estimated work.
-        placed: Lanes of unfinished runs.
-        only: The trainers that come into question for a job, where not all of them do.
-        given_up: Trainers that get nothing any more.
-
-    Raises:
-        UserError: No trainer takes an agent.
-    """
-    # First lanes before second ones: as long as there is a trainer without work, none gets two.
-    lanes = sorted(
-        (Lane(trainer.name, number) for trainer in trainers for number in range(trainer.lanes)),
-        key=lambda lane: lane.number,
-    )
-    place = {lane: number for number, lane in enumerate(lanes)}
-    of_trainer: dict[str, list[Lane]] = {}
-    for lane in lanes:
-        of_trainer.setdefault(lane.trainer, []).append(lane)
-    load = dict.fromkeys(lanes, 0)
-    assigned = {}
-    for job in sorted(weight, key=lambda job: (job not in placed, -weight[job], job)):
-        agent = job[0]
-        held = placed.get(job)
-        if held and held.trainer in of_trainer:  # a lane that is gone: any other one there
-            candidates = [held] if held in load else of_trainer[held.trainer]
-        else:
-            takers = {trainer.name for trainer in trainers_for(trainers, agent)}
-            takers = takers.intersection(only.get(job, takers))
-            candidates = [lane for lane in lanes if lane.trainer in takers]
-        if not candidates:
-            remaining = f" that is left without {', '.join(given_up)}" if given_up else ""
-            advice = "; or name others with -e role=…" if given_up else ""
-            raise UserError(
-                f"no trainer takes {agent}: every one{remaining} declares other agents; add it to one of them{advice}"
-            )
-        assigned[job] = min(candidates, key=lambda lane: (load[lane], place[lane]))
-        load[assigned[job]] += weight[job]
-    return assigned
-
-
-def describe_queues(runs: Sequence[PlannedRun], trainers: Sequence[Trainer] = ()) -> list[str]:
-    """Say who trains where, one line a lane, or a cluster; of hosts of one's own nothing where one run is alone.
-
-    Args:
-        runs: The planned runs.
-        trainers: Where they train, for what Slurm decides.
-    """
-    clusters = {trainer.name: trainer for trainer in trainers if trainer.slurm}
-    jobs: dict[str, list[PlannedRun]] = {}
-    queues: dict[Lane, list[PlannedRun]] = {}
-    for run in runs:
-        if run.state != "ready" and run.trainer in clusters:
-            jobs.setdefault(run.trainer, []).append(run)
-        elif run.state != "ready":
-            queues.setdefault(Lane.of(run), []).append(run)
-    said = [_describe_jobs(clusters[name], submitted) for name, submitted in jobs.items()]
-    if sum(map(len, queues.values())) + sum(map(len, jobs.values())) < 2:
-        return said
-    with_several = {lane.trainer for lane in queues if lane.number}
-    lines = []
-    for lane, queue in sorted(queues.items()):
-        where = f"{lane.trainer} lane {lane.number + 1}" if lane.trainer in with_several else lane.trainer
-        names = ", ".join(run.name for run in queue) + (", one after the other" if len(queue) > 1 else "")
-        lines.append(f"{where}: {names}; {_size(queue)}")
-    return lines + said
-
-
-def _describe_jobs(trainer: Trainer, runs: Sequence[PlannedRun]) -> str:
-    """Say what Slurm is asked for, and the most that it may come to. It alone decides which runs start when.
-
-    A run that is attached to has its job, and is asked for no more.
-    """
-    names = ", ".join(run.name for run in runs[:NAMED])
-    names += f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
-    together = f", {trainer.lanes} at once at most" if len(runs) > trainer.lanes else ""
-    nodes = runs[0].nodes
-    size = f" of {nodes} nodes" if nodes > 1 else ""
-    new = [run for run in runs if run.state != "to attach"]
-    several = f"{len(new)} jobs{size} for Slurm to start as it has room{together}"
-    jobs = [several] if len(new) > 1 else [f"a job{size} for Slurm" for _ in new]
-    if len(new) < len(runs):
-        jobs.append(f"{len(runs) - len(new)} launched before" if new else "launched before")
-    if all(run.rehearsal for run in new):
-        most = ""
-    elif trainer.gpu_hours is None:
-        most = "; no time in run_slurm: a job may take as long as its partition lets it"
-    else:
-        hours = trainer.gpu_hours * nodes / trainer.nodes  # an evaluation takes one, wherever trainings take several
-        each = f" each, {hours * len(new):.4g} in all" if len(new) > 1 else ""
-        most = f"; {hours:.4g} GPU hours at most{each}, unless it is requeued"
-    return f"{trainer.name}: {names} ({'; '.join(jobs)}); {_size(runs)}{most}"
-
-
-def _size(runs: Sequence[PlannedRun]) -> str:
-    """Say how much is to do; of evaluations, which are planned among themselves, in answers."""
-    if runs[0].evaluates:
-        return f"{sum(run.estimate.steps for run in runs)} answers"
-    return f"about {short(sum(run.estimate.work for run in runs))} tokens to train on"
-
-
-def busy_hosts(runs: Sequence[PlannedRun]) -> list[str]:
-    """List the hosts that have work, in the order of the plan.
-
-    Args:
-        runs: The planned runs.
-    """
-    return list(dict.fromkeys(host for run in runs if run.state != "ready" for host in run.hosts))
-
-
-def fork_limit_warning(runs: Sequence[PlannedRun], forks: int) -> list[str]:
-    """Warn of hosts that Ansible does not reach while it works on others; nothing where it reaches all.
-
-    Args:
-        runs: The planned runs.
-        forks: How many hosts it works on at once.
-    """
-    hosts = busy_hosts(runs)
-    late = hosts[forks:]
-    if not late:
-        return []
-    named = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
-    return [
-        f"{len(hosts)} hosts have work, and Ansible works on {forks} at once: nothing is launched on {named} "
-        f"before others are done. -f {len(hosts)} works on all of them; -e detach=true launches and does not wait"
-    ]

@@ -18,19 +18,17 @@ from ansible.module_utils.lora_forge.planning.agents import (
     kept_agents,
     listed,
 )
-from ansible.module_utils.lora_forge.planning.fleet import Fleet, Job, Trainer, default_agents
-from ansible.module_utils.lora_forge.planning.plan import (
+from ansible.module_utils.lora_forge.planning.fleet import Fleet, Trainer, check_trainers, default_agents, hosts_of
+from ansible.module_utils.lora_forge.planning.placement import (
     Draft,
-    Plan,
-    Planner,
-    check_trainers,
+    Job,
     draft_runs,
     has_history,
-    hosts_of,
     leave_alone,
-    merge_warnings,
     place_runs,
 )
+from ansible.module_utils.lora_forge.planning.plan import Plan, merge_warnings
+from ansible.module_utils.lora_forge.planning.planner import Planner
 from ansible.module_utils.lora_forge.planning.run_record import RunRecord, noted_runs, read_record
 
 

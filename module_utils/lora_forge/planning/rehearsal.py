@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.planning import base_models, memory, shrink
 
+PROFILE = "rehearsal"  # the profile whose base model is made on the trainer
 # What makes a tokenizer, as its maker publishes it; the first two have to be there.
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),

@@ -1,4 +1,7 @@
-"""Rows, optimizer steps and tokens that a training makes of its data, estimated as Axolotl counts them."""
+"""Rows, optimizer steps and tokens that a training makes of its data, estimated as Axolotl counts them.
+
+A recipe is adapted to them, where Axolotl would die of so little data, or learn nothing by it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,55 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge.data import dataset
+from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import recipe
 
 _BIN_SIZE = 200  # conversations that Axolotl packs into a row at most, where a recipe does not say
 _EXACT = 1000  # conversations that are packed one by one to count the rows
+
+
+def adapt_to_dataset(agent: str, keys: dict[str, Any], files: list[dataset.DatasetFile], warnings: list[str]) -> None:
+    """Switch off what Axolotl would die of with this data, or learn nothing by; warn where a schedule is too long.
+
+    Args:
+        agent: Whose recipe.
+        keys: The recipe, which is changed.
+        files: Its data.
+        warnings: Gets what is said of it, in sentences.
+
+    Raises:
+        UserError: The data makes no step.
+    """
+    val = [file for file in files if file.use == "val"]
+    share = 0.0 if val else float(keys.get("val_set_size", 0))
+    train_tokens = sum(file.tokens for file in files if file.use == "train")
+    held_out = sum(file.tokens for file in val) if val else share * train_tokens
+    if val:
+        keys["val_set_size"] = 0
+    elif share and sum(file.examples for file in files) < 2:
+        keys["val_set_size"] = 0
+        warnings.append(f"{agent}: a single conversation cannot be split, so there is no evaluation")
+    batch, rows = recipe.effective_batch(keys), estimate_rows(keys, files)
+    if not rows:
+        raise UserError(
+            f"{agent}: nothing is left to train on: of the conversations that fit into sequence_len, val_set_size "
+            f"{keys.get('val_set_size', 0)} holds out all. Make it smaller"
+        )
+    if keys.get("sample_packing") and rows < batch:
+        keys["sample_packing"] = keys["eval_sample_packing"] = False
+        warnings.append(
+            f"{agent}: packed into rows of {keys['sequence_len']} tokens this data makes about {rows}, and a step "
+            f"takes {batch}, so that little of it would be learnt, or nothing. It is trained without packing, in "
+            f"about {estimate_steps(keys, files)} steps. More conversations are packed again"
+        )
+    count = estimate_steps(keys, files)
+    if not count:
+        raise UserError(f"{agent}: num_epochs {keys.get('num_epochs', 1)} of this data is no step at all; raise it")
+    warnings += schedule_warnings(agent, keys, count, evaluated=bool(val or keys.get("val_set_size")))
+    if keys.get("eval_sample_packing", keys.get("sample_packing")):
+        needed = 2 * recipe.effective_batch(keys) * int(keys["sequence_len"])  # twice, as tokens are estimated
+        if held_out < needed:
+            keys["eval_sample_packing"] = False
 
 
 def schedule_warnings(agent: str, keys: dict[str, Any], steps: int, evaluated: bool) -> list[str]:

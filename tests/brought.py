@@ -9,8 +9,9 @@ import shutil
 from typing import Any
 
 import yaml
-from ansible.module_utils.lora_forge.planning import plan, recipe
+from ansible.module_utils.lora_forge.planning import plan
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from ansible.module_utils.lora_forge.planning.layers import read_layer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGENT = "crew"
@@ -53,7 +54,7 @@ class Brought:
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe merged over the base, key by key, as Axolotl would read it."""
-        base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
+        base = read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
         keys = {**base, **yaml.safe_load(self.recipe)}
         return {key: value for key, value in keys.items() if value is not None}
 

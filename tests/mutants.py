@@ -29,7 +29,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what the tests import
 # What decides, and the unit tests that belong to it.
 TESTS = {
+    "planning/layers": ("layers", "rules"),
+    "planning/rivals": ("rules",),
     "planning/recipe": ("recipe", "rules"),
+    "planning/recipe_problems": ("recipe_problems", "rules"),
     "planning/rules": ("rules",),
     "planning/spelling": ("spelling", "rules"),
     "planning/templates": ("templates",),

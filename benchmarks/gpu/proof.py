@@ -36,7 +36,8 @@ from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.data import staging  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
-from ansible.module_utils.lora_forge.planning import fleet, launch, memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import fleet, launch, memory  # noqa: E402
+from ansible.module_utils.lora_forge.planning.layers import merge  # noqa: E402
 from ansible.module_utils.lora_forge.planning.planner import Planner  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
@@ -73,7 +74,7 @@ class Proof:
         names = ["configs/base.yml", f"configs/agents/{agent}.yml"]
         if trainer.profile:
             names.append(f"configs/profiles/{trainer.profile}.yml")
-        production = recipe.merge(planner.recipes.read_layer(name) for name in names)[0]
+        production = merge(planner.recipes.read_layer(name) for name in names)[0]
         planned = self.plan["recipe"]
         self.changed = {
             key: [production.get(key), planned.get(key)]

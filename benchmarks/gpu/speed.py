@@ -56,6 +56,7 @@ from forge import results as results_folder
 
 import_forge()
 from ansible.module_utils.lora_forge.planning import memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning.layers import Layer, merge, read_layer  # noqa: E402
 
 HERE = ROOT / "benchmarks/gpu"
 SHORT, LONG, WARMUP = 13, curves.STEPS, 3  # steps of a process; of them those that are not counted
@@ -214,12 +215,12 @@ def settings(variant: Variant, tiny: bool) -> dict[str, Any]:
         tiny: The rehearsal's profile below it, and short sequences.
     """
     names = ["configs/base.yml", *(["configs/profiles/rehearsal.yml"] if tiny else [])]
-    layers = [recipe.read_layer(ROOT / name, name) for name in names]
+    layers = [read_layer(ROOT / name, name) for name in names]
     if tiny:
         small = {"sequence_len": 256, "gradient_checkpointing": True, "max_steps": None, "save_steps": None}
-        layers.append(recipe.Layer("--tiny", small))
-    layers.append(recipe.Layer("variant", variant.changes))
-    return recipe.with_plugins(recipe.merge(layers)[0])
+        layers.append(Layer("--tiny", small))
+    layers.append(Layer("variant", variant.changes))
+    return recipe.with_plugins(merge(layers)[0])
 
 
 def write_data(path: pathlib.Path, tokenizer: pathlib.Path, tokens: int, seed: int = 42) -> None:

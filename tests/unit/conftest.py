@@ -1,4 +1,4 @@
-"""A controller with an account of RunPod in memory; a clock that is set by hand; the plan of an agent with data."""
+"""A controller with an account of RunPod in memory; a clock that is set by hand; an agent's file; a plan with data."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ def desk(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("os.fsync", lambda file: None)
     return Desk(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a text as configs/agents/witness.yml."""
+    from ansible.module_utils.lora_forge.planning.layers import read_layer
+
+    def reader(text):
+        path = tmp_path / "witness.yml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_layer(path, "configs/agents/witness.yml")
+
+    return reader
 
 
 @pytest.fixture

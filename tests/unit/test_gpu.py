@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.lora_forge.planning import recipe
+from ansible.module_utils.lora_forge.planning.layers import read_layer
 from ansible.module_utils.lora_forge.trainer import gpu, gpu_fitness
 from ansible.module_utils.lora_forge.trainer.gpu_fitness import GpuRequirements
 from ansible.module_utils.testing import patch_module_args
@@ -285,7 +285,7 @@ AMPERE = "or take an Ampere GPU or newer"
 
 def test_the_default_recipe_on_a_t4(ask):
     """It is refused: transformers allows no tf32 there, torch emulates bf16, and its varlen attention begins at 8.0."""
-    base = recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
+    base = read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
     assert gpu_fitness.problems(ask("t4"), GpuRequirements(cuda="13.0", **gpu_fitness.recipe_requirements([base]))) == [
         f"{T4} bf16 needs 8.0 or newer. Set bf16: false and fp16: true for this machine (configs/machines/), {AMPERE}",
         f"{T4} tf32 needs 8.0 or newer. Set tf32: false for this machine (configs/machines/), {AMPERE}",

@@ -23,7 +23,8 @@ import proof  # noqa: E402
 import random_model  # noqa: E402
 import speed  # noqa: E402
 import visit  # noqa: E402
-from ansible.module_utils.lora_forge.planning import memory, recipe  # noqa: E402
+from ansible.module_utils.lora_forge.planning import memory, recipe, recipe_problems  # noqa: E402
+from ansible.module_utils.lora_forge.planning.layers import Layer, read_layer  # noqa: E402
 from curves import Curve  # noqa: E402
 from flops import Load, Shape  # noqa: E402
 
@@ -149,7 +150,7 @@ def test_a_tied_head_is_written_once():
 def test_the_baseline_is_the_base_recipe():
     assert (
         speed.settings(speed.VARIANTS["baseline"], tiny=False)
-        == recipe.read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
+        == read_layer(ROOT / "configs/base.yml", "configs/base.yml").keys
     )
     assert speed.VARIANTS["baseline"].changes == {}
 
@@ -160,8 +161,8 @@ def test_every_variant_keeps_the_effective_batch_and_is_known_to_axolotl(name):
     assert recipe.effective_batch(keys) == 8
     assert keys["sequence_len"] == 4096
     schema = json.loads((ROOT / "configs/schema.json").read_text())
-    layer = recipe.Layer(name, speed.VARIANTS[name].changes)
-    assert recipe.problems(layer.keys, dict.fromkeys(layer.keys, layer), schema) == []
+    layer = Layer(name, speed.VARIANTS[name].changes)
+    assert recipe_problems.problems(layer.keys, dict.fromkeys(layer.keys, layer), schema) == []
 
 
 def test_other_trainings_are_told_apart():

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import plan, recipe, rules
+from ansible.module_utils.lora_forge.planning import plan, recipe, recipe_problems, rivals, rules
 from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
-from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.layers import Layer, merge, read_layer, replacement_notes
 from brought import Brought, brought
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_a_base_without_sdpa_is_trained_with_what_it_has(attention, model, becom
     layer = Layer(
         "configs/agents/crew.yml", {"attn_implementation": attention, "base_model": model, "sample_packing": True}
     )
-    keys, origin = recipe.merge([layer])
+    keys, origin = merge([layer])
     said = rules.apply_rules(keys, origin, set())
     assert keys["attn_implementation"] == becomes
     told = f"eager in place of sdpa of configs/agents/crew.yml: transformers has no sdpa for {model}"
@@ -121,7 +121,7 @@ def test_what_users_write_today_with_a_commit(tmp_path):
 
 
 def test_every_rival_is_a_key_of_axolotls():
-    named = {key for group in recipe.RIVALS for side in group.sides for key in side}
+    named = {key for group in rivals.RIVALS for side in group.sides for key in side}
     assert named <= SCHEMA["properties"].keys()
 
 
@@ -162,13 +162,11 @@ def layers(*keys: dict[str, Any]) -> list[Layer]:
 )
 def test_of_two_layers_the_later_one_is_meant(below, above):
     [old], [new] = below, above
-    merged, origin = recipe.merge(layers(below, above))
+    merged, origin = merge(layers(below, above))
     assert merged == above
     assert origin.keys() == above.keys()
-    assert recipe.replacement_notes(layers(below, above)) == [
-        f"{new} of agent.yml takes the place of {old} of base.yml"
-    ]
-    [said] = recipe.contradictions(*recipe.merge(layers(below | above)))
+    assert replacement_notes(layers(below, above)) == [f"{new} of agent.yml takes the place of {old} of base.yml"]
+    [said] = recipe_problems.contradictions(*merge(layers(below | above)))
     for line, key in enumerate(below | above, 1):
         assert f"base.yml, line {line}: «{key}: " in said
     assert said.endswith(". Keep one of them")
@@ -190,30 +188,30 @@ def test_of_two_layers_the_later_one_is_meant(below, above):
     ],
 )
 def test_what_axolotl_takes_side_by_side_stays(below, above):
-    assert recipe.merge(layers(below, above))[0] == below | above
-    assert recipe.replacement_notes(layers(below, above)) == []
-    assert recipe.contradictions(*recipe.merge(layers(below | above))) == []
+    assert merge(layers(below, above))[0] == below | above
+    assert replacement_notes(layers(below, above)) == []
+    assert recipe_problems.contradictions(*merge(layers(below | above))) == []
 
 
 def test_only_what_is_left_in_the_end_is_told():
     three = layers({"eval_steps": 10}, {"evals_per_epoch": 4}, {"eval_steps": 20})
-    assert recipe.merge(three)[0] == {"eval_steps": 20}
-    assert recipe.replacement_notes(three) == ["eval_steps of -e takes the place of evals_per_epoch of agent.yml"]
+    assert merge(three)[0] == {"eval_steps": 20}
+    assert replacement_notes(three) == ["eval_steps of -e takes the place of evals_per_epoch of agent.yml"]
     away = layers({"eval_steps": 10}, {"evals_per_epoch": 4}, {"evals_per_epoch": None})
-    assert recipe.merge(away)[0] == {}
-    assert recipe.replacement_notes(away) == []
+    assert merge(away)[0] == {}
+    assert replacement_notes(away) == []
 
 
 def test_a_null_beside_its_rival_is_no_contradiction():
     two = layers({"saves_per_epoch": 2}, {"save_steps": 4, "saves_per_epoch": None})
-    assert recipe.merge(two)[0] == {"save_steps": 4}
-    assert recipe.replacement_notes(two) == []
+    assert merge(two)[0] == {"save_steps": 4}
+    assert replacement_notes(two) == []
 
 
 def test_a_contradiction_that_a_later_layer_ends_is_none():
     three = layers({"warmup_steps": 5, "warmup_ratio": 0.1}, {}, {"warmup_steps": 7})
-    assert recipe.contradictions(*recipe.merge(three)) == []
-    assert recipe.merge(three)[0] == {"warmup_steps": 7}
+    assert recipe_problems.contradictions(*merge(three)) == []
+    assert merge(three)[0] == {"warmup_steps": 7}
 
 
 def test_a_rehearsal_replaces_without_a_word_and_hides_no_contradiction(tmp_path):
@@ -233,24 +231,24 @@ def test_a_rehearsal_replaces_without_a_word_and_hides_no_contradiction(tmp_path
 
 def test_a_machine_file_takes_no_training_keys_place():
     below = {"gpu_memory_limit": 20, "liger_cross_entropy": True}
-    assert recipe.machine_problems(Layer("m.yml", {"chunked_cross_entropy": True}), below) == []
-    [said] = recipe.machine_problems(Layer("m.yml", {"max_memory": {"0": "20GiB"}}), below)
+    assert recipe_problems.machine_problems(Layer("m.yml", {"chunked_cross_entropy": True}), below) == []
+    [said] = recipe_problems.machine_problems(Layer("m.yml", {"max_memory": {"0": "20GiB"}}), below)
     assert said.startswith("m.yml: «max_memory» would take the place of «gpu_memory_limit», which decides")
 
 
 def test_a_recipe_without_rivals_is_what_it_was():
     """Adapters are known by the fingerprint: what nobody had to put right must not train again."""
     names = ["configs/base.yml", "configs/agents/polecat.yml"]
-    read = [recipe.read_layer(ROOT / name, name) for name in names]
+    read = [read_layer(ROOT / name, name) for name in names]
     plainly = {**yaml.safe_load((ROOT / names[0]).read_text()), **yaml.safe_load((ROOT / names[1]).read_text())}
     merged = AgentRecipes(ROOT, Agents(ROOT), {}).merged_recipe("polecat", "", "")
-    assert recipe.merge(read)[0] == merged == plainly
+    assert merge(read)[0] == merged == plainly
     assert mark(merged) == mark(plainly)
 
 
 def test_the_fingerprint_is_of_what_is_left():
     base = {"warmup_steps": 100, "lora_r": 8}
-    assert mark(recipe.merge(layers(base, {"warmup_ratio": 0.1}))[0]) == mark({"warmup_ratio": 0.1, "lora_r": 8})
+    assert mark(merge(layers(base, {"warmup_ratio": 0.1}))[0]) == mark({"warmup_ratio": 0.1, "lora_r": 8})
 
 
 # --- data, locks
@@ -304,7 +302,7 @@ def test_early_stopping_takes_the_place_of_what_earlier_layers_save_by():
         ({"save_strategy": "epoch"}, {"early_stopping_patience": 3}, 20),
     ):
         all_of = layers(keys, below, above)
-        merged, origin = recipe.merge(all_of)
+        merged, origin = merge(all_of)
         said = rules.apply_rules(merged, origin, ())
         assert merged.get("save_steps") == saves
         assert bool(said) == bool(saves) == (not rules.problems(merged, origin, ()))
@@ -346,7 +344,7 @@ def test_attention_that_packs_long_rows_takes_one_at_a_time(changes, batch):
 def test_what_the_locks_pin_stays():
     keys = {"adapter": "lora", "attn_implementation": "flash_attention_3", "cut_cross_entropy": True}
     all_of = layers(keys)
-    merged, origin = recipe.merge(all_of)
+    merged, origin = merge(all_of)
     assert rules.apply_rules(merged, origin, {"flash-attn-3"}) == []
     assert merged["attn_implementation"] == "flash_attention_3"
     assert rules.problems(merged, origin, {"cut-cross-entropy"}) == []
@@ -359,12 +357,12 @@ def test_what_the_locks_pin_stays():
 
 
 def test_cut_cross_entropy_that_is_switched_off_needs_nothing():
-    merged, origin = recipe.merge(layers({"adapter": "lora", "plugins": [rules.CUT], "cut_cross_entropy": False}))
+    merged, origin = merge(layers({"adapter": "lora", "plugins": [rules.CUT], "cut_cross_entropy": False}))
     assert rules.problems(merged, origin, ()) == []
 
 
 def test_a_kernel_of_the_hub_is_told_of():
-    merged, origin = recipe.merge(layers({"attn_implementation": "kernels-community/flash-attn3"}))
+    merged, origin = merge(layers({"attn_implementation": "kernels-community/flash-attn3"}))
     [said] = rules.notes(merged, origin)
     assert said.startswith("attn_implementation of base.yml is a kernel of the hub, and a trainer is offline")
 
@@ -407,14 +405,14 @@ def test_kernels_decide_what_is_learnt_where_there_is_a_dropout():
 
 def test_a_machine_file_may_not_change_how_a_dropout_is_drawn():
     off = Layer("m.yml", dict.fromkeys(recipe.LORA_KERNELS, False), {"lora_embedding_kernel": 3})
-    [said] = recipe.machine_problems(off, QLORA)
+    [said] = recipe_problems.machine_problems(off, QLORA)
     assert said.startswith(
         "m.yml, line 3: «lora_embedding_kernel» changes which LoRA kernels train. With «lora_dropout: 0.05»"
     )
-    assert recipe.machine_problems(off, QLORA | {"lora_dropout": 0}) == []
-    assert recipe.machine_problems(off, QLORA | dict.fromkeys(recipe.LORA_KERNELS, False)) == []
-    assert recipe.machine_problems(Layer("m.yml", dict.fromkeys(recipe.LORA_KERNELS, True)), QLORA) == []
-    [said] = recipe.machine_problems(Layer("m.yml", {"lora_mlp_kernel": True}), QLORA)
+    assert recipe_problems.machine_problems(off, QLORA | {"lora_dropout": 0}) == []
+    assert recipe_problems.machine_problems(off, QLORA | dict.fromkeys(recipe.LORA_KERNELS, False)) == []
+    assert recipe_problems.machine_problems(Layer("m.yml", dict.fromkeys(recipe.LORA_KERNELS, True)), QLORA) == []
+    [said] = recipe_problems.machine_problems(Layer("m.yml", {"lora_mlp_kernel": True}), QLORA)
     assert "changes which LoRA kernels train" in said, "naming one switches the others off"
 
 
@@ -425,13 +423,13 @@ def test_chunks_are_how_fast_and_a_scaled_loss_is_what_is_learnt():
 
 def test_liger_without_lora_kernels_is_worth_no_word():
     off = {"liger_rope": True, "liger_glu_activation": True, "lora_mlp_kernel": False}
-    merged, origin = recipe.merge(layers(QLORA | off))
+    merged, origin = merge(layers(QLORA | off))
     assert rules.notes(merged, origin) == []
 
 
 @pytest.mark.parametrize("key", ["deepspeed", "fsdp_config"])
 def test_a_model_in_parts_is_told_to_be_tied_to_its_trainer(key):
-    merged, origin = recipe.merge(layers({**QLORA, key: {"a": 1}}))
+    merged, origin = merge(layers({**QLORA, key: {"a": 1}}))
     [said] = rules.notes(merged, origin)
     assert said.startswith(f"with {key} of {origin[key].source} checkpoints are in parts")
     assert "none is fetched, and on another trainer the run would begin anew" in said

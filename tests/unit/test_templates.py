@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.planning import templates
-from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.layers import Layer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "configs/schema.json").read_text(encoding="utf-8"))

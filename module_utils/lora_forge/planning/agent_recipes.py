@@ -7,9 +7,16 @@ import pathlib
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning import recipe, rehearsal, rules, spelling, templates
+from ansible.module_utils.lora_forge.planning import recipe, recipe_problems, rehearsal, rules, spelling, templates
 from ansible.module_utils.lora_forge.planning.agents import Agents
-from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.layers import (
+    Layer,
+    merge,
+    quote_value,
+    read_layer,
+    replacement_notes,
+    value_problems,
+)
 
 LOCKS = ("requirements/trainer-cpu.txt", "requirements/trainer-cuda.txt")
 
@@ -37,7 +44,7 @@ class AgentRecipes:
                 raise UserError(f"{LOCKS[0]} and {lock} pin different versions of axolotl; make both anew: make lock")
         self.schema = recipe.read_schema(root)
         self.layers: dict[str, Layer] = {}
-        self.fine: set[str] = set()  # see recipe.problems
+        self.fine: set[str] = set()  # see recipe_problems.problems
         self.packages = {package for package in rules.PACKAGES if self.has_package(package)}
 
     def has_package(self, package: str) -> bool:
@@ -50,7 +57,7 @@ class AgentRecipes:
     def read_layer(self, name: str) -> Layer:
         """Read a file of the checkout as a layer of a recipe, once for each invocation."""
         if name not in self.layers:
-            self.layers[name] = recipe.read_layer(self.root / name, name)
+            self.layers[name] = read_layer(self.root / name, name)
         return self.layers[name]
 
     def read_named_layer(self, folder: str, name: str, variable: str) -> Layer:
@@ -97,32 +104,32 @@ class AgentRecipes:
             layers.append(rehearsed)
         elif machine:
             layer = self.read_named_layer("configs/machines", machine, "trainer_machine")
-            errors = recipe.machine_problems(spelling.respell(layer, self.schema)[0], recipe.merge(layers)[0])
+            errors = recipe_problems.machine_problems(spelling.respell(layer, self.schema)[0], merge(layers)[0])
             layers.append(layer)
         layers += self.command_layers(variant)
-        if strange := [sentence for layer in self.command_layers(variant) for sentence in recipe.value_problems(layer)]:
+        if strange := [sentence for layer in self.command_layers(variant) for sentence in value_problems(layer)]:
             raise UserError("\n".join(strange))  # files were held to it as they were read
         spelt = [spelling.respell(layer, self.schema) for layer in layers]
         rehearsed = spelt[layers.index(rehearsed)][0] if rehearsed else None
         layers, notes = [layer for layer, _, _ in spelt], [note for _, said, _ in spelt for note in said]
         errors += [problem for _, _, said in spelt for problem in said]
-        keys, origin = recipe.merge(layers)
-        errors += recipe.problems(keys, origin, self.schema, self.fine)
+        keys, origin = merge(layers)
+        errors += recipe_problems.problems(keys, origin, self.schema, self.fine)
         # What a profile replaces is wrong all the same where nothing replaces it: in the training that costs something.
-        real, places = recipe.merge(layer for layer in layers if layer is not rehearsed)
+        real, places = merge(layer for layer in layers if layer is not rehearsed)
         replaced = {key: value for key, value in real.items() if key not in keys or keys[key] != value}
         if rehearsed:
-            errors += recipe.problems(replaced, places, self.schema, self.fine)
+            errors += recipe_problems.problems(replaced, places, self.schema, self.fine)
         both = [(real, places), (keys, origin)] if rehearsed else [(keys, origin)]
-        for check in (recipe.range_problems, recipe.contradictions):
+        for check in (recipe_problems.range_problems, recipe_problems.contradictions):
             errors = errors or [problem for merged in both for problem in check(*merged)]
         if not errors:
             errors = [problem for merged in both for problem in templates.problems(*merged)]
             if profile != rehearsal.PROFILE:
-                errors += recipe.model_problems(keys, origin, layers)
+                errors += recipe_problems.model_problems(keys, origin, layers)
                 if str(keys.get("base_model")).startswith("/"):
                     keys.pop("model_revision", None)  # a folder has none
-            notes += recipe.replacement_notes(layers, rehearsed)
+            notes += replacement_notes(layers, rehearsed)
             notes += rules.apply_rules(keys, origin, self.packages)
             errors += rules.problems(keys, origin, self.packages)
         if errors:
@@ -172,6 +179,6 @@ class AgentRecipes:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(
-                f"{layer.where('chat_template_jinja')}: «chat_template_jinja: {recipe.quote_value(given)}» is no "
+                f"{layer.where('chat_template_jinja')}: «chat_template_jinja: {quote_value(given)}» is no "
                 f"template, and no file that can be read, from the checkout on: {path}: {why}"
             ) from None

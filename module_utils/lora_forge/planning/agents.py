@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible.module_utils.lora_forge.agents import EVERYBODY, agent_of, name_problem
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planning.recipe import Layer, quote_value, read_layer
+from ansible.module_utils.lora_forge.planning.layers import Layer, quote_value, read_layer
 from ansible.module_utils.lora_forge.text import nearest
 
 FOLDER = "configs/agents"

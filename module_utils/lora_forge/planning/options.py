@@ -20,7 +20,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.planning.agents import NOBODY, split_names
-from ansible.module_utils.lora_forge.planning.recipe import quote_value
+from ansible.module_utils.lora_forge.planning.layers import quote_value
 from ansible.module_utils.lora_forge.text import nearest
 
 HOST_VARIABLE_PREFIXES = ("adapter_", "converge_", "pod_", "run_", "trainer_")  # of each role that has options

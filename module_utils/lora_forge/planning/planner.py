@@ -16,7 +16,7 @@ from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.attempts import Attempts
 from ansible.module_utils.lora_forge.planning.fleet import Move, Trainer
-from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.layers import Layer, merge
 from ansible.module_utils.lora_forge.planning.variants import variant_label
 from ansible.module_utils.lora_forge.text import canonical
 
@@ -140,7 +140,7 @@ class Planner:
         keys, origin, notes = self.recipes.merge_layers(agent, trainer.profile, trainer.machine, variant)
         rehearsed: dict[str, Any] = {}
         if trainer.profile == rehearsal.PROFILE:
-            real, _ = recipe.merge([*self.recipes.base_layers(agent), *self.recipes.command_layers(variant)])
+            real, _ = merge([*self.recipes.base_layers(agent), *self.recipes.command_layers(variant)])
             rehearsed, why = rehearsal.rehearse(real)
             rehearsal.adapt(keys, rehearsed)
             notes += [why] if why else []

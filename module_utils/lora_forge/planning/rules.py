@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.lora_forge.planning import recipe as recipes
 from ansible.module_utils.lora_forge.planning import rehearsal, shrink
-from ansible.module_utils.lora_forge.planning.recipe import Layer
+from ansible.module_utils.lora_forge.planning.layers import Layer, quote_value
 
 # A trainer is offline (launch.environment), so that creating a repository is the end of a training that names one.
 _PUSHES = ("hub_model_id", "hub_strategy", "hub_revision", "push_dataset_to_hub")
@@ -155,7 +155,7 @@ def problems(recipe: dict[str, Any], origin: dict[str, Layer], pinned: Collectio
     sentences = []
 
     def quoted(key: str) -> str:
-        return f"{origin[key].where(key)}: «{key}: {recipes.quote_value(recipe[key])}»"
+        return f"{origin[key].where(key)}: «{key}: {quote_value(recipe[key])}»"
 
     adapter = recipe.get("adapter")
     if adapter not in ("lora", "qlora"):

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from typing import Any
 
-from ansible.module_utils.lora_forge.planning.recipe import Layer, quote_value
+from ansible.module_utils.lora_forge.planning.layers import Layer, quote_value
 
 # Axolotl's flags of earlier versions, and what they stand for; it reads them like that itself (``AttnImplementation``).
 _ATTENTION = {

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.lora_forge.planning.recipe import Layer, quote_value
+from ansible.module_utils.lora_forge.planning.layers import Layer, quote_value
 
 DEFAULT = "tokenizer_default"
 _ALL = frozenset({"reasoning_content", "tool_calls", "tool_role", "tools"})

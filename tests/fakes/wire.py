@@ -22,8 +22,8 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import lifecycle, runpod, ssh
-from ansible.module_utils.lora_forge.pods.claims import Claims
+from ansible.module_utils.lora_forge.pods import runpod, ssh, watching
+from ansible.module_utils.lora_forge.pods.claims import Claim, Claims
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, Progress
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer, RunPod
 from ansible.module_utils.lora_forge.pods.spec import PodSpec
@@ -385,9 +385,11 @@ class Rig:
     def restart(self) -> None:
         """Start as another process, which knows what lies on disk."""
         closed = lambda pod, claim: self.shut(pod)  # noqa: E731
-        self.manager = PodManager(
-            self.cloud.client(), self.claims, closed, self.clock.now, self.clock.sleep, self.clock.now
-        )
+        clock = watching.Clock(self.clock.now, self.clock.sleep, self.clock.now)
+        self.manager = PodManager(self.cloud.client(), self.claims, closed, clock)
+
+    def release(self, claim: Claim, why: str, bad: bool = False) -> bool:
+        return self.manager.releaser.release(claim, why, bad)
 
     def look_at_order(self, body: dict[str, Any]) -> None:
         claim = json.loads(self.claims.path_of(body["name"]).read_text())
@@ -468,11 +470,8 @@ class Desk(Rig):
         self.capsys, self.state_dir = capsys, folder / "pods"
         self.cloud.on_order = lambda body: None
         monkeypatch.setattr(runpod.RunPod.__init__, "__defaults__", ("", self.cloud, self.clock.sleep))
-        monkeypatch.setattr(
-            lifecycle.PodManager.__init__,
-            "__defaults__",
-            (self.clock.now, self.clock.sleep, self.clock.now, lambda: True),
-        )
+        times = (self.clock.now, self.clock.sleep, self.clock.now)
+        monkeypatch.setattr(watching.Clock.__init__, "__defaults__", times)
         monkeypatch.setattr(ssh.SshAccess.__init__, "__defaults__", (self.program,))
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
         monkeypatch.setenv("HOME", str(folder))

@@ -991,6 +991,6 @@ def test_a_pod_whose_folder_of_runs_is_gone_is_kept_until_its_leash_ends_it(tmp_
 
 def test_a_clock_that_was_set_back_does_not_make_a_pod_that_boots_unwanted(rig):
     rig.go()
-    rig.manager.now = lambda: rig.clock.now() - 7200
+    rig.manager.clock.now = lambda: rig.clock.now() - 7200
     progress = rig.manager.advance(rig.wanted, 0)
     assert claims_of.active_runs(progress.claim, rig.clock.now() - 7200) == ["witness-1"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import lifecycle
+from ansible.module_utils.lora_forge.pods import lifecycle, watching
 from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
 from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
 from wire import CAPACITY, Rivals, answer, gpu, problem, wrong
@@ -189,7 +189,7 @@ def test_an_order_whose_answer_was_lost_is_found_by_its_name_and_not_repeated(ri
 @pytest.mark.parametrize("fate", [problem(500, "oops"), answer(502, b"<html>"), NoAnswer("reset"), NO_POD])
 def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_come_any_more(rig, fate):
     rig.cloud.fate = [fate]
-    assert rig.go(lifecycle.SETTLE - 6).phase == "ordering"
+    assert rig.go(watching.SETTLE - 6).phase == "ordering"
     assert rig.orders == ["L40S"]
     rig.ready()
     assert [order["name"] for order in rig.cloud.orders] == [rig.claims.find_open("pod-1").name] * 2
@@ -197,7 +197,7 @@ def test_an_order_that_made_nothing_is_repeated_under_its_name_when_it_cannot_co
 
 def test_of_twins_the_known_one_stays(rig):
     rig.cloud.fate = [problem(502, "oops")]
-    rig.go(lifecycle.SETTLE)
+    rig.go(watching.SETTLE)
     ready = rig.ready()
     rig.cloud.add(ready.claim.name, born=rig.clock.now() - 60)  # the first order, after all
     progress = rig.go()
@@ -244,7 +244,7 @@ def test_a_live_pod_without_a_claim_is_taken_over(rig):
 def test_a_pod_that_was_released_and_is_listed_still_is_not_taken_over(rig):
     claim = rig.ready().claim
     listed = [(LIST, answer(200, {"pods": [rig.cloud.view(rig.cloud.live[0])]}))]
-    rig.manager.release(claim, "no longer wanted")
+    rig.release(claim, "no longer wanted")
     rig.cloud.faults = list(listed)
     assert rig.manager.predict(rig.wanted).pod is None
     rig.cloud.faults = list(listed)

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import lifecycle
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from wire import answer, problem
 
@@ -41,7 +40,7 @@ def test_no_clock_that_is_set_makes_a_second_order(rig, jump, clear):
     rig.go()
     skew = jump
     rig.restart = lambda: None
-    rig.manager.now = lambda: rig.clock.now() + skew
+    rig.manager.clock.now = lambda: rig.clock.now() + skew
     rig.ready()
     assert len(rig.cloud.orders) == 1
 
@@ -77,7 +76,7 @@ def test_orders_without_any_clear_answer_end(rig):
 
 def test_a_twin_that_comes_when_its_claim_is_closed_is_released_and_its_cost_counted(rig):
     claim = rig.ready().claim
-    rig.manager.release(claim, "no longer wanted")
+    rig.release(claim, "no longer wanted")
     rig.cloud.add(claim.name, born=rig.clock.now() - 3600, status="RUNNING")
     rig.manager.claims.update(claim, extra_usd=0.0)
     rig.restart()
@@ -100,7 +99,7 @@ def test_who_only_looks_leaves_twins_alone(rig):
 
 def test_what_reap_has_released_is_not_ordered_again_by_a_worker_that_goes_on(rig):
     progress = rig.go()
-    rig.manager.release(rig.claims.find_open("pod-1"), "no live run claimed it")
+    rig.release(rig.claims.find_open("pod-1"), "no live run claimed it")
     for _ in range(2):
         rig.restart()
         with pytest.raises(UserError, match=r"given up meanwhile by another command \(no live run claimed it\)"):
@@ -115,7 +114,7 @@ def test_within_one_call_too(rig):
 
     def closed(pod, claim):
         calls.append(pod)
-        rig.manager.release(Claims(rig.claims.folder).find_open("pod-1"), "by hand")
+        rig.release(Claims(rig.claims.folder).find_open("pod-1"), "by hand")
         return "no answer"
 
     rig.cloud.boot = 0.0
@@ -135,9 +134,7 @@ def ended_process():
     return noted
 
 
-def test_nothing_is_ordered_for_a_command_that_is_gone(desk, monkeypatch):
-    monkeypatch.setattr(lifecycle.PodManager.__init__, "__defaults__", (desk.clock.now, desk.clock.sleep,
-                                                                        desk.clock.now, lambda: True))  # fmt: skip
+def test_nothing_is_ordered_for_a_command_that_is_gone(desk):
     said = desk.pod(controller=ended_process())["msg"]
     assert said == "pod-1: the command that wanted a pod is gone; no pod is ordered"
     assert desk.cloud.orders == []
@@ -234,7 +231,7 @@ def test_a_release_is_believed_when_the_pod_is_seen_gone(rig):
     claim = rig.ready().claim
     late_delete(rig, 40.0)
     before = rig.clock.now()
-    assert rig.manager.release(claim, "done")
+    assert rig.release(claim, "done")
     assert rig.cloud.live == []
     assert 40 <= claim.released_at - before < 60
 
@@ -245,7 +242,7 @@ def test_a_pod_that_stays_there_after_its_release_is_told_and_stays_claimed(rig)
     with pytest.raises(
         UserError, match=r"pod1 could not be released \(done\): RunPod still shows it. It goes on costi"
     ):
-        rig.manager.release(claim, "done")
+        rig.release(claim, "done")
     assert rig.cloud.asked.count("DELETE") < 15
     rig.check()
 
@@ -253,8 +250,8 @@ def test_a_pod_that_stays_there_after_its_release_is_told_and_stays_claimed(rig)
 def test_the_cost_of_a_pod_is_not_made_less_by_a_clock_that_is_put_back(rig):
     claim = rig.ready().claim
     rig.clock.sleep(7200)
-    rig.manager.now = lambda: rig.clock.now() - 3600
-    rig.manager.release(claim, "done")
+    rig.manager.clock.now = lambda: rig.clock.now() - 3600
+    rig.release(claim, "done")
     assert claim.usd == pytest.approx(2 * 0.86, abs=0.02)
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import costs, lifecycle
+from ansible.module_utils.lora_forge.pods import costs, desired_state, lifecycle
 from wire import CAPACITY, problem
 
 # --- booting and living --------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_what_runs_without_answering_is_not_called_a_bad_machine_and_its_neighbo
 
 
 def test_a_gate_that_failed_makes_the_next_order_wait(rig):
-    rig.manager.release(rig.ready().claim, "its machine did not pass the gate", bad=True)
+    rig.release(rig.ready().claim, "its machine did not pass the gate", bad=True)
     assert (rig.go(lifecycle.PAUSE - 2).phase, rig.orders) == ("waiting", ["L40S"])
     rig.ready()
     assert rig.orders == ["L40S", "A100"]
@@ -122,7 +122,7 @@ def test_a_pod_that_vanished_is_replaced_and_what_it_cost_counts(rig):
     rig.cloud.live[0]["status"] = "TERMINATED"
     progress = rig.ready()
     assert progress.notes == ["pod pod1 of pod-1 is gone, by somebody else's hand or RunPod's"]
-    budget = lifecycle.pod_budget(rig.wanted, progress.claim, rig.claims, rig.clock.now(), "/r")
+    budget = desired_state.pod_budget(rig.wanted, progress.claim, rig.claims, rig.clock.now(), "/r")
     assert budget.spent == pytest.approx(0.86, abs=0.01)
     assert (budget.pod, budget.max_usd, budget.since) == ("pod2", 3.0, progress.claim.asked_at)
     assert budget.claim == str(rig.claims.path_of(progress.claim.name))
@@ -226,7 +226,7 @@ def test_a_slow_boot_does_not_use_up_the_time_for_capacity(rig):
 
 def test_what_is_given_up_right_after_an_unclear_order_is_released_when_it_comes(rig):
     rig.cloud.fate, rig.cloud.lag = ["lost"], 5.0
-    rig.manager.release(rig.go().claim, "no longer wanted")
+    rig.release(rig.go().claim, "no longer wanted")
     rig.clock.sleep(10)
     rig.check()
 

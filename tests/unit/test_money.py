@@ -13,7 +13,7 @@ from unittest import mock
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import desired_state
+from ansible.module_utils.lora_forge.pods import desired_state, watching
 from ansible.module_utils.lora_forge.pods.claims import Claims, list_account_pods, parse_name, with_unlisted
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager
 from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer
@@ -163,8 +163,8 @@ class Money(RuleBasedStateMachine):
         self.folder = pathlib.Path(tempfile.mkdtemp())
         self.patches = contextlib.ExitStack()
         self.patches.enter_context(mock.patch("os.fsync", return_value=None))
-        defaults = (self.clock.wall, self.clock.sleep, self.clock.now, lambda: True)
-        self.patches.enter_context(mock.patch.object(PodManager.__init__, "__defaults__", defaults))
+        defaults = (self.clock.wall, self.clock.sleep, self.clock.now)
+        self.patches.enter_context(mock.patch.object(watching.Clock.__init__, "__defaults__", defaults))
         self.patches.enter_context(mock.patch.object(rundir, "write_json", self.write))
         self.writes_left, self.real_write = -1, rundir.write_bytes
         self.wanted = dataclasses.replace(WANTED, max_usd=CAP, boot_timeout=60.0, gpus=["L40S"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import spending
+from ansible.module_utils.lora_forge.pods import spending, watching
 from ansible.module_utils.lora_forge.pods.claims import Claim, Claims
 from ansible.module_utils.lora_forge.pods.lifecycle import PodManager
 from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
@@ -142,7 +142,7 @@ def test_what_is_closed_or_deleted_goes_on_counting(rig):
     caps = Caps(day=3.0)
     claim = rig.ready(caps=caps, max_hours=2.0).claim
     rig.clock.sleep(2 * H - 400)
-    rig.manager.release(claim, "by hand")
+    rig.release(claim, "by hand")
     spent = spending.use_in(rig.claims.list_all(), spending.period_at("day", NOW), rig.clock.now()).spent
     assert spent == pytest.approx(1.64, abs=0.1)
     with pytest.raises(UserError, match=rf"{spent:.2f} USD are spent"):
@@ -200,9 +200,8 @@ def order_alone(folder: pathlib.Path, host: str, barrier: Any) -> None:
         return found
 
     spending.latest_deadline = slowly
-    manager = PodManager(
-        Cloud(clock).client(), Claims(folder, "cafe01"), lambda pod, claim: None, clock.now, clock.sleep
-    )
+    times = watching.Clock(clock.now, clock.sleep)
+    manager = PodManager(Cloud(clock).client(), Claims(folder, "cafe01"), lambda pod, claim: None, times)
     barrier.wait()
     try:
         manager.advance(dataclasses.replace(WANTED, host=host, caps=Caps(day=6.0, month=50.0)), 0)

@@ -21,9 +21,12 @@ from ansible.module_utils.lora_forge.pods.claims import (
     pod_cost,
     retention_notice,
 )
-from ansible.module_utils.lora_forge.pods.lifecycle import PodManager, pod_budget
+from ansible.module_utils.lora_forge.pods.costs import Budget
+from ansible.module_utils.lora_forge.pods.lifecycle import PodManager
+from ansible.module_utils.lora_forge.pods.release import Releaser
 from ansible.module_utils.lora_forge.pods.runpod import ApiError, RunPod, ssh_address
 from ansible.module_utils.lora_forge.pods.spec import PodSpec, pod_spec
+from ansible.module_utils.lora_forge.pods.watching import Clock, Watch
 
 
 def bring_about(options: dict[str, Any], check: bool, api: RunPod) -> dict[str, Any]:
@@ -82,13 +85,13 @@ def _predict(spec: PodSpec, manager: PodManager) -> dict[str, Any]:
     prediction = manager.predict(spec)
     pod, offer = prediction.pod, prediction.offer
     if pod and prediction.claim:
-        message = messages.found_quote(prediction.claim, manager.now())
+        message = messages.found_quote(prediction.claim, manager.clock.now())
         after = messages.diff_view(pod)
     else:
         assert offer is not None
         usd = prediction.allowed_hours * offer.usd_per_hour
         quote = messages.order_quote(spec.host, offer, prediction.hours, prediction.allowed_hours)
-        quote += spending.quote(manager.claims, spec.caps, usd, manager.now(), manager.alive(spec))
+        quote += spending.quote(manager.claims, spec.caps, usd, manager.clock.now(), manager.offers.alive(spec))
         message = ". ".join([quote, *spec.notes])
         after = {"state": "RUNNING", "gpu": offer.gpu, "usd_per_hour": offer.usd_per_hour}
     diff = {"before": messages.diff_view(pod), "after": after}
@@ -99,7 +102,7 @@ def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: di
     """Go on towards a pod that answers, and say how to reach it and what it may cost."""
     before = manager.claims.find_open(spec.host)
     progress = manager.advance(spec, options["wait"], options["since"], options["claim"])
-    claim, now = progress.claim, manager.now()
+    claim, now = progress.claim, manager.clock.now()
     answer = progress.as_dict()
     # One that is taken over is not new: what is no good about it may be the work that it holds.
     known = claim.taken_over or (before and (before.name, before.state) == (claim.name, claim.state))
@@ -115,10 +118,39 @@ def _have(spec: PodSpec, manager: PodManager, access: ssh.SshAccess, options: di
     return answer
 
 
+def pod_budget(spec: PodSpec, claim: Claim, claims: Claims, now: float, root: str) -> Budget:
+    """Return what watching needs to keep a pod within its caps.
+
+    Args:
+        spec: The pod.
+        claim: Its claim.
+        claims: This checkout's.
+        now: Epoch seconds.
+        root: The trainer's folder on it.
+    """
+    related = [other for other in claims.list_all() if set(other.runs) & set(spec.runs)]
+    return Budget(
+        usd_per_hour=claim.usd_per_hour,
+        spent=round(claims.spent_on(spec.runs, now, claim.name), 4),
+        since=claim.asked_at or now,
+        max_usd=spec.max_usd,
+        max_hours=spec.max_hours,
+        deadline=claim.deadline or now,
+        pod=claim.pod_id or "",
+        pods=[other.pod_id for other in related if other.pod_id],
+        claim=str(claims.path_of(claim.name)),
+        root=root,
+        max_usd_per_day=spec.caps.day,
+        max_usd_per_month=spec.caps.month,
+        answering=round(spec.answering(claim.gpu or ""), 1),
+    )
+
+
 def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) -> dict[str, Any]:
     """Stop or release what this owner has ordered for a host."""
     host, stop = options["host"], options["state"] == "stopped"
-    manager = PodManager(api, claims, lambda pod, claim: None)
+    clock = Clock()
+    releaser = Releaser(api, claims, Watch(claims, clock))
     claim = claims.find_open(host)
     own = [pod for pod in api.list_pods() if parse_name(pod["name"]) == (claims.owner, host)]
     meant = [pod for pod in own if options["id"] in ("", pod["id"])]
@@ -128,7 +160,7 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
     # The claim is meant by its host, by its pod's id, or by the id of the first pod that came under its name.
     ours = claim if claim and (not options["id"] or _is_of(claim, options["id"], meant)) else None
     released = False
-    if options["unused"] and ours and (runs := active_runs(ours, manager.now())):
+    if options["unused"] and ours and (runs := active_runs(ours, clock.now())):
         message = f"{host}: kept, as it is in use by now ({', '.join(runs)})"
         return {"changed": False, "phase": "present", "message": message, "pod": before, "claim": ours.as_dict()}
     if not check and stop:
@@ -136,8 +168,8 @@ def _leave(options: dict[str, Any], check: bool, api: RunPod, claims: Claims) ->
         for pod in to_leave:
             api.stop_pod(pod["id"])
     elif not check:
-        released = _release(manager, host, options, to_leave, ours)
-    usd = _cost_of(to_leave, ours, manager.now())
+        released = _release(releaser, host, options, to_leave, ours)
+    usd = _cost_of(to_leave, ours, clock.now())
     message = "" if stop else messages.release_message(
         host, bool(to_leave) or released, check, usd, options["reason"]
     )  # fmt: skip
@@ -160,7 +192,7 @@ def _is_of(claim: Claim, pod_id: str, pods: list[dict[str, Any]]) -> bool:
 
 
 def _release(
-    manager: PodManager, host: str, options: dict[str, Any], pods: list[dict[str, Any]], claim: Optional[Claim]
+    releaser: Releaser, host: str, options: dict[str, Any], pods: list[dict[str, Any]], claim: Optional[Claim]
 ) -> bool:
     """Release all that is meant, whatever becomes of one of them.
 
@@ -170,18 +202,18 @@ def _release(
     Raises:
         UserError: Some are still there; it names all of them.
     """
-    manager.claims.assert_own_place()
+    releaser.claims.assert_own_place()
     failures, released = [], False
     for pod in pods:
         if not claim or pod["name"] != claim.name:  # an orphan: ordered, and its claim lost or closed
             try:
-                manager.release_orphan(host, pod, options["reason"])
+                releaser.release_orphan(host, pod, options["reason"])
             except UserError as error:
                 failures.append(str(error))
     if claim:
         try:
-            released = manager.release(claim, options["reason"], options["bad"])
-            ssh.SshAccess(manager.claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
+            released = releaser.release(claim, options["reason"], options["bad"])
+            ssh.SshAccess(releaser.claims.folder / "known_hosts", pathlib.Path()).forget_keys(claim.name)
         except UserError as error:
             failures.append(str(error))
     if failures:

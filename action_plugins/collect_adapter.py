@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 from functools import partial
 from typing import Any
@@ -75,10 +74,10 @@ class ActionModule(ForgeAction):
 
     def fetch(self, run: PlannedRun, args: dict[str, Any]) -> dict[str, Any]:
         """Prove it where it was trained, and bring it here; return what the proof says, or a failure."""
-        output, lock = pathlib.Path(args["output"]), provisioning.lock_path(ROOT, args["lock"])
+        output = pathlib.Path(args["output"])
         run_dir, base_model = launch.run_dir(run, args["root"]), launch.base_model_path(run, args["root"])
         asked = {"run_dir": run_dir, "recipe": {**run.recipe, "base_model": base_model}}
-        python = provisioning.environment_python(args["root"], lock)  # which has numpy
+        python = run.launched.python or provisioning.environment_python(args["root"], self.lock(args))  # it has numpy
         facts = self.run_module("lora_adapter_info", asked, python=python)
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
@@ -99,6 +98,10 @@ class ActionModule(ForgeAction):
                 return fetched | {"step": "fetch", "problems": []}
         return facts
 
+    def lock(self, args: dict[str, Any]) -> pathlib.Path:
+        """Return the lock of the trainer's environment, as the inventory and this checkout have it now."""
+        return provisioning.lock_path(ROOT, args["lock"])
+
     @property
     def is_local(self) -> bool:
         """Whether the run directory is on the controller itself."""
@@ -108,7 +111,6 @@ class ActionModule(ForgeAction):
         """Deliver and promote what was fetched."""
         output, gpus = pathlib.Path(args["output"]), args["gpu"].get("gpus") or [{}]
         fetched = launch.run_dir(run, args["root"]) if self.is_local else str(output / INCOMING / run.run_id)
-        lock = provisioning.lock_path(ROOT, args["lock"])
         deliver: dict[str, Any] = {
             "source": fetched,
             "discard": [str(folder) for folder in leftovers(output, run.agent, run.run_id)],
@@ -119,7 +121,7 @@ class ActionModule(ForgeAction):
             "delivered": facts,
             "base_model": launch.base_model_path(run, args["root"]),
             "host": {"name": self.host, "gpu": gpus[0].get("name"), "driver": args["gpu"].get("driver")},
-            "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+            "lock_sha256": run.launched.lock_sha256 or store.sha256_file(self.lock(args)),
             "promote": not run.variant,  # of a sweep only the best one, in the end, if that is wanted
             **{
                 name: args[name]

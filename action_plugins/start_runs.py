@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The path in ansible.cfg serves modules only; a plugin has to name it.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.lora_forge import paths  # noqa: E402
+from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import carried_files  # noqa: E402
@@ -31,9 +32,14 @@ from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E40
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.data import staging  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, told_of  # noqa: E402
-from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
+from ansible.module_utils.lora_forge.planned_run import Launched, PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import launch, provisioning, questions  # noqa: E402
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record  # noqa: E402
+from ansible.module_utils.lora_forge.planning.run_record import (  # noqa: E402
+    RunRecord,
+    keep_launched,
+    read_record,
+    update_record,
+)
 from ansible.module_utils.lora_forge.planning.turns import run_files  # noqa: E402
 from ansible.module_utils.lora_forge.trainer import run_state  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
@@ -379,18 +385,23 @@ class ActionModule(ForgeAction):
                 raise AnsibleError(f"{self.host}: its answer to training_runs says nothing of {names[0]}")
 
     def place(self, turn: Turn) -> RunRecord:
-        """Note that a run is launched on its trainer; returns the record.
+        """Note that a run is launched on its trainer, and with what; returns the record.
 
         Raises:
             Refused: Another command has placed it elsewhere.
         """
-        run, word = turn.run, secrets.token_hex(16) if turn.meets else ""
+        run, word, check = turn.run, secrets.token_hex(16) if turn.meets else "", self._task.check_mode
 
         def change(record: RunRecord, now: float) -> RunRecord:
             self.check_place(run, record)
             return record.launched(run.hosts[0], run.lane, now, rendezvous=word)
 
-        return update_record(self.output, run.run_id, change, self._task.check_mode)[1]
+        record = update_record(self.output, run.run_id, change, check)[1]
+        if self.host == run.hosts[0] and not (check or run.evaluates):  # who leads a gang keeps its adapter
+            lock = provisioning.lock_path(ROOT, self.args["lock"])
+            launched = Launched(turn.options.root, turn.options.python, store.sha256_file(lock))
+            keep_launched(self.output, dataclasses.replace(run, launched=launched))
+        return record
 
     def conclude(self, turn: Turn, answer: dict[str, Any]) -> None:
         """Tell, and note, what came of a start.

@@ -247,6 +247,10 @@ class ActionModule(ForgeAction):
         if seen.get("failed") or state == "absent":  # nobody knows what became of it
             if not args["quiet"]:
                 notify("failed", run, answer.get("msg", "it could not be watched"), told, since=run.planned_at)
+            if state == "absent" and run.by_notes:  # which nothing plans any more: it is said once
+                leader = run.hosts[0]
+                lost = f"nothing of it was on {leader} any more"
+                note(output, run, lambda record, now: record.ended("failed", leader, now, lost))
             return answer
         if state == "stalled":
             notify("stalled", run, seen["detail"], told, progress, since=0.0)
@@ -423,6 +427,9 @@ class ActionModule(ForgeAction):
             "failed": f"{look}When the cause is gone, the same command resumes it.",
             "absent": "The same command starts it again.",
         }
+        if run.by_notes:
+            again = "With the recipe and data that it was launched with, train.yml goes on with it."
+            advice |= {"stopped": again, "failed": look + again, "absent": "It is not looked for any more."}
         if "configuration" in detail:
             advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
         archive = f"playbooks/logs.yml -e role={run.agent} -e bundle=true"

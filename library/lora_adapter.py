@@ -235,8 +235,7 @@ def _evaluate(
             if promotion.points_to(home / promotion.LATEST) == held:
                 break
     except (UserError, OSError) as error:
-        why = f"{run.run_id} is delivered, and not evaluated: {error_message(error)}"
-        return [f"{why}. Once that is right, the next command evaluates it, and decides whether latest moves"], False
+        return [summary.not_evaluated_text(run, error_message(error))], False
     return said, True
 
 

@@ -137,13 +137,17 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
         manifest = store.read_manifest(home / run.run_id) if ready else None
         if manifest:
             verified[run.run_id] = (run, record)
-            moved = False
+            moved, evaluated = False, True
             try:
                 if not check_mode:
                     warnings += questions.evaluate_delivered(run, pathlib.Path(given["checkout"]), output, judge, say)
                     before, manifest = manifest.merit, store.read_manifest(home / run.run_id) or manifest
                     changed = changed or manifest.merit != before
-                moved = _end(output, run, promotion.Gate.of(given), check_mode)
+            except (UserError, OSError) as error:  # the gate decides once, and waits for it
+                evaluated = False
+                warnings.append(summary.not_evaluated_text(run, error_message(error)))
+            try:
+                moved = evaluated and _end(output, run, promotion.Gate.of(given), check_mode)
             except (UserError, OSError) as error:
                 warnings.append(error_message(error))
             if not run.variant:  # of the others the leader board tells

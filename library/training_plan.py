@@ -25,6 +25,12 @@ options:
       - Of what is known from notes alone there is no recipe, so that it cannot be trained.
     type: bool
     default: false
+  collect:
+    description:
+      - Find runs to watch and to collect. Besides the run of an agent's recipe these are the others of it that were
+        launched, and of which an adapter may be there that is not here. They are as they were launched.
+    type: bool
+    default: false
   hosts:
     description: The hosts that train, by their inventory names.
     type: list
@@ -218,6 +224,7 @@ from ansible.module_utils.lora_forge.version import describe_versions, full_vers
 ARGUMENTS = {
     "agents": {"type": "raw"},
     "by_record": {"type": "bool", "default": False},
+    "collect": {"type": "bool", "default": False},
     "hosts": {"type": "list", "elements": "str", "required": True},
     "outside": {"type": "list", "elements": "str", "default": []},
     "host_variables": {"type": "dict", "default": {}},
@@ -288,7 +295,8 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
     else:
         named = {key: given[key] for key in ("fresh", "move", "verify", "outside")}
         named |= {"agents": known, "keep": given["keep_axolotl"], "say": say}
-        if given["by_record"]:
+        if given["by_record"] or given["collect"]:
+            named |= {"collect": given["collect"], "live": given["groups"].get("pods_live")}
             made = found_runs.find(root, output, given["agents"], trainers, given["recipe"], **named)
         else:
             grid = [{}] if given["sweep"] is None else variants.expand_sweep(given["sweep"])

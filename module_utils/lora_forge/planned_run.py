@@ -88,6 +88,21 @@ class Estimate(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class Launched(JsonRecord):
+    """With what a run was launched on its first host, as the controller noted it then; empty where it has not.
+
+    Attributes:
+        root: The trainer's root.
+        python: The Python of the trainer's environment.
+        lock_sha256: Of the lock that this was made from, in hex.
+    """
+
+    root: str = ""
+    python: str = ""
+    lock_sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class PlannedRun(JsonRecord):
     """One agent's training on one trainer, or on the hosts of a gang; or an evaluation, which asks a delivered adapter.
 
@@ -117,6 +132,8 @@ class PlannedRun(JsonRecord):
         planned_at: When it was planned, in epoch seconds; what is noted of it from then on is this command's.
         evaluates: The run whose delivered adapter is asked its agent's cases; empty for a training.
         against: The run whose adapter that one is held against; empty for the promoted one.
+        launched: With what it was launched, where that is to be gone by, whatever the inventory says now.
+        by_notes: Whether it is none that is planned now: another recipe was launched, or there is no sound one.
     """
 
     run_id: str
@@ -143,6 +160,8 @@ class PlannedRun(JsonRecord):
     planned_at: float = 0.0
     evaluates: str = ""
     against: str = ""
+    launched: Launched = dataclasses.field(default_factory=Launched)
+    by_notes: bool = False
 
     @property
     def adapter(self) -> str:

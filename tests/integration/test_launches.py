@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.planning.run_record import read_record
+from ansible.module_utils.lora_forge.planning.run_record import read_launched, read_record
 from hook import serving
 from hostile import Played, Stage
 from seen import Seen
@@ -89,6 +89,12 @@ def test_connections_do_not_grow_with_the_runs_of_a_host(fleet: Fleet) -> None:
     assert list(fleet.turns("many").values()) == [1, 2, 3, 4]
     planned = [run["agent"] for run in json.loads((fleet.output / "plan.json").read_text())["runs"]]
     assert list(fleet.turns("many")) == planned, "in the order of the plan"
+    for agent in AGENTS[1:]:
+        run = fleet.planned(agent, "many")
+        kept = read_launched(fleet.output, run.run_id)
+        assert kept is not None, "what comes back will be held to it"
+        assert (kept.recipe, kept.launched.root) == (run.recipe, str(fleet.root("many")))
+        assert [file.sha256 for file in kept.datasets] == [file.sha256 for file in run.datasets]
     fleet.forget("many")
     again = fleet.play(LAUNCH, "-v", "--limit", "many", "-e", f"role={','.join(AGENTS[1:])}")
     assert (again.code, len(again.lines("already; attached to it"))) == (0, 4), again.text

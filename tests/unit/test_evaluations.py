@@ -441,9 +441,9 @@ def test_one_of_another_base_model_is_asked_by_a_run_of_its_own(desk):
     assert desk.latest == NEW, "they are compared by the answers that each gave"
 
 
-def collected(desk: Desk, run: PlannedRun) -> dict[str, Any]:
+def collected(desk: Desk, run: PlannedRun, **changes: Any) -> dict[str, Any]:
     """Collect a training's adapter, as another command has brought it here."""
-    trained = dataclasses.replace(run, run_id=run.evaluates, evaluates="", state="to train")
+    trained = dataclasses.replace(run, run_id=run.evaluates, evaluates="", state="to train", **changes)
     given = {"source": "", "adapters": str(desk.output / "adapters"), "checkout": str(desk.home), "delivered": {},
              "run": trained.as_dict(), "observed": {}, "budget": {}, "promote": True, "discard": [],
              **GATE}  # fmt: skip
@@ -465,6 +465,9 @@ def test_cases_that_were_spoilt_meanwhile_cost_no_adapter_and_the_gate_waits_for
         assert found["message"].startswith("latest stays at witness-00000000aaaa"), found["message"]
         assert f"{NEW} is delivered, and not evaluated: " in found["message"]
         assert "eval/witness.jsonl" in found["message"]
+        assert "the next command evaluates it, and decides" in found["message"]
+        later = f"playbooks/evaluate.yml -e run_id={NEW} evaluates it, and decides"
+        assert later in collected(desk, run, by_notes=True)["message"]
         assert NEW not in [line["run_id"] for line in promotion.history(desk.adapters)], "it is not decided on"
     path.write_text(whole)
     assert collected(desk, run)["promoted"]

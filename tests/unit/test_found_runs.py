@@ -1,7 +1,8 @@
-"""Runs to stop or to look at are found, whatever has become of their recipe and data since they were launched."""
+"""Runs to stop, look at or collect are found, whatever has become of their recipe and data since they were launched."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,17 +10,21 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning import plan
+from ansible.module_utils.lora_forge.planned_run import Launched, PlannedRun
+from ansible.module_utils.lora_forge.planning import launch, plan
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, update_record
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, keep_launched, update_record
 from wire import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+THEN = Launched("/then", "/then/env/python", "a" * 64)  # with what runs are launched
 
 
 class Site:
-    """A checkout with two agents, their data, and a fleet of two hosts; ``find`` is what stop, logs and prune ask."""
+    """A checkout with two agents, their data, and a fleet of two hosts.
+
+    ``find`` is what stop, logs and prune ask, ``collected`` what watch and collect ask.
+    """
 
     def __init__(self, home: pathlib.Path):
         self.root, self.output, self.data, self.eval = home / "checkout", home / "output", home / "data", home / "eval"
@@ -59,10 +64,14 @@ class Site:
     def found(self, agents: str = "witness", **given: Any) -> list[tuple[str, str, tuple[str, ...]]]:
         return [(run.run_id, run.state, run.hosts) for run in self.find(agents, **given)]
 
+    def collected(self, agents: Any = "witness", **given: Any) -> dict[str, PlannedRun]:
+        return {run.run_id: run for run in self.ask(agents, collect=True, **given)}
+
     def launched(self, agent: str = "witness", host: str = "b", **given: Any) -> str:
         """Launch what is planned of an agent; returns its name."""
         (run,) = self.ask(agent, **given)
         self.note(run.run_id, lambda record, now: record.launched(host, 0, now))
+        keep_launched(self.output, dataclasses.replace(run, trainer=host, hosts=(host,), launched=THEN))
         return run.run_id
 
     def note(self, run_id: str, change: Callable[[RunRecord, float], RunRecord]) -> None:
@@ -210,3 +219,150 @@ def test_a_plan_of_what_starts_something_is_kept_from_it(site):
     site.recipe.write_text("lorar: 1\n")
     with pytest.raises(UserError, match="Axolotl knows no key «lorar»"):
         plan.make(site.root, site.output, "witness", [Trainer("a", datasets_dir=str(site.data))], {})
+
+
+# --- to watch and to collect
+
+CASE = '{"name": "ready", "messages": [{"role": "user", "content": "Ready?"}], "expect": [{"contains": "yes"}]}\n'
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_launched_is_collected_as_it_was_launched(site, damage):
+    (site.eval / "witness.jsonl").write_text(CASE)
+    (planned,) = site.ask(recipe={"micro_batch_size": 2, "gradient_accumulation_steps": 8})
+    run_id = site.launched(recipe={"micro_batch_size": 2, "gradient_accumulation_steps": 8})
+    if damage == "the folder of the cases is gone":
+        (site.eval / "witness.jsonl").unlink()
+    DAMAGES[damage](site)
+    (run,) = site.collected().values()
+    assert (run.run_id, run.state, run.hosts, run.placed) == (run_id, "to attach", ("b",), True)
+    assert (run.recipe, run.recipe_sha256, run.fingerprint) == (
+        planned.recipe, planned.recipe_sha256, planned.fingerprint
+    )  # fmt: skip
+    assert (run.datasets, run.axolotl, run.launched) == (planned.datasets, planned.axolotl, THEN)
+    assert launch.run_dir(run, "/now") == f"/then/runs/{run_id}"
+    if run.by_notes or damage != "the folder of the cases is gone":
+        assert run.cases.path == planned.cases.path
+
+
+def test_with_the_recipe_unchanged_it_is_the_run_that_is_planned(site):
+    run_id = site.launched()
+    (planned,), run = site.ask(), site.collected()[run_id]
+    said = site.said
+    assert dataclasses.replace(run, launched=Launched(), planned_at=planned.planned_at) == planned
+    site.ask()
+    assert (run.by_notes, said) == (False, site.said)
+
+
+def test_its_cases_are_those_of_now_where_it_is_still_planned(site):
+    run_id = site.launched()
+    (site.eval / "witness.jsonl").write_text(CASE)
+    assert site.collected()[run_id].cases.count == 1
+
+
+def test_a_run_of_now_and_older_ones_are_all_collected(site):
+    older, variant = site.launched(recipe={"lora_r": 8}), site.launched(recipe={"lora_r": 4}, host="a")
+    now = site.launched()
+    assert {run_id: run.by_notes for run_id, run in site.collected().items()} == {
+        now: False, older: True, variant: True,
+    }  # fmt: skip
+
+
+def test_what_nobody_launched_is_no_failure_where_there_is_something_to_collect(site):
+    older = site.launched(recipe={"lora_r": 8})
+    (planned,) = site.ask()
+    assert list(site.collected()) == [older]
+    assert site.said[-1] == (
+        f"witness: nothing was launched with the recipe and data of now ({planned.run_id}); train.yml trains that. "
+        "Collected is what was launched before"
+    )
+
+
+ENDS: dict[str, tuple[Callable[[RunRecord, float], RunRecord], bool]] = {
+    "failed": (lambda record, now: record.ended("failed", "b", now), False),
+    "stopped": (lambda record, now: record.ended("stopped", "b", now), False),
+    "finished": (lambda record, now: record.ended("finished", "b", now), True),
+    "no adapter": (lambda record, now: record.ended("failed", "b", now, "it is empty"), False),
+    "delivered": (
+        lambda record, now: dataclasses.replace(record.ended("finished", "b", now), delivered_at=now), False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_of_older_ones_those_are_collected_that_may_have_an_adapter_which_is_not_here(site, end):
+    older, now = site.launched(recipe={"lora_r": 8}), site.launched()
+    change, is_wanted = ENDS[end]
+    site.note(older, change)
+    assert (older in site.collected(), now in site.collected()) == (is_wanted, True)
+    site.recipe.write_text("{")  # nor is it otherwise where nothing can be planned
+    assert (older in site.collected(), now in site.collected()) == (is_wanted, True)
+
+
+def test_where_nothing_is_left_to_collect_a_broken_recipe_is_told(site):
+    site.note(site.launched(), ENDS["delivered"][0])
+    site.recipe.write_text("lorar: 1\n")
+    said = (
+        "of what was launched nothing is left to collect, and what there is now cannot be planned:\nconfigs/agents/wit"
+    )
+    with pytest.raises(UserError, match=f"^{said}"):
+        site.collected()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"run_id": "x"}', "changed"])
+def test_a_run_whose_recipe_was_not_kept_needs_the_one_of_then(site, text):
+    older = site.launched(recipe={"lora_r": 8})
+    kept = site.output / f"launched/{older}.json"
+    whole = kept.read_text()
+    kept.unlink()
+    if text is not None:
+        kept.write_text(whole.replace('"lora_r": 8', '"lora_r": 9') if text == "changed" else text)
+    now = site.launched()
+    assert list(site.collected()) == [now]
+    assert site.said[-1] == (
+        f"{older} is left alone: its recipe was not kept when it was launched. With that, and its data, the same "
+        "command finds it"
+    )
+    assert older in site.collected(recipe={"lora_r": 8})
+
+
+def test_without_a_name_what_this_inventory_holds_is_collected_of_agents_that_are_gone_too(site):
+    shutil.copy(site.data / "crew_train.jsonl", site.data / "boot_train.jsonl")
+    (site.root / "configs/agents/boot.yml").write_text("{}\n")
+    here, there = site.launched("boot"), site.launched("boot", "elsewhere", recipe={"lora_r": 8})
+    for path in (site.root / "configs/agents").iterdir():
+        path.unlink()
+    assert list(site.collected(None)) == [here]
+    assert not any(there in said for said in site.said)
+    assert list(site.collected("all")) == [here]
+    assert any(there in said for said in site.said)
+
+
+def test_a_run_on_a_pod_that_is_given_back_keeps_nobody_from_the_others(site):
+    site.variables["b"] = {"pod_gpus": ["L40S"]}
+    older, now = site.launched(recipe={"lora_r": 8}), site.launched(host="a")
+    assert list(site.collected(groups={"pods_live": []})) == [now]
+    assert site.said[-1] == f"{older} is left alone: it was launched on b, which is not rented, as far as is known"
+    assert set(site.collected(groups={"pods_live": ["b"]})) == set(site.collected()) == {older, now}
+
+
+def test_the_hosts_of_a_gang_have_roots_of_their_own(site):
+    older = site.launched(recipe={"lora_r": 8})
+    gang = {"run_hosts": 2}
+    site.variables = {"z": {}, "a": gang, "b": gang}
+    run = site.collected(groups={"rack": ["b", "a"]})[older]
+    assert (run.hosts, run.launched) == (("b", "a"), dataclasses.replace(THEN, root=""))
+
+
+def test_a_run_that_another_host_has_by_now_is_looked_for_there(site):
+    older = site.launched(recipe={"lora_r": 8})
+    site.note(older, lambda record, now: record.launched("a", 1, now))
+    run = site.collected()[older]
+    assert (run.trainer, run.hosts, run.lane, run.launched, run.recipe["lora_r"]) == ("a", ("a",), 1, Launched(), 8)
+
+
+def test_evaluations_are_collected_by_what_has_asked_them(site):
+    now = site.launched()
+    site.note(f"{now}-eval-0123456789ab", lambda record, at: record.launched("b", 0, at))
+    assert list(site.collected()) == [now]
+    assert len(site.found()) == 2

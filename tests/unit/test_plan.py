@@ -180,6 +180,8 @@ def test_everything_that_a_plan_says_of_a_run(make, data, note):
         "planned_at": 0.0,  # the module sets it
         "evaluates": "",
         "against": "",
+        "launched": {"root": "", "python": "", "lock_sha256": ""},
+        "by_notes": False,
     }
     assert recipe.effective_batch(keys) == 4
     assert any("Liger" in plugin for plugin in keys["plugins"])

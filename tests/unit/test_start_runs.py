@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from typing import Any
 from unittest import mock
@@ -9,7 +10,13 @@ from unittest import mock
 import pytest
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.lora_forge.controller import answers
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, read_record, update_record
+from ansible.module_utils.lora_forge.planning.run_record import (
+    RunRecord,
+    read_launched,
+    read_record,
+    update_record,
+)
+from ansible.module_utils.lora_forge.text import canonical
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun
 from planned import planned_run
 from wire import load
@@ -121,6 +128,22 @@ def test_all_are_asked_for_sent_and_started_once(desk: Desk) -> None:
 def test_in_check_mode_nothing_is_noted(desk: Desk) -> None:
     assert desk.launch(*RUNS, check=True)["changed"] is True
     assert list(desk.output.iterdir()) == []
+
+
+def test_each_is_kept_as_it_is_launched_where_it_leads(desk: Desk) -> None:
+    recipe = {"base_model": "Acme/Tiny"}
+    sha256 = hashlib.sha256(canonical(recipe).encode()).hexdigest()
+    alone = run("witness-0", recipe_sha256=sha256)
+    second = run("crew-0", agent="crew", trainer="gpu-0", hosts=("gpu-0", "gpu-1"), recipe_sha256=sha256)
+    asks = run("mayor-0-eval-0", agent="mayor", evaluates="mayor-0", recipe_sha256=sha256)
+    desk.launch(alone, second, asks)
+    kept = read_launched(desk.output, "witness-0")
+    assert kept is not None
+    assert (kept.recipe, kept.launched.root) == (recipe, "/r")
+    assert kept.launched.python.startswith("/r/env/trainer-cpu-")
+    lock = pathlib.Path(__file__).parents[2] / "requirements/trainer-cpu.txt"
+    assert kept.launched.lock_sha256 == hashlib.sha256(lock.read_bytes()).hexdigest()
+    assert [path.name for path in (desk.output / "launched").iterdir()] == ["witness-0.json"]
 
 
 def test_what_lives_or_is_done_is_attached_to_and_nothing_is_sent(desk: Desk) -> None:

@@ -242,6 +242,22 @@ def test_what_is_wrong_comes_with_what_to_do_said_once(watch, state, detail, adv
     assert ["bundle=true" in words for words in said[len(advice) + 1 :]] == [True] * (state == "failed")
 
 
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        ("stopped", "With the recipe and data that it was launched with, train.yml goes on with it."),
+        ("failed", "Look at /r/runs/witness-1/train.log on the trainer. With the recipe and data that it was launched "
+                   "with, train.yml goes on with it."),
+        ("absent", "It is not looked for any more."),
+    ],
+)  # fmt: skip
+def test_of_a_run_that_nothing_plans_any_more_it_is_said_once_that_it_is_lost(watch, tmp_path, state, advice):
+    task = watch(seen(state=state, detail="odd"), run=PLAN | {"by_notes": True})
+    assert task.run()["msg"].splitlines()[:2] == [f"witness-1 is {state}: odd", advice]
+    record = run_record.read_record(tmp_path, "witness-1")
+    assert (record.final, record.detail) == (True, "nothing of it was on pod-1 any more" if state == "absent" else "")
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_cannot_be_stopped_though_a_cap_is_reached_gives_its_pod_up(watch, trouble):
     task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})

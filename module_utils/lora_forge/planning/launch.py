@@ -198,6 +198,7 @@ def base_model_path(run: PlannedRun, root: str) -> str:
     name: str = run.recipe["base_model"]
     if not run.rehearsal:
         return name
+    root = run.launched.root or root
     if run.evaluates:  # its recipe has the name of the very model that it was rehearsed with
         return f"{root}/models/{name}"
     learnt = "".join(dataset.sha256 for dataset in run.datasets)
@@ -264,8 +265,8 @@ def template_variables(run: PlannedRun, root: str, wandb: str) -> dict[str, Any]
 
 
 def run_dir(run: PlannedRun, root: str) -> str:
-    """Return the run directory on a trainer."""
-    return f"{root}/runs/{run.run_id}"
+    """Return the run directory on a trainer; that of a run which was launched elsewhere on it is there."""
+    return f"{run.launched.root or root}/runs/{run.run_id}"
 
 
 def prepared_path(run: PlannedRun, root: str) -> str:

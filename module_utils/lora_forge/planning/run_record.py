@@ -1,5 +1,8 @@
 """What the controller notes of a run: output/runs/<run_id>.json. One place for what all commands and hosts must know.
 
+Beside it lies output/launched/<run_id>.json: the run as it was planned when it was launched, its recipe with it. What
+comes back from a trainer is held to that, whatever has become of recipe, data and inventory since.
+
 The file says where the run was placed and how it ended, which hosts launched it, what went wrong, and what a webhook
 was told. Two things last longer than a command: the placement, and what was told since the run was launched. The rest
 counts for the command that noted it alone, which is told by the time of its plan (``planned_at``): a failure of
@@ -17,8 +20,11 @@ from typing import Any, Callable, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.json_record import JsonRecord
+from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.text import canonical
 
 INCOMING = "incoming"  # below the output folder: adapters on their way from a trainer
+LAUNCHED = "launched"  # below it, too: runs as they were launched
 _PLACEMENT = ("run_id", "trainer", "lane", "state", "final", "detail")
 
 
@@ -259,3 +265,30 @@ def update_record(
         if after != before:
             rundir.write_json(path, after.as_dict(), 0o600 if after.rendezvous else 0o644)
     return before, after
+
+
+def keep_launched(output: pathlib.Path, run: PlannedRun) -> None:
+    """Keep a run as it is launched.
+
+    Args:
+        output: The controller's output folder.
+        run: As it was planned, and with what it is launched.
+    """
+    path = output / LAUNCHED / f"{run.run_id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rundir.write_json(path, run.as_dict())
+
+
+def read_launched(output: pathlib.Path, run_id: str) -> Optional[PlannedRun]:
+    """Read a run as it was launched; None where that was not kept, or is damaged.
+
+    Args:
+        output: The controller's output folder.
+        run_id: The run.
+    """
+    try:
+        run = PlannedRun.from_dict(rundir.read_json(output / LAUNCHED / f"{run_id}.json"))
+    except TypeError:
+        return None
+    sound = run.run_id == run_id and run.recipe_sha256 == store.sha256_text(canonical(run.recipe))
+    return run if sound else None

@@ -94,6 +94,18 @@ def merit_lines(merit: Optional[Merit]) -> list[str]:
     return lines
 
 
+def not_evaluated_text(run: PlannedRun, why: str) -> str:
+    """Say that a delivered adapter could not be evaluated, and what does it later; until then the gate waits.
+
+    Args:
+        run: The run that made it.
+        why: What is wrong with its cases.
+    """
+    later = f"playbooks/evaluate.yml -e run_id={run.run_id}" if run.by_notes else "the next command"
+    known = f"{run.run_id} is delivered, and not evaluated: {why.rstrip('.')}"
+    return f"{known}. Once that is right, {later} evaluates it, and decides whether latest moves"
+
+
 def delivered_text(promoted: bool, message: str) -> str:
     """Say of a delivered adapter what a webhook is told.
 

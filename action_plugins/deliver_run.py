@@ -26,15 +26,15 @@ class ActionModule(ForgeAction):
         """Choose a run, watch it to its end, and collect its adapter."""
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "msg": "there is nothing to deliver in check mode"}
-        plans, wanted, looked = args.pop("runs"), None, set[str]()
+        plans, wanted = args.pop("runs"), None
         while True:
             left = self.left(plans, args)
             plan = next((one for one in left if one["run_id"] == wanted), None) or self.choose(left, args)
             if plan is None:
                 return {"changed": False, "skipped": True, "msg": "every run of this trainer is dealt with"}
             others = [one for one in left if one is not plan]
-            # A pod's costs are watched all the time. Of others each end is looked at once, whatever a host says of it.
-            awaited = [] if args.get("budget") else [one["run_id"] for one in others if one["run_id"] not in looked]
+            # A pod's costs are watched all the time.
+            awaited = [] if args.get("budget") else [one["run_id"] for one in others]
             about = {"run_id": plan["run_id"]}
             try:
                 asked = args | {"run": plan, "others": others, "awaited": awaited}
@@ -44,7 +44,6 @@ class ActionModule(ForgeAction):
             if "first" not in answer:
                 return answer | about
             wanted = answer["first"]
-            looked.add(wanted)
 
     def deliver(self, args: dict[str, Any], asks: bool) -> dict[str, Any]:
         """Watch a run to its end, and collect its adapter, or its answers; the first one that fails is the answer.

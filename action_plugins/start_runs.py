@@ -28,7 +28,7 @@ from ansible.module_utils.lora_forge.adapters import store  # noqa: E402
 from ansible.module_utils.lora_forge.controller import transfer  # noqa: E402
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction, load_actions  # noqa: E402
 from ansible.module_utils.lora_forge.controller.checkpoints import carried_files  # noqa: E402
-from ansible.module_utils.lora_forge.controller.display import tell  # noqa: E402
+from ansible.module_utils.lora_forge.controller.display import show, tell  # noqa: E402
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.data import staging  # noqa: E402
 from ansible.module_utils.lora_forge.errors import UserError, told_of  # noqa: E402
@@ -309,7 +309,9 @@ class ActionModule(ForgeAction):
         files = launch.input_files(run, ROOT, self.axolotl_yml(turn), kept, goes, self.datasets)
         if self.host == run.hosts[0]:  # who leads a gang answers
             base_model = launch.base_model_path(run, turn.options.root)
-            files += questions.question_files(run, folder, ROOT, self.output, base_model)
+            files += questions.question_files(
+                run, folder, ROOT, self.output, base_model, warn=lambda words: show(warnings=[words], host=self.host)
+            )
         if run.evaluates:
             files += questions.adapter_files(run, folder, self.output)
         return files

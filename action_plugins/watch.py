@@ -98,6 +98,7 @@ class ActionModule(ForgeAction):
     asks = False  # whether it is an evaluation, whose steps are answers
     warned = False  # whether the warning about the losses was shown
     answers = 0, 0  # of its cases: given, and asked for
+    asked, asked_at = 0, 0.0  # how often the trainer was asked, and when it was last, in seconds since boot
     capped = False  # whether it was told that the caps of all pods leave nothing
     leash_seen = math.inf  # when its pod's leash was asked last
     unleashed = math.inf  # since when something speaks against it
@@ -108,7 +109,9 @@ class ActionModule(ForgeAction):
             return {"changed": False, "skipped": True, "msg": "there is nothing to watch in check mode"}
         run, output = PlannedRun.from_dict(args["run"]), pathlib.Path(args["output"])
         self.others = [PlannedRun.from_dict(other) for other in args.get("others") or ()]
-        self.awaited = list(args.get("awaited") or ())
+        # A run that was left for another one was looked at then: one that a host calls over, again and again, while it
+        # goes on, is looked at once in a command, and not as often as there are runs that end.
+        self.awaited = [name for name in args.get("awaited") or () if not self.left(name).exists()]
         self.run_dir, self.asks = run_dir(run, args["root"]), bool(run.evaluates)
         seen = self.follow(run, args, output / "runs" / run.run_id)
         if "first" in seen:
@@ -209,6 +212,10 @@ class ActionModule(ForgeAction):
             "awaited": [run_dir(other, args["root"]) for other in self.others if other.run_id in self.awaited],
         }
         timeout = float(args["unreachable_timeout"])
+        # From its second answer on a trainer gathers news for as long. One that does not is asked no more often for it.
+        if self.asked > 1:
+            time.sleep(max(0.0, self.asked_at + runs.SETTLE - rundir.uptime()))
+        self.asked, self.asked_at = self.asked + 1, rundir.uptime()
         try:
             return retry_until_connected(
                 partial(self.run_module, "training_run_info", asked),

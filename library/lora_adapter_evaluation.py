@@ -158,7 +158,7 @@ def _evaluate(
     lines = [f"{run.evaluates} ({promotion.LATEST})" if promoted else run.evaluates, *summary.merit_lines(found)]
     if found is None:
         return None, changed, lines
-    if run.against and not found.than.cases:  # of another base model, so that this run could not ask it
+    if run.against and not (found.than.cases or found.unloadable):  # of another base model: this run could not ask it
         lines.append(f"  {run.against} has not answered these cases: -e run_id={run.against} asks it")
     if run.against or run.variant or promoted or check:  # the gate goes by what is written
         return found, changed, lines

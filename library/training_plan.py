@@ -219,6 +219,7 @@ from ansible.module_utils.lora_forge.planning import (
     validation,
     variants,
 )
+from ansible.module_utils.lora_forge.planning.questions import unasked_cases
 from ansible.module_utils.lora_forge.version import describe_versions, full_version, git_facts
 
 ARGUMENTS = {
@@ -303,6 +304,7 @@ def answer(given: dict[str, Any], check_mode: bool, say: Callable[[str], None] =
             made = plan.make(root, output, given["agents"], trainers, given["recipe"], variants=grid, **named)
     warnings = [*wrong, *strange, *made.warnings]
     if given["validate"] and not given["evaluate"]:
+        warnings += unasked_cases(made.runs, root, output)
         environment = given["axolotl_environment"]
         warnings += validation.check(
             made, trainers, root, output, agent_recipes.LOCKS, named=environment, remember=not check_mode, say=say

@@ -5,7 +5,8 @@ DOCUMENTATION = r"""
 module: watch
 short_description: Watch a run to its end, and show its progress
 description:
-  - Asks M(training_run_info) again and again. Losing this process, or the connection, harms nothing.
+  - Asks M(training_run_info) again and again, at least two seconds apart. Losing this process, or the connection, harms
+    nothing.
   - On a pod it stops a run that would come to cost too much, and renews the pod's leash within the caps, where it saw
     steps go by since the last renewal, and the rest fits into the caps at their pace. How long a host says that it
     needs adds to what was spent, and takes nothing from it.
@@ -22,7 +23,10 @@ options:
     elements: dict
     default: []
   awaited:
-    description: The run_ids of those O(others) whose end ends this watch, too; RV(first) says which it was.
+    description:
+      - The run_ids of those O(others) whose end ends this watch, too; RV(first) says which it was.
+      - A run that was left for another one is not awaited any more, so that a host that calls runs over which go on is
+        heard once of each.
     type: list
     elements: str
     default: []

@@ -119,12 +119,22 @@ def test_several_processes_train_and_one_answers_after_them(bench: Bench) -> Non
 
 
 def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(bench: Bench) -> None:
-    """In a process of its own, each question alone and not sixteen at once, after it was killed."""
+    """In a process of its own, each question alone and not sixteen at once, after it was killed.
+
+    Beside a promoted adapter whose matrices do not fit the base model: that costs its own answers, and nothing else.
+    """
     taught, again = bench.folders["taught"], bench.root / "runs/again"
     again.mkdir()
     for name in ("axolotl.yml", "questions.json"):
         shutil.copy(taught / name, again)
     shutil.copytree(taught / "output", again / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (again / "promoted").mkdir()
+    shutil.copy(taught / "output/adapter_model.safetensors", again / "promoted")
+    wider = rundir.read_json(taught / "output/adapter_config.json")
+    rundir.write_json(again / "promoted/adapter_config.json", wider | {"r": 2 * wider["r"], "rank_pattern": {}})
+    noted = rundir.read_json(again / "questions.json")
+    noted["ask"]["promoted"] = noted["ask"]["adapter"][:2]
+    rundir.write_json(again / "questions.json", noted)
     kept = (taught / "answers.jsonl").read_text().splitlines()[: SENTENCES // 2]
     (again / "answers.jsonl").write_text("\n".join(kept) + '\n{"who": "adap')
     told = {**launch.training_environment("cpu", str(bench.root), "disabled", "")}
@@ -136,8 +146,12 @@ def test_the_saved_adapter_says_the_same_by_itself_and_goes_on_where_it_was_cut(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     begin, *_, end = rundir.read_events(again / "metrics.jsonl")[0]
-    assert (begin["event"], begin["step"], begin["planned"]) == ("begin", len(kept), 2 * SENTENCES)
-    assert (end["event"], end["step"]) == ("end", 2 * SENTENCES)
+    assert (begin["event"], begin["step"], begin["planned"]) == ("begin", len(kept), 2 * SENTENCES + 2)
+    assert (end["event"], end["step"]) == ("end", 2 * SENTENCES + 2)
+    lines, _ = rundir.read_lines(again / "answers.jsonl")
+    faults = [line["error"] for line in lines if line["who"] == "promoted"]
+    assert len(faults) == 2, done.stderr[-3000:]
+    assert all(fault.startswith(f"{answers.UNLOADABLE}: RuntimeError: Error(s) in loading") for fault in faults), faults
     for who in ("adapter", "base"):
         assert texts(again, who) == texts(taught, who)
 
@@ -182,6 +196,9 @@ def test_what_was_delivered_without_cases_is_evaluated_later_and_asked_nothing_t
     assert "witness has no cases: there is no" in text, text
 
     shutil.copy(ROOT / "examples/eval/witness.jsonl", cases)
+    code, text = play("-e", recipe, playbook="playbooks/plan.yml")
+    assert code == 0, text
+    assert "ansible-playbook playbooks/evaluate.yml -e role=witness does" in " ".join(text.split()), text
     code, text = play("--check")
     assert code == 0, text
     assert "would be asked for 4 answers" in text

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.controller import notify, webhook
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.planning.run_record import read_record
+from ansible.module_utils.lora_forge.planning.run_record import read_record, update_record
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from hook import SECRET, Hook, serving
 from lab import ROOT, eventually
@@ -190,15 +191,12 @@ def test_what_a_command_died_of_is_told_again_by_its_id_until_somebody_has_told_
 
 
 def test_of_two_commands_one_tells_and_the_other_waits_until_it_has(
-    hook: Hook, tell: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    hook: Hook, tell: Any, tmp_path: pathlib.Path
 ) -> None:
     hook.answers = [0, 200]
     first = threading.Thread(target=tell, args=(hook.url,), kwargs={"since": 0.0})
     first.start()
     eventually(lambda: hook.told)
-    with monkeypatch.context() as patched:
-        patched.setattr(notify, "PATIENCE", 0.0)
-        tell(hook.url, since=0.0)  # it has no patience, and leaves it to the other one
     second = threading.Thread(target=tell, args=(hook.url,), kwargs={"since": 0.0})
     second.start()
     hook.over.set()
@@ -206,6 +204,47 @@ def test_of_two_commands_one_tells_and_the_other_waits_until_it_has(
         thread.join()
     assert len(hook.told) == 1
     assert read_record(tmp_path, "witness-0").is_settled("failed")
+
+
+@pytest.fixture
+def one_that_does_not_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have another command in its turn to tell of the run, for longer than anybody waits."""
+    monkeypatch.setattr(notify, "SOON", 0.0)
+    monkeypatch.setattr(notify, "PATIENCE", 0.0)
+    monkeypatch.setattr(notify, "longest", lambda timeout: 0.0)
+    (tmp_path / "runs").mkdir()
+    with rundir.locked(tmp_path / "runs/.witness-0.told.lock"):
+        yield
+
+
+@pytest.mark.usefixtures("one_that_does_not_end")
+def test_what_another_command_keeps_back_is_told_beside_it_and_it_is_said(
+    hook: Hook, tell: Any, tmp_path: pathlib.Path
+) -> None:
+    warned = tell(hook.url, since=0.0)
+    assert [message["event"] for message in hook.told] == ["failed"]
+    assert warned == [
+        "! «witness: failed» may arrive twice: another command has begun to tell of witness-0 and does not end, so "
+        "that this one told too"
+    ]
+    assert tell(hook.url, since=0.0) == [], "and that is all"
+    assert len(hook.told) == 1
+    assert read_record(tmp_path, "witness-0").is_settled("failed")
+
+
+@pytest.mark.usefixtures("one_that_does_not_end")
+def test_what_it_was_about_to_tell_itself_has_the_id_that_it_noted(
+    hook: Hook, tell: Any, tmp_path: pathlib.Path
+) -> None:
+    update_record(tmp_path, "witness-0", lambda record, now: record.tells("failed", "its-own"))
+    tell(hook.url, silent=True)  # to this command it is no news, and who knows whether the other one sends it
+    assert [message["id"] for message in hook.told] == ["its-own"]
+    assert tell(hook.url, "stalled", silent=True) == [], "of what nobody has begun to tell nothing is kept back"
+    assert len(hook.told) == 1
+
+
+def test_an_attempt_that_may_take_long_is_waited_for_as_long() -> None:
+    assert webhook.longest(10) < notify.PATIENCE < webhook.longest(300)
 
 
 def test_that_somebody_has_to_decide_is_told_once_with_the_command(hook: Hook, tell: Any) -> None:

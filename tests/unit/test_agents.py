@@ -320,7 +320,9 @@ def test_what_a_file_cannot_say_of_itself(agent, data, make, text, words):
     assert words in message
 
 
-def test_a_run_that_is_ready_comes_back_without_what_only_a_training_needs(agent, data, checkout, tmp_path):
+def test_a_run_that_is_ready_comes_back_without_what_only_a_training_needs(
+    agent, data, checkout, tmp_path, monkeypatch
+):
     module = load("library/training_plan")
     agent("boot")
     data("boot", "witness")
@@ -341,6 +343,12 @@ def test_a_run_that_is_ready_comes_back_without_what_only_a_training_needs(agent
     assert PlannedRun.from_dict(boot).run_id == folder.name
     assert (planned[0]["recipe"], planned[0]["datasets"]) == (first[0]["recipe"], first[0]["datasets"])
     assert planned[1] == witness
+    (checkout / "eval").mkdir()
+    case = {"messages": [{"role": "user", "content": "what now?"}], "expect": [{"contains": "x"}]}
+    (checkout / "eval/boot.jsonl").write_text(json.dumps(case))
+    monkeypatch.setattr(module.validation, "check", lambda *given, **more: [])
+    warned = module.answer(given | {"agents": "boot", "validate": True}, False)["show"]["warnings"]
+    assert [words for words in warned if words.endswith("playbooks/evaluate.yml -e role=boot does")], warned
 
 
 # --- data of others

@@ -7,9 +7,11 @@ import pathlib
 import sys
 import types
 from typing import Any
+from unittest import mock
 
 import pytest
 import rundir
+from ansible.module_utils.lora_forge.evaluation import answers
 from ansible.module_utils.lora_forge.planned_run import Estimate, PlannedAnswers, PlannedCases
 from ansible.module_utils.lora_forge.planning import answering
 from planned import planned_run
@@ -181,6 +183,15 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Any:
     return make
 
 
+def with_promoted(made: Site, error: Exception) -> None:
+    """Give the model a promoted adapter that raises when it is loaded."""
+    pathlib.Path("promoted").mkdir()
+    pathlib.Path("promoted", answer_cases.WEIGHTS).write_bytes(b"p")
+    made.model.load_adapter = mock.Mock(side_effect=error)
+    made.model.deleted = []
+    made.model.delete_adapter = made.model.deleted.append
+
+
 def told() -> list[tuple[int, int]]:
     events, _ = rundir.read_events(answer_cases.METRICS)
     return [(event["answered"], event["asked"]) for event in events]
@@ -200,6 +211,28 @@ def test_a_question_that_the_chat_template_refuses_is_noted_and_costs_no_other_o
     assert [found[key].get("error") for key in "012"] == [None, answer_cases.REFUSED, None]
     assert "ValueError: Conversation roles must alternate" in capsys.readouterr().err
     assert told()[-1] == (3, 3)
+
+
+def test_a_promoted_adapter_that_does_not_fit_its_base_model_costs_its_own_answers_alone(site, capsys):
+    made = site()
+    with_promoted(made, RuntimeError("Error(s) in loading:\n  size mismatch for q_proj"))
+    found = made.ask(["a", "b"], who="promoted")
+    error = f"{answers.UNLOADABLE}: RuntimeError: Error(s) in loading: size mismatch for q_proj"
+    assert [(one["text"], one["error"]) for one in found.values()] == [("", error)] * 2
+    assert "the promoted adapter is not asked: RuntimeError" in capsys.readouterr().err
+    assert made.model.deleted == ["promoted"], "nothing of it stays in the model"
+    assert made.widths == []
+    assert answer_cases.UNLOADABLE == answers.UNLOADABLE
+
+
+@pytest.mark.parametrize("error", [
+    OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), OSError("Input/output error"),
+    RuntimeError("CUDA error: an illegal access"),
+])  # fmt: skip
+def test_what_says_nothing_of_the_promoted_adapter_leaves_it_unasked(site, error):
+    made = site()
+    with_promoted(made, error)
+    assert made.ask(["a"], who="promoted") == {}
 
 
 def test_the_adapter_itself_is_asked_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from ansible.module_utils.lora_forge.adapters import merit, promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import Cost, DeliveredFile, Host, Losses, Manifest, Steps
 from ansible.module_utils.lora_forge.agents import agent_of, evaluated_by
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.evaluation.answers import Answer
+from ansible.module_utils.lora_forge.evaluation.answers import UNLOADABLE, Answer
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import evaluations, found_runs, launch, plan_table, questions
 from ansible.module_utils.lora_forge.planning.agents import Agents
@@ -425,6 +426,60 @@ def test_against_another_one_it_is_compared_and_nothing_is_written(desk):
     found = desk.evaluate(run)
     assert any(f"{OLD} 0 of 8: better" in line for line in found["show"]["lines"])
     assert (found["changed"], (desk.adapters / NEW / store.MANIFEST).read_bytes()) == (False, before)
+
+
+def test_a_promoted_adapter_that_cannot_be_loaded_keeps_no_new_one_from_its_evaluation(desk):
+    desk.deliver(OLD)
+    desk.promote(OLD)
+    desk.deliver(NEW, at=1)
+    run = desk.plan()[0]
+    sent, fault = desk.home / "answers.jsonl", f"{UNLOADABLE}: RuntimeError: size mismatch for q_proj"
+    for who, weights in desk.models(run).items():
+        for case in questions.cases_of(run, desk.home).cases:
+            said = {"text": "", "error": fault} if who == "promoted" else {"text": "yes"}
+            rundir.append_line(sent, {"who": who, "key": case.key, "weights": weights, **said})
+    assert questions.take_answers(run, sent, desk.home, desk.output) == ([], 0)
+    assert states(desk.plan()) == [(NEW, "ready", 0), (OLD, "ready", 0)], "nobody is asked again"
+    found = desk.evaluate(*desk.plan())
+    assert f"  {OLD} was not asked: {fault}" in found["show"]["lines"]
+    assert (found["not_evaluated"], desk.latest) == ([], NEW)
+    assert promotion.history(desk.adapters)[-1]["why"] == f"{OLD} is no rival: {fault}"
+    again = desk.evaluate(*desk.plan())
+    assert (again["changed"], desk.latest) == (False, NEW)
+
+
+def damage(folder: pathlib.Path) -> None:
+    """Change the weights, so that neither size nor time tells."""
+    weights, manifest = folder / store.WEIGHTS, folder / store.MANIFEST
+    weights.write_text(folder.name[::-1])
+    os.utime(weights, ns=(manifest.stat().st_atime_ns, manifest.stat().st_mtime_ns))
+
+
+@pytest.mark.parametrize("seen", ["by the plan", "when it is sent"])
+def test_a_promoted_adapter_that_is_damaged_keeps_no_new_one_from_its_evaluation(desk, seen):
+    old = desk.deliver(OLD)
+    desk.promote(OLD)
+    desk.deliver(NEW, at=1)
+    told = f"{NEW} is held against no other one: the adapter of {OLD} is not whole: "
+    if seen == "by the plan":
+        (old / store.WEIGHTS).write_text("cut")
+    else:
+        damage(old)
+    known = Agents(desk.home)
+    made = evaluations.make(desk.home, desk.output, "witness", desk.trainers, known)
+    run, warned = made.runs[0], list[str]()
+    files = questions.question_files(run, "runs/x", desk.home, desk.output, "Qwen/Qwen3-8B", warned.append)
+    assert [file["path"] for file in files] == ["runs/x/questions.json"], "it is not sent"
+    asked = json.loads(files[0]["content"])
+    assert {who: len(keys) for who, keys in asked["ask"].items() if keys} == {"adapter": 8, "base": 8}
+    if seen == "by the plan":
+        assert states(list(made.runs)) == [(NEW, "to evaluate", 16)]
+        assert [words for words in made.warnings if words.startswith(f"{OLD} is not evaluated, as its adapter")]
+    else:
+        assert [words for words in warned if words.startswith(told)]
+        verified = evaluations.make(desk.home, desk.output, "witness", desk.trainers, known, verify=True)
+        assert states(list(verified.runs)) == [(NEW, "to evaluate", 16)]
+        assert [words for words in verified.warnings if words.startswith(told)]
 
 
 def test_one_of_another_base_model_is_asked_by_a_run_of_its_own(desk):

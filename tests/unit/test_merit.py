@@ -13,10 +13,11 @@ from ansible.module_utils.lora_forge.adapters import merit, promotion, store
 from ansible.module_utils.lora_forge.adapters.manifest import DeliveredFile, Evaluation, Losses, Manifest, Merit
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.evaluation import answers
-from ansible.module_utils.lora_forge.evaluation.answers import Answer, KeptAnswers
+from ansible.module_utils.lora_forge.evaluation.answers import UNLOADABLE, Answer, KeptAnswers
 from ansible.module_utils.lora_forge.evaluation.case import Case, Cases
 from ansible.module_utils.lora_forge.evaluation.checks import Check
 from ansible.module_utils.lora_forge.evaluation.judge import UNNAMED, Verdict
+from ansible.module_utils.lora_forge.results.summary import merit_lines
 
 OURS, THEIRS, BASE = "a" * 64, "b" * 64, "c" * 64
 CANDIDATE = merit.Candidate(OURS, BASE, "witness-old", THEIRS)
@@ -382,6 +383,28 @@ def test_where_answers_are_missing_it_is_said_who_asks_for_them(tmp_path):
     )
     assert not ours.move
     assert not theirs.move
+
+
+def test_a_promoted_one_that_cannot_be_loaded_is_no_rival_and_that_is_said(tmp_path):
+    fault = f"{UNLOADABLE}: RuntimeError: size mismatch"
+
+    def unloadable(folder: str, base: str, promoted: Manifest = PROMOTED, by: str = "score") -> tuple[bool, str]:
+        kept, asked = KeptAnswers(tmp_path / folder / "answers"), cases(7)
+        kept.add(THEIRS, [Answer(one.key, "", error=fault) for one in asked.cases])
+        made = judged(tmp_path / folder, "ynnnnnn", "-" * 7, 9.0, base)
+        assert made.merit is not None
+        assert made.merit.unloadable == fault
+        assert f"  witness-old was not asked: {fault}" in merit_lines(made.merit)
+        decision = promotion.decide(made, promoted, True, promotion.Gate(by))
+        return decision.move, decision.why
+
+    assert unloadable("a", "n" * 7) == (True, f"witness-old is no rival: {fault}")
+    worse = unloadable("b", "y" * 7)
+    assert worse == (False, "it does worse than its base model: 1 of 7 against 7 of 7"), "as of a first one"
+    assert not unloadable("c", "n" * 7, by="loss")[0], "cases are left out of that"
+    assert not unloadable("d", "n" * 7, by="human")[0]
+    newer = dataclasses.replace(PROMOTED, run_id="witness-newer")
+    assert not unloadable("e", "n" * 7, newer)[0], "another one is promoted by now"
 
 
 def test_a_score_against_another_than_the_promoted_one_decides_nothing(tmp_path):

@@ -89,6 +89,33 @@ def test_other_expectations_are_evaluated_anew_from_what_is_kept(desk):
     assert store.integrity_error(folder) is None
 
 
+def test_cases_that_are_new_to_what_is_ready_are_named_with_the_command_that_asks_them(desk):
+    def warned(**changes):
+        return questions.unasked_cases([desk.run(state="ready", **changes)], desk.home, desk.output)
+
+    command = "ansible-playbook playbooks/evaluate.yml -e"
+    folder = desk.deliver("witness-new", OURS)
+    assert [words.partition(";")[2] for words in warned()] == [f" {command} role=witness does"], "never asked"
+    desk.answer(folder, desk.run(), adapter=["yes", "no", "no"], base=["no"] * 3)
+    assert warned() == [], "the summary reads what came with it"
+    questions.evaluate_delivered(desk.run(), desk.home, desk.output)
+    assert warned() == []
+    desk.write("no", "no", "no")
+    assert warned() == [], "another expectation asks nobody"
+    desk.write("no", "no", "no", "yes")
+    assert warned() == [
+        "witness: what is ready has not answered all cases, such as those that were written or changed since, and no "
+        f"training asks it; {command} role=witness does"
+    ]
+    assert warned(variant={"lora_r": 8})[0].endswith(f"{command} run_id=… does"), "without a run no variant is asked"
+    questions.evaluate_delivered(desk.run(), desk.home, desk.output)
+    assert len(warned()) == 1, "it is said until they are asked"
+    assert questions.unasked_cases([desk.run(state="to train")], desk.home, desk.output) == []
+    kept = questions.kept_answers(desk.output)
+    kept.add(OURS, [Answer(case.key, "yes") for case in cases.read(desk.home / "eval/witness.jsonl").cases])
+    assert warned() == []
+
+
 def test_without_answers_there_is_no_score(desk):
     folder = desk.deliver("witness-new", OURS)
     questions.evaluate_delivered(desk.run(), desk.home, desk.output)

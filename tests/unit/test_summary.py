@@ -358,5 +358,9 @@ def test_where_answers_are_missing_the_command_is_said_that_asks_for_them():
     run, home = planned_run(state="ready"), pathlib.Path("output/adapters/witness")
     missing = Manifest(merit=Merit(cases=3, unanswered=3))
     lines = summary.ready_lines(run, missing, home, True, "")
-    assert lines[-1] == f"  to ask what is not answered: ansible-playbook playbooks/evaluate.yml -e run_id={run.run_id}"
+    command = f"ansible-playbook playbooks/evaluate.yml -e run_id={run.run_id}"
+    since = "such as cases that were written or changed since"
+    assert lines[-1] == f"  to ask what is not answered, {since}: {command}"
+    trained = summary.ready_lines(planned_run(state="to train"), missing, home, True, "")
+    assert f"  to ask what is not answered: {command}" in trained
     assert summary.ready_lines(run, Manifest(merit=Merit(cases=3)), home, True, "")[1:] == ["  cases  –"]

@@ -616,6 +616,25 @@ def test_a_run_that_is_not_awaited_ends_no_watch(watch):
     assert task.run()["state"] == "finished"
 
 
+def test_a_run_that_was_left_before_is_called_over_in_vain(watch, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    again = {"others": OTHERS, "awaited": ["mayor-1", "crew-1"]}
+    assert watch(seen(10, over=["mayor-1"]), **again).run()["first"] == "mayor-1"
+    other = {"run": OTHERS[0], "others": [PLAN, OTHERS[1]], "awaited": ["witness-1", "crew-1"]}
+    task = watch(seen(3, over=["witness-1"]), FINISHED, **other)
+    assert task.run()["state"] == "finished"
+    assert [asked["awaited"] for _, asked in task.asked] == [["/r/runs/crew-1"]] * 2
+
+
+def test_a_trainer_that_answers_at_once_is_asked_at_intervals(watch):
+    task = watch(*[seen(10, token=f"t{number}") for number in range(100)], FINISHED)
+    task.run()
+    assert task.clock.now() - Clock().now() == 99 * runs.SETTLE
+    slow = watch(*[After(5, seen(10, token=f"t{number}")) for number in range(100)], FINISHED)
+    slow.run()
+    assert slow.clock.now() - Clock().now() == 500, "one that gathers its news waits nowhere else"
+
+
 @pytest.fixture
 def deliver(monkeypatch, tmp_path):
     """Provide deliver_run over three runs, with prepared ends of what it watches; it lists what that was."""
@@ -652,11 +671,74 @@ def test_what_ends_first_is_delivered_first(deliver):
     assert (found["run_id"], found["failed"]) == ("mayor-1", True)
 
 
-def test_a_host_that_calls_everything_over_is_heard_once_of_each_run(deliver):
-    ends = [{"first": name} for name in ("crew-1", "mayor-1", "witness-1")]
-    _, watched = deliver(*ends, {"state": "finished"})
-    assert [run_id for run_id, _ in watched] == ["witness-1", "crew-1", "mayor-1", "witness-1"]
-    assert watched[-1][1] == []
+class Host:
+    """A trainer whose answers come at once: it calls every run over but the one that is asked for, as long as it can.
+
+    A run ends when it may call no other one over, and has been asked for a few times more.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, output: pathlib.Path, runs: int):
+        self.output, self.clock = output, Clock()
+        self.plans = [dict(PLAN, run_id=f"witness-{number}") for number in range(runs)]
+        self.asked: list[str] = []
+        self.alone = dict.fromkeys((plan["run_id"] for plan in self.plans), 0)
+        still = types.SimpleNamespace(time=self.clock.now, monotonic=self.clock.now, sleep=self.clock.sleep)
+        self.deliver, watching = load("action_plugins/deliver_run"), load("action_plugins/watch")
+        monkeypatch.setattr(watching, "time", still)
+        monkeypatch.setattr(watching, "tell", lambda text, **about: None)
+        monkeypatch.setattr(rundir, "uptime", self.clock.now)
+        monkeypatch.setattr(watching.rundir, "uptime", self.clock.now)
+        monkeypatch.setattr(constants, "DEFAULT_LOCAL_TMP", str(output))
+        monkeypatch.setattr(ForgeAction, "run_module", lambda action, name, asked: self.module(name, asked))
+        monkeypatch.setattr(ForgeAction, "run_action", lambda action, name, asked: self.action(watching, name, asked))
+
+    def module(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        if name == "trainer_info":
+            return {"runs": [{"run_id": plan["run_id"], "state": "running"} for plan in self.plans], "gpus": []}
+        run_id = asked["run_dir"].rpartition("/")[2]
+        self.asked.append(run_id)
+        self.alone[run_id] += not asked["awaited"]
+        state = "finished" if self.alone[run_id] > 3 else "running"
+        over = [path.rpartition("/")[2] for path in asked["awaited"]]
+        return seen(1, state=state, over=over, token=f"t{len(self.asked)}")
+
+    def action(self, watching: Any, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        if name != "watch":
+            done = asked["run"]["run_id"]
+            run_record.update_record(
+                self.output, done, lambda record, now: run_record.RunRecord(done, delivered_at=now)
+            )
+            return {"changed": True}
+        return self.play(watching, asked)
+
+    def play(self, plugin: Any, args: dict[str, Any]) -> dict[str, Any]:
+        loaders = types.SimpleNamespace(action_loader=action_loader)
+        task = mock.Mock(args=args, check_mode=False, async_val=0)
+        action = plugin.ActionModule(task, *[mock.Mock()] * 4, shared_loader_obj=loaders)
+        found: dict[str, Any] = action.run(task_vars={"inventory_hostname": "pod-1"})
+        return found
+
+    def deliver_all(self) -> None:
+        """Deliver one run after the other, as the role's loop does."""
+        told = {"output": str(self.output), "url": "", "form": "json", "timeout": 10, "pods": "", "events": []}
+        given = {"runs": self.plans, "root": "/r", "output": str(self.output), "stall_timeout": 900, "pull": False,
+                 "unreachable_timeout": 60, "stop_timeout": 30, "transfer": {}, "quiet": False,
+                 "notify": told}  # fmt: skip
+        while not self.play(self.deliver, dict(given)).get("skipped"):
+            pass
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_a_host_that_calls_everything_over_at_once_is_asked_no_more_often_than_another_one(
+    monkeypatch, tmp_path, count
+):
+    host = Host(monkeypatch, tmp_path, count)
+    began = host.clock.now()
+    host.deliver_all()
+    looked, waited = 2 * count, (host.clock.now() - began) / runs.SETTLE
+    assert len(set(host.asked)) == count
+    assert len(host.asked) <= looked + count + waited, "once of each, once more when it is its turn, then at intervals"
+    assert len(host.asked) <= 6 * count, "and not as often as there are pairs of runs"
 
 
 def test_on_a_pod_the_run_that_costs_is_followed_to_its_end(deliver):

@@ -100,6 +100,7 @@ class Merit(JsonRecord):
         against: The run_id of the adapter that was promoted then; empty without one.
         than: That one's score.
         over_promoted: The two, case by case.
+        unloadable: Why that one could not be loaded, in a trainer's words; empty where it could, or nobody tried.
         broken: Names of the cases in which the adapter did what is forbidden.
         judge: The model that was asked where a check is for a judge; empty for none.
         unjudged: How many checks of all answers have no verdict of a judge.
@@ -118,6 +119,7 @@ class Merit(JsonRecord):
     against: str = ""
     than: Score = dataclasses.field(default_factory=Score)
     over_promoted: Comparison = dataclasses.field(default_factory=Comparison)
+    unloadable: str = ""
     broken: tuple[str, ...] = ()
     judge: str = ""
     unjudged: int = 0

@@ -13,7 +13,14 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.adapters.manifest import Manifest, Merit
 from ansible.module_utils.lora_forge.evaluation import scores
-from ansible.module_utils.lora_forge.evaluation.answers import ADAPTER, BASE, PROMOTED, Answer, KeptAnswers
+from ansible.module_utils.lora_forge.evaluation.answers import (
+    ADAPTER,
+    BASE,
+    PROMOTED,
+    UNLOADABLE,
+    Answer,
+    KeptAnswers,
+)
 from ansible.module_utils.lora_forge.evaluation.case import Case, Cases
 from ansible.module_utils.lora_forge.evaluation.checks import Graded, grade, right_by, visible
 from ansible.module_utils.lora_forge.evaluation.judge import UNNAMED, Judge, Query, Verdict
@@ -96,7 +103,9 @@ def evaluate(
     Returns:
         A row for each case, and the merit; of an adapter that has not answered all cases it says so.
     """
-    answers = {who: kept.read(model) for who, model in candidate.models.items()}
+    tried = {who: kept.tried(model) for who, model in candidate.models.items()}
+    answers = {who: {key: one for key, one in given.items() if not one.error} for who, given in tried.items()}
+    faults = [known.error for case in cases.cases if (known := tried.get(PROMOTED, {}).get(case.key))]
     verdicts, open_checks = _judged(cases.cases, answers.values(), judge)
     graded = _alike({who: dict(_graded(cases.cases, given, verdicts)) for who, given in answers.items()})
     rows = [_row(case, answers, graded) for case in cases.cases]
@@ -119,6 +128,7 @@ def evaluate(
         against=candidate.promoted,
         than=score.get(PROMOTED, scores.Score()),
         over_promoted=scores.compare(ours, right.get(PROMOTED, {})),
+        unloadable=next((error for error in faults if error.startswith(UNLOADABLE)), ""),
         broken=tuple(name for name, one in graded[ADAPTER].items() if one.broken),
         judge=judge.model if judge and (verdicts or open_checks) else "",
         unjudged=open_checks,

@@ -179,9 +179,12 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
         return decision(False, HUMAN)
     if gate.by == "score" and candidate.merit and candidate.merit.broken:  # whatever else it has not answered
         return decision(False, f"it does what is forbidden in {_named(candidate.merit.broken)}")
-    if promoted is None or promoted.is_rehearsal:
+    lost = merit.unloadable if gate.by == "score" and merit and promoted and merit.against == promoted.run_id else ""
+    if promoted is None or promoted.is_rehearsal or lost:
         if gate.by == "score" and merit and merit.over_base.verdict == "worse" and not candidate.is_rehearsal:
             return decision(False, f"it does worse than its base model: {scored(merit.score, merit.base)}")
+        if promoted is not None and lost:  # nobody can serve it either
+            return decision(True, f"{promoted.run_id} is no rival: {lost}")
         return decision(True, "nothing was promoted" if promoted is None else "a rehearsal always makes way")
     said = ""
     if gate.by == "score" and merit and merit.against == promoted.run_id and merit.over_promoted.cases:

@@ -1,7 +1,7 @@
 """Telling a webhook what became of a run: each event once, as output/runs/<run_id>.json notes what was told.
 
 A command may die while it tells. Then nobody knows whether the message arrived, and the next command sends it again
-with the same id, by which a receiver knows it.
+with the same id, by which a receiver knows it. So does one that has waited in vain for another one's turn to end.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
-from ansible.module_utils.lora_forge.controller.display import show
+from ansible.module_utils.lora_forge.controller.display import show, tell
 from ansible.module_utils.lora_forge.controller.notes import note
-from ansible.module_utils.lora_forge.controller.webhook import post
+from ansible.module_utils.lora_forge.controller.webhook import longest, post
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning.run_record import read_record, record_path
 from ansible.module_utils.lora_forge.pods.claims import Claims, cost_by_run
 from ansible.module_utils.lora_forge.results.notice import body, notice
-from ansible.module_utils.lora_forge.text import shown
+from ansible.module_utils.lora_forge.text import duration, shown
 
 LONGEST = 4000  # letters of what happened; a part of them may be a trainer's
-PATIENCE = 600.0  # seconds that another command may take to tell, more than all of its attempts
+SOON = 5.0  # seconds in which another command has mostly told, so that nobody is bothered with it
+PATIENCE = 600.0  # seconds for which another command may tell; longer where all of its attempts may take that
 
 
 def notify(
@@ -53,9 +54,9 @@ def notify(
     if not url or event not in options["events"]:
         note(output, run, lambda record, now: record.settled(event, now))
         return
-    with _turn(output, run) as is_ours:
+    with _turn(output, run, options["timeout"]) as alone:
         known = read_record(output, run.run_id)
-        if not is_ours or (since is not None and known.is_settled(event, since)):
+        if since is not None and known.is_settled(event, since):
             return
         if silent and event not in known.telling:
             note(output, run, lambda record, now: record.settled(event, now))
@@ -64,27 +65,38 @@ def notify(
         problem = _tell(event, run, shown(detail, LONGEST), options, progress or {}, telling.telling[event])
         if event in read_record(output, run.run_id).telling:  # or else nothing can be noted, and that was said
             note(output, run, lambda record, now: record.settled(event, now))
+    what = f"«{run.agent}: {event}»"
+    if not alone:
+        beside = f"another command has begun to tell of {run.run_id} and does not end, so that this one told too"
+        show(warnings=[f"{what} may arrive twice: {beside}"])
     if problem:
-        show(warnings=[f"«{run.agent}: {event}» {problem}"])
+        show(warnings=[f"{what} {problem}"])
 
 
 @contextlib.contextmanager
-def _turn(output: pathlib.Path, run: PlannedRun) -> Iterator[bool]:
-    """Have the turn to tell of a run, as of two commands one tells; yield whether it is ours.
+def _turn(output: pathlib.Path, run: PlannedRun, timeout: Any) -> Iterator[bool]:
+    """Have the turn to tell of a run, as of two commands one tells; yield whether no other one is at it.
 
-    It is not where another command has it and does not end. Where nothing can be locked, who is there tells.
+    Where another command has the turn and does not end, or nothing can be locked, who is there tells all the same: a
+    message that arrives twice is known by its id, and what nobody tells is known to nobody.
     """
     with contextlib.ExitStack() as held:
-        is_ours = True
-        try:
+        alone = True
+        with contextlib.suppress(OSError):
             folder = record_path(output, run.run_id).parent
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(rundir.locked(folder / f".{run.run_id}.told.lock", PATIENCE))
-        except BlockingIOError:
-            is_ours = False
-        except OSError:
-            pass
-        yield is_ours
+            path = folder / f".{run.run_id}.told.lock"
+            try:
+                held.enter_context(rundir.locked(path, SOON))
+            except BlockingIOError:
+                patience = PATIENCE
+                with contextlib.suppress(ValueError):  # a timeout that is no number is told with the message
+                    patience = max(patience, longest(float(timeout)))
+                tell(f"  {run.name}  another command tells the webhook of it: waiting, {duration(patience)} at most")
+                alone = False
+                held.enter_context(rundir.locked(path, patience))
+                alone = True
+        yield alone
 
 
 def _tell(

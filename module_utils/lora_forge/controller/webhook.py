@@ -36,6 +36,15 @@ def post(url: str, body: dict[str, Any], timeout: float) -> str:
     return problem
 
 
+def longest(timeout: float) -> float:
+    """Return the most seconds that :func:`post` takes.
+
+    Args:
+        timeout: Seconds that one attempt may take.
+    """
+    return _ATTEMPTS * (timeout + _SPARE) + (_ATTEMPTS - 1) * _DELAY
+
+
 def _attempt(url: str, body: dict[str, Any], timeout: float) -> tuple[str, bool]:
     """Post once; return what went wrong, and whether another attempt is worth it."""
     answers: list[tuple[str, bool]] = []

@@ -12,6 +12,7 @@ from ansible.module_utils.lora_forge.text import shown
 
 ADAPTER, BASE, PROMOTED = WHO = ("adapter", "base", "promoted")
 FILE = "answers.jsonl"  # beside the adapter's files, as its trainer wrote it
+UNLOADABLE = "it cannot be loaded"  # so begins the error of an adapter that its base model does not take any more
 _LETTERS = 24  # that a token may have; a longer answer than its tokens can be is cut
 _SHOWN = 3
 _DIGEST, _REASON = 64, 200  # letters of a hash in hex, and of a reason that are kept

@@ -140,7 +140,14 @@ def ask_agent(
     found: list[Asked] = []
     covered: dict[str, set[str]] = {}  # of each model the questions that another run asks it
     for name in targets:
-        manifest = questions.whole_manifest(home / name, verify)
+        try:
+            manifest = questions.whole_manifest(home / name, verify)
+        except UserError as error:
+            if not found:
+                raise
+            # The promoted one is damaged: the newest one is evaluated all the same.
+            found[-1] = dataclasses.replace(found[-1], warnings=(*found[-1].warnings, str(error)))
+            continue
         if against and manifests[against].is_rehearsal != manifest.is_rehearsal:
             raise UserError(f"{name} and {against} cannot be compared: one of them is a rehearsal")
         takers = takers_of(agent, name, manifest, fleet)
@@ -165,7 +172,9 @@ def ask_agent(
         made = questions.cases_of(run, root)
         assert made is not None
         candidate = questions.delivered_candidate(run, manifest, home)
-        ask = questions.open_questions(run, made, candidate, output)
+        ask, left_out = questions.without_damaged(
+            run, questions.open_questions(run, made, candidate, output), candidate.promoted, home, verify
+        )
         models = candidate.models
         left = {who: [key for key in ask.get(who, ()) if key not in covered.get(models[who], ())] for who in models}
         for who, keys in left.items():
@@ -183,7 +192,8 @@ def ask_agent(
                 memory_floor_gib=None if run.rehearsal else memory.floor(run.recipe),
             ),
         )
-        found.append(Asked(run, tuple(trainer.name for trainer in takers), answers.count, made.warnings))
+        warnings = (*made.warnings, left_out) if left_out else made.warnings
+        found.append(Asked(run, tuple(trainer.name for trainer in takers), answers.count, warnings))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 from ansible.module_utils.lora_forge.adapters import merit, promotion, store
@@ -18,6 +18,7 @@ from ansible.module_utils.lora_forge.evaluation.answers import PROMOTED, KeptAns
 from ansible.module_utils.lora_forge.evaluation.case import Cases
 from ansible.module_utils.lora_forge.evaluation.judge import Judge, environment_key
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
+from ansible.module_utils.lora_forge.planning.agents import listed
 from ansible.module_utils.lora_forge.planning.turns import run_files
 
 SCHEMA = 1  # of questions.json: answer_cases.py reads it
@@ -113,8 +114,36 @@ def open_questions(run: PlannedRun, made: Cases, candidate: Candidate, output: p
     return ask
 
 
+def without_damaged(
+    run: PlannedRun, ask: Mapping[str, list[str]], promoted: str, home: pathlib.Path, hashes: bool
+) -> tuple[dict[str, list[str]], str]:
+    """Leave the promoted adapter out where it would have to be sent and is damaged: that is not the run's own fault.
+
+    Args:
+        run: The run.
+        ask: Of :func:`open_questions`.
+        promoted: The run_id of that adapter.
+        home: output/adapters/<agent>.
+        hashes: Whether its files are hashed.
+
+    Returns:
+        What is left to be asked, and a sentence on what is left out; empty for nothing.
+    """
+    left = {who: list(keys) for who, keys in ask.items()}
+    defect = store.integrity_error(home / promoted, hashes) if left.get(PROMOTED) else None
+    if not defect:
+        return left, ""
+    left.pop(PROMOTED)
+    return left, f"{run.adapter} is held against no other one: the adapter of {promoted} is not whole: {defect}"
+
+
 def question_files(
-    run: PlannedRun, folder: str, checkout: pathlib.Path, output: pathlib.Path, base_model: str
+    run: PlannedRun,
+    folder: str,
+    checkout: pathlib.Path,
+    output: pathlib.Path,
+    base_model: str,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """List what a trainer gets of the cases of a run, as ``transfer`` takes it; nothing where it has none.
 
@@ -124,19 +153,24 @@ def question_files(
         checkout: The project's folder.
         output: Where adapters and answers are kept.
         base_model: As the trainer finds it.
+        warn: Is told of an adapter that is left out.
 
     Raises:
-        UserError: The file of cases holds what is no case, or an adapter that is to be asked is not whole.
+        UserError: The file of cases holds what is no case.
     """
     made = cases_of(run, checkout)
     if made is None:
         return []
     ask, asked, promoted = whom_to_ask(run, made, output, base_model)
+    held = output / "adapters" / run.agent / promoted
+    ask, left_out = without_damaged(run, ask, promoted, held.parent, hashes=bool(run.evaluates))
+    if left_out:
+        warn(left_out)
+        wanted = {key for keys in ask.values() for key in keys}
+        asked = {key: question for key, question in asked.items() if key in wanted}
     text = json.dumps({"schema": SCHEMA, "questions": asked, "ask": ask}, ensure_ascii=False)
     files: list[dict[str, Any]] = [{"path": f"{folder}/questions.json", "content": text}]
     if ask.get(PROMOTED):
-        held = output / "adapters" / run.agent / promoted
-        whole_manifest(held, hashes=bool(run.evaluates))
         files += [{"path": f"{folder}/{PROMOTED}/{name}", "src": str(held / name)} for name in _SENT]
     return files
 
@@ -277,6 +311,44 @@ def evaluate_delivered(
         return [] if _is_settled(run, output, judge) else _evaluate_anew(run, checkout, output, judge)
 
 
+def unasked_cases(runs: Sequence[PlannedRun], checkout: pathlib.Path, output: pathlib.Path) -> list[str]:
+    """Warn where what is ready has not answered cases that were written or changed since: no training asks it again.
+
+    Args:
+        runs: As they are planned.
+        checkout: The project's folder.
+        output: Where adapters and answers are kept.
+
+    Returns:
+        One sentence with the command that asks; nothing where all is answered.
+
+    Raises:
+        UserError: A file of cases holds what is no case.
+    """
+    found = [run for run in runs if run.state == "ready" and run.cases.path and _lacks_answers(run, checkout, output)]
+    if not found:
+        return []
+    agents = list(dict.fromkeys(run.agent for run in found))
+    named = "-e run_id=…" if any(run.variant for run in found) else f"-e role={agents[0] if len(agents) == 1 else '…'}"
+    return [
+        f"{listed(agents)}: what is ready has not answered all cases, such as those that were written or changed "
+        f"since, and no training asks it; ansible-playbook playbooks/evaluate.yml {named} does"
+    ]
+
+
+def _lacks_answers(run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path) -> bool:
+    """Tell whether nobody has put some of a run's cases to its adapter, which is delivered."""
+    folder = output / "adapters" / run.agent / run.adapter
+    manifest = store.read_manifest(folder)
+    if manifest is None or (manifest.merit is None and (folder / answers.FILE).exists()):  # the summary reads them
+        return False
+    known = manifest.merit
+    if known and known.cases_sha256 == run.cases.sha256 and not known.unanswered:  # as of hundreds most are
+        return False
+    made, tried = cases_of(run, checkout), kept_answers(output).tried(merit.weights_of(manifest))
+    return made is not None and any(case.key not in tried for case in made.cases)
+
+
 def _is_same(run: PlannedRun, known: Optional[Merit], candidate: Candidate, home: pathlib.Path) -> bool:
     """Tell whether a merit is of the cases as they are, and against whom a run's adapter is held."""
     # Of the promoted one itself it stays known what it was better than.
@@ -294,7 +366,7 @@ def _is_settled(run: PlannedRun, output: pathlib.Path, judge: Optional[Judge]) -
     if known is None or known.unanswered or not _is_same(run, known, candidate, home):
         return False
     # The promoted one may have answered since.
-    return bool(known.than.cases or not candidate.than) and not _has_news(known, judge)
+    return bool(known.than.cases or known.unloadable or not candidate.than) and not _has_news(known, judge)
 
 
 def _evaluate_anew(run: PlannedRun, checkout: pathlib.Path, output: pathlib.Path, judge: Optional[Judge]) -> list[str]:

@@ -32,7 +32,7 @@ def ready_lines(run: PlannedRun, manifest: Manifest, home: pathlib.Path, promote
             f"{agent} is ready already (same recipe, same data): {folder}/{run_id}. "
             "Nothing to do; -e fresh=true trains again.",
             *merit_lines(manifest.merit),
-            *_missing_lines(manifest.merit, run_id),
+            *_missing_lines(manifest.merit, run_id, ", such as cases that were written or changed since"),
             *([] if promoted or not message else [f"  {message}"]),
         ]
     at = f"{folder}/latest → {run_id}" if promoted else f"{folder}/{run_id}"
@@ -87,6 +87,8 @@ def merit_lines(merit: Optional[Merit]) -> list[str]:
         lines[0] += f"   {merit.unchecked} not checked, for want of a judge"
     if merit.unjudged:
         lines.append(f"  {merit.unjudged} checks of answers have no verdict: {merit.why_unjudged}")
+    if merit.unloadable:
+        lines.append(f"  {merit.against} was not asked: {merit.unloadable}")
     if merit.over_promoted.lost:
         lines.append(f"  from right to wrong: {listed(merit.over_promoted.lost)}")
     if merit.broken:
@@ -116,10 +118,10 @@ def delivered_text(promoted: bool, message: str) -> str:
     return ". ".join(filter(None, ("latest points to it" if promoted else "", message)))
 
 
-def _missing_lines(merit: Optional[Merit], run_id: str) -> list[str]:
+def _missing_lines(merit: Optional[Merit], run_id: str, such_as: str = "") -> list[str]:
     if merit is None or not merit.unanswered:
         return []
-    return [f"  to ask what is not answered: ansible-playbook playbooks/evaluate.yml -e run_id={run_id}"]
+    return [f"  to ask what is not answered{such_as}: ansible-playbook playbooks/evaluate.yml -e run_id={run_id}"]
 
 
 def decision_text(manifest: Manifest, message: str) -> str:

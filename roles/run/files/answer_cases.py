@@ -39,6 +39,7 @@ BATCH_TOKENS = 32_768  # of prompts and answers at once: what a GPU holds beside
 PULSE = 60.0  # seconds between two signs of life while a batch is answered
 TOO_LONG = "the question is longer than the model takes"
 REFUSED = "the chat template does not take the question"
+UNLOADABLE = "it cannot be loaded"  # of the promoted adapter; the controller knows it by these words
 
 
 class Interrupted(Exception):
@@ -195,12 +196,11 @@ def answering(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asked(model: Any, who: str) -> Iterator[None]:
-    """Switch to whom is asked: the adapter, the base model without it, or the promoted adapter."""
+    """Switch to whom is asked: the adapter, the base model without it, or the promoted adapter, which is loaded."""
     if who == BASE:
         with model.disable_adapter():
             yield
     elif who == OTHER:
-        model.load_adapter(str(PROMOTED), adapter_name=OTHER, is_trainable=False)
         model.set_adapter(OTHER)
         try:
             yield
@@ -209,6 +209,31 @@ def asked(model: Any, who: str) -> Iterator[None]:
             model.delete_adapter(OTHER)
     else:
         yield
+
+
+def load_promoted(model: Any) -> tuple[str, bool]:
+    """Load the promoted adapter beside the one in question, which is evaluated whatever becomes of that.
+
+    Args:
+        model: PEFT's.
+
+    Returns:
+        Why it cannot be loaded, and nothing where it is; and whether that is the adapter's own fault. Want of memory,
+        a disk or a GPU that fails say nothing of it.
+    """
+    import torch
+
+    try:
+        model.load_adapter(str(PROMOTED), adapter_name=OTHER, is_trainable=False)
+    except Exception as error:  # whatever PEFT raises of an adapter that does not fit its base model
+        with contextlib.suppress(Exception):  # of what was loaded before that nothing is to stay
+            model.delete_adapter(OTHER)
+        passing = isinstance(error, (MemoryError, OSError, torch.OutOfMemoryError))
+        passing = passing or any(word in str(error) for word in ("memory", "CUDA error"))
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"the promoted adapter is not asked: {why}", file=sys.stderr, flush=True)
+        return f"{UNLOADABLE}: {why}", not passing
+    return "", False
 
 
 def write(answer: dict[str, Any]) -> None:
@@ -268,6 +293,11 @@ def answer_all(
                 continue
             limits = {key: int(noted["questions"][key]["max_new_tokens"]) for key in keys}
             common = {"who": who, "weights": weights[who], "template": template}
+            why, lasts = load_promoted(model) if who == OTHER else ("", False)
+            if why:
+                for key in keys if lasts else ():
+                    write(common | {"key": key, "text": "", "tokens": 0, "ended": False, "error": why})
+                continue
             fitting, ready = [], dict[str, list[int]]()
             for key in keys:
                 prompt = prompts[key]

@@ -121,6 +121,42 @@ def test_a_site_that_takes_no_job_back(site: Site, seen: Seen) -> None:
 
 
 @pytest.mark.soak
+def test_a_site_that_adds_to_the_names_of_jobs(site: Site, seen: Seen) -> None:
+    run = site.stage()
+    plugin = """
+        function slurm_job_submit(job, partitions, user) job.name = "lab: " .. job.name return slurm.SUCCESS end
+        function slurm_job_modify() return slurm.SUCCESS end
+    """
+    (site.cluster.conf / "job_submit.lua").write_text(plugin)
+    before = set(site.cluster.jobs())
+    with site.cluster.configured(JobSubmitPlugins="lua"):
+        site.start(run, stay_at=3)
+        reached(run, 3)
+        [job] = [job for number, job in site.cluster.jobs().items() if number not in before]
+        assert job["name"].startswith("lab: lora-forge-witness-")
+        assert site.observe(run) == ("running", "")
+        assert site.start(run, stay_at=3)["changed"] is False
+        assert site.stop(run) is True
+        assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
+        for node in slurm.NODES:
+            site.cluster.drain(node)
+        assert site.start(run)["changed"] is True
+        assert site.observe(run)[0] == "queued"
+        assert site.stop(run) is True  # which cancels it
+        assert site.observe(run)[0] == "stopped"
+        for node in slurm.NODES:
+            site.cluster.resume(node)
+        assert site.start(run)["changed"] is True
+        site.whole(run)
+        site.cluster.until_idle()
+    seen(
+        "a site adds to the names of jobs (job_submit/lua)",
+        "Slurm",
+        "one job, seen, attached to, stopped and cancelled",
+    )
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("grace", [20, 0])
 def test_a_preemption_that_cancels(site: Site, grace: int, seen: Seen) -> None:
     run = site.stage()

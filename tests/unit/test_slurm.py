@@ -200,6 +200,14 @@ def test_an_answer_of_sbatch_is_the_id_whatever_a_site_says_beside_it(answer):
     assert not any("supervisor.py" in word for word in command)
 
 
+@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "AssocGrpSubmitJobsLimit"])
+def test_what_slurm_has_no_room_for_now_is_submitted_later_by_the_same_command(limit):
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    said = f"sbatch: error: {limit}\nsbatch: error: Batch job submission failed: {policy}"
+    with pytest.raises(UserError, match="It takes no more of your jobs now; the same command submits this one when"):
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said), squeue=table()))
+
+
 def test_what_slurm_refuses_is_told_in_its_own_words():
     said = "sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid"
     with pytest.raises(
@@ -428,6 +436,15 @@ def test_lines_that_are_none_of_ours_are_passed_over():
     }
 
 
+@pytest.mark.parametrize("name", [f"lab_{NAME}", f"{NAME}.ann", f"[ann] {NAME} (gpu)"])
+def test_a_site_may_add_something_to_the_names_of_jobs(name):
+    found = slurm.ask(Cluster(squeue=table(line(4, name=name))))
+    assert [job.name for job in found[NAME]] == [name]
+    cluster = Cluster(scancel=(0, ""))
+    slurm.cancel(found[NAME][0], cluster)
+    assert f"--name={name}" in cluster.asked[0][0]
+
+
 def test_a_reason_may_have_any_character_in_it():
     reason = "burst_buffer/lua: slurm_bb_data_in: a|b, c=d"
     assert slurm.ask(Cluster(squeue=table(line(4, "PENDING", reason))))[NAME][0].reason == reason
@@ -437,7 +454,7 @@ def test_jobs_are_asked_for_by_the_user_s_id_whatever_the_login_calls_him(monkey
     monkeypatch.setenv("LOGNAME", "somebody-else")
     cluster = Cluster(squeue=table(), scancel=(0, ""))
     slurm.ask(cluster)
-    slurm.cancel(RUN_DIR, cluster)
+    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
     assert [f"--user={os.getuid()}" in command for command, _ in cluster.asked] == [True, True]
 
 
@@ -676,7 +693,7 @@ def test_a_job_that_failed_unheard_is_looked_at_once_however_long_it_is_watched(
 
 def test_jobs_are_cancelled_by_name_and_user():
     cluster = Cluster(scancel=(0, ""))
-    slurm.cancel(RUN_DIR, cluster)
+    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
     assert f"--name={NAME}" in cluster.asked[0][0]
     assert any(word.startswith("--user=") for word in cluster.asked[0][0])
 

@@ -668,7 +668,7 @@ def _await_job(run_dir: pathlib.Path, timeout: float) -> None:
             break
         try:
             if not silence and not ends:
-                slurm.cancel(run_dir)
+                slurm.cancel(job)
         except slurm.Silent as error:
             silence = str(error)
         if time.monotonic() > deadline:

@@ -69,6 +69,8 @@ KEYS = {
 }
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+# In the name of a job, to which a site may add something, what job_name has made.
+_NAME = re.compile(r"lora-forge-[A-Za-z0-9._-]+-[0-9a-f]{8}")
 # What squeue is asked for of a job, by the fields of Job. The reason comes last: it may have any character in it.
 _FIELDS = {"number": "%i", "name": "%j", "state": "%T", "start": "%S", "nodes": "%N", "reason": "%r"}
 _HEAD = "JOBID|NAME|STATE|"  # how each of its answers begins, that of an empty queue as well
@@ -114,7 +116,7 @@ class Job:
 
     Attributes:
         number: Its id.
-        name: Its name, see :func:`job_name`.
+        name: Its name: that of :func:`job_name`, to which a site may have added something.
         state: In Slurm's words, in capitals.
         reason: Why it waits, or ended, in Slurm's words.
         start: When it started, or is expected to, as Slurm writes it; empty where nobody knows.
@@ -569,14 +571,17 @@ def submit(
         # A controller that was too slow may still have it before it.
         kind = UserError if "Unable to contact" in text else Unanswered
         raise kind(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
-    raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. See run_slurm in the inventory")
+    advice = "See run_slurm in the inventory"
+    if re.search("(Max|Grp)Submit", text):
+        advice = "It takes no more of your jobs now; the same command submits this one when there is room"
+    raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. {advice}")
 
 
 def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
     """Ask for this user's jobs, those that ended lately among them; one question for all runs of a host.
 
     Returns:
-        Jobs by their names, the oldest first.
+        Jobs by the names that they were given, see :func:`job_name`, the oldest first.
 
     Raises:
         Silent: Slurm has not answered. That is never the same as an empty queue.
@@ -600,10 +605,10 @@ def _jobs_in(table: str) -> dict[str, list[Job]]:
     found: dict[str, list[Job]] = {}
     for line in table.splitlines():
         parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
-        if len(parts) != len(_FIELDS) or not parts[0].isdecimal() or not parts[1].startswith("lora-forge-"):
+        if len(parts) != len(_FIELDS) or not parts[0].isdecimal() or not (ours := _NAME.search(parts[1])):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
-        found.setdefault(parts[1], []).append(Job(**dict(zip(_FIELDS, parts))))
+        found.setdefault(ours.group(), []).append(Job(**dict(zip(_FIELDS, parts))))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
@@ -758,13 +763,17 @@ class Queue:
         self._take(dataclasses.replace(answer, table=f"{answer.table}\n{known}", stamps=stamps))
 
 
-def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
+def cancel(job: Job, run: _Runner = run_command) -> None:
     """Cancel whatever jobs a run has. They are named, and so is their user: an id may be another job's by now.
+
+    Args:
+        job: One of them, whose name they all have.
+        run: Runs a command; a parameter for tests.
 
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["scancel", _whose(), f"--name={job_name(run_dir)}"], "")
+    code, text = run(["scancel", _whose(), f"--name={job.name}"], "")
     if code:
         raise Silent(_said(text))
 

@@ -11,6 +11,9 @@ description:
   - Submits nothing. Fails with Slurm's own sentence where a job would be refused, as with an unknown partition or
     account, more GPUs than a node has, or more time than is allowed; and where Slurm is too old.
   - While nodes are down or drained, Slurm cannot tell what they have, and the job itself is refused or waits.
+  - Does not ask where one of the runs is in the queue, or has finished, as Slurm took a job for it. A limit that is
+    reached by now, or a partition that takes no more jobs, keeps nobody from what is there; the launch tells what is
+    refused.
   - Fails, too, where Slurm does not answer.
 options:
   job:
@@ -29,6 +32,11 @@ options:
     description: How many nodes a run takes.
     type: int
     default: 1
+  runs:
+    description: The names of the runs that such jobs are for.
+    type: list
+    elements: str
+    default: []
   stop_timeout:
     description: Seconds the trainer has for its checkpoint when it is stopped.
     type: int
@@ -44,6 +52,7 @@ EXAMPLES = r"""
   slurm_check:
     root: /scratch/lora-forge
     job: {partition: gpu, gres: 'gpu:1', time: '12:00:00'}
+    runs: [witness-c6746a504464]
 """
 
 RETURN = r"""
@@ -58,7 +67,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.trainer import slurm
+from ansible.module_utils.lora_forge.trainer import runs, slurm
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
@@ -66,6 +75,7 @@ ARGUMENTS = {
     "gpus": {"type": "int", "default": 0},
     "max_gpu_hours": {"type": "float", "default": 0},
     "nodes": {"type": "int", "default": 1},
+    "runs": {"type": "list", "elements": "str", "default": []},
     "stop_timeout": {"type": "int", "default": 120},
 }
 
@@ -81,9 +91,10 @@ def main() -> None:
         if capped := slurm.over_cap(given["job"], given["gpus"] * given["nodes"], given["max_gpu_hours"]):
             raise UserError(capped)
         try:
-            version = slurm.check_version()
-            anything = pathlib.Path(given["root"]) / "runs" / "any"
-            refused = slurm.try_out(given["job"], anything, given["stop_timeout"], nodes=given["nodes"])
+            version, root = slurm.check_version(), pathlib.Path(given["root"])
+            refused = ""
+            if not runs.any_launched(root, given["runs"]):
+                refused = slurm.try_out(given["job"], root / "runs/any", given["stop_timeout"], nodes=given["nodes"])
         except slurm.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:

@@ -71,6 +71,10 @@ options:
     type: str
     choices: [auto, systemd, tmux, process, slurm]
     required: true
+  environment:
+    description: Further variables of the trainer processes, which are no secrets.
+    type: dict
+    default: {}
   slurm:
     description: With Slurm what a job asks for.
     type: dict

@@ -43,6 +43,7 @@ GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained t
 PROGRAMS = "programs"
 ANSWERS = "answers.jsonl"
 UNWRITABLE = 67  # exit status of a job that cannot write into its run directory, and so cannot say why it ended
+FETCH_PULSE = 90.0  # seconds; a fetch says every second that it lives, and NFS may show for a minute what is old
 FINAL_STATES = ("finished", "failed", "stopped")
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 64 << 20
@@ -325,6 +326,20 @@ def is_alive(noted: Any) -> bool:
     if not isinstance(noted, dict) or not noted.get("start") or type(noted.get("pid")) is not int:
         return False
     return noted.get("boot") == boot_id() and process_start(noted["pid"]) == noted["start"]
+
+
+def is_fetching(folder: pathlib.Path, status: dict[str, Any]) -> bool:
+    """Tell whether a fetch of a base model goes on: here, or on another machine that sees the folder, by its pulse.
+
+    Args:
+        folder: Where it keeps its status.
+        status: Its status.json.
+    """
+    process = status.get("process")
+    if status.get("state") != "fetching" or not isinstance(process, dict):
+        return False
+    since = age(folder / "status.json") if process.get("boot") != boot_id() else None
+    return is_alive(process) if since is None else since < FETCH_PULSE
 
 
 def lane_holder(run_dir: pathlib.Path, lane: Any) -> str:

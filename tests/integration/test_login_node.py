@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.lora_forge.trainer.slurm import job_name
 from lab import ROOT
 
 PATIENCE = 300  # seconds; only what hangs takes them
@@ -51,6 +53,25 @@ class LoginNode:
         assert not (self.home / "submitted").exists()
         assert not (self.home / "root/env").exists()  # nothing was installed either
         return " ".join(done.stdout.split())
+
+    def check(self, runs: list[str]) -> dict[str, Any]:
+        """Have slurm_check ask for some runs; returns what it answers."""
+        given = {"root": str(self.home / "root"), "job": ASKED, "gpus": 1, "runs": runs}
+        (self.home / "ask.yml").write_text(
+            yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": [
+                {"slurm_check": given, "register": "found", "ignore_errors": True},
+                {"copy": {"dest": f"{self.home}/found", "content": "{{ found | to_json }}"}},
+            ]}])
+        )  # fmt: skip
+        command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", "localhost,", "-c", "local"]
+        interpreter = f"ansible_python_interpreter={sys.executable}"
+        env = {**os.environ, "PATH": f"{self.home}/bin:{os.environ['PATH']}"}
+        subprocess.run(
+            [*command, "-e", interpreter, str(self.home / "ask.yml")], cwd=ROOT, env=env, check=True, timeout=PATIENCE,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads((self.home / "found").read_text())
+        return found
 
 
 @pytest.fixture
@@ -99,6 +120,29 @@ def test_a_rehearsal_is_refused_before_its_environment_is_made(login_node: Login
     rehearsal = {"run_profile": "rehearsal", "trainer_lock": "trainer-cpu"}
     text = login_node.train(run_backend="slurm", run_slurm={"account": "lap"}, **rehearsal)
     assert "Slurm does not take such a job: Invalid account run_slurm in the inventory asks for account lap;" in text
+
+
+SQUEUE = """#!/bin/sh
+echo 'JOBID|NAME|STATE|START_TIME|NODELIST|REASON'
+echo '7|{name}|PENDING|N/A||Priority'
+"""
+
+
+def test_what_slurm_would_not_take_any_more_keeps_nobody_from_what_it_has(login_node: LoginNode) -> None:
+    limit = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    (login_node.home / "refusal").write_text(
+        f"sbatch: error: QOSMaxSubmitJobPerUserLimit\nallocation failure: {limit}\n"
+    )
+    waits, new = "witness-1", "witness-2"
+    run_dir = login_node.home / "root/runs" / waits
+    run_dir.mkdir(parents=True)
+    (run_dir / "run.json").write_text(json.dumps({"backend": "slurm", "launch": "1"}))
+    (login_node.home / "bin/squeue").write_text(SQUEUE.format(name=job_name(run_dir)))
+    (login_node.home / "bin/squeue").chmod(0o755)
+    assert login_node.check([new, waits])["version"] == "slurm 24.11.5"
+    assert not (login_node.home / "asked").exists()
+    refused = login_node.check([new])
+    assert f"Slurm does not take such a job: QOSMaxSubmitJobPerUserLimit; allocation failure: {limit}" in refused["msg"]
 
 
 def test_the_plan_names_the_host_of_a_key_that_nobody_knows(login_node: LoginNode) -> None:

@@ -52,6 +52,8 @@ try:
                 with open(given["seen"], "a") as seen_so_far:
                     print(seen.state, file=seen_so_far)
             time.sleep(0.1)
+    elif given["do"] == "try_out":
+        answer = slurm.try_out(given["asked"], run_dir, 20)
     elif given["do"] == "list":
         answer = [[run.run_id, run.state] for run in runs.observe_all(run_dir.parents[1], [])]
     else:

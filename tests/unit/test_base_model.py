@@ -121,8 +121,18 @@ def test_a_fetch_that_lives_is_followed(tmp_path):
     assert not base_model.start_fetch(NAME, "", tmp_path, "/no/python", "/no/program")
 
 
+def test_a_fetch_of_another_login_node_is_followed_as_long_as_it_has_a_pulse(tmp_path):
+    elsewhere = {"pid": 1, "start": 2, "boot": "another"}
+    status = noted(tmp_path, state="fetching", process=elsewhere, bytes=31, total_bytes=100) / "status.json"
+    assert base_model.model_state(NAME, "", tmp_path)["state"] == "fetching"
+    assert not base_model.start_fetch(NAME, "", tmp_path, "/no/python", "/no/program")
+    written = status.stat().st_mtime - rundir.FETCH_PULSE
+    os.utime(status, (written, written))
+    assert base_model.model_state(NAME, "", tmp_path)["state"] == "absent"
+
+
 def test_a_fetch_that_died_is_absent_with_its_bytes(tmp_path):
-    gone = rundir.identity(os.getpid()) | {"boot": "another"}
+    gone = rundir.identity(os.getpid()) | {"start": 1}
     noted(tmp_path, state="fetching", process=gone, bytes=31, total_bytes=100)
     found = base_model.model_state(NAME, "", tmp_path)
     assert (found["state"], found["bytes"], found["error"]) == ("absent", 31, "")

@@ -13,6 +13,7 @@ import sys
 import types
 
 import pytest
+from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.trainer import cpython, environment, stale_environments
 from wire import load
@@ -298,6 +299,31 @@ def test_one_that_a_process_runs_in_is_used(desk):
         process.communicate(b"\n")
     [found] = stale_environments.unnamed_environments(desk.root, [])
     assert found["used_by"] == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "used"),
+    [
+        ({}, True),  # it waits for its first start
+        ({"state": "running", "launch": "2"}, True),
+        ({"state": "finished", "launch": "2"}, False),
+        ({"state": "stopped", "launch": "2", "reason": {"kind": "stopped"}}, False),
+        ({"state": "stopped", "launch": "2", "reason": {"kind": "requeued"}}, True),  # Slurm has its job start again
+        ({"state": "stopped", "launch": "1", "reason": {"kind": "stopped"}}, True),  # launched again since, and waits
+        ({"state": "failed", "launch": "1"}, True),
+    ],
+)
+def test_one_that_a_run_needs_is_used_as_long_as_it_is_not_over(desk, status, used):
+    desk.ensure(desk.cuda)
+    run_dir = desk.root / "runs/witness-1"
+    run_dir.mkdir(parents=True)
+    rundir.write_json(
+        run_dir / "run.json", {"launch": "2", "command": [str(desk.home / "bin/python"), "-m", "axolotl"]}
+    )
+    rundir.write_json(run_dir / "status.json", status)
+    [found] = stale_environments.unnamed_environments(desk.root, [])
+    assert found["used_by"] == ("run witness-1" if used else "")
+    assert stale_environments.remove(desk.root, desk.home) is not used
 
 
 def test_one_that_is_being_built_is_used(desk):

@@ -169,6 +169,30 @@ def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
     assert said_of_it.startswith("a: ") or " of a " in said_of_it
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"CC": "/opt/gcc/bin/gcc", "OMP_NUM_THREADS": 4, "KEY_FILE": "x"}, ""),
+        ({"CC": "{{ gcc }}"}, ""),
+        (["CC=gcc"], "a: run_environment must be a mapping, such as {NCCL_SOCKET_IFNAME: ib0}"),
+        ({"A B": "1"}, "a: run_environment: «A B» is no name of a variable"),
+        ({"HF_HOME": "/mine"}, "a: run_environment: HF_HOME is set by lora-forge itself"),
+        ({"PYTHONPATH": "/mine"}, "a: run_environment: PYTHONPATH is set by lora-forge itself"),
+        (
+            {"HF_TOKEN": "x"},
+            "a: run_environment: HF_TOKEN looks like a secret, which others could read there",
+        ),
+        ({"X": True}, "a: run_environment: X must be a text of one line, or a number"),
+        ({"X": "1\n2"}, "a: run_environment: X must be a text of one line, or a number"),
+    ],
+)
+def test_a_trainings_environment_is_not_all_the_users_to_give(given, words):
+    if words:
+        assert said(fleet.trainers_of, ["a"], {"a": {"run_environment": given}}, {}) == words
+    else:
+        assert declared(run_environment=given).name == "a"
+
+
 def test_a_run_over_nodes_of_a_cluster_needs_no_group_of_hosts():
     box = declared({"pair": ["a", "b"]}, run_backend="slurm", run_slurm=ASKED, run_hosts=2)
     assert (box.nodes, box.hosts, box.members, box.processes, box.gpu_hours) == (2, 1, (), 2, 24)

@@ -107,6 +107,14 @@ def test_a_run_over_nodes_of_a_cluster_is_one_job_whose_nodes_meet_where_it_says
     launch.check_rendezvous(plan(nodes=2), public, nobody)
 
 
+def test_an_environment_has_what_the_inventory_adds_and_nothing_of_ours_is_another():
+    given = {"NCCL_SOCKET_IFNAME": "ib0", "OMP_NUM_THREADS": 4, "HF_HOME": "/mine"}
+    for backend in ("slurm", "systemd"):
+        found = launch.plan_launch(plan(), "gpu-1", options(backend=backend, environment=given)).environment
+        assert (found["NCCL_SOCKET_IFNAME"], found["OMP_NUM_THREADS"]) == ("ib0", "4")
+        assert found["HF_HOME"] == "/r/models/hub"
+
+
 def test_without_slurm_nothing_is_asked_of_it():
     found = launch.plan_launch(plan(), "gpu-1", options(slurm={"gres": "gpu:1"}, gpus=tuple(GPUS)))
     assert (found.slurm, found.gate, found.environment["CUDA_VISIBLE_DEVICES"]) == ({}, [], "GPU-0")

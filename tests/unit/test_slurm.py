@@ -149,10 +149,18 @@ def test_a_job_carries_nothing_of_who_submits_it_and_signals_its_first_process_a
 def test_a_job_has_as_many_nodes_as_a_run_takes():
     assert "--nodes=1" in slurm.job_options(GIVEN, RUN_DIR, 120)
     assert "--nodes=3" in slurm.job_options(GIVEN, RUN_DIR, 120, nodes=3)
-    cluster = Cluster(sbatch=(0, "12"))
+    cluster = Cluster(sbatch=(0, "12"), sinfo=(0, ""))
     slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=cluster, nodes=2)
     slurm.try_out(GIVEN, RUN_DIR, 120, cluster, nodes=2)
-    assert ["--nodes=2" in command for command, _ in cluster.asked] == [True, True]
+    assert ["--nodes=2" in command for command, _ in cluster.asked[:2]] == [True, True]
+
+
+def test_gpus_are_those_of_each_node():
+    given = {"gpus": "a100:2"}
+    assert "--gpus=a100:2" in slurm.job_options(given, RUN_DIR, 120)
+    options = slurm.job_options(given, RUN_DIR, 120, nodes=3)  # --gpus would be divided among them
+    assert "--gpus-per-node=a100:2" in options
+    assert not [word for word in options if word.startswith("--gpus=")]
 
 
 def test_two_roots_have_two_names():
@@ -190,6 +198,14 @@ def test_an_answer_of_sbatch_is_the_id_whatever_a_site_says_beside_it(answer):
     command, script = cluster.asked[0]
     assert "supervisor.py" in script
     assert not any("supervisor.py" in word for word in command)
+
+
+@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "AssocGrpSubmitJobsLimit"])
+def test_what_slurm_has_no_room_for_now_is_submitted_later_by_the_same_command(limit):
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    said = f"sbatch: error: {limit}\nsbatch: error: Batch job submission failed: {policy}"
+    with pytest.raises(UserError, match="It takes no more of your jobs now; the same command submits this one when"):
+        slurm.submit(GIVEN, RUN_DIR, ["python"], 120, run=Cluster(sbatch=(1, said), squeue=table()))
 
 
 def test_what_slurm_refuses_is_told_in_its_own_words():
@@ -325,21 +341,50 @@ def test_a_slurm_without_what_is_needed_is_refused(version, old):
 )
 def test_a_job_that_no_node_can_run_now_may_wait_for_one_that_is_away(nodes, away):
     refused = "allocation failure: Requested node configuration is not available"
-    cluster = Cluster(sbatch=(1, refused), sinfo=(0, nodes))
+    told = "".join(f"gpu|{state}\n" for state in nodes.split()) + "other*|down\n"
+    cluster = Cluster(sbatch=(1, refused), sinfo=(0, told))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ("" if away else refused)
-    assert "--partition=gpu" in cluster.asked[1][0]
 
 
 def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
     refused = "allocation failure: Required partition not available (inactive or drain)"
     assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, refused))) == refused
-    gone = Cluster(sbatch=(1, "Invalid partition name specified"), sinfo=(0, "down*"))
+    gone = Cluster(sbatch=(1, "Invalid partition name specified"), sinfo=(0, "gpu|down*"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, gone) == "Invalid partition name specified"
-    cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"))
+    cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"), sinfo=(0, "gpu*|infinite"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
     assert "--test-only" in cluster.asked[0][0]
     with pytest.raises(slurm.Silent):
         slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, SILENT)))
+
+
+def test_a_reservation_may_be_one_of_the_future():
+    said = "allocation failure: Invalid time specified"
+    assert slurm.try_out({**GIVEN, "reservation": "later"}, RUN_DIR, 120, Cluster(sbatch=(1, said))) == ""
+    assert slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, said))) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "partitions", "words"),
+    [
+        ({}, "gpu|12:00:00", ""),
+        ({}, "gpu|11:59:00", "time is 12:00:00, and partition gpu has 11:59:00 at most; such a job never starts"),
+        ({}, "gpu*|30:00", "and partition gpu has 30:00 at most"),
+        ({}, "gpu|infinite", ""),
+        ({"time": "UNLIMITED"}, "gpu|2-00:00:00", "time is UNLIMITED, and partition gpu has 2-00:00:00 at most"),
+        ({"partition": "gpu,long"}, "gpu|30:00\nlong|7-00:00:00", ""),  # one of them will do
+        ({"partition": None}, "gpu|7-00:00:00\nshort*|30:00", "and the default partition has 30:00 at most"),
+        ({"partition": None}, "gpu|7-00:00:00", ""),
+        ({"qos": "long"}, "gpu|30:00", ""),  # which may have more
+        ({"time": None}, "gpu|30:00", ""),
+        ({}, "sinfo: error: Unable to contact slurm controller", ""),
+    ],
+)
+def test_more_time_than_a_partition_has_is_refused_as_slurm_may_let_it_wait_for_ever(given, partitions, words):
+    asked = {key: value for key, value in {**GIVEN, **given}.items() if value is not None}
+    cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"), sinfo=(0, partitions))
+    found = slurm.try_out(asked, RUN_DIR, 120, cluster)
+    assert (words in found) if words else found == ""
 
 
 # The queue
@@ -361,6 +406,10 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     assert after.words == "Dependency (job 6); another run comes first"
     never = slurm.Job("6", NAME, "PENDING", "DependencyNeverSatisfied")
     assert never.words == "DependencyNeverSatisfied (job 6)"
+    for reason in ("PartitionTimeLimit", "PartitionNodeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxGRESPerJob"):
+        assert "asks for more than a job may have, and never starts" in slurm.Job("6", NAME, "PENDING", reason).words
+    for reason in ("QOSMaxJobsPerUserLimit", "AssocGrpGRES", "MaxGRESPerAccount"):
+        assert "never" not in slurm.Job("6", NAME, "PENDING", reason).words
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -387,6 +436,15 @@ def test_lines_that_are_none_of_ours_are_passed_over():
     }
 
 
+@pytest.mark.parametrize("name", [f"lab_{NAME}", f"{NAME}.ann", f"[ann] {NAME} (gpu)"])
+def test_a_site_may_add_something_to_the_names_of_jobs(name):
+    found = slurm.ask(Cluster(squeue=table(line(4, name=name))))
+    assert [job.name for job in found[NAME]] == [name]
+    cluster = Cluster(scancel=(0, ""))
+    slurm.cancel(found[NAME][0], cluster)
+    assert f"--name={name}" in cluster.asked[0][0]
+
+
 def test_a_reason_may_have_any_character_in_it():
     reason = "burst_buffer/lua: slurm_bb_data_in: a|b, c=d"
     assert slurm.ask(Cluster(squeue=table(line(4, "PENDING", reason))))[NAME][0].reason == reason
@@ -396,7 +454,7 @@ def test_jobs_are_asked_for_by_the_user_s_id_whatever_the_login_calls_him(monkey
     monkeypatch.setenv("LOGNAME", "somebody-else")
     cluster = Cluster(squeue=table(), scancel=(0, ""))
     slurm.ask(cluster)
-    slurm.cancel(RUN_DIR, cluster)
+    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
     assert [f"--user={os.getuid()}" in command for command, _ in cluster.asked] == [True, True]
 
 
@@ -635,7 +693,7 @@ def test_a_job_that_failed_unheard_is_looked_at_once_however_long_it_is_watched(
 
 def test_jobs_are_cancelled_by_name_and_user():
     cluster = Cluster(scancel=(0, ""))
-    slurm.cancel(RUN_DIR, cluster)
+    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
     assert f"--name={NAME}" in cluster.asked[0][0]
     assert any(word.startswith("--user=") for word in cluster.asked[0][0])
 
@@ -672,7 +730,14 @@ def login(tmp_path, monkeypatch):
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
 def test_slurm_is_found_where_only_a_login_shell_has_it(login):
     assert slurm.has_slurm()
-    assert slurm._folder() == f"{login}/slurm/bin"  # where the job looks for it, too
+    assert slurm._folders() == f"{login}/slurm/bin"  # where the job looks for it, too
+    (login / "site").mkdir()
+    (login / "slurm/bin/sbatch").rename(login / "site/sbatch")  # a site's own, in its place
+    (login / "slurm/bin/scontrol").symlink_to("squeue")
+    with (login / ".bash_profile").open("a") as profile:
+        profile.write(f"PATH={login}/site:$PATH\n")
+    slurm._login_environment.cache_clear()
+    assert slurm._folders() == f"{login}/slurm/bin:{login}/site"
     assert slurm.run_command(["squeue"]) == (0, "/of/the/module  C")
     assert not slurm.is_login_node()  # which every host is asked, and is to cost nothing
     assert slurm.is_login_node(thorough=True) is not pathlib.Path("/dev/nvidiactl").exists()
@@ -1026,6 +1091,41 @@ def test_the_nodes_meet_on_the_first_one_at_a_port_of_their_job():
         ends = (slurm_job.meeting({**SPEC, "port": first}, {"SLURM_JOB_ID": str(job)}) for job in range(4000, 5000))
         ports = {int(end["PET_RDZV_ENDPOINT"].rpartition(":")[2]) for end in ends}
         assert (min(ports), max(ports)) == (first, 65_535), "a port that there is"
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "left"),
+    [
+        ({}, "0,1,2,3", "0"),  # the partition gives whole nodes
+        ({"processes": 2}, "0,1,2,3", "0,1"),
+        ({"processes": 4, "nodes": 2}, "0,1,2,3", "0,1"),
+        ({}, "MIG-1,MIG-2", "MIG-1"),
+        ({}, "1", None),
+        ({"processes": 2}, "0,1", None),
+        ({}, None, None),
+    ],
+)
+def test_a_run_has_the_gpus_that_it_takes_where_slurm_gives_its_job_more(spec, given, left):
+    env = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert slurm_job.own_gpus(spec, env).get("CUDA_VISIBLE_DEVICES") == left
+
+
+def test_data_is_prepared_on_the_cores_of_the_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_dir, name = tmp_path / "runs/witness-1", "AXOLOTL_DATASET_NUM_PROC"
+    assert slurm_job.variables(run_dir, {}, {"SLURM_CPUS_ON_NODE": "8"})[name] == "8"
+    assert name not in slurm_job.variables(run_dir, {}, {})
+    assert name not in slurm_job.variables(run_dir, {"env": {name: "2"}}, {"SLURM_CPUS_ON_NODE": "8"})  # as it was told
+
+
+def test_a_node_without_the_users_home_has_another_one(tmp_path, monkeypatch):
+    run_dir = tmp_path / "runs/witness-1"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert slurm_job.home(run_dir) == str(tmp_path)
+    monkeypatch.setenv("HOME", "/nowhere/ann")
+    for _ in range(2):
+        assert slurm_job.home(run_dir) == str(tmp_path / "home")
+    assert (tmp_path / "home").is_dir()
 
 
 @pytest.fixture

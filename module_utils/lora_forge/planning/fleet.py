@@ -12,6 +12,7 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.data import dataset
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
+from ansible.module_utils.lora_forge.planning import launch
 from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
 from ansible.module_utils.lora_forge.text import nearest
 from ansible.module_utils.lora_forge.trainer import slurm
@@ -19,8 +20,8 @@ from ansible.module_utils.lora_forge.trainer import slurm
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
     "agents", "datasets_dir", "eval_dir", "inventory_dir", "pod_gpu_count", "pod_gpus", "run_gpus", "run_hosts",
-    "run_backend", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs", "run_slurm_max_gpu_hours",
-    "run_stop_timeout", "trainer_gpu_count", "trainer_machine", "trainer_root",
+    "run_backend", "run_environment", "run_lanes", "run_profile", "run_slurm", "run_slurm_jobs",
+    "run_slurm_max_gpu_hours", "run_stop_timeout", "trainer_gpu_count", "trainer_machine", "trainer_root",
 )  # fmt: skip
 
 OUTSIDE = "outside_limit"  # the group, in memory alone, of the hosts that --limit leaves out; not there without one
@@ -172,6 +173,9 @@ def trainers_of(
         in_slurm = known.get("run_backend") == "slurm"
         nodes, size = (max(1, size), 1) if in_slurm else (1, size)  # of a cluster the inventory knows no nodes
         members, fitting = find_gang(host, size, groups)
+        environment = known.get("run_environment") or {}
+        if wrong := [] if _is_open_ended(environment) else launch.environment_problems(environment):
+            raise UserError(f"{host}: {'; '.join(wrong)}")
         gpu_hours = _check_slurm(host, known, 0 if rehearsal else gpus, nodes) if in_slurm else None
         folder = known.get("datasets_dir") or Trainer.datasets_dir if datasets_dir is None else datasets_dir
         asked = known.get("eval_dir") or Trainer.eval_dir if eval_dir is None else eval_dir
@@ -219,7 +223,7 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, nodes: int) -> 
     What has a value with a Jinja expression in it is held to the same once the host is there.
     """
     asked = known.get("run_slurm") or {}
-    open_ended = any(mark in str(asked) for mark in ("{{", "{%"))
+    open_ended = _is_open_ended(asked)
     stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
     wrong = [] if open_ended else slurm.problems(asked, gpus, stop_timeout)
     hours = None if open_ended or wrong else slurm.hours_of(asked)
@@ -239,6 +243,11 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, nodes: int) -> 
     if wrong:
         raise UserError(f"{host}: {'; '.join(wrong)}")
     return None if hours is None or not cards else hours * cards
+
+
+def _is_open_ended(value: Any) -> bool:
+    """Tell whether a value has a Jinja expression in it, and so is known on the host alone."""
+    return any(mark in str(value) for mark in ("{{", "{%"))
 
 
 def _count(host: str, known: Mapping[str, Any], variable: str, least: int, otherwise: int = 1) -> int:

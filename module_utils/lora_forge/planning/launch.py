@@ -34,6 +34,12 @@ _PLUGIN = "lora_forge_axolotl.LoraForgePlugin"
 RENDEZVOUS = "PET_RDZV_ID"  # the variable that torchrun takes --rdzv-id from
 TINY_MODEL = "tiny_model.py"
 ASKS = "answer_cases.py"  # the program of an evaluation
+# Variables that are not the inventory's to give: what is set for each training, and who is who among its processes.
+_OURS = re.compile(
+    r"PYTHON.*|(LORA_FORGE|PET|TORCHELASTIC|SLURM)_.*|(LOCAL_|GROUP_)?RANK|WORLD_SIZE|CUDA_VISIBLE_DEVICES|"
+    r"HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|BASE_URL)|TORCH_FORCE_.*|TOKENIZERS_PARALLELISM|AXOLOTL_DO_NOT_TRACK"
+)
+_SECRET = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
 
 
 def resolved(name: str) -> list[str]:
@@ -68,6 +74,7 @@ class TrainerOptions(JsonRecord):
         slurm: What a job of Slurm asks for.
         slurm_jobs: How many of its jobs run at once.
         gpu_check: Further options of gpu_check.py, which a job of Slurm runs on its node.
+        environment: Further variables of the training's environment, which are no secrets.
     """
 
     root: str
@@ -88,6 +95,7 @@ class TrainerOptions(JsonRecord):
     slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
     slurm_jobs: int = 0
     gpu_check: tuple[str, ...] = ()
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainerOptions:
@@ -137,7 +145,7 @@ def plan_launch(run: PlannedRun, host: str, options: TrainerOptions) -> Launch:
         command=[options.python, f"{rundir.PROGRAMS}/{ASKS}"] if asks else training_command(run, host, options),
         lane=lane,
         lane_dir=options.lane_dir,
-        environment=environment,
+        environment={**{name: str(value) for name, value in options.environment.items()}, **environment},
         slurm=options.slurm if in_slurm else {},
         at_once=options.slurm_jobs if in_slurm else 0,
         gate=gate if in_slurm and not run.rehearsal else [],
@@ -367,6 +375,30 @@ def training_environment(
         **({"WANDB_BASE_URL": wandb_server} if wandb_server else {}),
         **data_only,
     }
+
+
+def environment_problems(given: Any) -> list[str]:
+    """Say what is wrong with run_environment.
+
+    Args:
+        given: What the inventory says.
+
+    Returns:
+        Sentences; empty where nothing is.
+    """
+    if not isinstance(given, Mapping):
+        return ["run_environment must be a mapping, such as {NCCL_SOCKET_IFNAME: ib0}"]
+    found = []
+    for name, value in given.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", str(name)):
+            found.append(f"run_environment: «{str(name)[:60]}» is no name of a variable")
+        elif _OURS.fullmatch(str(name)):
+            found.append(f"run_environment: {name} is set by lora-forge itself")
+        elif _SECRET.fullmatch(str(name)):
+            found.append(f"run_environment: {name} looks like a secret, which others could read there")
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)) or re.search("[\0\n]", str(value)):
+            found.append(f"run_environment: {name} must be a text of one line, or a number")
+    return found
 
 
 def run_facts(run: PlannedRun, host: str) -> dict[str, Any]:

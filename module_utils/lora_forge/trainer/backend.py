@@ -233,7 +233,7 @@ def start(choice: Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int,
         return f"tmux attach -t {session}"
     with (run_dir / "supervisor.log").open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run_dir, start_new_session=True)
-    return f"tail -f {run_dir}/supervisor.log"
+    return shlex.join(["tail", "-f", f"{run_dir}/supervisor.log"])
 
 
 def words(run_id: str, run_dir: pathlib.Path, noted: dict[str, Any], run: _Runner = run_command) -> str:

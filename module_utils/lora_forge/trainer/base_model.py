@@ -49,7 +49,7 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
         state (absent, fetching, present, failed), described (the folder, from when its configuration and tokenizer
         are there), folder (the same, when all is), bytes, total_bytes, bytes_per_second (None where nobody knows),
         error, and a mark that changes when there is news. A fetch whose process died is absent: the next one goes on
-        where it was.
+        where it was. One of another machine, such as another login node, goes on as long as it says so.
 
     Raises:
         UserError: A folder that is no base model.
@@ -70,7 +70,7 @@ def model_state(model: str, revision: str, home: pathlib.Path) -> dict[str, Any]
         if defect is None:
             return _marked({**known, "state": state, "folder": status["folder"], "described": status["folder"]})
         return _marked({"state": "absent", "error": f"{defect}; it has to be fetched again"})
-    if state == "fetching" and rundir.is_alive(status.get("process")):
+    if rundir.is_fetching(folder, status):
         return _marked({**known, "state": state, "bytes_per_second": status.get("bytes_per_second")})
     if state == "failed":
         return _marked({**known, "state": state, "error": status.get("error", "")})

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import time
@@ -218,6 +219,18 @@ def observe_all(
             )
         )
     return listed
+
+
+def any_launched(root: pathlib.Path, names: Sequence[str]) -> bool:
+    """Tell whether one of some runs has no need to be started: it is alive, may be, or has finished.
+
+    Args:
+        root: The trainer's root.
+        names: Of the runs.
+    """
+    queue = slurm.Queue()
+    return any(observe(root / "runs" / name, queue=queue).state in (*run_state.LIVING, "unknown", "finished")
+               for name in names)  # fmt: skip
 
 
 def weights_defect(path: pathlib.Path) -> Optional[str]:
@@ -522,7 +535,7 @@ def _submit(
         if not isinstance(error, slurm.Unanswered):  # else the job may be there, and need them
             (run_dir / "env").unlink(missing_ok=True)
         raise
-    attach_command = f"tail -F {run_dir}/supervisor.log"  # which is there once the job begins
+    attach_command = shlex.join(["tail", "-F", f"{run_dir}/supervisor.log"])  # which is there once the job begins
     rundir.write_json(run_dir / "run.json", {**noted, "attach_command": attach_command, "job": number})
     queue.add(run_dir, number)
     message = f"job {number}; {choice.message}"
@@ -655,7 +668,7 @@ def _await_job(run_dir: pathlib.Path, timeout: float) -> None:
             break
         try:
             if not silence and not ends:
-                slurm.cancel(run_dir)
+                slurm.cancel(job)
         except slurm.Silent as error:
             silence = str(error)
         if time.monotonic() > deadline:

@@ -69,11 +69,16 @@ KEYS = {
 }
 _VALUE = re.compile(r"[A-Za-z0-9_.,:=*+|&()\[\]@%/-]{1,500}")
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+# In the name of a job, to which a site may add something, what job_name has made.
+_NAME = re.compile(r"lora-forge-[A-Za-z0-9._-]+-[0-9a-f]{8}")
 # What squeue is asked for of a job, by the fields of Job. The reason comes last: it may have any character in it.
 _FIELDS = {"number": "%i", "name": "%j", "state": "%T", "start": "%S", "nodes": "%N", "reason": "%r"}
 _HEAD = "JOBID|NAME|STATE|"  # how each of its answers begins, that of an empty queue as well
 _LONGEST_SIGNAL = 65_535  # seconds before the end of its time at which a job can be told
 _EARLY = 60  # seconds by which it may be told before that
+_NOT_YET = re.compile("Invalid time specified|reservation not usable now")  # said of a reservation
+# Reasons for which a job waits for ever: it asks for more than any one of its kind gets.
+_TOO_MUCH = re.compile("Partition(Time|Node)Limit|Max[A-Za-z]*PerJob")
 _NO_NODE = "Requested node configuration is not available"
 # As sinfo writes states of nodes; with a * one does not answer.
 _AWAY = re.compile(r"(down|drain|drng|fail|inval|unk)|\w+\*")
@@ -111,7 +116,7 @@ class Job:
 
     Attributes:
         number: Its id.
-        name: Its name, see :func:`job_name`.
+        name: Its name: that of :func:`job_name`, to which a site may have added something.
         state: In Slurm's words, in capitals.
         reason: Why it waits, or ended, in Slurm's words.
         start: When it started, or is expected to, as Slurm writes it; empty where nobody knows.
@@ -142,6 +147,10 @@ class Job:
         means = f"; scontrol release {self.number} lets it go on" if "held" in self.reason.lower() else ""
         if self.reason.startswith("JobHeldAdmin"):
             means = "; who runs the cluster has held it, and lets it go on"
+        elif _TOO_MUCH.search(self.reason):
+            means = (
+                "; it asks for more than a job may have, and never starts: stop it, correct run_slurm, and launch it"
+            )
         elif self.reason == "Dependency":
             means = "; another run comes first"
         return f"{self.reason or self.state} (job {self.number}){means}{expected}"
@@ -204,10 +213,15 @@ def _login_environment() -> dict[str, str]:
     return {name: found[name] for name in (*_OF_A_LOGIN, *_OF_SLURM) if name in found}
 
 
-def _folder() -> str:
-    """Return the folder of Slurm's own commands; empty where they are not to be found."""
-    path = shutil.which("sbatch") or shutil.which("sbatch", path=_login_environment().get("PATH", ""))
+def _folder(command: str = "sbatch") -> str:
+    """Return the folder of a command of Slurm's; empty where it is not to be found."""
+    path = shutil.which(command) or shutil.which(command, path=_login_environment().get("PATH", ""))
     return os.path.dirname(path or "")
+
+
+def _folders() -> str:
+    """Return where a job finds what it calls itself, as PATH has it: a site may have a program in sbatch's place."""
+    return ":".join(dict.fromkeys(filter(None, map(_folder, ("scontrol", "srun", "sbatch"))))) or "/usr/bin"
 
 
 def gpus_of(given: Mapping[str, Any]) -> int:
@@ -376,7 +390,7 @@ def job_script(run_dir: pathlib.Path, command: Sequence[str], word: str, program
         run_dir: The run directory.
         command: The supervisor's command line.
         word: From :func:`mark_root`.
-        programs: The folder of Slurm's own commands.
+        programs: The folders of Slurm's own commands, as PATH has them.
     """
     return _SCRIPT.format(
         path=shlex.quote(f"{programs}:/usr/local/bin:/usr/bin:/bin"),
@@ -409,14 +423,20 @@ def job_options(
         f"--dependency=singleton{first}",
         "--requeue",
         "--export=NIL",
+        "--propagate=NONE",  # nor has it the limits of a login node, of open files or of a processor's time
         "--output=/dev/null",
         "--chdir=/",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
         # B: to the job's first process, which is the supervisor, and to no other.
         f"--signal=B:TERM@{told_before(stop_timeout)}",
-        *(f"--{KEYS[key]}={value}" for key, value in given.items()),
+        *(f"--{_option(key, nodes)}={value}" for key, value in given.items()),
     ]
+
+
+def _option(key: str, nodes: int) -> str:
+    """Return the option of sbatch that a key of run_slurm is: what it asks for is for each node."""
+    return "gpus-per-node" if key == "gpus" and nodes > 1 else KEYS[key]  # --gpus counts those of all nodes
 
 
 def check_version(run: _Runner = run_command) -> str:
@@ -457,19 +477,52 @@ def try_out(
     """
     code, text = run(["sbatch", "--test-only", *job_options(given, run_dir, stop_timeout, nodes=nodes)], "#!/bin/sh\n")
     if code == 0:
-        return ""
+        return _over_time(given, run)
     if rundir.SLURM_SILENT.search(text):
         raise Silent(_said(text))
+    if "reservation" in given and _NOT_YET.search(text):
+        return ""  # a job that is submitted waits for its beginning
     # For this test a node that is down or drained is none, and the sentence the same as for a job that no node could
     # run. A job that is submitted waits for such a node; where it could not run there either, sbatch says so.
     return "" if _NO_NODE in text and _has_nodes_away(given, run) else _said(text)
 
 
+def _over_time(given: Mapping[str, Any], run: _Runner) -> str:
+    """Say that no partition has so much time for a job, which most Slurms take all the same, and never start.
+
+    A QOS may have more than its partition; where one is named, only Slurm knows.
+    """
+    if "qos" in given or "time" not in given:
+        return ""
+    limits = {limit: seconds_of(limit) or math.inf for limit in _of_partitions(given, "%l", run)}
+    most = max(limits, key=lambda limit: limits[limit], default="")
+    if not limits or (seconds_of(str(given["time"])) or math.inf) <= limits[most]:
+        return ""
+    where = f"partition {given['partition']}" if "partition" in given else "the default partition"
+    return f"time is {given['time']}, and {where} has {most} at most; such a job never starts (PartitionTimeLimit)"
+
+
 def _has_nodes_away(given: Mapping[str, Any], run: _Runner) -> bool:
     """Tell whether a node for such jobs is down or drained at the moment."""
-    among = [f"--partition={given['partition']}"] if "partition" in given else []
-    code, text = run(["sinfo", "--noheader", "--all", "--format=%t", *among], "")
-    return code == 0 and any(_AWAY.match(state) for state in text.split())
+    return any(_AWAY.match(state) for state in _of_partitions(given, "%t", run))
+
+
+def _of_partitions(given: Mapping[str, Any], field: str, run: _Runner) -> list[str]:
+    """Ask for something of the partitions that a job may run in; empty where nobody answers.
+
+    Args:
+        given: run_slurm.
+        field: What, as ``sinfo`` has it in its format.
+        run: Runs a command.
+    """
+    try:  # not with its --partition: it does not take that with --all, and without it hides what is hidden
+        code, text = run(["sinfo", "--noheader", "--all", f"--format=%P|{field}"], "")
+    except Silent:
+        return []
+    wanted = [*filter(None, str(given.get("partition", "")).split(","))]
+    rows = [line.strip().partition("|") for line in text.splitlines() if "|" in line] if code == 0 else []
+    # The one with a * is that of jobs that name none.
+    return [value for name, _, value in rows if (name.rstrip("*") in wanted if wanted else name.endswith("*"))]
 
 
 def submit(
@@ -496,7 +549,7 @@ def submit(
         UserError: Slurm refuses it, or has not answered and has no such job.
         Unanswered: Nobody knows whether it has one.
     """
-    script = job_script(run_dir, command, mark_root(run_dir.parents[1]), _folder() or "/usr/bin")
+    script = job_script(run_dir, command, mark_root(run_dir.parents[1]), _folders())
     try:
         code, text = run(["sbatch", *job_options(given, run_dir, stop_timeout, after, nodes)], script)
     except Silent as error:
@@ -518,14 +571,17 @@ def submit(
         # A controller that was too slow may still have it before it.
         kind = UserError if "Unable to contact" in text else Unanswered
         raise kind(f"Slurm has not answered, and {run_dir.name} is not in its queue: {_said(text)}. Run it again")
-    raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. See run_slurm in the inventory")
+    advice = "See run_slurm in the inventory"
+    if re.search("(Max|Grp)Submit", text):
+        advice = "It takes no more of your jobs now; the same command submits this one when there is room"
+    raise UserError(f"Slurm refuses the job of {run_dir.name}: {_said(text)}. {advice}")
 
 
 def ask(run: _Runner = run_command) -> dict[str, list[Job]]:
     """Ask for this user's jobs, those that ended lately among them; one question for all runs of a host.
 
     Returns:
-        Jobs by their names, the oldest first.
+        Jobs by the names that they were given, see :func:`job_name`, the oldest first.
 
     Raises:
         Silent: Slurm has not answered. That is never the same as an empty queue.
@@ -549,10 +605,10 @@ def _jobs_in(table: str) -> dict[str, list[Job]]:
     found: dict[str, list[Job]] = {}
     for line in table.splitlines():
         parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
-        if len(parts) != len(_FIELDS) or not parts[0].isdecimal() or not parts[1].startswith("lora-forge-"):
+        if len(parts) != len(_FIELDS) or not parts[0].isdecimal() or not (ours := _NAME.search(parts[1])):
             continue
         parts = ["" if part in ("None", "N/A", "(null)", "Unknown") else part for part in parts]
-        found.setdefault(parts[1], []).append(Job(**dict(zip(_FIELDS, parts))))
+        found.setdefault(ours.group(), []).append(Job(**dict(zip(_FIELDS, parts))))
     return {name: sorted(jobs, key=lambda job: int(job.number)) for name, jobs in found.items()}
 
 
@@ -707,13 +763,17 @@ class Queue:
         self._take(dataclasses.replace(answer, table=f"{answer.table}\n{known}", stamps=stamps))
 
 
-def cancel(run_dir: pathlib.Path, run: _Runner = run_command) -> None:
+def cancel(job: Job, run: _Runner = run_command) -> None:
     """Cancel whatever jobs a run has. They are named, and so is their user: an id may be another job's by now.
+
+    Args:
+        job: One of them, whose name they all have.
+        run: Runs a command; a parameter for tests.
 
     Raises:
         Silent: Slurm has not answered.
     """
-    code, text = run(["scancel", _whose(), f"--name={job_name(run_dir)}"], "")
+    code, text = run(["scancel", _whose(), f"--name={job.name}"], "")
     if code:
         raise Silent(_said(text))
 

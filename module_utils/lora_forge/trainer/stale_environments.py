@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
+from ansible.module_utils.lora_forge.trainer import runs
 from ansible.module_utils.lora_forge.trainer.environment import COMPLETE, lock_file
 
 # Of an environment: what environment_name makes, and what it made earlier.
@@ -128,13 +129,12 @@ def _used(home: pathlib.Path, users: Sequence[tuple[str, str]]) -> str:
 def _users(root: pathlib.Path) -> list[tuple[str, str]]:
     """List who runs a program, and the folder that it lies in, links resolved: this machine's processes, and runs.
 
-    A run that waits for its lane, or that another machine with this volume trains, has no process here.
+    A run that waits for its lane or its job, or that another machine with this volume trains, has no process here.
     """
     users = [(f"process {pid}", folder) for pid, folder in _programs()]
     for path in (root / "runs").glob("*/run.json"):
         command = rundir.read_json(path).get("command")
-        state = rundir.read_json(path.with_name("status.json")).get("state")
-        if isinstance(command, list) and command and state not in rundir.FINAL_STATES:
+        if isinstance(command, list) and command and not runs.is_over(path.parent):
             users.append((f"run {path.parent.name}", os.path.realpath(os.path.dirname(str(command[0])))))
     return users
 

@@ -196,6 +196,47 @@ def end_earlier(run_dir: pathlib.Path, spec: Mapping[str, Any]) -> list[str]:
     return [*on_nodes(spec), "/bin/sh", "-c", END_EARLIER, "sh", str(run_dir)]
 
 
+def own_gpus(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that leaves a run its GPUs where the job has more: some partitions give whole nodes.
+
+    One process would divide each batch among all that it sees, which makes another training of it.
+
+    Args:
+        spec: run.json.
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    given = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    wanted = spec.get("processes", 1) // spec.get("nodes", 1)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(given[:wanted])} if len(given) > wanted else {}
+
+
+def home(run_dir: pathlib.Path) -> str:
+    """Return where a training's libraries may keep what they compile: not every node has its users' homes.
+
+    Args:
+        run_dir: The run directory.
+    """
+    own, instead = os.path.expanduser("~"), run_dir.parents[1] / "home"
+    if os.access(own, os.W_OK | os.X_OK):
+        return own
+    instead.mkdir(exist_ok=True)
+    return str(instead)
+
+
+def variables(run_dir: pathlib.Path, spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a training has in its environment as it is in a job.
+
+    Args:
+        run_dir: The run directory.
+        spec: run.json.
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    # Axolotl prepares data with as many processes as the node has cores, of which the job may have few.
+    name, cores = "AXOLOTL_DATASET_NUM_PROC", env.get("SLURM_CPUS_ON_NODE")
+    own = {name: cores} if cores and name not in spec.get("env", {}) else {}
+    return {"HOME": home(run_dir), **own, **own_gpus(spec, env), **meeting(spec, env)}
+
+
 def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables by which the processes of several nodes meet, and know that all see one run directory.
 

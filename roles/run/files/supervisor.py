@@ -432,7 +432,6 @@ class Supervisor:
 
     def environment(self) -> dict[str, str]:
         """Return the trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
-        # A job of Slurm's has no HOME.
         env = {"HOME": os.path.expanduser("~"), **inherited(os.environ), **self.spec.get("env", {})}
         secrets = self.run_dir / "env"
         if secrets.exists():
@@ -446,7 +445,7 @@ class Supervisor:
         env["PYTHONSAFEPATH"] = "1"
         env["PYTHONUNBUFFERED"] = "1"
         env[rundir.MARKER] = str(self.run_dir)
-        env.update({} if self.copies is None else slurm_job.meeting(self.spec, os.environ))
+        env.update({} if self.copies is None else slurm_job.variables(self.run_dir, self.spec, os.environ))
         return env
 
     def start_trainer(self, command: list[str], env: dict[str, str]) -> None:

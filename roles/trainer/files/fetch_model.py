@@ -385,7 +385,7 @@ def take(lock: IO[str], state_dir: pathlib.Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         status: dict[str, Optional[Any]] = rundir.read_json(state_dir / "status.json")
-        if status.get("state") == "fetching" and rundir.is_alive(status.get("process")):
+        if rundir.is_fetching(state_dir, status):
             return False
         if time.monotonic() > deadline:
             raise SystemExit(f"{lock.name} is held by a process that does not fetch")

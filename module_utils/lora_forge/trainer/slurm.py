@@ -344,14 +344,9 @@ def has_slurm() -> bool:
     return bool(_folder())
 
 
-def is_login_node(thorough: bool = False) -> bool:
-    """Tell whether this host can submit jobs and has no GPU itself.
-
-    Args:
-        thorough: Ask a login shell, too, which may take seconds.
-    """
-    submits = has_slurm() if thorough else shutil.which("sbatch") is not None
-    return submits and not pathlib.Path("/dev/nvidiactl").exists()
+def is_login_node() -> bool:
+    """Tell whether this host can submit jobs and has no GPU itself."""
+    return not pathlib.Path("/dev/nvidiactl").exists() and has_slurm()
 
 
 def mark_root(root: pathlib.Path) -> str:

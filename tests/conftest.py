@@ -42,6 +42,7 @@ TOGETHER = {
     "e2e/test_templates.py": "templates",
     "integration/test_slurm.py": "slurm",
     "integration/test_slurm_gang.py": "slurm",
+    "integration/test_slurm_locks.py": "slurm",
 }
 
 

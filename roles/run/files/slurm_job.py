@@ -7,7 +7,6 @@ Standard library only, Python 3.9 or newer; ``rundir.py`` lies beside it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -103,7 +102,7 @@ class Copies:
         while True:
             if not locked:
                 with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    rundir.flock(handle)  # where there are no locks, the heartbeat alone tells
                     locked = True
             now, beat = time.monotonic(), self.heartbeat()
             if beat != last:
@@ -208,6 +207,20 @@ def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     first = spec.get("port", 0)
     port = first + int(env["SLURM_JOB_ID"]) % min(PORTS, 65_536 - first)
     return {"PET_RDZV_ENDPOINT": f"{os.uname().nodename}:{port}", rundir.ONE_FOLDER: "1"}
+
+
+def variables(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a training that only a job needs: those of :func:`meeting`, and a cache of its own.
+
+    The cache of datasets has locks, and where the file system has none they are files that a killed training leaves.
+    Among its run's prepared data they keep no other run waiting, and are deleted before it starts again.
+
+    Args:
+        spec: run.json.
+        env: The supervisor's environment, with Slurm's variables.
+    """
+    prepared = spec.get("prepared")
+    return {**meeting(spec, env), **({"HF_DATASETS_CACHE": f"{prepared}/datasets"} if prepared else {})}
 
 
 def check_command(run_dir: pathlib.Path, spec: Mapping[str, Any]) -> list[str]:

@@ -10,10 +10,12 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import slurm
+from ansible.module_utils.lora_forge.trainer import slurm as slurm_trainer
 from lab import ROOT, eventually, go_on, reached, starts
 from seen import Seen
 
@@ -41,13 +43,14 @@ def cluster() -> Iterator[slurm.Cluster]:
 def test_a_run_is_launched_once_stopped_put_back_and_comes_to_its_end(site: Site, seen: Seen) -> None:
     run = site.stage()
     answers = test_slurm.at_once(*[lambda: site.start(run, stay_at=3)] * 3)
-    assert sorted(answer.get("changed", answer) for answer in answers) == [False, False, True]
+    assert sorted(str(answer.get("changed")) for answer in answers) == ["False", "False", "True"], answers
     reached(run, 3)
     assert len(site.jobs(run)) == 1
-    before = site.cluster.requests("ann")
+    before, began = site.cluster.requests("ann"), time.monotonic()
     found = test_slurm.at_once(*[lambda: site.ask("list", run)] * 4)
     assert found == [[[run.name, "running"]]] * 4
-    assert site.cluster.requests("ann") - before <= 2 * 3  # one of them has asked for all, twice at most
+    asked = site.cluster.requests("ann") - before  # a question is two or three
+    assert asked <= 3 * (2 + (time.monotonic() - began) // slurm_trainer.EVERY), "one of them asks for all"
     assert site.stop(run) is True
     assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
     assert site.start(run, stay_at=5)["changed"] is True

@@ -647,7 +647,7 @@ class Queue:
         root = run_dir.parents[1]
         with contextlib.ExitStack() as held:
             if not (kept := self._kept(root)).serves(run_dir, since):
-                # One question at a time. Where that takes too long, or the folder has no locks, everybody asks.
+                # One question at a time. Where that takes too long, or cannot be locked, everybody asks.
                 with contextlib.suppress(OSError):
                     held.enter_context(rundir.locked(root / f"{KEPT}.lock", TURN_WITHIN))
                     kept = self._kept(root)

@@ -43,6 +43,7 @@ TOGETHER = {
     "integration/test_slurm.py": "slurm",
     "integration/test_slurm_gang.py": "slurm",
     "integration/test_slurm_sites.py": "slurm",
+    "integration/test_slurm_locks.py": "slurm",
 }
 
 

@@ -23,10 +23,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
 import re
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -45,6 +47,9 @@ ANSWERS = "answers.jsonl"
 UNWRITABLE = 67  # exit status of a job that cannot write into its run directory, and so cannot say why it ended
 FETCH_PULSE = 90.0  # seconds; a fetch says every second that it lives, and NFS may show for a minute what is old
 FINAL_STATES = ("finished", "failed", "stopped")
+NO_LOCKS = "its file system has no locks (flock); whoever runs it can mount it with them (Lustre: -o flock)"
+_EVER = float(1 << 40)  # seconds
+_ELSEWHERE = 60.0  # seconds that another machine is waited for where nobody can tell whether the holder lives
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 64 << 20
 MOST_RECORDS = 1_000_000  # of a file with one on each line; a small one takes twenty times its size in memory
@@ -238,7 +243,7 @@ def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None
 
     It binds those who take it, and keeps nobody from reading or writing. The kernel drops it when the block is left,
     and when the process ends, however it does. A lock file stays where it is: who comes while it is deleted and made
-    anew would hold another one.
+    anew would hold another one. Where a file system has no locks, two names take their place: see :func:`_named`.
 
     Args:
         path: A folder that is there, or a file, which is made where it is missing.
@@ -246,31 +251,105 @@ def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None
 
     Raises:
         BlockingIOError: Somebody else has held it for all that time.
-        OSError: The file cannot be opened for writing, or its file system has no locks; with its path.
+        OSError: The file cannot be opened for writing, its file system does not lock it, or has no locks and another
+            machine holds it; with its path.
     """
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with contextlib.ExitStack() as held:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        held.callback(os.close, handle)
         try:
-            if timeout is None:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            else:
-                _lock_within(handle, timeout)
+            if not (flock(handle, wait=True) if timeout is None else _within(timeout, lambda: flock(handle))):
+                held.enter_context(_named(path, timeout))
         except OSError as error:  # the kernel's own names no file
             raise OSError(error.errno, error.strerror, str(path)) from None
         yield
-    finally:
-        os.close(handle)
 
 
-def _lock_within(handle: int, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def flock(handle: Any, wait: bool = False) -> bool:
+    """Lock an open file, until it is closed, for all machines that its file system's locks reach.
+
+    Args:
+        handle: The file, or its descriptor.
+        wait: Wait for another holder, for as long as it takes.
+
+    Returns:
+        Whether the file system has locks. Where it has none, as Lustre mounted without them, nothing is held.
+
+    Raises:
+        BlockingIOError: Somebody else holds it.
+        OSError: It cannot be locked.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise OSError(error.errno, f"{error.strerror}: {NO_LOCKS}") from None
+        if error.errno != errno.ENOSYS:
+            raise
+        return False
+    return True
+
+
+def _within(seconds: float, attempt: Callable[[], Any]) -> Any:
+    """Try again and again until nobody else is in the way; returns what the attempt does."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return attempt()
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(min(0.5, timeout))
+        time.sleep(min(0.5, seconds))
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path, timeout: Optional[float]) -> Iterator[None]:
+    """Hold what a file system without locks cannot lock.
+
+    Among the processes of a machine one has the name of a socket, which the kernel frees when it ends. Among machines
+    one has a link beside the file, which says which. Who is killed leaves it: its own machine, where the name is free
+    then, goes past that, and another one does not, as nobody there can tell.
+    """
+    mark = path / ".holder" if path.is_dir() else path.with_name(f"{path.name}.holder")
+    name = f"\0lora-forge-{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()}"
+    with socket.socket(socket.AF_UNIX) as own:
+        _within(_EVER if timeout is None else timeout, lambda: _take_name(own, name))
+        try:
+            _within(min(_ELSEWHERE, _EVER if timeout is None else timeout), lambda: _take_mark(mark))
+        except BlockingIOError as error:
+            raise OSError(errno.EBUSY, error.strerror) from None
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _take_name(own: socket.socket, name: str) -> None:
+    try:
+        own.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise BlockingIOError(errno.EAGAIN, "another process has it") from None
+
+
+def _take_mark(mark: pathlib.Path) -> None:
+    """Make the link that says that this machine has a file; a network of its own makes a container a machine."""
+    mine = [os.uname().nodename, boot_id(), str(os.stat("/proc/self/ns/net").st_ino)]
+    with contextlib.suppress(FileNotFoundError):
+        node, boot, network = [*os.readlink(mark).split(), "", "", ""][:3]
+        if node != mine[0] or (boot == mine[1] and network != mine[2]):
+            who = node if NAME.fullmatch(node) else "another machine"
+            raise BlockingIOError(
+                errno.EAGAIN,
+                f"{who} has it, and {NO_LOCKS}. Run this there, or when what runs there has ended; where nothing of "
+                f"lora-forge runs there any more, delete {mark}",
+            )
+        mark.unlink()
+    try:
+        os.symlink(" ".join(mine), mark)
+    except FileExistsError:
+        raise BlockingIOError(errno.EAGAIN, f"another machine has it, and {NO_LOCKS}") from None
 
 
 def uptime() -> float:

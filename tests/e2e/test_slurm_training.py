@@ -18,8 +18,9 @@ RECIPE = {"max_steps": 4, "save_steps": 2, "warmup_steps": 1, "gradient_accumula
 
 
 @pytest.mark.soak
-def test_a_rehearsal_runs_as_a_job_to_a_proven_adapter(tmp_path: pathlib.Path) -> None:
-    with slurm.Cluster(trains=True) as cluster:
+@pytest.mark.parametrize("flock", [True, False], ids=["locks", "no locks"])
+def test_a_rehearsal_runs_as_a_job_to_a_proven_adapter(tmp_path: pathlib.Path, flock: bool) -> None:
+    with slurm.Cluster(trains=True, flock=flock) as cluster:
         # The test hosts' environment, as the test users of other hosts have it: at one path on all machines.
         cluster.ssh("mkdir -m 700 lora-forge && ln -s /shared/env lora-forge/env")
         controller = Controller(tmp_path, {"login": cluster.trainer()}, RECIPE)

@@ -23,6 +23,7 @@ removes what a test could not; by hand, a checkout has one cluster.
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import json
 import os
@@ -85,6 +86,8 @@ PartitionName=urgent Nodes=c[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINI
 GRES = "NodeName=c[1-2] Name=gpu File=/dev/fakegpu[0-1]\n"
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+# What a shared folder answers that was mounted without locks; here all folders do.
+NO_FLOCK = {"names": ["flock"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
 CAPABILITIES = "--cap-add=SYS_ADMIN,SYS_NICE,SYS_RESOURCE,MKNOD"
 
 
@@ -100,6 +103,7 @@ class Cluster:
         volumes: What else all machines mount, as podman's ``--volume`` has it.
         cgroup: Whether Slurm is to keep jobs by cgroups, where this machine has those that it needs.
         trains: Whether they mount what the test hosts train with, as /shared (tests/hosts/shared.sh).
+        flock: Whether their folders have locks. Where they have none, jobs are not kept by cgroups.
 
     Attributes:
         name: What its containers' names begin with.
@@ -114,8 +118,10 @@ class Cluster:
         volumes: Iterable[str] = (),
         cgroup: bool = True,
         trains: bool = False,
+        flock: bool = True,
     ):
-        self.settings, self.volumes, self.cgroup, self.trains = dict(settings or {}), tuple(volumes), cgroup, trains
+        self.settings, self.volumes, self.trains = dict(settings or {}), tuple(volumes), trains
+        self.flock, self.cgroup = flock, cgroup and flock  # Slurm itself locks cgroups
         self.environment = ""  # of every login, as /etc/environment has it
         self.name, self.port, self.number = place()
         self.state = ROOT / ".hosts" / self.name
@@ -223,6 +229,8 @@ class Cluster:
             if plugin
             else "CgroupPlugin=disabled\n"
         )
+        allowed = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [] if self.flock else [NO_FLOCK]}
+        (self.conf / "seccomp.json").write_text(json.dumps(allowed))
         (self.conf / "munge.key").write_bytes(secrets.token_bytes(128))
         (self.conf / "munge.key").chmod(0o400)
         for key in (self.conf / "host_key", self.state / "key"):
@@ -241,6 +249,7 @@ class Cluster:
                      for at, name in enumerate(MACHINES, 1)}  # fmt: skip
         options = ["--name", self.container(machine), "--hostname", machine, "--ip", addresses[machine]]
         options += ["--publish", f"127.0.0.1:{self.port}:22"] if machine == "login" else []
+        options += [] if self.flock else [f"--security-opt=seccomp={self.conf}/seccomp.json"]
         options += [f"--add-host={name}:{address}" for name, address in addresses.items()]
         folders = (f"{self.home}:/home", f"{self.conf}:/etc/slurm:ro", f"{HERE}/slurm_node.sh:/slurm_node.sh:ro",
                    f"{ROOT}/tests/fakes/nvidia-smi:/usr/bin/nvidia-smi:ro")  # fmt: skip

@@ -237,6 +237,23 @@ def test_a_host_without_locks_is_told_with_the_path(lab, monkeypatch):
     assert f"the lane's lock cannot be taken: No locks available: '{path}'" in status(run)["reason"]["detail"]
 
 
+def test_without_slurm_nothing_trains_where_the_folder_has_no_locks(lab, monkeypatch):
+    """Another host may have the same folder: there is no queue that would keep it from the same run."""
+
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    run = lab.make()
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("os.umask", lambda mask: mask)
+    monkeypatch.setattr(sys, "argv", ["supervisor.py", str(run)])
+    assert supervisor.main() == 0
+    assert (status(run)["state"], status(run)["reason"]["kind"]) == ("failed", "environment")
+    words = "the run's lock cannot be taken: its file system has no locks (flock); whoever runs it can mount it"
+    assert status(run)["reason"]["detail"].startswith(words)
+    assert not events(run)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     where = pathlib.Path(tmp_path / "disk")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import importlib.util
 import json
 import os
@@ -218,14 +218,14 @@ def test_the_last_word_finds_room_on_a_full_disk(tmp_path, monkeypatch):
 
 def test_the_lock_is_left_to_one_that_fetches_and_awaited_from_one_that_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "LOCK_TIMEOUT", 0.2)
-    with (tmp_path / "lock").open("a") as held, (tmp_path / "lock").open("a") as wanted:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as wanted, contextlib.ExitStack() as held:
+        held.enter_context(rundir.locked(tmp_path / "lock"))
         rundir.write_json(tmp_path / "status.json", {"state": "fetching", "process": rundir.identity(os.getpid())})
         assert not program.take(wanted, tmp_path)
         rundir.write_json(tmp_path / "status.json", {"state": "failed", "process": rundir.identity(os.getpid())})
         with pytest.raises(SystemExit, match="lock is held by a process that does not fetch"):
             program.take(wanted, tmp_path)
-        fcntl.flock(held, fcntl.LOCK_UN)
+        held.close()
         assert program.take(wanted, tmp_path)
 
 

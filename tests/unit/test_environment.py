@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -170,6 +171,35 @@ def test_a_quota_that_is_used_up_is_named_and_where_the_cache_may_go(desk):
     desk.fails(desk.cpu, "error: Failed to copy /home/ann/.cache/uv/x: Disk quota exceeded (os error 122)")
     with pytest.raises(UserError, match=r"the disk quota of this user is used up.*UV_CACHE_DIR.*quota exceeded"):
         desk.ensure(desk.cuda)
+
+
+# What uv 0.13 says of a file system without locks.
+UNLOCKED = """error: Failed to download `numpy==2.3.5`
+  cause: Could not acquire lock for `/home/ann/.cache/uv/wheels-v8/pypi/numpy/x.lock` at `wheels-v8/pypi/numpy/x.lock`
+  cause: failed to lock `/home/ann/.cache/uv/wheels-v8/pypi/numpy/x.lock`: {} (os error {})"""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_cache_that_cannot_be_locked_is_named_and_where_it_may_go(desk, number):
+    desk.fails(desk.cpu, UNLOCKED.format(os.strerror(number), number))
+    with pytest.raises(UserError) as told:
+        desk.ensure(desk.cuda)
+    assert str(told.value).startswith(
+        "uv has to lock /home/ann/.cache/uv/wheels-v8/pypi/numpy/x.lock, and its file system has no locks (flock);"
+    )
+    assert "export UV_CACHE_DIR=…" in str(told.value)
+    assert not environment.is_complete(desk.home)
+
+
+def test_where_the_root_cannot_be_locked_the_interpreter_comes_into_uvs_own_folder(desk):
+    said = UNLOCKED.format(os.strerror(errno.ENOSYS), errno.ENOSYS)
+    desk.uv.with_name("uv.says").write_text(said)
+    refused = 'venv) [ "$UV_PYTHON_INSTALL_DIR" ] && { cat "$0.says"; exit 2; }; '
+    desk.uv.write_text(desk.uv.read_text().replace("venv) ", refused))
+    assert desk.ensure(python="3.12")
+    into_root, into_home = (call for call in desk.calls if call.startswith("venv"))
+    assert into_root.endswith(f"into {desk.root}/python")
+    assert into_home == f"venv --quiet --managed-python --python 3.12 {desk.home}"
 
 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_installed(desk, monkeypatch):

@@ -15,8 +15,10 @@ def test_half_prepared_data_is_dropped(tmp_path: pathlib.Path, marked: bool, kep
     run_dir.mkdir()
     (prepared / "hash").mkdir(parents=True)
     (prepared / "hash/data.arrow").write_text("cut")
+    (prepared / "datasets_prep.lock").touch()  # of a training that was killed, where the file is the lock
     if marked:
         rundir.write_json(prepared / rundir.COMPLETE, {})
     rundir.write_json(run_dir / "run.json", {"run_id": "x", "prepared": str(prepared)})
     supervisor.Supervisor(run_dir).drop_half_prepared()
     assert (prepared / "hash/data.arrow").exists() is kept
+    assert not (prepared / "datasets_prep.lock").exists()

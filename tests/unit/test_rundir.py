@@ -9,9 +9,11 @@ import stat
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import rundir
+from ansible.module_utils.lora_forge.errors import error_message
 
 
 def test_json_is_replaced_whole_with_its_mode(tmp_path):
@@ -37,10 +39,44 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.fixture(params=["file", "folder"])
+@pytest.fixture(params=["file", "folder", "file without locks", "folder without locks"])
 def lock(request, tmp_path):
-    """Name what is locked: a file that is not there yet, or a folder."""
-    return tmp_path / "lock" if request.param == "file" else tmp_path
+    """Name what is locked: a file that is not there yet, or a folder; with locks, and without."""
+    if "without" in request.param:
+        request.getfixturevalue("without_locks")
+    return tmp_path / "lock" if "file" in request.param else tmp_path
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """Have files answer as on Lustre that was mounted without locks, for this process and those that PYTHON starts."""
+
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setenv("ANSWER", str(errno.ENOSYS))
+
+
+# A process of its own that locks what it is given; the answer of the file system comes by the environment.
+PROCESS = """
+import fcntl, os, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import rundir
+def flock(handle, operation):
+    raise OSError(int(os.environ["ANSWER"]), "")
+if "ANSWER" in os.environ:
+    fcntl.flock = flock
+with rundir.locked(pathlib.Path(sys.argv[2]), 0):
+    print("holds it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def process(lock):
+    """Start a process that locks something, and holds it until its standard input ends."""
+    command = [sys.executable, "-c", PROCESS, os.path.dirname(rundir.__file__), lock]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_lock_has_one_holder_and_is_free_again_however_its_block_ends(lock):
@@ -55,11 +91,20 @@ def test_a_lock_has_one_holder_and_is_free_again_however_its_block_ends(lock):
         assert lock.exists()
 
 
-def test_a_lock_binds_other_processes(lock):
-    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    with rundir.locked(lock):
-        tried = subprocess.run([sys.executable, "-c", program, lock], capture_output=True, text=True)
-    assert tried.stderr.splitlines()[-1].startswith("BlockingIOError")
+def test_a_lock_binds_other_processes_and_goes_with_its_holder(lock):
+    with rundir.locked(lock), process(lock) as other:
+        said = other.communicate()
+    assert said[0] == ""
+    assert said[1].splitlines()[-1].startswith("BlockingIOError")
+    assert str(lock) in said[1].splitlines()[-1]
+    with process(lock) as other:
+        assert other.stdout.readline() == "holds it\n"
+        with pytest.raises(BlockingIOError), rundir.locked(lock, 0):
+            raise AssertionError("two holders")
+        other.kill()
+    with rundir.locked(lock, 0):
+        pass
+    assert os.listdir(lock.parent if lock.name == "lock" else lock) == ["lock"] * (lock.name == "lock")
 
 
 def test_who_waits_for_a_lock_gets_it(lock, monkeypatch):
@@ -67,6 +112,44 @@ def test_who_waits_for_a_lock_gets_it(lock, monkeypatch):
     first.__enter__()
     monkeypatch.setattr(rundir.time, "sleep", lambda seconds: first.__exit__(None, None, None))
     with rundir.locked(lock, timeout=60):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("holder", "goes"),
+    [
+        ("here boot-1 1", True),  # killed
+        ("here boot-0 1", True),  # its machine has rebooted since
+        ("here boot-1 2", False),  # another container of that name
+        ("login2 boot-1 1", False),
+        ("login2 boot-0 1", False),
+        ("\x1b[31mlogin2", False),
+        ("x", False),
+    ],
+)
+def test_where_there_are_no_locks_no_other_machine_takes_what_one_holds(
+    tmp_path, monkeypatch, without_locks, holder, goes
+):
+    monkeypatch.setattr(rundir, "boot_id", lambda: "boot-1")
+    monkeypatch.setattr(rundir.os, "uname", lambda: types.SimpleNamespace(nodename="here"))
+    network = str(os.stat("/proc/self/ns/net").st_ino)
+    mark = tmp_path / "lock.holder"
+    mark.symlink_to(" ".join([*holder.split()[:2], *(network for one in holder.split()[2:] if one == "1")]))
+    if goes:
+        with rundir.locked(tmp_path / "lock", 0):
+            assert os.readlink(mark) == f"here boot-1 {network}"
+        assert os.listdir(tmp_path) == ["lock"]
+        return
+    with (
+        pytest.raises(OSError, match="has it, and its file system has no locks") as told,
+        rundir.locked(tmp_path / "lock", 0),
+    ):
+        raise AssertionError("two holders")
+    assert told.value.errno == errno.EBUSY  # no other process of this machine's, which would come to an end
+    assert f"delete {mark} (" in error_message(told.value)
+    assert "\x1b" not in str(told.value)
+    mark.unlink()
+    with rundir.locked(tmp_path / "lock", 0):
         pass
 
 
@@ -228,13 +311,19 @@ def test_a_file_system_that_cannot_be_asked_is_no_error(tmp_path, monkeypatch, n
         rundir.to_disk(tmp_path)
 
 
-def test_a_lock_that_cannot_be_taken_is_told_with_its_path(lock, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_lock_that_cannot_be_taken_is_told_with_its_path(tmp_path, monkeypatch, number):
     def flock(handle, operation):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(OSError, match=rf"No locks available: '{lock}'"), rundir.locked(lock):
-        pass
+    for timeout in (0, None):
+        with pytest.raises(OSError, match=os.strerror(number)) as told, rundir.locked(tmp_path / "lock", timeout):
+            pass
+        assert error_message(told.value) == (
+            f"{os.strerror(number)}: its file system has no locks (flock); whoever runs it can mount it with them "
+            f"(Lustre: -o flock) ({tmp_path}/lock)."
+        )
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import pathlib
@@ -10,12 +12,13 @@ import signal
 import stat
 import subprocess
 import threading
+import types
 
 import pytest
 import slurm_job
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
+from ansible.module_utils.lora_forge.trainer import backend, run_state, runs, slurm
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
 
 RUN_DIR = pathlib.Path("/shared/ann/lora-forge/runs/witness-4038a6e2fc08")
@@ -739,8 +742,12 @@ def test_slurm_is_found_where_only_a_login_shell_has_it(login):
     slurm._login_environment.cache_clear()
     assert slurm._folders() == f"{login}/slurm/bin:{login}/site"
     assert slurm.run_command(["squeue"]) == (0, "/of/the/module  C")
-    assert not slurm.is_login_node()  # which every host is asked, and is to cost nothing
-    assert slurm.is_login_node(thorough=True) is not pathlib.Path("/dev/nvidiactl").exists()
+    without_gpu = not pathlib.Path("/dev/nvidiactl").exists()
+    assert slurm.is_login_node() is without_gpu
+    assert backend.probe_host("auto").login_node is without_gpu  # a rehearsal's launch, which no GPU gate goes before
+    slurm._login_environment.cache_clear()
+    assert not backend.probe_host("process").login_node
+    assert slurm._login_environment.cache_info().misses == 0  # a login shell takes its time
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
@@ -1030,6 +1037,28 @@ def test_who_comes_asks_for_a_checkpoint_before_it_takes_the_run(tmp_path):
     assert not new.asked
 
 
+@pytest.mark.parametrize("state", ["running", "stopped", ""])
+def test_without_locks_the_heartbeat_tells_whether_another_copy_lives(tmp_path, monkeypatch, state):
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    clock = itertools.count()
+    monkeypatch.setattr(slurm_job, "time", types.SimpleNamespace(monotonic=lambda: next(clock), sleep=None))
+    copies = slurm_job.Copies(tmp_path, {"SLURM_JOB_ID": "9"}, heartbeat=5.0)
+
+    def beat(number: int) -> None:
+        if state:
+            rundir.write_json(tmp_path / "status.json", {"state": state, "heartbeat": number})
+
+    beat(0)
+    beats = iter(range(1, 1000))
+    monkeypatch.setattr(slurm_job.time, "sleep", lambda _: beat(next(beats)))
+    assert copies.await_lock(0, seconds=200) is (state != "running")
+    monkeypatch.setattr(slurm_job.time, "sleep", lambda _: None)  # it has been killed
+    assert copies.await_lock(0, seconds=200)
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -1126,6 +1155,14 @@ def test_a_node_without_the_users_home_has_another_one(tmp_path, monkeypatch):
     for _ in range(2):
         assert slurm_job.home(run_dir) == str(tmp_path / "home")
     assert (tmp_path / "home").is_dir()
+
+
+def test_a_job_has_the_cache_of_datasets_among_its_runs_own_prepared_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_dir, env = tmp_path / "runs/witness-1", {"SLURM_JOB_ID": "4711"}
+    assert "HF_DATASETS_CACHE" not in slurm_job.variables(run_dir, {"prepared": None}, env)  # it only answers
+    given = slurm_job.variables(run_dir, {"prepared": "/root/prepared/witness-1"}, env)
+    assert given["HF_DATASETS_CACHE"] == "/root/prepared/witness-1/datasets"
 
 
 @pytest.fixture

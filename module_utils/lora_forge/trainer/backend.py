@@ -59,7 +59,7 @@ class Host:
         sudo: sudo works for this user without asking for a password.
         lingering: The user's own systemd instance runs without a login.
         tmux: tmux is installed.
-        login_node: Jobs of Slurm can be submitted here, and there is no GPU.
+        login_node: Jobs of Slurm can be submitted here, and there is no GPU; looked for where any backend will do.
         slurm: Jobs of Slurm can be submitted here; looked for where that is wanted.
     """
 
@@ -118,7 +118,7 @@ def probe_host(wanted: str, run: Optional[_Runner] = None) -> Host:
         and (run or run_command)(["sudo", "-n", "true"])[0] == 0,
         lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
         tmux=shutil.which("tmux") is not None,
-        login_node=slurm.is_login_node(),
+        login_node=wanted == "auto" and slurm.is_login_node(),
         slurm=wanted == "slurm" and slurm.has_slurm(),
     )
 

@@ -22,6 +22,8 @@ IMAGE = pathlib.Path("/opt/lora-forge")
 COMPLETE = ".complete"  # written last; an environment cannot be renamed, so it is built in place
 # What uv says where PyTorch's index cannot be reached, or a folder of wheels has no such build, or not for this Python.
 _TORCH = re.compile(r"download[\w-]*\.pytorch\.org|no version of torch(vision)?==|torch(vision)?==\S+ has no wheels")
+# What it says of a folder of its own that it cannot lock: ENOLCK, ENOSYS, EOPNOTSUPP.
+_NO_LOCKS = re.compile(r"failed to lock `([^`]*)`.*\(os error (37|38|95)\)")
 # What an environment takes on disk, by its lock, on x86_64. trainer-cuda was measured with CPython 3.12 and 3.13;
 # trainer-cpu is that without CUDA's libraries and with a smaller torch.
 _GIGABYTES = {"trainer-cuda": 7.5, "trainer-cpu": 3.7}
@@ -30,6 +32,10 @@ LOCK_TIMEOUT = 1800  # seconds to wait for another controller that builds the sa
 
 class TorchUnreachableError(UserError):
     """The builds of torch that a lock names cannot be had from here."""
+
+
+class NoLocksError(UserError):
+    """A folder of uv's own lies on a file system without locks, and uv does not work there."""
 
 
 def environment_name(lock: pathlib.Path) -> str:
@@ -197,12 +203,15 @@ def make(home: pathlib.Path, uv: str, python: str, root: pathlib.Path) -> None:
     if python.startswith("/"):
         _uv([uv, "venv", "--quiet", "--python", python, str(home)], f"{python} makes no environment")
         return
-    _uv(
-        [uv, "venv", "--quiet", "--managed-python", "--python", python, str(home)],
+    command = [uv, "venv", "--quiet", "--managed-python", "--python", python, str(home)]
+    failure = (
         f"this host has no {_any(python)}, and uv could not fetch it (UV_PYTHON_INSTALL_MIRROR names a mirror). "
-        f"Or install it yourself, and name it by trainer_python_version unless it is on PATH",
-        UV_PYTHON_INSTALL_DIR=str(root / "python"),
+        f"Or install it yourself, and name it by trainer_python_version unless it is on PATH"
     )
+    try:
+        _uv(command, failure, UV_PYTHON_INSTALL_DIR=str(root / "python"))
+    except NoLocksError:  # uv's own folder is in the home, which may be on another file system
+        _uv(command, failure)
 
 
 def sync(home: pathlib.Path, lock: pathlib.Path, uv: str, torch_backend: str) -> None:
@@ -308,6 +317,12 @@ def _uv(command: list[str], failure: str, **more: str) -> str:
             failure = (
                 "the disk quota of this user is used up. Free some space, or put uv's cache elsewhere (export "
                 "UV_CACHE_DIR=… in the first lines of ~/.bashrc there), and run the same command again; " + failure
+            )
+        if unlocked := _NO_LOCKS.search(text):
+            raise NoLocksError(
+                f"uv has to lock {unlocked.group(1)}, and {rundir.NO_LOCKS}. Or put what uv keeps into a folder with "
+                "locks (export UV_CACHE_DIR=… UV_PYTHON_INSTALL_DIR=… in the first lines of ~/.bashrc there), and run "
+                f"the same command again; {failure}"
             )
         raise (TorchUnreachableError if _TORCH.search(text) else UserError)(f"{failure}. uv says: {text[-1500:]}")
     return process.stdout

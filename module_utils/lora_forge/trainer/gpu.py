@@ -188,7 +188,7 @@ def _ask(program: str, what: str, timeout: float) -> tuple[int, str]:
             errors="replace", start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        if slurm.is_login_node(thorough=True):
+        if slurm.is_login_node():
             raise UserError(slurm.LOGIN_NODE) from None
         raise UserError(
             f"{program} is not here: no NVIDIA driver is installed. Install one, start the container with its GPUs "

@@ -358,14 +358,9 @@ def has_slurm() -> bool:
     return bool(_folder())
 
 
-def is_login_node(thorough: bool = False) -> bool:
-    """Tell whether this host can submit jobs and has no GPU itself.
-
-    Args:
-        thorough: Ask a login shell, too, which may take seconds.
-    """
-    submits = has_slurm() if thorough else shutil.which("sbatch") is not None
-    return submits and not pathlib.Path("/dev/nvidiactl").exists()
+def is_login_node() -> bool:
+    """Tell whether this host can submit jobs and has no GPU itself."""
+    return not pathlib.Path("/dev/nvidiactl").exists() and has_slurm()
 
 
 def mark_root(root: pathlib.Path) -> str:
@@ -708,7 +703,7 @@ class Queue:
         root = run_dir.parents[1]
         with contextlib.ExitStack() as held:
             if not (kept := self._kept(root)).serves(run_dir, since):
-                # One question at a time. Where that takes too long, or the folder has no locks, everybody asks.
+                # One question at a time. Where that takes too long, or cannot be locked, everybody asks.
                 with contextlib.suppress(OSError):
                     held.enter_context(rundir.locked(root / f"{KEPT}.lock", TURN_WITHIN))
                     kept = self._kept(root)

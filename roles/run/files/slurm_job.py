@@ -7,7 +7,6 @@ Standard library only, Python 3.9 or newer; ``rundir.py`` lies beside it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -103,7 +102,7 @@ class Copies:
         while True:
             if not locked:
                 with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    rundir.flock(handle)  # where there are no locks, the heartbeat alone tells
                     locked = True
             now, beat = time.monotonic(), self.heartbeat()
             if beat != last:
@@ -226,15 +225,22 @@ def home(run_dir: pathlib.Path) -> str:
 def variables(run_dir: pathlib.Path, spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     """Return what a training has in its environment as it is in a job.
 
+    The cache of datasets has locks, and where the file system has none they are files that a killed training leaves.
+    Among its run's prepared data they keep no other run waiting, and are deleted before it starts again.
+
     Args:
         run_dir: The run directory.
         spec: run.json.
         env: The supervisor's environment, with Slurm's variables.
     """
+    own = {"HOME": home(run_dir)}
     # Axolotl prepares data with as many processes as the node has cores, of which the job may have few.
     name, cores = "AXOLOTL_DATASET_NUM_PROC", env.get("SLURM_CPUS_ON_NODE")
-    own = {name: cores} if cores and name not in spec.get("env", {}) else {}
-    return {"HOME": home(run_dir), **own, **own_gpus(spec, env), **meeting(spec, env)}
+    if cores and name not in spec.get("env", {}):
+        own[name] = cores
+    if prepared := spec.get("prepared"):
+        own["HF_DATASETS_CACHE"] = f"{prepared}/datasets"
+    return {**own, **own_gpus(spec, env), **meeting(spec, env)}
 
 
 def meeting(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import pathlib
@@ -429,6 +430,11 @@ class Supervisor:
         if prepared and pathlib.Path(prepared).is_dir() and not (pathlib.Path(prepared) / rundir.COMPLETE).exists():
             shutil.rmtree(prepared)
             self.say(f"{prepared} was not whole; deleted, it is made again")
+        elif prepared:
+            # Where a file system has no locks, this very file is one for Axolotl and datasets. Whoever was killed has
+            # left it, and on another node nobody could tell, and all would wait.
+            for left in pathlib.Path(prepared).rglob("*.lock"):
+                left.unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str]:
         """Return the trainer's environment: the account's, what run.json adds, and the secrets of the env file."""
@@ -860,7 +866,8 @@ def main() -> int:
                 with contextlib.suppress(slurm_job.Superseded):
                     return Supervisor(run_dir, copies).run()  # read anew: the other copy may have got further
                 return 0
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not rundir.flock(lock):
+            raise OSError(errno.ENOSYS, rundir.NO_LOCKS)
     except BlockingIOError:
         return 0  # another supervisor has this run
     except OSError as error:  # nobody can have it

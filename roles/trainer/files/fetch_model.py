@@ -23,7 +23,6 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import fnmatch
 import json
 import os
@@ -32,7 +31,7 @@ import shutil
 import sys
 import time
 import traceback
-from typing import IO, Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import rundir
 
@@ -373,30 +372,41 @@ def patiently(call: Callable[[], Any], done: Callable[[], int] = lambda: 0) -> A
         time.sleep(BACKOFF * 2 ** (attempts - 1))
 
 
-def take(lock: IO[str], state_dir: pathlib.Path) -> bool:
+def take(held: contextlib.ExitStack, state_dir: pathlib.Path) -> bool:
     """Take the lock; return whether nobody else is fetching.
 
     One that has written its last status still holds the lock for a moment, and one that has just begun has not
     written its first one yet: both are waited for.
+
+    Args:
+        held: What is left when the lock may go.
+        state_dir: Where the fetch keeps its status, and the lock.
+
+    Raises:
+        SystemExit: It cannot be had.
     """
-    deadline = time.monotonic() + LOCK_TIMEOUT
+    deadline, lock = time.monotonic() + LOCK_TIMEOUT, state_dir / "lock"
     while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            held.enter_context(rundir.locked(lock, 0))
             return True
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise SystemExit(f"{lock} cannot be locked: {error.strerror}") from None
         status: dict[str, Optional[Any]] = rundir.read_json(state_dir / "status.json")
         if rundir.is_fetching(state_dir, status):
             return False
         if time.monotonic() > deadline:
-            raise SystemExit(f"{lock.name} is held by a process that does not fetch")
+            raise SystemExit(f"{lock} is held by a process that does not fetch")
         time.sleep(0.05)
 
 
 def main() -> None:
     state_dir = pathlib.Path(sys.argv[1])
     os.umask(0o077)  # a gated model is not for all users of a host
-    with (state_dir / "lock").open("a", encoding="utf-8") as lock:
-        if not take(lock, state_dir):
+    with contextlib.ExitStack() as held:
+        if not take(held, state_dir):
             return
         status = rundir.read_json(state_dir / "status.json")
         if status.get("state") == "present" and rundir.defect(state_dir, anywhere=True) is None:

@@ -56,6 +56,7 @@ def observe(
         # Before the files are read: of a job that has ended by then, they have the last word.
         known = queue or slurm.Queue()
         asked = (known, *known.job(run_dir, anew=queue is None))
+    job = asked[1] if asked is not None else None
     noted, other_flaw = rundir.read_run(run_dir)
     status, flaw = rundir.read_status(run_dir)
     metrics = run_dir / "metrics.jsonl"
@@ -108,6 +109,7 @@ def observe(
         checkpoint=newest_checkpoint(run_dir),
         facts={key: noted.get(key) for key in _FACTS} | {"attach_command": _attach_command(noted)},
         silent_for=silent,
+        nodes=job.nodes if job is not None and job.lives and not job.waits else "",
         log_tail=_log_tail(run_dir / "train.log") if state == "failed" else None,
     )
 

@@ -314,7 +314,7 @@ class ActionModule(ForgeAction):
             )
         if run.evaluates:
             files += questions.adapter_files(run, folder, self.output)
-        return files
+        return launch.arriving(files, folder)
 
     def send(self, turns: Sequence[Turn]) -> None:
         """Send the files of some runs in one transfer; where that fails, those of each, as it may be one's own fault.
@@ -420,6 +420,8 @@ class ActionModule(ForgeAction):
                 how = f"({backend}; attach: {attach})\n    {message}"
                 done = "submitted" if backend == "slurm" else "started"
                 tell(f"  {self.host}: {run.run_id} {done} {how}", host=self.host, ends=True)
+            else:  # since this one looked
+                tell(f"  {self.host}: {run.run_id} was started by another command; attached to it", host=self.host)
             # All hosts of a gang train, or none. Whichever fails from now on finds this noted, and stops the run here.
             record = self.note(turn, started)
             refused = record.failure(turn.others, run.planned_at) if started else ""

@@ -143,7 +143,7 @@ class ActionModule(ForgeAction):
             if goes_on:  # what was told of another one since then took its place, where it is drawn
                 self.draw(run, seen["progress"])
                 goes_on = False
-            told = self.tell(run.name, seen, since, told)
+            told = self.tell(run.name, seen, since, told, clock.now())
             since = seen["token"]
             del seen["events"]
             over = seen["state"] in FINAL or seen["state"] == "stalled"
@@ -179,19 +179,19 @@ class ActionModule(ForgeAction):
         """Return where it lies what this command has told of a run that it left, for when it comes back to it."""
         return pathlib.Path(constants.DEFAULT_LOCAL_TMP) / "watched" / f"{run_id}.json"
 
-    def leave(self, run_id: str, since: str, told: str) -> None:
+    def leave(self, run_id: str, since: str, told: run_state.Told) -> None:
         """Note what was told, so that it is not told again."""
         self.left(run_id).parent.mkdir(exist_ok=True)
-        noted = {"since": since, "told": told, "warned": self.warned, "answers": self.answers}
+        noted = {"since": since, "told": told.as_dict(), "warned": self.warned, "answers": self.answers}
         rundir.write_json(self.left(run_id), noted)
 
-    def take_up(self, run_id: str) -> tuple[str, str]:
-        """Return the token and the state that were told last; empty where this command has told nothing yet."""
+    def take_up(self, run_id: str) -> tuple[str, run_state.Told]:
+        """Return the last token, and what was told; empty where this command has told nothing yet."""
         noted = rundir.read_json(self.left(run_id))
         self.left(run_id).unlink(missing_ok=True)
         if noted:
             self.warned, self.answers = noted["warned"], tuple(noted["answers"])
-        return noted.get("since", ""), noted.get("told", "")
+        return noted.get("since", ""), run_state.Told.from_dict(noted.get("told", {}))
 
     def budget(self, args: dict[str, Any]) -> Budget | None:
         """Return what the pod may cost, with the deadline that it has by now: an earlier watch may have renewed it."""
@@ -368,13 +368,12 @@ class ActionModule(ForgeAction):
             f"{why}, so that nothing but this controller would end its pod" if now - self.unleashed >= UNLEASHED else ""
         )
 
-    def tell(self, agent: str, seen: dict[str, Any], since: str, said: str) -> str:
-        """Print what is new; return the last state that was shown."""
-        gist = run_state.gist(seen["detail"])
-        if gist != said and seen["state"] in ("queued", "stalled", "running", "unknown"):
-            if gist:
-                tell(f"  {agent}  {seen['state']}: {seen['detail']}", host=self.host)
-            said = gist
+    def tell(self, agent: str, seen: dict[str, Any], since: str, said: run_state.Told, now: float) -> run_state.Told:
+        """Print what is new; return what was told by then."""
+        if seen["state"] not in FINAL:
+            words, said = said.after(seen["state"], seen["detail"], seen.get("nodes", ""), now)
+            if words:
+                tell(f"  {agent}  {words}", host=self.host)
         if seen["state"] == "running" and not since and not seen["events"]:
             wait = f"started; Axolotl takes about half a minute until its first {'answer' if self.asks else 'step'}"
             progress = 0, int(seen["progress"]["planned"] or 0)

@@ -98,6 +98,11 @@ silent_for:
   returned: success
   type: float
   sample: 2.5
+nodes:
+  description: Where its job runs, as Slurm writes a list of nodes.
+  returned: while a job of Slurm's runs
+  type: str
+  sample: c[1-2]
 others:
   description: How far each of O(others) has come, by the folder's name.
   returned: success

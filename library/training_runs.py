@@ -12,7 +12,7 @@ description:
   - A run that is alive, queued or finished is attached to, never started twice.
   - A run that was stopped, failed or killed resumes from its last whole checkpoint.
   - The inputs must lie in each run directory before, which are C(axolotl.yml), and supervisor.py, rundir.py and the
-    Axolotl plugin in C(programs/).
+    Axolotl plugin in C(programs/); or in C(incoming/) of it, from where a start takes them.
   - M(training_run) stops a run.
 options:
   runs:

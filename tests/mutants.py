@@ -68,7 +68,7 @@ TESTS = {
     "pods/claims": ("costs", "lifecycle"),
     "pods/costs": ("costs", "lifecycle"),
     "trainer/runs": ("runs_at_rest",),
-    "trainer/run_state": ("verdict",),
+    "trainer/run_state": ("verdict", "watch"),
     "results/verdict": ("verdict",),
 }
 NOTICED = ("killed", "timeout")  # what mutmut calls a change that made a test fail, or run without end

@@ -12,7 +12,8 @@ description:
 options:
   files:
     description:
-      - To the trainer, mappings with C(path) below O(to), C(src) or C(content), and C(sha256).
+      - To the trainer, mappings with C(path) below O(to), C(src) or C(content), and C(sha256). C(like) names a file
+        below O(to) that may hold the same already.
       - With O(from), mappings with C(path) below that, and the most C(bytes) that the file may have. What comes besides
         is deleted, and fails the transfer.
     type: list

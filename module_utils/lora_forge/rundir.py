@@ -16,6 +16,8 @@ modules, so that the contract stands in one place. Standard library only, Python
     stopping       the same, from the supervisor to a training of several processes
     output/        Axolotl's output_dir with checkpoint-<step>/
     programs/      what runs: the only folder here that Python imports from, and only the controller fills it
+    incoming/      what a command has brought for a start, laid out as this folder: whoever starts the run puts it in
+                   its place, and nobody does while the run lives
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ ONE_FOLDER = "LORA_FORGE_ONE_FOLDER"  # in the environment of a training on seve
 EXPECTED = "expected.json"
 GRADIENTS = "gradients.json"  # beside adapters and checkpoints: which trained tensors no gradient has reached yet
 PROGRAMS = "programs"
+INCOMING = "incoming"
 ANSWERS = "answers.jsonl"
 UNWRITABLE = 67  # exit status of a job that cannot write into its run directory, and so cannot say why it ended
 FETCH_PULSE = 90.0  # seconds; a fetch says every second that it lives, and NFS may show for a minute what is old

@@ -1,15 +1,23 @@
-"""Real Axolotl on a Slurm cluster of containers: from a login node to an adapter on the controller."""
+"""Whole commands on a Slurm cluster of containers: from a login node to an adapter on the controller, by real Axolotl.
+
+Where two commands meet, and training is not the point, a stand-in is in Axolotl's place.
+"""
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import rundir
 import slurm
+from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.planning.run_record import read_record
+from hook import serving
 from seen import Seen
 
 from .conftest import Controller, eventually, hold, release
@@ -82,6 +90,57 @@ def test_a_rehearsal_over_two_nodes_is_stopped_and_comes_to_one_adapter(tmp_path
         assert counted == {"data": 2, "template": 2, "stop": 1, "end": 2}
         assert not list((run_dir / "output").glob("incomplete-*"))
         seen("a rehearsal over two nodes is stopped", "Slurm", "one checkpoint, resumed on both; one verified adapter")
+
+
+@pytest.fixture(scope="module")
+def stand_ins() -> Iterator[slurm.Cluster]:
+    """Provide a cluster on which a stand-in trains for a few seconds."""
+    with slurm.Cluster(trains=True) as cluster:
+        cluster.furnish("3")
+        yield cluster
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("agents", "checkouts"),
+    [(["witness"], 1), (["mayor", "polecat"], 1), (["refinery"], 2)],
+    ids=["one agent", "two agents", "two controllers"],
+)
+def test_two_commands_of_the_same_moment_share_their_jobs(
+    tmp_path: pathlib.Path, stand_ins: slurm.Cluster, agents: list[str], checkouts: int, seen: Seen
+) -> None:
+    cluster = stand_ins
+    with serving() as hook:
+        given = {"login": cluster.trainer(run_notify_url=hook.url)}
+        controllers = [Controller(tmp_path / str(number), given, RECIPE) for number in range(checkouts)]
+        both = [controllers[number % checkouts].start("-e", f"role={','.join(agents)}") for number in range(2)]
+        codes = [played.wait() for played in both]
+    texts = [played.text() for played in both]
+    said = "\n\n".join(texts)
+    assert codes == [0, 0], said
+    assert not [word for word in ("ERROR", "Traceback", "not ready") if word in said], said
+    runs = {agent: controllers[0].run_id(agent) for agent in agents}
+    for agent, run_id in runs.items():
+        assert all(f"{agent} is ready" in text for text in texts), said
+        jobs = [job for job in cluster.jobs().values() if job["name"].startswith(f"lora-forge-{run_id}-")]
+        assert [job["job_state"] for job in jobs] == [["COMPLETED"]], said
+        assert said.count(f"{run_id} submitted (slurm; ") == 1, said
+        run_dir = cluster.home / "ann/lora-forge/runs" / run_id
+        begun = [event for event in rundir.read_events(run_dir / "metrics.jsonl")[0] if event["event"] == "begin"]
+        assert len(begun) == 1
+        assert not [path for path in (run_dir / rundir.INCOMING).rglob("*") if path.is_file()]
+        for controller in controllers:
+            home, record = controller.output / "adapters" / agent, read_record(controller.output, run_id)
+            assert (controller.run_id(agent), controller.manifest(agent)["verdict"]) == (run_id, "verified")
+            assert store.integrity_error(home / run_id, hashes=True) is None
+            assert [json.loads(line)["moved"] for line in (home / "history.jsonl").read_text().splitlines()] == [True]
+            assert (record.state, record.failures, record.delivered_at > 0) == ("finished", {}, True)
+    told = sorted((message["event"], message["run_id"]) for message in hook.told)
+    assert told == sorted(("finished", run_id) for run_id in runs.values() for _ in controllers)
+    assert not [path for controller in controllers for path in (controller.output / "incoming").glob("*")]
+    who = "two controllers" if checkouts > 1 else f"two commands of one checkout, for {len(agents)} agents"
+    outcome = "one job of each run; both ended with its adapter, promoted once and told once by each checkout"
+    seen(f"{who}: train.yml twice at the same moment", "Slurm", outcome)
 
 
 def log(run_dir: pathlib.Path) -> str:

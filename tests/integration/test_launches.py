@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import subprocess
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.planning.run_record import read_launched, read_record
+from ansible.module_utils.lora_forge.planning.turns import run_files
 from hook import serving
-from hostile import Played, Stage
+from hostile import PATIENCE, Played, Stage
+from lab import eventually
+from safetensors.numpy import save
 from seen import Seen
 
 AGENTS = ("witness", "mayor", "deacon", "polecat", "refinery")
@@ -108,7 +114,7 @@ def test_connections_do_not_grow_with_the_runs_of_a_host(fleet: Fleet) -> None:
 def test_what_goes_wrong_with_one_is_its_own_failure_and_the_others_start(fleet: Fleet, seen: Seen) -> None:
     root = fleet.host("many", *AGENTS)
     fleet.finished("many", "witness")
-    (fleet.run_dir("many", "mayor") / "axolotl.yml/full").mkdir(parents=True)  # nothing can be sent to it
+    (fleet.run_dir("many", "mayor") / "incoming/axolotl.yml/full").mkdir(parents=True)  # nothing can be sent to it
     (fleet.run_dir("many", "deacon") / "run.json").mkdir(parents=True)  # nor started here
     taken = fleet.planned("polecat", "many").run_id
     elsewhere = {"run_id": taken, "trainer": "other", "lane": 0, "state": "launched", "final": False, "noted_at": 4e9}
@@ -172,3 +178,53 @@ def test_a_connection_lost_in_a_launch_leaves_nothing_that_the_same_command_does
         "1 host",
         "an error for all of them; the same command " + ("started each" if lost == "rsync" else "attached to each"),
     )
+
+
+def test_what_another_command_has_started_meanwhile_is_not_touched(fleet: Fleet, seen: Seen) -> None:
+    """As the other one starts the run, this one has looked, and has a checkpoint and another axolotl.yml to bring."""
+    fleet.host("gpu", "witness")
+    run_dir = fleet.run_dir("gpu", "witness")
+    kept = fleet.output / "runs" / run_dir.name
+    weights = {"adapter_model.safetensors": save({"lora_B": np.ones((2, 2), np.float32)}), "optimizer.pt": b"1"}
+    fleet.checkpoint(kept, 5, **weights)
+    rundir.append_event(kept / "metrics.jsonl", "log", step=5, planned=12, loss=3.0)
+    logs = [fleet.folder / name for name in ("late.txt", "other.txt")]
+    with contextlib.ExitStack() as left:
+
+        def start(log: pathlib.Path, *options: str) -> subprocess.Popen[bytes]:
+            process = fleet.start(log, LAUNCH, "-e", "role=witness", *options)
+            left.callback(fleet.end, process)
+            return process
+
+        with run_files(fleet.output, run_dir.name):  # until the other one has started it
+            late = start(logs[0], "-e", "run_wandb=offline")
+            waits = f"another command fetches or delivers {run_dir.name}: waiting for it"
+            eventually(lambda: late.poll() is not None or waits in logs[0].read_text())
+            other = start(logs[1], "-e", f"output_dir={fleet.folder}/tmp/other")
+            assert other.wait(PATIENCE) == 0, logs[1].read_text()
+            assert " started (process; attach: " in logs[1].read_text()
+            fleet.checkpoint(run_dir, 8, **weights)
+            for step in range(1, 9):
+                rundir.append_event(run_dir / "metrics.jsonl", "log", step=step, planned=12, loss=3.0)
+            before = files(run_dir)
+        assert late.wait(PATIENCE) == 0, logs[0].read_text()
+    said = logs[0].read_text()
+    after = files(run_dir)
+    moving = {"status.json", "supervisor.log", ".now"}  # the supervisor's own
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)} - moving
+    assert not changed, said
+    assert rundir.last_complete(run_dir / "output") == 8
+    assert f"gpu: {run_dir.name} was started by another command; attached to it" in said
+    record = read_record(fleet.output, run_dir.name)
+    assert (record.hosts["gpu"]["started"], record.failures) == (False, {})
+    seen(
+        "another command starts a run while this one is bringing its files and a checkpoint",
+        "1 host",
+        "none of its files changed; attached to it",
+    )
+
+
+def files(run_dir: pathlib.Path) -> dict[str, tuple[int, bytes]]:
+    """Read what is in a run directory, by the paths below it."""
+    found = [path for path in run_dir.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run_dir)): (path.stat().st_ino, path.read_bytes()) for path in found}

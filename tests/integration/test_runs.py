@@ -92,6 +92,33 @@ def test_start_resumes_what_was_stopped_and_what_failed(lab):
     assert len(starts(run)) == 3
 
 
+def bring(run, text):
+    """Bring a file for a start, as a launch does."""
+    (run / "incoming/programs").mkdir(parents=True, exist_ok=True)
+    (run / "incoming/programs/.extra.py.x4Zq1k").touch()  # another command's rsync is at it
+    (run / "incoming/programs/extra.py").write_text(text)
+
+
+def test_what_was_brought_is_put_in_its_place_by_a_start_and_never_while_the_run_lives(lab):
+    run = lab.stage()
+    bring(run, "1")
+    start(lab, run, stay_at=2)
+    assert (run / "programs/extra.py").read_text() == "1"
+    bring(run, "2")
+    start(lab, run, stay_at=2, check=True)
+    assert (run / "incoming/programs/extra.py").read_text() == "2"
+    assert start(lab, run, stay_at=2)["changed"] is False
+    assert (run / "programs/extra.py").read_text() == "1"
+    reached(run, 2)
+    runs.stop(run, PATIENCE)
+    bring(run, "3")
+    start(lab, run)
+    assert (run / "programs/extra.py").read_text() == "3"
+    left = [path.name for path in (run / "incoming").rglob("*") if path.is_file()]
+    assert left == [".extra.py.x4Zq1k"]
+    until(run, "finished")
+
+
 def test_start_takes_over_an_orphaned_trainer(lab):
     run = lab.stage()
     start(lab, run, ignore_term=1, hang_at=3)

@@ -47,6 +47,7 @@ SEEN = Observation.from_dict({
     "checkpoint": {"step": 4, "files": ["output/checkpoint-4/complete.json"]}, "log_tail": "Traceback\n  ValueError: …",
     "status": {"state": "failed", "starts": 1, "exit_code": 1, "reason": {"kind": "crash", "detail": "it fell"},
                "first_started_at": 1.5, "supervisor": {"pid": 7, "start": 8, "boot": "b"}, "lane": "GPU-1"},
+    "nodes": "c[1-2]",
     "facts": {"run_id": "witness-0", "agent": "witness", "fingerprint": "f" * 64, "rehearsal": False,
               "backend": "tmux", "hosts": ["gpu-1"], "attach_command": "tmux attach -t witness-0"},
 })  # fmt: skip
@@ -255,6 +256,16 @@ def test_what_does_not_fit_is_the_hosts_failure_in_a_sentence(name: str, answer:
     assert where in held["msg"]
     assert len(held["msg"]) < 500
     assert "\n" not in held["msg"]
+
+
+@pytest.mark.parametrize("nodes", ["c1", "node[001-004,7],gpu.a-1", "c_1"])
+def test_names_of_nodes_are_taken(nodes: str) -> None:
+    assert answers.hold("training_run_info", changed("training_run_info", "nodes", to=nodes), "a")["nodes"] == nodes
+
+
+@pytest.mark.parametrize("nodes", ["c1; reboot", "-oProxyCommand=x", "c1\nc2", "c\u202e1", "n" * 1001])
+def test_what_no_names_of_nodes_are_is_left_out(nodes: str) -> None:
+    assert answers.hold("training_run_info", changed("training_run_info", "nodes", to=nodes), "a")["nodes"] == ""
 
 
 ANSIBLES = {

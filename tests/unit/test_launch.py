@@ -258,6 +258,14 @@ def test_what_is_staged():
     ]
 
 
+def test_what_goes_into_a_run_directory_arrives_beside_what_is_there():
+    found = launch.arriving(
+        [{"path": "runs/crew-0/axolotl.yml", "content": "text"}, {"path": "runs/crew-01/a", "src": "/a"}], "runs/crew-0"
+    )
+    brought = {"path": "runs/crew-0/incoming/axolotl.yml", "like": "runs/crew-0/axolotl.yml", "content": "text"}
+    assert found == [brought, {"path": "runs/crew-01/a", "src": "/a"}]
+
+
 def test_the_options_of_a_task_may_be_text():
     given = {"root": "/r", "python": "/p", "lanes": "GPU-1,, GPU-2", "gpus": ["GPU-0"], "port": "29500",
              "timeout": "60",

@@ -319,6 +319,15 @@ def test_what_goes_on_and_what_failed(output):
     assert page.row("One line", "mayor") == ["mayor", "nothing is delivered yet; see below"]
 
 
+def test_the_nodes_on_which_a_run_trains_stand_beside_its_trainer(output):
+    output.mkdir(exist_ok=True)
+    run = {"agent": "mayor", "run_id": "mayor-1", "verdict": "running", "trainer": "login"}
+    runs = [run | {"nodes": "c[1-2]"}, run | {"run_id": "mayor-2", "nodes": "n" * 900}]
+    (output / "status.json").write_text(json.dumps({"runs": runs}))
+    found = [row[1] for row in look(output).table("Runs that are not delivered")[1:]]
+    assert found == ["mayor-1 login: c[1-2]", f"mayor-2 login: {'n' * 57}..."]
+
+
 def test_a_delivered_run_that_is_disputed(output):
     deliver(output, "witness", A)
     row = {"agent": "witness", "run_id": A, "verdict": "disputed"}
@@ -530,9 +539,8 @@ def test_manifests_of_another_form_do_no_harm(output, odd):
 def test_logs_and_a_status_of_another_form_do_no_harm(output, odd):
     folder = deliver(output, "witness", A)
     run = {"agent": "mayor", "run_id": "mayor-1", "verdict": "failed"}
-    keys = (
-        "detail contradictions step planned loss eval_loss tokens_per_second eta_seconds cost trainer rehearsal".split()
-    )
+    keys = "detail contradictions step planned loss eval_loss tokens_per_second eta_seconds cost trainer".split()
+    keys += ["nodes", "rehearsal"]
     runs: list[Any] = [{**run, key: odd} for key in keys] + [dict.fromkeys([*run, *keys], odd), odd]
     (output / "status.json").write_text(json.dumps({"made_at": odd, "runs": runs}))
     with (folder / "metrics.jsonl").open("a") as log:

@@ -930,3 +930,73 @@ def test_what_is_shown_of_checkpoints(check, word):
 def test_what_is_shown_of_a_run_whose_checkpoints_are_left_alone():
     shown = runs.prune_table("witness-0", [], "it is alive", False)
     assert (shown["rows"], shown["lines"]) == ([], ["  witness-0: left alone: it is alive"])
+
+
+# --- what was brought for a start -------------------------------------------------------------------------------------
+
+
+def lay(folder: pathlib.Path, text: str, step: int = 0) -> None:
+    """Lay out what a launch brings; with a step also a whole checkpoint, and the events before it."""
+    (folder / "programs").mkdir(parents=True, exist_ok=True)
+    (folder / "programs/gang.py").write_text(text)
+    (folder / "axolotl.yml").write_text(text)
+    if step:
+        (folder / f"output/checkpoint-{step}").mkdir(parents=True)
+        (folder / f"output/checkpoint-{step}/a.bin").write_text(text)
+        (folder / "metrics.jsonl").write_text(text)
+        rundir.mark_complete(folder / f"output/checkpoint-{step}", step)
+
+
+def read(run: pathlib.Path, *names: str) -> list[str]:
+    return [(run / name).read_text() if (run / name).exists() else "" for name in names]
+
+
+FIRST = ("axolotl.yml", "programs/gang.py", "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("starts", "found"), [(True, ["new", "new", "new"]), (False, ["old", "old", "old"])])
+def test_what_was_brought_comes_to_its_place_with_a_start_alone(run, starts, found):
+    lay(run, "old", 3)
+    lay(run / "incoming", "new", 4)
+    runs._receive(run, starts)
+    assert read(run, *FIRST) == found
+    assert rundir.last_complete(run / "output") == (4 if starts else 3)
+    assert not [path for path in (run / "incoming").rglob("*") if path.is_file()]
+    runs._receive(run, starts)
+    assert read(run, *FIRST) == found
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_checkpoint_that_was_brought_counts_only_where_the_run_has_no_later_one(run, step):
+    lay(run, "old", 3)
+    lay(run / "incoming", "new", step)
+    runs._receive(run, True)
+    assert read(run, *FIRST) == ["new", "new", "old"]
+    assert read(run, "output/checkpoint-3/a.bin", "output/checkpoint-2/a.bin") == ["old", ""]
+
+
+def test_half_a_checkpoint_that_was_brought_takes_no_events_along(run):
+    lay(run / "incoming", "new", 4)
+    (run / "incoming/output/checkpoint-4/a.bin").write_text("ne")
+    runs._receive(run, True)
+    assert read(run, *FIRST) == ["new", "new", ""]
+    assert not (run / "output").exists()
+
+
+def test_what_another_command_is_bringing_just_now_is_left_to_it(run):
+    lay(run / "incoming", "new")
+    on_its_way = [run / "incoming/programs/.gang.py.x4Zq1k", run / "incoming/.rsync-partial/b.bin"]
+    on_its_way[1].parent.mkdir()
+    for path in on_its_way:
+        path.touch()
+    runs._receive(run, True)
+    assert sorted(path for path in (run / "incoming").rglob("*") if path.is_file()) == sorted(on_its_way)
+
+
+def test_a_link_to_what_is_there_already_is_nothing_new(run):
+    lay(run, "same")
+    (run / "incoming").mkdir()
+    os.link(run / "axolotl.yml", run / "incoming/axolotl.yml")
+    before = (run / "axolotl.yml").stat().st_ino
+    runs._receive(run, True)
+    assert ((run / "axolotl.yml").stat().st_ino, list((run / "incoming").iterdir())) == (before, [])

@@ -792,6 +792,16 @@ def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_p
     assert (seen.state, seen.detail) == ("stopped", "the queue does not know it any more; the same command resumes")
 
 
+@pytest.mark.parametrize(
+    ("queue", "nodes"),
+    [({"state": "RUNNING"}, "c[1-2]"), ({"state": "COMPLETING"}, "c[1-2]"), ({"state": "COMPLETED"}, ""),
+     ({"state": "PENDING", "reason": "BeginTime"}, "")],
+)  # fmt: skip
+def test_where_a_job_runs_is_seen_while_it_does(run_dir, queue, nodes):
+    cluster = Cluster(squeue=table(line(4, nodes="c[1-2]", name=slurm.job_name(run_dir), **queue)))
+    assert runs.observe(run_dir, queue=slurm.Queue(cluster)).nodes == nodes
+
+
 def test_a_run_that_ends_while_the_queue_is_asked_is_what_its_files_say_by_then(tmp_path):
     run_dir = tmp_path / "runs/witness-1"
     run_dir.mkdir(parents=True)

@@ -86,6 +86,22 @@ def test_a_running_run(tmp_path):
     assert status.status_lines([row], {}, []) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"nodes": "c[1-2]"}, "running on c1 and c2"),
+        ({"nodes": "c1", "state": "stalled", "detail": "no step for 1900 s"}, "stalled on c1: no step for 1900 s"),
+        ({"nodes": "", "state": "queued", "detail": "Priority (job 7)"}, "Priority (job 7)"),
+    ],
+)
+def test_where_a_run_of_a_cluster_is(tmp_path, more, words):
+    """The table stays as wide as it is: names of nodes may be long."""
+    (row,) = gathered(tmp_path, {"login": {"runs": [seen(gpu=None, gpu_busy=None, **more)]}})
+    assert row["nodes"] == more["nodes"]
+    assert status.table_rows([row], {})[0][3] == row["verdict"] == more.get("state", "running")
+    assert status.status_lines([row], {}, [])[0] == f"    {RUN}: {words}"
+
+
 def test_what_is_delivered_and_what_is_only_placed(tmp_path):
     deliver(tmp_path, latest=True)
     place(tmp_path, trainer="gpu-9", state="finished", final=True)

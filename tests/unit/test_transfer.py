@@ -70,6 +70,25 @@ def test_new_content_is_compared_with_the_newest_file_of_its_name(tmp_path):
     assert not (data / f"bb/{transfer.PARTIAL}").exists(), "what is there is not sent"
 
 
+def test_what_goes_beside_a_file_is_compared_with_it(tmp_path):
+    def ready(*files):
+        asked = [{"path": f"runs/w-1/incoming/{name}", "like": f"runs/w-1/{name}", "content": "1"} for name in files]
+        subprocess.run(["sh", "-c", transfer.prepare_command(str(tmp_path), asked)], check=True)
+
+    run = tmp_path / "runs/w-1"
+    ready("axolotl.yml")
+    assert not run.exists()
+    (run / "programs").mkdir(parents=True)
+    (run / "programs/it's.py").write_text("1")
+    ready("axolotl.yml", "programs/it's.py", "programs")
+    assert [path.name for path in (run / "incoming").rglob("*") if path.is_file()] == ["it's.py"]
+    (run / "programs/it's.py").unlink()
+    (run / "programs/it's.py").write_text("2")
+    ready("programs/it's.py")
+    assert (run / "incoming/programs/it's.py").read_text() == "1", "what has come already is not lost"
+    ready(*(f"{number}-{'x' * 200}" for number in range(1000)))  # more than a shell takes is left out
+
+
 def mode(path: pathlib.Path) -> int:
     return path.stat().st_mode & 0o777
 

@@ -19,7 +19,7 @@ from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.controller import retry
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.planning import run_record
-from ansible.module_utils.lora_forge.trainer import run_state, runs
+from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from safetensors.numpy import save_file
@@ -790,15 +790,83 @@ def test_where_slurm_stays_silent_the_watching_ends_and_not_before_its_time(watc
     assert sum("unknown: " in line for line in task.told) == 2  # once for each silence, whatever the age is
 
 
-def test_a_place_in_the_queue_is_told_once_and_not_with_every_guess_of_slurm(watch):
-    waits = [seen(0, state="queued", detail=f"{why} (job 7)")
-             for why in ("Priority", "Priority, expected 14:20", "Priority, expected 14:50", "Resources")]  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ("", "running"),
+        ("c1", "running on c1"),
+        ("gpu-st-p4d-24xlarge-1", "running on gpu-st-p4d-24xlarge-1"),
+        ("c[1-2]", "running on c1 and c2"),
+        ("node[009-010]", "running on node009 and node010"),
+        ("c[1,7]", "running on c1 and c7"),
+        ("c1,gpu2", "running on c1 and gpu2"),
+        ("c[1-4]", "running on c[1-4]"),
+        ("c[1,3,7]", "running on c[1,3,7]"),
+        ("c[1-2],gpu2", "running on c[1-2],gpu2"),
+        ("c[a-b]", "running on c[a-b]"),
+        ("rack[1-2]n[1-2]", "running on rack[1-2]n[1-2]"),
+        (",".join(["node[1,3]"] * 100), f"running on {','.join(['node[1,3]'] * 100)[:60]} …"),
+    ],
+)
+def test_where_a_run_is_is_said_in_few_words(nodes, words):
+    assert run_state.where("running", nodes) == words
+    assert run_state.where("stalled", nodes) == words.replace("running", "stalled")
+    assert run_state.where("queued", nodes) == "queued"
+
+
+def waits(reason, start="", state="PENDING"):
+    """Answer a look at a job that waits, half a minute after the one before."""
+    words = slurm.Job("7", "lora-forge-witness-1", state, reason, start).words
+    return After(30, seen(0, state="queued", detail=words))
+
+
+def test_each_reason_of_the_queue_is_told_once_and_again_after_something_else(watch):
+    """A night in a busy cluster: Slurm's reason changes every minute, and its guess at the start with it."""
+    hour = [waits("Priority"), waits("Resources"), waits("Priority", "2026-12-01T14:20:00")] + [
+        waits("Priority" if minute % 2 else "Resources", f"2026-12-01T14:{minute % 60:02}:00") for minute in range(120)
+    ]
+    reserved = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
+    limit = "QOSMaxJobsPerUserLimit"
+    limits = [waits(why) for why in (limit, "Priority", reserved, limit, reserved)]
+    held = [*[waits("JobHeldUser")] * 5, waits("Priority"), waits("Resources"), waits("Priority"), waits("JobHeldUser")]
     away = "ReqNodeNotAvail, UnavailableNodes"
-    waits += [seen(0, state="queued", detail=f"{away}:{nodes} (job 7)") for nodes in ("c1", "c[1-2]", "c[1,7]")]
-    task = watch(*waits, FINISHED)
+    drained = [waits(f"{away}:{nodes}") for nodes in ("c1", "c[1-2]", "c[1,7]")] + [waits("Resources")]
+    silent = After(30, seen(0, state="unknown", detail=NO_WORD))
+    begins = After(30, seen(0, state="queued", detail="its job begins"))
+    trains = [After(30, seen(step, nodes=nodes)) for step, nodes in ((1, "c1"), (2, "c1"))]
+    back = [waits("BeginTime"), waits("Priority"), waits("Resources"), After(30, seen(3, nodes="c[1-2]"))]
+    task = watch(*hour, *limits, *held, *drained, silent, waits("Resources"), begins, *trains, *back, FINISHED)
     task.run()
-    told = [line.split(": ")[1] for line in task.told if "queued" in line]
-    assert told == ["Priority (job 7)", "Resources (job 7)", f"{away}:c1 (job 7)"]
+    lets_go = "JobHeldUser (job 7); scontrol release 7 lets it go on"
+    told = [line.removeprefix("  witness  ") for line in task.told if " step " not in line and "resumed" not in line]
+    assert told == [f"queued: {words}" for words in (
+        "Priority (job 7)", "Resources (job 7)", "Priority (job 7), expected 2026-12-01 14:20",
+        f"{limit} (job 7)", f"{reserved} (job 7)",
+        lets_go, "Priority (job 7)", "Resources (job 7)", lets_go,
+        f"{away}:c1 (job 7)", "Resources (job 7)",
+    )] + [f"unknown: {NO_WORD}", "queued: Resources (job 7)", "queued: its job begins", "running on c1",
+          "queued: BeginTime (job 7)", "queued: Priority (job 7)", "queued: Resources (job 7)",
+          "running on c1 and c2"]  # fmt: skip
+
+
+def test_a_start_that_is_expected_much_later_or_sooner_is_told_once_in_an_hour(watch):
+    guesses = ["T14:00", "T14:50", "T18:00", "T14:00", "T18:00"] * 12  # half an hour of them
+    starts = [waits("Priority", f"2026-12-01{guess}:00") for guess in guesses]
+    sooner = waits("Priority", "2026-12-01T10:00:00")
+    task = watch(waits("Priority"), *starts * 4, *[waits("Priority")] * 3, sooner, FINISHED)
+    task.run()
+    told = [line.partition("expected 2026-12-01 ")[2] for line in task.told if "queued" in line]
+    assert told == ["", "14:00", "18:00", "10:00"]
+
+
+def test_what_was_told_of_the_queue_is_known_to_who_comes_back(watch):
+    others = {"others": [PLAN | {"run_id": "crew-1", "agent": "crew", "name": "crew"}], "awaited": ["crew-1"]}
+    left = watch(waits("Priority"), waits("Resources"), After(30, seen(0, state="queued", detail="x", over=["crew-1"])),
+                 **others)  # fmt: skip
+    assert left.run()["first"] == "crew-1"
+    again = watch(waits("Priority"), waits("Licenses"), FINISHED)
+    again.run()
+    assert [line for line in again.told if "queued" in line] == ["  witness  queued: Licenses (job 7)"]
 
 
 def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):

@@ -50,6 +50,7 @@ LARGEST = 32 * 1024 * 1024  # letters of an answer as it came: a training of 100
 _LOG = 512 * 1024  # letters of a log; a module sends half of that at most
 
 _FINITE = 1e15
+_NODES = re.compile(r"\w[\w.,\[\]-]{0,999}", re.ASCII)
 _ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -[fF]) [\w./~+@:][\w./~+@:, -]{0,1000}( -f)?")
 
 
@@ -67,6 +68,11 @@ def _bounded(figure: Any) -> Any:
     return f"{figure:.4g}" if is_number and not abs(figure) <= _FINITE else figure
 
 
+def _nodes(names: str) -> str:
+    """Keep names of nodes, as Slurm writes a list of them."""
+    return names if _NODES.fullmatch(names) else ""
+
+
 def _attach(command: str) -> str:
     """Keep a command that people are shown, and may type, where it is one that ``backend.start`` makes."""
     return command if _ATTACH.fullmatch(command) else ""
@@ -79,6 +85,7 @@ Path = Annotated[str, StringConstraints(max_length=1000)]  # on the trainer, and
 Inside = Annotated[str, AfterValidator(_inside)]
 Word = Annotated[str, StringConstraints(max_length=200)]
 Attach = Annotated[str, AfterValidator(_attach)]
+Nodes = Annotated[str, AfterValidator(_nodes)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]
@@ -256,6 +263,7 @@ class Seen(Answer):
     checkpoint: Checkpoint
     facts: FactsForm
     silent_for: Optional[Number]
+    nodes: Nodes = ""
 
 
 class TrainingRunInfo(Seen):

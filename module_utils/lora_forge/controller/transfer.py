@@ -33,6 +33,8 @@ _LINK = (
     'link() { [ -e "$1/$2" ] || { old=$(ls -t "${1%/*}"/*/"$2" 2>/dev/null | head -n 1); [ -n "$old" ] '
     f'&& mkdir -p "$1/{PARTIAL}" && ln -f "$old" "$1/{PARTIAL}/"; }}; }}'
 )
+# Gives a file the content of another one, as a link, where it is not there yet.
+_LIKE = 'like() { [ -e "$2" ] || { [ -f "$1" ] && mkdir -p "${2%/*}" && ln "$1" "$2"; }; }'
 _LAST = 10.0  # seconds that rsync has to end
 _LOOK = 0.5  # seconds between two looks at what has arrived
 
@@ -82,19 +84,22 @@ def prepare_command(to: str, files: list[dict[str, Any]]) -> str:
 
     What lies by its content is another file whenever it changes, and would go over the wire as a whole. Where rsync
     would look for a transfer that was cut off it finds the newest file of that name, as a link: it reads that, and
-    writes another one.
+    writes another one. What has a C(like) is most often the same as that, and then nothing of it goes over the wire.
 
     Args:
         to: The folder.
-        files: As :func:`build_tree` takes them; those with a C(sha256) lie by their content.
+        files: As :func:`build_tree` takes them; those with a C(sha256) lie by their content, and C(like) names a path
+            below the folder, too.
     """
     parent = shlex.quote(str(pathlib.PurePosixPath(to).parent))
     folder = shlex.quote(to)
     command = f"umask 022; mkdir -p {parent} && umask 077 && mkdir -p {folder} && cd {folder}"
     close = f'for d in {" ".join(PRIVATE)}; do [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ] && chmod go-rwx "$d"; done'
     places = [pathlib.PurePath(file["path"]) for file in files if file.get("sha256")]
-    links, room = [_LINK] if places else [], _COMMAND
-    for words in (f"link {shlex.quote(str(place.parent))} {shlex.quote(place.name)}" for place in places):
+    asked = [f"link {shlex.quote(str(place.parent))} {shlex.quote(place.name)}" for place in places]
+    asked += [f"like {shlex.quote(file['like'])} {shlex.quote(file['path'])}" for file in files if file.get("like")]
+    links, room = [_LINK, _LIKE] if asked else [], _COMMAND
+    for words in asked:
         room -= len(words)
         links += [words] if room > 0 else []
     # Without it more goes over the wire, and nothing else.

@@ -420,6 +420,22 @@ def run_facts(run: PlannedRun, host: str) -> dict[str, Any]:
     }
 
 
+def arriving(files: Sequence[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """Let what goes into a run directory arrive beside what is there, as another command may have started the run.
+
+    Args:
+        files: As :func:`input_files` lists them.
+        folder: The run directory below the trainer's root.
+    """
+    own = f"{folder}/"
+    return [
+        {**file, "path": f"{own}{rundir.INCOMING}/{file['path'][len(own) :]}", "like": file["path"]}
+        if file["path"].startswith(own)
+        else file
+        for file in files
+    ]
+
+
 def input_files(
     run: PlannedRun,
     checkout: pathlib.Path,

@@ -115,8 +115,8 @@ def collect_status(
     Returns:
         For each run {run_id, agent, trainer, verdict, state, ended (an end of it was noted), unheard (its trainer
         answers, and what keeps the run there does not), detail, contradictions, next, rehearsal, promoted, step,
-        planned, loss, eval_loss, score, answered, asked, tokens_per_second, gpu, eta_seconds, cost, wandb, seen_at};
-        see RETURN of library/training_status.py. By agent, newest last.
+        planned, loss, eval_loss, score, answered, asked, tokens_per_second, gpu, nodes, eta_seconds, cost, wandb,
+        seen_at}; see RETURN of library/training_status.py. By agent, newest last.
     """
     silent = {trainer: snapshot["silent"] for trainer, snapshot in snapshots.items() if "silent" in snapshot}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -202,6 +202,7 @@ def _row(evidence: verdict.Evidence, promoted: bool, usd: Optional[float]) -> di
         "asked": progress.get("asked") if answering else None,
         "tokens_per_second": progress.get("tokens_per_second") if alive else None,
         "gpu": snapshot.get("gpu") if alive else None,
+        "nodes": snapshot.get("nodes", "") if alive else "",
         "eta_seconds": None if answering else snapshot.get("eta_seconds"),
         "cost": manifest.cost.as_dict() or Cost(usd=usd, gpu_hours=hours).as_dict() or None,
         "wandb": evidence.wandb,
@@ -322,7 +323,9 @@ def status_lines(rows: list[dict[str, Any]], silent: dict[str, str], notes: list
             heard.add(told)
             continue
         warning = run_state.loss_warning(run_state.Progress.from_dict(row)) if row["state"] in run_state.LIVING else ""
-        sentences = [row["detail"]] if row["detail"] and row["state"] != "verified" else []
+        where = run_state.where(row["state"], row["nodes"])
+        said = ": ".join(filter(None, [where * (where != row["state"]), row["detail"]]))
+        sentences = [said] if said and row["state"] != "verified" else []
         sentences += ([warning] if warning else []) + row["contradictions"]
         lines += [f"    {row['run_id']}: {sentence}" for sentence in sentences]
         if row["next"]:

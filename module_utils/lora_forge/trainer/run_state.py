@@ -6,6 +6,8 @@ Runs on trainers: Python 3.9 or newer.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import math
 import re
 import sys
 from typing import Any, Optional
@@ -13,10 +15,19 @@ from typing import Any, Optional
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
+NODES_SHOWN = 60  # letters of the names of nodes
 LIVING = ("queued", "running", "stalled")  # some process of it is there, or will be
 EARLY = "early stopping"  # how the plugin words it
 LONGEST = 1e12  # seconds to go, whatever clocks and steps were noted
 NETWORK = 120.0  # seconds that a shared folder may show what is old: NFS keeps what it knows of a file for up to 60
+MOVED = 3600.0  # seconds by which Slurm's guess at a start must have moved to be told again, and between two of them
+_EXPECTED = re.compile(r", expected ([-0-9]+[ T][0-9:]+)")
+# Slurm's reasons that last until somebody, or a set time, ends them. All others go to and fro with other users' jobs,
+# «Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions» too: its code has that
+# as a way of saying Resources.
+_LASTS = re.compile(
+    "BadConstraints|BeginTime|Dependency|Invalid|NodeDown|Partition|ReqNodeNotAvail|Reservation|.*[Hh]eld"
+)
 RESTART_WITHIN = 90.0  # seconds after which systemd is not waited for any longer; it waits 5 s itself
 
 
@@ -88,6 +99,7 @@ class Observation(JsonRecord):
         facts: Of run.json: whose run it is, and how it was started.
         silent_for: Seconds since the supervisor's last word; once it is gone, since about the run's end.
         log_tail: The end of train.log, of a run that failed; None otherwise.
+        nodes: Where its job runs, as Slurm writes a list of nodes; empty where Slurm has none of it.
     """
 
     state: str
@@ -102,10 +114,12 @@ class Observation(JsonRecord):
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     silent_for: Optional[float] = None
     log_tail: Optional[str] = None
+    nodes: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Write it as training_run_info answers it; without ``log_tail`` where there is none."""
-        return {key: value for key, value in super().as_dict().items() if key != "log_tail" or value is not None}
+        """Write it as training_run_info answers it; without ``log_tail`` and ``nodes`` where there are none."""
+        none = {"log_tail": None, "nodes": ""}
+        return {key: value for key, value in super().as_dict().items() if key not in none or value != none[key]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +202,23 @@ def answering(done: Progress) -> str:
     return f"answering: {done.answered} of {done.asked} questions" if done.ended and done.asked else ""
 
 
+def where(state: str, nodes: str) -> str:
+    """Name a state with the nodes on which it is: one or two by their names, more as Slurm writes them.
+
+    Args:
+        state: Of an observation.
+        nodes: Of it.
+    """
+    if not nodes or state not in ("running", "stalled"):
+        return state
+    two = re.fullmatch(r"([\w.-]*)\[(\w+)([-,])(\w+)\]|([\w.-]+),([\w.-]+)", nodes)
+    if two and two[5]:
+        nodes = f"{two[5]} and {two[6]}"
+    elif two and (two[3] == "," or ((two[2] + two[4]).isdecimal() and int(two[4]) - int(two[2]) == 1)):
+        nodes = f"{two[1]}{two[2]} and {two[1]}{two[4]}"
+    return f"{state} on {nodes if len(nodes) <= NODES_SHOWN else nodes[:NODES_SHOWN] + ' …'}"
+
+
 def gist(detail: str) -> str:
     """Return what of a sentence on a run is news when it changes: no ages, no guesses at a time, no list of all nodes.
 
@@ -196,6 +227,69 @@ def gist(detail: str) -> str:
     """
     told = re.split(r" for |; its last word was ", detail, maxsplit=1)[0]
     return re.sub(r", expected [-0-9: ]+|(?<=UnavailableNodes:)\S+", " ", told).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(JsonRecord):
+    """What people who watch a run were told of its state.
+
+    Attributes:
+        kind: Of which kind that was, by :func:`_kind`.
+        gists: What was told since it is of that kind, by :func:`gist`.
+        start: When Slurm expected it to start, as it was told; empty for nothing.
+        at: When that was, in seconds.
+    """
+
+    kind: str = ""
+    gists: tuple[str, ...] = ()
+    start: str = ""
+    at: float = -math.inf
+
+    def after(self, state: str, detail: str, nodes: str, now: float) -> tuple[str, Told]:
+        """Say what is news of a look.
+
+        Slurm's reason goes to and fro while other jobs come and go: each is told once, and again when something else
+        was true meanwhile, such as that the job was held. Slurm's guess at a start is told once it is there, and again
+        where it has moved by an hour, once in an hour at most.
+
+        Args:
+            state: Of the observation.
+            detail: Of it.
+            nodes: Of it.
+            now: The time, in seconds, by a clock that nobody sets.
+
+        Returns:
+            The words to tell, empty for none; and what was told by then.
+        """
+        words, said = where(state, nodes), gist(detail)
+        kind = _kind(state, said, nodes)
+        known = self if kind == self.kind else Told(kind)
+        guess = _EXPECTED.search(detail) if state == "queued" else None
+        start = guess[1] if guess else ""
+        moved = bool(start) and _is_far(known.start, start) and now - known.at >= MOVED
+        if not (said or words != state) or (said in known.gists and not moved):
+            return "", known
+        if start:
+            known = dataclasses.replace(known, start=start, at=now)
+        gists = known.gists if said in known.gists else (*known.gists, said)
+        return ": ".join(filter(None, (words, detail))), dataclasses.replace(known, gists=gists)
+
+
+def _kind(state: str, said: str, nodes: str) -> str:
+    """Return what stays the same of a state as long as no more than its turn in Slurm's queue changes."""
+    reason = said.partition(" (job ")[0]
+    if state == "queued" and not _LASTS.match(reason):
+        return state
+    return "|".join((state, reason.partition(":")[0], nodes))
+
+
+def _is_far(before: str, start: str) -> bool:
+    """Tell whether a start that is expected is another one than before, by more than :data:`MOVED`."""
+    try:
+        times = [datetime.datetime.fromisoformat(text) for text in (before, start)]
+    except ValueError:
+        return not before
+    return abs((times[1] - times[0]).total_seconds()) >= MOVED
 
 
 def gpu_hours(facts: dict[str, Any], status: dict[str, Any]) -> Optional[float]:

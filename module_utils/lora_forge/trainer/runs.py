@@ -57,6 +57,7 @@ def observe(
         # Before the files are read: of a job that has ended by then, they have the last word.
         known = queue or slurm.Queue()
         asked = (known, *known.job(run_dir, anew=queue is None))
+    job = asked[1] if asked is not None else None
     noted, other_flaw = rundir.read_run(run_dir)
     status, flaw = rundir.read_status(run_dir)
     metrics = run_dir / "metrics.jsonl"
@@ -109,6 +110,7 @@ def observe(
         checkpoint=newest_checkpoint(run_dir),
         facts={key: noted.get(key) for key in _FACTS} | {"attach_command": _attach_command(noted)},
         silent_for=silent,
+        nodes=job.nodes if job is not None and job.lives and not job.waits else "",
         log_tail=_log_tail(run_dir / "train.log") if state == "failed" else None,
     )
 
@@ -475,10 +477,13 @@ def _start(
     if before.state == "unknown":
         raise UserError(f"{run_dir.name} is not started, as nobody knows whether it runs: {before.detail}")
     if before.state == "finished" or (before.alive and before.state != "stopped"):
+        if not check:
+            _receive(run_dir, starts=False)
         return {"changed": False, "message": "", **{key: before.facts[key] for key in ("backend", "attach_command")}}
     choice = backend.choose(wanted, backend.probe_host(wanted))
     if check:
         return {"changed": True, "backend": choice.backend, "attach_command": "", "message": choice.message}
+    _receive(run_dir, starts=True)
     (run_dir / "stop").unlink(missing_ok=True)
     noted = {
         **launch.run_json(run_dir.name),
@@ -512,6 +517,30 @@ def _start(
     log = run_dir / "supervisor.log"
     text = log.read_text(encoding="utf-8", errors="replace")[-1000:] if log.exists() else ""
     raise UserError(f"the supervisor of {run_dir.name} did not come up within 20 s ({choice.backend}). {text}")
+
+
+def _receive(run_dir: pathlib.Path, starts: bool) -> None:
+    """Put what was brought for a start in its place, or drop it where the run is started already.
+
+    A checkpoint from elsewhere comes with the events before it. Where the run has gone on here since that was decided,
+    neither counts any more.
+
+    Args:
+        run_dir: The run directory, whose lock the caller has.
+        starts: Whether the caller starts the run. Nobody else writes into the folder then.
+    """
+    incoming = run_dir / rundir.INCOMING
+    is_newer = rundir.last_complete(incoming / "output") > rundir.last_complete(run_dir / "output")
+    for path in sorted(incoming.rglob("*")):
+        place = path.relative_to(incoming)
+        # Another command may be bringing the same: what rsync is at has such a name, and folders stay for it.
+        if path.is_dir() or any(part.startswith(".") for part in place.parts):
+            continue
+        carried = place.parts[0] in ("output", "metrics.jsonl")
+        if starts and (is_newer or not carried):
+            (run_dir / place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.replace(path, run_dir / place)
+        path.unlink(missing_ok=True)  # a second link to what is there already is left by the kernel
 
 
 def _submit(

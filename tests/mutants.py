@@ -30,7 +30,6 @@ SOURCE = pathlib.Path("ansible/module_utils/lora_forge")  # the path says what t
 # What decides, and the unit tests that belong to it.
 TESTS = {
     "planning/layers": ("layers", "rules"),
-    "planning/rivals": ("rules",),
     "planning/recipe": ("recipe", "rules"),
     "planning/recipe_problems": ("recipe_problems", "rules"),
     "planning/rules": ("rules",),

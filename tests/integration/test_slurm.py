@@ -290,6 +290,7 @@ def test_a_run_is_a_job_and_is_seen_rightly_from_another_machine(site: Site) -> 
     noted = status(run)["supervisor"]
     assert noted["boot"] in map(site.cluster.boot_id, slurm.NODES)
     assert site.observe(run) == ("running", "")
+    assert site.cluster.boot_id(site.ask("observe", run)["nodes"]) == noted["boot"]
     assert site.start(run, stay_at=3)["changed"] is False
     assert len(site.jobs(run)) == 1
     assert site.ask("prune_plan", run, timeout=1) == [[], "it is alive"]

@@ -43,8 +43,8 @@ class ActionModule(ForgeAction):
         if args["pull"] and checkpoint["step"] > 0 and not check:
             fetch_checkpoint(self, run, checkpoint, folder, kept, args["transfer"])
         late = observed["state"] == "finished"  # it had come to its end before it could be stopped
-        word, how = ("finished", "collects") if late else ("stopped", "resumes")
-        goes_on = "playbooks/evaluate.yml goes on" if run.evaluates else f"train.yml {how} it"
+        word, how = ("finished", "playbooks/collect.yml collects") if late else ("stopped", "train.yml resumes")
+        goes_on = "playbooks/evaluate.yml goes on" if run.evaluates else f"{how} it"
         told = f"{word}; {goes_on}" if stopped["changed"] else "does not run"
         show(lines=[f"  {run.run_id} {told}"], host=self.host)
         is_kept = not args["pull"] or runs.newest_checkpoint(kept)["step"] >= checkpoint["step"]

@@ -88,7 +88,10 @@ def test_a_stop_that_died_before_it_was_noted_is_noted_by_the_next_one(desk):
 
 def test_a_stop_that_came_too_late_is_told_as_what_it_is(desk, capsys):
     desk.note("witness-1", "launched", "a", 0)
-    for state, words in (("finished", "finished; train.yml collects it"), ("stopped", "stopped; train.yml resumes it")):
+    for state, words in (
+        ("finished", "finished; playbooks/collect.yml collects it"),
+        ("stopped", "stopped; train.yml resumes it"),
+    ):
         desk.answer = {"changed": True, **Observation(state=state).as_dict(), "others": {}, "over": []}
         found = desk.run("stop_run", run=plan(), root="/r", stop_timeout=1, pull=False, transfer={})
         assert (found.get("failed"), found["changed"]) == (None, True)

@@ -246,7 +246,7 @@ BUNDLE = "playbooks/logs.yml -e role=witness -e bundle=true makes a file for who
         (judged(snapshot("stopped")), "train.yml again: resumes at step 2"),
         (judged(snapshot("stalled")), "playbooks/logs.yml -e role=witness; playbooks/stop.yml -e role=witness, then "
          "train.yml again: resumes at step 2"),
-        (judged(snapshot("finished")), "train.yml again collects it"),
+        (judged(snapshot("finished")), "playbooks/collect.yml -e role=witness collects it"),
         (judged(snapshot("unknown")), "the same command when Slurm answers on gpu-1 again; what runs goes on"),
         (judged(manifest=MANIFEST, defect="x is missing"), "train.yml -e role=witness -e verify=true"),
         (judged(manifest=MANIFEST), ""),

@@ -207,8 +207,9 @@ def next_step(agent: str, verdict: _Verdict, evaluates: bool = False) -> str:
     again = f"train.yml again: resumes at step {step}" if step else "train.yml again"
     logs = f"playbooks/logs.yml -e role={agent}"
     help_file = f"; {logs} -e bundle=true makes a file for whoever helps"
-    if verdict.state == "finished":
-        return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else "train.yml again collects it"
+    if verdict.state == "finished":  # where its recipe is another one by now, train.yml would train that
+        collects = f"playbooks/collect.yml -e role={agent} collects it"
+        return f"train.yml -e role={agent} -e verify=true" if verdict.contradictions else collects
     if verdict.state == "stalled":
         return f"{logs}; playbooks/stop.yml -e role={agent}, then {again}"
     if (

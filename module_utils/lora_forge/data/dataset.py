@@ -18,7 +18,6 @@ from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
-import numpy as np
 from ansible.module_utils.lora_forge.data import conversation, jsonl
 from ansible.module_utils.lora_forge.data.conversation import Conversation, Flaw, Keys
 from ansible.module_utils.lora_forge.errors import UserError
@@ -132,6 +131,8 @@ class Contents:
 
     def repeated(self) -> array[int]:
         """List the lines that say again what an earlier one says."""
+        import numpy as np  # here, as every command imports this file, and only a plan that reads data computes
+
         digests = np.frombuffer(self.digests, np.uint64)
         _, first = np.unique(digests, return_index=True)
         again = np.ones(len(digests), bool)
@@ -181,6 +182,8 @@ class DatasetFile:
             sequence_len: Tokens an example may have.
             options: What the recipe says of the file, without its path.
         """
+        import numpy as np
+
         limit = int(sequence_len * _CHARS_PER_TOKEN)
         characters = np.frombuffer(contents.characters, np.uint32)
         turns = np.frombuffer(contents.turns, np.uint32)

@@ -31,7 +31,7 @@ from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.pods.spending import Caps  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state, runs, saved  # noqa: E402
 
 load_actions("transfer", "stop_run")
 
@@ -132,7 +132,7 @@ class ActionModule(ForgeAction):
         budget = self.budget(args)
         clock, pace = Clock(), costs.Pace()
         self.leash_seen = clock.now()  # it was asked before anything was launched
-        have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
+        have = saved.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since)
             if seen.get("failed"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import stopping
 from lab import ROOT, Lab, eventually, reached
 
 PATIENCE = 300  # seconds; only what hangs takes them
@@ -186,7 +186,7 @@ def test_a_malformed_answer_costs_its_host_its_row_and_nothing_else(stage: Stage
     assert len(reasons) == len(MALFORMED)
     assert all(len(line) < 400 for line in reasons), reasons
     assert "traceback" not in (out + err).lower()
-    assert runs.stop(run_dir, PATIENCE)
+    assert stopping.stop(run_dir, PATIENCE)
 
 
 # --- no call is without an end --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.controller import retry
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.planning import run_record
-from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
+from ansible.module_utils.lora_forge.trainer import run_state, runs, saved, slurm_queue
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from safetensors.numpy import save_file
@@ -513,7 +513,7 @@ def with_checkpoint(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def kept(folder) -> int:
-    return runs.newest_checkpoint(folder / "runs/witness-1")["step"]
+    return saved.newest_checkpoint(folder / "runs/witness-1")["step"]
 
 
 def test_each_new_checkpoint_is_fetched_while_it_is_watched(watch, fetched, tmp_path):
@@ -816,7 +816,7 @@ def test_where_a_run_is_is_said_in_few_words(nodes, words):
 
 def waits(reason, start="", state="PENDING"):
     """Answer a look at a job that waits, half a minute after the one before."""
-    words = slurm.Job("7", "lora-forge-witness-1", state, reason, start).words
+    words = slurm_queue.Job("7", "lora-forge-witness-1", state, reason, start).words
     return After(30, seen(0, state="queued", detail=words))
 
 
@@ -870,7 +870,7 @@ def test_what_was_told_of_the_queue_is_known_to_who_comes_back(watch):
 
 
 def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
-    assert runs.newest_checkpoint(tmp_path) == {"step": 0, "files": []}
+    assert saved.newest_checkpoint(tmp_path) == {"step": 0, "files": []}
     for number in (6, 12, 18):
         folder = tmp_path / f"output/checkpoint-{number}"
         (folder / "nested").mkdir(parents=True)
@@ -879,10 +879,10 @@ def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
         if number < 18:  # its writing was cut off
             rundir.mark_complete(folder, number)
     names = [f"output/checkpoint-12/{name}" for name in ("a.bin", "nested/b.bin", "complete.json")]
-    assert runs.newest_checkpoint(tmp_path) == {"step": 12, "files": names}
+    assert saved.newest_checkpoint(tmp_path) == {"step": 12, "files": names}
     assert runs.observe(tmp_path).checkpoint["step"] == 12
     (tmp_path / names[0]).write_text("longer")
-    assert runs.newest_checkpoint(tmp_path)["step"] == 6
+    assert saved.newest_checkpoint(tmp_path)["step"] == 6
 
 
 # --- the leash ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import rehearsal
 from ansible.module_utils.lora_forge.text import canonical
-from ansible.module_utils.lora_forge.trainer.runs import Launch
+from ansible.module_utils.lora_forge.trainer.launching import Launch
 
 _RUN_FILES = (
     "supervisor.py",

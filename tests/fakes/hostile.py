@@ -49,7 +49,6 @@ exec {python} "$@"
 """
 # What is in the checkout, and no file of it, or what only a person or another test writes to meanwhile.
 PASSED_OVER = {
-    ".seen.jsonl",  # what tests note for docs/faults.md
     ".git",
     ".venv",
     ".trainer",

@@ -1103,6 +1103,8 @@ def test_a_job_has_the_cache_of_datasets_among_its_runs_own_prepared_data(tmp_pa
     assert "HF_DATASETS_CACHE" not in slurm_job.variables(run_dir, {"prepared": None}, env)  # it only answers
     given = slurm_job.variables(run_dir, {"prepared": "/root/prepared/witness-1"}, env)
     assert given["HF_DATASETS_CACHE"] == "/root/prepared/witness-1/datasets"
+    told = {"HF_DATASETS_CACHE": "/scratch/datasets", "HOME": "/scratch/ann"}  # by run_environment
+    assert not told.keys() & slurm_job.variables(run_dir, {"prepared": "/root/prepared/x", "env": told}, env).keys()
 
 
 @pytest.fixture

@@ -258,6 +258,17 @@ def test_of_a_run_that_nothing_plans_any_more_it_is_said_once_that_it_is_lost(wa
     assert (record.final, record.detail) == (True, "nothing of it was on pod-1 any more" if state == "absent" else "")
 
 
+def test_a_run_whose_disk_is_not_there_is_looked_for_again(watch, tmp_path):
+    run_dir = tmp_path / "not-mounted/runs/witness-1"
+    there = runs.observe(run_dir)
+    assert (there.state, there.detail) == ("absent", f"there is no folder {run_dir.parent} on this trainer")
+    said = watch(seen(state="absent", detail=there.detail), run=PLAN | {"by_notes": True}).run()["msg"]
+    assert said.splitlines()[1] == "Is its disk mounted? The same command looks for it again."
+    assert not run_record.read_record(tmp_path, "witness-1").final
+    run_dir.parent.mkdir(parents=True)
+    assert runs.observe(run_dir).detail == "there is no such run on this trainer"
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_cannot_be_stopped_though_a_cap_is_reached_gives_its_pod_up(watch, trouble):
     task = watch(seen(0), trouble, budget={"spent": 0.6, "max_usd": 0.5})

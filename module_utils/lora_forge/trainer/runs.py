@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ def observe(
             fault=backend.restart_fault(run_dir.name) if comes_back and gone else "",
             **limits,
         )
+    if state == "absent" and not os.path.exists(run_dir.parent):
+        detail = f"{run_state.NO_FOLDER} {run_dir.parent} on this trainer"
     third_flaw = f"{metrics.name} is no regular file" if metrics.exists() and not metrics.is_file() else ""
     # Every other run is read for it, which Slurm, whose reason stands there already, may have hundreds of.
     in_lane = state == "queued" and noted.get("backend") != "slurm"

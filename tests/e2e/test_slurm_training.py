@@ -138,7 +138,7 @@ def test_two_commands_of_the_same_moment_share_their_jobs(
     told = sorted((message["event"], message["run_id"]) for message in hook.told)
     assert told == sorted(("finished", run_id) for run_id in runs.values() for _ in controllers)
     assert not [path for controller in controllers for path in (controller.output / "incoming").glob("*")]
-    who = "two controllers" if checkouts > 1 else f"two commands of one checkout, for {len(agents)} agents"
+    who = "two controllers" if checkouts > 1 else f"two commands of one checkout, for {' and '.join(agents)}"
     outcome = "one job of each run; both ended with its adapter, promoted once and told once by each checkout"
     seen(f"{who}: train.yml twice at the same moment", "Slurm", outcome)
 

@@ -405,12 +405,17 @@ class Cluster:
         kept = [line for line in before.splitlines() if line.partition("=")[0] not in settings]
         try:
             path.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
-            self.sh("login", "scontrol reconfigure")
+            self.reconfigure()
             self.until_idle()
             yield
         finally:
             path.write_text(before)
-            self.sh("login", "scontrol reconfigure")
+            self.reconfigure()
+
+    def reconfigure(self) -> None:
+        """Have Slurm read its configuration anew; it is asked again where it takes too long to answer."""
+        asked = "scontrol reconfigure"
+        eventually(lambda: self.sh("login", asked, check=False).returncode == 0, f"«{asked}» is done", self._queue)
 
     # What befalls it
 

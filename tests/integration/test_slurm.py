@@ -1191,7 +1191,8 @@ def test_a_job_that_slurm_has_forgotten_and_whose_id_is_anothers_now(site: Site,
     try:
         lines = f"\nFirstJobId={number}\nMaxJobId={number + 2}\n"
         conf.write_text(before.replace("MinJobAge=300", "MinJobAge=2") + lines)
-        cluster.sh("login", f"scancel {number}; scontrol reconfigure")
+        cluster.sh("login", f"scancel {number}")
+        cluster.reconfigure()
         eventually(lambda: number not in cluster.jobs())
         state, words = site.observe(run)
         assert state == "stopped"
@@ -1205,7 +1206,7 @@ def test_a_job_that_slurm_has_forgotten_and_whose_id_is_anothers_now(site: Site,
         assert cluster.jobs()[number]["job_state"] == ["PENDING"]
     finally:
         conf.write_text(before)
-        cluster.sh("login", "scontrol reconfigure")
+        cluster.reconfigure()
     for node in slurm.NODES:
         cluster.resume(node)
     assert site.start(run)["changed"] is True

@@ -92,7 +92,7 @@ def test_a_preemption(site: Site, told: str, seen: Seen) -> None:
     before = conf.read_text()
     if told == "step":  # as by default: in the grace the steps are told, and not the job's first process
         conf.write_text(before.replace("PreemptParameters=send_user_signal\n", ""))
-        site.cluster.sh("login", "scontrol reconfigure")
+        site.cluster.reconfigure()
     try:
         launch(site, run, steps=4, save_every=4, stay_at=3, save_takes=2)
         reached(run, 3)
@@ -103,7 +103,7 @@ def test_a_preemption(site: Site, told: str, seen: Seen) -> None:
         site.whole(run)
     finally:
         conf.write_text(before)
-        site.cluster.sh("login", "scontrol reconfigure")
+        site.cluster.reconfigure()
     assert starts(run) == [0, 3]
     words = "checkpoint, back in the queue, resumed from it on both"
     seen(f"a job of two nodes is preempted for one of them, and its {told} is told", "Slurm", words)

@@ -84,7 +84,8 @@ def publish() -> None:
 def rows(page: str) -> list[Row]:
     """Read the rows of a page."""
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("| ")]
-    return [Row(*(cell.strip().strip("`").replace(r"\|", "|") for cell in row)) for row in cells[1:] if len(row) == 4]
+    whole = [[cell.strip().replace(r"\|", "|") for cell in row] for row in cells[1:] if len(row) == 4]
+    return [Row(fault, where, words, test.strip("`")) for fault, where, words, test in whole]
 
 
 def merged(before: Iterable[Row], noted: Iterable[Row]) -> list[Row]:

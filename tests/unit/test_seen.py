@@ -85,6 +85,14 @@ def test_words_with_a_bar_or_a_line_break_stay_one_cell() -> None:
     assert page() == [("a|b", "one two")]
 
 
+def test_words_that_begin_or_end_with_code_stay_as_they_are() -> None:
+    seen.note([Row("cut", "pod", "`stop` finds it, and so does `logs`", CUT)])
+    seen.publish()
+    seen.note([Row("kill", "vm", "resumed", KILLED)])
+    seen.publish()
+    assert page() == [("kill", "resumed"), ("cut", "`stop` finds it, and so does `logs`")]
+
+
 def test_nothing_is_noted_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(seen.VARIABLE)
     seen.note([Row("kill", "vm", "resumed", KILLED)])

@@ -415,10 +415,11 @@ class ActionModule(ForgeAction):
             return
         before, own = turn.kept
         is_own = read_launched(self.output, turn.run.run_id) == own
-        if started and not is_own:
-            keep_launched(self.output, own)
-        elif not started and is_own and before is not None:
-            keep_launched(self.output, before)
+        with contextlib.suppress(OSError):  # what is launched trains all the same
+            if started and not is_own:
+                keep_launched(self.output, own)
+            elif not started and is_own and before is not None:
+                keep_launched(self.output, before)
 
     def conclude(self, turn: Turn, answer: dict[str, Any]) -> None:
         """Tell, and note, what came of a start.

@@ -255,10 +255,11 @@ def test_another_command_is_waited_for_once_and_not_for_each_event(
         return locked(path, timeout)
 
     monkeypatch.setattr(rundir, "locked", spied)
-    monkeypatch.setattr(notify, "PATIENCE", 0.01)
+    monkeypatch.setattr(notify, "PATIENCE", 0.02)
+    monkeypatch.setattr(notify, "SOON", 0.01)
     told = [tell(hook.url, event, since=0.0) for event in ("failed", "stalled", "decision")]
     assert ["may arrive twice" in warned for (warned,) in told] == [True] * 3
-    assert waits == [0.0, 0.01, 0.0, 0.0]
+    assert waits == [0.01, 0.02, 0.0, 0.0]
     assert [message["event"] for message in hook.told] == ["failed", "stalled", "decision"]
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -256,6 +257,20 @@ def test_what_does_not_fit_is_the_hosts_failure_in_a_sentence(name: str, answer:
     assert where in held["msg"]
     assert len(held["msg"]) < 500
     assert "\n" not in held["msg"]
+
+
+@pytest.mark.parametrize("root", ["/r", "/my disk/r", "/scratch/müller", "/a, b"])
+def test_the_command_that_shows_a_run_is_taken_wherever_its_root_is(root: str) -> None:
+    for command in (["tail", "-f", f"{root}/runs/w/supervisor.log"], ["tail", "-F", f"{root}/supervisor.log"]):
+        told = shlex.join(command)
+        held = answers.hold("training_run_info", changed("training_run_info", "facts", "attach_command", to=told), "a")
+        assert held["facts"]["attach_command"] == told
+
+
+@pytest.mark.parametrize("command", ["tail -f '/r'; reboot", "tail -f '/r", "tail -f /r'$(x)'", "tail -f '/r' '/x'"])
+def test_what_is_no_command_that_shows_a_run_is_left_out(command: str) -> None:
+    held = answers.hold("training_run_info", changed("training_run_info", "facts", "attach_command", to=command), "a")
+    assert held["facts"]["attach_command"] == ""
 
 
 @pytest.mark.parametrize("nodes", ["c1", "node[001-004,7],gpu.a-1", "c_1"])

@@ -51,7 +51,8 @@ _LOG = 512 * 1024  # letters of a log; a module sends half of that at most
 
 _FINITE = 1e15
 _NODES = re.compile(r"\w[\w.,\[\]-]{0,999}", re.ASCII)
-_ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -[fF]) [\w./~+@:][\w./~+@:, -]{0,1000}( -f)?")
+# A path with a space in it, or a letter that is not English, stands in quotes.
+_ATTACH = re.compile(r"(tmux attach -t|journalctl (--user )?-u|tail -[fF]) ('?)[\w./~+@:][\w./~+@:, -]{0,1000}\3( -f)?")
 
 
 def _inside(path: str) -> str:

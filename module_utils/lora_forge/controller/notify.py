@@ -91,7 +91,7 @@ def _turn(output: pathlib.Path, run: PlannedRun, timeout: Any) -> Iterator[bool]
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f".{run.run_id}.told.lock"
             try:
-                held.enter_context(rundir.locked(path, SOON))
+                held.enter_context(rundir.locked(path, 0.0 if waited.exists() else SOON))
             except BlockingIOError:
                 alone = False
                 if not waited.exists():

@@ -120,7 +120,7 @@ models: $(VENV)/.dev ## Every family of base models, trained by real Axolotl on 
 # image, of 8 GB, is for make soak.
 SOAKED := training-image
 SCENARIOS := $(filter-out default $(SOAKED),$(notdir $(patsubst %/molecule.yml,%,$(wildcard tests/molecule/*/molecule.yml))))
-HALF := newcomer systemd users gate
+HALF := newcomer systemd gate
 empty :=
 joined = molecule-$(subst $(empty) $(empty),+,$(strip $(1)))
 

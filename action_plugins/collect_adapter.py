@@ -77,8 +77,12 @@ class ActionModule(ForgeAction):
         output = pathlib.Path(args["output"])
         run_dir, base_model = launch.run_dir(run, args["root"]), launch.base_model_path(run, args["root"])
         asked = {"run_dir": run_dir, "recipe": {**run.recipe, "base_model": base_model}}
-        python = run.launched.python or provisioning.environment_python(args["root"], self.lock(args))  # it has numpy
+        now = provisioning.environment_python(args["root"], self.lock(args))  # it has numpy
+        python = run.launched.python or now
         facts = self.run_module("lora_adapter_info", asked, python=python)
+        if facts.get("failed") and python != now:  # the environment of then may have been pruned since
+            again = self.run_module("lora_adapter_info", asked, python=now)
+            facts = facts if again.get("failed") else again
         if facts.get("failed"):
             return facts | {"step": "verify", "problems": []}
         try:

@@ -37,6 +37,7 @@ from ansible.module_utils.lora_forge.planning import launch, provisioning, quest
 from ansible.module_utils.lora_forge.planning.run_record import (  # noqa: E402
     RunRecord,
     keep_launched,
+    read_launched,
     read_record,
     update_record,
 )
@@ -65,6 +66,7 @@ class Turn:
         seen: What its trainer said of it.
         files: What it needs there, as ``transfer`` takes it; empty where that is there.
         answer: What came of it; None while that is open.
+        kept: The run as it was kept of an earlier launch, and as it is for this one; None where this keeps none.
     """
 
     def __init__(self, run: PlannedRun, host: str, options: launch.TrainerOptions):
@@ -72,6 +74,7 @@ class Turn:
         self.seen = Observation("absent")
         self.files: list[dict[str, Any]] = []
         self.answer: dict[str, Any] | None = None
+        self.kept: tuple[PlannedRun | None, PlannedRun] | None = None
 
     @property
     def run_dir(self) -> str:
@@ -402,8 +405,20 @@ class ActionModule(ForgeAction):
         if self.host == run.hosts[0] and not (check or run.evaluates):  # who leads a gang keeps its adapter
             lock = provisioning.lock_path(ROOT, self.args["lock"])
             launched = Launched(turn.options.root, turn.options.python, store.sha256_file(lock))
-            keep_launched(self.output, dataclasses.replace(run, launched=launched))
+            turn.kept = read_launched(self.output, run.run_id), dataclasses.replace(run, launched=launched)
+            keep_launched(self.output, turn.kept[1])  # before its start, as this command may die in that
         return record
+
+    def keep(self, turn: Turn, started: bool) -> None:
+        """Keep the run as whoever started it has launched it: of two commands that was one, and the other attached."""
+        if turn.kept is None:
+            return
+        before, own = turn.kept
+        is_own = read_launched(self.output, turn.run.run_id) == own
+        if started and not is_own:
+            keep_launched(self.output, own)
+        elif not started and is_own and before is not None:
+            keep_launched(self.output, before)
 
     def conclude(self, turn: Turn, answer: dict[str, Any]) -> None:
         """Tell, and note, what came of a start.
@@ -415,6 +430,7 @@ class ActionModule(ForgeAction):
         if answer.get("refused"):
             raise UserError(answer["refused"])
         if not self._task.check_mode:
+            self.keep(turn, started)
             if started:
                 backend, attach, message = (answer.get(key) or "?" for key in ("backend", "attach_command", "message"))
                 how = f"({backend}; attach: {attach})\n    {message}"

@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.controller.display import show  # noqa: E40
 from ansible.module_utils.lora_forge.controller.notes import note  # noqa: E402
 from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning.launch import run_dir  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import saved  # noqa: E402
 
 load_actions("transfer")
 
@@ -49,5 +49,5 @@ class ActionModule(ForgeAction):
             goes_on += ", with the recipe and data that it was launched with"
         told = f"{word}; {goes_on}" if stopped["changed"] else "does not run"
         show(lines=[f"  {run.run_id} {told}"], host=self.host)
-        is_kept = not args["pull"] or runs.newest_checkpoint(kept)["step"] >= checkpoint["step"]
+        is_kept = not args["pull"] or saved.newest_checkpoint(kept)["step"] >= checkpoint["step"]
         return {"changed": stopped["changed"], "checkpoint": checkpoint, "kept": is_kept}

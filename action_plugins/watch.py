@@ -31,7 +31,7 @@ from ansible.module_utils.lora_forge.pods.claims import Claim, Claims  # noqa: E
 from ansible.module_utils.lora_forge.pods.costs import Budget  # noqa: E402
 from ansible.module_utils.lora_forge.pods.spending import Caps  # noqa: E402
 from ansible.module_utils.lora_forge.text import duration, pair, short  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import run_state, runs, saved  # noqa: E402
 
 load_actions("transfer", "stop_run")
 
@@ -132,7 +132,7 @@ class ActionModule(ForgeAction):
         budget = self.budget(args)
         clock, pace = Clock(), costs.Pace()
         self.leash_seen = clock.now()  # it was asked before anything was launched
-        have = runs.newest_checkpoint(kept)["step"] if args["pull"] else None
+        have = saved.newest_checkpoint(kept)["step"] if args["pull"] else None
         while True:
             seen = self.ask(run, args, since)
             if seen.get("failed"):
@@ -254,7 +254,8 @@ class ActionModule(ForgeAction):
         if seen.get("failed") or state == "absent":  # nobody knows what became of it
             if not args["quiet"]:
                 notify("failed", run, answer.get("msg", "it could not be watched"), told, since=run.planned_at)
-            if state == "absent" and run.by_notes:  # which nothing plans any more: it is said once
+            is_away = seen.get("detail", "").startswith(run_state.NO_FOLDER)  # and its disk may be back tomorrow
+            if state == "absent" and run.by_notes and not is_away:  # which nothing plans any more: it is said once
                 leader = run.hosts[0]
                 lost = f"nothing of it was on {leader} any more"
                 note(output, run, lambda record, now: record.ended("failed", leader, now, lost))
@@ -435,7 +436,10 @@ class ActionModule(ForgeAction):
         }
         if run.by_notes:
             again = "With the recipe and data that it was launched with, train.yml goes on with it."
-            advice |= {"stopped": again, "failed": look + again, "absent": "It is not looked for any more."}
+            lost = "It is not looked for any more."
+            if detail.startswith(run_state.NO_FOLDER):
+                lost = "Is its disk mounted? The same command looks for it again."
+            advice |= {"stopped": again, "failed": look + again, "absent": lost}
         if "configuration" in detail:
             advice["failed"] = "Correct the recipe; starting it again unchanged would end the same way."
         archive = f"playbooks/logs.yml -e role={run.agent} -e bundle=true"

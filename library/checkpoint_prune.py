@@ -67,7 +67,7 @@ import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import pruning
 
 ARGUMENTS = {"run_dir": {"type": "path", "required": True}, "keep": {"type": "int", "default": 2}}
 
@@ -78,7 +78,7 @@ def main() -> None:
         if module.params["keep"] < 0:
             raise UserError(f"keep is {module.params['keep']}; it must be 0 or more")
         run_dir = pathlib.Path(module.params["run_dir"]).resolve()
-        rows, left_alone = runs.prune_plan(run_dir, module.params["keep"])
+        rows, left_alone = pruning.prune_plan(run_dir, module.params["keep"])
         going = [row for row in rows if not row["keep"]]
         if not module.check_mode:
             for row in going:
@@ -88,7 +88,7 @@ def main() -> None:
             checkpoints=rows,
             freed=sum(row["bytes"] for row in going),
             left_alone=left_alone or "",
-            show=runs.prune_table(run_dir.name, rows, left_alone, module.check_mode),
+            show=pruning.prune_table(run_dir.name, rows, left_alone, module.check_mode),
         )
 
 

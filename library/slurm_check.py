@@ -67,7 +67,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import UserError, report_errors
-from ansible.module_utils.lora_forge.trainer import runs, slurm
+from ansible.module_utils.lora_forge.trainer import runs, slurm, slurm_commands, slurm_options
 
 ARGUMENTS = {
     "root": {"type": "path", "required": True},
@@ -84,18 +84,18 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with report_errors(module):
-        if not slurm.has_slurm():
-            raise UserError(slurm.NO_SBATCH)
-        if wrong := slurm.problems(given["job"], given["gpus"], given["stop_timeout"]):
+        if not slurm_commands.has_slurm():
+            raise UserError(slurm_commands.NO_SBATCH)
+        if wrong := slurm_options.problems(given["job"], given["gpus"], given["stop_timeout"]):
             raise UserError("; ".join(wrong))
-        if capped := slurm.over_cap(given["job"], given["gpus"] * given["nodes"], given["max_gpu_hours"]):
+        if capped := slurm_options.over_cap(given["job"], given["gpus"] * given["nodes"], given["max_gpu_hours"]):
             raise UserError(capped)
         try:
             version, root = slurm.check_version(), pathlib.Path(given["root"])
             refused = ""
             if not runs.any_launched(root, given["runs"]):
                 refused = slurm.try_out(given["job"], root / "runs/any", given["stop_timeout"], nodes=given["nodes"])
-        except slurm.Silent as error:
+        except slurm_commands.Silent as error:
             raise UserError(f"Slurm does not answer: {error}. Run it again when it does") from None
         if refused:
             # Of what it was asked for too much it says «Requested node configuration is not available», and no more.

@@ -40,7 +40,7 @@ import pathlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import stopping
 
 ARGUMENTS = {
     "run_dir": {"type": "path", "required": True},
@@ -54,7 +54,7 @@ def main() -> None:
     given = module.params
     run_dir = pathlib.Path(given["run_dir"]).resolve()
     with report_errors(module):
-        end = runs.stop if given["state"] == "stopped" else runs.remove
+        end = stopping.stop if given["state"] == "stopped" else stopping.remove
         module.exit_json(changed=end(run_dir, given["stop_timeout"], module.check_mode))
 
 

@@ -74,7 +74,7 @@ runs:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lora_forge.errors import report_errors
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import launching
 
 ARGUMENTS = {
     "runs": {"type": "list", "elements": "dict", "required": True},
@@ -88,7 +88,8 @@ def main() -> None:
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
     given = module.params
     with report_errors(module):
-        told = runs.start_all(given["runs"], given["secrets"], given["backend"], given["within"], module.check_mode)
+        wanted, within = given["backend"], given["within"]
+        told = launching.start_all(given["runs"], given["secrets"], wanted, within, module.check_mode)
         module.exit_json(changed=any(run["changed"] for run in told), runs=told)
 
 

@@ -53,8 +53,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
     SIGTERM ends tests as Ctrl-C does.
     """
-    if not hasattr(config, "workerinput"):
-        faults.SEEN.unlink(missing_ok=True)  # of a command that was killed
     if "LORA_FORGE_SANDBOX" not in os.environ:
         config.stash[SANDBOX] = sandbox.Sandbox()
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -67,6 +67,10 @@ TESTS = {
     "pods/claims": ("costs", "lifecycle"),
     "pods/costs": ("costs", "lifecycle"),
     "trainer/runs": ("runs_at_rest",),
+    "trainer/launching": ("runs_at_rest",),
+    "trainer/stopping": ("runs_at_rest",),
+    "trainer/pruning": ("runs_at_rest",),
+    "trainer/saved": ("runs_at_rest",),
     "trainer/run_state": ("verdict", "watch"),
     "results/verdict": ("verdict",),
 }

@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterable
 from typing import Callable, NamedTuple
 
+import rundir
+
 TESTS = pathlib.Path(__file__).resolve().parent
-SEEN = TESTS.parent / ".seen.jsonl"  # what the tests of one command saw, from all their processes
 VARIABLE = "LORA_FORGE_FAULTS"  # the page to be written, from the checkout; without it nothing is noted
 HEAD = """\
 # Faults
@@ -54,24 +55,30 @@ class Row(NamedTuple):
     whole: bool = True
 
 
+def notes() -> pathlib.Path:
+    """Return the file with what the tests of one command saw, in all its processes: in their sandbox."""
+    return pathlib.Path(os.environ["LORA_FORGE_SANDBOX"]) / "seen.jsonl"
+
+
 def note(rows: list[Row]) -> None:
     """Note what a test saw, where somebody wants to know."""
     if os.environ.get(VARIABLE) and rows:
-        with SEEN.open("a", encoding="utf-8") as file:
+        with notes().open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def publish() -> None:
-    """Write into the page what was noted since the last time."""
+    """Write into the page what was noted since the last time. Several commands may do so at the same time."""
     wanted = os.environ.get(VARIABLE)
-    if not wanted or not SEEN.exists():
+    if not wanted or not notes().exists():
         return
-    noted = [Row(*json.loads(line)) for line in SEEN.read_text(encoding="utf-8").splitlines()]
+    noted = [Row(*json.loads(line)) for line in notes().read_text(encoding="utf-8").splitlines()]
     page = TESTS.parent / wanted
-    before = page.read_text(encoding="utf-8") if page.exists() else ""
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(table(merged(rows(before), noted)), encoding="utf-8")
-    SEEN.unlink()
+    with rundir.locked(page.parent):
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
+        page.write_text(table(merged(rows(before), noted)), encoding="utf-8")
+    notes().unlink()
 
 
 def rows(page: str) -> list[Row]:

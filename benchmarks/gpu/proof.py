@@ -39,7 +39,7 @@ from ansible.module_utils.lora_forge.planned_run import PlannedRun  # noqa: E402
 from ansible.module_utils.lora_forge.planning import fleet, launch, memory  # noqa: E402
 from ansible.module_utils.lora_forge.planning.layers import merge  # noqa: E402
 from ansible.module_utils.lora_forge.planning.planner import Planner  # noqa: E402
-from ansible.module_utils.lora_forge.trainer import run_state, runs  # noqa: E402
+from ansible.module_utils.lora_forge.trainer import launching, run_state, runs  # noqa: E402
 from ansible.module_utils.lora_forge.trainer.run_state import Observation  # noqa: E402
 
 MAX_STEPS = 20  # a checkpoint every 4, a report every 10: at 10 there is a step beyond a checkpoint, at 20 another loss
@@ -110,7 +110,7 @@ class Proof:
         if kept:
             variables["PYTHONPATH"] = os.pathsep.join(kept)
         run = PlannedRun.from_dict(self.plan)
-        started = runs.Launch(
+        started = launching.Launch(
             command=[sys.executable, "-m", "axolotl.cli.train", "axolotl.yml"],
             lane="cpu-proof" if self.tiny else "gpu-proof",
             lane_dir=str(self.work),
@@ -118,7 +118,7 @@ class Proof:
             prepared=launch.prepared_path(run, str(self.work)),
             facts=launch.run_facts(run, "here"),
         )
-        return bool(runs.start(self.run_dir, started, {}, "process")["changed"])
+        return bool(launching.start(self.run_dir, started, {}, "process")["changed"])
 
     def stopped(self, *_: Any) -> None:
         """Stop on SIGTERM: the training leaves the card, as at the deadline; the same command goes on."""

@@ -51,7 +51,7 @@ UNWRITABLE = 67  # exit status of a job that cannot write into its run directory
 FETCH_PULSE = 90.0  # seconds; a fetch says every second that it lives, and NFS may show for a minute what is old
 FINAL_STATES = ("finished", "failed", "stopped")
 NO_LOCKS = "its file system has no locks (flock); whoever runs it can mount it with them (Lustre: -o flock)"
-_EVER = float(1 << 40)  # seconds
+_HELD = 3600.0  # seconds that a name is waited for at most: anybody can have it, and keep it
 _ELSEWHERE = 60.0  # seconds that another machine is waited for where nobody can tell whether the holder lives
 LARGEST_JSON = 64 << 20  # bytes; more is not read into memory
 LARGEST_LOG = 64 << 20
@@ -250,7 +250,8 @@ def locked(path: pathlib.Path, timeout: Optional[float] = None) -> Iterator[None
 
     Args:
         path: A folder that is there, or a file, which is made where it is missing.
-        timeout: Seconds to wait for another holder; 0 tries once, None waits for as long as it takes.
+        timeout: Seconds to wait for another holder; 0 tries once, None waits for as long as it takes, an hour where
+            there are no locks.
 
     Raises:
         BlockingIOError: Somebody else has held it for all that time.
@@ -316,9 +317,9 @@ def _named(path: pathlib.Path, timeout: Optional[float]) -> Iterator[None]:
     mark = path / ".holder" if path.is_dir() else path.with_name(f"{path.name}.holder")
     name = f"\0lora-forge-{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()}"
     with socket.socket(socket.AF_UNIX) as own:
-        _within(_EVER if timeout is None else timeout, lambda: _take_name(own, name))
+        _within(_HELD if timeout is None else timeout, lambda: _take_name(own, name))
         try:
-            _within(min(_ELSEWHERE, _EVER if timeout is None else timeout), lambda: _take_mark(mark))
+            _within(min(_ELSEWHERE, _HELD if timeout is None else timeout), lambda: _take_mark(mark))
         except BlockingIOError as error:
             raise OSError(errno.EBUSY, error.strerror) from None
         try:
@@ -333,7 +334,7 @@ def _take_name(own: socket.socket, name: str) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise BlockingIOError(errno.EAGAIN, "another process has it") from None
+        raise BlockingIOError(errno.EAGAIN, "another process of this machine has it") from None
 
 
 def _take_mark(mark: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from ansible.module_utils.lora_forge.pods.claims import Claims
-from ansible.module_utils.lora_forge.trainer import environment, runs
+from ansible.module_utils.lora_forge.trainer import environment, runs, stopping
 from ansible.module_utils.lora_forge.version import git_facts
 from hook import SECRET, Hook, serving
 from lab import Lab, eventually, status, until
@@ -125,7 +125,7 @@ def test_a_standstill_is_told_and_what_a_person_stopped_is_not(desk: Desk, hook:
     assert code == 2
     assert [(one["event"], one["detail"][:11]) for one in hook.told] == [("stalled", "no step for")]
 
-    assert runs.stop(run_dir, 1)
+    assert stopping.stop(run_dir, 1)
     code, text = desk.role(hook.url, "run", "watch")
     assert code == 2
     assert "witness-0 is stopped" in text

@@ -49,7 +49,6 @@ exec {python} "$@"
 """
 # What is in the checkout, and no file of it, or what only a person or another test writes to meanwhile.
 PASSED_OVER = {
-    ".seen.jsonl",  # what tests note for docs/faults.md
     ".git",
     ".venv",
     ".trainer",
@@ -91,13 +90,11 @@ class Played:
     Attributes:
         text: What it printed.
         code: Its exit code.
-        seconds: How long it took.
         ended: Whether it came to its end by itself.
     """
 
     text: str
     code: int
-    seconds: float
     ended: bool
 
     def lines(self, word: str) -> list[str]:
@@ -262,24 +259,23 @@ class Stage:
         path.write_text(yaml.safe_dump({"all": everybody, "trainers": {"hosts": self.hosts, "vars": shared}}))
         return path
 
-    def play(self, playbook: str, *options: str, patience: float = PATIENCE, **environment: str) -> Played:
+    def play(self, playbook: str, *options: str, **environment: str) -> Played:
         """Run a playbook over the hosts, from the checkout, with the stage's home.
 
         Args:
             playbook: Its path in the checkout.
             options: Further arguments.
-            patience: Seconds after which it is ended, and counts as one that never ends.
             environment: Added to its environment.
         """
-        log, began = self.folder / "log.txt", time.monotonic()
+        log = self.folder / "log.txt"
         process = self.start(log, playbook, *options, **environment)
         try:
-            code, ended = process.wait(patience), True
+            code, ended = process.wait(PATIENCE), True
         except subprocess.TimeoutExpired:
             code, ended = -1, False
         finally:
             self.end(process)
-        return Played(log.read_text("utf-8", "surrogateescape"), code, time.monotonic() - began, ended)
+        return Played(log.read_text("utf-8", "surrogateescape"), code, ended)
 
     def start(self, log: pathlib.Path, playbook: str, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a playbook as :meth:`play` does; :meth:`end` is for whoever starts it.

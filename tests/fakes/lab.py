@@ -14,7 +14,7 @@ import uuid
 from typing import Any, Callable
 
 import rundir
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer.launching import Launch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fakes" / "trainer.py"
@@ -67,10 +67,10 @@ class Lab:
                 "turn": turn, "processes": processes, "command": command, "env": env,
                 "answer_command": [*answer_command], "stop_timeout": stop_timeout}  # fmt: skip
 
-    def launch(self, run_id: str = "witness-0", facts: dict[str, Any] | None = None, **settings: Any) -> runs.Launch:
-        """Return what ``runs.start`` takes; see :meth:`spec`."""
+    def launch(self, run_id: str = "witness-0", facts: dict[str, Any] | None = None, **settings: Any) -> Launch:
+        """Return what ``launching.start`` takes; see :meth:`spec`."""
         spec = self.spec(run_id, **settings)
-        return runs.Launch.from_dict(spec | {"environment": spec["env"], "facts": facts or {}})
+        return Launch.from_dict(spec | {"environment": spec["env"], "facts": facts or {}})
 
     def stage(self, run_id: str = "witness-0", where: pathlib.Path | None = None) -> pathlib.Path:
         """Make a run directory with supervisor.py (of a faster pulse), and what it imports, in it."""

@@ -45,7 +45,7 @@ def runs(stage: Stage) -> dict[str, pathlib.Path]:
         stage.host(host, agent, eval_dir=str(cases))
         stage.finished(host, agent)
     named = ",".join(AGENTS.values())
-    collected = stage.play("playbooks/collect.yml", "-e", f"role={named}", patience=120)
+    collected = stage.play("playbooks/collect.yml", "-e", f"role={named}")
     assert collected.code == 0, collected.text
     found = {}
     for host, agent in AGENTS.items():
@@ -80,7 +80,7 @@ def guard(stage: Stage, runs: dict[str, pathlib.Path]) -> Guard:
 
 @pytest.fixture(scope="module")
 def played(stage: Stage, guard: Guard) -> Played:
-    return stage.play("playbooks/evaluate.yml", "-e", "role=all", patience=120)
+    return stage.play("playbooks/evaluate.yml", "-e", "role=all")
 
 
 def manifest(stage: Stage, host: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def guard(stage: Stage, runs: dict[str, pathlib.Path]) -> Guard:
 
 @pytest.fixture(scope="module")
 def played(stage: Stage, guard: Guard) -> Played:
-    return stage.play("playbooks/collect.yml", "-e", "role=all", patience=120)
+    return stage.play("playbooks/collect.yml", "-e", "role=all")
 
 
 def test_the_honest_hosts_adapter_is_there(stage: Stage, played: Played) -> None:

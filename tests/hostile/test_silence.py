@@ -14,8 +14,6 @@ from ansible.module_utils.lora_forge.trainer import runs
 from hostile import CONTROL, Guard, Played, Stage
 from seen import Seen
 
-BOUND = 180.0  # seconds: far more than all limits here together, and far less than for ever
-
 # Seconds. A question has that long, and what takes longer by its nature as many times more as it is used to.
 QUICK: dict[str, Any] = {"trainer_answer_timeout": 6.0, "trainer_rsync_timeout": 3, "watch_unreachable_timeout": 1}
 
@@ -24,25 +22,24 @@ def patience(seconds: float, **variables: Any) -> dict[str, Any]:
     return {**QUICK, "trainer_answer_timeout": seconds, **variables}
 
 
-class Scene:
-    """Trainers of which each falls silent at a call of its own."""
+def fall_silent(stage: Stage, silent: dict[str, tuple[str, str, dict[str, Any]]], left: tuple[str, ...] = ()) -> None:
+    """Make trainers of which each falls silent at a call of its own, and an honest one.
 
-    def __init__(self, stage: Stage, silent: dict[str, tuple[str, str, dict[str, Any]]], left: tuple[str, ...] = ()):
-        self.stage = stage
-        agents = ["mayor", "deacon", "polecat", "refinery", "crew", "gastown"]
-        self.agents = dict(zip(silent, agents))
-        for name, (on, do, variables) in silent.items():
-            stage.host(name, self.agents[name], **variables)
-            if name in left:
-                stage.finished(name, self.agents[name])
-            else:
-                stage.model(name, self.agents[name])
-            stage.face(name, on, do, **({"text": '{"changed": false, "runs": [{"run_id": "'} if do == "half" else {}))
-        stage.host("good", "witness")
-        stage.finished("good", "witness")
-
-    def play(self, playbook: str, *options: str) -> Played:
-        return self.stage.play(playbook, *options, patience=BOUND)
+    Args:
+        stage: Where they are.
+        silent: On which call each falls silent, how, and its variables.
+        left: Those on which a run has finished already.
+    """
+    agents = ["mayor", "deacon", "polecat", "refinery", "crew", "gastown"]
+    for (name, (on, do, variables)), agent in zip(silent.items(), agents):
+        stage.host(name, agent, **variables)
+        if name in left:
+            stage.finished(name, agent)
+        else:
+            stage.model(name, agent)
+        stage.face(name, on, do, **({"text": '{"changed": false, "runs": [{"run_id": "'} if do == "half" else {}))
+    stage.host("good", "witness")
+    stage.finished("good", "witness")
 
 
 def check(played: Played, stage: Stage, guard: Guard, names: list[str]) -> None:
@@ -64,12 +61,12 @@ class TestStatus:
     def test_status(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         asked = "module:trainer_info"
-        scene = Scene(stage, {
+        fall_silent(stage, {
             "mute": (asked, "hang", QUICK), "broken": (asked, "half", QUICK), "chatty": (asked, "endless", QUICK),
             "nobody": ("*", "hang", QUICK),
         })  # fmt: skip
         guard = stage.watch_over()
-        played = scene.play("playbooks/status.yml")
+        played = stage.play("playbooks/status.yml")
         check(played, stage, guard, ["mute", "broken", "chatty", "nobody"])
         assert played.code == 0
         assert any("finished" in line for line in played.lines("witness-"))
@@ -85,7 +82,7 @@ class TestTrain:
 
     def test_train(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
-        scene = Scene(stage, {
+        fall_silent(stage, {
             "files": ("command", "hang", patience(0.4)),
             "sync": ("rsync", "hang", QUICK),
             "installs": ("module:trainer_environment", "hang", patience(0.3)),  # three hours, by default
@@ -95,7 +92,7 @@ class TestTrain:
         })  # fmt: skip
         stage.face("frozen", "command exit", "hang")  # whether it is there at all
         guard = stage.watch_over()
-        played = scene.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,gastown,witness")
+        played = stage.play("train.yml", "-e", "role=mayor,deacon,polecat,refinery,crew,gastown,witness")
         check(played, stage, guard, ["files", "sync", "installs", "asked", "starts", "frozen"])
         assert played.lines("frozen: no answer for 0:1"), played.text  # 0:10, or later where the machine is busy
         assert played.lines("frozen did not answer at all for 20 s, in the midst of trainer_environment")
@@ -115,7 +112,7 @@ class TestCollect:
     def test_collect(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         verifies = patience(2.0, watch_unreachable_timeout=120)  # an adapter is read for half an hour, by default
-        scene = Scene(stage, {
+        fall_silent(stage, {
             "watched": ("module:training_run_info", "hang", patience(3.0, run_stop_timeout=2)),
             "verifies": ("module:lora_adapter_info", "hang", verifies),
             "fetched": ("rsync", "hang", patience(20.0, watch_unreachable_timeout=60)),
@@ -125,7 +122,7 @@ class TestCollect:
         stage.face("verifies", "module:training_run_info", "say", text=answer)  # at once, however busy the machine is
         guard = stage.watch_over()
         roles = "role=mayor,deacon,polecat,witness"
-        played = scene.play("playbooks/collect.yml", "-e", roles)
+        played = stage.play("playbooks/collect.yml", "-e", roles)
         check(played, stage, guard, ["watched", "verifies", "fetched"])
         assert played.code != 0
         [manifest] = (stage.output / "adapters/witness").glob("witness-*/manifest.json")
@@ -143,10 +140,10 @@ class TestStop:
     def test_watch_and_stop(self, tmp_path: pathlib.Path, seen: Seen) -> None:
         stage = Stage(tmp_path)
         silent = {"watched": ("module", "hang", patience(3.0, run_stop_timeout=2))}
-        scene = Scene(stage, silent, left=("watched",))
+        fall_silent(stage, silent, left=("watched",))
         guard = stage.watch_over()
         for playbook in ("watch", "stop"):
-            played = scene.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
+            played = stage.play(f"playbooks/{playbook}.yml", "-e", "role=mayor")
             check(played, stage, guard, ["watched"])
             assert played.code != 0
         seen(

@@ -361,8 +361,11 @@ class Cluster:
 
     def until_idle(self, *nodes: str, seconds: float = PATIENCE) -> None:
         """Wait until nodes, or all of them, are idle."""
+        wanted = nodes or NODES
+        eventually(lambda: self._idle(wanted), f"{' and '.join(wanted)} are idle", self._queue, seconds)
 
-        eventually(lambda: self._idle(nodes or NODES), f"{' and '.join(nodes or NODES)} are idle", seconds=seconds)
+    def _queue(self) -> str:
+        return self.sh("login", "sinfo --Node --long; squeue --all --long; scontrol show node", check=False).stdout
 
     def _idle(self, nodes: Iterable[str]) -> bool:
         with contextlib.suppress(Problem, KeyError):  # the controller need not be there yet
@@ -384,10 +387,15 @@ class Cluster:
         return "\n".join(said)
 
     def clear(self) -> None:
-        """Kill all jobs, and wait until all nodes are idle again."""
+        """Kill all jobs, give nodes that are down or drained jobs again, and wait until all nodes are idle."""
         jobs = "squeue --noheader --format=%i | xargs --no-run-if-empty scancel"
         self.sh("login", f"{jobs} --signal=KILL --full; {jobs}")
-        self.until_idle()
+        # Each time anew: a node that did not answer for a while may be given up only now, and is not asked again soon.
+        names = "sinfo --noheader --Node --partition=gpu --states=down,drain --format=%N"
+        resume = f"for node in $({names}); do scontrol update NodeName=$node State=RESUME; done"
+        eventually(
+            lambda: self.sh("login", resume, check=False) and self._idle(NODES), "all nodes are idle", self._queue
+        )
 
     @contextlib.contextmanager
     def configured(self, **settings: str) -> Iterator[None]:

@@ -47,6 +47,7 @@ READY = {
     },
 }  # fmt: skip
 LEFT = {"pods": [{"retention_notice": "It costs 1 USD/h."}]}
+ATTEMPTS = 2  # of which each takes some forty tasks: one that fails, and one after it
 
 
 def plan(agent: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Pod:
             (home / f"actions/{name}.py").write_text(PREPARED.format(home=str(home)))
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "pod_gpus": ["L40S"],
                 "output_dir": str(self.output), "pod_state_dir": str(home / "pods"), "trainer_lock": "trainer-cpu",
-                "watch_unreachable_timeout": 30}  # fmt: skip
+                "watch_unreachable_timeout": 30, "pod_attempts": ATTEMPTS}  # fmt: skip
         (home / "hosts.yml").write_text(yaml.safe_dump({"trainers": {"hosts": {"pod-1": host}}}))
 
     def play(self, *agents: str, entry: str = "main", **answers: list[dict[str, Any]]) -> tuple[int, str]:
@@ -138,7 +139,7 @@ def test_what_an_attempt_has_delivered_is_left_alone_by_the_next_one(pod: Pod) -
     assert code == 0, text
     assert pod.told == [("failed", "witness", "no connection for 3:00")]
     assert (pod.failures("crew"), list(pod.failures("witness"))) == ({}, ["pod-1"])
-    assert len(pod.asked("deliver_run")) == 4, text
+    assert len(pod.asked("deliver_run")) == 3, text
     assert pod.released == []
 
 
@@ -160,7 +161,7 @@ def test_no_pod_at_all(pod: Pod) -> None:
     assert pod.told == [("failed", "crew", "no capacity for L40S"), ("failed", "witness", "no capacity for L40S")]
 
 
-@pytest.mark.parametrize(("changed", "released"), [pytest.param(True, 3, marks=pytest.mark.soak), (False, 0)])
+@pytest.mark.parametrize(("changed", "released"), [pytest.param(True, ATTEMPTS, marks=pytest.mark.soak), (False, 0)])
 def test_a_machine_that_is_no_good_is_replaced_unless_it_was_there_before(
     pod: Pod, changed: bool, released: int
 ) -> None:
@@ -203,7 +204,7 @@ def test_a_refused_run_beside_others_is_told_to_its_launch(pod: Pod) -> None:
     assert pod.failures("witness") == {}
 
 
-@pytest.mark.parametrize(("kind", "pods"), [("image", 1), pytest.param("machine", 3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("kind", "pods"), [("image", 1), pytest.param("machine", ATTEMPTS, marks=pytest.mark.soak)])
 def test_without_a_leash_nothing_is_launched_and_the_pod_is_released(pod: Pod, kind: str, pods: int) -> None:
     why = {"failed": True, "msg": "pod-1: its leash did not start", "unleashed": kind}
     code, text = pod.play("crew", await_leash=[why], runpod_pod_info=[{"pods": []}])

@@ -32,6 +32,7 @@ THEN = {
     "the agent's file is gone": "boot-crew",
     "the trainer's root and environment are others": "deacon",
     "the cases are gone": "polecat",
+    "the environment of then is pruned": "gastown",
     "nothing": "refinery",
 }
 
@@ -60,6 +61,8 @@ class Site(Stage):
         python = root / "env" / provisioning.environment_name(LOCK) / "bin/python"
         if not is_same or root == self.elsewhere:
             python = self.elsewhere / "python"
+        if what == "the environment of then is pruned":
+            python = self.elsewhere / "pruned/python"
         return dataclasses.replace(
             run, run_id=run_id, agent=agent, name=agent, recipe=recipe, datasets=data, cases=cases,
             recipe_sha256=store.sha256_text(canonical(recipe)), launched=Launched(str(root), str(python), SHA256),

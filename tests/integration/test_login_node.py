@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.trainer.slurm import job_name
+from ansible.module_utils.lora_forge.trainer.slurm_queue import job_name
 from lab import ROOT
 
 PATIENCE = 300  # seconds; only what hangs takes them

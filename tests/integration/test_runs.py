@@ -12,12 +12,12 @@ import types
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import backend, runs
+from ansible.module_utils.lora_forge.trainer import backend, launching, runs, stopping
 from lab import PATIENCE, eventually, go_on, reached, starts, status, until
 
 
 def start(lab, run, secrets=None, check=False, **settings):
-    return runs.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
+    return launching.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
 
 
 # --- start --------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_each_launch_has_its_turn_and_what_was_cut_off_keeps_it(lab):
     eventually(lambda: not runs.observe(second).alive)
     assert start(lab, second)["changed"]
     assert turns() == [1, 2]
-    runs.stop(second, PATIENCE)
+    stopping.stop(second, PATIENCE)
     start(lab, second)
     assert turns() == [1, 3]
 
@@ -82,7 +82,7 @@ def test_start_resumes_what_was_stopped_and_what_failed(lab):
     run = lab.stage()
     start(lab, run, stay_at=3)
     reached(run, 3)
-    assert runs.stop(run, PATIENCE) is True
+    assert stopping.stop(run, PATIENCE) is True
     assert runs.observe(run).state == "stopped"
     assert start(lab, run, crash_at=6, save_every=6)["changed"] is True
     until(run, "failed")
@@ -110,7 +110,7 @@ def test_what_was_brought_is_put_in_its_place_by_a_start_and_never_while_the_run
     assert start(lab, run, stay_at=2)["changed"] is False
     assert (run / "programs/extra.py").read_text() == "1"
     reached(run, 2)
-    runs.stop(run, PATIENCE)
+    stopping.stop(run, PATIENCE)
     bring(run, "3")
     start(lab, run)
     assert (run / "programs/extra.py").read_text() == "3"
@@ -142,7 +142,7 @@ def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monk
         """Return a time: the limit is passed once the process has printed its last line."""
         return time.time() if log.exists() and "boom" in log.read_text() else 0.0
 
-    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))
+    monkeypatch.setattr(launching, "time", types.SimpleNamespace(monotonic=now, sleep=time.sleep))
     with pytest.raises(UserError, match=r"did not come up within 20 s \(process\)\. boom"):
         start(lab, run)
 
@@ -152,18 +152,18 @@ def test_a_supervisor_that_does_not_come_up_is_reported_with_its_words(lab, monk
 
 def test_stop_of_what_is_not_there_or_final_is_no_change(lab):
     run = lab.stage()
-    assert runs.stop(run, 1) is False
+    assert stopping.stop(run, 1) is False
     start(lab, run, steps=1)
     until(run, "finished")
     eventually(lambda: not runs.observe(run).alive)
-    assert runs.stop(run, 1) is False
+    assert stopping.stop(run, 1) is False
     assert not (run / "stop").exists()
 
 
 def test_stop_in_check_mode_stops_nothing(lab):
     run = lab.stage()
     start(lab, run, hang_at=1)
-    assert runs.stop(run, 1, check=True) is True
+    assert stopping.stop(run, 1, check=True) is True
     assert not (run / "stop").exists()
     assert runs.observe(run).alive
 
@@ -172,11 +172,11 @@ def test_stop_makes_a_checkpoint_and_a_second_one_changes_nothing(lab):
     run = lab.stage()
     start(lab, run, {"HF_TOKEN": "x"}, save_every=8, stay_at=2)
     reached(run, 2)
-    assert runs.stop(run, PATIENCE) is True
+    assert stopping.stop(run, PATIENCE) is True
     assert rundir.last_complete(run / "output") == 2
     assert runs.observe(run).detail.startswith("stopped: on request")
     assert not (run / "env").exists()
-    assert runs.stop(run, PATIENCE) is False
+    assert stopping.stop(run, PATIENCE) is False
 
 
 @pytest.mark.parametrize("orphan", [True, False])
@@ -187,7 +187,7 @@ def test_stop_without_a_supervisor_takes_the_secrets_and_the_orphan(lab, orphan)
     os.kill(status(run)["supervisor"]["pid"], signal.SIGKILL)
     if not orphan:
         eventually(lambda: not rundir.run_processes(run))
-    assert runs.stop(run, 0.5) is True
+    assert stopping.stop(run, 0.5) is True
     assert rundir.run_processes(run) == []
     assert not (run / "env").exists()
     assert (run / "stop").exists()
@@ -199,14 +199,14 @@ def test_remove_stops_and_deletes(lab, monkeypatch):
     run = lab.stage()
     start(lab, run, stay_at=1)
     reached(run, 1)
-    assert runs.remove(run, PATIENCE, check=True) is True
+    assert stopping.remove(run, PATIENCE, check=True) is True
     assert run.exists()
     pid = status(run)["trainer"]["pid"]
-    assert runs.remove(run, PATIENCE) is True
+    assert stopping.remove(run, PATIENCE) is True
     assert not run.exists()
     assert rundir.process_start(pid) is None
     assert forgotten == [run.name]
-    assert runs.remove(run, PATIENCE) is False
+    assert stopping.remove(run, PATIENCE) is False
 
 
 # --- an exit code of 0 proves nothing -----------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_run_that_ends_without_an_adapter_failed_and_may_start_again(lab, adap
 
 def test_all_runs_of_a_trainer(lab):
     run = lab.stage(where=lab.root / "runs")
-    runs.start(run, lab.launch(run.name, {"agent": "witness"}), {}, "process")
+    launching.start(run, lab.launch(run.name, {"agent": "witness"}), {}, "process")
     until(run, "finished")
     (run.parent / "never-started").mkdir()
     (found,) = runs.observe_all(run.parents[1], [{"uuid": "GPU-1", "use": 97}])

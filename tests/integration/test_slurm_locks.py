@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 import slurm
-from ansible.module_utils.lora_forge.trainer import slurm as slurm_trainer
+from ansible.module_utils.lora_forge.trainer import slurm_queue
 from lab import ROOT, eventually, go_on, reached, starts
 from seen import Seen
 
@@ -50,7 +50,7 @@ def test_a_run_is_launched_once_stopped_put_back_and_comes_to_its_end(site: Site
     found = test_slurm.at_once(*[lambda: site.ask("list", run)] * 4)
     assert found == [[[run.name, "running"]]] * 4
     asked = site.cluster.requests("ann") - before  # a question is two or three
-    assert asked <= 3 * (2 + (time.monotonic() - began) // slurm_trainer.EVERY), "one of them asks for all"
+    assert asked <= 3 * (2 + (time.monotonic() - began) // slurm_queue.EVERY), "one of them asks for all"
     assert site.stop(run) is True
     assert site.observe(run) == ("stopped", "stopped: on request; checkpoint at step 3")
     assert site.start(run, stay_at=5)["changed"] is True

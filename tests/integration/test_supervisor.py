@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import runs, stopping
 from lab import (
     PATIENCE,
     alive,
@@ -606,7 +606,7 @@ def test_an_evaluation_that_is_stopped_says_how_many_answers_it_has(lab):
     run = evaluation(lab, STAYS_AT="2")
     lab.supervise(run)
     eventually(lambda: len(events(run, "answers")) == 2)
-    assert runs.stop(run, PATIENCE)
+    assert stopping.stop(run, PATIENCE)
     end = until(run, "stopped")
     assert end["reason"]["detail"] == "on request; 2 answers"
     assert runs.observe(run).state == "stopped"

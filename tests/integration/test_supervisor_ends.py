@@ -14,7 +14,7 @@ import sys
 import pytest
 import rundir
 import supervisor
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import runs, stopping
 from lab import FAKE, PATIENCE, alive, events, eventually, reached, status, until
 
 # --- stopping and secrets ------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_a_stop_that_comes_as_the_last_checkpoint_is_saved_leaves_a_finished_run
     assert (end["state"], end["reason"], end["exit_code"], end["starts"]) == ("finished", None, 0, 1)
     seen = runs.observe(run)
     assert (seen.state, seen.detail) == ("finished", "")
-    assert runs.stop(run, PATIENCE) is False
+    assert stopping.stop(run, PATIENCE) is False
     assert lab.supervise(run).wait(PATIENCE) == 0
     assert status(run) == end
 
@@ -65,7 +65,7 @@ def test_a_stop_in_the_last_step_lets_it_come_to_its_end(lab):
     run = lab.make(steps=3, stay_at=3)
     lab.supervise(run)
     reached(run, 3)
-    assert runs.stop(run, PATIENCE) is True
+    assert stopping.stop(run, PATIENCE) is True
     assert status(run)["state"] == "finished"
     assert not events(run, "stop")
 

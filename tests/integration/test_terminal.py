@@ -382,6 +382,7 @@ def test_nothing_is_drawn_over_a_question(stage: Stage, on_screen: Any) -> None:
     screen = on_screen([play(stage, {"name": "Launch | Start", "start_runs": {}}, {"command": "sleep 1"}), asking])
     eventually(partial(screen.has, "Which colour"))
     os.write(screen.file, b"r")
+    eventually(partial(screen.has, "Which colour: r"))
     time.sleep(1.5)  # time in which it would be drawn
     assert screen.lines() == ["Which colour: r"]
     os.write(screen.file, b"ed\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import stopping
 from lab import PATIENCE, ROOT, Lab, eventually, reached
 
 PYTHON = """#!/bin/sh
@@ -71,7 +71,7 @@ def test_the_screen_outlives_a_blink_and_ends_when_nothing_runs(desk: Desk, lab:
         assert watching.poll() is None
         desk.away.unlink()
         eventually(lambda: desk.rows() == ["running"])
-        assert runs.stop(run_dir, PATIENCE)
+        assert stopping.stop(run_dir, PATIENCE)
         assert watching.wait(PATIENCE) == 0, desk.log.read_text()
     finally:
         watching.kill()

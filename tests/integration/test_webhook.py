@@ -42,6 +42,7 @@ def hook() -> Iterator[Hook]:
 def tell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tell of a failure; return the warnings, in which the address never is."""
     monkeypatch.setattr(webhook, "_DELAY", 0.01)
+    monkeypatch.setattr(notify.constants, "DEFAULT_LOCAL_TMP", str(tmp_path))
 
     def play(url: str, event: str = "failed", **changes: Any) -> list[str]:
         options = {"output": str(tmp_path), "url": url, "form": "auto", "timeout": 60, "pods": "",
@@ -241,6 +242,24 @@ def test_what_it_was_about_to_tell_itself_has_the_id_that_it_noted(
     assert [message["id"] for message in hook.told] == ["its-own"]
     assert tell(hook.url, "stalled", silent=True) == [], "of what nobody has begun to tell nothing is kept back"
     assert len(hook.told) == 1
+
+
+@pytest.mark.usefixtures("one_that_does_not_end")
+def test_another_command_is_waited_for_once_and_not_for_each_event(
+    hook: Hook, tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, locked = list[float](), rundir.locked
+
+    def spied(path: pathlib.Path, timeout: float | None = None) -> Any:
+        waits.extend([timeout or 0.0] if path.name.endswith(".told.lock") else [])
+        return locked(path, timeout)
+
+    monkeypatch.setattr(rundir, "locked", spied)
+    monkeypatch.setattr(notify, "PATIENCE", 0.01)
+    told = [tell(hook.url, event, since=0.0) for event in ("failed", "stalled", "decision")]
+    assert ["may arrive twice" in warned for (warned,) in told] == [True] * 3
+    assert waits == [0.0, 0.01, 0.0, 0.0]
+    assert [message["event"] for message in hook.told] == ["failed", "stalled", "decision"]
 
 
 def test_an_attempt_that_may_take_long_is_waited_for_as_long() -> None:

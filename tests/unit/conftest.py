@@ -48,12 +48,12 @@ def read(tmp_path):
 def clock(monkeypatch):
     """Set the time of what waits on a trainer, and of its heartbeats; it goes on only by sleeping."""
     import rundir
-    from ansible.module_utils.lora_forge.trainer import base_model, logs, runs
+    from ansible.module_utils.lora_forge.trainer import base_model, launching, logs, runs, stopping
     from wire import Clock
 
     made = Clock()
     still = types.SimpleNamespace(monotonic=made.now, time=made.now, sleep=made.sleep)
-    for waiting in (logs, base_model, runs):
+    for waiting in (logs, base_model, runs, launching, stopping):
         monkeypatch.setattr(waiting, "time", still)
     for uptimes in (rundir, runs.rundir):
         monkeypatch.setattr(uptimes, "uptime", made.now)

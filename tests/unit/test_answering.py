@@ -227,7 +227,7 @@ def test_a_promoted_adapter_that_does_not_fit_its_base_model_costs_its_own_answe
 
 @pytest.mark.parametrize("error", [
     OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), OSError("Input/output error"),
-    RuntimeError("CUDA error: an illegal access"),
+    RuntimeError("CUDA error: an illegal access"), ImportError("no module named bitsandbytes"),
 ])  # fmt: skip
 def test_what_says_nothing_of_the_promoted_adapter_leaves_it_unasked(site, error):
     made = site()

@@ -16,7 +16,7 @@ import rundir
 import yaml
 from ansible.module_utils.lora_forge.controller import answers
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import launching, runs
 from ansible.module_utils.lora_forge.trainer.run_state import ListedRun, Observation
 from ansible.plugins.action import ActionBase
 from hypothesis import given, settings
@@ -381,13 +381,13 @@ def test_each_module_has_its_time(name: str, args: dict[str, Any], patience: flo
 
 @pytest.mark.parametrize("timeout", [120, 3600])
 def test_a_stop_that_waits_for_a_launch_first_has_the_time_to_say_so(timeout: int) -> None:
-    longest = (timeout + runs._LAUNCH) + (timeout + 30)
+    longest = (timeout + launching.LAUNCH_WITHIN) + (timeout + 30)
     assert longest < answers.limit("training_run", {"state": "stopped", "stop_timeout": timeout})
 
 
 @pytest.mark.parametrize("timeout", [0, 120, 3600])
 def test_a_launch_that_waits_for_another_one_has_the_time_to_say_so(timeout: int) -> None:
-    longest = (timeout + runs._LAUNCH) + (5 + timeout) + runs._LAUNCH + 20
+    longest = (timeout + launching.LAUNCH_WITHIN) + (5 + timeout) + launching.LAUNCH_WITHIN + 20
     asked = {"runs": [{"stop_timeout": timeout}] * 25, "within": 30}
     assert 30 + longest < answers.limit("training_runs", asked)
 

@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.controller import checkpoints, transfer
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Estimate
 from ansible.module_utils.lora_forge.planning import launch
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import saved
 from planned import planned_run
 from safetensors.numpy import save_file
 
@@ -72,7 +72,7 @@ def site(tmp_path, capsys):
 
     def fetch(checkpoint: Any = None) -> tuple[bool, str]:
         capsys.readouterr()
-        named = runs.newest_checkpoint(trainer.run_dir) if checkpoint is None else checkpoint
+        named = saved.newest_checkpoint(trainer.run_dir) if checkpoint is None else checkpoint
         found = checkpoints.fetch_checkpoint(trainer, RUN, named, str(trainer.run_dir), kept, {})
         told = capsys.readouterr()
         return found, told.out + told.err
@@ -91,7 +91,7 @@ def test_only_what_a_training_resumes_from_comes_with_a_list_of_our_own(site):
     assert below(site.kept) == ["metrics.jsonl", *expected]
     listed = rundir.read_json(site.kept / "output/checkpoint-4/complete.json")["files"]
     assert sorted(listed) == TAKEN
-    assert runs.newest_checkpoint(site.kept)["step"] == 4
+    assert saved.newest_checkpoint(site.kept)["step"] == 4
     [asked] = site.trainer.asked
     assert {file["path"].rpartition("/")[2] for file in asked["files"]} == {*TAKEN, "complete.json", "metrics.jsonl"}
     write(site.trainer.run_dir, 8)
@@ -109,7 +109,7 @@ def test_only_what_a_training_resumes_from_comes_with_a_list_of_our_own(site):
 )  # fmt: skip
 def test_a_name_that_leads_out_of_the_checkpoint_has_nothing_fetched(site, path):
     write(site.trainer.run_dir)
-    named = runs.newest_checkpoint(site.trainer.run_dir)
+    named = saved.newest_checkpoint(site.trainer.run_dir)
     named["files"].append(path)
     found, told = site.fetch(named)
     assert not found
@@ -146,7 +146,7 @@ def test_the_trainers_own_list_of_a_checkpoint_can_name_nothing_else(site):
 )
 def test_a_checkpoint_in_parts_stays_on_its_trainer(site, name):
     write(site.trainer.run_dir)
-    named = runs.newest_checkpoint(site.trainer.run_dir)
+    named = saved.newest_checkpoint(site.trainer.run_dir)
     named["files"].append(f"output/checkpoint-4/{name}")
     found, told = site.fetch(named)
     assert (found, site.trainer.asked) == (False, [])
@@ -175,7 +175,7 @@ def test_what_arrives_otherwise_is_not_kept(site, sends, words):
     found, told = site.fetch()
     assert not found
     assert words in told
-    assert runs.newest_checkpoint(site.kept)["step"] == 0
+    assert saved.newest_checkpoint(site.kept)["step"] == 0
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
     [
         ({"CC": "/opt/gcc/bin/gcc", "OMP_NUM_THREADS": 4, "KEY_FILE": "x"}, ""),
         ({"CC": "{{ gcc }}"}, ""),
+        ({"HTTPS_PROXY": "http://proxy:3128", "LD_LIBRARY_PATH": "/cuda/lib"}, ""),
         (["CC=gcc"], "a: run_environment must be a mapping, such as {NCCL_SOCKET_IFNAME: ib0}"),
         ({"A B": "1"}, "a: run_environment: «A B» is no name of a variable"),
         ({"HF_HOME": "/mine"}, "a: run_environment: HF_HOME is set by lora-forge itself"),
@@ -181,6 +182,16 @@ def test_what_slurm_cannot_be_told_is_refused_with_its_host(variables, words):
         (
             {"HF_TOKEN": "x"},
             "a: run_environment: HF_TOKEN looks like a secret, which others could read there",
+        ),
+        (
+            {"HTTPS_PROXY": "http://ann:geheim@proxy:3128"},
+            "a: run_environment: HTTPS_PROXY looks like a secret, which others could read there",
+        ),
+        ({"HF_HUB_CACHE": "/mine"}, "a: run_environment: HF_HUB_CACHE is set by lora-forge itself"),
+        ({"MASTER_ADDR": "10.0.0.1"}, "a: run_environment: MASTER_ADDR is set by lora-forge itself"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "a: run_environment: ACCELERATE_MIXED_PRECISION decides what is learnt; the recipe says that",
         ),
         ({"X": True}, "a: run_environment: X must be a text of one line, or a number"),
         ({"X": "1\n2"}, "a: run_environment: X must be a text of one line, or a number"),

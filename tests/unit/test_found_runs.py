@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -12,12 +13,15 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import Launched, PlannedRun
 from ansible.module_utils.lora_forge.planning import launch, plan
-from ansible.module_utils.lora_forge.planning.fleet import Trainer
-from ansible.module_utils.lora_forge.planning.run_record import RunRecord, keep_launched, update_record
+from ansible.module_utils.lora_forge.planning.agents import Agents
+from ansible.module_utils.lora_forge.planning.fleet import Trainer, check_trainers
+from ansible.module_utils.lora_forge.planning.found_runs import Finder
+from ansible.module_utils.lora_forge.planning.run_record import RunRecord, keep_launched, read_record, update_record
 from wire import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 THEN = Launched("/then", "/then/env/python", "a" * 64)  # with what runs are launched
+MISSING = object()
 
 
 class Site:
@@ -324,6 +328,22 @@ def test_a_run_whose_recipe_was_not_kept_needs_the_one_of_then(site, text):
         "command finds it"
     )
     assert older in site.collected(recipe={"lora_r": 8})
+
+
+def test_whatever_stands_in_what_was_kept_of_a_launch_ends_no_command(site):
+    older = site.launched(recipe={"lora_r": 8})
+    record, kept = read_record(site.output, older), site.output / f"launched/{older}.json"
+    trainers = [Trainer("a"), Trainer("b")]
+    finder = Finder(site.output, check_trainers(trainers, Agents(site.root), False, site.output), True, None, [])
+    right, deep = json.loads(kept.read_text()), '{"a":' * 5000 + "1" + "}" * 5000
+    oddities = (MISSING, None, "\udcff\x1b[2J", -1, 10**400, float("nan"), [1, None], {"a": [1]}, "../crew", "deep")
+    for key, odd in itertools.product(right, oddities):
+        made = {name: value for name, value in right.items() if name != key} | ({} if odd is MISSING else {key: odd})
+        kept.write_text(json.dumps(made).replace('"deep"', deep))
+        for run in finder.by_record([record], "launched with another recipe"):
+            assert json.dumps(run.as_dict())
+            found = run.run_id, run.agent, run.trainer, run.recipe
+            assert found == (older, "witness", "b", right["recipe"]), (key, odd)
 
 
 def test_without_a_name_what_this_inventory_holds_is_collected_of_agents_that_are_gone_too(site):

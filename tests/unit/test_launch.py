@@ -11,7 +11,7 @@ import yaml
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
-from ansible.module_utils.lora_forge.trainer.runs import Launch
+from ansible.module_utils.lora_forge.trainer.launching import Launch
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 

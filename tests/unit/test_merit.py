@@ -407,6 +407,17 @@ def test_a_promoted_one_that_cannot_be_loaded_is_no_rival_and_that_is_said(tmp_p
     assert not unloadable("e", "n" * 7, newer)[0], "another one is promoted by now"
 
 
+def test_a_promoted_one_that_has_answered_is_a_rival_whatever_a_trainer_says_of_it_since(tmp_path):
+    kept, asked = KeptAnswers(tmp_path / "answers"), cases(7)
+    kept.add(THEIRS, [Answer(asked.cases[0].key, "", error=f"{UNLOADABLE}: RuntimeError: says who trains a rival")])
+    made = judged(tmp_path, "nnnnnnn", "-yyyyyy", 9.0)
+    assert made.merit is not None
+    assert (made.merit.unloadable, made.merit.than.cases) == ("", 6)
+    decision = promotion.decide(made, PROMOTED, True, promotion.Gate())
+    assert not decision.move
+    assert decision.why.startswith("worse on its cases: 0 of 7 against 6 of 6 of witness-old")
+
+
 def test_a_score_against_another_than_the_promoted_one_decides_nothing(tmp_path):
     newer = dataclasses.replace(PROMOTED, run_id="witness-newer")
     assert not promotion.decide(judged(tmp_path, "yyyyyyy", "nnnnnnn", 9.0), newer, True, promotion.Gate()).move

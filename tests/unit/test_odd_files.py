@@ -19,7 +19,7 @@ from ansible.module_utils.lora_forge.errors import report_errors
 from ansible.module_utils.lora_forge.planning.run_record import read_record
 from ansible.module_utils.lora_forge.pods import claims, spending
 from ansible.module_utils.lora_forge.results import status, verdict
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import launching, pruning, runs, stopping
 from wire import load
 
 ME = rundir.identity(os.getpid())
@@ -111,9 +111,9 @@ def look(root: pathlib.Path) -> str:
     seen = {"changed": False, "others": others, "over": [], **runs.observe(odd, "1:x").as_dict()}
     held = answers.hold("training_run_info", json.loads(json.dumps(seen)), "host")
     assert "msg" not in held, held["msg"]
-    runs.prune_plan(odd, 1)
-    runs._next_turn(runs._noted_runs(odd.parent).values())
-    runs.stop(odd, 0, check=True)
+    pruning.prune_plan(odd, 1)
+    launching._next_turn(launching._noted_runs(odd.parent).values())
+    stopping.stop(odd, 0, check=True)
     waiting = supervisor.Supervisor(root / "runs/good-0")
     waiting.spec["turn"] = 9
     for folder in waiting.launched_before():

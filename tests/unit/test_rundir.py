@@ -153,6 +153,16 @@ def test_where_there_are_no_locks_no_other_machine_takes_what_one_holds(
         pass
 
 
+def test_where_there_are_no_locks_nobody_is_waited_for_without_end(tmp_path, monkeypatch, without_locks):
+    monkeypatch.setattr(rundir, "_HELD", 0.0)
+    with (
+        rundir.locked(tmp_path / "lock"),
+        pytest.raises(OSError, match=r"another process of this machine has it: '.*/lock'"),
+        rundir.locked(tmp_path / "lock"),
+    ):
+        raise AssertionError("two holders")
+
+
 def test_a_lock_file_keeps_what_it_holds(tmp_path):
     (tmp_path / "history").write_text("one\n")
     with rundir.locked(tmp_path / "history"):

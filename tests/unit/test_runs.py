@@ -7,12 +7,12 @@ import os
 import numpy
 import pytest
 import rundir
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import launching, pruning, runs, saved
 from lab import events, status
 
 
 def start(lab, run, secrets=None, check=False, **settings):
-    return runs.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
+    return launching.start(run, lab.launch(run.name, **settings), secrets or {}, "process", check)
 
 
 # --- start --------------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ def test_start_predicts_in_check_mode_and_changes_nothing(lab):
 
 
 def test_the_lane_folder_is_one_for_every_user():
-    mode = os.stat(runs.LANE_DIR).st_mode
+    mode = os.stat(launching.LANE_DIR).st_mode
     assert mode & 0o1777 == 0o1777  # writable for all, and nobody removes another's file
 
 
@@ -118,7 +118,7 @@ def test_waiting_ends_early_on_news(lab, clock, news):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, (12).to_bytes(8, "little") + b'{"a": "b"}  '])
 def test_weights_that_are_no_weights(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert runs.weights_defect(tmp_path / "a.safetensors") == "a.safetensors cannot be read"
+    assert saved.weights_defect(tmp_path / "a.safetensors") == "a.safetensors cannot be read"
 
 
 def test_weights_that_were_cut_off(tmp_path):
@@ -126,9 +126,9 @@ def test_weights_that_were_cut_off(tmp_path):
 
     path = tmp_path / "a.safetensors"
     save_file({"lora_B": numpy.ones((4, 4))}, path)
-    assert runs.weights_defect(path) is None
+    assert saved.weights_defect(path) is None
     path.write_bytes(path.read_bytes()[:-1])
-    assert runs.weights_defect(path) == "a.safetensors is cut off"
+    assert saved.weights_defect(path) == "a.safetensors is cut off"
 
 
 # --- prune --------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def checkpoint(run, step, whole=True):
 
 
 def kept(run, keep):
-    rows, reason = runs.prune_plan(run, keep)
+    rows, reason = pruning.prune_plan(run, keep)
     assert reason is None
     assert all(row["bytes"] >= 5 and row["why"] for row in rows)
     return [row["step"] for row in rows if row["keep"]]
@@ -163,7 +163,7 @@ def test_prune_keeps_the_best_by_eval_loss_and_the_newest_whole_one(lab):
     assert kept(run, 2) == [5, 9]  # of equal ones the newer is the better
     assert kept(run, 3) == [5, 7, 9]
     assert kept(run, 0) == [9]
-    rows, _ = runs.prune_plan(run, 9)
+    rows, _ = pruning.prune_plan(run, 9)
     assert [row["path"].rpartition("/")[2] for row in rows if not row["keep"]] == ["checkpoint-10", aside.name]
     assert [row["eval_loss"] for row in rows] == [3.0, 1.0, 2.0, 2.0, 2.0, None]
 
@@ -186,7 +186,7 @@ def test_prune_takes_back_evaluations_that_a_resume_took_back(lab):
 def test_prune_leaves_an_alive_run_alone(lab):
     run = alive_run(lab)
     checkpoint(run, 2)
-    assert runs.prune_plan(run, 1) == ([], "it is alive")
+    assert pruning.prune_plan(run, 1) == ([], "it is alive")
     assert events(run) == []
 
 

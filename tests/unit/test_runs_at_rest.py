@@ -14,7 +14,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import backend, runs
+from ansible.module_utils.lora_forge.trainer import backend, launching, pruning, runs, saved, stopping
 from wire import Rivals
 
 
@@ -45,7 +45,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(runs, "time", made)
+    for waiting in (runs, launching, stopping):
+        monkeypatch.setattr(waiting, "time", made)
     monkeypatch.setattr(rundir, "uptime", made.monotonic)
     return made
 
@@ -104,7 +105,9 @@ def tell(run: pathlib.Path, kind: str, **values: Any) -> None:
     rundir.append_event(run / "metrics.jsonl", kind, **{"step": 1, "planned": 10, **values})
 
 
-def weights(run: pathlib.Path, header: Any = None, data: bytes = b"12345678", name: str = runs.WEIGHTS) -> pathlib.Path:
+def weights(
+    run: pathlib.Path, header: Any = None, data: bytes = b"12345678", name: str = saved.WEIGHTS
+) -> pathlib.Path:
     """Write a safetensors file by hand."""
     header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}} if header is None else header
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -347,17 +350,17 @@ def test_every_run_of_a_trainer_with_its_gpu(tmp_path, clock):
     ],
 )
 def test_weights_at_first_sight(run, header, data, said):
-    assert runs.weights_defect(weights(run, header, data, "w")) == said
+    assert saved.weights_defect(weights(run, header, data, "w")) == said
 
 
 def test_weights_whose_header_would_be_too_long(run, monkeypatch):
     path = weights(run, name="w")
-    monkeypatch.setattr(runs, "MAX_HEADER", int.from_bytes(path.read_bytes()[:8], "little"))
-    assert runs.weights_defect(path) is None
-    monkeypatch.setattr(runs, "MAX_HEADER", runs.MAX_HEADER - 1)
-    assert runs.weights_defect(path) == "w cannot be read"
-    assert runs.weights_defect(run / "nothing") == "nothing is missing"
-    assert runs.weights_defect(run) == "witness-0 cannot be read"  # a folder
+    monkeypatch.setattr(saved, "MAX_HEADER", int.from_bytes(path.read_bytes()[:8], "little"))
+    assert saved.weights_defect(path) is None
+    monkeypatch.setattr(saved, "MAX_HEADER", saved.MAX_HEADER - 1)
+    assert saved.weights_defect(path) == "w cannot be read"
+    assert saved.weights_defect(run / "nothing") == "nothing is missing"
+    assert saved.weights_defect(run) == "witness-0 cannot be read"  # a folder
 
 
 def checkpoint(run: pathlib.Path, step: int, whole: bool = True) -> pathlib.Path:
@@ -371,11 +374,11 @@ def checkpoint(run: pathlib.Path, step: int, whole: bool = True) -> pathlib.Path
 
 
 def test_the_newest_checkpoint_that_is_whole(run):
-    assert runs.newest_checkpoint(run) == {"step": 0, "files": []}
+    assert saved.newest_checkpoint(run) == {"step": 0, "files": []}
     for step, whole in ((5, True), (10, True), (15, False)):
         checkpoint(run, step, whole)
     names = ("b.bin", "deep/a.bin", rundir.COMPLETE)
-    assert runs.newest_checkpoint(run) == {"step": 10, "files": [f"output/checkpoint-10/{name}" for name in names]}
+    assert saved.newest_checkpoint(run) == {"step": 10, "files": [f"output/checkpoint-10/{name}" for name in names]}
 
 
 # --- what is waited for -------------------------------------------------------------------------------------------
@@ -456,7 +459,7 @@ def supervisor(run, monkeypatch):
 
 
 def launch(run: pathlib.Path, secrets: Any = None, check: bool = False, **changes: Any) -> dict[str, Any]:
-    return runs.start(run, runs.Launch.from_dict({**LAUNCH, **changes}), secrets or {}, "process", check)
+    return launching.start(run, launching.Launch.from_dict({**LAUNCH, **changes}), secrets or {}, "process", check)
 
 
 def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervisor):
@@ -483,7 +486,7 @@ def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervis
         "answer_command": [],
         "prepared": "/prepared",
         "schema_version": rundir.SCHEMA_VERSION,
-        "lane_dir": runs.LANE_DIR,
+        "lane_dir": launching.LANE_DIR,
         "backend": "process",
         "turn": 1,
         "attach_command": "tail -f it",
@@ -495,7 +498,7 @@ def test_a_launch_leaves_everything_that_a_supervisor_needs(run, clock, supervis
 
 def several(*paths: pathlib.Path, within: float = 30, check: bool = False) -> list[dict[str, Any]]:
     asked = [{**LAUNCH, "run_dir": str(path)} for path in paths]
-    return runs.start_all(asked, {paths[0].name: {"HF_TOKEN": "t", "EMPTY": ""}}, "process", within, check)
+    return launching.start_all(asked, {paths[0].name: {"HF_TOKEN": "t", "EMPTY": ""}}, "process", within, check)
 
 
 @pytest.fixture
@@ -522,14 +525,14 @@ def test_runs_that_are_started_together_have_turns_in_their_order(three, clock, 
 
 def test_what_goes_wrong_with_one_keeps_no_other_from_its_start(three, clock, supervisor, monkeypatch):
     (three[0] / "run.json").mkdir()
-    write = runs._write_secrets
+    write = launching._write_secrets
 
     def broken(path: pathlib.Path, secrets: Any) -> None:
         if path.parent == three[1]:
             raise KeyError("ours")
         write(path, secrets)
 
-    monkeypatch.setattr(runs, "_write_secrets", broken)
+    monkeypatch.setattr(launching, "_write_secrets", broken)
     first, second, third = several(*three)
     assert (first["changed"], second["changed"], third["changed"]) == (False, False, True)
     assert first["refused"].startswith("Is a directory")
@@ -682,22 +685,22 @@ def test_a_supervisor_that_takes_its_time(run, clock, supervisor, monkeypatch):
 def test_what_died_by_itself_is_stopped_for_good(run, clock):
     say(run, supervisor=GONE, trainer=GONE)
     (run / "env").write_text("A=b\n")
-    assert runs.stop(run, 5, check=True) is True
+    assert stopping.stop(run, 5, check=True) is True
     assert sorted(path.name for path in run.iterdir()) == ["env", "status.json"]
-    assert runs.stop(run, 5) is True
+    assert stopping.stop(run, 5) is True
     assert sorted(path.name for path in run.iterdir()) == ["status.json", "stop"]
-    assert runs.stop(run, 5) is False
+    assert stopping.stop(run, 5) is False
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_what_ended_is_not_stopped(run, clock, state):
     say(run, state=state, supervisor=GONE, trainer=GONE)
-    assert runs.stop(run, 5) is False
+    assert stopping.stop(run, 5) is False
     assert not (run / "stop").exists()
 
 
 def test_what_was_never_started_is_not_stopped(run, clock):
-    assert runs.stop(run, 5) is False
+    assert stopping.stop(run, 5) is False
     assert list(run.iterdir()) == []
 
 
@@ -705,7 +708,7 @@ def test_a_stop_during_a_launch_finds_what_was_launched(run, clock, monkeypatch,
     """Before, it said that nothing runs, and then it was there."""
     rivals, answers = Rivals(monkeypatch), []
     told = process(of_the_run=False)
-    other = threading.Thread(target=lambda: answers.append(runs.stop(run, 5)))
+    other = threading.Thread(target=lambda: answers.append(stopping.stop(run, 5)))
 
     def starter(choice: backend.Choice, run_id: str, run_dir: pathlib.Path, stop_timeout: int) -> str:
         other.start()
@@ -724,16 +727,16 @@ def test_a_stop_during_a_launch_finds_what_was_launched(run, clock, monkeypatch,
 
 
 def test_a_launch_that_does_not_end_is_named_to_who_would_stop_it(run, clock, monkeypatch):
-    monkeypatch.setattr(runs, "_LAUNCH", -5.0)
+    monkeypatch.setattr(stopping, "LAUNCH_WITHIN", -5.0)
     with rundir.locked(run / "launch.lock"), pytest.raises(UserError, match="a launch of witness-0 has been under way"):
-        runs.stop(run, 5)
+        stopping.stop(run, 5)
 
 
 @pytest.mark.parametrize(
     ("held", "what"), [("witness-0/launch.lock", "another launch of witness-0"), ("", "a launch of another run")]
 )
 def test_a_launch_that_waits_for_another_one_names_it_and_comes_to_an_end(run, clock, monkeypatch, held, what):
-    monkeypatch.setattr(runs, "_LAUNCH", -1e6)
+    monkeypatch.setattr(launching, "LAUNCH_WITHIN", -1e6)
     monkeypatch.setattr(backend, "probe_host", lambda wanted: backend.Host(False, False, False, False, False))
     lock = run.parent / held
     words = rf"^{what} has been under way for .* s, and holds {lock}\. «fuser {lock}» tells its process"
@@ -746,11 +749,11 @@ def test_a_supervisor_is_told_and_its_secrets_go(run, clock, process, sent):
     told, trainer = process(of_the_run=False), process(of_the_run=False)
     say(run, supervisor=rundir.identity(told.pid), trainer=rundir.identity(trainer.pid))
     (run / "env").write_text("A=b\n")
-    assert runs.stop(run, 5, check=True) is True
+    assert stopping.stop(run, 5, check=True) is True
     assert told.poll() is None
     assert not (run / "stop").exists()
     clock.then = lambda now: (told.pid, signal.SIGTERM) in sent and told.wait(60)
-    assert runs.stop(run, 5) is True
+    assert stopping.stop(run, 5) is True
     assert told.wait(60) == -signal.SIGTERM
     assert trainer.poll() is None  # its supervisor stops it, with a checkpoint
     assert (run / "stop").exists()
@@ -762,7 +765,7 @@ def test_a_trainer_without_a_supervisor_is_told_itself(run, clock, process, sent
     say(run, supervisor=GONE, trainer=rundir.identity(trainer.pid))
     (run / "env").write_text("A=b\n")
     clock.then = lambda now: (trainer.pid, signal.SIGTERM) in sent and trainer.wait(60)
-    assert runs.stop(run, 5) is True
+    assert stopping.stop(run, 5) is True
     assert trainer.wait(60) == -signal.SIGTERM
     assert not (run / "env").exists()
 
@@ -779,7 +782,7 @@ def test_a_trainer_that_does_not_hear_is_killed_once_its_time_is_up(run, clock, 
             lived.append(now)
 
     clock.then = look
-    assert runs.stop(run, 5) is True
+    assert stopping.stop(run, 5) is True
     assert trainer.wait(60) == -signal.SIGKILL
     assert max(lived) >= 50_004.9
 
@@ -788,7 +791,7 @@ def test_what_is_left_of_a_trainer_is_killed_at_once(run, clock, process, sent):
     workers = [process(deaf=True), process(deaf=True)]
     say(run, supervisor=GONE, trainer=GONE)
     clock.then = lambda now: [one.wait(60) for one in workers if (one.pid, signal.SIGKILL) in sent]
-    assert runs.stop(run, 1000) is True
+    assert stopping.stop(run, 1000) is True
     assert [worker.wait(60) for worker in workers] == [-signal.SIGKILL] * 2
     assert clock.now < 50_030.0
 
@@ -797,7 +800,7 @@ def test_while_its_supervisor_lives_nothing_is_killed(run, clock, process):
     told, worker = process(of_the_run=False, deaf=True), process(deaf=True)
     say(run, supervisor=rundir.identity(told.pid), trainer=GONE)
     with pytest.raises(UserError, match=r"^witness-0 still runs 35 s after it was told to stop$"):
-        runs.stop(run, 5)
+        stopping.stop(run, 5)
     assert worker.poll() is None
     assert clock.now == pytest.approx(50_035.0, abs=0.3)
 
@@ -807,12 +810,12 @@ def test_a_run_that_is_removed_is_stopped_first(run, clock, process, sent, monke
     monkeypatch.setattr(backend, "remove_unit", forgotten.append)
     worker = process(deaf=True)
     say(run, supervisor=GONE, trainer=rundir.identity(worker.pid))
-    assert runs.remove(run, 5, check=True) is True
+    assert stopping.remove(run, 5, check=True) is True
     assert (run.exists(), worker.poll(), forgotten) == (True, None, [])
     clock.then = lambda now: (worker.pid, signal.SIGKILL) in sent and worker.wait(60)
-    assert runs.remove(run, 5) is True
+    assert stopping.remove(run, 5) is True
     assert (run.exists(), worker.wait(60), forgotten) == (False, -signal.SIGKILL, ["witness-0"])
-    assert runs.remove(run, 5) is runs.remove(run, 5, check=True) is False
+    assert stopping.remove(run, 5) is stopping.remove(run, 5, check=True) is False
     assert forgotten == ["witness-0"]
 
 
@@ -827,7 +830,7 @@ def test_every_checkpoint_with_why_it_stays_or_goes(run):
     aside = run / "output/incomplete-checkpoint-7-1"
     (aside / "deep").mkdir(parents=True)
     (aside / "deep/a.bin").write_bytes(b"1234")
-    rows, reason = runs.prune_plan(run, 2)
+    rows, reason = pruning.prune_plan(run, 2)
     assert reason is None
     size = 8 + (paths[5] / rundir.COMPLETE).stat().st_size
 
@@ -848,7 +851,7 @@ def test_every_checkpoint_with_why_it_stays_or_goes(run):
 def test_without_an_evaluation_only_the_newest_whole_one_stays(run):
     for step in (1, 2):
         checkpoint(run, step)
-    assert [(row["step"], row["keep"], row["why"]) for row in runs.prune_plan(run, 5)[0]] == [
+    assert [(row["step"], row["keep"], row["why"]) for row in pruning.prune_plan(run, 5)[0]] == [
         (1, False, ""),
         (2, True, "the newest whole one"),
     ]
@@ -862,7 +865,7 @@ def test_the_checkpoint_whose_adapter_is_the_best_so_far_stays(run):
     rundir.append_event(run / "metrics.jsonl", "eval", step=100, planned=200, eval_loss=0.5)
     rundir.write_json(folder / "trainer_state.json", {"best_global_step": 100})
     rundir.mark_complete(folder, 195)
-    rows, _ = runs.prune_plan(run, 2)
+    rows, _ = pruning.prune_plan(run, 2)
     assert [(row["step"], row["keep"], row["why"]) for row in rows] == [
         (100, True, "the best evaluated one"),
         (130, False, "number 3 by eval loss"),
@@ -872,23 +875,23 @@ def test_the_checkpoint_whose_adapter_is_the_best_so_far_stays(run):
 
 
 def test_nothing_is_pruned_where_nothing_is(run):
-    assert runs.prune_plan(run, 1) == ([], None)
+    assert pruning.prune_plan(run, 1) == ([], None)
     checkpoint(run, 3, whole=False)
-    assert [row["keep"] for row in runs.prune_plan(run, 1)[0]] == [False]
+    assert [row["keep"] for row in pruning.prune_plan(run, 1)[0]] == [False]
 
 
 def test_a_run_with_any_process_is_not_pruned(run, process):
     checkpoint(run, 3)
     say(run, supervisor=GONE)
-    assert runs.prune_plan(run, 1)[1] is None
+    assert pruning.prune_plan(run, 1)[1] is None
     process()
-    assert runs.prune_plan(run, 1) == ([], "it is alive")
+    assert pruning.prune_plan(run, 1) == ([], "it is alive")
 
 
 def test_a_run_whose_supervisor_lives_is_not_pruned(run):
     checkpoint(run, 3)
     say(run)
-    assert runs.prune_plan(run, 1) == ([], "it is alive")
+    assert pruning.prune_plan(run, 1) == ([], "it is alive")
 
 
 def test_a_failed_second_attempt_among_all_runs_comes_without_its_log(tmp_path, clock):
@@ -917,7 +920,7 @@ def test_what_is_shown_of_checkpoints(check, word):
         {"path": "/r/output/checkpoint-6", "step": 6, "eval_loss": 7.5, "bytes": 5_240_000, "keep": True, "why": "b"},
         {"path": "/r/output/x", "step": None, "eval_loss": None, "bytes": 10_000, "keep": False, "why": "w"},
     ]
-    shown = runs.prune_table("witness-0", rows, None, check)
+    shown = pruning.prune_table("witness-0", rows, None, check)
     assert shown["rows"] == [
         ["checkpoint-4", 4, "7.5100", 5.2, "goes", "n"],
         ["checkpoint-6", 6, "7.5000", 5.2, "stays", "b"],
@@ -928,7 +931,7 @@ def test_what_is_shown_of_checkpoints(check, word):
 
 
 def test_what_is_shown_of_a_run_whose_checkpoints_are_left_alone():
-    shown = runs.prune_table("witness-0", [], "it is alive", False)
+    shown = pruning.prune_table("witness-0", [], "it is alive", False)
     assert (shown["rows"], shown["lines"]) == ([], ["  witness-0: left alone: it is alive"])
 
 
@@ -958,11 +961,11 @@ FIRST = ("axolotl.yml", "programs/gang.py", "metrics.jsonl")
 def test_what_was_brought_comes_to_its_place_with_a_start_alone(run, starts, found):
     lay(run, "old", 3)
     lay(run / "incoming", "new", 4)
-    runs._receive(run, starts)
+    launching._receive(run, starts)
     assert read(run, *FIRST) == found
     assert rundir.last_complete(run / "output") == (4 if starts else 3)
     assert not [path for path in (run / "incoming").rglob("*") if path.is_file()]
-    runs._receive(run, starts)
+    launching._receive(run, starts)
     assert read(run, *FIRST) == found
 
 
@@ -970,7 +973,7 @@ def test_what_was_brought_comes_to_its_place_with_a_start_alone(run, starts, fou
 def test_a_checkpoint_that_was_brought_counts_only_where_the_run_has_no_later_one(run, step):
     lay(run, "old", 3)
     lay(run / "incoming", "new", step)
-    runs._receive(run, True)
+    launching._receive(run, True)
     assert read(run, *FIRST) == ["new", "new", "old"]
     assert read(run, "output/checkpoint-3/a.bin", "output/checkpoint-2/a.bin") == ["old", ""]
 
@@ -978,7 +981,7 @@ def test_a_checkpoint_that_was_brought_counts_only_where_the_run_has_no_later_on
 def test_half_a_checkpoint_that_was_brought_takes_no_events_along(run):
     lay(run / "incoming", "new", 4)
     (run / "incoming/output/checkpoint-4/a.bin").write_text("ne")
-    runs._receive(run, True)
+    launching._receive(run, True)
     assert read(run, *FIRST) == ["new", "new", ""]
     assert not (run / "output").exists()
 
@@ -989,7 +992,7 @@ def test_what_another_command_is_bringing_just_now_is_left_to_it(run):
     on_its_way[1].parent.mkdir()
     for path in on_its_way:
         path.touch()
-    runs._receive(run, True)
+    launching._receive(run, True)
     assert sorted(path for path in (run / "incoming").rglob("*") if path.is_file()) == sorted(on_its_way)
 
 
@@ -998,5 +1001,5 @@ def test_a_link_to_what_is_there_already_is_nothing_new(run):
     (run / "incoming").mkdir()
     os.link(run / "axolotl.yml", run / "incoming/axolotl.yml")
     before = (run / "axolotl.yml").stat().st_ino
-    runs._receive(run, True)
+    launching._receive(run, True)
     assert ((run / "axolotl.yml").stat().st_ino, list((run / "incoming").iterdir())) == (before, [])

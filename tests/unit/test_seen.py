@@ -22,7 +22,7 @@ def tests(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)
     monkeypatch.setattr(seen, "TESTS", folder)
-    monkeypatch.setattr(seen, "SEEN", tmp_path / ".seen.jsonl")
+    monkeypatch.setenv("LORA_FORGE_SANDBOX", str(tmp_path))
     monkeypatch.setenv(seen.VARIABLE, "docs/faults.md")
     seen._tests.cache_clear()
     yield folder
@@ -56,6 +56,18 @@ def test_one_set_of_parameters_leaves_the_rows_of_the_others() -> None:
     assert page() == [("kill -9", "1"), ("kill -15", "3")]
 
 
+def test_two_commands_at_once_write_what_both_saw(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen.note([Row("kill", "vm", "resumed", KILLED)])
+    with monkeypatch.context() as other:
+        (tmp_path / "other").mkdir()
+        other.setenv("LORA_FORGE_SANDBOX", str(tmp_path / "other"))
+        seen.note([Row("cut", "pod", "kept", CUT)])
+        seen.publish()
+        assert page() == [("cut", "kept")]
+    seen.publish()
+    assert page() == [("kill", "resumed"), ("cut", "kept")]
+
+
 def test_rows_of_a_test_that_is_gone_go(tests: pathlib.Path) -> None:
     seen.note([Row("kill", "vm", "resumed", KILLED), Row("cut", "pod", "kept", CUT)])
     seen.publish()
@@ -76,7 +88,7 @@ def test_words_with_a_bar_or_a_line_break_stay_one_cell() -> None:
 def test_nothing_is_noted_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(seen.VARIABLE)
     seen.note([Row("kill", "vm", "resumed", KILLED)])
-    assert not seen.SEEN.exists()
+    assert not seen.notes().exists()
 
 
 def test_the_page_is_as_tests_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:

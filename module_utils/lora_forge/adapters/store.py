@@ -31,7 +31,7 @@ from ansible.module_utils.lora_forge.adapters.manifest import (
 )
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
-from ansible.module_utils.lora_forge.trainer import run_state, runs
+from ansible.module_utils.lora_forge.trainer import run_state, saved
 from ansible.module_utils.lora_forge.version import full_version
 
 MANIFEST = "manifest.json"
@@ -283,7 +283,7 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > min(runs.MAX_HEADER, path.stat().st_size):
+    if length > min(saved.MAX_HEADER, path.stat().st_size):
         raise ValueError(f"its header would have {length:,} bytes")
     try:
         with safe_open(path, framework="numpy"):  # checks header, overlaps and the file's size

@@ -21,7 +21,7 @@ from ansible.module_utils.lora_forge.controller.transfer import remove
 from ansible.module_utils.lora_forge.errors import UserError, error_message
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning.turns import run_files
-from ansible.module_utils.lora_forge.trainer import runs
+from ansible.module_utils.lora_forge.trainer import pruning, saved
 
 INCOMING = "incoming"  # in the run's folder: what is on its way, and was not looked at yet
 METRICS = "metrics.jsonl"
@@ -114,7 +114,7 @@ def fetch_checkpoint(
                 reason = str(answer.get("msg") or "it failed")
             else:
                 take_over(incoming, kept, checkpoint["step"], set(wanted))
-                rows, _ = runs.prune_plan(kept, keep=0)
+                rows, _ = pruning.prune_plan(kept, keep=0)
                 for path in [row["path"] for row in rows if not row["keep"]]:
                     shutil.rmtree(path, ignore_errors=True)
     except (UserError, OSError) as error:
@@ -153,7 +153,7 @@ def take_over(incoming: pathlib.Path, kept: pathlib.Path, step: int, wanted: set
         if not (incoming / path).is_file() or sizes.get(name) != (incoming / path).stat().st_size:
             raise UserError(f"{name} is not as its trainer's list of the checkpoint says")
     config = rundir.read_json(checkpoint / "adapter_config.json")
-    problems = [*filter(None, [runs.weights_defect(checkpoint / store.WEIGHTS)]), *store.import_problems(config)]
+    problems = [*filter(None, [saved.weights_defect(checkpoint / store.WEIGHTS)]), *store.import_problems(config)]
     if problems:
         raise UserError(problems[0])
     (checkpoint / rundir.COMPLETE).unlink()
@@ -196,7 +196,7 @@ def newest_whole(kept: pathlib.Path, check: bool = False) -> int:
     for step, folder in reversed([*rundir.checkpoints(kept / "output")]):
         if folder.is_symlink():
             continue
-        if not (rundir.defect(folder) or runs.weights_defect(folder / store.WEIGHTS) or is_altered(folder)):
+        if not (rundir.defect(folder) or saved.weights_defect(folder / store.WEIGHTS) or is_altered(folder)):
             return step
         if not check:
             remove(folder)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from ansible import constants
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
 from ansible.module_utils.lora_forge.controller.display import show, tell
@@ -27,6 +28,7 @@ from ansible.module_utils.lora_forge.text import duration, shown
 LONGEST = 4000  # letters of what happened; a part of them may be a trainer's
 SOON = 5.0  # seconds in which another command has mostly told, so that nobody is bothered with it
 PATIENCE = 600.0  # seconds for which another command may tell; longer where all of its attempts may take that
+IN_VAIN = "webhook-in-vain"  # in this command's temporary folder, once it has waited for as long
 
 
 def notify(
@@ -78,8 +80,10 @@ def _turn(output: pathlib.Path, run: PlannedRun, timeout: Any) -> Iterator[bool]
     """Have the turn to tell of a run, as of two commands one tells; yield whether no other one is at it.
 
     Where another command has the turn and does not end, or nothing can be locked, who is there tells all the same: a
-    message that arrives twice is known by its id, and what nobody tells is known to nobody.
+    message that arrives twice is known by its id, and what nobody tells is known to nobody. One that hangs may have
+    begun to tell of many runs: it is waited for once in a command, and not once for each of them.
     """
+    waited = pathlib.Path(constants.DEFAULT_LOCAL_TMP) / IN_VAIN
     with contextlib.ExitStack() as held:
         alone = True
         with contextlib.suppress(OSError):
@@ -89,13 +93,18 @@ def _turn(output: pathlib.Path, run: PlannedRun, timeout: Any) -> Iterator[bool]
             try:
                 held.enter_context(rundir.locked(path, SOON))
             except BlockingIOError:
-                patience = PATIENCE
-                with contextlib.suppress(ValueError):  # a timeout that is no number is told with the message
-                    patience = max(patience, longest(float(timeout)))
-                tell(f"  {run.name}  another command tells the webhook of it: waiting, {duration(patience)} at most")
                 alone = False
-                held.enter_context(rundir.locked(path, patience))
-                alone = True
+                if not waited.exists():
+                    patience = PATIENCE
+                    with contextlib.suppress(ValueError):  # a timeout that is no number is told with the message
+                        patience = max(patience, longest(float(timeout)))
+                    most = duration(patience)
+                    tell(f"  {run.name}  another command tells the webhook of it: waiting, {most} at most")
+                    try:
+                        held.enter_context(rundir.locked(path, patience))
+                        alone = True
+                    except BlockingIOError:
+                        waited.touch()
         yield alone
 
 

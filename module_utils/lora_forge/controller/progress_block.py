@@ -78,7 +78,8 @@ class ProgressBlock:
         figures = max((cell_len(_figures(row)) for row in moving), default=0)
 
         def left(bar: int) -> int:
-            return self.width - sum(max(map(cell_len, column)) + 2 for column in (who, [*stages, "━" * bar], shares)) - 1
+            taken = who, [*stages, "━" * bar], shares
+            return self.width - sum(max(map(cell_len, column)) + 2 for column in taken) - 1
 
         bar = next((size for size in BARS if left(size) >= figures), 0) if moving else 0
         room = left(bar)

@@ -15,7 +15,7 @@ from ansible.module_utils.lora_forge.planned_run import TRAINER_ROOT, PlannedRun
 from ansible.module_utils.lora_forge.planning import launch
 from ansible.module_utils.lora_forge.planning.agents import FOLDER, Agents, listed, split_names
 from ansible.module_utils.lora_forge.text import nearest
-from ansible.module_utils.lora_forge.trainer import slurm
+from ansible.module_utils.lora_forge.trainer import slurm_options
 
 # What :func:`trainers_of` reads of a host.
 HOST_VARIABLES = (
@@ -225,8 +225,8 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, nodes: int) -> 
     asked = known.get("run_slurm") or {}
     open_ended = _is_open_ended(asked)
     stop_timeout = _count(host, known, "run_stop_timeout", 0, 120)
-    wrong = [] if open_ended else slurm.problems(asked, gpus, stop_timeout)
-    hours = None if open_ended or wrong else slurm.hours_of(asked)
+    wrong = [] if open_ended else slurm_options.problems(asked, gpus, stop_timeout)
+    hours = None if open_ended or wrong else slurm_options.hours_of(asked)
     cards = gpus * nodes
     try:
         most = float(known.get("run_slurm_max_gpu_hours") or 0)  # the command line's is text
@@ -235,7 +235,7 @@ def _check_slurm(host: str, known: Mapping[str, Any], gpus: int, nodes: int) -> 
         wrong.append(
             f"run_slurm_max_gpu_hours is «{known['run_slurm_max_gpu_hours']}»; it must be a number, 0 for no cap"
         )
-    if not open_ended and not wrong and (capped := slurm.over_cap(asked, cards, most)):
+    if not open_ended and not wrong and (capped := slurm_options.over_cap(asked, cards, most)):
         wrong.append(capped)
     for variable in ("run_lanes", "pod_gpus"):
         if known.get(variable):

@@ -18,7 +18,7 @@ from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedDataset, PlannedRun
 from ansible.module_utils.lora_forge.planning import rehearsal
 from ansible.module_utils.lora_forge.text import canonical
-from ansible.module_utils.lora_forge.trainer.runs import Launch
+from ansible.module_utils.lora_forge.trainer.launching import Launch
 
 _RUN_FILES = (
     "supervisor.py",
@@ -36,10 +36,14 @@ TINY_MODEL = "tiny_model.py"
 ASKS = "answer_cases.py"  # the program of an evaluation
 # Variables that are not the inventory's to give: what is set for each training, and who is who among its processes.
 _OURS = re.compile(
-    r"PYTHON.*|(LORA_FORGE|PET|TORCHELASTIC|SLURM)_.*|(LOCAL_|GROUP_)?RANK|WORLD_SIZE|CUDA_VISIBLE_DEVICES|"
-    r"HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|BASE_URL)|TORCH_FORCE_.*|TOKENIZERS_PARALLELISM|AXOLOTL_DO_NOT_TRACK"
+    r"PYTHON.*|(LORA_FORGE|PET|TORCHELASTIC|SLURM)_.*|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|"
+    r"CUDA_VISIBLE_DEVICES|HF_HOME|(HF|HUGGINGFACE)_HUB_(CACHE|OFFLINE)|TRANSFORMERS_(CACHE|OFFLINE)|"
+    r"WANDB_(MODE|BASE_URL)|TORCH_FORCE_.*|TOKENIZERS_PARALLELISM|AXOLOTL_DO_NOT_TRACK"
 )
-_SECRET = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
+# Those by which Accelerate is told what a recipe says: another training, under the name of the same one.
+_LEARNT = re.compile(r"(ACCELERATE|FSDP)_.*")
+_SECRET = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # in an address
 
 
 def resolved(name: str) -> list[str]:
@@ -394,7 +398,9 @@ def environment_problems(given: Any) -> list[str]:
             found.append(f"run_environment: «{str(name)[:60]}» is no name of a variable")
         elif _OURS.fullmatch(str(name)):
             found.append(f"run_environment: {name} is set by lora-forge itself")
-        elif _SECRET.fullmatch(str(name)):
+        elif _LEARNT.fullmatch(str(name)):
+            found.append(f"run_environment: {name} decides what is learnt; the recipe says that")
+        elif _SECRET.fullmatch(str(name)) or _PASSWORD.search(str(value)):
             found.append(f"run_environment: {name} looks like a secret, which others could read there")
         elif isinstance(value, bool) or not isinstance(value, (str, int, float)) or re.search("[\0\n]", str(value)):
             found.append(f"run_environment: {name} must be a text of one line, or a number")

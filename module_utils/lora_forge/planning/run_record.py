@@ -19,6 +19,7 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.adapters import store
+from ansible.module_utils.lora_forge.agents import agent_of
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.text import canonical
@@ -288,7 +289,7 @@ def read_launched(output: pathlib.Path, run_id: str) -> Optional[PlannedRun]:
     """
     try:
         run = PlannedRun.from_dict(rundir.read_json(output / LAUNCHED / f"{run_id}.json"))
-    except TypeError:
+        sound = run.recipe_sha256 == store.sha256_text(canonical(run.recipe))
+    except (TypeError, RecursionError):
         return None
-    sound = run.run_id == run_id and run.recipe_sha256 == store.sha256_text(canonical(run.recipe))
-    return run if sound else None
+    return run if sound and (run.run_id, run.agent) == (run_id, agent_of(run_id)) else None

@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import slurm
+from ansible.module_utils.lora_forge.trainer import slurm_commands
 
 _BACKENDS = ("systemd", "tmux", "process", "slurm")
 SYSTEM_UNITS = pathlib.Path("/etc/systemd/system")
@@ -118,8 +118,8 @@ def probe_host(wanted: str, run: Optional[_Runner] = None) -> Host:
         and (run or run_command)(["sudo", "-n", "true"])[0] == 0,
         lingering=pathlib.Path(f"/var/lib/systemd/linger/{user}").exists(),
         tmux=shutil.which("tmux") is not None,
-        login_node=wanted == "auto" and slurm.is_login_node(),
-        slurm=wanted == "slurm" and slurm.has_slurm(),
+        login_node=wanted == "auto" and slurm_commands.is_login_node(),
+        slurm=wanted == "slurm" and slurm_commands.has_slurm(),
     )
 
 
@@ -136,10 +136,10 @@ def choose(wanted: str, host: Host) -> Choice:
     scope = "system" if host.root or host.sudo else "user"
     can_systemd = host.systemd and (host.root or host.sudo or host.lingering)
     if wanted == "auto" and host.login_node:
-        raise UserError(slurm.LOGIN_NODE)
+        raise UserError(slurm_commands.LOGIN_NODE)
     if wanted == "slurm":
         if not host.slurm:
-            raise UserError(slurm.NO_SBATCH)
+            raise UserError(slurm_commands.NO_SBATCH)
         return Choice("slurm", "", "Slurm starts it when its turn comes, and again after a preemption or a reboot")
     if wanted == "auto":
         wanted = "systemd" if can_systemd else "tmux" if host.tmux else "process"

@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import slurm
+from ansible.module_utils.lora_forge.trainer import slurm_commands
 
 # What nvidia-smi says when it fails, and what that means. The first match decides.
 _FAILURES = (
@@ -188,8 +188,8 @@ def _ask(program: str, what: str, timeout: float) -> tuple[int, str]:
             errors="replace", start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        if slurm.is_login_node():
-            raise UserError(slurm.LOGIN_NODE) from None
+        if slurm_commands.is_login_node():
+            raise UserError(slurm_commands.LOGIN_NODE) from None
         raise UserError(
             f"{program} is not here: no NVIDIA driver is installed. Install one, start the container with its GPUs "
             "(docker run --gpus all), or take a host that has a GPU"

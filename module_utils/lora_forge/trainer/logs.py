@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import runs, slurm
+from ansible.module_utils.lora_forge.trainer import runs, slurm_queue
 
 CHUNK = 256 * 1024  # bytes of a log that are read at once
 OVER = (*rundir.FINAL_STATES, "absent")  # no log grows after these
@@ -44,7 +44,7 @@ def read_log(
         raise UserError(f"lines is {lines}; it must be 0 or more")
     path = run_dir / f"{log}.log"
     deadline = time.monotonic() + seconds
-    gathered, queue = seconds == 0, slurm.Queue()
+    gathered, queue = seconds == 0, slurm_queue.Queue()
     while True:
         seen = runs.observe(run_dir, queue=queue)  # before the log is read: what a run that is over wrote is all there
         if offset < 0 and seen.state == "absent" and not path.exists():

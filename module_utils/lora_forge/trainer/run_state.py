@@ -16,6 +16,7 @@ from ansible.module_utils.lora_forge import rundir
 from ansible.module_utils.lora_forge.json_record import JsonRecord
 
 NODES_SHOWN = 60  # letters of the names of nodes
+NO_FOLDER = "there is no folder"  # so begins what is said of a run whose root is away, as of a disk that is not mounted
 LIVING = ("queued", "running", "stalled")  # some process of it is there, or will be
 EARLY = "early stopping"  # how the plugin words it
 LONGEST = 1e12  # seconds to go, whatever clocks and steps were noted

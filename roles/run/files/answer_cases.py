@@ -218,8 +218,8 @@ def load_promoted(model: Any) -> tuple[str, bool]:
         model: PEFT's.
 
     Returns:
-        Why it cannot be loaded, and nothing where it is; and whether that is the adapter's own fault. Want of memory,
-        a disk or a GPU that fails say nothing of it.
+        Why it cannot be loaded, and nothing where it is; and whether that is the adapter's own fault. Want of memory
+        or of a library, a disk or a GPU that fails say nothing of it.
     """
     import torch
 
@@ -228,7 +228,7 @@ def load_promoted(model: Any) -> tuple[str, bool]:
     except Exception as error:  # whatever PEFT raises of an adapter that does not fit its base model
         with contextlib.suppress(Exception):  # of what was loaded before that nothing is to stay
             model.delete_adapter(OTHER)
-        passing = isinstance(error, (MemoryError, OSError, torch.OutOfMemoryError))
+        passing = isinstance(error, (MemoryError, OSError, ImportError, torch.OutOfMemoryError))
         passing = passing or any(word in str(error) for word in ("memory", "CUDA error"))
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print(f"the promoted adapter is not asked: {why}", file=sys.stderr, flush=True)

@@ -235,11 +235,12 @@ def variables(run_dir: pathlib.Path, spec: Mapping[str, Any], env: Mapping[str, 
     """
     own = {"HOME": home(run_dir)}
     # Axolotl prepares data with as many processes as the node has cores, of which the job may have few.
-    name, cores = "AXOLOTL_DATASET_NUM_PROC", env.get("SLURM_CPUS_ON_NODE")
-    if cores and name not in spec.get("env", {}):
-        own[name] = cores
+    if cores := env.get("SLURM_CPUS_ON_NODE"):
+        own["AXOLOTL_DATASET_NUM_PROC"] = cores
     if prepared := spec.get("prepared"):
         own["HF_DATASETS_CACHE"] = f"{prepared}/datasets"
+    given = spec.get("env", {})  # what the inventory says goes before what is chosen here
+    own = {name: value for name, value in own.items() if name not in given}
     return {**own, **own_gpus(spec, env), **meeting(spec, env)}
 
 

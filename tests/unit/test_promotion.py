@@ -739,7 +739,8 @@ def test_by_hand_where_nothing_was_promoted(home) -> None:
     assert promotion.promote_by_hand(home.path, "witness-a", check=True) is True
     assert not (home.path / "latest").is_symlink()
     assert promotion.promote_by_hand(home.path, "witness-a") is True
-    assert home.told("run_id", "from", "by", "why") == [("witness-a", None, "hand", "by hand; nothing was promoted before")]
+    [told] = home.told("run_id", "from", "by", "why")
+    assert told == ("witness-a", None, "hand", "by hand; nothing was promoted before")
 
 
 def test_by_hand_a_rehearsal_where_there_is_no_real_one(home) -> None:

@@ -45,6 +45,8 @@ class ActionModule(ForgeAction):
         late = observed["state"] == "finished"  # it had come to its end before it could be stopped
         word, how = ("finished", "playbooks/collect.yml collects") if late else ("stopped", "train.yml resumes")
         goes_on = "playbooks/evaluate.yml goes on" if run.evaluates else f"{how} it"
+        if run.by_notes and not (late or run.evaluates):
+            goes_on += ", with the recipe and data that it was launched with"
         told = f"{word}; {goes_on}" if stopped["changed"] else "does not run"
         show(lines=[f"  {run.run_id} {told}"], host=self.host)
         is_kept = not args["pull"] or saved.newest_checkpoint(kept)["step"] >= checkpoint["step"]

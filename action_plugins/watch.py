@@ -432,7 +432,7 @@ class ActionModule(ForgeAction):
             "stalled": f"Look at {log}; stop it with playbooks/stop.yml, then the same command resumes it.",
             "stopped": "" if "the same command" in detail else "The same command resumes it.",
             "failed": f"{look}When the cause is gone, the same command resumes it.",
-            "absent": "The same command starts it again.",
+            "absent": "The same command starts it again." if run.variant or self.asks else "train.yml starts it.",
         }
         if run.by_notes:
             again = "With the recipe and data that it was launched with, train.yml goes on with it."

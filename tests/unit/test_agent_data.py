@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 import re
-from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.data import dataset
@@ -14,18 +13,11 @@ from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Move, Trainer
 from ansible.module_utils.lora_forge.planning.planner import Planner
-from planned import one
+from planned import one, said
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 AGENTS = Agents(ROOT).names
 OTHERS = [agent for agent in AGENTS if agent != "gastown"]
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
 
 
 # --- which files
@@ -177,8 +169,8 @@ def test_cases_are_read_by_the_plan_and_change_no_run(make, data, tmp_path):
     (tmp_path / "eval").mkdir()
     path = tmp_path / "eval/witness.jsonl"
     made = []
-    for said in ("something else that is asked", "witness train 3 and all that"):
-        path.write_text(json.dumps({"messages": [{"role": "user", "content": said}], "expect": [{"contains": "x"}]}))
+    for asked in ("something else that is asked", "witness train 3 and all that"):
+        path.write_text(json.dumps({"messages": [{"role": "user", "content": asked}], "expect": [{"contains": "x"}]}))
         made.append(make(trainers=where))
         assert one(made[-1]).cases.count == 1
         assert one(made[-1]).estimate.answers.count == 2, "of the adapter and its base model"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
@@ -13,7 +12,7 @@ from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
-from planned import one
+from planned import one, said
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -28,13 +27,6 @@ def checkout(tmp_path):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     return root
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
 
 
 # --- the checkout that is planned from

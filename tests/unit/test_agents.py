@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.agents import agent_of, name_problem
-from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planned_run import PlannedRun
 from ansible.module_utils.lora_forge.planning import agents, found_runs, plan, plan_table
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from planned import said
 from wire import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -90,12 +90,6 @@ def find(checkout, tmp_path):
         return found_runs.find(checkout, tmp_path / "output", wanted, trainers, {}, Agents(checkout), **options)
 
     return finder
-
-
-def said(call: Any, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(UserError) as error:
-        call(*arguments, **options)
-    return str(error.value)
 
 
 def only(made: plan.Plan) -> PlannedRun:

@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge import version
-from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import recipe
 from ansible.module_utils.lora_forge.planning.attempts import Attempt, Attempts
 from ansible.module_utils.lora_forge.planning.run_record import update_record
-from planned import one, told
+from planned import one, said, told
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
 
 
 # --- of one recipe

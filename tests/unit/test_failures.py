@@ -88,12 +88,14 @@ def test_a_stop_that_died_before_it_was_noted_is_noted_by_the_next_one(desk):
 
 def test_a_stop_that_came_too_late_is_told_as_what_it_is(desk, capsys):
     desk.note("witness-1", "launched", "a", 0)
-    for state, words in (
-        ("finished", "finished; playbooks/collect.yml collects it"),
-        ("stopped", "stopped; train.yml resumes it"),
+    for state, by_notes, words in (
+        ("finished", True, "finished; playbooks/collect.yml collects it\n"),
+        ("stopped", False, "stopped; train.yml resumes it\n"),
+        ("stopped", True, "stopped; train.yml resumes it, with the recipe and data that it was launched with\n"),
     ):
         desk.answer = {"changed": True, **Observation(state=state).as_dict(), "others": {}, "over": []}
-        found = desk.run("stop_run", run=plan(), root="/r", stop_timeout=1, pull=False, transfer={})
+        run = plan() | {"by_notes": by_notes}
+        found = desk.run("stop_run", run=run, root="/r", stop_timeout=1, pull=False, transfer={})
         assert (found.get("failed"), found["changed"]) == (None, True)
         assert words in capsys.readouterr().err
 

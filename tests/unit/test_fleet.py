@@ -12,6 +12,7 @@ import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.planning import agents, fleet
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
+from planned import said
 
 KNOWN = agents.Agents(pathlib.Path(__file__).resolve().parents[2])
 AGENTS = KNOWN.names
@@ -19,13 +20,6 @@ AGENTS = KNOWN.names
 
 def default_agents(trainers: list[Trainer], warnings: list[str]) -> list[str]:
     return fleet.default_agents(trainers, KNOWN, warnings)
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
 
 
 # --- names

@@ -304,7 +304,7 @@ OTHER_BASE = dataclasses.replace(PROMOTED, evaluation=Evaluation("file", "s", 64
         ("yyyyyyyyf", "nnnnnnnnn", 0.5, PROMOTED, False, "it does what is forbidden in «case 8»"),
         ("f", "n", 0.5, None, False, "it does what is forbidden in «case 0»"),
         ("f-", "nn", 0.5, PROMOTED, False, "it does what is forbidden in «case 0»"),  # whatever it has not answered
-        ("yyy", "nnn", 0.5, None, True, "nothing was promoted"),
+        ("yyy", "nnn", 0.5, None, True, "nothing was promoted before"),
     ],
 )
 def test_the_gate_by_merit(tmp_path, ours, theirs, loss, promoted: Optional[Manifest], move, words):

@@ -14,21 +14,10 @@ from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Lane, Trainer
 from ansible.module_utils.lora_forge.planning.planner import Planner
-from planned import one, planned_run, told
+from planned import one, planned_run, said, told, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 AGENTS = Agents(ROOT).names
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
-
-
-def trainers(data, *names: str, **agents: tuple[str, ...]) -> list[Trainer]:
-    return [Trainer(name, datasets_dir=str(data.folder), agents=agents.get(name, ())) for name in names]
 
 
 # --- where a run was placed

@@ -7,7 +7,6 @@ import hashlib
 import json
 import pathlib
 import re
-from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.data import dataset
@@ -18,22 +17,11 @@ from ansible.module_utils.lora_forge.planning.agent_recipes import AgentRecipes
 from ansible.module_utils.lora_forge.planning.agents import Agents
 from ansible.module_utils.lora_forge.planning.fleet import Trainer
 from ansible.module_utils.lora_forge.text import canonical
-from planned import one
+from planned import one, said, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = str(ROOT / "examples/datasets")
 AGENTS = Agents(ROOT).names
-
-
-def said(call: Any, *given: Any) -> str:
-    """Return the words of an error."""
-    with pytest.raises(UserError) as error:
-        call(*given)
-    return str(error.value)
-
-
-def trainers(data, *names: str, **agents: tuple[str, ...]) -> list[Trainer]:
-    return [Trainer(name, datasets_dir=str(data.folder), agents=agents.get(name, ())) for name in names]
 
 
 # --- who is trained

@@ -30,6 +30,10 @@ from planned import planned_run
           "datasets": [PlannedDataset("a", "train", "", 3), PlannedDataset("b", "train", "", 4),
                        PlannedDataset("c", "val", "", 50)]},
          ("crew lora_r 8", "crew-1", "gpu-1", "7", "0", "0", "?", "ready")),
+        ({"state": "to attach", "why": "launched with another recipe", "by_notes": True},
+         ("crew", "crew-1", "gpu-1", "–", "–", "–", "–", "to attach (launched with another recipe)")),
+        ({"state": "to attach", "why": "launched with another recipe", "by_notes": True, "recipe": {"lora_r": 8}},
+         ("crew", "crew-1", "gpu-1", "0", "0", "0", "?", "to attach (launched with another recipe)")),
     ],
 )  # fmt: skip
 def test_a_run_as_people_read_it(values, cells):

@@ -153,7 +153,7 @@ OTHER = "not comparable with witness-a "
 @pytest.mark.parametrize(
     ("candidate", "promoted", "move", "comparable", "why"),
     [
-        (manifest("b", 0.912), None, True, None, "nothing was promoted"),
+        (manifest("b", 0.912), None, True, None, "nothing was promoted before"),
         (manifest("b", 0.912), manifest("r", 0.1, True), True, None, "a rehearsal always makes way"),
         (manifest("b", 9.0, True), manifest("r", 0.1, True), True, None, "a rehearsal always makes way"),
         (manifest("b", 0.1, True), A, False, None, "a rehearsal never displaces a real adapter"),
@@ -683,7 +683,7 @@ def test_a_line_of_the_history_says_everything(home, monkeypatch) -> None:
     first, refused, other, hand = home.lines
     assert first == {
         "at": 1_764_000_000.123, "run_id": "witness-a", "from": None, "moved": True, "by": "training",
-        "why": "nothing was promoted", "comparable": None, "eval_loss": 0.882, "than": None,
+        "why": "nothing was promoted before", "comparable": None, "eval_loss": 0.882, "than": None,
     }  # fmt: skip
     assert refused == {
         "at": 1_764_000_000.123, "run_id": "witness-b", "from": "witness-a", "moved": False, "by": "training",
@@ -739,7 +739,8 @@ def test_by_hand_where_nothing_was_promoted(home) -> None:
     assert promotion.promote_by_hand(home.path, "witness-a", check=True) is True
     assert not (home.path / "latest").is_symlink()
     assert promotion.promote_by_hand(home.path, "witness-a") is True
-    assert home.told("run_id", "from", "by", "why") == [("witness-a", None, "hand", "by hand; nothing was promoted")]
+    [told] = home.told("run_id", "from", "by", "why")
+    assert told == ("witness-a", None, "hand", "by hand; nothing was promoted before")
 
 
 def test_by_hand_a_rehearsal_where_there_is_no_real_one(home) -> None:

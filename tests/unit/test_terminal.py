@@ -278,7 +278,21 @@ def test_a_narrow_terminal_shows_who_and_how_far(draw, columns):
     lines = draw(columns, 6, [training("witness"), training("mayor")])
     assert all("3/12  25%" in line for line in lines[:2]), lines
     assert lines[0].startswith("  witness ")
-    assert ("━" in lines[0]) == (columns >= 60)
+    assert ("━" in lines[0]) == (columns >= 80)
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(80, 8), (90, 16), (118, 24)])
+def test_the_bar_gives_way_to_the_figures_and_the_time_left_is_seen(draw, columns, bar):
+    figures = {"loss": "loss 7.627", "eval": "eval 7.636", "speed": "2.7 k tok/s", "eta": "eta 0:12"}
+    (line,) = draw(columns, 3, [Row("witness", "Watch", "", 0.0, (3, 12), figures)])[:1]
+    assert line.endswith("  25%  loss 7.627  eval 7.636  2.7 k tok/s  eta 0:12")
+    assert line.count("━") + line.count("╺") == bar
+
+
+def test_what_waits_has_the_whole_line_where_nothing_has_a_bar(draw):
+    words = "started; Axolotl takes about half a minute until its first step"
+    line = draw(90, 3, [Row("witness", "Watch", words, Clock().now() - 1)])[0]
+    assert line == f"  witness  Watch  0:01  {words}"
 
 
 def test_wide_letters_do_not_break_a_row(draw):

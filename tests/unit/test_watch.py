@@ -233,7 +233,7 @@ def test_what_cannot_be_stopped_goes_on_costing_and_that_is_told(watch, trouble)
          ["Look at /r/runs/witness-1/train.log on the trainer. When the cause is gone, the same command resumes it."]),
         ("failed", "environment: c1 does not see /r as this host does: trainer_root must be in a shared folder",
          ["When the cause is gone, the same command resumes it."]),  # there is no such log
-        ("absent", "there is no such run on this trainer", ["The same command starts it again."]),
+        ("absent", "there is no such run on this trainer", ["train.yml starts it."]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_comes_with_what_to_do_said_once(watch, state, detail, advice):

@@ -185,7 +185,7 @@ def decide(candidate: Manifest, promoted: Optional[Manifest], real_exists: bool,
             return decision(False, f"it does worse than its base model: {scored(merit.score, merit.base)}")
         if promoted is not None and lost:  # nobody can serve it either
             return decision(True, f"{promoted.run_id} is no rival: {lost}")
-        return decision(True, "nothing was promoted" if promoted is None else "a rehearsal always makes way")
+        return decision(True, "nothing was promoted before" if promoted is None else "a rehearsal always makes way")
     said = ""
     if gate.by == "score" and merit and merit.against == promoted.run_id and merit.over_promoted.cases:
         over = merit.over_promoted

@@ -15,9 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-BAR = 24  # columns
-NARROW = 50  # columns that the rest of a row takes; what a terminal has beyond them is the bar's
-_SHORTEST = 8  # columns of a bar that says anything
+BARS = (24, 16, 8, 0)  # columns: the longest that leaves room for all figures; steps, so that it does not tremble
 ORDER = ("loss", "eval", "speed", "eta")  # of the figures
 SETTLE = 0.4  # seconds before something is drawn: what is over sooner would only flicker
 
@@ -75,11 +73,16 @@ class ProgressBlock:
 
     def _table(self, rows: Sequence[Row]) -> Table:
         """Lay out the rows; on a narrow terminal the bar gives way first, and then the figures."""
-        shares, bar = [self._share(row) for row in rows], self.width - NARROW
-        bar = 0 if bar < _SHORTEST else min(bar, BAR)
-        stages = [row.stage for row in rows if not row.progress]
-        taken = [f"  {row.who}" for row in rows], [*stages, "━" * bar], shares
-        left = self.width - sum(max(map(cell_len, column)) + 2 for column in taken) - 1
+        shares, moving = [self._share(row) for row in rows], [row for row in rows if row.progress]
+        who, stages = [f"  {row.who}" for row in rows], [row.stage for row in rows if not row.progress]
+        figures = max((cell_len(_figures(row)) for row in moving), default=0)
+
+        def left(bar: int) -> int:
+            taken = who, [*stages, "━" * bar], shares
+            return self.width - sum(max(map(cell_len, column)) + 2 for column in taken) - 1
+
+        bar = next((size for size in BARS if left(size) >= figures), 0) if moving else 0
+        room = left(bar)
         table = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(4):
             table.add_column(no_wrap=True)
@@ -88,13 +91,13 @@ class ProgressBlock:
             middle: RenderableType = Text(row.stage, style="cyan")
             if row.progress:
                 done, planned = row.progress
-                text = Text("  ".join(row.figures[name] for name in ORDER if name in row.figures))
+                text = Text(_figures(row))
                 middle = Text("")
                 if bar:
                     middle = ProgressBar(total=max(planned, 1), completed=done, width=bar,
                                          complete_style="cyan", finished_style="green")  # fmt: skip
-            if left > 0:
-                text.truncate(left, overflow="ellipsis")
+            if room > 0:
+                text.truncate(room, overflow="ellipsis")
             else:
                 text = Text("")
             table.add_row(f"  {row.who}", middle, share, text)
@@ -106,3 +109,8 @@ class ProgressBlock:
             return duration(self._now() - row.since)
         done, planned = row.progress
         return f"{done:>{len(str(planned))}}/{planned} {done / max(planned, 1):4.0%}"
+
+
+def _figures(row: Row) -> str:
+    """Write the figures of a row in their order."""
+    return "  ".join(row.figures[name] for name in ORDER if name in row.figures)

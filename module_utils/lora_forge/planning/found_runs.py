@@ -99,7 +99,7 @@ def find(
                 errors[agent] = str(error)
     placed, sentences = _place(planner, drafts, fleet) if planner else ({}, [])
     sentences += nobody
-    warnings += planner.warnings if planner else []
+    warnings += planner.warnings if planner and collect else []  # what ends a run, or shows its log, trains nothing
     finder = Finder(output, fleet, collect, live, warnings)
     runs = finder.gather({agent: noted.get(agent, []) for agent in selected}, drafts, placed, errors)
     if not runs and (sentences or errors):

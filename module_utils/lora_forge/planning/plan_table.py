@@ -16,6 +16,8 @@ def table_row(run: PlannedRun) -> tuple[str, ...]:
     """Show a run under COLUMNS."""
     if run.evaluates:
         return _evaluation_row(run)
+    if run.by_notes and not run.recipe:  # to stop it, or to show its logs: what it trains on is not known
+        return (run.name, run.run_id, run.trainer, "–", "–", "–", "–", f"{run.state} ({run.why})")
     tokens, memory_gib = run.estimate.tokens, run.estimate.memory_gib
     gpu = "–" if run.rehearsal else "?" if memory_gib is None else f"{memory_gib} GiB"
     why = f" ({run.why})" if run.why else ""

@@ -69,7 +69,7 @@ TESTS = {
     "pods/costs": ("costs", "lifecycle"),
     "pods/finding": ("lifecycle", "lifecycle_hostile"),
     "pods/offers": ("lifecycle", "lifecycle_living", "spending"),
-    "pods/release": ("lifecycle", "lifecycle_hostile"),
+    "pods/release": ("lifecycle", "lifecycle_hostile", "lifecycle_living"),
     "pods/watching": ("lifecycle", "lifecycle_hostile", "lifecycle_living"),
     "trainer/runs": ("runs_at_rest",),
     "trainer/run_state": ("verdict", "watch"),

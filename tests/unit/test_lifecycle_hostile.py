@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import types
 
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.pods import watching
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from wire import answer, problem
 
@@ -83,6 +85,13 @@ def test_that_there_is_no_pod_is_said_three_times_before_it_is_believed(rig):
     assert [watch.settled(claim) for _ in range(3)] == [False, True, True]
 
 
+def test_the_sleep_of_the_controller_is_time_too_where_its_system_says_so(monkeypatch):
+    monkeypatch.setattr(watching.rundir, "uptime", lambda: 7.0)
+    assert watching.Clock().uptime() == 7.0
+    monkeypatch.setattr(watching, "time", types.SimpleNamespace(monotonic=lambda: 8.0))  # macOS
+    assert watching.Clock().uptime() == 8.0
+
+
 def test_orders_without_any_clear_answer_end(rig):
     rig.cloud.fate = [problem(502, "oops")] * 99
     said = rig.fails(9999)
@@ -113,9 +122,10 @@ def test_of_twins_of_which_none_is_known_the_first_one_stays(rig):
     assert "pod1 was ordered twice; the second one is released" in progress.notes
 
 
-def test_a_twin_that_cannot_be_released_is_told_and_counts_once_it_is(rig):
+@pytest.mark.parametrize(("price", "usd"), [(1.64, 1.64), (0.0, 0.86)])  # not told: as much as the first one
+def test_a_twin_that_cannot_be_released_is_told_and_counts_once_it_is(rig, price, usd):
     name = rig.ready().claim.name
-    rig.cloud.add(name)
+    rig.cloud.add(name, price=price)
     rig.cloud.faults = [("DELETE /v2/pods/pod2", problem(403, "no"))] * 99
     [note] = rig.go().notes
     assert note.startswith("pod2 was ordered twice; the second one could not be released, and goes on costing: ")
@@ -125,7 +135,7 @@ def test_a_twin_that_cannot_be_released_is_told_and_counts_once_it_is(rig):
     rig.clock.sleep(3600)
     progress = rig.go()
     assert progress.notes == ["pod2 was ordered twice; the second one is released"]
-    assert (rig.ids, progress.claim.extra_usd) == (["pod1"], pytest.approx(0.86))
+    assert (rig.ids, progress.claim.extra_usd) == (["pod1"], pytest.approx(usd))
 
 
 def test_a_twin_that_is_gone_by_itself_costs_nothing_and_is_no_news(rig):
@@ -283,6 +293,14 @@ def test_a_release_is_believed_when_the_pod_is_seen_gone(rig):
     assert rig.release(claim, "done")
     assert rig.cloud.live == []
     assert 40 <= claim.released_at - before < 60
+    assert (claim.state, claim.word, claim.bad) == ("released", "done", False)
+
+
+def test_the_release_of_a_pod_that_was_seen_and_is_gone_waits_for_nothing(rig):
+    claim, began = rig.ready().claim, rig.clock.now()
+    rig.cloud.live[0]["status"] = "TERMINATED"
+    assert rig.release(claim, "done") is False
+    assert rig.clock.now() == began
 
 
 def test_a_pod_that_stays_there_after_its_release_is_told_and_stays_claimed(rig):
@@ -316,6 +334,7 @@ def test_orphans_that_cannot_be_released_do_not_keep_the_others_rented(desk):
     assert desk.ids == ["pod2", "pod3"]
     assert "pod2 could not be released" in said
     assert "pod3 could not be released" in said
+    assert said.count("It goes on costing until it is gone") == 2  # what an orphan costs is not known
 
 
 @pytest.mark.parametrize(("price", "said"), [(0.86, "released; it cost 0.86 USD"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import threading
+import urllib.parse
 from typing import Any
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
 from ansible.module_utils.lora_forge.pods import lifecycle, watching
 from ansible.module_utils.lora_forge.pods.claims import Claims, parse_name
-from ansible.module_utils.lora_forge.pods.runpod import NoAnswer
+from ansible.module_utils.lora_forge.pods.runpod import Answer, NoAnswer
 from wire import CAPACITY, Rivals, answer, gpu, problem, wrong
 
 RULE = problem(400, "disk must be at least 10")
@@ -111,6 +112,21 @@ def test_each_candidate_is_asked_for_once_until_one_is_there(rig):
     assert len({order["name"] for order in rig.cloud.orders}) == 1
 
 
+def test_the_catalogue_is_asked_for_what_would_be_ordered(rig):
+    reply, asked = rig.cloud.reply, []
+
+    def noting(method: str, url: str, body: bytes | None) -> Answer:
+        asked.append(dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)))
+        return reply(method, url, body)
+
+    rig.cloud.reply = noting
+    rig.go(count=2, min_cuda="13.0", clouds=["COMMUNITY"])
+    [query] = [one for one in asked if one.get("include") == "AVAILABILITY"]
+    assert (query["cloud"], query["count"], query["minCudaVersion"]) == ("COMMUNITY", "2", "13.0")
+    order = rig.cloud.orders[0]
+    assert (order["cloud"], order["gpu"]["count"], order["gpu"]["minCudaVersion"]) == ("COMMUNITY", 2, "13.0")
+
+
 @pytest.mark.parametrize("words", [
     "There are no longer any instances available with enough disk space.", "No capacity in EU-RO-1", "out of stock",
     "no instances are currently available", "could not be placed", "this GPU is unavailable",
@@ -182,6 +198,7 @@ def test_an_order_whose_answer_was_lost_is_found_by_its_name_and_not_repeated(ri
         rig.restart()
     else:
         assert rig.go().message == "no answer; looking for its pod"
+    assert rig.go().claim.state == "ordered"
     assert rig.ready().claim.pod_id == "pod1"
     assert rig.orders == ["L40S"]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import types
 
 import pytest
 import rundir
 from ansible.module_utils.lora_forge.errors import UserError
+from ansible.module_utils.lora_forge.pods import watching
 from ansible.module_utils.lora_forge.pods.claims import Claims
 from wire import answer, problem
 
@@ -67,6 +69,29 @@ def test_a_pod_that_may_have_lived_unseen_until_its_leash_ended_it_is_counted(ri
     assert rig.claims.spent_on(["witness-1"], rig.clock.now(), progress.claim.name) == pytest.approx(2.58)
 
 
+@pytest.mark.parametrize(("lost", "seconds"), [(0, 30), (1, 30), (2, 60), (3, 120), (4, 240), (5, 240), (99, 240)])
+def test_each_order_that_was_lost_doubles_the_time_until_the_next_one(rig, lost, seconds):
+    claim, began = rig.go().claim, rig.clock.now()
+    rig.claims.update(claim, lost_orders=lost)
+    watch = rig.manager.releaser.watch
+    while not watch.settled(claim):
+        rig.clock.sleep(10)
+    assert rig.clock.now() - began == seconds
+
+
+def test_that_there_is_no_pod_is_said_three_times_before_it_is_believed(rig):
+    claim, watch = rig.go().claim, rig.manager.releaser.watch
+    rig.claims.update(claim, watched_for="gone", watched_s=1e6, looks=1)  # by a process that has ended
+    assert [watch.settled(claim) for _ in range(3)] == [False, True, True]
+
+
+def test_the_sleep_of_the_controller_is_time_too_where_its_system_says_so(monkeypatch):
+    monkeypatch.setattr(watching.rundir, "uptime", lambda: 7.0)
+    assert watching.Clock().uptime() == 7.0
+    monkeypatch.setattr(watching, "time", types.SimpleNamespace(monotonic=lambda: 8.0))  # macOS
+    assert watching.Clock().uptime() == 8.0
+
+
 def test_orders_without_any_clear_answer_end(rig):
     rig.cloud.fate = [problem(502, "oops")] * 99
     said = rig.fails(9999)
@@ -85,6 +110,40 @@ def test_a_twin_that_comes_when_its_claim_is_closed_is_released_and_its_cost_cou
     assert rig.ids == ["pod3"]
     assert "pod2 came after its claim was closed; it is released" in progress.notes
     assert rig.claims.read(claim.name).extra_usd == pytest.approx(0.86, abs=0.01)
+
+
+def test_of_twins_of_which_none_is_known_the_first_one_stays(rig):
+    rig.cloud.fate = ["lost"]
+    rig.go()
+    order = rig.cloud.orders[0]
+    rig.cloud.add(order["name"], order, born=rig.clock.now() - 60)
+    progress = rig.ready()
+    assert (rig.ids, progress.claim.pod_id) == (["pod2"], "pod2")
+    assert "pod1 was ordered twice; the second one is released" in progress.notes
+
+
+@pytest.mark.parametrize(("price", "usd"), [(1.64, 1.64), (0.0, 0.86)])  # not told: as much as the first one
+def test_a_twin_that_cannot_be_released_is_told_and_counts_once_it_is(rig, price, usd):
+    name = rig.ready().claim.name
+    rig.cloud.add(name, price=price)
+    rig.cloud.faults = [("DELETE /v2/pods/pod2", problem(403, "no"))] * 99
+    [note] = rig.go().notes
+    assert note.startswith("pod2 was ordered twice; the second one could not be released, and goes on costing: ")
+    assert note.endswith("To release it: playbooks/reap.yml -e confirm=true")
+    assert (rig.ids, rig.claims.read(name).extra_usd) == (["pod1", "pod2"], 0.0)
+    rig.cloud.faults = []
+    rig.clock.sleep(3600)
+    progress = rig.go()
+    assert progress.notes == ["pod2 was ordered twice; the second one is released"]
+    assert (rig.ids, progress.claim.extra_usd) == (["pod1"], pytest.approx(usd))
+
+
+def test_a_twin_that_is_gone_by_itself_costs_nothing_and_is_no_news(rig):
+    name = rig.ready().claim.name
+    rig.cloud.add(name, born=rig.clock.now() - 3600)
+    rig.cloud.faults = [("DELETE /v2/pods/pod2", problem(404, "pod not found"))]
+    progress = rig.go()
+    assert (progress.notes, progress.claim.extra_usd) == ([], 0.0)
 
 
 def test_who_only_looks_leaves_twins_alone(rig):
@@ -234,16 +293,26 @@ def test_a_release_is_believed_when_the_pod_is_seen_gone(rig):
     assert rig.release(claim, "done")
     assert rig.cloud.live == []
     assert 40 <= claim.released_at - before < 60
+    assert (claim.state, claim.word, claim.bad) == ("released", "done", False)
+
+
+def test_the_release_of_a_pod_that_was_seen_and_is_gone_waits_for_nothing(rig):
+    claim, began = rig.ready().claim, rig.clock.now()
+    rig.cloud.live[0]["status"] = "TERMINATED"
+    assert rig.release(claim, "done") is False
+    assert rig.clock.now() == began
 
 
 def test_a_pod_that_stays_there_after_its_release_is_told_and_stays_claimed(rig):
     claim = rig.ready().claim
     late_delete(rig, 1e9)
+    began = rig.clock.now()
     with pytest.raises(
         UserError, match=r"pod1 could not be released \(done\): RunPod still shows it. It goes on costi"
     ):
         rig.release(claim, "done")
-    assert rig.cloud.asked.count("DELETE") < 15
+    assert 5 < rig.cloud.asked.count("DELETE") < 15
+    assert 60 < rig.clock.now() - began <= 80
     rig.check()
 
 
@@ -265,6 +334,7 @@ def test_orphans_that_cannot_be_released_do_not_keep_the_others_rented(desk):
     assert desk.ids == ["pod2", "pod3"]
     assert "pod2 could not be released" in said
     assert "pod3 could not be released" in said
+    assert said.count("It goes on costing until it is gone") == 2  # what an orphan costs is not known
 
 
 @pytest.mark.parametrize(("price", "said"), [(0.86, "released; it cost 0.86 USD"),
@@ -313,6 +383,13 @@ def test_a_pod_that_is_taken_over_without_a_price_counts_as_what_it_may_cost(rig
     assert (claim.usd_per_hour, claim.priced) == (1.5, False)
     rig.cloud.made[0]["price"] = 0.86
     assert rig.ready().claim.usd_per_hour == 0.86
+
+
+def test_a_pod_that_is_taken_over_without_a_leash_may_live_as_long_as_any_from_its_start(rig):
+    born = rig.cloud.add(f"lora-forge-{rig.claims.owner}-pod-1-0a1b2c")["born"]
+    rig.clock.sleep(3600)
+    claim = rig.ready(max_hours=5.0).claim
+    assert (claim.asked_at, claim.deadline, claim.allowance_s) == (born, born + 5 * 3600, 5 * 3600)
 
 
 def test_a_pod_that_is_taken_over_is_not_told_as_a_new_one(desk):

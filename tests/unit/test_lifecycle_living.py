@@ -6,7 +6,7 @@ import re
 
 import pytest
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.pods import costs, desired_state, lifecycle
+from ansible.module_utils.lora_forge.pods import costs, desired_state, lifecycle, offers
 from wire import CAPACITY, problem
 
 # --- booting and living --------------------------------------------------------------------------------------------
@@ -97,6 +97,19 @@ def test_a_pod_that_is_ready_is_kept_when_its_machine_was_bad_for_another(rig):
     rig.claims.open_claim("pod-2", [], rig.clock.now(), bad=True, machine=machine, released_at=rig.clock.now())
     rig.go()
     assert rig.ids == ["pod1"]
+
+
+def test_a_gpu_whose_pod_was_no_good_is_asked_for_last_by_its_host_alone_and_for_an_hour(rig):
+    rig.cloud.fate = [{"status": "ERROR"}]
+    rig.ready()
+    rig.ready(host="pod-2")
+    assert rig.orders == ["L40S", "A100", "L40S"]
+    rig.release(rig.claims.find_open("pod-1"), "no longer wanted")
+    rig.clock.sleep(offers.BAD_FOR / 2)
+    assert rig.go(offers.BAD_FOR / 4, host="pod-1").claim.gpu == "NVIDIA A100"
+    rig.release(rig.claims.find_open("pod-1"), "no longer wanted")
+    rig.clock.sleep(offers.BAD_FOR / 2)
+    assert rig.go().claim.gpu == "NVIDIA L40S"
 
 
 def test_a_pod_that_costs_more_than_the_cap_is_released_at_once(rig):

@@ -194,7 +194,8 @@ class ActionModule(ForgeAction):
         if seen.state in run_state.LIVING:
             tell(f"  {self.host}: {run.run_id} is {seen.state} already; attached to it", host=self.host)
         if seen.state in (*run_state.LIVING, "finished"):
-            self.note(turn, started=False)
+            if not (self.note(turn, started=False).trainer or turn.meets or run.evaluates):
+                self.place(turn)  # it was launched from another checkout, and this one is to find it, too
             turn.settle()
             return
         unfit = (self.args.get("refusals") or {}).get(run.run_id)

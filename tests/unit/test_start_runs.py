@@ -111,9 +111,12 @@ def desk(tmp_path: pathlib.Path) -> Desk:
     return Desk(tmp_path)
 
 
+RECIPE = {"base_model": "Acme/Tiny"}
+
+
 def run(run_id: str, **values: Any) -> Any:
-    return planned_run(run_id=run_id, trainer=values.pop("trainer", "gpu-1"), planned_at=NOW,
-                       recipe={"base_model": "Acme/Tiny"}, **values)  # fmt: skip
+    return planned_run(run_id=run_id, trainer=values.pop("trainer", "gpu-1"), planned_at=NOW, recipe=RECIPE,
+                       recipe_sha256=hashlib.sha256(canonical(RECIPE).encode()).hexdigest(), **values)  # fmt: skip
 
 
 RUNS = [run(f"witness-{number}") for number in range(4)]
@@ -135,15 +138,13 @@ def test_in_check_mode_nothing_is_noted(desk: Desk) -> None:
 
 
 def test_each_is_kept_as_it_is_launched_where_it_leads(desk: Desk) -> None:
-    recipe = {"base_model": "Acme/Tiny"}
-    sha256 = hashlib.sha256(canonical(recipe).encode()).hexdigest()
-    alone = run("witness-0", recipe_sha256=sha256)
-    second = run("crew-0", agent="crew", trainer="gpu-0", hosts=("gpu-0", "gpu-1"), recipe_sha256=sha256)
-    asks = run("mayor-0-eval-0", agent="mayor", evaluates="mayor-0", recipe_sha256=sha256)
+    alone = run("witness-0")
+    second = run("crew-0", agent="crew", trainer="gpu-0", hosts=("gpu-0", "gpu-1"))
+    asks = run("mayor-0-eval-0", agent="mayor", evaluates="mayor-0")
     desk.launch(alone, second, asks)
     kept = read_launched(desk.output, "witness-0")
     assert kept is not None
-    assert (kept.recipe, kept.launched.root) == (recipe, "/r")
+    assert (kept.recipe, kept.launched.root) == (RECIPE, "/r")
     assert kept.launched.python.startswith("/r/env/trainer-cpu-")
     lock = pathlib.Path(__file__).parents[2] / "requirements/trainer-cpu.txt"
     assert kept.launched.lock_sha256 == hashlib.sha256(lock.read_bytes()).hexdigest()
@@ -178,6 +179,17 @@ def test_what_lives_or_is_done_is_attached_to_and_nothing_is_sent(desk: Desk) ->
     )  # fmt: skip
     assert (desk.transfers, desk.starts) == ([], [])
     assert desk.record(NAMES[0]).hosts["gpu-1"]["started"] is False
+
+
+def test_what_another_checkout_has_launched_is_found_by_the_one_that_attached_to_it(desk: Desk) -> None:
+    desk.states = {NAMES[0]: "running", NAMES[1]: "finished", NAMES[2]: "running"}
+    desk.note(NAMES[2], "launched", "gpu-1", 0)
+    desk.launch(*RUNS[:3])
+    for name in NAMES[:2]:
+        kept = read_launched(desk.output, name)
+        assert kept is not None
+        assert (desk.record(name).trainer, kept.launched.root) == ("gpu-1", "/r")
+    assert read_launched(desk.output, NAMES[2]) is None  # which was launched from here, before such things were kept
 
 
 def test_each_has_its_own_failure(desk: Desk) -> None:

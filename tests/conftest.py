@@ -41,6 +41,7 @@ TOGETHER = {
     "e2e/test_slurm_cluster.py": "cluster",
     "e2e/test_slurm_training.py": "slurm training",
     "e2e/test_templates.py": "templates",
+    "integration/test_collect.py": "collect",
     "integration/test_slurm.py": "slurm",
     "integration/test_slurm_gang.py": "slurm",
     "integration/test_slurm_sites.py": "slurm",

@@ -35,7 +35,7 @@ HOME = pathlib.PurePosixPath("/home/ann")
 DRIVER = """
 import json, pathlib, sys, time
 from ansible.module_utils.lora_forge.errors import UserError
-from ansible.module_utils.lora_forge.trainer import launching, runs, slurm, slurm_queue, stopping
+from ansible.module_utils.lora_forge.trainer import launching, pruning, runs, slurm, slurm_queue, stopping
 given = json.load(sys.stdin)
 run_dir = pathlib.Path(given["run_dir"])
 try:
@@ -58,7 +58,8 @@ try:
     elif given["do"] == "list":
         answer = [[run.run_id, run.state] for run in runs.observe_all(run_dir.parents[1], [])]
     else:
-        answer = getattr(stopping, given["do"])(run_dir, given["timeout"])
+        act = {"stop": stopping.stop, "prune_plan": pruning.prune_plan}[given["do"]]
+        answer = act(run_dir, given["timeout"])
 except (UserError, OSError) as error:
     answer = {"error": str(error)}
 print(json.dumps({"answer": answer}))

@@ -61,6 +61,7 @@ def test_a_partition_that_gives_whole_nodes(site: Site, seen: Seen) -> None:
     seen("a partition gives a job of one GPU a whole node of two", "Slurm", "it trained on the one that it takes")
 
 
+@pytest.mark.soak
 def test_the_limits_of_a_login_node_are_none_of_a_jobs(site: Site, seen: Seen) -> None:
     run = site.stage()
     site.login = "ulimit -S -n 77; ulimit -S -t 99;"
@@ -178,6 +179,7 @@ def test_a_preemption_that_cancels(site: Site, grace: int, seen: Seen) -> None:
     seen(f"a preemption that cancels (PreemptMode=CANCEL), {grace} s of grace", "Slurm", words)
 
 
+@pytest.mark.soak
 def test_one_cluster_by_two_login_nodes(site: Site, seen: Seen) -> None:
     run, other = site.stage(), OtherLoginNode(site.cluster)
     answers = test_slurm.at_once(lambda: site.start(run, stay_at=3), lambda: other.start(run, stay_at=3))
@@ -245,6 +247,7 @@ def test_what_is_tried_out_while_nodes_are_drained(site: Site) -> None:
     assert site.ask("try_out", run, asked=asked) == ""  # such a job waits
 
 
+@pytest.mark.soak
 def test_a_reservation_that_begins_later(site: Site) -> None:
     run = site.stage()
     reservation = "ReservationName=later StartTime=now+3600 Duration=60 Users=ann Nodes=c1"
